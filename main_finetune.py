@@ -1,0 +1,154 @@
+"""Fine-tune or evaluate a ViT classifier: python main_finetune.py --data_path FOLDER [flags]; --help lists them."""
+from util.arguments import mixing, parse_finetune
+from util.errors import UserError, run
+
+ARGS = parse_finetune() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
+
+from torch.nn import CrossEntropyLoss
+
+import models_vit
+from engine_finetune import evaluate, train_one_epoch
+from util import checkpoint, precision as precisions, runtime as runtimes
+from util.datasets import labelled_set
+from util.loader import evaluation_loader, training_loader
+from util.log import logger
+from util.lr_schedule import peak_lr, warmup_cosine
+from util.param_groups import layer_decay_groups
+from util.throughput import Rate
+from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, SoftTargetCrossEntropy
+from util.transforms import evaluation_transform, finetuning_transform
+from util.updates import WeightUpdates
+
+
+def build_model(args, classes):
+    """The classifier that the flags name."""
+    size = {'patch_size': args.patch_size} if args.patch_size else {}
+    return getattr(models_vit, args.model)(global_pool=args.global_pool, img_size=args.input_size,
+                                           in_chans=args.in_chans, num_classes=classes,
+                                           drop_path_rate=args.drop_path, **size)
+
+
+def build_loss(args, classes):
+    """(criterion, mix): the loss, and what mixes a batch before it."""
+    if mixing(args):
+        return SoftTargetCrossEntropy(), Mixup(
+            mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
+            num_classes=classes)
+    return (LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else CrossEntropyLoss()), _unmixed
+
+
+def _unmixed(images, labels):
+    return images, labels
+
+
+def count_classes(args, dataset):
+    """Number of classes of the head: the data's, or --nb_classes where that is more."""
+    found = len(dataset.classes)
+    if args.nb_classes is not None and args.nb_classes < found:
+        raise UserError('--nb_classes {}: {} has {} classes'.format(args.nb_classes, args.data_path, found))
+    if args.nb_classes is not None and args.nb_classes > found:
+        logger.warning('--nb_classes %d: the data has only %d classes', args.nb_classes, found)
+    return args.nb_classes or found
+
+
+def build_data(args, world, accelerator, classes=None):
+    """(training set, its loader, evaluation loader)."""
+    train_set = labelled_set(args.data_path, 'train', finetuning_transform(
+        args.input_size, args.in_chans, args.color_jitter, args.aa, args.reprob, args.remode, args.recount,
+        args.resplit), classes)
+    train_loader = training_loader(train_set, args.batch_size, world, args.seed, args.num_workers, args.pin_mem,
+                                   accelerator)
+    return train_set, train_loader, build_evaluation(args, world, accelerator, train_set.classes)[1]
+
+
+def build_evaluation(args, world, accelerator, classes=None):
+    """(evaluation set, its loader)."""
+    dataset = labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), classes)
+    return dataset, evaluation_loader(dataset, args.batch_size, world, args.dist_eval, args.num_workers,
+                                      args.pin_mem, accelerator)
+
+
+def main(args):
+    runtime = runtimes.start(args)
+    precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
+    runtimes.describe(args, runtime, precision)
+    resumed = checkpoint.Resumed(checkpoint.resume_path(args.resume, args.output_dir))
+    (evaluate_checkpoint if args.eval else train)(args, runtime, precision, resumed)
+    runtime.world.leave()
+
+
+def evaluate_checkpoint(args, runtime, precision, resumed):
+    """--eval: accuracy of the --resume checkpoint on the validation images."""
+    if resumed.path is None:
+        raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
+    dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
+    model = build_model(args, count_classes(args, dataset))
+    resumed.restore_model(model)
+    model = precision.prepare_inference(model.to(runtime.device))
+    result = evaluate(model, loader, precision, runtime)
+    runtimes.finish(runtime, runtimes.open_logbook(args, runtime), 'eval',
+                    {'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
+
+
+def train(args, runtime, precision, resumed):
+    """Fine-tune, or train from scratch, with an evaluation after each epoch."""
+    train_set, train_loader, val_loader = build_data(args, runtime.world, runtime.accelerator)
+    classes = count_classes(args, train_set)
+
+    # model, optimizer, and what earlier runs left
+    runtime.seed(args.seed, epoch=-1)
+    model = build_model(args, classes)
+    if args.finetune and resumed.path is None:
+        left_out, fresh = checkpoint.load_pretrained(model, checkpoint.load(args.finetune)['model'], args.finetune)
+        checkpoint.report_pretrained(args.finetune, left_out, fresh)
+    resumed.restore_model(model)
+    model.to(runtime.device)
+    effective_batch = args.batch_size * args.accum_iter * runtime.world.size
+    lr = peak_lr(args.lr, args.blr, effective_batch)
+    groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)
+    optimizer = precision.adamw(runtime.accelerator, groups, lr=lr, betas=(.9, .999))
+    model, optimizer = precision.prepare(model, optimizer)
+    resumed.restore_training(optimizer, precision)
+    updates = WeightUpdates(runtime.world.wrap(model, runtime.device), optimizer, precision,
+                            lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
+                            args.accum_iter, args.clip_grad)
+    parameters = runtimes.describe_training(train_set, model, effective_batch, lr)
+    criterion, mix = build_loss(args, classes)
+
+    # epochs
+    start_epoch = resumed.next_epoch if args.start_epoch is None else args.start_epoch
+    if runtimes.nothing_left(start_epoch, args.epochs):
+        return
+    logbook, rate = runtimes.open_logbook(args, runtime), Rate()
+    best = resumed.get('best') or {'acc1': -1., 'epoch': -1}
+    for epoch in range(start_epoch, args.epochs):
+        train_loader.sampler.epoch = epoch
+        runtime.seed(args.seed, epoch)
+        stats = train_one_epoch(updates.model, train_loader, updates, epoch, criterion, mix, runtime, logbook, rate,
+                                first_epoch=epoch == start_epoch)
+        result = evaluate(model, val_loader, precision, runtime)
+        improved = result['acc1'] > best['acc1']
+        best = {'acc1': result['acc1'], 'epoch': epoch} if improved else best
+        logger.info('Max accuracy: %.2f%% (epoch %d)', best['acc1'], best['epoch'])
+        save(args, epoch, improved, runtime.world, model, optimizer, precision, best, train_set.classes)
+        tests = {'test_' + name: result[name] for name in ('acc1', 'acc5', 'loss')}
+        logbook.scalars(epoch + 1, {'perf/' + name: value for name, value in tests.items()})
+        logbook.epoch({**stats, **tests, 'epoch': epoch, 'n_parameters': parameters,
+                       'device': runtime.accelerator.name, 'precision': precision.name})
+    runtimes.finish(runtime, logbook, 'summary', {
+        'task': 'Training', 'images_per_sec': rate.fps, 'loss': stats['train_loss'], 'acc1': result['acc1'],
+        'acc5': result['acc5'], 'best_acc1': best['acc1'], 'best_epoch': best['epoch'], 'epochs': args.epochs})
+
+
+def save(args, epoch, improved, world, model, optimizer, precision, best, classes):
+    """Keep the epoch's checkpoint where it is due, and the best one under its own name."""
+    due = (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs
+    if world.is_main and (due or improved):
+        state = checkpoint.training_state(model, optimizer, precision, epoch, args, best=best, classes=classes)
+        for path in [checkpoint.path_of(args.output_dir, epoch)] * due + [checkpoint.best(args.output_dir)] * improved:
+            checkpoint.save(path, state)
+
+
+if __name__ == '__main__':
+    run(main, ARGS)

@@ -1,0 +1,76 @@
+"""Pre-train a masked autoencoder: python main_pretrain.py --data_path FOLDER [flags]; --help lists them."""
+from util.arguments import parse_pretrain
+from util.errors import run
+
+ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
+
+import models_mae
+from engine_pretrain import train_one_epoch
+from util import checkpoint, precision as precisions, runtime as runtimes
+from util.datasets import pretraining_set
+from util.loader import training_loader
+from util.lr_schedule import peak_lr, warmup_cosine
+from util.param_groups import decay_groups
+from util.throughput import Rate
+from util.transforms import pretraining_transform
+from util.updates import WeightUpdates
+
+
+def build_model(args):
+    """The model that the flags name."""
+    size = {'patch_size': args.patch_size} if args.patch_size else {}
+    return getattr(models_mae, args.model)(img_size=args.input_size, in_chans=args.in_chans,
+                                           norm_pix_loss=args.norm_pix_loss, **size)
+
+
+def main(args):
+    runtime = runtimes.start(args)
+    precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
+    runtimes.describe(args, runtime, precision)
+    train(args, runtime, precision)
+    runtime.world.leave()
+
+
+def train(args, runtime, precision):
+    """Pre-train for the epochs that are left."""
+    dataset = pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans))
+    loader = training_loader(dataset, args.batch_size, runtime.world, args.seed, args.num_workers, args.pin_mem,
+                             runtime.accelerator)
+
+    # model, optimizer, and what an earlier run left
+    runtime.seed(args.seed, epoch=-1)
+    resumed = checkpoint.Resumed(checkpoint.resume_path(args.resume, args.output_dir))
+    model = build_model(args)
+    resumed.restore_model(model)
+    model.to(runtime.device)
+    effective_batch = args.batch_size * args.accum_iter * runtime.world.size
+    lr = peak_lr(args.lr, args.blr, effective_batch)
+    optimizer = precision.adamw(runtime.accelerator, decay_groups(model, args.weight_decay), lr=lr, betas=(.9, .95))
+    model, optimizer = precision.prepare(model, optimizer)
+    resumed.restore_training(optimizer, precision)
+    updates = WeightUpdates(runtime.world.wrap(model, runtime.device), optimizer, precision,
+                            lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
+                            args.accum_iter, args.clip_grad)
+    parameters = runtimes.describe_training(dataset, model, effective_batch, lr)
+
+    # epochs
+    start_epoch = resumed.next_epoch if args.start_epoch is None else args.start_epoch
+    if runtimes.nothing_left(start_epoch, args.epochs):
+        return
+    logbook, rate = runtimes.open_logbook(args, runtime), Rate()
+    for epoch in range(start_epoch, args.epochs):
+        loader.sampler.epoch = epoch
+        runtime.seed(args.seed, epoch)
+        stats = train_one_epoch(updates.model, loader, updates, epoch, args.mask_ratio, runtime, logbook, rate,
+                                first_epoch=epoch == start_epoch)
+        if runtime.world.is_main and ((epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs):
+            checkpoint.save(checkpoint.path_of(args.output_dir, epoch),
+                            checkpoint.training_state(model, optimizer, precision, epoch, args))
+        logbook.epoch({**stats, 'epoch': epoch, 'n_parameters': parameters, 'device': runtime.accelerator.name,
+                       'precision': precision.name})
+    runtimes.finish(runtime, logbook, 'summary', {'task': 'Training', 'images_per_sec': rate.fps,
+                                                  'loss': stats['train_loss'], 'epochs': args.epochs})
+
+
+if __name__ == '__main__':
+    run(main, ARGS)

@@ -1,0 +1,202 @@
+"""Masked autoencoder with a Vision Transformer backbone (He et al., arXiv:2111.06377).
+
+Shapes: N images, C channels, L patches, K kept patches, p patch side, D encoder width, E decoder width.
+"""
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from util.pos_embed import sincos_2d
+from util.timm_compat import PatchEmbed, transformer_block
+
+
+class MaskedAutoencoderViT(nn.Module):
+    """Encodes the visible patches of an image and predicts the pixels of the hidden ones.
+
+    Args:
+        img_size: side of the input in pixels, or (height, width).
+        patch_size: side of a patch in pixels; divides img_size.
+        norm_pix_loss: predict each patch's pixels normalised by its own mean and variance (section 4.1).
+    """
+
+    def __init__(self, img_size=224, patch_size=16, in_chans=3, embed_dim=1024, depth=24, num_heads=16,
+                 decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16, mlp_ratio=4.,
+                 norm_layer=nn.LayerNorm, norm_pix_loss=False):
+        super().__init__()
+        self.patch_size, self.in_chans, self.norm_pix_loss = patch_size, in_chans, norm_pix_loss
+        height, width = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+        self.grid_size = (height // patch_size, width // patch_size)
+
+        self.patch_embed = PatchEmbed(img_size=img_size, patch_size=patch_size, in_chans=in_chans,
+                                      embed_dim=embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(sincos_2d(embed_dim, self.grid_size), requires_grad=False)
+        self.blocks = nn.ModuleList([transformer_block(embed_dim, num_heads, mlp_ratio, norm_layer)
+                                     for _ in range(depth)])
+        self.norm = norm_layer(embed_dim)
+
+        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
+        self.decoder_pos_embed = nn.Parameter(sincos_2d(decoder_embed_dim, self.grid_size), requires_grad=False)
+        self.decoder_blocks = nn.ModuleList([transformer_block(decoder_embed_dim, decoder_num_heads, mlp_ratio,
+                                                               norm_layer) for _ in range(decoder_depth)])
+        self.decoder_norm = norm_layer(decoder_embed_dim)
+        self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size ** 2 * in_chans)
+        self.initialize_weights()
+
+    def initialize_weights(self):
+        """Xavier-uniform for linear layers and for the patch embedding seen as one; normal(0.02) for the tokens."""
+        self.apply(_init_linear)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+        nn.init.normal_(self.cls_token, std=.02)
+        nn.init.normal_(self.mask_token, std=.02)
+
+    def forward(self, imgs, mask_ratio=0.75, noise=None):
+        """One masked reconstruction.
+
+        Args:
+            imgs: (N, C, H, W), normalised.
+            mask_ratio: share of patches to hide.
+            noise: (N, L) that decides the masks, for reproducing one; drawn uniformly where None.
+        Returns:
+            loss: scalar, mean square over hidden patches.
+            pred: (N, L, p * p * C), predicted pixels (normalised per patch under norm_pix_loss).
+            mask: (N, L), 1 where a patch was hidden.
+        """
+        latent, mask, ids_restore = self.forward_encoder(imgs, mask_ratio, noise)
+        pred = self.forward_decoder(latent, ids_restore)
+        return self.forward_loss(imgs, pred, mask), pred, mask
+
+    def forward_encoder(self, imgs, mask_ratio, noise=None):
+        """(N, C, H, W) -> latent (N, 1 + K, D), mask (N, L), ids_restore (N, L). Only visible patches are embedded."""
+        if noise is None:
+            noise = torch.rand(imgs.shape[0], self.pos_embed.shape[1] - 1, device=imgs.device)
+        ids_keep, ids_restore, mask = masking(noise, mask_ratio)
+
+        visible = gather_tokens(self.to_patches(imgs).flatten(2), ids_keep)              # (N, K, C * p * p)
+        x = F.linear(visible, self.patch_embed.proj.weight.flatten(1), self.patch_embed.proj.bias)
+        positions = self.pos_embed[:, 1:].expand(x.shape[0], -1, -1)
+        x = x + gather_tokens(positions, ids_keep)                                       # (N, K, D)
+
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        x = torch.cat([cls_token.to(x.dtype), x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x), mask, ids_restore
+
+    def forward_decoder(self, latent, ids_restore):
+        """latent (N, 1 + K, D) -> predicted pixels (N, L, p * p * C)."""
+        x = self.decoder_embed(latent)                                                   # (N, 1 + K, E)
+        hidden = self.mask_token.to(x.dtype).expand(x.shape[0], ids_restore.shape[1] + 1 - x.shape[1], -1)
+        patches = gather_tokens(torch.cat([x[:, 1:], hidden], dim=1), ids_restore)       # (N, L, E)
+        x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+
+    def forward_loss(self, imgs, pred, mask):
+        """Mean square error over the hidden patches, in fp32."""
+        target = self.patchify(imgs).float()
+        if self.norm_pix_loss:
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
+        loss = (pred.float() - target).pow(2).mean(dim=-1)                               # (N, L)
+        return (loss * mask).sum() / mask.sum()
+
+    def to_patches(self, imgs):
+        """(N, C, H, W) -> (N, L, C, p, p), the order of the patch embedding's weight."""
+        p, (rows, columns) = self.patch_size, self.grid_size
+        x = imgs.reshape(imgs.shape[0], self.in_chans, rows, p, columns, p)
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+    def patchify(self, imgs):
+        """(N, C, H, W) -> (N, L, p * p * C), the order of the prediction."""
+        return self.to_patches(imgs).permute(0, 1, 3, 4, 2).flatten(2)
+
+    def unpatchify(self, patches):
+        """(N, L, p * p * C) -> (N, C, H, W)."""
+        p, (rows, columns) = self.patch_size, self.grid_size
+        x = patches.reshape(patches.shape[0], rows, columns, p, p, self.in_chans)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], self.in_chans, rows * p, columns * p)
+
+
+def masking(noise, mask_ratio):
+    """Random masks from uniform noise: the patches of smallest noise stay visible (section 3, appendix A.1).
+
+    Args:
+        noise: (N, L).
+        mask_ratio: share to hide.
+    Returns:
+        ids_keep: (N, K) indices of visible patches; ids_restore: (N, L), where each patch stands in
+        (visible, hidden) order; mask: (N, L), 1 where hidden.
+    """
+    length = noise.shape[1]
+    keep = int(length * (1 - mask_ratio))
+    ids_shuffle = torch.argsort(noise, dim=1)
+    ids_restore = torch.argsort(ids_shuffle, dim=1)
+    return ids_shuffle[:, :keep], ids_restore, (ids_restore >= keep).float()
+
+
+def gather_tokens(x, ids):
+    """x (N, L, D), ids (N, K) -> (N, K, D)."""
+    return torch.gather(x, 1, ids[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def patch_statistics(patches):
+    """Mean and standard deviation (unbiased, plus 1e-6 on the variance) of each patch: two (N, L, 1)."""
+    return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1.e-6).sqrt()
+
+
+def _init_linear(module):
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _mae(kwargs, **size):
+    size.update(mlp_ratio=4., norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    return MaskedAutoencoderViT(**{**size, **kwargs})
+
+
+_DEC512D8B = {'decoder_embed_dim': 512, 'decoder_depth': 8, 'decoder_num_heads': 16}
+
+
+def mae_vit_nano_patch16(**kwargs):
+    """A ViT of 1.2 M parameters, for lessons and tests on a CPU."""
+    return _mae(kwargs, patch_size=16, embed_dim=128, depth=6, num_heads=4,
+                decoder_embed_dim=128, decoder_depth=2, decoder_num_heads=4)
+
+
+def mae_vit_tiny_patch16(**kwargs):
+    """ViT-Ti/16 with a decoder as narrow as itself; for small images."""
+    return _mae(kwargs, patch_size=16, embed_dim=192, depth=12, num_heads=3,
+                decoder_embed_dim=192, decoder_depth=4, decoder_num_heads=3)
+
+
+def mae_vit_small_patch16(**kwargs):
+    """ViT-S/16 with a decoder narrower than the published one."""
+    return _mae(kwargs, patch_size=16, embed_dim=384, depth=12, num_heads=6,
+                decoder_embed_dim=256, decoder_depth=4, decoder_num_heads=8)
+
+
+def mae_vit_base_patch16_dec512d8b(**kwargs):
+    """ViT-B/16."""
+    return _mae(kwargs, patch_size=16, embed_dim=768, depth=12, num_heads=12, **_DEC512D8B)
+
+
+def mae_vit_large_patch16_dec512d8b(**kwargs):
+    """ViT-L/16."""
+    return _mae(kwargs, patch_size=16, embed_dim=1024, depth=24, num_heads=16, **_DEC512D8B)
+
+
+def mae_vit_huge_patch14_dec512d8b(**kwargs):
+    """ViT-H/14."""
+    return _mae(kwargs, patch_size=14, embed_dim=1280, depth=32, num_heads=16, **_DEC512D8B)
+
+
+mae_vit_base_patch16 = mae_vit_base_patch16_dec512d8b
+mae_vit_large_patch16 = mae_vit_large_patch16_dec512d8b
+mae_vit_huge_patch14 = mae_vit_huge_patch14_dec512d8b

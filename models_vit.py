@@ -1,0 +1,100 @@
+"""Vision Transformer classifier (Dosovitskiy et al., arXiv:2010.11929), as MAE fine-tunes it.
+
+Shapes: N images, C channels, L patches, D width.
+"""
+from functools import partial
+
+import torch
+from torch import nn
+
+from util.timm_compat import PatchEmbed, transformer_block, trunc_normal_
+
+
+class VisionTransformer(nn.Module):
+    """ViT with a linear head on the mean of the patch tokens (global_pool) or on the class token.
+
+    Args:
+        global_pool: average the patch tokens, then normalise (fc_norm); else normalise, then take the class token.
+        img_size: side of the input in pixels, or (height, width).
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first (arXiv:1603.09382).
+    """
+
+    def __init__(self, global_pool=False, img_size=224, patch_size=16, in_chans=3, num_classes=1000, embed_dim=768,
+                 depth=12, num_heads=12, mlp_ratio=4., norm_layer=nn.LayerNorm, drop_path_rate=0.):
+        super().__init__()
+        self.global_pool = global_pool
+        height, width = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+        self.grid_size = (height // patch_size, width // patch_size)
+
+        self.patch_embed = PatchEmbed(img_size=img_size, patch_size=patch_size, in_chans=in_chans,
+                                      embed_dim=embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size[0] * self.grid_size[1], embed_dim))
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList([transformer_block(embed_dim, num_heads, mlp_ratio, norm_layer, drop_path=rate)
+                                     for rate in rates])
+        if not global_pool:
+            self.norm = norm_layer(embed_dim)
+        self.head = nn.Linear(embed_dim, num_classes)
+        if global_pool:     # after the head, where the published class has it: optimizer states go by this order
+            self.fc_norm = norm_layer(embed_dim)
+
+        trunc_normal_(self.pos_embed, std=.02)
+        trunc_normal_(self.cls_token, std=.02)
+        self.apply(_init_linear)
+
+    def forward(self, imgs):
+        """(N, C, H, W) -> logits (N, classes)."""
+        return self.head(self.forward_features(imgs))
+
+    def forward_features(self, imgs):
+        """(N, C, H, W) -> pooled features (N, D)."""
+        x = self.patch_embed(imgs)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)                                                                 # (N, 1 + L, D)
+        if self.global_pool:
+            return self.fc_norm(x[:, 1:].mean(dim=1))
+        return self.norm(x)[:, 0]
+
+
+def _init_linear(module):
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _vit(kwargs, **size):
+    size.update(mlp_ratio=4., norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    return VisionTransformer(**{**size, **kwargs})
+
+
+def vit_nano_patch16(**kwargs):
+    """A ViT of 1.2 M parameters, for lessons and tests on a CPU."""
+    return _vit(kwargs, patch_size=16, embed_dim=128, depth=6, num_heads=4)
+
+
+def vit_tiny_patch16(**kwargs):
+    """ViT-Ti/16."""
+    return _vit(kwargs, patch_size=16, embed_dim=192, depth=12, num_heads=3)
+
+
+def vit_small_patch16(**kwargs):
+    """ViT-S/16."""
+    return _vit(kwargs, patch_size=16, embed_dim=384, depth=12, num_heads=6)
+
+
+def vit_base_patch16(**kwargs):
+    """ViT-B/16."""
+    return _vit(kwargs, patch_size=16, embed_dim=768, depth=12, num_heads=12)
+
+
+def vit_large_patch16(**kwargs):
+    """ViT-L/16."""
+    return _vit(kwargs, patch_size=16, embed_dim=1024, depth=24, num_heads=16)
+
+
+def vit_huge_patch14(**kwargs):
+    """ViT-H/14."""
+    return _vit(kwargs, patch_size=14, embed_dim=1280, depth=32, num_heads=16)

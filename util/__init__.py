@@ -1,0 +1,6 @@
+"""What the entry scripts share, one idea a module."""
+import os
+
+# torch >= 2.5 loads an installed torch_npu by itself, and `import torch` then fails where CANN is missing.
+# util.device imports torch_npu instead, guarded; this line runs before any module of ours imports torch.
+os.environ.setdefault('TORCH_DEVICE_BACKEND_AUTOLOAD', '0')

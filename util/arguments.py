@@ -1,0 +1,264 @@
+"""The flags of the entry scripts. Nothing here imports torch, so --help and a wrong flag answer at once."""
+import argparse
+import difflib
+import math
+import os
+
+from util.errors import USER_ERROR_STATUS
+
+PRETRAIN_MODELS = ('mae_vit_nano_patch16', 'mae_vit_tiny_patch16', 'mae_vit_small_patch16', 'mae_vit_base_patch16',
+                   'mae_vit_large_patch16', 'mae_vit_huge_patch14', 'mae_vit_base_patch16_dec512d8b',
+                   'mae_vit_large_patch16_dec512d8b', 'mae_vit_huge_patch14_dec512d8b')
+FINETUNE_MODELS = ('vit_nano_patch16', 'vit_tiny_patch16', 'vit_small_patch16', 'vit_base_patch16',
+                   'vit_large_patch16', 'vit_huge_patch14')
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line that names the flag, and which takes no abbreviated flags."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=_HelpWithDefaults, **options)
+
+    def error(self, message):
+        self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(message, self.prog))
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].split('=')[0]
+            close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            self.error('unknown argument {}{}'.format(flag, '; did you mean {}?'.format(close[0]) if close else ''))
+        return parsed
+
+
+class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):
+        if action.default in (None, '', False) or action.required:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
+    """An argparse type: `kind` within [low, high], either end open if so said."""
+    expected = 'a whole number' if kind is int else 'a number'
+    if low > -math.inf:
+        expected += ' {} {}'.format('above' if open_low else 'at least', low)
+    if high < math.inf:
+        expected += ' and {} {}'.format('below' if open_high else 'at most', high)
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        good = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
+        if not (good and math.isfinite(value)):
+            raise argparse.ArgumentTypeError('{!r} is not {}'.format(text, expected))
+        return value
+    return parse
+
+
+COUNT = _number(int, 1)
+INDEX = _number(int, 0)
+NOT_NEGATIVE = _number(float, 0)
+POSITIVE = _number(float, 0, open_low=True)
+SHARE = _number(float, 0, 1)
+SHARE_BELOW_1 = _number(float, 0, 1, open_high=True)
+INSIDE_0_1 = _number(float, 0, 1, open_low=True, open_high=True)
+
+
+def _loss_scale(text):
+    return text if text == 'dynamic' else POSITIVE(text)
+
+
+def _jitter(text):
+    return None if text.lower() == 'none' else NOT_NEGATIVE(text)
+
+
+def pretrain_parser():
+    """Flags of main_pretrain.py."""
+    parser = Parser(prog='main_pretrain.py', description='Pre-train a masked autoencoder (arXiv:2111.06377).')
+    _add_training(parser, batch_size=64, epochs=400, warmup_epochs=40, min_lr=0., save_every=20)
+    _add_model(parser, PRETRAIN_MODELS, default='mae_vit_large_patch16')
+    _add_data(parser)
+    _add_run(parser)
+    _add_distribution(parser)
+    _add_precision(parser)
+    mae = parser.add_argument_group('masked autoencoder')
+    mae.add_argument('--mask_ratio', type=INSIDE_0_1, default=.75, help='share of patches to hide, between 0 and 1')
+    mae.add_argument('--norm_pix_loss', action='store_true',
+                     help="predict each patch's pixels normalised by its own mean and variance")
+    return parser
+
+
+def finetune_parser():
+    """Flags of main_finetune.py."""
+    parser = Parser(prog='main_finetune.py', description='Fine-tune or evaluate a Vision Transformer classifier.')
+    _add_training(parser, batch_size=64, epochs=50, warmup_epochs=5, min_lr=1e-6, save_every=5)
+    _add_model(parser, FINETUNE_MODELS, default='vit_large_patch16')
+    _add_data(parser)
+    _add_run(parser)
+    _add_distribution(parser)
+    _add_precision(parser)
+    _add_finetuning(parser)
+    _add_augmentation(parser)
+    return parser
+
+
+def _add_training(parser, batch_size, epochs, warmup_epochs, min_lr, save_every):
+    group = parser.add_argument_group('training')
+    add = group.add_argument
+    add('--batch_size', type=COUNT, default=batch_size,
+        help='images per device and iteration; the effective batch is this x accum_iter x number of devices')
+    add('--epochs', type=COUNT, default=epochs, help='passes over the data in the whole schedule')
+    add('--accum_iter', type=COUNT, default=1, help='iterations whose gradients make one optimizer step')
+    add('--weight_decay', type=NOT_NEGATIVE, default=.05, help='AdamW weight decay')
+    add('--lr', type=POSITIVE, help='peak learning rate; default: blr x effective batch / 256')
+    add('--blr', type=POSITIVE, default=1e-3, help='base learning rate, for 256 images')
+    add('--min_lr', type=NOT_NEGATIVE, default=min_lr, help='learning rate at which the cosine ends')
+    add('--warmup_epochs', type=NOT_NEGATIVE, default=warmup_epochs, help='epochs of linear warm-up from 0')
+    add('--clip_grad', type=POSITIVE, help='clip the gradient to this 2-norm; default: no clipping')
+    add('--save_every', type=COUNT, default=save_every, help='epochs between checkpoints; the last is always saved')
+
+
+def _add_model(parser, models, default):
+    group = parser.add_argument_group('model')
+    add = group.add_argument
+    add('--model', default=default, choices=models, metavar='MODEL', help='one of ' + ', '.join(models))
+    add('--input_size', type=COUNT, default=224, help='side of the square input in pixels')
+    add('--patch_size', type=COUNT, help="side of a patch in pixels; default: the model's own")
+    add('--in_chans', type=COUNT, default=3, choices=(1, 3), help='image channels: 1 (grey) or 3 (RGB)')
+
+
+def _add_data(parser):
+    group = parser.add_argument_group('data')
+    add = group.add_argument
+    add('--data_path', required=True,
+        help='folder with train/<class>/ and val/<class>/, or the CIFAR-10 python batches; '
+             'pre-training also takes any folder of images')
+    add('--num_workers', type=INDEX,
+        help='loader processes per device, 0: load in the training process; default: the cores there are, at most 10')
+    add('--pin_mem', action='store_true', default=True, help='page-locked host memory, for faster copies to a device')
+    add('--no_pin_mem', action='store_false', dest='pin_mem', help='pageable host memory')
+
+
+def _add_run(parser):
+    group = parser.add_argument_group('run')
+    add = group.add_argument
+    add('--output_dir', default='./output_dir', help='folder for checkpoints, log.txt and summary.json')
+    add('--log_dir', help='folder for TensorBoard files; default: output_dir')
+    add('--seed', type=INDEX, default=0, help='seed of weights, order, augmentation and masks')
+    add('--resume', default='',
+        help="checkpoint to continue from (or to evaluate), or 'auto': the newest in output_dir")
+    add('--start_epoch', type=INDEX, help='first epoch to run, counted from 0; default: the one after the checkpoint')
+    add('--prof', action='store_true', help='write a profiler trace of 10 iterations to output_dir/prof')
+
+
+def _add_distribution(parser):
+    group = parser.add_argument_group('devices and processes')
+    add = group.add_argument
+    add('--device', default='auto', choices=('auto', 'npu', 'cuda', 'cpu'),
+        help='where to run; auto: NPU, then CUDA, then CPU')
+    add('--world_size', type=COUNT, help='number of processes, where no launcher says it in the environment')
+    add('--local_rank', '--local-rank', type=_number(int, -1), default=-1,
+        help='index of this process on its node, where no launcher says it in the environment')
+    add('--dist_on_itp', action='store_true', help='read rank and world size from OpenMPI')
+    add('--dist_url', default='env://', help='rendezvous: env:// or tcp://host:port')
+    add('--addr', help='address of the master, where MASTER_ADDR is not set')
+
+
+def _add_precision(parser):
+    group = parser.add_argument_group('mixed precision')
+    add = group.add_argument
+    add('--amp', action='store_true', help='mixed precision where the device gains by it (not on a CPU)')
+    add('--amp_backend', default='auto', choices=('auto', 'apex', 'native', 'none'),
+        help='auto: apex O2 on an NPU that has it, else native; apex and native also switch --amp on')
+    add('--amp_dtype', default='auto', choices=('auto', 'fp16', 'bf16'),
+        help='type of native mixed precision; auto: bf16 where the device has it; fp16 and bf16 also switch --amp on')
+    add('--loss_scale', type=_loss_scale, default='dynamic', help="fp16 loss scale: 'dynamic' or a number")
+
+
+def _add_finetuning(parser):
+    group = parser.add_argument_group('fine-tuning and evaluation')
+    add = group.add_argument
+    add('--finetune', default='', help='pre-trained checkpoint to start from; default: random weights')
+    add('--eval', action='store_true', help='evaluate the --resume checkpoint and end')
+    add('--dist_eval', action='store_true', help='share evaluation among all processes; else rank 0 does it')
+    add('--nb_classes', type=COUNT, help='number of classes; default: as many as the data has')
+    add('--drop_path', type=SHARE_BELOW_1, default=.1, help='stochastic depth of the last block')
+    add('--layer_decay', type=_number(float, 0, 1, open_low=True), default=.75,
+        help='factor of the learning rate from one layer to the one below it')
+    pool = group.add_mutually_exclusive_group()
+    pool.add_argument('--global_pool', action='store_true', default=True, help='classify the mean of the patch tokens')
+    pool.add_argument('--cls_token', action='store_false', dest='global_pool', help='classify the class token')
+
+
+def _add_augmentation(parser):
+    group = parser.add_argument_group('augmentation and regularisation')
+    add = group.add_argument
+    add('--color_jitter', type=_jitter, help='strength of colour jitter; used where --aa is none')
+    add('--aa', default='rand-m9-mstd0.5-inc1', help="AutoAugment policy in timm's notation, or none")
+    add('--smoothing', type=SHARE_BELOW_1, default=.1, help='label smoothing')
+    add('--reprob', type=SHARE, default=.25, help='probability of random erasing')
+    add('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what random erasing fills with')
+    add('--recount', type=COUNT, default=1, help='rectangles per random erasing')
+    add('--resplit', action='store_true', help='leave the first augmentation split free of random erasing')
+    add('--mixup', type=NOT_NEGATIVE, default=0., help='mixup alpha; 0: off')
+    add('--cutmix', type=NOT_NEGATIVE, default=0., help='cutmix alpha; 0: off')
+    add('--cutmix_minmax', type=INSIDE_0_1, nargs=2, metavar=('MIN', 'MAX'),
+        help='cutmix side as shares of the image, instead of alpha')
+    add('--mixup_prob', type=SHARE, default=1., help='probability of mixing a batch')
+    add('--mixup_switch_prob', type=SHARE, default=.5, help='probability of cutmix where both are on')
+    add('--mixup_mode', default='batch', choices=('batch', 'pair', 'elem'), help='what shares one mixing factor')
+
+
+def parse_pretrain(argv=None):
+    """Parse and check the flags of pre-training; a bad one ends the process with one line."""
+    parser = pretrain_parser()
+    args = parser.parse_args(argv)
+    _check_shared(parser, args)
+    patches = (args.input_size // _patch_size(args)) ** 2
+    kept = int(patches * (1 - args.mask_ratio))
+    if not 0 < kept < patches:
+        parser.error('argument --mask_ratio: {} hides {} of {} patches; at least one must be hidden and one kept'
+                     .format(args.mask_ratio, patches - kept, patches))
+    return args
+
+
+def parse_finetune(argv=None):
+    """Parse and check the flags of fine-tuning; a bad one ends the process with one line."""
+    parser = finetune_parser()
+    args = parser.parse_args(argv)
+    _check_shared(parser, args)
+    if args.eval and not args.resume:
+        parser.error('argument --eval: name the checkpoint to evaluate with --resume')
+    if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
+        parser.error('argument --batch_size: mixup and cutmix pair images, so {} must be even'.format(args.batch_size))
+    if args.resplit and not args.aa.lower().startswith('augmix'):
+        parser.error('argument --resplit: only the splits of an augmix policy (--aa augmix-...) can be left clean')
+    return args
+
+
+def mixing(args):
+    """True where mixup or cutmix is on."""
+    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+
+
+def _check_shared(parser, args):
+    if args.input_size % _patch_size(args):
+        parser.error('argument --input_size: {} is not a multiple of the patch size {}; give --patch_size'
+                     .format(args.input_size, _patch_size(args)))
+    if not os.path.isdir(args.data_path):
+        parser.error('argument --data_path: {} is not a folder'.format(args.data_path))
+    for flag in ('resume', 'finetune'):
+        path = getattr(args, flag, '')
+        if path and path != 'auto' and not os.path.isfile(path):
+            parser.error('argument --{}: {} is not a file'.format(flag, path))
+    if args.start_epoch is not None and args.start_epoch >= args.epochs:
+        parser.error('argument --start_epoch: {} leaves nothing of --epochs {}'.format(args.start_epoch, args.epochs))
+    if not (args.dist_url == 'env://' or args.dist_url.startswith('tcp://')):
+        parser.error('argument --dist_url: {!r} is neither env:// nor tcp://host:port'.format(args.dist_url))
+
+
+def _patch_size(args):
+    return args.patch_size or int(args.model.split('_patch')[1].split('_')[0])

@@ -1,0 +1,141 @@
+"""Images on disk: ImageFolder trees, CIFAR-10's python batches, and plain folders of images for pre-training."""
+import os
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import datasets
+
+from util import safe_pickle
+from util.errors import UserError
+
+EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
+CIFAR_FOLDER = 'cifar-10-batches-py'
+CIFAR_TRAIN = ['data_batch_{}'.format(i) for i in range(1, 6)]
+CIFAR_VAL = ['test_batch']
+
+
+def read_image(path):
+    """An image file as an RGB PIL image.
+
+    Raises:
+        UserError: the file cannot be read as an image.
+    """
+    try:
+        with open(path, 'rb') as file, Image.open(file) as image:
+            return image.convert('RGB')
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = 'damaged or no image' if isinstance(error, Image.UnidentifiedImageError) else error
+        raise UserError('{}: cannot be read ({}); repair or remove it'.format(path, reason)) from error
+
+
+class ImageList(Dataset):
+    """(image, label) pairs from files.
+
+    Args:
+        samples: list of (path, label).
+        classes: class names by label.
+    """
+
+    def __init__(self, samples, classes, transform=None):
+        self.samples, self.classes, self.transform = samples, classes, transform
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        path, label = self.samples[index]
+        image = read_image(path)
+        return (self.transform(image) if self.transform else image), label
+
+
+class CifarBatches(Dataset):
+    """CIFAR-10 in its official python batches: dicts of b'data' (M, 3072) uint8 and b'labels' (M,)."""
+
+    def __init__(self, folder, files, transform=None):
+        batches = [_read_batch(os.path.join(folder, name)) for name in files]
+        self.images = np.concatenate([batch[b'data'] for batch in batches]).reshape(-1, 3, 32, 32)
+        self.images = np.ascontiguousarray(self.images.transpose(0, 2, 3, 1))
+        self.labels = [label for batch in batches for label in batch[b'labels']]
+        names = _read_batch(os.path.join(folder, 'batches.meta'))[b'label_names']
+        self.classes, self.transform = [name.decode() for name in names], transform
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        image = Image.fromarray(self.images[index])
+        return (self.transform(image) if self.transform else image), self.labels[index]
+
+
+def _read_batch(path):
+    try:
+        with open(path, 'rb') as file:
+            return safe_pickle.load(file, encoding='bytes')
+    except (OSError, EOFError, safe_pickle.UnpicklingError, KeyError, ValueError) as error:
+        raise UserError('--data_path: {} is not a CIFAR-10 batch ({})'.format(path, error)) from error
+
+
+def pretraining_set(data_path, transform=None):
+    """Images to pre-train on: <data_path>/train/<class>/, CIFAR-10's training batches, or any folder of images.
+
+    Raises:
+        UserError: there are no images.
+    """
+    cifar = _cifar_folder(data_path)
+    if cifar:
+        return CifarBatches(cifar, CIFAR_TRAIN, transform)
+    train = os.path.join(data_path, 'train')
+    root = train if os.path.isdir(train) else data_path
+    paths = [path for path in _walk(root) if path.lower().endswith(EXTENSIONS)]
+    if not paths:
+        raise UserError('--data_path: {} holds no images ({})'.format(root, ' '.join(EXTENSIONS)))
+    return ImageList([(path, 0) for path in paths], ['unlabelled'], transform)
+
+
+def labelled_set(data_path, split, transform=None, classes=None):
+    """Images with classes: <data_path>/<split>/<class>/ or CIFAR-10's batches.
+
+    Args:
+        split: 'train' or 'val'.
+        classes: class names by label that the result must share; default: the split's own.
+    Raises:
+        UserError: the folder is missing, empty, or has a class that is not in `classes`.
+    """
+    cifar = _cifar_folder(data_path)
+    if cifar:
+        return CifarBatches(cifar, CIFAR_TRAIN if split == 'train' else CIFAR_VAL, transform)
+    root = os.path.join(data_path, split)
+    if not os.path.isdir(root):
+        raise UserError('--data_path: {} is missing; expected {}/<class>/<images>'.format(root, root))
+    own = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    if not own:
+        raise UserError('--data_path: {} has no class folders; expected {}/<class>/<images>'.format(root, root))
+    strange = sorted(set(own) - set(classes or own))
+    if strange:
+        raise UserError('--data_path: {} has the class {!r}, which train/ has not'.format(root, strange[0]))
+    classes = classes or own
+    samples, empty = [], []
+    for name in own:
+        paths = [path for path in _walk(os.path.join(root, name)) if path.lower().endswith(EXTENSIONS)]
+        samples += [(path, classes.index(name)) for path in paths]
+        empty += [] if paths else [name]
+    if empty:
+        raise UserError('--data_path: {} holds no images ({})'.format(os.path.join(root, empty[0]),
+                                                                      ' '.join(EXTENSIONS)))
+    return ImageList(samples, classes, transform)
+
+
+def _cifar_folder(data_path):
+    for folder in (data_path, os.path.join(data_path, CIFAR_FOLDER)):
+        if os.path.isfile(os.path.join(folder, CIFAR_TRAIN[0])):
+            return folder
+    return None
+
+
+def _walk(root):
+    """All files below `root` in a fixed order."""
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders.sort()
+        for name in sorted(files):
+            yield os.path.join(folder, name)

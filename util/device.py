@@ -1,0 +1,191 @@
+"""The accelerator: which one, why, and the few calls that differ between Ascend NPUs, CUDA GPUs and the CPU.
+
+Nothing outside this module and util/precision.py names an accelerator.
+"""
+import importlib
+import os
+import socket
+import sys
+
+import torch
+
+from util.errors import UserError
+from util.features import supported
+
+CHOICES = ('auto', 'npu', 'cuda', 'cpu')
+
+
+class Cpu:
+    """The host: every call that only an accelerator needs does nothing."""
+    type = 'cpu'
+    backend = 'gloo'
+    name = 'CPU'
+    is_accelerator = False
+
+    def __init__(self, reason=''):
+        self.reason = reason
+
+    def count(self):
+        """Devices of this type that the process may use; the CPU counts as one."""
+        return 1
+
+    def use(self, local_rank):
+        """Make `local_rank`'s device the current one and return it as a torch.device."""
+        return torch.device(self.type)
+
+    def seed(self, value):
+        """Seed the device's own random generator."""
+
+    def synchronize(self):
+        """Wait until the device has done all that was queued."""
+
+    def peak_memory(self):
+        """Most device memory allocated so far, in MiB; None where that is not measured."""
+        return None
+
+    def supports_bf16(self):
+        return True
+
+    def prepare_network(self, master_addr):
+        """Set what the collective library needs to know before the process group starts."""
+
+    def loader_options(self):
+        """DataLoader keywords for batches that go to this device, beside pin_memory."""
+        return {}
+
+    def adamw(self, param_groups, **options):
+        """The fastest exact AdamW that this device has."""
+        return torch.optim.AdamW(param_groups, **options)
+
+
+class Accelerator(Cpu):
+    """What NPUs and GPUs share: `module` is torch.npu or torch.cuda, which mirror each other."""
+    is_accelerator = True
+
+    def __init__(self, module, reason=''):
+        super().__init__(reason)
+        self.module = module
+
+    @property
+    def name(self):
+        get_name = getattr(self.module, 'get_device_name', None)     # absent from torch.npu 1.5
+        return get_name(self.module.current_device()) if get_name else self.type.upper()
+
+    def count(self):
+        return self.module.device_count()
+
+    def use(self, local_rank):
+        if local_rank >= self.count():
+            raise UserError('process {} of this node has no {} of its own: {} found; pass --nproc={} to the launcher'
+                            .format(local_rank, self.type, self.count(), self.count()))
+        device = torch.device('{}:{}'.format(self.type, local_rank))
+        self.module.set_device(device)
+        return device
+
+    def seed(self, value):
+        self.module.manual_seed_all(value)
+
+    def synchronize(self):
+        self.module.synchronize()
+
+    def peak_memory(self):
+        return self.module.max_memory_allocated() / 2 ** 20
+
+    def supports_bf16(self):
+        supported = getattr(self.module, 'is_bf16_supported', None)  # absent before torch 1.10
+        return bool(supported and supported())
+
+
+class Cuda(Accelerator):
+    type = 'cuda'
+    backend = 'nccl'
+
+    def supports_bf16(self):
+        # PyTorch also says yes where it only emulates bf16, slowly; native support starts at Ampere (8.0).
+        return super().supports_bf16() and self.module.get_device_capability()[0] >= 8
+
+    def adamw(self, param_groups, **options):
+        return super().adamw(param_groups, **options, **supported(torch.optim.AdamW, fused=True))
+
+
+class Npu(Accelerator):
+    type = 'npu'
+    backend = 'hccl'
+
+    def prepare_network(self, master_addr):
+        # HCCL binds to the first interface unless told; the one that reaches the master is the one that works.
+        os.environ.setdefault('HCCL_WHITELIST_DISABLE', '1')
+        if 'HCCL_IF_IP' not in os.environ:
+            address = local_address_towards(master_addr)
+            if address:
+                os.environ['HCCL_IF_IP'] = address
+
+    def loader_options(self):
+        return {'pin_memory_device': self.type}
+
+    def adamw(self, param_groups, **options):
+        torch_npu = sys.modules.get('torch_npu')
+        fused = getattr(getattr(torch_npu, 'optim', None), 'NpuFusedAdamW', None)
+        return (fused or torch.optim.AdamW)(param_groups, **options)
+
+
+def select(requested):
+    """The device to run on.
+
+    Args:
+        requested: 'auto' (NPU, then CUDA, then CPU) or one of 'npu', 'cuda', 'cpu'.
+    Returns:
+        Cpu, Cuda or Npu, with `reason` saying why it was chosen.
+    Raises:
+        UserError: the requested device cannot be used here.
+    """
+    if requested == 'cpu':
+        return Cpu('--device cpu')
+    missing = []
+    for build, kind in ((_npu, 'npu'), (_cuda, 'cuda')):
+        if requested in ('auto', kind):
+            accelerator, why_not = build()
+            if accelerator:
+                accelerator.reason = 'found' if requested == 'auto' else '--device ' + kind
+                return accelerator
+            missing.append(why_not)
+    if requested == 'auto':
+        return Cpu('; '.join(missing))
+    raise UserError('--device {}: {}; pass --device auto to run on what is there'.format(requested, missing[0]))
+
+
+def _npu():
+    why_not = None
+    if not hasattr(torch, 'npu'):       # Ascend's torch 1.5 has it built in; elsewhere torch_npu brings it
+        try:
+            importlib.import_module('torch_npu')
+        except (ImportError, RuntimeError, OSError, SystemExit) as error:
+            if getattr(error, 'name', None) == 'torch_npu':
+                return None, 'no NPU (torch_npu is not installed)'
+            why_not = str(error).strip().split('\n')[0] or type(error).__name__
+    if why_not or not hasattr(torch, 'npu'):
+        return None, ('torch_npu is installed but does not load ({}): source set_env.sh of the CANN toolkit first'
+                      .format(why_not))
+    if not torch.npu.is_available():
+        return None, 'torch_npu is installed but finds no NPU (see npu-smi info and ASCEND_RT_VISIBLE_DEVICES)'
+    return Npu(torch.npu), None
+
+
+def _cuda():
+    if not torch.cuda.is_available():
+        return None, 'no CUDA GPU'
+    return Cuda(torch.cuda), None
+
+
+def local_address_towards(host):
+    """The address of the local interface that routes to `host`; None for loopback and unreachable hosts.
+
+    A UDP socket is connected, which consults the routing table and sends nothing.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))
+            address = probe.getsockname()[0]
+        except OSError:
+            return None
+    return None if address.startswith('127.') else address

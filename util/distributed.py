@@ -1,0 +1,126 @@
+"""Processes: who they are, how they meet, what they add up, and how they part."""
+import os
+import re
+from contextlib import contextmanager
+
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from util.errors import UserError
+from util.features import supported
+
+DEFAULT_PORT = 29500
+
+
+class World:
+    """This process among `size`: rank 0 to size - 1, local_rank 0 to (processes on this node) - 1."""
+
+    def __init__(self, rank=0, size=1, local_rank=0):
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    def join(self, accelerator, dist_url='env://'):
+        """Meet the other processes. The device must be current already, as HCCL demands."""
+        if self.size == 1:
+            return
+        accelerator.prepare_network(os.environ.get('MASTER_ADDR') or re.sub(r'tcp://|:\d+$', '', dist_url))
+        dist.init_process_group(accelerator.backend, init_method=dist_url, rank=self.rank, world_size=self.size)
+
+    def wrap(self, model, device):
+        """`model` in DistributedDataParallel where there is more than one process."""
+        if self.size == 1:
+            return model
+        options = supported(DistributedDataParallel, gradient_as_bucket_view=True)
+        ids = None if device.type == 'cpu' else [device.index]
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, **options)
+
+    def sum(self, tensor):
+        """`tensor` added up over all processes (in place). fp32, since HCCL refuses float64."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self):
+        if self.size > 1:
+            dist.barrier()
+
+    def leave(self):
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def gradient_sync(model, wanted):
+    """Within an accumulation window only the last backward exchanges gradients; the others keep them local."""
+    if wanted or not isinstance(model, DistributedDataParallel):
+        yield
+    else:
+        with model.no_sync():
+            yield
+
+
+def bare(model):
+    """The model inside DistributedDataParallel, or itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def world_from_environment(world_size=None, local_rank=-1, dist_on_itp=False, dist_url='env://', addr=None,
+                           environ=os.environ):
+    """Who this process is, by OpenMPI, torchrun, Slurm or the flags; also completes MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        world_size, local_rank: the flags, used where the environment says nothing.
+        environ: a mapping like os.environ; variables that are set in it stay as they are.
+    Raises:
+        UserError: the environment and the flags contradict each other.
+    """
+    if dist_on_itp:
+        world = _from_variables(environ, 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK',
+                                '--dist_on_itp')
+    elif 'RANK' in environ and 'WORLD_SIZE' in environ:
+        world = World(int(environ['RANK']), int(environ['WORLD_SIZE']),
+                      int(environ.get('LOCAL_RANK', max(local_rank, 0))))
+    elif 'SLURM_PROCID' in environ and int(environ.get('SLURM_NTASKS', 1)) > 1:
+        world = _from_variables(environ, 'SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'Slurm')
+        environ.setdefault('MASTER_ADDR', first_slurm_host(environ.get('SLURM_STEP_NODELIST')
+                                                           or environ.get('SLURM_JOB_NODELIST', '127.0.0.1')))
+        # Every task must find the same port, and two jobs on a host different ones.
+        environ.setdefault('MASTER_PORT', str(20000 + int(environ.get('SLURM_JOB_ID', 0)) % 20000))
+    else:
+        world = World(max(local_rank, 0), world_size or 1, max(local_rank, 0))
+
+    if world_size not in (None, world.size):
+        raise UserError('--world_size {}: the environment says {} processes; leave the flag out'
+                        .format(world_size, world.size))
+    if world.rank >= world.size:
+        raise UserError('--local_rank {}: there are {} processes; give --world_size'.format(world.rank, world.size))
+    if world.size > 1 and dist_url == 'env://':
+        environ.setdefault('MASTER_ADDR', addr or '127.0.0.1')
+        environ.setdefault('MASTER_PORT', str(DEFAULT_PORT))
+    return world
+
+
+def _from_variables(environ, rank, size, local_rank, source):
+    try:
+        return World(*(int(environ[name]) for name in (rank, size, local_rank)))
+    except KeyError as error:
+        raise UserError('{}: {} is not set in the environment'.format(source, error.args[0])) from error
+
+
+def first_slurm_host(nodelist):
+    """The first host of a Slurm node list: 'node[03-07,12],gpu1' -> 'node03'."""
+    match = re.match(r'([^,\[]+)(?:\[([^\],-]+)[^\]]*\](.*))?', nodelist)
+    prefix, first, rest = match.groups()
+    suffix = (rest or '').split(',')[0]
+    return prefix + (first or '') + suffix
+
+
+def local_processes(environ=os.environ):
+    """Processes on this node, as far as the environment tells; else 1."""
+    for name in ('LOCAL_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_SIZE', 'SLURM_NTASKS_PER_NODE'):
+        if environ.get(name, '').isdigit():
+            return int(environ[name])
+    return 1

@@ -1,0 +1,107 @@
+"""A small dataset that the program draws itself: python -m util.drawn_dataset FOLDER
+
+Eight classes, four shapes in two textures each, as JPEG files in train/<class>/ and val/<class>/. Colours, position,
+size, angle and background are drawn at random for every image, so neither the mean colour nor the place tells the
+class: shape and texture must both be seen.
+"""
+import argparse
+import math
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from util.errors import UserError, run
+
+SIDE = 64                   # pixels of a finished image
+SHAPES = ('disc', 'square', 'star', 'triangle')
+TEXTURES = ('checks', 'stripes')
+CLASSES = ['{}_{}'.format(shape, texture) for shape in SHAPES for texture in TEXTURES]
+SUPERSAMPLE = 2
+
+
+def draw(class_name, rng):
+    """One image of a class.
+
+    Args:
+        class_name: of CLASSES.
+        rng: numpy RandomState that decides everything else.
+    Returns:
+        PIL image, SIDE x SIDE, RGB.
+    """
+    shape, texture = class_name.split('_')
+    side = SIDE * SUPERSAMPLE
+    mask = np.asarray(_shape_mask(shape, side, rng), dtype=np.float32)[..., None] / 255
+    figure = _two_colours(_texture(texture, side, rng), rng)
+    ground = _two_colours(_clouds(side, rng), rng)
+    image = mask * figure + (1 - mask) * ground + rng.normal(0, 6, (side, side, 1))
+    return Image.fromarray(image.clip(0, 255).astype(np.uint8)).resize((SIDE, SIDE), Image.BICUBIC)
+
+
+def _shape_mask(shape, side, rng):
+    """White figure on black: regular outlines of random size, place and angle."""
+    mask = Image.new('L', (side, side))
+    radius = side * rng.uniform(.28, .42)
+    centre = rng.uniform(radius * .8, side - radius * .8, 2)
+    corners = {'disc': 48, 'square': 4, 'star': 10, 'triangle': 3}[shape]
+    angles = rng.uniform(0, 2 * math.pi) + 2 * math.pi * np.arange(corners) / corners
+    lengths = np.where(np.arange(corners) % 2, .45, 1.) if shape == 'star' else np.ones(corners)
+    points = centre + radius * (lengths * np.stack([np.cos(angles), np.sin(angles)])).T
+    ImageDraw.Draw(mask).polygon([tuple(point) for point in points], fill=255)
+    return mask
+
+
+def _texture(texture, side, rng):
+    """(side, side) in 0..1: stripes vary along one direction, checks along two."""
+    rows, columns = np.mgrid[:side, :side]
+    angle, period = rng.uniform(0, math.pi), side * rng.uniform(.09, .14)
+    along = np.cos(2 * math.pi * (columns * math.cos(angle) + rows * math.sin(angle)) / period)
+    if texture == 'stripes':
+        return (along > 0).astype(np.float32)
+    across = np.cos(2 * math.pi * (rows * math.cos(angle) - columns * math.sin(angle)) / period)
+    return (along + across > 0).astype(np.float32)
+
+
+def _clouds(side, rng):
+    """(side, side) in 0..1: soft random patches."""
+    noise = Image.fromarray(rng.randint(0, 256, (8, 8)).astype(np.uint8)).resize((side, side), Image.BICUBIC)
+    return np.asarray(noise.filter(ImageFilter.GaussianBlur(2)), dtype=np.float32) / 255
+
+
+def _two_colours(weights, rng):
+    """Blend two random colours of clearly different brightness by (side, side) weights."""
+    dark, light = rng.uniform(0, 120, 3), rng.uniform(135, 255, 3)
+    return dark + weights[..., None] * (light - dark)
+
+
+def write(folder, train, val, seed):
+    """Draw `train` and `val` images, spread evenly over the classes, below `folder`.
+
+    Raises:
+        UserError: the folder holds something already.
+    """
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise UserError('{}: is not empty; name a new folder'.format(folder))
+    for split, count in (('train', train), ('val', val)):
+        rng = np.random.RandomState(seed + (split == 'val') * 7919)
+        for name in CLASSES:
+            os.makedirs(os.path.join(folder, split, name), exist_ok=True)
+        for i in range(count):
+            name = CLASSES[i % len(CLASSES)]
+            draw(name, rng).save(os.path.join(folder, split, name, '{:05d}.jpg'.format(i)), quality=90)
+            if (i + 1) % 500 == 0 or i + 1 == count:
+                print('drawing {}: {}/{}'.format(split, i + 1, count), flush=True)
+
+
+def _main():
+    parser = argparse.ArgumentParser(prog='python -m util.drawn_dataset', description=__doc__.split('\n')[0])
+    parser.add_argument('folder', help='where train/ and val/ go; must be new or empty')
+    parser.add_argument('--train', type=int, default=4000, help='training images (default: %(default)s)')
+    parser.add_argument('--val', type=int, default=800, help='validation images (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of all drawings (default: %(default)s)')
+    args = parser.parse_args()
+    write(args.folder, args.train, args.val, args.seed)
+
+
+if __name__ == '__main__':
+    run(_main)

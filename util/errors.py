@@ -1,0 +1,31 @@
+"""Mistakes that the user can mend: one clear line and a non-zero status, never a traceback."""
+import os
+import sys
+import time
+
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130
+
+
+class UserError(Exception):
+    """A wrong flag, path or file. The message names it and says what to do."""
+
+    def __init__(self, message):
+        # A DataLoader worker re-raises with its whole traceback as the message: keep what was said last.
+        super().__init__(str(message).rsplit('UserError: ', 1)[-1].strip())
+
+
+def run(main, *args):
+    """Call `main`; end the process with one line on a UserError or on Ctrl-C."""
+    try:
+        main(*args)
+    except UserError as error:
+        # Every rank usually makes the same mistake. Rank 0 of a node speaks and ends, which makes the launcher
+        # stop the others; a rank whose mistake is its own outlives the pause and speaks too.
+        if int(os.environ.get('LOCAL_RANK', 0)):
+            time.sleep(3)
+        print('error: {}'.format(error), file=sys.stderr, flush=True)
+        sys.exit(USER_ERROR_STATUS)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED_STATUS)

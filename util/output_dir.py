@@ -1,0 +1,68 @@
+"""The output folder: an earlier run's results are set aside under a dated name, never deleted nor mixed with new ones.
+
+`python -m util.output_dir FOLDER` does it for the launchers, before they open their log.
+"""
+import glob
+import os
+import sys
+import time
+
+from util.errors import UserError, run
+
+RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json')
+RESULTS_AND_LOGS = RESULTS + ('*.log',)
+
+
+def prepare(folder, resume='', results=RESULTS):
+    """Make `folder` ready for a run.
+
+    Args:
+        results: file patterns that betray an earlier run; a launcher's own log lies there before the run starts.
+        resume: the --resume flag. 'auto', or a checkpoint inside the folder, continues what is there.
+    Returns:
+        where the earlier results went, or None.
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    continues = resume == 'auto' or (resume and os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder))
+    aside = set_aside(folder) if _holds(folder, results) and not continues else None
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError('--output_dir {}: cannot be made ({})'.format(folder, error.strerror)) from error
+    if not os.access(folder, os.W_OK):
+        raise UserError('--output_dir {}: may not be written'.format(folder))
+    return aside
+
+
+def _holds(folder, patterns):
+    return any(glob.glob(os.path.join(glob.escape(folder), pattern)) for pattern in patterns)
+
+
+def set_aside(path):
+    """Rename a file or folder to `path` plus the time of its last change; returns the new name."""
+    path = path.rstrip(os.sep)
+    stem, ending = (path, '') if os.path.isdir(path) else os.path.splitext(path)
+    base = '{}.{}'.format(stem, time.strftime('%Y%m%d-%H%M%S', time.localtime(os.path.getmtime(path))))
+    aside, number = base + ending, 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = '{}-{}{}'.format(base, number, ending)
+    os.rename(path, aside)
+    return aside
+
+
+def _main(folder, *flags):
+    resume = ''
+    for flag, value in zip(flags, flags[1:] + ('',)):
+        if flag == '--resume':
+            resume = value
+        elif flag.startswith('--resume='):
+            resume = flag.split('=', 1)[1]
+    aside = prepare(folder, resume, RESULTS_AND_LOGS)
+    if aside:
+        print('earlier results kept in {}'.format(aside))
+
+
+if __name__ == '__main__':
+    run(_main, *sys.argv[1:])

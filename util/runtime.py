@@ -1,0 +1,101 @@
+"""Where a run takes place: device, processes, output folder, profiler; built once, said once at the head of the log."""
+import json
+import platform
+import time
+
+import timm
+import torch
+import torchvision
+
+from util import device, distributed, log, output_dir, profiler
+from util.loader import default_workers, seed_generators
+from util.log import logger
+from util.logbook import Logbook, SilentLogbook
+
+
+class Runtime:
+    """Device, accelerator and world of this process, and the clock of the whole run."""
+
+    def __init__(self, accelerator, world, profiling_folder=None):
+        self.accelerator, self.world = accelerator, world
+        self.device = accelerator.use(world.local_rank)
+        self.profiler = profiler.start(profiling_folder if world.is_main else None)
+        self._begun = time.time()
+
+    def totals(self, *values):
+        """Host numbers added up over all processes."""
+        return self.world.sum(torch.tensor(values, dtype=torch.float32, device=self.device)).tolist()
+
+    def seed(self, seed, epoch):
+        """Seed everything for an epoch, differently on each process; so an epoch's noise is the same after a resume."""
+        value = (seed * 1000003 + epoch) * 4099 + self.world.rank
+        seed_generators(value % 2 ** 63)
+        self.accelerator.seed(value % 2 ** 63)
+
+    @property
+    def elapsed(self):
+        """Seconds since the start of the run."""
+        return time.time() - self._begun
+
+
+def start(args):
+    """Choose the device, meet the other processes, and prepare the output folder, as the flags say.
+
+    Returns:
+        Runtime.
+    Raises:
+        UserError: the device, the environment or the folder does not allow it.
+    """
+    world = distributed.world_from_environment(args.world_size, args.local_rank, args.dist_on_itp, args.dist_url,
+                                               args.addr)
+    log.set_up(world.is_main)
+    runtime = Runtime(device.select(args.device), world, args.output_dir if args.prof else None)
+    world.join(runtime.accelerator, args.dist_url)
+    if args.num_workers is None:
+        args.num_workers = default_workers(distributed.local_processes())
+    if world.is_main:
+        aside = output_dir.prepare(args.output_dir, 'auto' if getattr(args, 'eval', False) else args.resume)
+        if aside:
+            logger.info('earlier results kept in %s', aside)
+    world.barrier()
+    return runtime
+
+
+def open_logbook(args, runtime):
+    """Where this process writes results: the main one to args.output_dir, the others nowhere."""
+    return Logbook(args.output_dir, args.log_dir) if runtime.world.is_main else SilentLogbook()
+
+
+def describe(args, runtime, precision):
+    """Say at the head of the log what the run uses, and why."""
+    accelerator, world = runtime.accelerator, runtime.world
+    logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
+    logger.info('software: Python %s, torch %s, torchvision %s, timm %s', platform.python_version(),
+                torch.__version__, torchvision.__version__, timm.__version__)
+    logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)
+    logger.info('processes: %d%s, %d loader processes each', world.size,
+                ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers)
+    logger.info('precision: %s', precision.name)
+
+
+def describe_training(dataset, model, effective_batch, lr):
+    """Say what is trained, on what, how fast; returns the number of trained parameters."""
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info('data: %d images', len(dataset))
+    logger.info('model: %.2f M trained parameters', parameters / 1e6)
+    logger.info('effective batch size: %d, peak lr: %.3e', effective_batch, lr)
+    return parameters
+
+
+def nothing_left(start_epoch, epochs):
+    """True, with a line, where a resumed run is already complete."""
+    if start_epoch >= epochs:
+        logger.info('the checkpoint has all %d epochs: nothing left to train; raise --epochs to go on', epochs)
+    return start_epoch >= epochs
+
+
+def finish(runtime, logbook, name, result):
+    """Write and print the Final result."""
+    runtime.profiler.finish()
+    logbook.finish(name, {**result, 'duration_sec': round(runtime.elapsed, 1), 'processes': runtime.world.size,
+                          'device': runtime.accelerator.name})

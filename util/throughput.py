@@ -1,0 +1,79 @@
+"""Honest clocks: images per second of training iterations alone, and the share of it spent waiting for data."""
+import time
+
+WARMUP_ITERATIONS = 10
+
+
+def duration(seconds):
+    """3725 -> '1:02:05'."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return '{}:{:02d}:{:02d}'.format(minutes // 60, minutes % 60, seconds)
+
+
+class Throughput:
+    """Times one pass over a loader; evaluation and checkpoints happen outside of it.
+
+    Args:
+        iterations: how many there will be.
+        warmup: how many of the first to leave out; at most a third of all, so that 3 iterations still give 2.
+        synchronize: waits for the device; called only where the timed stretch begins and ends.
+        now: a clock in seconds.
+    """
+
+    def __init__(self, iterations, warmup=WARMUP_ITERATIONS, synchronize=lambda: None, now=time.perf_counter):
+        self.skip = min(warmup, iterations // 3)
+        self.images, self.seconds, self.waited = 0, 0., 0.
+        self.last_wait = 0.
+        self._synchronize, self._now = synchronize, now
+        self._started = None
+
+    def batches(self, loader):
+        """The batches of `loader`; call `add` once for each."""
+        if self.skip == 0:
+            self._start()
+        iterator, done = iter(loader), 0
+        while True:
+            before = self._now()
+            batch = next(iterator, None)
+            self.last_wait = self._now() - before
+            if self._started is not None:
+                self.waited += self.last_wait
+            if batch is None:
+                break
+            yield batch
+            done += 1
+            if done == self.skip:
+                self._start()
+        self._synchronize()
+        self.seconds = self._now() - self._started if self._started is not None else 0.
+
+    def add(self, images):
+        """Count the images of the batch at hand."""
+        if self._started is not None:
+            self.images += images
+
+    def _start(self):
+        self._synchronize()
+        self._started = self._now()
+
+
+class Rate:
+    """Images per second over all processes and epochs of a run, built from the epochs' Throughputs."""
+
+    def __init__(self):
+        self.images, self.seconds = 0., 0.
+
+    def add(self, images, seconds):
+        """Count an epoch; gives its own images per second."""
+        self.images += images
+        self.seconds += seconds
+        return per_second(images, seconds)
+
+    @property
+    def fps(self):
+        return per_second(self.images, self.seconds)
+
+
+def per_second(images, seconds):
+    """Images per second; 0 where nothing was timed."""
+    return images / seconds if seconds > 0 else 0.

@@ -85,9 +85,10 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
     model = build_model(args, count_classes(args, dataset))
     resumed.restore_model(model)
+    logbook = runtimes.open_logbook(args, runtime)
     model = precision.prepare_inference(model.to(runtime.device))
     result = evaluate(model, loader, precision, runtime)
-    runtimes.finish(runtime, runtimes.open_logbook(args, runtime), 'eval',
+    runtimes.finish(runtime, logbook, 'eval',
                     {'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
 
 

@@ -9,7 +9,7 @@ import math
 import os
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from util.errors import UserError, run
 
@@ -33,7 +33,7 @@ def draw(class_name, rng):
     side = SIDE * SUPERSAMPLE
     mask = np.asarray(_shape_mask(shape, side, rng), dtype=np.float32)[..., None] / 255
     figure = _two_colours(_texture(texture, side, rng), rng)
-    ground = _two_colours(_clouds(side, rng), rng)
+    ground = _two_colours(_gradient(side, rng), rng)
     image = mask * figure + (1 - mask) * ground + rng.normal(0, 6, (side, side, 1))
     return Image.fromarray(image.clip(0, 255).astype(np.uint8)).resize((SIDE, SIDE), Image.BICUBIC)
 
@@ -54,7 +54,7 @@ def _shape_mask(shape, side, rng):
 def _texture(texture, side, rng):
     """(side, side) in 0..1: stripes vary along one direction, checks along two."""
     rows, columns = np.mgrid[:side, :side]
-    angle, period = rng.uniform(0, math.pi), side * rng.uniform(.09, .14)
+    angle, period = rng.uniform(0, math.pi), side * rng.uniform(.16, .24)
     along = np.cos(2 * math.pi * (columns * math.cos(angle) + rows * math.sin(angle)) / period)
     if texture == 'stripes':
         return (along > 0).astype(np.float32)
@@ -62,10 +62,11 @@ def _texture(texture, side, rng):
     return (along + across > 0).astype(np.float32)
 
 
-def _clouds(side, rng):
-    """(side, side) in 0..1: soft random patches."""
-    noise = Image.fromarray(rng.randint(0, 256, (8, 8)).astype(np.uint8)).resize((side, side), Image.BICUBIC)
-    return np.asarray(noise.filter(ImageFilter.GaussianBlur(2)), dtype=np.float32) / 255
+def _gradient(side, rng):
+    """(side, side) in 0..1: a smooth slope in a random direction."""
+    rows, columns = np.mgrid[:side, :side] / side - .5
+    angle = rng.uniform(0, 2 * math.pi)
+    return .5 + (columns * math.cos(angle) + rows * math.sin(angle)) / math.sqrt(2)
 
 
 def _two_colours(weights, rng):

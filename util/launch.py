@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))     # the repository, from any directory
+if not __package__:     # run as a file: find the repository from any directory
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from util import device
 from util.arguments import COUNT, INDEX, Parser

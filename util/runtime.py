@@ -39,12 +39,12 @@ class Runtime:
 
 
 def start(args):
-    """Choose the device, meet the other processes, and prepare the output folder, as the flags say.
+    """Choose the device and meet the other processes, as the flags say.
 
     Returns:
         Runtime.
     Raises:
-        UserError: the device, the environment or the folder does not allow it.
+        UserError: the device or the environment does not allow it.
     """
     world = distributed.world_from_environment(args.world_size, args.local_rank, args.dist_on_itp, args.dist_url,
                                                args.addr)
@@ -53,17 +53,22 @@ def start(args):
     world.join(runtime.accelerator, args.dist_url)
     if args.num_workers is None:
         args.num_workers = default_workers(distributed.local_processes())
-    if world.is_main:
-        aside = output_dir.prepare(args.output_dir, 'auto' if getattr(args, 'eval', False) else args.resume)
-        if aside:
-            logger.info('earlier results kept in %s', aside)
-    world.barrier()
     return runtime
 
 
 def open_logbook(args, runtime):
-    """Where this process writes results: the main one to args.output_dir, the others nowhere."""
-    return Logbook(args.output_dir, args.log_dir) if runtime.world.is_main else SilentLogbook()
+    """Where this process writes results: the main one to args.output_dir, the others nowhere.
+
+    Called last before the work begins, so that a mistake found earlier leaves earlier results where they are.
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if not runtime.world.is_main:
+        return SilentLogbook()
+    aside = output_dir.prepare(args.output_dir, 'auto' if getattr(args, 'eval', False) else args.resume)
+    if aside:
+        logger.info('earlier results kept in %s', aside)
+    return Logbook(args.output_dir, args.log_dir)
 
 
 def describe(args, runtime, precision):

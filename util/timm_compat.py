@@ -38,7 +38,7 @@ class _FusedAttention(Attention):
 
 
 class Mixup(timm_data.Mixup):
-    """timm's mixup and cutmix; up to 0.4.12 it makes its targets on 'cuda' unless told where."""
+    """timm's mixup and cutmix; up to 0.4.12 it makes its targets on a GPU unless told where."""
 
     def __call__(self, images, labels):
         mix = {'elem': self._mix_elem, 'pair': self._mix_pair}.get(self.mode, self._mix_batch)

@@ -1,6 +1,7 @@
 """From a PIL image to a normalised tensor: augmentation for pre-training and fine-tuning, resizing for evaluation."""
 from torchvision import transforms
 
+from util.errors import UserError
 from util.timm_compat import create_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)        # of ImageNet, RGB
@@ -24,12 +25,20 @@ def pretraining_transform(input_size, in_chans=3):
 
 def finetuning_transform(input_size, in_chans=3, color_jitter=None, aa='rand-m9-mstd0.5-inc1', reprob=.25,
                          remode='pixel', recount=1, resplit=False):
-    """timm's training augmentation: random resized crop, flip, RandAugment, random erasing."""
+    """timm's training augmentation: random resized crop, flip, RandAugment, random erasing.
+
+    Raises:
+        UserError: timm cannot read the policy `aa`.
+    """
     mean, std = statistics(in_chans)
-    geometry, colour, finish = create_transform(
-        input_size, is_training=True, color_jitter=color_jitter, auto_augment=None if aa == 'none' else aa,
-        interpolation='bicubic', re_prob=reprob, re_mode=remode, re_count=recount,
-        re_num_splits=2 if resplit else 0, mean=mean, std=std, separate=True)
+    try:
+        geometry, colour, finish = create_transform(
+            input_size, is_training=True, color_jitter=color_jitter, auto_augment=None if aa == 'none' else aa,
+            interpolation='bicubic', re_prob=reprob, re_mode=remode, re_count=recount,
+            re_num_splits=2 if resplit else 0, mean=mean, std=std, separate=True)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError('--aa {}: timm does not know this policy ({}); e.g. rand-m9-mstd0.5-inc1, or none'
+                        .format(aa, error)) from error
     return transforms.Compose([geometry, colour, *_grey(in_chans), finish])
 
 

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# See it work in minutes, on any machine: draw a dataset, pre-train, fine-tune, compare with training from scratch.
+#
+#   bash test/demo.sh [--output_dir=FOLDER] [--seed=N] [--quick]
+#
+# --quick runs every step on a few images, to try the machine rather than to learn anything.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$ROOT/test/lib/python.sh"
+
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 2
+}
+
+output=$ROOT/demo_output seed=0 train=4000 val=800 pretrain_epochs=20 finetune_epochs=4
+while (($#)); do
+    case $1 in
+        --output_dir=*) output=${1#*=} ;;
+        --seed=*) seed=${1#*=} ;;
+        --quick) train=128 val=64 pretrain_epochs=1 finetune_epochs=1 ;;
+        --help | -h) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+        *) die "unknown argument $1 (see --help)" ;;
+    esac
+    shift
+done
+[[ $seed =~ ^[0-9]+$ ]] || die "--seed: $seed is not a number"
+
+make_environment "torch torchvision timm PIL numpy tensorboard" "$ROOT/2.x_requirements.txt"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+begun=$SECONDS
+"$PYTHON" -m util.output_dir "$output"
+
+step() { printf '\n=== %s (%d:%02d since the start)\n' "$1" $(((SECONDS - begun) / 60)) $(((SECONDS - begun) % 60)); }
+
+images=$output/images
+size=(--input_size 48 --patch_size 8)
+common=(--data_path "$images" "${size[@]}" --num_workers 1 --seed "$seed")
+budget=(--model vit_nano_patch16 --epochs "$finetune_epochs" --warmup_epochs 1 --batch_size 32 --aa none --reprob 0
+    --drop_path 0)
+
+step "1/6 drawing $train training and $val validation images of 8 classes"
+"$PYTHON" -m util.drawn_dataset "$images" --train "$train" --val "$val" --seed "$seed"
+
+step "2/6 pre-training a masked autoencoder, without labels"
+"$PYTHON" "$ROOT/main_pretrain.py" "${common[@]}" --output_dir "$output/pretrain" --model mae_vit_nano_patch16 \
+    --epochs "$pretrain_epochs" --warmup_epochs 1 --batch_size 32 --lr 1.5e-3
+
+step "3/6 fine-tuning from it"
+checkpoint=$output/pretrain/checkpoint-$((pretrain_epochs - 1)).pth
+"$PYTHON" "$ROOT/main_finetune.py" "${common[@]}" --output_dir "$output/finetune" "${budget[@]}" \
+    --finetune "$checkpoint" --lr 1e-3 --layer_decay 0.85
+
+# From scratch a higher rate, equal for all layers, does best.
+step "4/6 training the same network from scratch, with the same budget"
+"$PYTHON" "$ROOT/main_finetune.py" "${common[@]}" --output_dir "$output/scratch" "${budget[@]}" --lr 2e-3 --layer_decay 1
+
+step "5/6 evaluating both"
+for run in finetune scratch; do
+    "$PYTHON" "$ROOT/main_finetune.py" --eval --data_path "$images" "${size[@]}" --num_workers 1 --output_dir "$output/$run" \
+        --model vit_nano_patch16 --resume "$output/$run/checkpoint-$((finetune_epochs - 1)).pth"
+done
+
+step "6/6 looking at reconstructions of validation images"
+"$PYTHON" -m util.visualize --resume "$checkpoint" --output "$output/reconstructions.png" "$images/val"
+
+step "done"
+"$PYTHON" - "$output" <<'EOF'
+import json
+import sys
+
+def accuracy(run):
+    with open('{}/{}/eval.json'.format(sys.argv[1], run), encoding='utf-8') as file:
+        return json.load(file)
+
+pretrained, scratch = accuracy('finetune'), accuracy('scratch')
+print('                    Acc@1   loss    ({} validation images)'.format(scratch['images']))
+print('pre-trained (MAE)   {acc1:5.1f}   {loss:.3f}'.format(**pretrained))
+print('from scratch        {acc1:5.1f}   {loss:.3f}'.format(**scratch))
+print('pre-training gave  {:+.1f} points'.format(pretrained['acc1'] - scratch['acc1']))
+EOF
+cat <<EOF
+
+images            $images
+reconstructions   $output/reconstructions.png
+pre-training      $output/pretrain   (log.txt, checkpoints, TensorBoard)
+fine-tuning       $output/finetune
+from scratch      $output/scratch
+EOF

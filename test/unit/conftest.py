@@ -1,0 +1,60 @@
+"""What the tests share: the repository on the path, a small drawn dataset, and running the program as a user does."""
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+
+import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
+from util import drawn_dataset
+
+Run = namedtuple('Run', 'status output')
+
+NANO = ['--input_size', '32', '--patch_size', '8', '--num_workers', '0', '--device', 'cpu']
+PRETRAIN = ['--model', 'mae_vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
+FINETUNE = ['--model', 'vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
+
+
+def execute(command, **environ):
+    """Run a command to its end; standard output and error come in one text."""
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1', **environ})
+    return Run(done.returncode, done.stdout.decode(errors='replace'))
+
+
+def pretrain(*flags, **environ):
+    """python main_pretrain.py with a nano model on the CPU."""
+    return execute([sys.executable, ROOT / 'main_pretrain.py', *PRETRAIN, *flags], **environ)
+
+
+def finetune(*flags, **environ):
+    """python main_finetune.py with a nano model on the CPU."""
+    return execute([sys.executable, ROOT / 'main_finetune.py', *FINETUNE, *flags], **environ)
+
+
+def launcher(name, *flags, **environ):
+    """bash test/<name>.sh with this interpreter."""
+    return execute(['bash', ROOT / 'test' / (name + '.sh'), *flags], PYTHON=sys.executable, **environ)
+
+
+@pytest.fixture(scope='session')
+def images(tmp_path_factory):
+    """A folder with 32 training and 19 validation images of 8 classes."""
+    folder = tmp_path_factory.mktemp('images')
+    drawn_dataset.write(str(folder), train=32, val=19, seed=0)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def pretrained(images, tmp_path_factory):
+    """The output folder of a pre-training of one epoch."""
+    folder = tmp_path_factory.mktemp('pretrained')
+    run = pretrain('--data_path', images, '--output_dir', folder, '--epochs', 1)
+    assert run.status == 0, run.output
+    return folder

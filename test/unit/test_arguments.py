@@ -1,0 +1,189 @@
+"""Flags: each is checked by name, documented, and reaches what it names."""
+import json
+import math
+
+import pytest
+import torch
+from conftest import FINETUNE, PRETRAIN, finetune, pretrain
+
+import main_finetune
+import main_pretrain
+from util.arguments import finetune_parser, parse_finetune, parse_pretrain, pretrain_parser
+from util.transforms import finetuning_transform
+
+SPECIFIED = {
+    'both': 'batch_size epochs accum_iter model input_size weight_decay lr blr min_lr warmup_epochs data_path '
+            'output_dir log_dir device seed resume start_epoch num_workers pin_mem no_pin_mem world_size local_rank '
+            'local-rank dist_on_itp dist_url addr amp amp_backend amp_dtype loss_scale prof save_every clip_grad '
+            'patch_size in_chans',
+    'pretrain': 'mask_ratio norm_pix_loss',
+    'finetune': 'drop_path clip_grad layer_decay color_jitter aa smoothing reprob remode recount resplit mixup cutmix '
+                'cutmix_minmax mixup_prob mixup_switch_prob mixup_mode finetune global_pool cls_token nb_classes eval '
+                'dist_eval'}
+
+
+@pytest.mark.parametrize('parser, own', [(pretrain_parser(), 'pretrain'), (finetune_parser(), 'finetune')])
+def test_the_specified_flags_are_there_and_no_others(parser, own):
+    expected = {'--' + name for name in (SPECIFIED['both'] + ' ' + SPECIFIED[own]).split()} | {'--help', '-h'}
+    assert set(parser._option_string_actions) == expected
+
+
+@pytest.mark.parametrize('parser', [pretrain_parser(), finetune_parser()])
+def test_every_flag_has_a_help_text_and_its_default(parser):
+    text = ' '.join(parser.format_help().split())
+    for action in parser._actions:
+        assert action.help, action.dest
+        if action.default not in (None, '', False, True) and action.dest != 'help' and not action.required:
+            shown = '(default: {})'.format(action.default)
+            assert shown in text.replace('- ', '-'), (action.dest, shown)
+
+
+BAD = [('--batch_size', '0'), ('--batch_size', 'many'), ('--epochs', '-1'), ('--accum_iter', '1.5'), ('--lr', '-1'),
+       ('--blr', '0'), ('--min_lr', '-1e-3'), ('--weight_decay', '-0.1'), ('--warmup_epochs', '-5'), ('--seed', '-1'),
+       ('--input_size', '-224'), ('--num_workers', '-1'), ('--device', 'tpu'), ('--amp_dtype', 'fp8'),
+       ('--loss_scale', '0'), ('--clip_grad', '0'), ('--model', 'resnet50'), ('--lr', 'nan'), ('--blr', 'inf'),
+       ('--input_size', '225'), ('--data_path', '/no/such/folder'), ('--resume', '/no/such/file'), ('--in_chans', '2'),
+       ('--dist_url', 'http://x'), ('--world_size', '0'), ('--save_every', '0'), ('--start_epoch', '9999')]
+BAD_PRETRAIN = [('--mask_ratio', '1'), ('--mask_ratio', '0'), ('--mask_ratio', '0.999'), ('--mask_ratio', '-0.5')]
+BAD_FINETUNE = [('--drop_path', '1'), ('--smoothing', '1.5'), ('--reprob', '2'), ('--mixup', '-1'),
+                ('--nb_classes', '0'), ('--layer_decay', '0'), ('--cutmix_minmax', '0'), ('--mixup_mode', 'all'),
+                ('--finetune', '/no/file'),
+                ('--recount', '0'), ('--remode', 'black'), ('--mixup_prob', '1.1'), ('--color_jitter', '-1')]
+
+
+def one_line_for(parse, flags, flag, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(['--data_path', str(tmp_path), *flags])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count('\n') == 1 and flag in error, error
+
+
+@pytest.mark.parametrize('flag, value', BAD + BAD_PRETRAIN)
+def test_a_bad_value_in_pretraining_gets_one_line_that_names_the_flag(tmp_path, capsys, flag, value):
+    one_line_for(parse_pretrain, [flag, value], flag, tmp_path, capsys)
+
+
+@pytest.mark.parametrize('flag, value', BAD + BAD_FINETUNE)
+def test_a_bad_value_in_finetuning_gets_one_line_that_names_the_flag(tmp_path, capsys, flag, value):
+    one_line_for(parse_finetune, [flag, value], flag, tmp_path, capsys)
+
+
+@pytest.mark.parametrize('flags, flag', [
+    (['--eval'], '--eval'), (['--mixup', '.8', '--batch_size', '7'], '--batch_size'), (['--resplit'], '--resplit'),
+    (['--global_pool', '--cls_token'], '--cls_token')])
+def test_flags_that_do_not_go_together_are_named(tmp_path, capsys, flags, flag):
+    one_line_for(parse_finetune, flags, flag, tmp_path, capsys)
+
+
+def test_an_unknown_flag_is_named_with_the_one_that_was_meant(tmp_path, capsys):
+    one_line_for(parse_pretrain, ['--mask_ration=0.5'], 'unknown argument --mask_ration; did you mean --mask_ratio?',
+                 tmp_path, capsys)
+
+
+# -- every flag reaches what it names ------------------------------------------------------------------------------
+
+def parsed(parse, base, folder, *flags):
+    return parse(['--data_path', str(folder), *base, *[str(flag) for flag in flags]])
+
+
+@pytest.mark.parametrize('flags, look, expected', [
+    (['--model', 'mae_vit_tiny_patch16'], lambda m: m.cls_token.shape[-1], 192),
+    (['--input_size', 64], lambda m: m.grid_size, (8, 8)),
+    (['--patch_size', 4], lambda m: m.grid_size, (8, 8)),
+    (['--in_chans', 1], lambda m: m.patch_embed.proj.weight.shape[1], 1),
+    (['--norm_pix_loss'], lambda m: m.norm_pix_loss, True)])
+def test_a_flag_of_the_pretraining_model_reaches_it(tmp_path, flags, look, expected):
+    assert look(main_pretrain.build_model(parsed(parse_pretrain, PRETRAIN, tmp_path, *flags))) == expected
+
+
+@pytest.mark.parametrize('flags, look, expected', [
+    (['--model', 'vit_tiny_patch16'], lambda m: m.cls_token.shape[-1], 192),
+    (['--input_size', 64], lambda m: m.grid_size, (8, 8)),
+    (['--patch_size', 4], lambda m: m.grid_size, (8, 8)),
+    (['--in_chans', 1], lambda m: m.patch_embed.proj.weight.shape[1], 1),
+    (['--cls_token'], lambda m: hasattr(m, 'norm'), True),
+    (['--global_pool'], lambda m: hasattr(m, 'fc_norm'), True),
+    (['--drop_path', .5],
+     lambda m: (getattr(m.blocks[-1], 'drop_path1', None) or m.blocks[-1].drop_path).drop_prob, .5)])
+def test_a_flag_of_the_classifier_reaches_it(tmp_path, flags, look, expected):
+    assert look(main_finetune.build_model(parsed(parse_finetune, FINETUNE, tmp_path, *flags), 8)) == expected
+
+
+@pytest.mark.parametrize('flags, look, expected', [
+    (['--mixup', .8], lambda m: m.mixup_alpha, .8), (['--cutmix', 1], lambda m: m.cutmix_alpha, 1.),
+    (['--cutmix_minmax', .2, .4], lambda m: list(m.cutmix_minmax), [.2, .4]),
+    (['--mixup', 1, '--mixup_prob', .3], lambda m: m.mix_prob, .3),
+    (['--mixup', 1, '--mixup_switch_prob', .2], lambda m: m.switch_prob, .2),
+    (['--mixup', 1, '--mixup_mode', 'elem'], lambda m: m.mode, 'elem'),
+    (['--mixup', 1, '--smoothing', .3], lambda m: m.label_smoothing, .3)])
+def test_a_flag_of_mixing_reaches_it(tmp_path, flags, look, expected):
+    criterion, mix = main_finetune.build_loss(parsed(parse_finetune, FINETUNE, tmp_path, *flags), 8)
+    assert look(mix) == expected
+    images, targets = mix(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 7]))
+    assert targets.shape == (4, 8) and torch.allclose(targets.sum(dim=1), torch.ones(4), atol=1e-5)
+    assert math.isfinite(criterion(torch.randn(4, 8), targets).item())
+
+
+def test_smoothing_without_mixing_reaches_the_loss(tmp_path):
+    for smoothing in (0, .2):
+        criterion, _ = main_finetune.build_loss(parsed(parse_finetune, FINETUNE, tmp_path, '--smoothing', smoothing), 4)
+        logits = torch.tensor([[2., 0, 0, 0]])
+        logs = torch.log_softmax(logits, dim=1)[0]
+        expected = -(1 - smoothing) * logs[0] - smoothing * logs.mean()
+        assert criterion(logits, torch.tensor([0])).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def steps_of(**flags):
+    """The steps of the fine-tuning transform as one text and its random erasing."""
+    steps = finetuning_transform(32, **flags).transforms
+    flat = [step for part in steps for step in getattr(part, 'transforms', [part])]
+    return ' '.join(type(step).__name__ for step in flat), flat
+
+
+def test_augmentation_flags_reach_the_transform():
+    names, flat = steps_of(reprob=.7, remode='const', recount=3)
+    erasing = next(step for step in flat if type(step).__name__ == 'RandomErasing')
+    assert (erasing.probability, erasing.max_count) == (.7, 3) and not (erasing.per_pixel or erasing.rand_color)
+    assert 'RandAugment' in names and 'ColorJitter' not in names
+    assert 'RandAugment' not in steps_of(aa='none')[0] and 'RandomErasing' not in steps_of(reprob=0.)[0]
+    assert 'ColorJitter' in steps_of(aa='none', color_jitter=.4)[0]
+    assert 'AugMix' in steps_of(aa='augmix-m5-w4-d2')[0]
+    split = next(step for step in steps_of(aa='augmix-m5-w4-d2', resplit=True)[1] if hasattr(step, 'num_splits'))
+    assert split.num_splits == 2
+
+
+def epochs_of(folder):
+    return [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_schedule_and_optimizer_flags_reach_training(images, tmp_path):
+    flags = ['--data_path', images, '--epochs', 2, '--warmup_epochs', 0, '--output_dir']
+    base = tmp_path / 'base'
+    assert pretrain(*flags, base, '--blr', .032, '--min_lr', 0).status == 0
+    first, second = epochs_of(base)
+    assert first['train_lr'] == pytest.approx(.001 * .5 * (1 + math.cos(math.pi * .375)))
+    assert second['train_lr'] == pytest.approx(.001 * .5 * (1 + math.cos(math.pi * .875)))
+    reference = second['train_loss']
+    for extra, same_lr in ((['--weight_decay', 5], True), (['--clip_grad', .001], True), (['--seed', 1], True),
+                           (['--accum_iter', 2, '--lr', .001], False), (['--lr', .01], False),
+                           (['--min_lr', .01], False)):
+        out = tmp_path / extra[0].strip('-')
+        run = pretrain(*flags, out, *(['--blr', .032] if '--lr' not in extra else []), *extra)
+        assert run.status == 0, run.output
+        record = epochs_of(out)[1]
+        assert record['train_loss'] != pytest.approx(reference, rel=1e-7), extra
+        assert (record['train_lr'] == pytest.approx(second['train_lr'])) == same_lr, extra
+
+
+@pytest.mark.slow
+def test_layer_decay_reaches_training(images, tmp_path):
+    weights = []
+    for decay in (1, .01):
+        out = tmp_path / str(decay)
+        run = finetune('--data_path', images, '--output_dir', out, '--epochs', 1, '--lr', .01, '--warmup_epochs', 0,
+                       '--layer_decay', decay, '--drop_path', 0, '--weight_decay', 0)
+        assert run.status == 0, run.output
+        weights.append(torch.load(str(out / 'checkpoint-0.pth'))['model'])
+    moved = [(weights[0][name] - weights[1][name]).abs().max() for name in ('patch_embed.proj.weight', 'pos_embed')]
+    assert min(moved) > 1e-3

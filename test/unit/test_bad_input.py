@@ -1,0 +1,92 @@
+"""Mistakes that users make: one clear line, a non-zero status, nothing lost."""
+import shutil
+
+import pytest
+from conftest import finetune, pretrain
+
+
+def one_line(run, words):
+    """The run ended with status 2, its last line says `words`, and no traceback was shown."""
+    assert run.status == 2, run.output
+    assert 'Traceback' not in run.output
+    last = run.output.strip().split('\n')[-1]
+    assert last.startswith('error: ') and words in last, run.output
+
+
+def copy(images, tmp_path):
+    target = tmp_path / 'copy'
+    shutil.copytree(str(images), str(target))
+    return target
+
+
+def test_a_missing_path(tmp_path):
+    one_line(pretrain('--data_path', tmp_path / 'none'), 'argument --data_path: {} is not a folder'.format(
+        tmp_path / 'none'))
+
+
+def test_an_empty_folder(tmp_path):
+    (tmp_path / 'data').mkdir()
+    one_line(pretrain('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o'), 'holds no images')
+    one_line(finetune('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o'), 'train is missing')
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_unreadable_image(images, tmp_path, workers):
+    data = copy(images, tmp_path)
+    broken = data / 'train' / 'disc_checks' / '00000.jpg'
+    broken.write_bytes(broken.read_bytes()[:200])
+    one_line(pretrain('--data_path', data, '--output_dir', tmp_path / 'o', '--num_workers', workers, '--epochs', 1),
+             '{}: cannot be read'.format(broken))
+
+
+def test_too_few_classes(images, tmp_path):
+    one_line(finetune('--data_path', images, '--output_dir', tmp_path, '--nb_classes', 3),
+             '--nb_classes 3: {} has 8 classes'.format(images))
+
+
+def test_val_missing_where_it_is_needed(images, tmp_path):
+    data = copy(images, tmp_path)
+    shutil.rmtree(str(data / 'val'))
+    one_line(finetune('--data_path', data, '--output_dir', tmp_path / 'o'), 'val is missing')
+
+
+def test_a_checkpoint_of_another_model(images, pretrained, tmp_path):
+    one_line(finetune('--data_path', images, '--output_dir', tmp_path, '--model', 'vit_tiny_patch16', '--finetune',
+                      pretrained / 'checkpoint-0.pth'), 'is of another model')
+    one_line(finetune('--data_path', images, '--output_dir', tmp_path, '--eval', '--resume',
+                      pretrained / 'checkpoint-0.pth'), 'is of another model')
+
+
+def test_a_batch_larger_than_the_data(images, tmp_path):
+    one_line(pretrain('--data_path', images, '--output_dir', tmp_path, '--batch_size', 33),
+             '--batch_size 33: the training set has 32 images for 1 process; at most 32 fit')
+
+
+def test_an_unknown_model(images):
+    one_line(pretrain('--data_path', images, '--model', 'mae_vit_giant'), "--model: invalid choice: 'mae_vit_giant'")
+
+
+def test_a_negative_number(images):
+    one_line(finetune('--data_path', images, '--epochs', '-3'), "--epochs: '-3' is not a whole number at least 1")
+
+
+def test_an_output_folder_that_cannot_be_made(images, tmp_path):
+    (tmp_path / 'file').write_text('')
+    one_line(pretrain('--data_path', images, '--output_dir', tmp_path / 'file' / 'o'), '--output_dir')
+
+
+def test_nothing_to_resume_in_an_evaluation(images, tmp_path):
+    one_line(finetune('--data_path', images, '--output_dir', tmp_path, '--eval', '--resume', 'auto'),
+             '--resume auto: {} holds no checkpoint'.format(tmp_path))
+
+
+def test_a_mistake_leaves_earlier_results_as_they_were(images, tmp_path):
+    assert pretrain('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 1).status == 0
+    before = (tmp_path / 'o' / 'log.txt').read_bytes()
+    for flags in (['--epochs', 0], ['--data_path', tmp_path / 'none'], ['--batch_size', 99]):
+        assert pretrain('--data_path', images, '--output_dir', tmp_path / 'o', *flags).status == 2
+    assert (tmp_path / 'o' / 'log.txt').read_bytes() == before
+
+
+def test_an_augmentation_policy_that_timm_does_not_know(images, tmp_path):
+    one_line(finetune('--data_path', images, '--output_dir', tmp_path, '--aa', 'rand-m9-foo1'), '--aa rand-m9-foo1')

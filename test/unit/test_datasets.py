@@ -1,0 +1,110 @@
+"""The layouts that --data_path may have, and what is said where it has none of them."""
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from util import datasets
+from util.drawn_dataset import CLASSES
+from util.errors import UserError
+
+
+@pytest.fixture(scope='session')
+def cifar(tmp_path_factory):
+    """A folder laid out as the official python batches, with 6 images each."""
+    folder = tmp_path_factory.mktemp('cifar') / 'cifar-10-batches-py'
+    folder.mkdir()
+    rng = np.random.RandomState(0)
+    for name in datasets.CIFAR_TRAIN + datasets.CIFAR_VAL:
+        pixels = rng.randint(0, 256, (6, 3072)).astype(np.uint8)
+        batch = {b'data': pixels, b'labels': list(range(6)), b'batch_label': b'x'}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    names = b'airplane automobile bird cat deer dog frog horse ship truck'.split()
+    (folder / 'batches.meta').write_bytes(pickle.dumps({b'label_names': names}, protocol=2))
+    return folder
+
+
+def test_an_imagefolder_tree_gives_its_classes_in_order(images):
+    train = datasets.labelled_set(str(images), 'train')
+    assert train.classes == sorted(CLASSES) and len(train) == 32
+    image, label = train[0]
+    assert image.size == (64, 64) and image.mode == 'RGB' and label == 0
+    assert {label for _, label in train.samples} == set(range(8))
+
+
+def test_pretraining_takes_the_train_folder_alone(images):
+    assert len(datasets.pretraining_set(str(images))) == 32
+
+
+def test_pretraining_takes_a_flat_folder_and_nested_ones(images, tmp_path):
+    for i, path in enumerate(sorted(images.glob('train/*/*.jpg'))[:5]):
+        target = tmp_path / ('flat' if i < 3 else 'a/b/c')
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(str(path), str(target / '{}.JPG'.format(i)))
+    (tmp_path / 'notes.txt').write_text('no image')
+    assert len(datasets.pretraining_set(str(tmp_path))) == 5
+    assert len(datasets.pretraining_set(str(tmp_path / 'flat'))) == 3
+
+
+@pytest.mark.parametrize('inside', [True, False])
+def test_cifar_is_found_at_its_folder_and_at_the_one_around_it(cifar, inside):
+    path = str(cifar if inside else cifar.parent)
+    train, val = datasets.labelled_set(path, 'train'), datasets.labelled_set(path, 'val')
+    assert (len(train), len(val), len(train.classes)) == (30, 6, 10)
+    assert len(datasets.pretraining_set(path)) == 30
+    image, label = train[1]
+    data = pickle.loads((cifar / 'data_batch_1').read_bytes())[b'data'][1]
+    assert np.array_equal(np.asarray(image), data.reshape(3, 32, 32).transpose(1, 2, 0)) and label == 1
+
+
+def test_a_cifar_batch_that_would_run_code_is_refused(cifar, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (exec, ('raise SystemExit("ran")',))
+    shutil.copytree(str(cifar), str(tmp_path / 'c'))
+    (tmp_path / 'c' / 'data_batch_1').write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match='data_batch_1 is not a CIFAR-10 batch'):
+        datasets.pretraining_set(str(tmp_path / 'c'))
+
+
+def test_val_is_missed_only_where_it_is_asked_for(images, tmp_path):
+    shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
+    datasets.pretraining_set(str(tmp_path))
+    datasets.labelled_set(str(tmp_path), 'train')
+    with pytest.raises(UserError, match=r'val is missing'):
+        datasets.labelled_set(str(tmp_path), 'val')
+
+
+def test_val_with_fewer_classes_keeps_the_labels_of_train(images, tmp_path):
+    shutil.copytree(str(images / 'val' / 'star_stripes'), str(tmp_path / 'val' / 'star_stripes'))
+    val = datasets.labelled_set(str(tmp_path), 'val', classes=sorted(CLASSES))
+    assert {label for _, label in val.samples} == {sorted(CLASSES).index('star_stripes')}
+
+
+def test_a_class_that_train_does_not_know_is_named(images, tmp_path):
+    shutil.copytree(str(images / 'val' / 'disc_checks'), str(tmp_path / 'val' / 'unicorn'))
+    with pytest.raises(UserError, match="'unicorn'"):
+        datasets.labelled_set(str(tmp_path), 'val', classes=sorted(CLASSES))
+
+
+def test_an_empty_class_folder_is_named(images, tmp_path):
+    shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
+    (tmp_path / 'train' / 'zebra').mkdir()
+    with pytest.raises(UserError, match='zebra holds no images'):
+        datasets.labelled_set(str(tmp_path), 'train')
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    path = tmp_path / 'broken.jpg'
+    path.write_bytes(b'\xff\xd8\xff this is no picture')
+    with pytest.raises(UserError, match=r'broken\.jpg: cannot be read \(damaged or no image\); repair or remove'):
+        datasets.read_image(str(path))
+
+
+@pytest.mark.parametrize('mode', ['L', 'LA', 'RGBA', 'P', 'CMYK', '1'])
+def test_images_of_any_mode_come_as_rgb(tmp_path, mode):
+    path = tmp_path / ('image.tif' if mode == 'CMYK' else 'image.png')
+    Image.new('RGB', (8, 8), (200, 200, 200)).convert(mode).save(str(path))
+    assert datasets.read_image(str(path)).mode == 'RGB'

@@ -1,0 +1,115 @@
+"""Choosing the device, and where accelerators may be named."""
+import re
+import sys
+import types
+
+import pytest
+import torch
+from conftest import ROOT
+
+from util import device
+from util.errors import UserError
+
+BROKEN = {
+    'CANN is not sourced': ImportError('libhccl.so: cannot open shared object file: No such file or directory'),
+    'the backend fails to load': RuntimeError('Failed to load the backend extension: torch_npu.'),
+    'torch_npu 1.8.1 leaves': SystemExit(1),
+}
+
+
+class Finder:
+    """Makes `import torch_npu` behave as a broken installation does."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def find_spec(self, name, path=None, target=None):
+        if name == 'torch_npu':
+            raise self.error
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+
+
+@pytest.mark.parametrize('error', BROKEN.values(), ids=BROKEN)
+def test_a_broken_torch_npu_lets_auto_run_on_the_cpu_and_says_why(monkeypatch, no_gpu, error):
+    monkeypatch.setattr(sys, 'meta_path', [Finder(error)] + sys.meta_path)
+    chosen = device.select('auto')
+    assert chosen.type == 'cpu'
+    assert re.search(r'torch_npu is installed but does not load .* source set_env.sh', chosen.reason)
+
+
+@pytest.mark.parametrize('error', BROKEN.values(), ids=BROKEN)
+def test_a_broken_torch_npu_asked_for_by_name_is_one_clear_error(monkeypatch, error):
+    monkeypatch.setattr(sys, 'meta_path', [Finder(error)] + sys.meta_path)
+    with pytest.raises(UserError, match=r'--device npu: torch_npu is installed but does not load'):
+        device.select('npu')
+
+
+def test_cpu_asked_for_by_name_does_not_even_look_at_torch_npu(monkeypatch):
+    monkeypatch.setattr(sys, 'meta_path', [Finder(AssertionError('torch_npu was imported'))] + sys.meta_path)
+    assert device.select('cpu').type == 'cpu'
+
+
+def fake_npu(available=True, count=2):
+    return types.SimpleNamespace(is_available=lambda: available, device_count=lambda: count,
+                                 set_device=lambda where: None, manual_seed_all=lambda seed: None,
+                                 synchronize=lambda: None, max_memory_allocated=lambda: 3 * 2 ** 20)
+
+
+def test_an_npu_is_taken_before_all_others(monkeypatch):
+    monkeypatch.setattr(torch, 'npu', fake_npu(), raising=False)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    chosen = device.select('auto')
+    assert (chosen.type, chosen.backend, chosen.count(), chosen.peak_memory()) == ('npu', 'hccl', 2, 3)
+    assert chosen.supports_bf16() is False      # absent from torch.npu of 1.8
+    assert chosen.name == 'NPU'                 # so is the name of the chip in 1.5
+
+
+def test_cann_without_a_device_falls_back_and_names_the_tool_to_look_with(monkeypatch, no_gpu):
+    monkeypatch.setattr(torch, 'npu', fake_npu(available=False), raising=False)
+    assert 'npu-smi' in device.select('auto').reason
+
+
+def test_more_processes_than_devices_is_one_line_that_names_nproc(monkeypatch):
+    monkeypatch.setattr(torch, 'npu', fake_npu(count=2), raising=False)
+    with pytest.raises(UserError, match=r'process 2 of this node has no npu of its own: 2 found; pass --nproc=2'):
+        device.select('npu').use(2)
+
+
+def test_cuda_asked_for_and_missing_is_one_clear_error(no_gpu):
+    with pytest.raises(UserError, match='--device cuda: no CUDA GPU; pass --device auto'):
+        device.select('cuda')
+
+
+def test_hccl_is_told_the_address_that_reaches_the_master_unless_it_is_set(monkeypatch):
+    npu = device.Npu(fake_npu())
+    monkeypatch.delenv('HCCL_IF_IP', raising=False)
+    monkeypatch.setattr(device, 'local_address_towards', lambda host: '10.0.0.7')
+    npu.prepare_network('10.0.0.1')
+    assert device.os.environ['HCCL_IF_IP'] == '10.0.0.7'
+    monkeypatch.setenv('HCCL_IF_IP', '192.168.1.1')
+    npu.prepare_network('10.0.0.1')
+    assert device.os.environ['HCCL_IF_IP'] == '192.168.1.1'
+
+
+def test_the_loopback_is_no_address_towards_another_node():
+    assert device.local_address_towards('127.0.0.1') is None
+
+
+def test_accelerators_are_named_in_two_modules_only():
+    found = {}
+    for path in [*ROOT.glob('*.py'), *ROOT.glob('util/*.py')]:
+        text = path.read_text(encoding='utf-8')
+        lines = [line for line in text.split('\n') if re.search(r'(?<![a-z])(cuda|npu|hccl|nccl)(?![a-z])', line)]
+        if lines:
+            found[path.relative_to(ROOT).as_posix()] = lines
+    assert 'util/device.py' in found
+    helps = found.pop('util/arguments.py', [])
+    assert all('choices=' in line or 'help=' in line or "'--" in line for line in helps), helps
+    allowed = {'util/device.py', 'util/precision.py',
+               'util/__init__.py'}          # the variable that keeps torch from loading torch_npu
+    assert set(found) <= allowed, set(found) - allowed
+    assert all('torch_npu' in line for line in found.get('util/__init__.py', []))

@@ -1,0 +1,139 @@
+"""Who a process is, and that several processes compute what one would."""
+import json
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, execute
+
+from util.distributed import first_slurm_host, local_processes, world_from_environment
+from util.errors import UserError
+
+
+def world(environ, **flags):
+    found = world_from_environment(environ=environ, **flags)
+    return found.rank, found.size, found.local_rank
+
+
+def test_no_environment_is_one_process():
+    assert world({}) == (0, 1, 0)
+
+
+def test_torchrun_and_torch_distributed_launch_are_read():
+    environ = {'RANK': '9', 'WORLD_SIZE': '16', 'LOCAL_RANK': '1', 'MASTER_ADDR': 'a', 'MASTER_PORT': '1'}
+    assert world(environ) == (9, 16, 1)
+    assert (environ['MASTER_ADDR'], environ['MASTER_PORT']) == ('a', '1')
+
+
+def test_an_old_launcher_that_passes_local_rank_as_a_flag_is_understood():
+    assert world({'RANK': '3', 'WORLD_SIZE': '8'}, local_rank=3) == (3, 8, 3)
+
+
+def test_slurm_tasks_find_their_master_in_the_node_list():
+    environ = {'SLURM_PROCID': '5', 'SLURM_NTASKS': '16', 'SLURM_LOCALID': '5', 'SLURM_JOB_NODELIST': 'npu[07-08]',
+               'SLURM_JOB_ID': '12345'}
+    assert world(environ) == (5, 16, 5)
+    assert environ['MASTER_ADDR'] == 'npu07' and 1024 < int(environ['MASTER_PORT']) < 65536
+
+
+def test_a_shell_inside_a_slurm_allocation_is_one_process():
+    assert world({'SLURM_PROCID': '0', 'SLURM_NTASKS': '1', 'SLURM_LOCALID': '0'}) == (0, 1, 0)
+
+
+def test_a_master_that_the_user_set_is_kept_under_slurm():
+    environ = {'SLURM_PROCID': '0', 'SLURM_NTASKS': '2', 'SLURM_LOCALID': '0', 'SLURM_JOB_NODELIST': 'a,b',
+               'MASTER_ADDR': 'mine', 'MASTER_PORT': '7'}
+    world(environ)
+    assert (environ['MASTER_ADDR'], environ['MASTER_PORT']) == ('mine', '7')
+
+
+@pytest.mark.parametrize('nodelist, host', [
+    ('node1', 'node1'), ('node1,node2', 'node1'), ('n[03-07,12],x1', 'n03'), ('n[4]-ib,z', 'n4-ib'),
+    ('a-b[1,2]', 'a-b1')])
+def test_the_first_host_of_a_slurm_list(nodelist, host):
+    assert first_slurm_host(nodelist) == host
+
+
+def test_openmpi_is_read_where_asked():
+    environ = {'OMPI_COMM_WORLD_RANK': '2', 'OMPI_COMM_WORLD_SIZE': '4', 'OMPI_COMM_WORLD_LOCAL_RANK': '0'}
+    assert world(environ, dist_on_itp=True) == (2, 4, 0)
+    with pytest.raises(UserError, match='--dist_on_itp: OMPI_COMM_WORLD_RANK is not set'):
+        world({}, dist_on_itp=True)
+
+
+def test_processes_started_by_hand_say_who_they_are_by_flags():
+    environ = {}
+    assert world(environ, world_size=8, local_rank=5, addr='10.0.0.1') == (5, 8, 5)
+    assert environ == {'MASTER_ADDR': '10.0.0.1', 'MASTER_PORT': '29500'}
+
+
+def test_addr_does_not_overwrite_a_master_that_is_set():
+    environ = {'MASTER_ADDR': 'set'}
+    world(environ, world_size=2, local_rank=0, addr='10.0.0.1')
+    assert environ['MASTER_ADDR'] == 'set'
+
+
+def test_a_world_size_that_contradicts_the_launcher_is_refused():
+    with pytest.raises(UserError, match=r'--world_size 8: the environment says 4 processes'):
+        world({'RANK': '0', 'WORLD_SIZE': '4', 'LOCAL_RANK': '0'}, world_size=8)
+
+
+def test_a_rank_without_a_world_is_refused():
+    with pytest.raises(UserError, match=r'--local_rank 3: there are 1 processes; give --world_size'):
+        world({}, local_rank=3)
+
+
+def test_processes_on_a_node_are_counted_for_the_share_of_cores():
+    environments = {}, {'LOCAL_WORLD_SIZE': '8'}, {'SLURM_NTASKS_PER_NODE': '4(x2)'}
+    assert [local_processes(environ) for environ in environments] == [1, 8, 1]
+
+
+SCRIPT = '''
+import json, os, sys
+import torch
+import util, models_mae
+from util import device
+from util.distributed import World, world_from_environment, bare
+from util.metrics import DeviceMean
+from util.precision import FullPrecision
+from util.updates import WeightUpdates
+
+world = world_from_environment()
+world.join(device.Cpu())
+torch.manual_seed(0)
+images, noise = torch.randn(3, 8, 3, 16, 16), torch.rand(3, 8, 4)
+model = models_mae.mae_vit_nano_patch16(img_size=16, patch_size=8)
+optimizer = torch.optim.SGD(model.parameters(), lr=.1)
+updates = WeightUpdates(world.wrap(model, torch.device('cpu')), optimizer, FullPrecision(), lambda epoch: .1,
+                        accum_iter=int(sys.argv[2]))
+losses = []
+for i in range(3):
+    mean = DeviceMean(torch.device('cpu'))
+    mine = slice(world.rank, None, world.size)
+    with updates.iteration(i, 3, 0):
+        loss = updates.model(images[i, mine], .5, noise[i, mine])[0]
+        updates.backward(loss)
+    mean.add(loss, 8 // world.size)
+    losses.append(mean.read(world))
+if world.is_main:
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    json.dump([losses, weights.tolist()], open(sys.argv[1], 'w'))
+world.leave()
+'''
+
+
+def losses_and_weights(folder, processes, accum_iter):
+    script, result = folder / 'script.py', folder / 'result-{}.json'.format(processes)
+    script.write_text(SCRIPT)
+    start = [ROOT / 'util' / 'launch.py', '--nproc', processes] if processes > 1 else []
+    run = execute([sys.executable, *start, script, result, accum_iter])
+    assert run.status == 0, run.output
+    return [torch.tensor(values) for values in json.loads(result.read_text())]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('accum_iter', [1, 2])
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, accum_iter):
+    one, two = (losses_and_weights(tmp_path, processes, accum_iter) for processes in (1, 2))
+    assert torch.allclose(one[0], two[0], rtol=1e-5)
+    assert torch.allclose(one[1], two[1], rtol=1e-4, atol=1e-6)

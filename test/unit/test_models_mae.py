@@ -1,0 +1,176 @@
+"""The masked autoencoder against an independent implementation and the paper."""
+import numpy as np
+import pytest
+import torch
+
+import models_mae
+
+transformers = pytest.importorskip('transformers', reason='transformers, the independent implementation, is missing')
+
+SIZE = {'img_size': 32, 'patch_size': 8, 'embed_dim': 48, 'depth': 3, 'num_heads': 4, 'decoder_embed_dim': 32,
+        'decoder_depth': 2, 'decoder_num_heads': 4}
+
+
+def ours(**options):
+    torch.manual_seed(0)
+    layer_norm = models_mae.partial(torch.nn.LayerNorm, eps=1e-6)
+    model = models_mae.MaskedAutoencoderViT(**{**SIZE, 'norm_layer': layer_norm, **options})
+    for parameter in model.parameters():        # biases and norms start at 0 and 1: make them count
+        if parameter.requires_grad and parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=.1)
+    return model
+
+
+def theirs(model, norm_pix_loss):
+    """transformers' ViTMAEForPreTraining with the weights of `model`."""
+    config = transformers.ViTMAEConfig(
+        image_size=32, patch_size=8, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192,
+        decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=4,
+        decoder_intermediate_size=128, mask_ratio=.75, norm_pix_loss=norm_pix_loss, layer_norm_eps=1e-6,
+        hidden_act='gelu', qkv_bias=True)
+    other = transformers.ViTMAEForPreTraining(config)
+    translated = translate(model.state_dict())
+    state = other.state_dict()
+    assert set(translated) == set(state), set(translated) ^ set(state)
+    other.load_state_dict(translated)
+    return other
+
+
+def translate(state, model=None):
+    """The published names -> transformers' names; qkv is split in three."""
+    result = {}
+    for name, value in state.items():
+        for part, target in _targets(name, value):
+            result[target] = part
+    return result
+
+
+def _layer_names():
+    """How this release of transformers names the parts of a layer."""
+    config = transformers.ViTMAEConfig(image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=1,
+                                       num_attention_heads=1, intermediate_size=8, decoder_hidden_size=8,
+                                       decoder_num_hidden_layers=1, decoder_num_attention_heads=1,
+                                       decoder_intermediate_size=8)
+    return set(transformers.ViTMAEForPreTraining(config).state_dict())
+
+
+NAMES = _layer_names()
+
+
+def _first(*candidates):
+    return next(name for name in candidates if name in NAMES)
+
+
+def _targets(name, value):
+    fixed = {'cls_token': 'vit.embeddings.cls_token', 'pos_embed': 'vit.embeddings.position_embeddings',
+             'mask_token': 'decoder.mask_token', 'decoder_pos_embed': 'decoder.decoder_pos_embed'}
+    if name in fixed:
+        return [(value, fixed[name])]
+    stem, kind = name.rsplit('.', 1)
+    outer = {'patch_embed.proj': 'vit.embeddings.patch_embeddings.projection', 'norm': 'vit.layernorm',
+             'decoder_embed': 'decoder.decoder_embed', 'decoder_norm': 'decoder.decoder_norm',
+             'decoder_pred': 'decoder.decoder_pred'}
+    if stem in outer:
+        return [(value, outer[stem] + '.' + kind)]
+    blocks, index, inner = stem.split('.', 2)
+    prefixes = {'blocks': ('vit.encoder.layer.', 'vit.layers.', 'vit.layer.'),
+                'decoder_blocks': ('decoder.decoder_layers.', 'decoder.layers.')}[blocks]
+    parts = {'norm1': ['layernorm_before'], 'norm2': ['layernorm_after'],
+             'attn.proj': ['attention.output.dense', 'attention.o_proj'],
+             'mlp.fc1': ['intermediate.dense', 'mlp.fc1', 'mlp.up_proj'],
+             'mlp.fc2': ['output.dense', 'mlp.fc2', 'mlp.down_proj']}
+    if inner != 'attn.qkv':
+        probe = _first(*[p + '0.' + part + '.' + kind for p in prefixes for part in parts[inner]])
+        return [(value, probe.replace('.0.', '.{}.'.format(index), 1))]
+    result = []
+    for part, names in zip(value.chunk(3), (['query', 'q_proj'], ['key', 'k_proj'], ['value', 'v_proj'])):
+        probe = _first(*[p + '0.attention.' + middle + n + '.' + kind for p in prefixes
+                         for middle in ('attention.', '') for n in names])
+        result.append((part, probe.replace('.0.', '.{}.'.format(index), 1)))
+    return result
+
+
+def relative(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize('norm_pix_loss', [False, True])
+def test_loss_prediction_mask_and_gradients_equal_those_of_transformers(norm_pix_loss):
+    model = ours(norm_pix_loss=norm_pix_loss).train()
+    other = theirs(model, norm_pix_loss).train()
+    imgs, noise = torch.randn(4, 3, 32, 32), torch.rand(4, 16)
+    loss, pred, mask = model(imgs, .75, noise)
+    expected = other(pixel_values=imgs, noise=noise)
+    loss.backward()
+    expected.loss.backward()
+    assert relative(loss, expected.loss) < 1e-5
+    assert relative(pred, expected.logits) < 1e-5
+    assert torch.equal(mask, expected.mask)
+    gradients = {name: p.grad for name, p in other.named_parameters()}
+    compared = 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            for part, target in _targets(name, parameter.grad):
+                if name.endswith('attn.qkv.bias') and target.split('.')[-2] in ('key', 'k_proj'):
+                    assert part.abs().max() < 1e-7      # softmax does not see it: rounding noise on both sides
+                else:
+                    assert relative(part, gradients[target]) < 1e-5, name
+                compared += 1
+    assert compared > 50
+
+
+def test_a_seed_gives_the_mask_of_uniform_noise_of_smallest_first():
+    model = ours()
+    imgs = torch.randn(3, 3, 32, 32)
+    torch.manual_seed(7)
+    _, _, mask = model(imgs, .75)
+    torch.manual_seed(7)
+    noise = torch.rand(3, 16).numpy()
+    expected = np.ones((3, 16))
+    for row, order in zip(expected, noise.argsort(axis=1)):
+        row[order[:4]] = 0
+    assert np.array_equal(mask.numpy(), expected)
+
+
+def test_hidden_patches_do_not_reach_the_encoder():
+    model = ours().eval()
+    imgs, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    latent, mask, _ = model.forward_encoder(imgs, .75, noise)
+    changed = model.unpatchify(model.patchify(imgs) + 100 * mask[..., None])
+    assert torch.equal(model.forward_encoder(changed, .75, noise)[0], latent)
+    assert latent.shape == (2, 1 + 4, 48)
+
+
+def test_embedding_visible_patches_equals_the_convolution():
+    model = ours().eval()
+    imgs = torch.randn(2, 3, 32, 32)
+    everything = torch.nn.functional.linear(model.to_patches(imgs).flatten(2),
+                                            model.patch_embed.proj.weight.flatten(1), model.patch_embed.proj.bias)
+    assert torch.allclose(everything, model.patch_embed(imgs), atol=1e-5)
+
+
+def test_unpatchify_undoes_patchify_for_any_channels_and_shape():
+    model = models_mae.MaskedAutoencoderViT(**{**SIZE, 'img_size': (32, 16), 'in_chans': 2})
+    imgs = torch.randn(2, 2, 32, 16)
+    assert torch.equal(model.unpatchify(model.patchify(imgs)), imgs)
+    assert model(imgs)[1].shape == (2, 8, 128)
+
+
+def test_visible_patches_do_not_count_in_the_loss():
+    model = ours()
+    imgs, pred = torch.randn(2, 3, 32, 32), torch.randn(2, 16, 192)
+    mask = (torch.rand(2, 16) > .5).float()
+    before = model.forward_loss(imgs, pred, mask)
+    assert torch.equal(model.forward_loss(imgs, pred + 9 * (1 - mask[..., None]), mask), before)
+
+
+@pytest.mark.parametrize('name, millions, decoder', [
+    ('mae_vit_base_patch16', 111.91, 512), ('mae_vit_large_patch16', 329.54, 512),
+    ('mae_vit_huge_patch14', 657.07, 512), ('mae_vit_small_patch16', None, 256), ('mae_vit_tiny_patch16', None, 192),
+    ('mae_vit_nano_patch16', None, 64)])
+def test_a_named_size_has_its_published_parameter_count(name, millions, decoder):
+    with torch.device('meta') if hasattr(torch, 'device') and millions else torch.no_grad():
+        model = getattr(models_mae, name)()
+    if millions:
+        assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+    assert model.mask_token.shape[-1] == decoder

@@ -1,0 +1,67 @@
+"""Lint, and what holds for every file of the repository."""
+import ast
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, execute
+
+
+def tool(name):
+    """A program of this interpreter's environment or of the machine."""
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
+    if not found:
+        if os.environ.get('CI') == 'true':
+            pytest.fail(name + ' is missing, and CI skips nothing')
+        pytest.skip(name + ' is not installed')
+    return found
+
+
+PYTHON_FILES = [p for p in ROOT.rglob('*.py') if not any(part.startswith(('.', 'output', 'demo_output'))
+                                                           for part in p.relative_to(ROOT).parts)]
+
+
+def test_ruff_finds_nothing():
+    run = execute([tool('ruff'), 'check', '--no-cache', ROOT])
+    assert run.status == 0, run.output
+
+
+def test_shellcheck_finds_nothing():
+    scripts = [*ROOT.glob('test/**/*.sh'), ROOT / '.ci' / 'run']
+    assert len(scripts) > 12
+    run = execute([tool('shellcheck'), '-x', '-P', 'SCRIPTDIR', *scripts])
+    assert run.status == 0, run.output
+
+
+@pytest.mark.parametrize('path', PYTHON_FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_file_is_python_3_7_and_short_enough_to_read(path):
+    text = path.read_text(encoding='utf-8')
+    options = {'feature_version': (3, 7)} if sys.version_info >= (3, 8) else {}
+    tree = ast.parse(text, **options)
+    if path.parent.name != 'unit':
+        assert text.count('\n') <= 350
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert node.body[-1].lineno - node.lineno <= 60, node.name
+
+
+def test_every_public_function_and_class_says_what_it_is_for():
+    missing = []
+    for path in PYTHON_FILES:
+        if path.parent.name in ('unit', 'bench'):
+            continue
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        documented = [tree] + [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        missing += ['{}: {}'.format(path.name, getattr(node, 'name', 'module')) for node in documented
+                    if not getattr(node, 'name', '').startswith('_') and getattr(node, 'name', '') != 'main'
+                    and not ast.get_docstring(node)]
+    assert not missing
+
+
+def test_help_answers_without_loading_torch():
+    for script in ('main_pretrain.py', 'main_finetune.py'):
+        run = execute([sys.executable, '-X', 'importtime', ROOT / script, '--help'])
+        assert run.status == 0 and '--data_path' in run.output
+        assert '| torch' not in run.output.replace('|   ', '| ').replace('|  ', '| ')

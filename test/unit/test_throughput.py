@@ -1,0 +1,80 @@
+"""Images per second, with a clock that the test moves."""
+import pytest
+
+from util.throughput import Rate, Throughput, duration, per_second
+
+
+class Clock:
+    """Seconds that pass only when somebody says so."""
+
+    def __init__(self):
+        self.time, self.synchronized = 0., 0
+
+    def __call__(self):
+        return self.time
+
+    def synchronize(self):
+        self.synchronized += 1
+
+
+def measure(sizes, step, wait=0., warmup=10, slow_first=0.):
+    """A pass over batches of `sizes` images that wait `wait` seconds for data and take `step` seconds each."""
+    clock = Clock()
+
+    def loader():
+        for size in sizes:
+            clock.time += wait
+            yield [0] * size
+
+    throughput = Throughput(len(sizes), warmup, clock.synchronize, clock)
+    for i, batch in enumerate(throughput.batches(loader())):
+        clock.time += step + (slow_first if i == 0 else 0)
+        throughput.add(len(batch))
+    return throughput, clock
+
+
+def test_an_epoch_of_3_iterations_counts_the_last_two():
+    throughput, _ = measure([8, 8, 8], step=.5, slow_first=100)
+    assert (throughput.images, throughput.seconds) == (16, pytest.approx(1.))
+
+
+def test_warmup_iterations_are_left_out():
+    throughput, _ = measure([4] * 50, step=.1, slow_first=30)
+    assert throughput.images == 160
+    assert per_second(throughput.images, throughput.seconds) == pytest.approx(40)
+
+
+def test_a_last_short_batch_counts_the_images_that_it_has():
+    throughput, _ = measure([10, 10, 10, 3], step=1., warmup=0)
+    assert (throughput.images, throughput.seconds) == (33, pytest.approx(4.))
+
+
+def test_an_epoch_of_one_iteration_is_timed_whole():
+    throughput, _ = measure([8], step=2.)
+    assert per_second(throughput.images, throughput.seconds) == pytest.approx(4)
+
+
+def test_waiting_for_data_counts_in_the_time_and_is_told_apart():
+    throughput, _ = measure([8] * 4, step=.3, wait=.1, warmup=0)
+    assert throughput.seconds == pytest.approx(1.6)
+    assert throughput.waited == pytest.approx(.4)
+
+
+def test_the_device_is_waited_for_at_the_edges_only():
+    _, clock = measure([8] * 60, step=.1)
+    assert clock.synchronized == 2
+
+
+def test_a_run_adds_up_its_epochs_and_leaves_out_what_lies_between():
+    rate = Rate()
+    assert rate.add(100, 2.) == pytest.approx(50)
+    assert rate.add(300, 2.) == pytest.approx(150)
+    assert rate.fps == pytest.approx(100)
+
+
+def test_nothing_timed_is_no_speed_rather_than_an_error():
+    assert per_second(0, 0.) == 0. and Rate().fps == 0.
+
+
+def test_durations_read_as_hours_minutes_seconds():
+    assert duration(3725.9) == '1:02:05'

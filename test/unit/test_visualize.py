@@ -1,0 +1,62 @@
+"""The picture of reconstructions."""
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, execute
+from PIL import Image
+
+import models_mae
+from util import visualize
+
+
+def model(**options):
+    torch.manual_seed(0)
+    return models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8, **options).eval()
+
+
+def test_visible_patches_are_the_originals_and_hidden_ones_grey():
+    imgs = torch.randn(2, 3, 32, 32)
+    masked, reconstructed = visualize.reconstruct(model(), imgs, .75)
+    shown = masked != 0
+    assert shown.float().mean() == pytest.approx(.25)
+    assert torch.equal(reconstructed[shown], imgs[shown])
+    assert not torch.equal(reconstructed, imgs)
+
+
+def test_a_prediction_under_norm_pix_loss_gets_its_patch_statistics_back():
+    net, imgs = model(norm_pix_loss=True), torch.randn(2, 3, 32, 32) * 5 + 3
+    for parameter in net.decoder_pred.parameters():
+        torch.nn.init.zeros_(parameter)
+    _, reconstructed = visualize.reconstruct(net, imgs, .75)
+    mean = net.patchify(imgs).mean(dim=-1, keepdim=True)
+    patches = net.patchify(reconstructed)
+    hidden = patches.var(dim=-1) < 1e-6
+    assert hidden.float().mean() == pytest.approx(.75)
+    assert torch.allclose(patches[hidden], mean.expand_as(patches)[hidden], atol=1e-4)
+
+
+def test_an_image_survives_normalising_and_back(images):
+    path = next(images.glob('val/*/*.jpg'))
+    transform = visualize.evaluation_transform(32)
+    tensor = transform(visualize.read_image(str(path)))
+    again = visualize.evaluation_transform(32).transforms[-1](
+        visualize.evaluation_transform(32).transforms[-2](visualize.to_image(tensor)))
+    assert torch.allclose(tensor, again, atol=1e-5)
+
+
+def test_the_command_draws_a_picture_of_a_trained_model(images, pretrained, tmp_path):
+    target = tmp_path / 'picture.png'
+    run = execute([sys.executable, '-m', 'util.visualize', '--resume', pretrained / 'checkpoint-0.pth', '--output',
+                   target, '--count', 3, images / 'val'], PYTHONPATH=str(ROOT))
+    assert run.status == 0, run.output
+    with Image.open(str(target)) as picture:
+        assert picture.size == (496, 516)
+        assert len(set(picture.tobytes())) > 50
+
+
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path, images):
+    torch.save({'model': {}, 'args': {'model': 'vit_base_patch16'}}, str(tmp_path / 'x.pth'))
+    run = execute([sys.executable, '-m', 'util.visualize', '--resume', tmp_path / 'x.pth', '--output', 'y.png', images],
+                  PYTHONPATH=str(ROOT))
+    assert (run.status, run.output.count('\n')) == (2, 1) and 'is no checkpoint of main_pretrain.py' in run.output

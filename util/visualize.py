@@ -1,0 +1,117 @@
+"""See what a masked autoencoder sees: python -m util.visualize --resume CHECKPOINT --output PICTURE.png IMAGES...
+
+Each row of the picture is one image: what the model was shown, what it made of it, and the original.
+"""
+import argparse
+
+import torch
+from PIL import Image, ImageDraw
+
+import models_mae
+from util import checkpoint
+from util.arguments import COUNT, INDEX, INSIDE_0_1
+from util.datasets import pretraining_set, read_image
+from util.errors import UserError, run
+from util.files import atomic_file
+from util.transforms import evaluation_transform, statistics
+
+COLUMNS = ('masked', 'reconstructed', 'original')
+CELL, GAP, HEADER = 160, 4, 20        # pixels
+
+
+def load_model(path):
+    """(model, flags it was trained with) of a pre-training checkpoint.
+
+    Raises:
+        UserError: the file is no checkpoint of main_pretrain.py.
+    """
+    state = checkpoint.load(path)
+    flags = state.get('args')
+    flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
+    if not flags or not str(flags.get('model', '')).startswith('mae_vit_'):
+        raise UserError('{}: is no checkpoint of main_pretrain.py'.format(path))
+    size = {'patch_size': flags['patch_size']} if flags.get('patch_size') else {}
+    model = getattr(models_mae, flags['model'])(
+        img_size=flags.get('input_size', 224), in_chans=flags.get('in_chans', 3),
+        norm_pix_loss=flags.get('norm_pix_loss', False), **size)
+    checkpoint.load_model(model, state['model'], path)
+    return model.eval(), flags
+
+
+@torch.no_grad()
+def reconstruct(model, imgs, mask_ratio, seed=0):
+    """What is shown of images and what the model makes of it.
+
+    A model trained with norm_pix_loss predicts patches without their mean and contrast; these are then taken from
+    the original patches.
+    Args:
+        imgs: (N, C, H, W), normalised.
+    Returns:
+        masked, reconstructed: (N, C, H, W) each, normalised; hidden pixels of `masked` are 0. Visible patches of
+        `reconstructed` are the original ones.
+    """
+    generator = torch.Generator()
+    generator.manual_seed(seed)
+    noise = torch.rand(len(imgs), model.grid_size[0] * model.grid_size[1], generator=generator)
+    _, pred, mask = model(imgs, mask_ratio, noise)
+    patches, hidden = model.patchify(imgs), mask[..., None]
+    if model.norm_pix_loss:
+        mean, std = models_mae.patch_statistics(patches)
+        pred = pred * std + mean
+    return (model.unpatchify(patches * (1 - hidden)), model.unpatchify(pred * hidden + patches * (1 - hidden)))
+
+
+def to_image(tensor):
+    """One normalised image (C, H, W) -> PIL image."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics(len(tensor)))
+    pixels = ((tensor * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).convert('RGB')
+
+
+def picture(model, imgs, mask_ratio, seed=0):
+    """The grid of masked, reconstructed and original images as a PIL image."""
+    masked, reconstructed = reconstruct(model, imgs, mask_ratio, seed)
+    canvas = Image.new('RGB', (len(COLUMNS) * (CELL + GAP) + GAP, len(imgs) * (CELL + GAP) + GAP + HEADER), 'white')
+    pen = ImageDraw.Draw(canvas)
+    note = ' (patch means from the original)' if model.norm_pix_loss else ''
+    for column, (title, rows) in enumerate(zip(COLUMNS, (masked, reconstructed, imgs))):
+        left = GAP + column * (CELL + GAP)
+        pen.text((left, GAP), title if title != 'reconstructed' else title + note, fill='black')
+        for row, tensor in enumerate(rows):
+            canvas.paste(to_image(tensor).resize((CELL, CELL), Image.NEAREST),
+                         (left, HEADER + GAP + row * (CELL + GAP)))
+    return canvas
+
+
+def find_images(paths, count):
+    """The first files among `paths`, or up to `count` spread over a folder."""
+    found = []
+    for path in paths:
+        if path.lower().endswith(('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff')):
+            found.append(path)
+        else:
+            samples = pretraining_set(path).samples
+            found += [samples[i * len(samples) // count][0] for i in range(min(count, len(samples)))]
+    return found[:count]
+
+
+def _main():
+    parser = argparse.ArgumentParser(prog='python -m util.visualize', description=__doc__.split('\n')[0])
+    parser.add_argument('images', nargs='+', help='image files or folders of images')
+    parser.add_argument('--resume', required=True, help='checkpoint of main_pretrain.py')
+    parser.add_argument('--output', required=True, help='PNG file to write')
+    parser.add_argument('--mask_ratio', type=INSIDE_0_1, help='share of patches to hide; default: as in training')
+    parser.add_argument('--count', type=COUNT, default=8, help='images at most (default: %(default)s)')
+    parser.add_argument('--seed', type=INDEX, default=0, help='seed of the masks (default: %(default)s)')
+    args = parser.parse_args()
+    model, flags = load_model(args.resume)
+    transform = evaluation_transform(flags.get('input_size', 224), flags.get('in_chans', 3))
+    imgs = torch.stack([transform(read_image(path)) for path in find_images(args.images, args.count)])
+    grid = picture(model, imgs, args.mask_ratio or flags.get('mask_ratio', .75), args.seed)
+    with atomic_file(args.output) as file:
+        grid.save(file, 'PNG')
+    print('reconstructions: {}'.format(args.output))
+
+
+if __name__ == '__main__':
+    run(_main)

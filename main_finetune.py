@@ -84,7 +84,7 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
     model = build_model(args, count_classes(args, dataset))
-    resumed.restore_model(model)
+    resumed.restore_model(model, fit_positions=True)
     logbook = runtimes.open_logbook(args, runtime)
     model = precision.prepare_inference(model.to(runtime.device))
     result = evaluate(model, loader, precision, runtime)

@@ -107,10 +107,7 @@ def load_pretrained(model, weights, path):
         UserError: the encoder is not this model's.
     """
     own = model.state_dict()
-    kept = {name: value for name, value in weights.items() if name in own}
-    if 'pos_embed' in kept and kept['pos_embed'].shape[-1] == own['pos_embed'].shape[-1]:
-        side = round((kept['pos_embed'].shape[1] - 1) ** .5)
-        kept['pos_embed'] = resize_positions(kept['pos_embed'], (side, side), model.grid_size)
+    kept = {name: value for name, value in with_positions_for(model, weights).items() if name in own}
     if any(name in kept and kept[name].shape != own[name].shape for name in ('head.weight', 'head.bias')):
         kept = {name: value for name, value in kept.items() if not name.startswith('head.')}
     fresh = [name for name in own if name not in kept]
@@ -120,6 +117,16 @@ def load_pretrained(model, weights, path):
     _check_shapes(own, kept, path)
     model.load_state_dict(kept, strict=False)
     return [name for name in weights if name not in kept], fresh
+
+
+def with_positions_for(model, weights):
+    """`weights` with pos_embed interpolated from its square grid to the model's."""
+    table = weights.get('pos_embed')
+    if table is None or table.shape == model.pos_embed.shape or table.shape[-1] != model.pos_embed.shape[-1]:
+        return weights
+    side = round((table.shape[1] - 1) ** .5)
+    logger.info('positions interpolated from %d x %d to %d x %d patches', side, side, *model.grid_size)
+    return {**weights, 'pos_embed': resize_positions(table, (side, side), model.grid_size)}
 
 
 def _check_shapes(own, weights, path):
@@ -171,10 +178,15 @@ class Resumed:
     def __init__(self, path):
         self.path, self.state = path, load(path) if path else {}
 
-    def restore_model(self, model):
-        """Fill the bare model, before its precision is set up."""
+    def restore_model(self, model, fit_positions=False):
+        """Fill the bare model, before its precision is set up.
+
+        Args:
+            fit_positions: interpolate the positions where the model takes another input size.
+        """
         if self.path:
-            load_model(model, self.state['model'], self.path)
+            weights = self.state['model']
+            load_model(model, with_positions_for(model, weights) if fit_positions else weights, self.path)
             logger.info('loaded the weights of %s', self.path)
 
     def restore_training(self, optimizer, precision):

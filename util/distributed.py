@@ -43,10 +43,6 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def barrier(self):
-        if self.size > 1:
-            dist.barrier()
-
     def leave(self):
         if self.size > 1:
             dist.destroy_process_group()

@@ -247,6 +247,7 @@ def _autocast_factory(accelerator, dtype):
 
 def _new_scaler(accelerator, fixed_scale):
     options = {} if fixed_scale is None else {'init_scale': fixed_scale}
-    if hasattr(torch, 'amp') and hasattr(torch.amp, 'GradScaler'):
+    # torch_npu's own scaler also notices the overflows of chips that saturate instead of giving inf.
+    if accelerator.type != 'npu' and hasattr(getattr(torch, 'amp', None), 'GradScaler'):
         return torch.amp.GradScaler(accelerator.type, **options)
     return accelerator.module.amp.GradScaler(**options)

@@ -45,25 +45,29 @@ DRY_RUN=1 prints the command instead of running it. PYTHON=... chooses the inter
 EOF
 }
 
-# read_parameters "$@": the launcher's own parameters into PARAMETER[name], everything else into PASSED_ON.
+# read_parameters "$@": the launcher's own parameters into variables of their names, everything else into PASSED_ON.
+# Nodes may also be named in the environment.
 read_parameters() {
-    declare -gA PARAMETER=()
+    data_path='' finetune_pth='' resume_pth='' nproc='' output_dir=''
+    nnodes=${NNODES:-$NODES} node_rank=${NODE_RANK:-} master_addr=${MASTER_ADDR:-} master_port=${MASTER_PORT:-}
     PASSED_ON=()
-    local name value
+    local name
     while (($#)); do
         case $1 in
-            --help | -h) usage && exit 0 ;;
+            --help | -h)
+                usage
+                exit 0
+                ;;
             --data_path | --finetune_pth | --resume_pth | --nproc | --nnodes | --node_rank | --master_addr | \
                 --master_port | --output_dir)
                 (($# > 1)) || die "$1: give a value"
-                name=${1#--} value=$2
+                printf -v "${1#--}" '%s' "$2"
                 shift
-                PARAMETER[$name]=$value
                 ;;
             --data_path=* | --finetune_pth=* | --resume_pth=* | --nproc=* | --nnodes=* | --node_rank=* | \
                 --master_addr=* | --master_port=* | --output_dir=*)
-                name=${1%%=*} value=${1#*=}
-                PARAMETER[${name#--}]=$value
+                name=${1%%=*}
+                printf -v "${name#--}" '%s' "${1#*=}"
                 ;;
             *) PASSED_ON+=("$1") ;;
         esac
@@ -75,38 +79,33 @@ read_parameters() {
 check_parameters() {
     local name
     for name in data_path ${NEEDS[@]+"${NEEDS[@]}"}; do
-        [[ -n ${PARAMETER[$name]:-} ]] || die "--$name=... is required (--help explains)"
+        [[ -n ${!name} ]] || die "--$name=... is required (--help explains)"
     done
     for name in nproc nnodes; do
-        [[ ${PARAMETER[$name]:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${PARAMETER[$name]} is not a positive number"
+        [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"
     done
-    [[ -d ${PARAMETER[data_path]} ]] || die "--data_path: ${PARAMETER[data_path]} is not a folder"
+    [[ -d $data_path ]] || die "--data_path: $data_path is not a folder"
     for name in ${NEEDS[@]+"${NEEDS[@]}"}; do
-        [[ -f ${PARAMETER[$name]} ]] || die "--$name: ${PARAMETER[$name]} is not a file"
+        [[ -f ${!name} ]] || die "--$name: ${!name} is not a file"
     done
+    if ((nnodes > 1)) && [[ -z $node_rank || -z $master_addr ]]; then
+        die "$nnodes nodes: give --node_rank=0 on the first node (1 on the next) and --master_addr=ADDRESS of it"
+    fi
 }
 
-# build_command LOG_FOLDER: COMMAND, from the recipe, the declarations and the user's parameters.
+# build_command FOLDER: COMMAND, from the recipe, the declarations and the user's parameters; FOLDER gets its output.
 build_command() {
-    local nnodes=${PARAMETER[nnodes]:-${NNODES:-$NODES}} nproc=${PARAMETER[nproc]:-}
-    [[ $nnodes =~ ^[1-9][0-9]*$ ]] || die "NNODES: $nnodes is not a positive number"
-    NODE_RANK=${PARAMETER[node_rank]:-${NODE_RANK:-}}
-    local addr=${PARAMETER[master_addr]:-${MASTER_ADDR:-}} port=${PARAMETER[master_port]:-${MASTER_PORT:-}}
     COMMAND=("$PYTHON")
-    if ((nnodes > 1)); then
-        [[ -n $NODE_RANK && -n $addr ]] ||
-            die "$nnodes nodes: give --node_rank=0 on the first node (1 on the next) and --master_addr=ADDRESS of it"
-    fi
     if ((nnodes > 1 || ${nproc:-$DEVICES} > 1)); then
         COMMAND+=("$ROOT/util/launch.py")
         if [[ -n $nproc ]]; then COMMAND+=(--nproc "$nproc"); else COMMAND+=(--devices "$DEVICES"); fi
-        if ((nnodes > 1)); then COMMAND+=(--nnodes "$nnodes" --node_rank "$NODE_RANK" --master_addr "$addr"); fi
-        if [[ -n $port ]]; then COMMAND+=(--master_port "$port"); fi
+        if ((nnodes > 1)); then COMMAND+=(--nnodes "$nnodes" --node_rank "$node_rank" --master_addr "$master_addr"); fi
+        if [[ -n $master_port ]]; then COMMAND+=(--master_port "$master_port"); fi
     fi
-    COMMAND+=("$ROOT/$SCRIPT" --data_path "${PARAMETER[data_path]}" --output_dir "$1" "${RECIPE[@]}")
+    COMMAND+=("$ROOT/$SCRIPT" --data_path "$data_path" --output_dir "$1" "${RECIPE[@]}")
     if [[ -n $EPOCHS ]]; then COMMAND+=(--epochs "$EPOCHS"); fi
-    if [[ -n ${PARAMETER[finetune_pth]:-} ]]; then COMMAND+=(--finetune "${PARAMETER[finetune_pth]}"); fi
-    if [[ -n ${PARAMETER[resume_pth]:-} ]]; then COMMAND+=(--resume "${PARAMETER[resume_pth]}"); fi
+    if [[ -n $finetune_pth ]]; then COMMAND+=(--finetune "$finetune_pth"); fi
+    if [[ -n $resume_pth ]]; then COMMAND+=(--resume "$resume_pth"); fi
     COMMAND+=(${PASSED_ON[@]+"${PASSED_ON[@]}"})
 }
 
@@ -136,8 +135,7 @@ launch() {
     "recipe_$RECIPE_NAME"
     read_parameters "$@"
     check_parameters
-    local folder="$ROOT/${OUTPUT%/*}" log
-    if [[ -n ${PARAMETER[output_dir]:-} ]]; then folder=${PARAMETER[output_dir]}; fi
+    local folder=${output_dir:-$ROOT/${OUTPUT%/*}} log=${OUTPUT##*/}
     find_python
     build_command "$folder"
     if [[ -n ${DRY_RUN:-} ]]; then
@@ -145,14 +143,13 @@ launch() {
         echo
         return
     fi
-    # One log a node, so that nodes which share a disk do not write into each other's lines.
-    log=${OUTPUT##*/}
-    if ((${NODE_RANK:-0} > 0)); then
-        log=${log%.log}_node$NODE_RANK.log
+    source_npu_environment
+    if ((nnodes > 1 && node_rank > 0)); then
+        # Nodes may share a disk: only the first sets old results aside, and each writes a log of its own.
+        log=${log%.log}_node$node_rank.log
         mkdir -p "$folder"
     else
         PYTHONPATH=$ROOT "$PYTHON" -m util.output_dir "$folder" ${PASSED_ON[@]+"${PASSED_ON[@]}"}
     fi
-    source_npu_environment
     run_logged "$folder/$log"
 }

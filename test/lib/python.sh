@@ -71,7 +71,7 @@ make_environment() {
             die "$base cannot make an environment: install its venv module (python3-venv on Debian and Ubuntu)"
         keep_torch "$folder"
         for file in "$@"; do files+=(-r "$file"); done
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint "$folder/constraints.txt" \
+        "$PYTHON" -m pip install --disable-pip-version-check --constraint "$folder/constraints.txt" \
             ${torch[@]+"${torch[@]}"} "${files[@]}" ||
             die "pip could not install $*: see its message above; the same command tries again"
         touch "$folder/complete"

@@ -121,6 +121,16 @@ def test_positions_are_interpolated_to_another_input_size():
     assert (coarse - mae.pos_embed[0, 1:]).abs().mean() < .05
 
 
+def test_an_evaluation_at_another_input_size_interpolates_positions_too(tmp_path):
+    path, trained, larger = str(tmp_path / 'x.pth'), vit(), vit(img_size=64)
+    torch.save({'model': trained.state_dict()}, path)
+    checkpoint.Resumed(path).restore_model(larger, fit_positions=True)
+    assert torch.equal(larger.blocks[0].norm1.weight, trained.blocks[0].norm1.weight)
+    assert torch.equal(larger.pos_embed[:, :1], trained.pos_embed[:, :1])
+    with pytest.raises(UserError, match='--input_size'):
+        checkpoint.Resumed(path).restore_model(vit(img_size=64))
+
+
 def test_a_head_of_other_classes_starts_anew():
     model = vit(num_classes=5)
     _, fresh = checkpoint.load_pretrained(model, vit(num_classes=9).state_dict(), 'x.pth')

@@ -1,4 +1,5 @@
 """Which precision is chosen, and that each one trains."""
+import contextlib
 import sys
 import types
 
@@ -76,6 +77,80 @@ def test_the_unrelated_apex_of_pypi_is_not_taken_for_amp(monkeypatch):
     monkeypatch.setitem(sys.modules, 'apex', types.ModuleType('apex'))
     with pytest.raises(UserError, match='--amp_backend apex'):
         precision.choose(Chip('cuda', True), backend='apex')
+
+
+class FakeAmp:
+    """O2 in the small: a half-precision model, masters made from it at the first zero_grad, scaled loss."""
+
+    def initialize(self, model, optimizer=None, opt_level='O2', loss_scale='dynamic', combine_grad=None, verbosity=1):
+        assert opt_level == 'O2' and combine_grad is True
+        self.scale = 128. if loss_scale == 'dynamic' else loss_scale
+        model.half()
+        forward = model.forward
+        model.forward = lambda *args: forward(*[arg.half() for arg in args]).float()
+        self.pairs, zero_grad, step = [], optimizer.zero_grad, optimizer.step
+
+        def lazy_zero_grad():
+            if not self.pairs:
+                for group in optimizer.param_groups:
+                    for i, p in enumerate(group['params']):
+                        group['params'][i] = torch.nn.Parameter(p.detach().float())
+                        self.pairs.append((p, group['params'][i]))
+            zero_grad()
+            for p, _ in self.pairs:
+                p.grad = None
+
+        def step_and_copy():
+            step()
+            for p, master in self.pairs:
+                p.data.copy_(master.data)
+        optimizer.zero_grad, optimizer.step = lazy_zero_grad, step_and_copy
+        return model, optimizer
+
+    @contextlib.contextmanager
+    def scale_loss(self, loss, optimizer):
+        yield loss * self.scale
+        for p, master in self.pairs:
+            gradient = p.grad.float() / self.scale
+            master.grad = gradient if master.grad is None else master.grad + gradient
+            p.grad = None
+
+    def master_params(self, optimizer):
+        return (p for group in optimizer.param_groups for p in group['params'])
+
+    def state_dict(self):
+        return {'scale': self.scale}
+
+    def load_state_dict(self, state):
+        self.scale = state['scale']
+
+
+def half_linear_works():
+    try:
+        torch.nn.functional.linear(torch.ones(2, 2).half(), torch.ones(2, 2).half(), torch.ones(2).half())
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not half_linear_works(), reason='this torch has no fp16 matrix product on the CPU')
+def test_apex_o2_trains_and_keeps_exact_fp32_weights():
+    chosen = precision.ApexO2(types.SimpleNamespace(amp=FakeAmp()), 128.)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = chosen.adamw(Cpu(), model.parameters(), lr=.01)
+    model, optimizer = chosen.prepare(model, optimizer)
+    exact = chosen.model_state(model, optimizer)
+    assert all(torch.equal(exact[name], value) for name, value in before.items())       # not rounded to fp16
+    assert model.state_dict()['0.weight'].dtype == torch.float16
+    for part in torch.randn(2, 8, 4):
+        chosen.backward(model(part).pow(2).mean() / 2, optimizer)
+    chosen.step(optimizer, clip_grad=.1)
+    after = chosen.model_state(model, optimizer)
+    moved = (after['0.weight'] - before['0.weight']).abs()
+    assert 0 < moved.max() < .011 and after['0.weight'].dtype == torch.float32
+    assert torch.equal(model.state_dict()['0.weight'], after['0.weight'].half())
 
 
 def train(chosen, steps=30):

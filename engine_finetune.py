@@ -60,7 +60,6 @@ def evaluate(model, loader, precision, runtime):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, reduction='sum')
         totals += torch.cat([count_correct(logits, labels), torch.stack([loss, torch.full_like(loss, len(images))])])
-        clock.add(len(images))
         if (i + 1) % PRINT_EVERY == 0:
             logger.info('Test:  [%d/%d]', i + 1, len(loader))
     correct1, correct5, loss, images = runtime.world.sum(totals).tolist()

@@ -119,6 +119,7 @@ def train(args, runtime, precision, resumed):
 
     # epochs
     start_epoch = resumed.next_epoch if args.start_epoch is None else args.start_epoch
+    runtime.check_agreement('epoch to start at', start_epoch)
     if runtimes.nothing_left(start_epoch, args.epochs):
         return
     logbook, rate = runtimes.open_logbook(args, runtime), Rate()

@@ -165,7 +165,7 @@ _DEC512D8B = {'decoder_embed_dim': 512, 'decoder_depth': 8, 'decoder_num_heads':
 
 
 def mae_vit_nano_patch16(**kwargs):
-    """A ViT of 1.2 M parameters, for lessons and tests on a CPU."""
+    """A ViT of 1.4 M parameters, for lessons and tests on a CPU."""
     return _mae(kwargs, patch_size=16, embed_dim=128, depth=6, num_heads=4,
                 decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=2)
 

@@ -71,7 +71,7 @@ def _vit(kwargs, **size):
 
 
 def vit_nano_patch16(**kwargs):
-    """A ViT of 1.2 M parameters, for lessons and tests on a CPU."""
+    """A ViT of 1.4 M parameters, for lessons and tests on a CPU."""
     return _vit(kwargs, patch_size=16, embed_dim=128, depth=6, num_heads=4)
 
 

@@ -8,6 +8,7 @@ set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$ROOT/test/lib/python.sh"
+source "$ROOT/test/lib/env_npu.sh"
 
 die() {
     printf 'error: %s\n' "$*" >&2
@@ -29,8 +30,11 @@ done
 
 make_environment "torch torchvision timm PIL numpy tensorboard" "$ROOT/2.x_requirements.txt"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+source_npu_environment
 begun=$SECONDS
 "$PYTHON" -m util.output_dir "$output"
+log=$output/demo.log
+: >"$log"       # marks the folder as a run's, so that the next one sets it aside
 
 step() { printf '\n=== %s (%d:%02d since the start)\n' "$1" $(((SECONDS - begun) / 60)) $(((SECONDS - begun) % 60)); }
 
@@ -66,7 +70,7 @@ step "6/6 looking at reconstructions of validation images"
 "$PYTHON" -m util.visualize --resume "$checkpoint" --output "$output/reconstructions.png" "$images/val"
 
 step "done"
-"$PYTHON" - "$output" <<'EOF'
+"$PYTHON" - "$output" <<'EOF' | tee "$log"
 import json
 import sys
 
@@ -82,6 +86,7 @@ print('pre-training gave  {:+.1f} points'.format(pretrained['acc1'] - scratch['a
 EOF
 cat <<EOF
 
+table             $log
 images            $images
 reconstructions   $output/reconstructions.png
 pre-training      $output/pretrain   (log.txt, checkpoints, TensorBoard)

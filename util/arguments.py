@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):
-        if action.default in (None, '', False) or action.required:
+        if action.default in (None, '') or isinstance(action.default, bool) or action.required:
             return action.help
         return super()._get_help_string(action)
 

@@ -97,6 +97,7 @@ class Accelerator(Cpu):
 
 
 class Cuda(Accelerator):
+    """NVIDIA GPUs, by torch.cuda and NCCL."""
     type = 'cuda'
     backend = 'nccl'
 
@@ -109,6 +110,7 @@ class Cuda(Accelerator):
 
 
 class Npu(Accelerator):
+    """Ascend NPUs, by torch.npu (of torch_npu, or built into Ascend's torch 1.5) and HCCL."""
     type = 'npu'
     backend = 'hccl'
 

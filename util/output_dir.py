@@ -2,8 +2,9 @@
 
 `python -m util.output_dir FOLDER` does it for the launchers, before they open their log.
 """
-import glob
+import fnmatch
 import os
+import re
 import sys
 import time
 
@@ -36,7 +37,10 @@ def prepare(folder, resume='', results=RESULTS):
 
 
 def _holds(folder, patterns):
-    return any(glob.glob(os.path.join(glob.escape(folder), pattern)) for pattern in patterns)
+    """True where a file matches; the log of a node other than the first is no result, it may have started sooner."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    names = [name for name in names if not re.search(r'_node\d+\.log$', name)]
+    return any(fnmatch.filter(names, pattern) for pattern in patterns)
 
 
 def set_aside(path):

@@ -8,6 +8,7 @@ import torch
 import torchvision
 
 from util import device, distributed, log, output_dir, profiler
+from util.errors import UserError
 from util.loader import default_workers, seed_generators
 from util.log import logger
 from util.logbook import Logbook, SilentLogbook
@@ -25,6 +26,13 @@ class Runtime:
     def totals(self, *values):
         """Host numbers added up over all processes."""
         return self.world.sum(torch.tensor(values, dtype=torch.float32, device=self.device)).tolist()
+
+    def check_agreement(self, what, value):
+        """Raise UserError where processes have different values, as when nodes do not share a disk."""
+        total = self.totals(value)[0]
+        if total != value * self.world.size:
+            raise UserError('--resume: the processes disagree on the {}, {} here; all nodes must see the same '
+                            'checkpoint, on a shared disk or as copies'.format(what, value))
 
     def seed(self, seed, epoch):
         """Seed everything for an epoch, differently on each process; so an epoch's noise is the same after a resume."""

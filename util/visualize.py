@@ -3,6 +3,7 @@
 Each row of the picture is one image: what the model was shown, what it made of it, and the original.
 """
 import argparse
+import os
 
 import torch
 from PIL import Image, ImageDraw
@@ -84,14 +85,15 @@ def picture(model, imgs, mask_ratio, seed=0):
 
 
 def find_images(paths, count):
-    """The first files among `paths`, or up to `count` spread over a folder."""
+    """At most `count` PIL images: the files among `paths`, and such as lie spread over the folders."""
     found = []
     for path in paths:
-        if path.lower().endswith(('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff')):
-            found.append(path)
+        if os.path.isdir(path):
+            dataset = pretraining_set(path)
+            shown = min(count, len(dataset))
+            found += [dataset[i * len(dataset) // shown][0] for i in range(shown)]
         else:
-            samples = pretraining_set(path).samples
-            found += [samples[i * len(samples) // count][0] for i in range(min(count, len(samples)))]
+            found.append(read_image(path))
     return found[:count]
 
 
@@ -106,7 +108,7 @@ def _main():
     args = parser.parse_args()
     model, flags = load_model(args.resume)
     transform = evaluation_transform(flags.get('input_size', 224), flags.get('in_chans', 3))
-    imgs = torch.stack([transform(read_image(path)) for path in find_images(args.images, args.count)])
+    imgs = torch.stack([transform(image) for image in find_images(args.images, args.count)])
     grid = picture(model, imgs, args.mask_ratio or flags.get('mask_ratio', .75), args.seed)
     with atomic_file(args.output) as file:
         grid.save(file, 'PNG')

@@ -33,7 +33,7 @@ bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
 
   --data_path=FOLDER      images: train/<class>/ and val/<class>/, or the CIFAR-10 python batches
   --finetune_pth=FILE     pre-trained checkpoint (fine-tuning)
-  --resume_pth=FILE       checkpoint to evaluate (evaluation)
+  --resume_pth=FILE       checkpoint to evaluate, or to go on from
   --nproc=N               processes on this node, instead of $DEVICES
   --nnodes=N              nodes, instead of $NODES (or NNODES in the environment)
   --node_rank=I           index of this node (or NODE_RANK)
@@ -81,6 +81,7 @@ check_parameters() {
     for name in data_path ${NEEDS[@]+"${NEEDS[@]}"}; do
         [[ -n ${!name} ]] || die "--$name=... is required (--help explains)"
     done
+    [[ -z $finetune_pth || $SCRIPT == main_finetune.py ]] || die "--finetune_pth: pre-training takes none"
     for name in nproc nnodes; do
         [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"
     done
@@ -149,7 +150,7 @@ launch() {
         log=${log%.log}_node$node_rank.log
         mkdir -p "$folder"
     else
-        PYTHONPATH=$ROOT "$PYTHON" -m util.output_dir "$folder" ${PASSED_ON[@]+"${PASSED_ON[@]}"}
+        PYTHONPATH=$ROOT "$PYTHON" -m util.output_dir "$folder" "${COMMAND[@]}"
     fi
     run_logged "$folder/$log"
 }

@@ -111,6 +111,7 @@ def test_two_nodes_without_their_names_are_asked_for(images, pth):
     ('pretrain_performance_1p', ['--data_path=/', '--nproc=two'], '--nproc: two is not a positive number'),
     ('finetune_full_8p', ['--data_path=/'], '--finetune_pth=... is required'),
     ('finetune_full_8p', ['--data_path=/', '--finetune_pth=/no.pth'], '--finetune_pth: /no.pth is not a file'),
+    ('pretrain_full_8p', ['--data_path=/', '--finetune_pth=x'], '--finetune_pth: pre-training takes none'),
     ('finetune_eval_8p', ['--data_path=/'], '--resume_pth=... is required')])
 def test_a_wrong_parameter_is_one_line_that_names_it(name, flags, words):
     one_line(launcher(name, *flags), words)

@@ -15,7 +15,7 @@ die() {
     exit 2
 }
 
-output=$ROOT/demo_output seed=0 train=4000 val=800 pretrain_epochs=20 finetune_epochs=4
+output=$ROOT/demo_output seed=0 train=4000 val=800 pretrain_epochs=22 finetune_epochs=3
 while (($#)); do
     case $1 in
         --output_dir=*) output=${1#*=} ;;

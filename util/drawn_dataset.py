@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from util.errors import UserError, run
 
 SIDE = 64                   # pixels of a finished image
-SHAPES = ('disc', 'square', 'star', 'triangle')
+SHAPES = ('cross', 'disc', 'star', 'triangle')
 TEXTURES = ('checks', 'stripes')
 CLASSES = ['{}_{}'.format(shape, texture) for shape in SHAPES for texture in TEXTURES]
 SUPERSAMPLE = 2
@@ -41,14 +41,27 @@ def draw(class_name, rng):
 def _shape_mask(shape, side, rng):
     """White figure on black: regular outlines of random size, place and angle."""
     mask = Image.new('L', (side, side))
-    radius = side * rng.uniform(.28, .42)
+    radius = side * rng.uniform(.32, .46)
     centre = rng.uniform(radius * .8, side - radius * .8, 2)
-    corners = {'disc': 48, 'square': 4, 'star': 10, 'triangle': 3}[shape]
-    angles = rng.uniform(0, 2 * math.pi) + 2 * math.pi * np.arange(corners) / corners
-    lengths = np.where(np.arange(corners) % 2, .45, 1.) if shape == 'star' else np.ones(corners)
-    points = centre + radius * (lengths * np.stack([np.cos(angles), np.sin(angles)])).T
+    points = centre + radius * _outline(shape) @ _rotation(rng.uniform(0, 2 * math.pi))
     ImageDraw.Draw(mask).polygon([tuple(point) for point in points], fill=255)
     return mask
+
+
+def _outline(shape):
+    """(corners, 2) of a figure that fits the unit circle."""
+    if shape == 'cross':
+        arm = [(1., -.3), (1., .3), (.3, .3)]
+        return np.concatenate([np.array(arm) @ _rotation(quarter * math.pi / 2) for quarter in range(4)]) * .96
+    corners = {'disc': 48, 'star': 10, 'triangle': 3}[shape]
+    angles = 2 * math.pi * np.arange(corners) / corners
+    lengths = np.where(np.arange(corners) % 2, .45, 1.) if shape == 'star' else np.ones(corners)
+    return (lengths * np.stack([np.cos(angles), np.sin(angles)])).T
+
+
+def _rotation(angle):
+    """(2, 2) matrix that turns row vectors counter-clockwise."""
+    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
 def _texture(texture, side, rng):

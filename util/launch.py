@@ -17,7 +17,7 @@ if not __package__:     # run as a file: find the repository from any directory
 
 from util import device
 from util.arguments import COUNT, INDEX, Parser
-from util.errors import UserError, run
+from util.errors import USER_ERROR_STATUS, UserError, run
 from util.loader import default_workers
 
 
@@ -117,9 +117,10 @@ def _raise_exit(signum, frame):
 
 
 def _report(rank, status):
-    """Say who failed; returns the exit status, 128 + n for signal n as shells do."""
+    """Say who failed, unless it said so itself; returns the exit status, 128 + n for signal n as shells do."""
     status = 128 - status if status < 0 else status
-    print('error: process {} ended with status {}; the others were stopped'.format(rank, status), file=sys.stderr)
+    if status != USER_ERROR_STATUS:
+        print('error: process {} ended with status {}; the others were stopped'.format(rank, status), file=sys.stderr)
     return status
 
 

@@ -33,7 +33,7 @@ def test_an_empty_folder(tmp_path):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_an_unreadable_image(images, tmp_path, workers):
     data = copy(images, tmp_path)
-    broken = data / 'train' / 'disc_checks' / '00000.jpg'
+    broken = data / 'train' / 'cross_checks' / '00000.jpg'
     broken.write_bytes(broken.read_bytes()[:200])
     one_line(pretrain('--data_path', data, '--output_dir', tmp_path / 'o', '--num_workers', workers, '--epochs', 1),
              '{}: cannot be read'.format(broken))

@@ -124,6 +124,15 @@ def test_fewer_devices_than_asked_is_one_line_that_names_nproc(images, tmp_path)
     assert (tmp_path / 'o' / LOGS['pretrain_performance_8p']).read_text() == run.output
 
 
+@pytest.mark.slow
+def test_a_mistake_that_all_processes_make_is_said_once(images, tmp_path):
+    run = launcher('pretrain_performance_8p', '--nproc=2', '--data_path', images, '--output_dir', tmp_path, *PRETRAIN,
+                   '--batch_size=30')
+    errors = [line for line in run.output.splitlines() if 'error' in line.lower()]
+    assert run.status == 2 and len(errors) == 1, run.output
+    assert errors[0].startswith('error: --batch_size 30: the training set has 32 images for 2 processes')
+
+
 def test_help_tells_what_the_launcher_is_and_takes():
     run = launcher('finetune_full_8p', '--help')
     assert run.status == 0 and run.output.startswith('ViT-B/16 fine-tuning on 8 devices, 100 epochs')

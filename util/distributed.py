@@ -1,4 +1,5 @@
 """Processes: who they are, how they meet, what they add up, and how they part."""
+import gc
 import os
 import re
 from contextlib import contextmanager
@@ -44,7 +45,11 @@ class World:
         return tensor
 
     def leave(self):
+        """Part from the other processes, when nothing uses the wrapped model any more."""
         if self.size > 1:
+            # A process group that lives on in an unreachable model would be torn down at interpreter exit, where its
+            # threads can abort the process ("terminate called without an active exception").
+            gc.collect()
             dist.destroy_process_group()
 
 

@@ -100,9 +100,10 @@ def evaluation_loader(dataset, batch_size, world, distributed, num_workers, pin_
 
 
 def _loader(dataset, sampler, batch_size, num_workers, pin_memory, accelerator, drop_last):
-    options = {}
+    # A generator of its own: else an iterator that is made anew, as after a resume, draws from the masks' generator.
+    options = supported(DataLoader, generator=torch.Generator())
     if pin_memory and accelerator.is_accelerator:
-        options = dict(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
+        options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
     if num_workers:
         options.update(supported(DataLoader, persistent_workers=True))
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, drop_last=drop_last,

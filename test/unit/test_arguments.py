@@ -9,6 +9,8 @@ from conftest import FINETUNE, PRETRAIN, finetune, pretrain
 import main_finetune
 import main_pretrain
 from util.arguments import finetune_parser, parse_finetune, parse_pretrain, pretrain_parser
+from util.device import Cpu
+from util.distributed import World
 from util.transforms import finetuning_transform
 
 SPECIFIED = {
@@ -124,6 +126,22 @@ def test_a_flag_of_mixing_reaches_it(tmp_path, flags, look, expected):
     assert math.isfinite(criterion(torch.randn(4, 8), targets).item())
 
 
+@pytest.mark.parametrize('flags, pinned', [([], True), (['--no_pin_mem'], False)])
+def test_loader_flags_reach_the_loader(images, tmp_path, flags, pinned):
+    args = parsed(parse_finetune, FINETUNE, images, '--num_workers', 3, *flags)
+    accelerator = Cpu()
+    accelerator.is_accelerator = True
+    _, train, val = main_finetune.build_data(args, World(), accelerator)
+    for loader in (train, val):
+        assert (loader.num_workers, loader.pin_memory, loader.batch_size) == (3, pinned, 8)
+
+
+def test_nb_classes_reaches_the_head_where_it_is_more_than_the_data_has(images):
+    args = parsed(parse_finetune, FINETUNE, images, '--nb_classes', 11)
+    _, loader = main_finetune.build_evaluation(args, World(), Cpu())
+    assert main_finetune.build_model(args, main_finetune.count_classes(args, loader.dataset)).head.out_features == 11
+
+
 def test_smoothing_without_mixing_reaches_the_loss(tmp_path):
     for smoothing in (0, .2):
         criterion, _ = main_finetune.build_loss(parsed(parse_finetune, FINETUNE, tmp_path, '--smoothing', smoothing), 4)
@@ -165,7 +183,8 @@ def test_schedule_and_optimizer_flags_reach_training(images, tmp_path):
     assert first['train_lr'] == pytest.approx(.001 * .5 * (1 + math.cos(math.pi * .375)))
     assert second['train_lr'] == pytest.approx(.001 * .5 * (1 + math.cos(math.pi * .875)))
     reference = second['train_loss']
-    for extra, same_lr in ((['--weight_decay', 5], True), (['--clip_grad', .001], True), (['--seed', 1], True),
+    for extra, same_lr in ((['--weight_decay', 5], True), (['--mask_ratio', .5], True),
+                           (['--clip_grad', .001], True), (['--seed', 1], True),
                            (['--accum_iter', 2, '--lr', .001], False), (['--lr', .01], False),
                            (['--min_lr', .01], False)):
         out = tmp_path / extra[0].strip('-')

@@ -89,35 +89,38 @@ def test_processes_on_a_node_are_counted_for_the_share_of_cores():
 
 
 SCRIPT = '''
-import json, os, sys
+import json, sys
 import torch
 import util, models_mae
 from util import device
-from util.distributed import World, world_from_environment, bare
+from util.distributed import world_from_environment
 from util.metrics import DeviceMean
 from util.precision import FullPrecision
 from util.updates import WeightUpdates
 
+def train(world):
+    torch.manual_seed(0)
+    images, noise = torch.randn(3, 8, 3, 16, 16), torch.rand(3, 8, 4)
+    model = models_mae.mae_vit_nano_patch16(img_size=16, patch_size=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=.1)
+    updates = WeightUpdates(world.wrap(model, torch.device('cpu')), optimizer, FullPrecision(), lambda epoch: .1,
+                            accum_iter=int(sys.argv[2]))
+    losses = []
+    for i in range(3):
+        mean = DeviceMean(torch.device('cpu'))
+        mine = slice(world.rank, None, world.size)
+        with updates.iteration(i, 3, 0):
+            loss = updates.model(images[i, mine], .5, noise[i, mine])[0]
+            updates.backward(loss)
+        mean.add(loss, 8 // world.size)
+        losses.append(mean.read(world))
+    if world.is_main:
+        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+        json.dump([losses, weights.tolist()], open(sys.argv[1], 'w'))
+
 world = world_from_environment()
 world.join(device.Cpu())
-torch.manual_seed(0)
-images, noise = torch.randn(3, 8, 3, 16, 16), torch.rand(3, 8, 4)
-model = models_mae.mae_vit_nano_patch16(img_size=16, patch_size=8)
-optimizer = torch.optim.SGD(model.parameters(), lr=.1)
-updates = WeightUpdates(world.wrap(model, torch.device('cpu')), optimizer, FullPrecision(), lambda epoch: .1,
-                        accum_iter=int(sys.argv[2]))
-losses = []
-for i in range(3):
-    mean = DeviceMean(torch.device('cpu'))
-    mine = slice(world.rank, None, world.size)
-    with updates.iteration(i, 3, 0):
-        loss = updates.model(images[i, mine], .5, noise[i, mine])[0]
-        updates.backward(loss)
-    mean.add(loss, 8 // world.size)
-    losses.append(mean.read(world))
-if world.is_main:
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    json.dump([losses, weights.tolist()], open(sys.argv[1], 'w'))
+train(world)
 world.leave()
 '''
 

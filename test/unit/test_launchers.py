@@ -196,8 +196,9 @@ def processes_with(text):
 def test_a_signal_to_the_launcher_ends_every_process(images, tmp_path, nproc, signum):
     command = ['bash', str(ROOT / 'test' / 'pretrain_performance_8p.sh'), '--nproc={}'.format(nproc), '--data_path',
                str(images), '--output_dir', str(tmp_path / 'signalled'), *PRETRAIN, '--epochs', '100000']
+    # Whoever started the tests may ignore SIGINT, which a shell could then not trap; on a terminal nobody does.
     running = subprocess.Popen(command, env={**os.environ, 'PYTHON': sys.executable}, stdout=subprocess.DEVNULL,
-                               start_new_session=True)
+                               start_new_session=True, preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL))
     log = tmp_path / 'signalled' / 'log.txt'
     deadline = time.time() + 120
     while not log.exists() and time.time() < deadline:

@@ -24,8 +24,16 @@ def run(main, *args):
         # stop the others; a rank whose mistake is its own outlives the pause and speaks too.
         if int(os.environ.get('LOCAL_RANK', 0)):
             time.sleep(3)
-        print('error: {}'.format(error), file=sys.stderr, flush=True)
-        sys.exit(USER_ERROR_STATUS)
+        _end('error: {}'.format(error), USER_ERROR_STATUS)
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED_STATUS)
+        _end('interrupted', INTERRUPTED_STATUS)
+
+
+def _end(line, status):
+    print(line, file=sys.stderr, flush=True)
+    distributed = sys.modules.get('torch.distributed')
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        # A process group that was not left can abort the interpreter's exit and replace the status.
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)

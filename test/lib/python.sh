@@ -39,9 +39,10 @@ find_python() {
 
 # make_environment "MODULE..." REQUIREMENTS...: PYTHON, an interpreter that has these modules.
 # A torch that python3 can import already is used and never replaced: a venv beside it adds only what is missing.
-# Without one, a venv with a matching torch is made. The venv lies in the cache, keyed by the requirements.
+# Without one, a venv with a matching torch is made. The venv lies in the cache, keyed by the first requirements, the
+# program's; the tests add theirs to it.
 make_environment() {
-    local modules base visible=() torch=() files=() file key folder
+    local modules base visible=() torch=() file folder added
     read -ra modules <<<"$1"
     shift
     if base=$(python_with_torch); then
@@ -55,12 +56,11 @@ make_environment() {
         base=$(python_for_torch)
         torch=("${TORCH_2X[@]}")
     fi
-    key=$({
+    folder=$(cache_folder)/env-$({
         "$base" -c 'import sys; print(sys.version, sys.prefix)'
         echo "${torch[*]-}"
-        cat "$@"
-    } | "$base" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])')
-    folder=$(cache_folder)/env-$key
+        cat "$1"
+    } | digest "$base")
     PYTHON=$folder/bin/python
     mkdir -p "$(cache_folder)"
     exec 9>"$folder.lock"
@@ -69,14 +69,31 @@ make_environment() {
         echo "making a Python environment in $folder (a few minutes, once)"
         "$base" -m venv --clear ${visible[@]+"${visible[@]}"} "$folder" ||
             die "$base cannot make an environment: install its venv module (python3-venv on Debian and Ubuntu)"
-        keep_torch "$folder"
-        for file in "$@"; do files+=(-r "$file"); done
-        "$PYTHON" -m pip install --disable-pip-version-check --constraint "$folder/constraints.txt" \
-            ${torch[@]+"${torch[@]}"} "${files[@]}" ||
-            die "pip could not install $*: see its message above; the same command tries again"
+        install_packages "$folder" "$1" ${torch[@]+"${torch[@]}"}
         touch "$folder/complete"
     fi
+    shift
+    for file in "$@"; do
+        added=$folder/added-$(digest "$base" <"$file")
+        if [[ ! -e $added ]]; then
+            install_packages "$folder" "$file"
+            touch "$added"
+        fi
+    done
     exec 9>&-
+}
+
+# digest PYTHON: a short hash of standard input.
+digest() { "$1" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])'; }
+
+# install_packages FOLDER REQUIREMENTS PACKAGE...: into the environment at FOLDER, leaving the torch that it sees as it is.
+install_packages() {
+    local folder=$1 requirements=$2
+    shift 2
+    keep_torch "$folder"
+    "$folder/bin/python" -m pip install --disable-pip-version-check --constraint "$folder/constraints.txt" "$@" \
+        -r "$requirements" ||
+        die "pip could not install $requirements: see its message above; the same command tries again"
 }
 
 # python_with_torch: the first of python3, python that has a torch.

@@ -73,6 +73,4 @@ def load(file, **options):
     return Unpickler(file, **options).load()
 
 
-# The rest of the interface that torch.load and torch.save look for on a pickle module.
-Pickler, dump, UnpicklingError, PickleError = pickle.Pickler, pickle.dump, pickle.UnpicklingError, pickle.PickleError
-HIGHEST_PROTOCOL = pickle.HIGHEST_PROTOCOL
+UnpicklingError = pickle.UnpicklingError

@@ -47,9 +47,9 @@ def main(argv):
         from torch.distributed.run import main as torchrun
     except ImportError:
         sys.exit(supervise(command, processes, flags.nnodes, flags.node_rank, flags.master_addr, port))
-    sys.exit(_torchrun(torchrun, ['--nproc_per_node', processes, '--nnodes', flags.nnodes, '--node_rank',
-                                  flags.node_rank, '--master_addr', flags.master_addr, '--master_port', port]
-                       + command))
+    sys.exit(_torchrun(torchrun, ['--nproc_per_node', processes, '--nnodes', flags.nnodes,
+                                  '--node_rank', flags.node_rank, '--master_addr', flags.master_addr,
+                                  '--master_port', port, '--monitor_interval', 1] + command))
 
 
 def check_devices(wanted, requested):
@@ -73,7 +73,7 @@ def free_port():
 def _torchrun(torchrun, arguments):
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    logging.getLogger('torch.distributed').setLevel(logging.CRITICAL)       # we say it in one line
+    logging.disable(logging.ERROR)      # a failure is said here, in one line
     try:
         torchrun([str(argument) for argument in arguments])
         return 0

@@ -7,11 +7,6 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$ROOT/test/lib/python.sh"
 
-die() {
-    printf 'error: %s\n' "$*" >&2
-    exit 2
-}
-
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
     exit 0

@@ -10,11 +10,6 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$ROOT/test/lib/python.sh"
 source "$ROOT/test/lib/env_npu.sh"
 
-die() {
-    printf 'error: %s\n' "$*" >&2
-    exit 2
-}
-
 output=$ROOT/demo_output seed=0 train=4000 val=800 pretrain_epochs=22 finetune_epochs=3
 while (($#)); do
     case $1 in

@@ -18,11 +18,6 @@ nodes() { NODES=$1; }
 epochs() { EPOCHS=$1; }
 output() { OUTPUT=$1; }         # folder/log, from the repository's root
 
-die() {
-    printf 'error: %s\n' "$*" >&2
-    exit 2
-}
-
 usage() {
     local needs=''
     if ((${#NEEDS[@]})); then needs=$(printf -- ' --%s=FILE' "${NEEDS[@]}"); fi

@@ -1,6 +1,12 @@
 # shellcheck shell=bash
 # Which Python runs the program, and making an environment for it where there is none.
 
+# die MESSAGE...: end with one line and the status of a mistake that the user can mend.
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 2
+}
+
 TORCH_2X=(torch==2.11.0 torchvision==0.26.0)
 
 # cache_folder: where environments live, outside the checkout.

@@ -1,5 +1,7 @@
 """timm 0.4.5 to 1.0.x behind one interface: everything that the program takes from timm comes through here."""
+from PIL import Image, ImageOps
 from timm import data as timm_data
+from timm.data import auto_augment
 from timm.data.mixup import mixup_target
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models.vision_transformer import Attention, Block, PatchEmbed
@@ -16,6 +18,14 @@ __all__ = ['LabelSmoothingCrossEntropy', 'Mixup', 'PatchEmbed', 'SoftTargetCross
            'transformer_block', 'trunc_normal_']
 
 create_transform = timm_data.create_transform
+
+
+def _posterize(image, bits, **_):
+    """Keep the highest `bits` bits of a channel; none makes it black, which Pillow 13 refuses to do."""
+    return ImageOps.posterize(image, min(bits, 8)) if bits >= 1 else Image.new(image.mode, image.size)
+
+
+auto_augment.NAME_TO_OP.update((name, _posterize) for name in auto_augment.NAME_TO_OP if name.startswith('Posterize'))
 
 
 def transformer_block(dim, num_heads, mlp_ratio, norm_layer, drop_path=0.):

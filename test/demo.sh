@@ -6,8 +6,7 @@
 # --quick runs every step on a few images, to try the machine rather than to learn anything.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$ROOT/test/lib/python.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/lib/python.sh"
 source "$ROOT/test/lib/env_npu.sh"
 
 output=$ROOT/demo_output seed=0 train=4000 val=800 pretrain_epochs=22 finetune_epochs=3
@@ -23,7 +22,7 @@ while (($#)); do
 done
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed: $seed is not a number"
 
-make_environment "torch torchvision timm PIL numpy tensorboard" "$ROOT/2.x_requirements.txt"
+make_environment '' 'torch torchvision timm PIL numpy tensorboard'
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 source_npu_environment
 begun=$SECONDS

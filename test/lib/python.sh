@@ -1,13 +1,36 @@
 # shellcheck shell=bash
 # Which Python runs the program, and making an environment for it where there is none.
 
+ROOT=${ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
+GENERATIONS=(2.x 1.11 1.8 1.5)      # of PyTorch, the first choice first; each has a <generation>_requirements.txt
+
 # die MESSAGE...: end with one line and the status of a mistake that the user can mend.
 die() {
     printf 'error: %s\n' "$*" >&2
     exit 2
 }
 
-TORCH_2X=(torch==2.11.0 torchvision==0.26.0)
+# release_of GENERATION: TORCH, what is installed where no PyTorch of the generation is found, and VERSIONS, the versions
+# of Python that it runs on.
+release_of() {
+    VERSIONS=(3.7)
+    case $1 in
+        2.x) TORCH=(torch==2.11.0 torchvision==0.26.0) VERSIONS=(3.13 3.12 3.11 3.10) ;;
+        1.11) TORCH=(torch==1.11.0) ;;
+        1.8) TORCH=(torch==1.8.1) ;;
+        1.5) TORCH=(torch==1.5.1) ;;
+        *) die "--torch $1: give one of ${GENERATIONS[*]}, or all" ;;
+    esac
+}
+
+# generation_of PYTHON: that of the PyTorch which the interpreter finds, e.g. 1.8 or 2.x; fails where it finds none.
+# PyTorch is not imported, so this is quick.
+generation_of() {
+    "$1" -c 'import os, runpy
+from importlib.util import find_spec
+version = runpy.run_path(os.path.join(os.path.dirname(find_spec("torch").origin), "version.py"))["__version__"]
+print("2.x" if version.startswith("2.") else ".".join(version.split(".")[:2]))' 2>/dev/null
+}
 
 # cache_folder: where environments live, outside the checkout.
 cache_folder() {
@@ -23,49 +46,55 @@ from importlib.util import find_spec
 sys.exit(any(find_spec(name) is None for name in sys.argv[1:]))' "$@" 2>/dev/null
 }
 
-# find_python: PYTHON, the interpreter to run the program with: the user's choice, else one that has torch, else an
-# environment that was made before.
+# find_python: PYTHON, the interpreter to run the program with: the user's choice, else one that has torch, else the
+# newest environment that was made before.
 find_python() {
-    local candidate
+    local candidate generation found=
     if [[ -n ${PYTHON:-} ]]; then return; fi
-    for candidate in python3 python; do
-        if has_modules "$candidate" torch; then
-            PYTHON=$candidate
-            return
-        fi
-    done
-    for candidate in "$(cache_folder)"/env-*/bin/python; do
-        if [[ -e ${candidate%/bin/python}/complete ]]; then
-            PYTHON=$candidate
+    if PYTHON=$(python_with_torch); then return; fi
+    for generation in "${GENERATIONS[@]}"; do
+        for candidate in "$(cache_folder)/env-$generation"-*/complete; do
+            if [[ -e $candidate && (-z $found || $candidate -nt $found) ]]; then found=$candidate; fi
+        done
+        if [[ -n $found ]]; then
+            PYTHON=${found%complete}bin/python
             return
         fi
     done
     die "no Python with PyTorch found: run 'bash test/demo.sh', which makes one, or set PYTHON=/path/to/python"
 }
 
-# make_environment "MODULE..." REQUIREMENTS...: PYTHON, an interpreter that has these modules.
-# A torch that python3 can import already is used and never replaced: a venv beside it adds only what is missing.
-# Without one, a venv with a matching torch is made. The venv lies in the cache, keyed by the first requirements, the
-# program's; the tests add theirs to it.
+# make_environment GENERATION "MODULE..." [REQUIREMENTS]: PYTHON, an interpreter that has these modules beside a PyTorch
+# of the generation ('' for the one at hand, else the newest that a Python at hand can run).
+# A PyTorch that is found is used and never replaced: a venv beside it adds only what is missing. Without one, a venv
+# with a matching PyTorch is made. The venv lies in the cache, keyed by the generation's requirements; REQUIREMENTS are
+# added to it.
 make_environment() {
-    local modules base visible=() torch=() file folder added
-    read -ra modules <<<"$1"
-    shift
-    if base=$(python_with_torch); then
+    local generation=$1 modules base visible=() torch=() requirements folder added
+    read -ra modules <<<"$2"
+    if base=$(python_with_torch "$generation"); then
         if has_modules "$base" "${modules[@]}"; then
             PYTHON=$base
             return
         fi
+        generation=$(generation_of "$base")
+        [[ " ${GENERATIONS[*]} " == *" $generation "* ]] ||
+            die "$base has PyTorch $generation, for which there is no requirement file: install what is missing of" \
+                "${modules[*]} beside it"
         echo "using the PyTorch of $base; what is missing beside it goes into an environment of its own"
         visible=(--system-site-packages)
     else
-        base=$(python_for_torch)
-        torch=("${TORCH_2X[@]}")
+        if [[ -z $generation ]]; then generation=$(generation_for_here); fi
+        release_of "$generation"
+        base=$(python_for "$generation") || die "PyTorch $generation needs Python ${VERSIONS[*]}, none of which is" \
+            "found: install one, or set PYTHON=/path/to/python"
+        torch=("${TORCH[@]}")
     fi
-    folder=$(cache_folder)/env-$({
+    requirements=$ROOT/${generation}_requirements.txt
+    folder=$(cache_folder)/env-$generation-$({
         "$base" -c 'import sys; print(sys.version, sys.prefix)'
         echo "${torch[*]-}"
-        cat "$1"
+        cat "$requirements"
     } | digest "$base")
     PYTHON=$folder/bin/python
     mkdir -p "$(cache_folder)"
@@ -75,17 +104,16 @@ make_environment() {
         echo "making a Python environment in $folder (a few minutes, once)"
         "$base" -m venv --clear ${visible[@]+"${visible[@]}"} "$folder" ||
             die "$base cannot make an environment: install its venv module (python3-venv on Debian and Ubuntu)"
-        install_packages "$folder" "$1" ${torch[@]+"${torch[@]}"}
+        install_packages "$folder" "$requirements" ${torch[@]+"${torch[@]}"}
         touch "$folder/complete"
     fi
-    shift
-    for file in "$@"; do
-        added=$folder/added-$(digest "$base" <"$file")
+    if [[ -n ${3:-} ]]; then
+        added=$folder/added-$(digest "$base" <"$3")
         if [[ ! -e $added ]]; then
-            install_packages "$folder" "$file"
+            install_packages "$folder" "$3"
             touch "$added"
         fi
-    done
+    fi
     exec 9>&-
 }
 
@@ -102,11 +130,11 @@ install_packages() {
         die "pip could not install $requirements: see its message above; the same command tries again"
 }
 
-# python_with_torch: the first of python3, python that has a torch.
+# python_with_torch [GENERATION]: the first of the user's choice, python3 and python that has a PyTorch (of the generation).
 python_with_torch() {
-    local candidate
+    local candidate found
     for candidate in ${PYTHON:+"$PYTHON"} python3 python; do
-        if has_modules "$candidate" torch; then
+        if found=$(generation_of "$candidate") && [[ ${1:-$found} == "$found" ]]; then
             command -v "$candidate"
             return
         fi
@@ -114,19 +142,38 @@ python_with_torch() {
     return 1
 }
 
-# python_for_torch: an interpreter that the torch above installs on.
-python_for_torch() {
-    local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10 python; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
+# python_for GENERATION: an interpreter that the generation's PyTorch installs on: the user's choice, one on the path, or
+# one that pyenv keeps.
+python_for() {
+    local candidate candidates=(${PYTHON:+"$PYTHON"} python3 python) version
+    release_of "$1"
+    for version in "${VERSIONS[@]}"; do
+        candidates+=("python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python)
+    done
+    for candidate in "${candidates[@]}"; do
+        version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+        if [[ " ${VERSIONS[*]} " == *" $version "* ]]; then
             command -v "$candidate"
             return
         fi
     done
-    die "Python 3.10 to 3.13 is needed for ${TORCH_2X[0]}, found: $(python3 --version 2>&1 || true); set PYTHON=..."
+    return 1
 }
 
-# keep_torch FOLDER: constraints that pin the torch, torchvision and numpy that the environment sees already.
+# generation_for_here: the newest generation that a Python at hand can run; the first choice where there is none.
+generation_for_here() {
+    local generation
+    for generation in "${GENERATIONS[@]}"; do
+        if python_for "$generation" >/dev/null; then
+            echo "$generation"
+            return
+        fi
+    done
+    echo "${GENERATIONS[0]}"
+}
+
+# keep_torch FOLDER: constraints that pin the torch, torchvision and numpy that the environment sees already. PyTorch
+# before 2.3 cannot hand its tensors to numpy 2.
 keep_torch() {
     "$1/bin/python" - >"$1/constraints.txt" <<'EOF'
 try:
@@ -135,10 +182,14 @@ except ImportError:     # Python 3.7
     from pkg_resources import DistributionNotFound as PackageNotFoundError, get_distribution
     def version(name):
         return get_distribution(name).version
+found = {}
 for name in ('torch', 'torchvision', 'numpy'):
     try:
-        print('{}=={}'.format(name, version(name)))
+        found[name] = version(name)
+        print('{}=={}'.format(name, found[name]))
     except PackageNotFoundError:
         pass
+if 'numpy' not in found and [int(part) for part in found.get('torch', '3.0').split('.')[:2]] < [2, 3]:
+    print('numpy<2')
 EOF
 }

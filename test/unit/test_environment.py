@@ -4,16 +4,22 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 
-def shell(code, folder, python=''):
-    """Run bash code with test/lib/python.sh, an empty cache and `folder` first on the path."""
-    start = 'set -euo pipefail; die() { echo "error: $*" >&2; exit 2; }; source "$0"; '
-    settings = {'PATH': '{}:/usr/bin:/bin'.format(folder), 'MAE_CACHE': str(folder / 'cache'), 'PYTHON': python}
-    run = subprocess.run(['bash', '-c', start + code, str(ROOT / 'test/lib/python.sh')], stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, env={**os.environ, **settings})
+def bash(command, folder, python='', **environ):
+    """Run bash with an empty cache, and no Python beside the user's choice, the system's and those in `folder`."""
+    settings = {'PATH': '{}:/usr/bin:/bin'.format(folder), 'MAE_CACHE': str(folder / 'cache'), 'PYTHON': python,
+                'PYENV_ROOT': str(folder / 'pyenv')}
+    run = subprocess.run(['bash', *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         env={**os.environ, **settings, **environ})
     return run.returncode, run.stdout.decode()
+
+
+def shell(code, folder, python=''):
+    """Run bash code with test/lib/python.sh."""
+    return bash(['-c', 'set -euo pipefail; source "$0"; ' + code, str(ROOT / 'test/lib/python.sh')], folder, python)
 
 
 @pytest.fixture
@@ -33,10 +39,17 @@ def bare(tmp_path):
     return tmp_path
 
 
+def with_torch(folder, version):
+    """A python3 in `folder` that finds a torch of this version, and nothing else."""
+    (folder / 'torch').mkdir()
+    (folder / 'torch' / '__init__.py').write_text('raise SystemExit("nobody asked to import it")')
+    (folder / 'torch' / 'version.py').write_text('__version__ = {!r}\n'.format(version))
+    (folder / 'python3').write_text('#!/bin/sh\nPYTHONPATH="{}" exec "{}" -S "$@"\n'.format(folder, sys.executable))
+    (folder / 'python3').chmod(0o755)
+
+
 def test_an_interpreter_that_has_everything_is_used_as_it_is(folder):
-    requirements = folder / 'r.txt'
-    requirements.write_text('')
-    status, output = shell('make_environment "torch timm" "{}"; echo "$PYTHON"'.format(requirements), folder)
+    status, output = shell('make_environment "" "torch timm"; echo "$PYTHON"', folder)
     assert (status, output.strip()) == (0, str(folder / 'python3'))
     assert not (folder / 'cache').exists()
 
@@ -51,16 +64,74 @@ def test_without_pytorch_the_launchers_say_what_to_do(bare):
 
 
 def test_an_environment_that_was_made_before_is_found(bare):
-    made = bare / 'cache' / 'env-1' / 'bin' / 'python'
-    made.parent.mkdir(parents=True)
-    made.write_text('')
-    assert shell('find_python', bare)[0] == 2       # its installation never ended
-    (bare / 'cache' / 'env-1' / 'complete').write_text('')
-    assert shell('find_python; echo "$PYTHON"', bare) == (0, '{}\n'.format(made))
+    cache = bare / 'cache'
+    for name in ('env-1.8-a', 'env-2.x-a', 'env-2.x-b'):
+        (cache / name).mkdir(parents=True)
+    assert shell('find_python', bare)[0] == 2       # their installations never ended
+    (cache / 'env-1.8-a' / 'complete').write_text('')
+    assert shell('find_python; echo "$PYTHON"', bare) == (0, '{}\n'.format(cache / 'env-1.8-a' / 'bin' / 'python'))
+    for name, age in (('env-2.x-a', 100), ('env-2.x-b', 0)):
+        (cache / name / 'complete').write_text('')
+        os.utime(str(cache / name / 'complete'), (1e9 - age, 1e9 - age))
+    assert shell('find_python; echo "$PYTHON"', bare) == (0, '{}\n'.format(cache / 'env-2.x-b' / 'bin' / 'python'))
+
+
+@pytest.mark.parametrize('version, generation', [
+    ('1.5.0+ascend.post5', '1.5'), ('1.8.1', '1.8'), ('1.11.0a0+gitbc2c6ed', '1.11'), ('2.1.0+cpu', '2.x'),
+    ('2.13.0', '2.x'), ('1.12.1', '1.12')])
+def test_the_generation_of_an_installed_pytorch_is_known_without_importing_it(tmp_path, version, generation):
+    with_torch(tmp_path, version)
+    assert shell('generation_of python3', tmp_path) == (0, generation + '\n')
+
+
+def test_a_pytorch_of_another_generation_is_left_alone(tmp_path):
+    with_torch(tmp_path, '2.1.0')
+    assert shell('python_with_torch 2.x', tmp_path) == (0, '{}\n'.format(tmp_path / 'python3'))
+    assert shell('PYTHON=python3; python_with_torch 1.11', tmp_path) == (1, '')
+
+
+def test_beside_a_pytorch_without_a_requirement_file_nothing_is_installed(tmp_path):
+    with_torch(tmp_path, '1.12.1')
+    status, output = shell('make_environment "" "torch timm"', tmp_path)
+    assert status == 2 and 'python3 has PyTorch 1.12, for which there is no requirement file' in output
+    assert not (tmp_path / 'cache').exists()
+
+
+@pytest.fixture
+def lonely(folder):
+    """A folder whose python3 has PyTorch, but cannot make environments for other generations."""
+    (folder / 'python3').write_text('#!/bin/sh\ncase "$*" in *version_info*) echo 9.9 ;; *) exec "{}" "$@" ;; esac\n'
+                                    .format(sys.executable))
+    for name in ('python', 'python3.7', 'python3.10', 'python3.11', 'python3.12', 'python3.13'):
+        (folder / name).write_text('#!/bin/sh\nexit 1\n')
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize('ci, expected', [('', 0), ('true', 1)])
+def test_a_generation_that_no_python_can_run_is_reported_and_in_ci_a_failure(lonely, ci, expected):
+    command = [str(ROOT / 'test/check.sh'), '--torch=all', '--collect-only', '-q', 'test/unit/test_metrics.py']
+    status, output = bash(command, lonely, CI=ci)
+    assert status == expected, output
+    assert output.count('not run, it needs Python 3') == 3 and output.count('passed in') == 1
+    assert not (lonely / 'cache').exists()
+
+
+def test_checking_under_a_generation_that_no_python_can_run_says_what_is_needed(lonely):
+    other = '1.5' if torch.__version__.startswith('1.8') else '1.8'
+    status, output = bash([str(ROOT / 'test/check.sh'), '--torch', other], lonely)
+    assert (status, output) == (2, 'error: PyTorch {} needs Python 3.7, none of which is found: install one, or set '
+                      'PYTHON=/path/to/python\n'.format(other))
+
+
+@pytest.mark.parametrize('flags, problem', [
+    (['--torch=1.7'], 'error: --torch 1.7: give one of 2.x 1.11 1.8 1.5, or all\n'),
+    (['--torch'], 'error: --torch: give a generation, or all\n')])
+def test_a_wrong_generation_is_one_line(folder, flags, problem):
+    assert bash([str(ROOT / 'test/check.sh'), *flags], folder) == (2, problem)
 
 
 def test_an_installed_pytorch_is_pinned_while_the_rest_is_installed(folder):
-    import torch
     (folder / 'env' / 'bin').mkdir(parents=True)
     (folder / 'env' / 'bin' / 'python').symlink_to(folder / 'python3')
     assert shell('keep_torch "{}"'.format(folder / 'env'), folder)[0] == 0

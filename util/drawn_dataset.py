@@ -35,7 +35,7 @@ def draw(class_name, rng):
     figure = _two_colours(_texture(texture, side, rng), rng)
     ground = _two_colours(_gradient(side, rng), rng)
     image = mask * figure + (1 - mask) * ground + rng.normal(0, 6, (side, side, 1))
-    return Image.fromarray(image.clip(0, 255).astype(np.uint8)).resize((SIDE, SIDE), Image.BICUBIC)
+    return Image.fromarray(image.clip(0, 255).astype(np.uint8)).resize((SIDE, SIDE))
 
 
 def _shape_mask(shape, side, rng):

@@ -1,4 +1,6 @@
 """timm 0.4.5 to 1.0.x behind one interface: everything that the program takes from timm comes through here."""
+import warnings
+
 from PIL import Image, ImageOps
 from timm import data as timm_data
 from timm.data import auto_augment
@@ -18,6 +20,9 @@ __all__ = ['LabelSmoothingCrossEntropy', 'Mixup', 'PatchEmbed', 'SoftTargetCross
            'transformer_block', 'trunc_normal_']
 
 create_transform = timm_data.create_transform
+# timm 0.4.5 hands torchvision arguments in older forms, of which every loader process would warn.
+warnings.filterwarnings('ignore', 'Argument interpolation should be of type InterpolationMode')
+warnings.filterwarnings('ignore', 'To copy construct from a tensor', module='torchvision')
 
 
 def _posterize(image, bits, **_):

@@ -18,6 +18,7 @@ from util.transforms import evaluation_transform, statistics
 
 COLUMNS = ('masked', 'reconstructed', 'original')
 CELL, GAP, HEADER = 160, 4, 20        # pixels
+NEAREST = 0         # by Pillow's number: release 9.1 warns of the name
 
 
 def load_model(path):
@@ -79,7 +80,7 @@ def picture(model, imgs, mask_ratio, seed=0):
         left = GAP + column * (CELL + GAP)
         pen.text((left, GAP), title if title != 'reconstructed' else title + note, fill='black')
         for row, tensor in enumerate(rows):
-            canvas.paste(to_image(tensor).resize((CELL, CELL), Image.NEAREST),
+            canvas.paste(to_image(tensor).resize((CELL, CELL), NEAREST),
                          (left, HEADER + GAP + row * (CELL + GAP)))
     return canvas
 

@@ -132,6 +132,7 @@ def test_launchers_pretrain_resume_finetune_and_evaluate_on_two_processes(images
     run = launcher('finetune_performance_8p', *two, '--finetune_pth=' + str(pre / 'checkpoint-2.pth'), *FINETUNE,
                    '--output_dir=' + str(fine))
     assert run.status == 0 and '(19 images)' in run.output, run.output
+    assert 'Warning' not in run.output, run.output
     trained = json.loads((fine / 'summary.json').read_text())
 
     run = launcher('finetune_eval_8p', *two, '--resume_pth=' + str(fine / 'checkpoint-0.pth'), *FINETUNE,

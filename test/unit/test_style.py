@@ -21,6 +21,7 @@ def tool(name):
 
 PYTHON_FILES = [p for p in ROOT.rglob('*.py') if not any(part.startswith(('.', 'output', 'demo_output'))
                                                            for part in p.relative_to(ROOT).parts)]
+PROGRAM = [p for p in PYTHON_FILES if p.parent.name not in ('unit', 'bench')]
 
 
 def test_ruff_finds_nothing():
@@ -49,15 +50,41 @@ def test_a_file_is_python_3_7_and_short_enough_to_read(path):
 
 def test_every_public_function_and_class_says_what_it_is_for():
     missing = []
-    for path in PYTHON_FILES:
-        if path.parent.name in ('unit', 'bench'):
-            continue
+    for path in PROGRAM:
         tree = ast.parse(path.read_text(encoding='utf-8'))
         documented = [tree] + [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
         missing += ['{}: {}'.format(path.name, getattr(node, 'name', 'module')) for node in documented
                     if not getattr(node, 'name', '').startswith('_') and getattr(node, 'name', '') != 'main'
                     and not ast.get_docstring(node)]
     assert not missing
+
+
+def nodes_of(kind):
+    """(module, node) of every node of a kind in the program."""
+    return [(path.relative_to(ROOT).as_posix(), node) for path in PROGRAM
+            for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(node, kind)]
+
+
+def test_versions_are_never_compared():
+    names = {'__version__', 'version_info', 'hexversion', 'LooseVersion', 'Version'}
+    assert not [(module, node.lineno) for module, node in nodes_of(ast.Compare)
+                if names & {getattr(part, 'attr', getattr(part, 'id', '')) for part in ast.walk(node)}]
+
+
+def test_what_may_be_missing_is_imported_in_one_place_each():
+    guarded = {module for module, node in nodes_of(ast.ExceptHandler)
+               if 'ImportError' in {getattr(part, 'id', '') for part in ast.walk(node.type or node)}}
+    assert guarded == {'util/device.py',            # torch_npu
+                       'util/precision.py',         # apex
+                       'util/timm_compat.py',       # what moved within timm
+                       'util/launch.py',            # torch.distributed.run
+                       'util/logbook.py',           # tensorboard
+                       'util/checkpoint.py'}        # names in a damaged file
+    imports = nodes_of((ast.Import, ast.ImportFrom))
+    using_timm = {module for module, node in imports
+                  if 'timm' in {name.split('.')[0] for name in
+                                [getattr(node, 'module', None) or '', *(alias.name for alias in node.names)]}}
+    assert using_timm == {'util/timm_compat.py', 'util/runtime.py'}     # the latter prints its version
 
 
 def test_help_answers_without_loading_torch():

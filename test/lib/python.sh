@@ -23,13 +23,20 @@ release_of() {
     esac
 }
 
-# generation_of PYTHON: that of the PyTorch which the interpreter finds, e.g. 1.8 or 2.x; fails where it finds none.
-# PyTorch is not imported, so this is quick.
-generation_of() {
+# torch_version PYTHON: of the PyTorch which the interpreter finds; fails where it finds none. PyTorch is not imported, so
+# this is quick.
+torch_version() {
     "$1" -c 'import os, runpy
 from importlib.util import find_spec
-version = runpy.run_path(os.path.join(os.path.dirname(find_spec("torch").origin), "version.py"))["__version__"]
-print("2.x" if version.startswith("2.") else ".".join(version.split(".")[:2]))' 2>/dev/null
+print(runpy.run_path(os.path.join(os.path.dirname(find_spec("torch").origin), "version.py"))["__version__"])' 2>/dev/null
+}
+
+# generation_of PYTHON: that of its PyTorch, 1.8 of 1.8.1 and 2.x of 2.11.0; fails where it has none.
+generation_of() {
+    local version minor
+    version=$(torch_version "$1") || return
+    minor=${version#*.}
+    if [[ $version == 2.* ]]; then echo 2.x; else echo "${version%%.*}.${minor%%.*}"; fi
 }
 
 # cache_folder: where environments live, outside the checkout.
@@ -70,9 +77,10 @@ find_python() {
 # with a matching PyTorch is made. The venv lies in the cache, keyed by the generation's requirements; REQUIREMENTS are
 # added to it.
 make_environment() {
-    local generation=$1 modules base visible=() torch=() requirements folder added
+    local generation=$1 modules base found torch=() requirements folder added
     read -ra modules <<<"$2"
-    if base=$(python_with_torch "$generation"); then
+    if found=$(python_with_torch "$generation"); then
+        base=$found
         if has_modules "$base" "${modules[@]}"; then
             PYTHON=$base
             return
@@ -82,7 +90,6 @@ make_environment() {
             die "$base has PyTorch $generation, for which there is no requirement file: install what is missing of" \
                 "${modules[*]} beside it"
         echo "using the PyTorch of $base; what is missing beside it goes into an environment of its own"
-        visible=(--system-site-packages)
     else
         if [[ -z $generation ]]; then generation=$(generation_for_here); fi
         release_of "$generation"
@@ -93,7 +100,7 @@ make_environment() {
     requirements=$ROOT/${generation}_requirements.txt
     folder=$(cache_folder)/env-$generation-$({
         "$base" -c 'import sys; print(sys.version, sys.prefix)'
-        echo "${torch[*]-}"
+        torch_version "$base" || echo "${torch[@]}"
         cat "$requirements"
     } | digest "$base")
     PYTHON=$folder/bin/python
@@ -102,8 +109,9 @@ make_environment() {
     if command -v flock >/dev/null; then flock 9; fi        # two that start together make it once
     if [[ ! -e $folder/complete ]]; then
         echo "making a Python environment in $folder (a few minutes, once)"
-        "$base" -m venv --clear ${visible[@]+"${visible[@]}"} "$folder" ||
+        "$base" -m venv --clear "$folder" ||
             die "$base cannot make an environment: install its venv module (python3-venv on Debian and Ubuntu)"
+        if [[ -n $found ]]; then show_packages "$found" "$folder"; fi
         install_packages "$folder" "$requirements" ${torch[@]+"${torch[@]}"}
         touch "$folder/complete"
     fi
@@ -115,6 +123,16 @@ make_environment() {
         fi
     fi
     exec 9>&-
+}
+
+# show_packages PYTHON FOLDER: let the environment at FOLDER import what PYTHON can. (A venv's own switch shows the
+# system's packages, which are other ones where PYTHON is in a venv itself.)
+show_packages() {
+    "$1" -c 'import sys
+for folder in sys.path:
+    if folder.endswith(("site-packages", "dist-packages")):
+        print("import site; site.addsitedir({!r})".format(folder))' \
+        >"$("$2/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
 }
 
 # digest PYTHON: a short hash of standard input.

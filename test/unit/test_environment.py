@@ -97,6 +97,21 @@ def test_beside_a_pytorch_without_a_requirement_file_nothing_is_installed(tmp_pa
     assert not (tmp_path / 'cache').exists()
 
 
+def test_a_pytorch_in_a_virtual_environment_is_seen_and_pinned_by_the_environment_beside_it(tmp_path):
+    """What a venv made from a venv shows are the packages of the system, not those of the first."""
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(tmp_path / 'first')], check=True)
+    packages = next((tmp_path / 'first').glob('lib/python*/site-packages'))
+    for name in ('torch', 'torch-2.1.0.dist-info'):
+        (packages / name).mkdir()
+    (packages / 'torch' / '__init__.py').write_text('from .version import __version__\n')
+    (packages / 'torch' / 'version.py').write_text('__version__ = "2.1.0"\n')
+    (packages / 'torch-2.1.0.dist-info' / 'METADATA').write_text('Metadata-Version: 2.1\nName: torch\nVersion: 2.1.0\n')
+    status, output = shell('install_packages() { keep_torch "$1"; }; make_environment "" "torch not_a_module"; '
+                           '"$PYTHON" -c "import torch; print(torch.__version__)"; cat "${PYTHON%bin/python}constraints.txt"',
+                           tmp_path, python=str(tmp_path / 'first' / 'bin' / 'python'))
+    assert status == 0 and output.splitlines()[-3:] == ['2.1.0', 'torch==2.1.0', 'numpy<2'], output
+
+
 @pytest.fixture
 def lonely(folder):
     """A folder whose python3 has PyTorch, but cannot make environments for other generations."""

@@ -106,9 +106,9 @@ def test_a_pytorch_in_a_virtual_environment_is_seen_and_pinned_by_the_environmen
     (packages / 'torch' / '__init__.py').write_text('from .version import __version__\n')
     (packages / 'torch' / 'version.py').write_text('__version__ = "2.1.0"\n')
     (packages / 'torch-2.1.0.dist-info' / 'METADATA').write_text('Metadata-Version: 2.1\nName: torch\nVersion: 2.1.0\n')
-    status, output = shell('install_packages() { keep_torch "$1"; }; make_environment "" "torch not_a_module"; '
-                           '"$PYTHON" -c "import torch; print(torch.__version__)"; cat "${PYTHON%bin/python}constraints.txt"',
-                           tmp_path, python=str(tmp_path / 'first' / 'bin' / 'python'))
+    code = ('install_packages() { keep_torch "$1"; }; make_environment "" "torch not_a_module"; '
+            '"$PYTHON" -c "import torch; print(torch.__version__)"; cat "${PYTHON%bin/python}constraints.txt"')
+    status, output = shell(code, tmp_path, python=str(tmp_path / 'first' / 'bin' / 'python'))
     assert status == 0 and output.splitlines()[-3:] == ['2.1.0', 'torch==2.1.0', 'numpy<2'], output
 
 
@@ -137,6 +137,12 @@ def test_checking_under_a_generation_that_no_python_can_run_says_what_is_needed(
     status, output = bash([str(ROOT / 'test/check.sh'), '--torch', other], lonely)
     assert (status, output) == (2, 'error: PyTorch {} needs Python 3.7, none of which is found: install one, or set '
                       'PYTHON=/path/to/python\n'.format(other))
+
+
+@pytest.mark.parametrize('version, generation', [('3.7', '1.11'), ('3.12', '2.x'), ('3.4', '2.x')])
+def test_the_newest_generation_that_a_python_at_hand_can_run_is_taken(lonely, version, generation):
+    (lonely / 'python3').write_text('#!/bin/sh\necho {}\n'.format(version))
+    assert shell('generation_for_here', lonely) == (0, generation + '\n')
 
 
 @pytest.mark.parametrize('flags, problem', [

@@ -57,6 +57,11 @@ class Cpu:
         """The fastest exact AdamW that this device has."""
         return torch.optim.AdamW(param_groups, **options)
 
+    def profile(self):
+        """A profiler of host and device: a context that has export_chrome_trace(path) once it is left."""
+        modern = getattr(torch, 'profiler', None)
+        return modern.profile() if hasattr(modern, 'profile') else torch.autograd.profiler.profile()
+
 
 class Accelerator(Cpu):
     """What NPUs and GPUs share: `module` is torch.npu or torch.cuda, which mirror each other."""
@@ -129,6 +134,13 @@ class Npu(Accelerator):
         torch_npu = sys.modules.get('torch_npu')
         fused = getattr(getattr(torch_npu, 'optim', None), 'NpuFusedAdamW', None)
         return (fused or torch.optim.AdamW)(param_groups, **options)
+
+    def profile(self):
+        modern = getattr(sys.modules.get('torch_npu'), 'profiler', None)
+        if hasattr(modern, 'profile'):
+            return modern.profile()
+        legacy = torch.autograd.profiler.profile        # that of Ascend's builds takes use_npu
+        return legacy(**supported(legacy, use_npu=True))
 
 
 def select(requested):

@@ -1,8 +1,6 @@
 """--prof: a trace of ten iterations after the warm-up, for chrome://tracing or TensorBoard's trace viewer."""
 import os
 
-import torch
-
 from util.log import logger
 
 SKIP, TRACE = 5, 10
@@ -21,14 +19,16 @@ class NoProfiler:
 class WindowProfiler:
     """Traces iterations SKIP to SKIP + TRACE of the run (fewer where it ends sooner) into a file."""
 
-    def __init__(self, path):
-        self._path, self._done, self._trace = path, 0, None
+    def __init__(self, accelerator, path):
+        self._accelerator, self._path = accelerator, path
+        self._done, self._trace = 0, None
 
     def step(self):
         """Call after each iteration."""
         self._done += 1
         if self._done == SKIP:
-            self._trace = _new_profile()
+            self._accelerator.synchronize()     # what was queued before the window stays out of it
+            self._trace = self._accelerator.profile()
             self._trace.__enter__()
         elif self._done == SKIP + TRACE:
             self._write()
@@ -42,6 +42,7 @@ class WindowProfiler:
                            self._done, SKIP)
 
     def _write(self):
+        self._accelerator.synchronize()
         self._trace.__exit__(None, None, None)
         os.makedirs(os.path.dirname(self._path), exist_ok=True)
         self._trace.export_chrome_trace(self._path)
@@ -49,12 +50,6 @@ class WindowProfiler:
         logger.info('profiler trace: %s (open in chrome://tracing)', self._path)
 
 
-def _new_profile():
-    """torch.profiler where it exists, with all activities there are; else the older autograd profiler."""
-    modern = getattr(torch, 'profiler', None)
-    return modern.profile() if hasattr(modern, 'profile') else torch.autograd.profiler.profile()
-
-
-def start(folder):
+def start(accelerator, folder):
     """A profiler that writes into folder/prof, or one that does nothing where folder is None."""
-    return WindowProfiler(os.path.join(folder, 'prof', 'trace.json')) if folder else NoProfiler()
+    return WindowProfiler(accelerator, os.path.join(folder, 'prof', 'trace.json')) if folder else NoProfiler()

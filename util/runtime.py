@@ -7,7 +7,7 @@ import timm
 import torch
 import torchvision
 
-from util import device, distributed, log, output_dir, profiler
+from util import affinity, device, distributed, log, output_dir, profiler
 from util.errors import UserError
 from util.loader import default_workers, seed_generators
 from util.log import logger
@@ -20,7 +20,8 @@ class Runtime:
     def __init__(self, accelerator, world, profiling_folder=None):
         self.accelerator, self.world = accelerator, world
         self.device = accelerator.use(world.local_rank)
-        self.profiler = profiler.start(profiling_folder if world.is_main else None)
+        self.profiler = profiler.start(accelerator, profiling_folder if world.is_main else None)
+        self.cores = None       # those that the process is bound to
         self._begun = time.time()
 
     def totals(self, *values):
@@ -61,6 +62,7 @@ def start(args):
     world.join(runtime.accelerator, args.dist_url)
     if args.num_workers is None:
         args.num_workers = default_workers(distributed.local_processes())
+    runtime.cores = affinity.bind(world.local_rank, distributed.local_processes())
     return runtime
 
 
@@ -86,8 +88,9 @@ def describe(args, runtime, precision):
     logger.info('software: Python %s, torch %s, torchvision %s, timm %s', platform.python_version(),
                 torch.__version__, torchvision.__version__, timm.__version__)
     logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)
-    logger.info('processes: %d%s, %d loader processes each', world.size,
-                ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers)
+    logger.info('processes: %d%s, %d loader processes each%s', world.size,
+                ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers,
+                ', cores {} of this one'.format(affinity.text(runtime.cores)) if runtime.cores else '')
     logger.info('precision: %s', precision.name)
 
 

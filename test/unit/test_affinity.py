@@ -1,0 +1,56 @@
+"""Which cores a process keeps to."""
+import os
+import sys
+
+import pytest
+from conftest import FINETUNE, ROOT, execute
+
+from util import affinity
+
+FOUR_NODES = [list(range(24 * i, 24 * (i + 1))) for i in range(4)]
+
+
+@pytest.mark.parametrize('rank, first, last', [(0, 0, 11), (1, 12, 23), (2, 24, 35), (7, 84, 95)])
+def test_eight_processes_on_four_nodes_have_half_a_node_each(rank, first, last):
+    assert affinity.share(FOUR_NODES, range(96), rank, 8) == list(range(first, last + 1))
+
+
+def test_shares_follow_the_numa_nodes_and_not_the_cores_numbers():
+    assert affinity.share([[0, 2, 4, 6], [1, 3, 5, 7]], range(8), 1, 2) == [1, 3, 5, 7]
+
+
+def test_only_allowed_cores_are_shared():
+    shares = [affinity.share(FOUR_NODES, {1, 2, 30, 31, 200}, rank, 2) for rank in (0, 1)]
+    assert shares == [[1, 2], [30, 31]]
+
+
+def test_fewer_cores_than_processes_are_for_all():
+    assert affinity.share([[0, 1]], {0, 1}, 5, 8) == [0, 1]
+
+
+@pytest.mark.parametrize('cores, listed', [([0, 1, 2, 8], '0-2,8'), ([3], '3'), ([], ''), ([1, 3, 5], '1,3,5')])
+def test_cores_are_written_as_the_kernel_does(cores, listed):
+    assert affinity.text(cores) == listed and affinity.parse(listed) == cores
+
+
+def test_nodes_are_read_in_the_order_of_their_numbers(tmp_path):
+    for number, cores in ((0, '0-1'), (10, '4-5'), (2, '2-3')):
+        (tmp_path / 'node{}'.format(number)).mkdir()
+        (tmp_path / 'node{}'.format(number) / 'cpulist').write_text(cores + '\n')
+    assert affinity.numa_nodes(str(tmp_path)) == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize('environ, processes', [({}, 2), ({'MAE_BIND_CORES': '0'}, 2), ({'MAE_BIND_CORES': '1'}, 1)])
+def test_nothing_is_bound_unless_asked_and_useful(environ, processes):
+    assert affinity.bind(0, processes, environ) is None
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_bound_say_so_and_share_the_cores(images, tmp_path):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip('this machine has one core')
+    run = execute([sys.executable, ROOT / 'util' / 'launch.py', '--nproc', 2, ROOT / 'main_finetune.py', '--data_path',
+                   images, '--output_dir', tmp_path, *FINETUNE, '--epochs', 1], MAE_BIND_CORES='1')
+    nodes, allowed = affinity.numa_nodes(), os.sched_getaffinity(0)
+    expected = affinity.text(affinity.share(nodes, allowed, 0, 2))
+    assert run.status == 0 and ', cores {} of this one\n'.format(expected) in run.output, run.output

@@ -149,7 +149,10 @@ def optimizer_state(optimizer, saved, path):
                         .format(path))
     for group, saved_group in zip(groups, saved['param_groups']):
         group['params'] = saved_group['params']
-    return {'state': saved['state'], 'param_groups': groups}
+    # Plain step counts suit every optimizer; Ascend's fused ones count a tensor up twice a step.
+    state = {key: {name: int(value) if name == 'step' else value for name, value in moments.items()}
+             for key, moments in saved['state'].items()}
+    return {'state': state, 'param_groups': groups}
 
 
 def report_pretrained(path, left_out, fresh):

@@ -56,6 +56,11 @@ class FullPrecision:
     def _trained_parameters(self, optimizer):
         return [p for group in optimizer.param_groups for p in group['params']]
 
+    @property
+    def skipped_steps(self):
+        """Optimizer steps that overflows have skipped since this run started; reading it may wait for the device."""
+        return 0
+
     def model_state(self, model, optimizer):
         """state_dict of the bare model in fp32."""
         return model.state_dict()
@@ -68,13 +73,38 @@ class FullPrecision:
         """Restore what state_dict gave."""
 
 
+class StepCount:
+    """How many of the steps asked for AdamW took, by the count in its state: it costs nothing until it is read."""
+
+    def __init__(self):
+        self._optimizer, self._asked, self._before = None, 0, 0
+
+    def ask(self, optimizer):
+        """Call this before each optimizer.step()."""
+        if self._optimizer is None:
+            self._optimizer, self._before = optimizer, self._taken(optimizer)
+        self._asked += 1
+
+    @property
+    def skipped(self):
+        """Steps asked for and not taken."""
+        return self._asked - (self._taken(self._optimizer) - self._before) if self._asked else 0
+
+    @staticmethod
+    def _taken(optimizer):
+        counts = [state['step'] for state in optimizer.state.values() if 'step' in state]
+        if counts and torch.is_tensor(counts[0]):
+            return int(torch.stack(counts).max())
+        return max(counts, default=0)
+
+
 class NativeAmp(FullPrecision):
     """PyTorch's autocast; with fp16 also its gradient scaler, dynamic or at a fixed scale."""
 
     def __init__(self, accelerator, dtype, loss_scale='dynamic'):
         self.name = 'native ' + ('bf16' if dtype == torch.bfloat16 else 'fp16')
         self._autocast = _autocast_factory(accelerator, dtype)
-        self._scaler = None
+        self._scaler, self._steps = None, StepCount()
         self._fixed_scale = None if loss_scale == 'dynamic' else float(loss_scale)
         if dtype == torch.float16:
             self._scaler = _new_scaler(accelerator, self._fixed_scale)
@@ -89,12 +119,17 @@ class NativeAmp(FullPrecision):
     def step(self, optimizer, clip_grad=None):
         if self._scaler is None:
             return super().step(optimizer, clip_grad)
+        self._steps.ask(optimizer)
         if clip_grad is not None:
             self._scaler.unscale_(optimizer)
             self._clip(optimizer, clip_grad)
         self._scaler.step(optimizer)
         self._scaler.update(self._fixed_scale)
         optimizer.zero_grad()
+
+    @property
+    def skipped_steps(self):
+        return self._steps.skipped
 
     def state_dict(self):
         return self._scaler.state_dict() if self._scaler else {}
@@ -105,13 +140,17 @@ class NativeAmp(FullPrecision):
 
 
 class ApexO2(FullPrecision):
-    """apex O2: fp16 model, fp32 master weights inside the optimizer, scaled loss."""
+    """apex O2: fp16 model, fp32 master weights inside the optimizer, scaled loss.
+
+    A static loss scale looks for no overflow, as apex has it: only a dynamic one skips steps.
+    """
     gradients_stay_in_model = False
 
     def __init__(self, apex, loss_scale='dynamic'):
         self.name = 'apex O2, loss scale {}'.format(loss_scale)
         self._apex, self._loss_scale = apex, loss_scale
-        self._names = []
+        self._names, self._frozen, self._steps = [], {}, StepCount()
+        self._need_gradient = []
 
     def adamw(self, accelerator, param_groups, **options):
         fused = getattr(getattr(self._apex, 'optimizers', None), 'NpuFusedAdamW', None)
@@ -119,15 +158,21 @@ class ApexO2(FullPrecision):
 
     def prepare(self, model, optimizer):
         amp = self._apex.amp
-        names = {id(p): name for name, p in model.named_parameters()}
-        self._names = [names[id(p)] for p in self._trained_parameters(optimizer)]
-        exact = [p.detach().float().clone() for p in self._trained_parameters(optimizer)]
+        trained, names = self._trained_parameters(optimizer), {id(p): name for name, p in model.named_parameters()}
+        self._names = [names[id(p)] for p in trained]
+        # apex rounds to fp16 before it makes its masters: keep what the weights were.
+        exact = [p.detach().float().clone() for p in trained]
+        self._frozen = {name: p.detach().float().clone() for name, p in model.named_parameters()
+                        if name not in self._names}
         # combine_grad is Ascend's own: gradients lie in one buffer, which its fused optimizer needs.
         combine = {'combine_grad': True} if accepts(amp.initialize, 'combine_grad') else {}
+        self._need_gradient = trained if combine else []
         model, optimizer = amp.initialize(model, optimizer, opt_level='O2', loss_scale=self._loss_scale, verbosity=0,
                                           **combine)
         optimizer.zero_grad()       # makes the master weights now: loading the optimizer's state must come after
-        self._overwrite_masters(optimizer, exact)
+        with torch.no_grad():
+            for master, value in zip(self._trained_parameters(optimizer), exact):
+                master.copy_(value)
         return model, optimizer
 
     def prepare_inference(self, model):
@@ -136,21 +181,30 @@ class ApexO2(FullPrecision):
     def backward(self, loss, optimizer):
         with self._apex.amp.scale_loss(loss, optimizer) as scaled:
             scaled.backward()
+            self._give_all_a_gradient()
+
+    def _give_all_a_gradient(self):
+        """At the first backward: combine_grad would leave out for good whatever has no gradient then."""
+        for parameter in self._need_gradient:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self._need_gradient = []
+
+    def step(self, optimizer, clip_grad=None):
+        self._steps.ask(optimizer)
+        super().step(optimizer, clip_grad)
+
+    @property
+    def skipped_steps(self):
+        return self._steps.skipped
 
     def _trained_parameters(self, optimizer):
         return list(self._apex.amp.master_params(optimizer)) if self._names else super()._trained_parameters(optimizer)
 
-    @staticmethod
-    def _overwrite_masters(optimizer, exact):
-        """apex makes its masters from weights already rounded to fp16; put back what they were before."""
-        masters = [p for group in optimizer.param_groups for p in group['params']]
-        with torch.no_grad():
-            for master, value in zip(masters, exact):
-                master.copy_(value)
-
     def model_state(self, model, optimizer):
         state = {name: value.float() if value.is_floating_point() else value
                  for name, value in model.state_dict().items()}
+        state.update(self._frozen)
         state.update(zip(self._names, (p.detach() for p in self._trained_parameters(optimizer))))
         return state
 

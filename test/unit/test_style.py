@@ -21,7 +21,7 @@ def tool(name):
 
 PYTHON_FILES = [p for p in ROOT.rglob('*.py') if not any(part.startswith(('.', 'output', 'demo_output'))
                                                            for part in p.relative_to(ROOT).parts)]
-PROGRAM = [p for p in PYTHON_FILES if p.parent.name not in ('unit', 'bench')]
+PROGRAM = [p for p in PYTHON_FILES if p.relative_to(ROOT).parts[0] != 'test']
 
 
 def test_ruff_finds_nothing():

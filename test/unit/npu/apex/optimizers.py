@@ -1,0 +1,58 @@
+"""apex.optimizers, as far as tests need it."""
+import math
+
+import torch
+
+from ._masters import flatten
+
+
+class NpuFusedAdamW(torch.optim.Optimizer):
+    """AdamW over whole parameter groups at once; steps only after amp.initialize."""
+
+    def __init__(self, params, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=1e-2, amsgrad=False):
+        if min(lr, eps, weight_decay, *betas) < 0 or max(betas) >= 1:
+            raise ValueError('NpuFusedAdamW: a setting is out of range')
+        if amsgrad:
+            raise NotImplementedError('the stand-in has no amsgrad')
+        self.is_npu_fused_optimizer = True
+        super().__init__(params, {'lr': lr, 'betas': betas, 'eps': eps, 'weight_decay': weight_decay,
+                                  'amsgrad': amsgrad})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Update the weights."""
+        if not hasattr(self, '_amp_stash'):
+            raise RuntimeError('NpuFusedAdamW: amp.initialize has not seen this optimizer')
+        parts_by_group = self._amp_stash.combined_by_group()
+        if not self._amp_stash.states_combined:
+            self._states = [[self._combined_state(members) for members, _, _ in parts] for parts in parts_by_group]
+            self._amp_stash.states_combined = True
+        for group, parts, states in zip(self.param_groups, parts_by_group, self._states):
+            for (members, values, gradients), state in zip(parts, states):
+                for parameter in members:
+                    self.state[parameter]['step'] += 1
+                _adamw(values, gradients, state, group)
+
+    def _combined_state(self, members):
+        for parameter in members:
+            state = self.state[parameter]
+            if not state:
+                state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+            for name in ('exp_avg', 'exp_avg_sq'):
+                state[name] = state[name].detach().to(parameter).clone()
+        states = [self.state[parameter] for parameter in members]
+        # As in the original: where the count is a tensor, this is the same one, and it is counted up twice a step.
+        return {'step': states[0]['step'], 'exp_avg': flatten([state['exp_avg'] for state in states]),
+                'exp_avg_sq': flatten([state['exp_avg_sq'] for state in states])}
+
+
+def _adamw(values, gradients, state, group):
+    """arXiv:1711.05101, algorithm 2."""
+    state['step'] += 1
+    beta1, beta2 = group['betas']
+    first, second = state['exp_avg'], state['exp_avg_sq']
+    values.mul_(1 - group['lr'] * group['weight_decay'])
+    first.mul_(beta1).add_(gradients, alpha=1 - beta1)
+    second.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
+    root = (second.sqrt() / math.sqrt(1 - beta2 ** state['step'])).add_(group['eps'])
+    values.addcdiv_(first, root, value=-group['lr'] / (1 - beta1 ** state['step']))

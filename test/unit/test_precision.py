@@ -1,5 +1,4 @@
 """Which precision is chosen, and that each one trains."""
-import contextlib
 import sys
 import types
 
@@ -79,80 +78,6 @@ def test_the_unrelated_apex_of_pypi_is_not_taken_for_amp(monkeypatch):
         precision.choose(Chip('cuda', True), backend='apex')
 
 
-class FakeAmp:
-    """O2 in the small: a half-precision model, masters made from it at the first zero_grad, scaled loss."""
-
-    def initialize(self, model, optimizer=None, opt_level='O2', loss_scale='dynamic', combine_grad=None, verbosity=1):
-        assert opt_level == 'O2' and combine_grad is True
-        self.scale = 128. if loss_scale == 'dynamic' else loss_scale
-        model.half()
-        forward = model.forward
-        model.forward = lambda *args: forward(*[arg.half() for arg in args]).float()
-        self.pairs, zero_grad, step = [], optimizer.zero_grad, optimizer.step
-
-        def lazy_zero_grad():
-            if not self.pairs:
-                for group in optimizer.param_groups:
-                    for i, p in enumerate(group['params']):
-                        group['params'][i] = torch.nn.Parameter(p.detach().float())
-                        self.pairs.append((p, group['params'][i]))
-            zero_grad()
-            for p, _ in self.pairs:
-                p.grad = None
-
-        def step_and_copy():
-            step()
-            for p, master in self.pairs:
-                p.data.copy_(master.data)
-        optimizer.zero_grad, optimizer.step = lazy_zero_grad, step_and_copy
-        return model, optimizer
-
-    @contextlib.contextmanager
-    def scale_loss(self, loss, optimizer):
-        yield loss * self.scale
-        for p, master in self.pairs:
-            gradient = p.grad.float() / self.scale
-            master.grad = gradient if master.grad is None else master.grad + gradient
-            p.grad = None
-
-    def master_params(self, optimizer):
-        return (p for group in optimizer.param_groups for p in group['params'])
-
-    def state_dict(self):
-        return {'scale': self.scale}
-
-    def load_state_dict(self, state):
-        self.scale = state['scale']
-
-
-def half_linear_works():
-    try:
-        torch.nn.functional.linear(torch.ones(2, 2).half(), torch.ones(2, 2).half(), torch.ones(2).half())
-    except RuntimeError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not half_linear_works(), reason='this torch has no fp16 matrix product on the CPU')
-def test_apex_o2_trains_and_keeps_exact_fp32_weights():
-    chosen = precision.ApexO2(types.SimpleNamespace(amp=FakeAmp()), 128.)
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = chosen.adamw(Cpu(), model.parameters(), lr=.01)
-    model, optimizer = chosen.prepare(model, optimizer)
-    exact = chosen.model_state(model, optimizer)
-    assert all(torch.equal(exact[name], value) for name, value in before.items())       # not rounded to fp16
-    assert model.state_dict()['0.weight'].dtype == torch.float16
-    for part in torch.randn(2, 8, 4):
-        chosen.backward(model(part).pow(2).mean() / 2, optimizer)
-    chosen.step(optimizer, clip_grad=.1)
-    after = chosen.model_state(model, optimizer)
-    moved = (after['0.weight'] - before['0.weight']).abs()
-    assert 0 < moved.max() < .011 and after['0.weight'].dtype == torch.float32
-    assert torch.equal(model.state_dict()['0.weight'], after['0.weight'].half())
-
-
 def train(chosen, steps=30):
     """Losses of a small regression."""
     torch.manual_seed(0)
@@ -207,10 +132,26 @@ def test_an_overflow_skips_the_step_and_a_fixed_scale_stays(scaler):
     optimizer = torch.optim.AdamW([weight], lr=.1)
     chosen.backward((weight * float('inf')).sum(), optimizer)
     chosen.step(optimizer)
-    assert weight.item() == 1. and chosen.state_dict()['scale'] == 2048.
+    assert weight.item() == 1. and chosen.state_dict()['scale'] == 2048. and chosen.skipped_steps == 1
     chosen.backward(weight.sum(), optimizer)
     chosen.step(optimizer)
-    assert weight.item() < 1. and chosen.state_dict()['scale'] == 2048.
+    assert weight.item() < 1. and chosen.skipped_steps == 1 and chosen.state_dict()['scale'] == 2048.
+
+
+def test_skipped_steps_are_those_since_the_start(scaler):
+    assert precision.FullPrecision().skipped_steps == 0
+    begun, weight = Scaled('dynamic'), torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW([weight], lr=.1)
+    for factor in (1., float('inf'), 1.):
+        begun.backward((weight * factor).sum(), optimizer)
+        begun.step(optimizer)
+    assert begun.skipped_steps == 1
+    resumed = Scaled('dynamic')
+    assert resumed.skipped_steps == 0
+    for factor in (float('inf'), 1., float('nan')):
+        resumed.backward((weight * factor).sum(), optimizer)
+        resumed.step(optimizer)
+    assert resumed.skipped_steps == 2
 
 
 def test_the_scaler_remembers_its_scale(scaler):

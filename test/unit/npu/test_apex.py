@@ -1,0 +1,197 @@
+"""Training through the stand-in for Ascend's apex: loss scale, master weights, clipping, accumulation, checkpoints."""
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import execute
+
+import models_mae
+from util import checkpoint
+from util.precision import ApexO2, FullPrecision
+from util.updates import WeightUpdates
+
+from .conftest import FOLDER
+from .small_training import Training, batch, computes_in_half, differing, small_net, train_naively
+
+pytestmark = pytest.mark.skipif(not computes_in_half(), reason='this torch does not compute in fp16 on the CPU')
+
+
+# Loss scale
+
+def test_an_overflow_halves_the_dynamic_scale_and_skips_the_step(apex):
+    run = Training(ApexO2(apex))
+    run.steps(0, 2)
+    before = {name: value.clone() for name, value in run.state().items() if torch.is_tensor(value)}
+    run.steps(2, 3, overflow=2)
+    after = run.state()
+    assert after.pop('scaler') == {'loss_scaler0': {'loss_scale': 2. ** 15, 'unskipped': 0}}
+    assert not differing(before, {name: value for name, value in after.items() if name in before})
+    assert run.precision.skipped_steps == 1
+    run.steps(3, 5)
+    assert run.precision.skipped_steps == 1 and run.state()['scaler']['loss_scaler0']['unskipped'] == 2
+    assert differing(before, {name: value for name, value in run.state().items() if name in before})
+
+
+def test_an_overflow_anywhere_in_a_window_skips_its_one_step(apex):
+    run = Training(ApexO2(apex))
+    run.updates.accum_iter = 2
+    run.steps(0, 4, overflow=0)
+    assert run.precision.skipped_steps == 1
+    assert run.state()['scaler'] == {'loss_scaler0': {'loss_scale': 2. ** 15, 'unskipped': 3}}
+    assert run.optimizer.state_dict()['state'][0]['step'] == 1
+
+
+def test_the_dynamic_scale_grows_after_a_window_without_overflow(apex):
+    train_naively(apex, 7, scale_window=3, dynamic_init_scale=128., overflow=0)
+    assert apex.amp.state_dict() == {'loss_scaler0': {'loss_scale': 256., 'unskipped': 0}}
+
+
+@pytest.mark.parametrize('scale', [2048., '2048'])
+def test_a_static_scale_stays_and_never_skips(apex, scale):
+    run = Training(ApexO2(apex, scale))
+    run.steps(0, 2)
+    assert run.state()['scaler'] == {'loss_scaler0': {'loss_scale': 2048., 'unskipped': 2}}
+    losses = run.steps(2, 4, overflow=2)
+    assert run.state()['scaler']['loss_scaler0']['loss_scale'] == 2048. and run.precision.skipped_steps == 0
+    assert losses[1] != losses[1]       # the weights are lost; the loops stop at such a loss
+
+
+def test_on_a_saturating_chip_the_flag_tells_an_overflow(apex, monkeypatch):
+    flag = []
+    npu = SimpleNamespace(utils=SimpleNamespace(is_support_inf_nan=lambda: False), clear_npu_overflow_flag=flag.clear,
+                          get_npu_overflow_flag=lambda: bool(flag))
+    monkeypatch.setitem(sys.modules, 'torch_npu', SimpleNamespace(npu=npu))
+    run = Training(ApexO2(apex))
+    flag.append('of an earlier computation')
+    run.steps(0, 1)
+    assert run.precision.skipped_steps == 0
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, 'backward', lambda self: (backward(self), flag.append('overflow')))
+    run.steps(1, 2)
+    assert run.precision.skipped_steps == 1 and run.state()['scaler']['loss_scaler0']['loss_scale'] == 2. ** 15
+
+
+# Training
+
+def test_the_masters_begin_as_the_exact_weights(apex):
+    plain, run = Training(FullPrecision()), Training(ApexO2(apex))
+    assert not differing(plain.model.state_dict(), run.precision.model_state(run.model, run.optimizer))
+    assert run.model.blocks[0].mlp.fc1.weight.dtype == torch.float16
+    assert all(master.dtype == torch.float32 for master in apex.amp.master_params(run.optimizer))
+
+
+def gradients_in_one_buffer(model):
+    return len({p.grad.data_ptr() - p.grad.storage_offset() * p.grad.element_size()
+                for p in model.parameters() if p.requires_grad}) == 1
+
+
+def nvidia_initialize(apex):
+    """amp.initialize as NVIDIA's apex has it: without Ascend's keywords."""
+    def initialize(models, optimizers=None, opt_level='O1', loss_scale=None, verbosity=1):
+        return apex.amp.initialize(models, optimizers, opt_level=opt_level, loss_scale=loss_scale, verbosity=verbosity)
+    return initialize
+
+
+@pytest.mark.parametrize('kind', ['ascend', 'ascend without optimizers', 'nvidia'])
+def test_apex_o2_follows_fp32_training(apex, kind):
+    package = apex if kind == 'ascend' else SimpleNamespace(amp=apex.amp)
+    if kind == 'nvidia':
+        members = {name: getattr(apex.amp, name) for name in ('scale_loss', 'master_params', 'state_dict')}
+        package.amp = SimpleNamespace(initialize=nvidia_initialize(apex), **members)
+    run = Training(ApexO2(package))
+    losses, exact = run.steps(0, 10), Training(FullPrecision()).steps(0, 10)
+    assert losses == pytest.approx(exact, rel=3e-3) and losses[-1] < .9 * losses[0] and losses != exact
+    if kind != 'nvidia':
+        assert gradients_in_one_buffer(run.model)
+        assert type(run.optimizer).__name__ == ('NpuFusedAdamW' if kind == 'ascend' else 'AdamW')
+
+
+def test_the_fused_optimizer_has_the_numbers_of_adamw(apex):
+    _, fused = train_naively(apex, 5)
+    _, plain = train_naively(apex, 5, torch.optim.AdamW)
+    for one, other in zip(apex.amp.master_params(fused), apex.amp.master_params(plain)):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def sgd_step(apex, scale, batches, clip_grad=None):
+    """How far one window of SGD at rate 1 over `batches` moves each weight."""
+    precision, model = ApexO2(apex, scale), small_net()
+    model, optimizer = precision.prepare(model, torch.optim.SGD(model.parameters(), lr=1.))
+    before = precision.model_state(model, optimizer)
+    before = {name: value.clone() for name, value in before.items()}
+    updates = WeightUpdates(model, optimizer, precision, lambda epoch: 1., len(batches), clip_grad)
+    for i, (x, y) in enumerate(batches):
+        with updates.iteration(i, len(batches), epoch=0):
+            updates.backward((model(x) - y).pow(2).mean())
+    after = precision.model_state(model, optimizer)
+    return torch.cat([(after[name] - before[name]).flatten() for name in before])
+
+
+def test_clipping_acts_on_unscaled_master_gradients(apex):
+    free = sgd_step(apex, 1024., [batch(0)])
+    assert free.norm() > 1
+    clipped = sgd_step(apex, 1024., [batch(0)], clip_grad=.1)
+    assert clipped.norm().item() == pytest.approx(.1, rel=1e-3)
+    assert torch.allclose(clipped / clipped.norm(), free / free.norm(), atol=1e-3)
+    assert torch.allclose(sgd_step(apex, 1024., [batch(0)], clip_grad=100.), free)      # scaled ones would be clipped
+
+
+def test_a_window_of_small_batches_steps_as_one_large_batch(apex):
+    x, y = batch(0, size=32)
+    whole = sgd_step(apex, 'dynamic', [(x, y)])
+    parts = sgd_step(apex, 'dynamic', [(x[i:i + 8], y[i:i + 8]) for i in range(0, 32, 8)])
+    assert torch.allclose(parts, whole, rtol=5e-3, atol=5e-3)
+
+
+# Checkpoints
+
+@pytest.mark.parametrize('scale', ['dynamic', 2048.])
+def test_a_resumed_run_continues_to_the_last_bit(apex, tmp_path, scale):
+    overflow = 2 if scale == 'dynamic' else None
+    whole = Training(ApexO2(apex, scale))
+    losses = whole.steps(0, 10, overflow)
+    expected = whole.state()
+    begun = Training(ApexO2(apex, scale))
+    first = begun.steps(0, 5, overflow)
+    resumed = Training(ApexO2(apex, scale), begun.save(tmp_path / 'checkpoint-0.pth'))
+    assert first + resumed.steps(5, 10) == losses
+    assert not differing(resumed.state(), expected)
+    assert resumed.precision.skipped_steps == 0         # of its own steps
+
+
+def test_the_checkpoint_is_a_plain_fp32_one(apex, tmp_path):
+    run = Training(ApexO2(apex))
+    run.steps(0, 3)
+    saved = checkpoint.load(run.save(tmp_path / 'a.pth'))['model']
+    plain = Training(FullPrecision())
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    assert torch.equal(saved['pos_embed'], plain.model.pos_embed)                   # frozen, and not rounded either
+    assert not torch.equal(saved['norm.weight'], saved['norm.weight'].half().float())
+    checkpoint.load_model(plain.model, saved, 'a.pth')
+    torch.manual_seed(1)
+    mine = run.model(torch.ones(2, 3, 32, 32))[0].item()
+    torch.manual_seed(1)
+    assert plain.model(torch.ones(2, 3, 32, 32))[0].item() == pytest.approx(mine, rel=3e-3)
+
+
+def test_evaluation_computes_as_the_trained_model_does(apex, tmp_path):
+    run = Training(ApexO2(apex))
+    run.steps(0, 3)
+    path = run.save(tmp_path / 'a.pth')
+    torch.manual_seed(1)
+    expected = run.model.eval()(torch.ones(2, 3, 32, 32))
+    model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8)
+    checkpoint.Resumed(path).restore_model(model)
+    model = ApexO2(apex).prepare_inference(model).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        found = model(torch.ones(2, 3, 32, 32))
+    assert all(torch.equal(one, other) and one.dtype == torch.float32 for one, other in zip(found, expected))
+
+
+def test_another_process_finds_the_stand_in_by_its_path():
+    run = execute([sys.executable, '-c', 'from util import precision; print(precision._import_apex())'],
+                  PYTHONPATH=FOLDER + os.pathsep + os.environ['PYTHONPATH'])
+    assert run.status == 0 and FOLDER in run.output

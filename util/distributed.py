@@ -30,11 +30,15 @@ class World:
         accelerator.prepare_network(os.environ.get('MASTER_ADDR') or re.sub(r'tcp://|:\d+$', '', dist_url))
         dist.init_process_group(accelerator.backend, init_method=dist_url, rank=self.rank, world_size=self.size)
 
-    def wrap(self, model, device):
-        """`model` in DistributedDataParallel where there is more than one process."""
+    def wrap(self, model, device, may_move_gradients=True):
+        """`model` in DistributedDataParallel where there is more than one process.
+
+        Args:
+            may_move_gradients: into the memory that they are exchanged in; apex would not find them there.
+        """
         if self.size == 1:
             return model
-        options = supported(DistributedDataParallel, gradient_as_bucket_view=True)
+        options = supported(DistributedDataParallel, gradient_as_bucket_view=may_move_gradients)
         ids = None if device.type == 'cpu' else [device.index]
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, **options)
 

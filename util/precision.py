@@ -20,7 +20,8 @@ def nothing():
 class FullPrecision:
     """fp32 throughout, and the interface of the others."""
     name = 'fp32'
-    # False where every backward must exchange gradients, because they leave the model right after it.
+    # False where every backward must exchange gradients, because they leave the model right after it, from the memory
+    # that they were first in.
     gradients_stay_in_model = True
 
     def prepare(self, model, optimizer):

@@ -1,6 +1,9 @@
-"""ApexO2 in one or several processes over the same batches: python apex_in_processes.py RESULT ACCUM_ITER
+"""ApexO2 in one or several processes over the same batches.
 
-RESULT becomes JSON: the losses, and the weights of each process. PYTHONPATH must find the stand-in for apex.
+    python apex_in_processes.py RESULT ACCUM_ITER [naive]
+
+RESULT becomes JSON: the losses, and the weights of each process. `naive` lets DistributedDataParallel move gradients.
+PYTHONPATH must find the stand-in for apex.
 """
 import json
 import sys
@@ -14,15 +17,15 @@ from util.precision import ApexO2
 from util.updates import WeightUpdates
 
 
-def train(world, accum_iter, windows=6):
+def train(world, accum_iter, naive, windows=6):
     """(loss of each iteration, weights)."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 1))
     precision = ApexO2(apex, loss_scale=128.)       # the dynamic one would skip other steps for other batches
     optimizer = precision.adamw(Cpu(), model.parameters(), lr=.01)
     model, optimizer = precision.prepare(model, optimizer)
-    updates = WeightUpdates(world.wrap(model, torch.device('cpu'), precision.gradients_stay_in_model), optimizer,
-                            precision, lambda epoch: .01, accum_iter)
+    wrapped = world.wrap(model, torch.device('cpu'), naive or precision.gradients_stay_in_model)
+    updates = WeightUpdates(wrapped, optimizer, precision, lambda epoch: .01, accum_iter)
     losses, iterations = [], windows * accum_iter
     for i in range(iterations):
         x = torch.randn(16, 8, generator=torch.Generator().manual_seed(i))
@@ -37,7 +40,7 @@ def train(world, accum_iter, windows=6):
 if __name__ == '__main__':
     world = world_from_environment()
     world.join(Cpu())
-    losses, weights = train(world, int(sys.argv[2]))
+    losses, weights = train(world, int(sys.argv[2]), 'naive' in sys.argv)
     everyones = torch.zeros(world.size, len(weights))
     everyones[world.rank] = weights
     world.sum(everyones)

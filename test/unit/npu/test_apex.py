@@ -201,11 +201,12 @@ def test_another_process_finds_the_stand_in_by_its_path():
     assert run.status == 0 and FOLDER in run.output
 
 
-def trained_in_processes(folder, processes, accum_iter):
+def trained_in_processes(folder, processes, accum_iter, *flags):
     """(losses, weights of each process)."""
     result = folder / '{}.json'.format(processes)
     start = [ROOT / 'util' / 'launch.py', '--nproc', processes] if processes > 1 else []
-    run = execute([sys.executable, *start, Path(FOLDER) / 'apex_in_processes.py', result, accum_iter], **WITH_APEX)
+    script = Path(FOLDER) / 'apex_in_processes.py'
+    run = execute([sys.executable, *start, script, result, accum_iter, *flags], **WITH_APEX)
     assert run.status == 0, run.output
     found = json.loads(result.read_text())
     return found['losses'], found['weights']
@@ -219,3 +220,10 @@ def test_two_processes_step_as_one_with_twice_the_batch(tmp_path, accum_iter):
     assert first == second
     assert losses_of_two == pytest.approx(losses, rel=3e-3)
     assert first == pytest.approx(weights, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_hazard_7_gradients_that_ddp_moves_are_lost_to_apex(tmp_path):
+    losses, _ = trained_in_processes(tmp_path, 1, 1)
+    naive, _ = trained_in_processes(tmp_path, 2, 1, 'naive')
+    assert naive != pytest.approx(losses, rel=1e-2)     # ours: test_two_processes_step_as_one_with_twice_the_batch

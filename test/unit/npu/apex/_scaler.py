@@ -66,7 +66,7 @@ class LossScaler:
 def _saturating_npu():
     """torch_npu.npu where the chip gives the largest number instead of inf, else None."""
     npu = getattr(sys.modules.get('torch_npu'), 'npu', None)
-    if npu is None:
+    if not hasattr(npu, 'get_npu_overflow_flag'):
         return None
     gives_inf = getattr(getattr(npu, 'utils', None), 'is_support_inf_nan', None)
     return None if gives_inf and gives_inf() else npu

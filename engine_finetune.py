@@ -19,7 +19,7 @@ def train_one_epoch(model, loader, updates, epoch, criterion, mix, runtime, logb
         rate: util.throughput.Rate of the run.
         first_epoch: leave the first iterations out of the speed.
     Returns:
-        train_loss, train_lr, FPS and data_wait of the epoch.
+        train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
     Raises:
         UserError: the loss is no longer finite.
     """
@@ -27,7 +27,7 @@ def train_one_epoch(model, loader, updates, epoch, criterion, mix, runtime, logb
         logbook.scalars(at, {'loss': loss, 'lr': lr})
 
     model.train()
-    progress = Progress(epoch, len(loader), runtime, on_line, first_epoch)
+    progress = Progress(epoch, len(loader), runtime, updates, on_line, first_epoch)
     for i, (images, labels) in progress.batches(loader):
         images = images.to(runtime.device, non_blocking=True)
         labels = labels.to(runtime.device, non_blocking=True)
@@ -37,7 +37,7 @@ def train_one_epoch(model, loader, updates, epoch, criterion, mix, runtime, logb
                 logits = model(images)
             loss = criterion(logits.float(), labels)
             updates.backward(loss)
-        progress.add(loss, len(images), updates.lr)
+        progress.add(loss, len(images))
     return progress.finish(rate)
 
 

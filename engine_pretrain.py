@@ -11,7 +11,7 @@ def train_one_epoch(model, loader, updates, epoch, mask_ratio, runtime, logbook,
         rate: util.throughput.Rate of the run.
         first_epoch: leave the first iterations out of the speed.
     Returns:
-        train_loss, train_lr, FPS and data_wait of the epoch.
+        train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
     Raises:
         UserError: the loss is no longer finite.
     """
@@ -19,12 +19,12 @@ def train_one_epoch(model, loader, updates, epoch, mask_ratio, runtime, logbook,
         logbook.scalars(at, {'train_loss': loss, 'lr': lr})
 
     model.train()
-    progress = Progress(epoch, len(loader), runtime, on_line, first_epoch)
+    progress = Progress(epoch, len(loader), runtime, updates, on_line, first_epoch)
     for i, (images, _) in progress.batches(loader):
         images = images.to(runtime.device, non_blocking=True)
         with updates.iteration(i, len(loader), epoch):
             with updates.precision.autocast():
                 loss, _, _ = model(images, mask_ratio=mask_ratio)
             updates.backward(loss)
-        progress.add(loss, len(images), updates.lr)
+        progress.add(loss, len(images))
     return progress.finish(rate)

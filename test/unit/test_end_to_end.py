@@ -40,7 +40,8 @@ def same(a, b):
 
 def test_a_run_keeps_what_is_promised(pretrained):
     record = epochs_of(pretrained)[0]
-    assert {'train_loss', 'train_lr', 'epoch', 'n_parameters', 'FPS', 'data_wait', 'device', 'precision'} == set(record)
+    assert {'train_loss', 'train_lr', 'epoch', 'n_parameters', 'FPS', 'data_wait', 'skipped_steps', 'device',
+            'precision'} == set(record)
     assert record['epoch'] == 0 and record['device'] == 'CPU' and record['precision'] == 'fp32'
     summary = json.loads((pretrained / 'summary.json').read_text())
     assert summary['loss'] == record['train_loss'] and summary['images_per_sec'] > 0

@@ -1,6 +1,7 @@
 """Batches: which process sees which image, in which order, with which random augmentation."""
 import os
 import random
+import warnings
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from util.errors import UserError
 from util.features import supported
 
 MAX_DEFAULT_WORKERS = 10
+# Older releases must be told for which accelerator to pin memory; newer ones know, and warn that they do.
+warnings.filterwarnings('ignore', 'pin_memory_device is deprecated')
 
 
 class TrainingSampler(Sampler):

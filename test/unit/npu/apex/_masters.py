@@ -1,5 +1,6 @@
 """What amp makes of an optimizer at O2: it steps fp32 master weights, and the fp16 model follows."""
 import torch
+from _fused_adamw import flatten
 
 
 class MasterWeights:
@@ -155,17 +156,6 @@ class MasterWeights:
         """In place of optimizer.load_state_dict."""
         self._own_load(state)
         self.states_combined = False
-
-
-def flatten(tensors):
-    """One buffer with the tensors' values, which become views of it; None for no tensors."""
-    if not tensors:
-        return None
-    buffer, start = torch.cat([tensor.detach().reshape(-1) for tensor in tensors]), 0
-    for tensor in tensors:
-        tensor.data = buffer[start:start + tensor.numel()].view(tensor.shape)
-        start += tensor.numel()
-    return buffer
 
 
 def _zero(buffer):

@@ -1,9 +1,6 @@
 """apex.optimizers, as far as tests need it."""
-import math
-
 import torch
-
-from ._masters import flatten
+from _fused_adamw import adamw, flatten
 
 
 class NpuFusedAdamW(torch.optim.Optimizer):
@@ -31,7 +28,7 @@ class NpuFusedAdamW(torch.optim.Optimizer):
             for (members, values, gradients), state in zip(parts, states):
                 for parameter in members:
                     self.state[parameter]['step'] += 1
-                _adamw(values, gradients, state, group)
+                adamw(values, gradients, state, group)
 
     def _combined_state(self, members):
         for parameter in members:
@@ -44,15 +41,3 @@ class NpuFusedAdamW(torch.optim.Optimizer):
         # As in the original: where the count is a tensor, this is the same one, and it is counted up twice a step.
         return {'step': states[0]['step'], 'exp_avg': flatten([state['exp_avg'] for state in states]),
                 'exp_avg_sq': flatten([state['exp_avg_sq'] for state in states])}
-
-
-def _adamw(values, gradients, state, group):
-    """arXiv:1711.05101, algorithm 2."""
-    state['step'] += 1
-    beta1, beta2 = group['betas']
-    first, second = state['exp_avg'], state['exp_avg_sq']
-    values.mul_(1 - group['lr'] * group['weight_decay'])
-    first.mul_(beta1).add_(gradients, alpha=1 - beta1)
-    second.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
-    root = (second.sqrt() / math.sqrt(1 - beta2 ** state['step'])).add_(group['eps'])
-    values.addcdiv_(first, root, value=-group['lr'] / (1 - beta1 ** state['step']))

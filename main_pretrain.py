@@ -48,9 +48,9 @@ def train(args, runtime, precision):
     optimizer = precision.adamw(runtime.accelerator, decay_groups(model, args.weight_decay), lr=lr, betas=(.9, .95))
     model, optimizer = precision.prepare(model, optimizer)
     resumed.restore_training(optimizer, precision)
-    wrapped = runtime.world.wrap(model, runtime.device, precision.gradients_stay_in_model)
-    updates = WeightUpdates(wrapped, optimizer, precision, lambda epoch: warmup_cosine(
-        epoch, lr, args.epochs, args.warmup_epochs, args.min_lr), args.accum_iter, args.clip_grad)
+    updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
+                            lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
+                            args.accum_iter, args.clip_grad)
     parameters = runtimes.describe_training(dataset, model, effective_batch, lr)
 
     # epochs

@@ -21,6 +21,7 @@ class Cpu:
     backend = 'gloo'
     name = 'CPU'
     is_accelerator = False
+    gradients_may_move = True       # False where the optimizer finds them only in the memory that they were first in
 
     def __init__(self, reason=''):
         self.reason = reason
@@ -118,6 +119,7 @@ class Npu(Accelerator):
     """Ascend NPUs, by torch.npu (of torch_npu, or built into Ascend's torch 1.5) and HCCL."""
     type = 'npu'
     backend = 'hccl'
+    gradients_may_move = False      # NpuFusedAdamW collects them in one buffer at the first step
 
     def prepare_network(self, master_addr):
         # HCCL binds to the first interface unless told; the one that reaches the master is the one that works.

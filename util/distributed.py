@@ -30,11 +30,11 @@ class World:
         accelerator.prepare_network(os.environ.get('MASTER_ADDR') or re.sub(r'tcp://|:\d+$', '', dist_url))
         dist.init_process_group(accelerator.backend, init_method=dist_url, rank=self.rank, world_size=self.size)
 
-    def wrap(self, model, device, may_move_gradients=True):
+    def wrap(self, model, device, may_move_gradients):
         """`model` in DistributedDataParallel where there is more than one process.
 
         Args:
-            may_move_gradients: into the memory that they are exchanged in; apex would not find them there.
+            may_move_gradients: into the memory that they are exchanged in; fused optimizers would not find them there.
         """
         if self.size == 1:
             return model

@@ -24,6 +24,11 @@ class Runtime:
         self.cores = None       # those that the process is bound to
         self._begun = time.time()
 
+    def wrap(self, model, precision):
+        """`model` in DistributedDataParallel where there is more than one process."""
+        may_move = precision.gradients_stay_in_model and self.accelerator.gradients_may_move
+        return self.world.wrap(model, self.device, may_move)
+
     def totals(self, *values):
         """Host numbers added up over all processes."""
         return self.world.sum(torch.tensor(values, dtype=torch.float32, device=self.device)).tolist()

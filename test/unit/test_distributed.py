@@ -103,7 +103,7 @@ def train(world):
     images, noise = torch.randn(3, 8, 3, 16, 16), torch.rand(3, 8, 4)
     model = models_mae.mae_vit_nano_patch16(img_size=16, patch_size=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=.1)
-    updates = WeightUpdates(world.wrap(model, torch.device('cpu')), optimizer, FullPrecision(), lambda epoch: .1,
+    updates = WeightUpdates(world.wrap(model, torch.device('cpu'), True), optimizer, FullPrecision(), lambda epoch: .1,
                             accum_iter=int(sys.argv[2]))
     losses = []
     for i in range(3):

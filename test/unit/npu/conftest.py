@@ -1,5 +1,6 @@
-"""The stand-in for Ascend's apex, for one test at a time."""
+"""How tests reach the emulated packages: apex for one test at a time, torch_npu in other processes only."""
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,13 @@ import pytest
 import torch
 
 FOLDER = str(Path(__file__).parent)
+WITH_STAND_INS = {'PYTHONPATH': os.pathsep.join([FOLDER, os.environ['PYTHONPATH']])}     # of another process
+
+
+def require_emulator():
+    """Skip a module of tests where this PyTorch cannot host the emulated NPU."""
+    if not hasattr(getattr(torch._C, '_acc', None), 'PrivateUse1Hooks'):
+        pytest.skip('this torch cannot emulate a device in Python', allow_module_level=True)
 
 
 @pytest.fixture

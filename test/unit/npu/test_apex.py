@@ -1,20 +1,17 @@
 """Training through the stand-in for Ascend's apex: loss scale, master weights, clipping, accumulation, checkpoints."""
-import json
-import os
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, execute
+from conftest import execute
 
 import models_mae
 from util import checkpoint
 from util.precision import ApexO2, FullPrecision
 from util.updates import WeightUpdates
 
-from .conftest import FOLDER
+from .conftest import FOLDER, WITH_STAND_INS
 from .small_training import Training, batch, computes_in_half, differing, small_net, train_naively
 
 if not computes_in_half():
@@ -194,37 +191,7 @@ def test_evaluation_computes_as_the_trained_model_does(apex, tmp_path):
     assert all(torch.equal(one, other) and one.dtype == torch.float32 for one, other in zip(found, expected))
 
 
-WITH_APEX = {'PYTHONPATH': FOLDER + os.pathsep + os.environ['PYTHONPATH']}
-
-
 def test_another_process_finds_the_stand_in_by_its_path():
-    run = execute([sys.executable, '-c', 'from util import precision; print(precision._import_apex())'], **WITH_APEX)
+    run = execute([sys.executable, '-c', 'from util import precision; print(precision._import_apex())'],
+                  **WITH_STAND_INS)
     assert run.status == 0 and FOLDER in run.output
-
-
-def trained_in_processes(folder, processes, accum_iter, *flags):
-    """(losses, weights of each process)."""
-    result = folder / '{}.json'.format(processes)
-    start = [ROOT / 'util' / 'launch.py', '--nproc', processes] if processes > 1 else []
-    script = Path(FOLDER) / 'apex_in_processes.py'
-    run = execute([sys.executable, *start, script, result, accum_iter, *flags], **WITH_APEX)
-    assert run.status == 0, run.output
-    found = json.loads(result.read_text())
-    return found['losses'], found['weights']
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('accum_iter', [1, 2])
-def test_two_processes_step_as_one_with_twice_the_batch(tmp_path, accum_iter):
-    (losses, [weights]), (losses_of_two, [first, second]) = (trained_in_processes(tmp_path, processes, accum_iter)
-                                                             for processes in (1, 2))
-    assert first == second
-    assert losses_of_two == pytest.approx(losses, rel=3e-3)
-    assert first == pytest.approx(weights, abs=2e-3)
-
-
-@pytest.mark.slow
-def test_hazard_7_gradients_that_ddp_moves_are_lost_to_apex(tmp_path):
-    losses, _ = trained_in_processes(tmp_path, 1, 1)
-    naive, _ = trained_in_processes(tmp_path, 2, 1, 'naive')
-    assert naive != pytest.approx(losses, rel=1e-2)     # ours: test_two_processes_step_as_one_with_twice_the_batch

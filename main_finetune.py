@@ -104,7 +104,7 @@ def train(args, runtime, precision, resumed):
         left_out, fresh = checkpoint.load_pretrained(model, checkpoint.load(args.finetune)['model'], args.finetune)
         checkpoint.report_pretrained(args.finetune, left_out, fresh)
     resumed.restore_model(model)
-    model.to(runtime.device)
+    runtime.place(model)
     effective_batch = args.batch_size * args.accum_iter * runtime.world.size
     lr = peak_lr(args.lr, args.blr, effective_batch)
     groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)

@@ -42,7 +42,7 @@ def train(args, runtime, precision):
     resumed = checkpoint.Resumed(checkpoint.resume_path(args.resume, args.output_dir))
     model = build_model(args)
     resumed.restore_model(model)
-    model.to(runtime.device)
+    runtime.place(model)
     effective_batch = args.batch_size * args.accum_iter * runtime.world.size
     lr = peak_lr(args.lr, args.blr, effective_batch)
     optimizer = precision.adamw(runtime.accelerator, decay_groups(model, args.weight_decay), lr=lr, betas=(.9, .95))

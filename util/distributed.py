@@ -30,6 +30,12 @@ class World:
         accelerator.prepare_network(os.environ.get('MASTER_ADDR') or re.sub(r'tcp://|:\d+$', '', dist_url))
         dist.init_process_group(accelerator.backend, init_method=dist_url, rank=self.rank, world_size=self.size)
 
+    def share(self, model):
+        """Give every process the weights of the first: each may have drawn its own."""
+        if self.size > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, 0)
+
     def wrap(self, model, device, may_move_gradients):
         """`model` in DistributedDataParallel where there is more than one process.
 

@@ -24,6 +24,14 @@ class Runtime:
         self.cores = None       # those that the process is bound to
         self._begun = time.time()
 
+    def place(self, model):
+        """Move `model` to the device, with the first process's weights everywhere.
+
+        DistributedDataParallel would share them too, but only after a precision has made its master weights.
+        """
+        model.to(self.device)
+        self.world.share(model)
+
     def wrap(self, model, precision):
         """`model` in DistributedDataParallel where there is more than one process."""
         may_move = precision.gradients_stay_in_model and self.accelerator.gradients_may_move

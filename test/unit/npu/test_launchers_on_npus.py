@@ -1,0 +1,109 @@
+"""All ten launchers with all their devices, on emulated NPUs, with a nano model and 32 images."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, launcher
+from test_launchers import LOGS
+
+from util.launch import free_port
+
+from .conftest import WITH_STAND_INS, require_emulator
+
+require_emulator()
+pytestmark = pytest.mark.slow
+
+TINY = ['--input_size=32', '--patch_size=8', '--num_workers=0', '--batch_size=2', '--warmup_epochs=1']
+MODEL = {'pretrain': 'mae_vit_nano_patch16', 'finetune': 'vit_nano_patch16'}
+
+
+def flags(name, images, folder, start):
+    """Of a launcher: its own parameters, and what makes the recipe small."""
+    needed = {'pretrain': [], 'finetune': ['--finetune_pth={}'.format(start)]}[name.split('_')[0]]
+    if name == 'finetune_eval_8p':
+        needed = ['--resume_pth={}'.format(start)]
+    epochs = [] if 'performance' in name or 'eval' in name else ['--epochs=2']
+    return ['--data_path={}'.format(images), '--output_dir={}'.format(folder), *needed, *TINY, *epochs,
+            '--model=' + MODEL[name.split('_')[0]]]
+
+
+def chip(name):
+    return {'EMULATED_NPU_CHIP': LOGS[name].split('_')[0]}
+
+
+def on_npus(name, images, folder, start=''):
+    """What the launcher printed."""
+    run = launcher(name, *flags(name, images, folder, start), **chip(name), **WITH_STAND_INS)
+    assert run.status == 0, run.output
+    return run.output
+
+
+def losses(folder):
+    records = [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
+    return [record[name] for record in records for name in ('train_loss', 'test_loss') if name in record]
+
+
+@pytest.fixture(scope='module')
+def finetuned(images, pretrained, tmp_path_factory):
+    """The output of finetune_full_8p."""
+    folder = tmp_path_factory.mktemp('finetuned')
+    return folder, on_npus('finetune_full_8p', images, folder, pretrained / 'checkpoint-0.pth')
+
+
+@pytest.mark.parametrize('name', [name for name in LOGS if name not in (
+    'finetune_full_8p', 'finetune_full_large_16p', 'finetune_eval_8p')])
+def test_a_launcher_trains_on_its_devices(images, pretrained, tmp_path, name):
+    output = on_npus(name, images, tmp_path, pretrained / 'checkpoint-0.pth')
+    scale = '2048.0' if 'large' in name else 'dynamic'
+    device = {'910A': 'Ascend910A', '910B': 'Ascend910B1'}[chip(name)['EMULATED_NPU_CHIP']]
+    devices = 1 if name.endswith('1p') else 8
+    assert 'device: {} (npu; found)'.format(device) in output
+    assert 'processes: {}'.format('1,' if devices == 1 else '8 over hccl') in output
+    assert 'precision: apex O2, loss scale {}\n'.format(scale) in output
+    assert 'effective batch size: {},'.format(2 * devices) in output
+    assert output.count('Final result') == 1
+    assert 'Final result' in (tmp_path / LOGS[name]).read_text()
+    record = json.loads((tmp_path / 'log.txt').read_text().splitlines()[0])
+    assert record['device'] == device and record['train_loss'] > 0
+    assert ('(19 images)' in output) == name.startswith('finetune')
+
+
+def test_a_finetuned_model_is_evaluated_on_eight_devices(images, finetuned, tmp_path):
+    folder, _ = finetuned
+    output = on_npus('finetune_eval_8p', images, tmp_path, folder / 'checkpoint-1.pth')
+    result = json.loads((tmp_path / 'eval.json').read_text())
+    last = json.loads((folder / 'log.txt').read_text().splitlines()[-1])
+    assert '(19 images)' in output and result['acc1'] == last['test_acc1']
+    assert result['loss'] == pytest.approx(last['test_loss'], rel=1e-3)
+    assert 'Final Accuracy' in (tmp_path / LOGS['finetune_eval_8p']).read_text()
+
+
+@pytest.mark.parametrize('name', ['pretrain_full_8p', 'finetune_full_8p'])
+def test_eight_npus_have_the_losses_of_eight_cpu_processes(images, pretrained, finetuned, tmp_path, name):
+    start = pretrained / 'checkpoint-0.pth'
+    if name == 'finetune_full_8p':
+        npu = finetuned[0]
+    else:
+        npu = tmp_path / 'npu'
+        on_npus(name, images, npu, start)
+    run = launcher(name, *flags(name, images, tmp_path / 'cpu', start), '--device=cpu', '--nproc=8',
+                   '--amp_backend=none')
+    assert run.status == 0, run.output
+    assert losses(npu) == pytest.approx(losses(tmp_path / 'cpu'), rel=2e-3)
+
+
+def test_two_nodes_of_eight_devices_train_together(images, pretrained, tmp_path):
+    name, port = 'finetune_full_large_16p', free_port()
+    environ = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', **chip(name), **WITH_STAND_INS}
+    nodes = [subprocess.Popen(
+        ['bash', str(ROOT / 'test' / (name + '.sh')), *flags(name, images, tmp_path, pretrained / 'checkpoint-0.pth'),
+         '--node_rank={}'.format(rank), '--master_addr=127.0.0.1', '--master_port={}'.format(port)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ) for rank in (0, 1)]
+    outputs = [node.communicate(timeout=600)[0].decode() for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert 'processes: 16 over hccl' in outputs[0] and 'effective batch size: 32,' in outputs[0]
+    assert outputs[0].count('Final result') == 1 and 'Final result' not in outputs[1]
+    assert 'Final result' in (tmp_path / LOGS[name]).read_text() and len(losses(tmp_path)) == 4
+    assert (tmp_path / LOGS[name].replace('.log', '_node1.log')).exists()

@@ -46,16 +46,21 @@ def losses(folder):
 
 
 @pytest.fixture(scope='module')
-def finetuned(images, pretrained, tmp_path_factory):
-    """The output of finetune_full_8p."""
-    folder = tmp_path_factory.mktemp('finetuned')
-    return folder, on_npus('finetune_full_8p', images, folder, pretrained / 'checkpoint-0.pth')
+def trained(images, pretrained, tmp_path_factory):
+    """name -> (output folder, what was printed) of a launcher, run once."""
+    runs = {}
+
+    def run(name):
+        if name not in runs:
+            folder = tmp_path_factory.mktemp(name)
+            runs[name] = folder, on_npus(name, images, folder, pretrained / 'checkpoint-0.pth')
+        return runs[name]
+    return run
 
 
-@pytest.mark.parametrize('name', [name for name in LOGS if name not in (
-    'finetune_full_8p', 'finetune_full_large_16p', 'finetune_eval_8p')])
-def test_a_launcher_trains_on_its_devices(images, pretrained, tmp_path, name):
-    output = on_npus(name, images, tmp_path, pretrained / 'checkpoint-0.pth')
+@pytest.mark.parametrize('name', [name for name in LOGS if name not in ('finetune_full_large_16p', 'finetune_eval_8p')])
+def test_a_launcher_trains_on_its_devices(trained, name):
+    folder, output = trained(name)
     scale = '2048.0' if 'large' in name else 'dynamic'
     device = {'910A': 'Ascend910A', '910B': 'Ascend910B1'}[chip(name)['EMULATED_NPU_CHIP']]
     devices = 1 if name.endswith('1p') else 8
@@ -64,14 +69,14 @@ def test_a_launcher_trains_on_its_devices(images, pretrained, tmp_path, name):
     assert 'precision: apex O2, loss scale {}\n'.format(scale) in output
     assert 'effective batch size: {},'.format(2 * devices) in output
     assert output.count('Final result') == 1
-    assert 'Final result' in (tmp_path / LOGS[name]).read_text()
-    record = json.loads((tmp_path / 'log.txt').read_text().splitlines()[0])
+    assert 'Final result' in (folder / LOGS[name]).read_text()
+    record = json.loads((folder / 'log.txt').read_text().splitlines()[0])
     assert record['device'] == device and record['train_loss'] > 0
     assert ('(19 images)' in output) == name.startswith('finetune')
 
 
-def test_a_finetuned_model_is_evaluated_on_eight_devices(images, finetuned, tmp_path):
-    folder, _ = finetuned
+def test_a_finetuned_model_is_evaluated_on_eight_devices(images, trained, tmp_path):
+    folder, _ = trained('finetune_full_8p')
     output = on_npus('finetune_eval_8p', images, tmp_path, folder / 'checkpoint-1.pth')
     result = json.loads((tmp_path / 'eval.json').read_text())
     last = json.loads((folder / 'log.txt').read_text().splitlines()[-1])
@@ -81,17 +86,11 @@ def test_a_finetuned_model_is_evaluated_on_eight_devices(images, finetuned, tmp_
 
 
 @pytest.mark.parametrize('name', ['pretrain_full_8p', 'finetune_full_8p'])
-def test_eight_npus_have_the_losses_of_eight_cpu_processes(images, pretrained, finetuned, tmp_path, name):
-    start = pretrained / 'checkpoint-0.pth'
-    if name == 'finetune_full_8p':
-        npu = finetuned[0]
-    else:
-        npu = tmp_path / 'npu'
-        on_npus(name, images, npu, start)
-    run = launcher(name, *flags(name, images, tmp_path / 'cpu', start), '--device=cpu', '--nproc=8',
+def test_eight_npus_have_the_losses_of_eight_cpu_processes(images, pretrained, trained, tmp_path, name):
+    run = launcher(name, *flags(name, images, tmp_path, pretrained / 'checkpoint-0.pth'), '--device=cpu', '--nproc=8',
                    '--amp_backend=none')
     assert run.status == 0, run.output
-    assert losses(npu) == pytest.approx(losses(tmp_path / 'cpu'), rel=2e-3)
+    assert losses(trained(name)[0]) == pytest.approx(losses(tmp_path), rel=2e-3)
 
 
 def test_two_nodes_of_eight_devices_train_together(images, pretrained, tmp_path):

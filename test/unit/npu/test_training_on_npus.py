@@ -1,0 +1,57 @@
+"""The program on one emulated NPU: exact resume, precisions, overflow, flags."""
+import pytest
+import torch
+from conftest import pretrain
+from test_end_to_end import epochs_of, moments_of, same, weights_of
+
+from .conftest import WITH_STAND_INS, require_emulator
+
+require_emulator()
+pytestmark = pytest.mark.slow
+
+
+def on_npu(*flags, chip='910A'):
+    run = pretrain(*flags, '--device', 'npu', EMULATED_NPU_CHIP=chip, **WITH_STAND_INS)
+    assert run.status == 0, run.output
+    return run.output
+
+
+@pytest.mark.parametrize('flags, chip, name', [
+    (['--amp'], '910A', 'apex O2, loss scale dynamic'),
+    (['--amp', '--loss_scale', 2048], '910B', 'apex O2, loss scale 2048.0'),
+    (['--amp', '--amp_backend', 'native'], '910A', 'native fp16, loss scale dynamic'),
+    (['--amp', '--amp_backend', 'native'], '910B', 'native bf16')])
+def test_an_interrupted_run_ends_as_the_uninterrupted_one_to_the_last_bit(images, tmp_path, flags, chip, name):
+    flags = ['--data_path', images, '--epochs', 3, '--save_every', 1, '--accum_iter', 2, '--lr', .001, *flags]
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    assert 'precision: {}\n'.format(name) in on_npu(*flags, '--output_dir', whole, chip=chip)
+    on_npu(*flags, '--output_dir', parts, '--resume', whole / 'checkpoint-0.pth', chip=chip)
+    ends = [weights_of(folder / 'checkpoint-2.pth') for folder in (whole, parts)]
+    assert same(ends[0]['model'], ends[1]['model']) and same(*map(moments_of, ends))
+    assert same(ends[0]['scaler'], ends[1]['scaler'])
+    assert [record['train_loss'] for record in epochs_of(whole)[1:]] == [
+        record['train_loss'] for record in epochs_of(parts)]
+
+
+def test_a_checkpoint_of_o2_is_a_plain_one_that_a_cpu_goes_on_from(images, tmp_path):
+    flags = ['--data_path', images, '--epochs', 2, '--save_every', 1]
+    npu, cpu = tmp_path / 'npu', tmp_path / 'cpu'
+    on_npu(*flags, '--amp', '--output_dir', npu)
+    state = weights_of(npu / 'checkpoint-0.pth')
+    assert {value.dtype for value in state['model'].values()} == {torch.float32}
+    run = pretrain(*flags, '--output_dir', cpu, '--resume', npu / 'checkpoint-0.pth')
+    assert run.status == 0, run.output
+    assert epochs_of(cpu)[0]['train_loss'] == pytest.approx(epochs_of(npu)[1]['train_loss'], rel=2e-3)
+
+
+@pytest.mark.parametrize('chip', ['910A', '910B'])      # one tells an overflow by its flag, the other by inf
+def test_skipped_steps_are_in_the_log_line_and_the_record(images, tmp_path, chip):
+    output = on_npu('--data_path', images, '--epochs', 1, '--amp_backend', 'native', '--amp_dtype', 'fp16',
+                    '--loss_scale', 1e9, '--output_dir', tmp_path, chip=chip)
+    assert '  skipped steps: 4\n' in output and epochs_of(tmp_path)[0]['skipped_steps'] == 4
+
+
+def test_a_profile_is_taken_by_torch_npus_own_profiler(images, tmp_path):
+    output = on_npu('--data_path', images, '--epochs', 1, '--batch_size', 2, '--prof', '--output_dir', tmp_path)
+    assert 'emulated torch_npu.profiler' in output
+    assert (tmp_path / 'prof' / 'trace.json').stat().st_size > 10000

@@ -178,13 +178,22 @@ def _npu():
         except (ImportError, RuntimeError, OSError, SystemExit) as error:
             if getattr(error, 'name', None) == 'torch_npu':
                 return None, 'no NPU (torch_npu is not installed)'
-            why_not = str(error).strip().split('\n')[0] or type(error).__name__
+            why_not = _first_line(error)
     if why_not or not hasattr(torch, 'npu'):
-        return None, ('torch_npu is installed but does not load ({}): source set_env.sh of the CANN toolkit first'
-                      .format(why_not))
+        return None, ('torch_npu is installed but does not load ({}): source set_env.sh of the CANN toolkit first, by '
+                      'default /usr/local/Ascend/ascend-toolkit/set_env.sh; python -m util.check_env says more'
+                      .format(why_not or 'it brings no torch.npu'))
     if not torch.npu.is_available():
         return None, 'torch_npu is installed but finds no NPU (see npu-smi info and ASCEND_RT_VISIBLE_DEVICES)'
     return Npu(torch.npu), None
+
+
+def _first_line(error):
+    """What an error says, in one line without its full stop."""
+    said = str(error).strip().split('\n')[0].rstrip('.')
+    if isinstance(error, SystemExit) and not isinstance(error.code, str):
+        return 'its import ends the program'            # torch_npu 1.8.1, which prints the reason
+    return said or type(error).__name__
 
 
 def _cuda():

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from util.errors import UserError
+from util.errors import UserError, first_line
 from util.features import supported
 
 CHOICES = ('auto', 'npu', 'cuda', 'cpu')
@@ -158,9 +158,9 @@ def select(requested):
     if requested == 'cpu':
         return Cpu('--device cpu')
     missing = []
-    for build, kind in ((_npu, 'npu'), (_cuda, 'cuda')):
+    for kind in ('npu', 'cuda'):
         if requested in ('auto', kind):
-            accelerator, why_not = build()
+            accelerator, why_not = probe(kind)
             if accelerator:
                 accelerator.reason = 'found' if requested == 'auto' else '--device ' + kind
                 return accelerator
@@ -170,30 +170,28 @@ def select(requested):
     raise UserError('--device {}: {}; pass --device auto to run on what is there'.format(requested, missing[0]))
 
 
+def probe(kind):
+    """('npu' or 'cuda' as an Accelerator, None), or (None, why it cannot be used here)."""
+    return {'npu': _npu, 'cuda': _cuda}[kind]()
+
+
 def _npu():
-    why_not = None
+    why_not, foreign = None, False
     if not hasattr(torch, 'npu'):       # Ascend's torch 1.5 has it built in; elsewhere torch_npu brings it
         try:
             importlib.import_module('torch_npu')
-        except (ImportError, RuntimeError, OSError, SystemExit) as error:
+        except (Exception, SystemExit) as error:        # it raises all kinds, most of all beside another torch's
             if getattr(error, 'name', None) == 'torch_npu':
                 return None, 'no NPU (torch_npu is not installed)'
-            why_not = _first_line(error)
+            why_not, foreign = first_line(error), isinstance(error, (AttributeError, TypeError, SyntaxError))
     if why_not or not hasattr(torch, 'npu'):
-        return None, ('torch_npu is installed but does not load ({}): source set_env.sh of the CANN toolkit first, by '
-                      'default /usr/local/Ascend/ascend-toolkit/set_env.sh; python -m util.check_env says more'
-                      .format(why_not or 'it brings no torch.npu'))
+        advice = ('install the one that is made for torch ' + torch.__version__ if foreign else
+                  'source set_env.sh of the CANN toolkit first, by default /usr/local/Ascend/ascend-toolkit/set_env.sh')
+        return None, ('torch_npu is installed but does not load ({}): {}; python -m util.check_env says more'
+                      .format(why_not or 'it brings no torch.npu', advice))
     if not torch.npu.is_available():
         return None, 'torch_npu is installed but finds no NPU (see npu-smi info and ASCEND_RT_VISIBLE_DEVICES)'
     return Npu(torch.npu), None
-
-
-def _first_line(error):
-    """What an error says, in one line without its full stop."""
-    said = str(error).strip().split('\n')[0].rstrip('.')
-    if isinstance(error, SystemExit) and not isinstance(error.code, str):
-        return 'its import ends the program'            # torch_npu 1.8.1, which prints the reason
-    return said or type(error).__name__
 
 
 def _cuda():

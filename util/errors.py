@@ -15,6 +15,13 @@ class UserError(Exception):
         super().__init__(str(message).rsplit('UserError: ', 1)[-1].strip())
 
 
+def first_line(error):
+    """What an import's error says, in one line without its full stop."""
+    if isinstance(error, SystemExit) and not isinstance(error.code, str):
+        return 'its import ends the program'            # as some do that have printed the reason
+    return str(error).strip().split('\n')[0].rstrip('.') or type(error).__name__
+
+
 def run(main, *args):
     """Call `main`; end the process with one line on a UserError or on Ctrl-C."""
     try:

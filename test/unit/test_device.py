@@ -14,6 +14,7 @@ BROKEN = {
     'CANN is not sourced': ImportError('libhccl.so: cannot open shared object file: No such file or directory'),
     'the backend fails to load': RuntimeError('Failed to load the backend extension: torch_npu.'),
     'torch_npu 1.8.1 leaves': SystemExit(1),
+    'a library of CANN is gone': Exception('ASCEND_HOME_PATH : /gone does not exist.'),
 }
 
 
@@ -39,6 +40,12 @@ def test_a_broken_torch_npu_lets_auto_run_on_the_cpu_and_says_why(monkeypatch, n
     chosen = device.select('auto')
     assert chosen.type == 'cpu'
     assert re.search(r'torch_npu is installed but does not load .* source set_env.sh', chosen.reason)
+
+
+def test_a_torch_npu_for_another_torch_is_said_to_be_that(monkeypatch, no_gpu):
+    error = AttributeError("module 'torch._C' has no attribute '_get_accelerator'")
+    monkeypatch.setattr(sys, 'meta_path', [Finder(error)] + sys.meta_path)
+    assert 'install the one that is made for torch ' + torch.__version__ in device.select('auto').reason
 
 
 @pytest.mark.parametrize('error', BROKEN.values(), ids=BROKEN)
@@ -99,7 +106,7 @@ def test_the_loopback_is_no_address_towards_another_node():
     assert device.local_address_towards('127.0.0.1') is None
 
 
-def test_accelerators_are_named_in_two_modules_only():
+def test_accelerators_are_named_in_few_modules_only():
     found = {}
     for path in [*ROOT.glob('*.py'), *ROOT.glob('util/*.py')]:
         text = path.read_text(encoding='utf-8')
@@ -110,6 +117,7 @@ def test_accelerators_are_named_in_two_modules_only():
     helps = found.pop('util/arguments.py', [])
     assert all('choices=' in line or 'help=' in line or "'--" in line for line in helps), helps
     allowed = {'util/device.py', 'util/precision.py',
+               'util/check_env.py',         # says what an NPU host has and lacks
                'util/__init__.py'}          # the variable that keeps torch from loading torch_npu
     assert set(found) <= allowed, set(found) - allowed
     assert all('torch_npu' in line for line in found.get('util/__init__.py', []))

@@ -15,7 +15,6 @@ from util.arguments import Parser
 from util.errors import first_line, run
 from util.features import accepts
 
-PACKAGES = ('torch', 'torchvision', 'timm', 'PIL', 'numpy', 'tensorboard')
 CANN_FOLDERS = ('ascend-toolkit', 'nnae', 'cann')       # the last since CANN 8.5
 CANN_VERSION_FILES = ('latest/*-linux/ascend_*_install.info', 'latest/ascend_*_install.info',
                       '*-linux/ascend_*_install.info', 'latest/version.cfg')
@@ -69,7 +68,7 @@ def check_software(to_fix):
     """The packages that training needs. Returns torch, or None."""
     row('Python', '{} ({})'.format(platform.python_version(), sys.executable))
     modules = {}
-    for name in PACKAGES:
+    for name in ('torch', 'torchvision', 'timm', 'PIL', 'numpy', 'tensorboard'):
         modules[name], why_not = loaded(name)
         row(name, getattr(modules[name], '__version__', '?') if modules[name] else 'does not load: ' + why_not)
         if why_not and name != 'tensorboard':           # without which training writes no curves, and runs

@@ -50,9 +50,8 @@ def test_what_the_program_asks_for_first_is_there_in_some_release(use):
 
 
 def test_the_list_comes_from_the_program():
-    found = {describe(use) for use in USES}
-    assert {'torch.npu.set_device(_)', 'torch.npu.amp.GradScaler(init_scale=)',
-            'torch_npu.optim.NpuFusedAdamW(_, betas=, lr=)'} <= found, found
+    assert {'torch.npu.set_device', 'torch.npu.amp.GradScaler', 'torch.npu.amp.GradScaler().unscale_',
+            'torch_npu.optim.NpuFusedAdamW'} <= {use.name for use in USES}
 
 
 @pytest.mark.parametrize('source, expected', [

@@ -8,7 +8,7 @@ source_npu_environment() {
     [[ -n $(compgen -G "$root/dev/davinci*") ]] || return 0
     info=$root/etc/Ascend/ascend_cann_install.info
     if [[ -r $info ]]; then install=$(sed -n 's/^Install_Path=//p' "$info" | head -n 1); fi
-    for kind in ascend-toolkit nnae; do
+    for kind in ascend-toolkit nnae cann; do     # the last since CANN 8.5
         if [[ -r $root$install/$kind/set_env.sh ]]; then
             found=$root$install/$kind/set_env.sh
             break

@@ -55,9 +55,10 @@ def test_without_that_file_the_usual_folder_and_the_toolkit_come_first(machine):
     assert source(machine)[1]['ASCEND_TOOLKIT_HOME'] == 'cann'
 
 
-def test_nnae_will_do(machine):
-    install_cann(machine, kind='nnae', said='nnae')
-    assert source(machine)[1]['ASCEND_TOOLKIT_HOME'] == 'nnae'
+@pytest.mark.parametrize('kind', ['nnae', 'cann'])
+def test_another_kind_of_installation_will_do(machine, kind):
+    install_cann(machine, kind=kind, said=kind)
+    assert source(machine)[1]['ASCEND_TOOLKIT_HOME'] == kind
 
 
 def test_npus_without_cann_are_one_clear_line(machine):

@@ -121,3 +121,15 @@ def test_accelerators_are_named_in_few_modules_only():
                'util/__init__.py'}          # the variable that keeps torch from loading torch_npu
     assert set(found) <= allowed, set(found) - allowed
     assert all('torch_npu' in line for line in found.get('util/__init__.py', []))
+
+
+def test_an_older_npu_build_is_profiled_by_the_profiler_that_knows_it(monkeypatch):
+    """Ascend's builds of 1.5, 1.8 and 1.11 add use_npu to autograd's profiler; torch_npu.profiler came later."""
+    asked = []
+
+    def profile(enabled=True, use_npu=False):
+        asked.append(use_npu)
+    monkeypatch.setattr(torch.autograd.profiler, 'profile', profile)
+    monkeypatch.delitem(sys.modules, 'torch_npu', raising=False)
+    device.Npu(fake_npu()).profile()
+    assert asked == [True]

@@ -66,6 +66,50 @@ def test_bf16_on_a_card_without_it_is_refused_by_name():
         precision.choose(Chip('cuda', False), dtype='bf16')
 
 
+def test_bf16_through_apex_is_refused_by_name(apex):
+    with pytest.raises(UserError, match='--amp_dtype bf16: apex O2 knows fp16 only'):
+        precision.choose(Chip('npu', True), backend='apex', dtype='bf16')
+
+
+class OldNpu(Chip):
+    """An NPU whose torch.npu has this autocast, beside a torch.autocast that does not know NPUs."""
+
+    def __init__(self, **amp):
+        super().__init__('npu', False)
+        self.module = types.SimpleNamespace(amp=types.SimpleNamespace(**amp)) if amp else types.SimpleNamespace()
+
+
+def autocast_of_1_8(enabled=True):
+    return 'fp16'
+
+
+def autocast_of_1_11(enabled=True, dtype=torch.float16, cache_enabled=True):
+    return dtype
+
+
+def test_native_fp16_takes_the_autocast_of_older_npu_builds():
+    assert precision._autocast_factory(OldNpu(autocast=autocast_of_1_8), torch.float16)() == 'fp16'
+    assert precision._autocast_factory(OldNpu(autocast=autocast_of_1_11), torch.float16)() == torch.float16
+
+
+def test_native_bf16_needs_an_autocast_that_takes_a_type():
+    assert precision._autocast_factory(OldNpu(autocast=autocast_of_1_8), torch.bfloat16) is None
+    assert precision._autocast_factory(OldNpu(autocast=autocast_of_1_11), torch.bfloat16)() == torch.bfloat16
+
+
+def test_an_npu_without_autocast_or_apex_trains_in_fp32_unless_asked_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'apex', None)
+    assert precision.choose(OldNpu(), amp=True).name == 'fp32'
+    with pytest.raises(UserError, match='--amp_backend native: torch .* has no autocast for npu; use apex or none'):
+        precision.choose(OldNpu(), backend='native')
+
+
+def test_a_gpu_without_autocast_takes_apex_where_there_is_one(apex):
+    old_gpu = OldNpu()
+    old_gpu.type = 'a GPU that torch.autocast does not know'
+    assert precision.choose(old_gpu, amp=True).name == 'apex O2, loss scale dynamic'
+
+
 def test_apex_asked_for_by_name_and_not_there_is_one_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, 'apex', None)
     with pytest.raises(UserError, match="--amp_backend apex: .*the package 'apex' on PyPI is another project"):

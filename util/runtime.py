@@ -73,6 +73,7 @@ def start(args):
     log.set_up(world.is_main)
     runtime = Runtime(device.select(args.device), world, args.output_dir if args.prof else None)
     world.join(runtime.accelerator, args.dist_url)
+    runtime.totals(0)       # the first process holds what the others meet in: it must not end before all have met
     if args.num_workers is None:
         args.num_workers = default_workers(distributed.local_processes())
     runtime.cores = affinity.bind(world.local_rank, distributed.local_processes())

@@ -4,6 +4,7 @@
 
 No NPU is needed: the wheels are downloaded once (70 MB, into the cache folder) and their sources are read.
 """
+import ast
 import functools
 
 import pytest
@@ -93,3 +94,13 @@ def test_what_is_made_up_is_missed(release, name, call, problem):
                                   'torch.npu.amp.autocast', 'torch.npu.get_rng_state_all', 'torch.npu.config'])
 def test_what_the_packages_are_known_for_is_found(release, name):
     wheel(release).find(name)
+
+
+@pytest.mark.parametrize('release', RELEASES)
+def test_the_emulated_npu_has_no_name_that_the_real_one_lacks(release):
+    path = ROOT / 'test' / 'unit' / 'npu' / 'torch_npu' / 'npu' / '__init__.py'
+    names = [node.name for node in ast.parse(path.read_text(encoding='utf-8')).body
+             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_')]
+    assert len(names) > 15
+    for name in names:
+        wheel(release).find('torch.npu.' + name)

@@ -1,7 +1,9 @@
 """The program on one emulated NPU: exact resume, precisions, overflow, flags."""
+import sys
+
 import pytest
 import torch
-from conftest import pretrain
+from conftest import execute, pretrain
 from test_end_to_end import epochs_of, moments_of, same, weights_of
 
 from .conftest import WITH_STAND_INS, require_emulator
@@ -55,3 +57,11 @@ def test_a_profile_is_taken_by_torch_npus_own_profiler(images, tmp_path):
     output = on_npu('--data_path', images, '--epochs', 1, '--batch_size', 2, '--prof', '--output_dir', tmp_path)
     assert 'emulated torch_npu.profiler' in output
     assert (tmp_path / 'prof' / 'trace.json').stat().st_size > 10000
+
+
+def test_check_env_names_the_devices_and_whose_apex_there_is():
+    run = execute([sys.executable, '-m', 'util.check_env'], ASCEND_RT_VISIBLE_DEVICES='0,1', **WITH_STAND_INS)
+    assert run.status == 0 and run.output.endswith('to fix:\n  nothing\n'), run.output
+    for words in ('NPU            2 x Ascend910A', "Ascend's: amp.initialize takes combine_grad",
+                  '--amp          apex O2, loss scale dynamic', 'variable       ASCEND_RT_VISIBLE_DEVICES=0,1'):
+        assert words in run.output, run.output

@@ -4,8 +4,8 @@ from collections import OrderedDict
 
 import torch
 
-from ._masters import MasterWeights
-from ._scaler import LossScaler
+from .._masters import MasterWeights
+from .._scaler import LossScaler
 
 _scalers, _enabled = [], [False]
 

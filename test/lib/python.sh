@@ -93,8 +93,8 @@ make_environment() {
     else
         if [[ -z $generation ]]; then generation=$(generation_for_here); fi
         release_of "$generation"
-        base=$(python_for "$generation") || die "PyTorch $generation needs Python ${VERSIONS[*]}, none of which is" \
-            "found: install one, or set PYTHON=/path/to/python"
+        base=$(python_for "$generation") || die "PyTorch $generation needs Python ${VERSIONS[*]} with its venv module" \
+            "(python3-venv on Debian and Ubuntu), which is not found: install one, or set PYTHON=/path/to/python"
         torch=("${TORCH[@]}")
     fi
     requirements=$ROOT/${generation}_requirements.txt
@@ -160,8 +160,8 @@ python_with_torch() {
     return 1
 }
 
-# python_for GENERATION: an interpreter that the generation's PyTorch installs on: the user's choice, one on the path, or
-# one that pyenv keeps.
+# python_for GENERATION: an interpreter that the generation's PyTorch installs on and that can make environments: the
+# user's choice, one on the path, or one that pyenv keeps.
 python_for() {
     local candidate candidates=(${PYTHON:+"$PYTHON"} python3 python) version
     release_of "$1"
@@ -169,7 +169,8 @@ python_for() {
         candidates+=("python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python)
     done
     for candidate in "${candidates[@]}"; do
-        version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+        version=$("$candidate" -c 'import ensurepip, sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
+            continue
         if [[ " ${VERSIONS[*]} " == *" $version "* ]]; then
             command -v "$candidate"
             return

@@ -135,14 +135,22 @@ def test_a_generation_that_no_python_can_run_is_reported_and_in_ci_a_failure(lon
 def test_checking_under_a_generation_that_no_python_can_run_says_what_is_needed(lonely):
     other = '1.5' if torch.__version__.startswith('1.8') else '1.8'
     status, output = bash([str(ROOT / 'test/check.sh'), '--torch', other], lonely)
-    assert (status, output) == (2, 'error: PyTorch {} needs Python 3.7, none of which is found: install one, or set '
-                      'PYTHON=/path/to/python\n'.format(other))
+    assert status == 2
+    assert output.startswith('error: PyTorch {} needs Python 3.7 with its venv module'.format(other))
+    assert output.endswith('which is not found: install one, or set PYTHON=/path/to/python\n')
 
 
 @pytest.mark.parametrize('version, generation', [('3.7', '1.11'), ('3.12', '2.x'), ('3.4', '2.x')])
 def test_the_newest_generation_that_a_python_at_hand_can_run_is_taken(lonely, version, generation):
     (lonely / 'python3').write_text('#!/bin/sh\necho {}\n'.format(version))
     assert shell('generation_for_here', lonely) == (0, generation + '\n')
+
+
+def test_a_python_that_cannot_make_environments_is_passed_over(lonely):
+    """Debian's has no ensurepip before python3-venv is installed."""
+    (lonely / 'python3').write_text('#!/bin/sh\ncase "$*" in *ensurepip*) exit 1 ;; *) echo 3.11 ;; esac\n')
+    (lonely / 'python3.12').write_text('#!/bin/sh\necho 3.12\n')
+    assert shell('python_for 2.x', lonely) == (0, '{}\n'.format(lonely / 'python3.12'))
 
 
 @pytest.mark.parametrize('flags, problem', [

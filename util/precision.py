@@ -199,9 +199,6 @@ class ApexO2(FullPrecision):
     def skipped_steps(self):
         return self._steps.skipped
 
-    def _trained_parameters(self, optimizer):
-        return list(self._apex.amp.master_params(optimizer)) if self._names else super()._trained_parameters(optimizer)
-
     def model_state(self, model, optimizer):
         state = {name: value.float() if value.is_floating_point() else value
                  for name, value in model.state_dict().items()}

@@ -82,6 +82,7 @@ def pretrain_parser():
     _add_model(parser, PRETRAIN_MODELS, default='mae_vit_large_patch16')
     _add_data(parser)
     _add_run(parser)
+    _add_reliability(parser)
     _add_distribution(parser)
     _add_precision(parser)
     mae = parser.add_argument_group('masked autoencoder')
@@ -98,6 +99,7 @@ def finetune_parser():
     _add_model(parser, FINETUNE_MODELS, default='vit_large_patch16')
     _add_data(parser)
     _add_run(parser)
+    _add_reliability(parser)
     _add_distribution(parser)
     _add_precision(parser)
     _add_finetuning(parser)
@@ -152,6 +154,21 @@ def _add_run(parser):
         help="checkpoint to continue from (or to evaluate), or 'auto': the newest in output_dir")
     add('--start_epoch', type=INDEX, help='first epoch to run, counted from 0; default: the one after the checkpoint')
     add('--prof', action='store_true', help='write a profiler trace of 10 iterations to output_dir/prof')
+
+
+def _add_reliability(parser):
+    group = parser.add_argument_group('reliability')
+    add = group.add_argument
+    add('--save_every_minutes', type=NOT_NEGATIVE, default=30.,
+        help='minutes between checkpoints, also within an epoch; 0: only by --save_every')
+    add('--keep_last', type=INDEX, default=3,
+        help='newest checkpoints that are kept, beside the best; 0: all of them')
+    add('--max_bad_steps', type=COUNT, default=10,
+        help='optimizer steps in a row with a loss or gradient that is not finite, until the run stops')
+    add('--max_bad_images', type=INDEX,
+        help='image files that may be unreadable until the run stops; default: 1 in 1000, at least 10')
+    add('--hang_timeout', type=POSITIVE, default=600.,
+        help='seconds without progress of any process, until the run ends and names the one that hangs')
 
 
 def _add_distribution(parser):

@@ -3,7 +3,10 @@ import os
 import sys
 import time
 
-USER_ERROR_STATUS = 2
+USER_ERROR_STATUS = 2       # the user can mend it; running again as it is ends the same way
+FAULT_STATUS = 70           # a process died or hangs: running again may well succeed
+UNSAVED_STATUS = 74         # trained to the end, but the last checkpoint could not be written
+STOPPED_STATUS = 75         # stopped as a signal asked, and saved: --resume auto goes on
 INTERRUPTED_STATUS = 130
 
 
@@ -15,6 +18,14 @@ class UserError(Exception):
         super().__init__(str(message).rsplit('UserError: ', 1)[-1].strip())
 
 
+class Fault(Exception):
+    """Something around the program broke: another process, a loader process. The message says what."""
+
+
+class Stopped(Exception):
+    """A signal asked to stop, and all is saved. The message says where."""
+
+
 def first_line(error):
     """What an import's error says, in one line without its full stop."""
     if isinstance(error, SystemExit) and not isinstance(error.code, str):
@@ -23,7 +34,7 @@ def first_line(error):
 
 
 def run(main, *args):
-    """Call `main`; end the process with one line on a UserError or on Ctrl-C."""
+    """Call `main`; end the process with one line and its status on whatever a user can expect to happen."""
     try:
         main(*args)
     except UserError as error:
@@ -32,6 +43,10 @@ def run(main, *args):
         if int(os.environ.get('LOCAL_RANK', 0)):
             time.sleep(3)
         _end('error: {}'.format(error), USER_ERROR_STATUS)
+    except Fault as error:
+        _end('error: {}'.format(error), FAULT_STATUS)
+    except Stopped as stopped:
+        _end(str(stopped), STOPPED_STATUS)
     except KeyboardInterrupt:
         _end('interrupted', INTERRUPTED_STATUS)
 

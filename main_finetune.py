@@ -8,7 +8,7 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from util import checkpoint, precision as precisions, runtime as runtimes
+from util import checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
 from util.datasets import labelled_set
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
@@ -101,8 +101,8 @@ def train(args, runtime, precision, resumed):
     runtime.seed(args.seed, epoch=-1)
     model = build_model(args, classes)
     if args.finetune and resumed.path is None:
-        left_out, fresh = checkpoint.load_pretrained(model, checkpoint.load(args.finetune)['model'], args.finetune)
-        checkpoint.report_pretrained(args.finetune, left_out, fresh)
+        left_out, fresh = weights.load_pretrained(model, checkpoint_file.load(args.finetune)['model'], args.finetune)
+        weights.report_pretrained(args.finetune, left_out, fresh)
     resumed.restore_model(model)
     runtime.place(model)
     effective_batch = args.batch_size * args.accum_iter * runtime.world.size
@@ -149,7 +149,7 @@ def save(args, epoch, improved, world, model, optimizer, precision, best, classe
     if world.is_main and (due or improved):
         state = checkpoint.training_state(model, optimizer, precision, epoch, args, best=best, classes=classes)
         for path in [checkpoint.path_of(args.output_dir, epoch)] * due + [checkpoint.best(args.output_dir)] * improved:
-            checkpoint.save(path, state)
+            checkpoint_file.save(path, state)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import checkpoint, precision as precisions, runtime as runtimes
+from util import checkpoint, checkpoint_file, precision as precisions, runtime as runtimes
 from util.datasets import pretraining_set
 from util.loader import training_loader
 from util.lr_schedule import peak_lr, warmup_cosine
@@ -65,8 +65,8 @@ def train(args, runtime, precision):
         stats = train_one_epoch(updates.model, loader, updates, epoch, args.mask_ratio, runtime, logbook, rate,
                                 first_epoch=epoch == start_epoch)
         if runtime.world.is_main and ((epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs):
-            checkpoint.save(checkpoint.path_of(args.output_dir, epoch),
-                            checkpoint.training_state(model, optimizer, precision, epoch, args))
+            checkpoint_file.save(checkpoint.path_of(args.output_dir, epoch),
+                                 checkpoint.training_state(model, optimizer, precision, epoch, args))
         logbook.epoch({**stats, 'epoch': epoch, 'n_parameters': parameters, 'device': runtime.accelerator.name,
                        'precision': precision.name})
     runtimes.finish(runtime, logbook, 'summary', {'task': 'Training', 'images_per_sec': rate.fps,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import models_mae
-from util import checkpoint
+from util import checkpoint_file, weights
 from util.arguments import COUNT, INDEX, INSIDE_0_1
 from util.datasets import pretraining_set, read_image
 from util.errors import UserError, run
@@ -27,7 +27,7 @@ def load_model(path):
     Raises:
         UserError: the file is no checkpoint of main_pretrain.py.
     """
-    state = checkpoint.load(path)
+    state = checkpoint_file.load(path)
     flags = state.get('args')
     flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
     if not flags or not str(flags.get('model', '')).startswith('mae_vit_'):
@@ -36,7 +36,7 @@ def load_model(path):
     model = getattr(models_mae, flags['model'])(
         img_size=flags.get('input_size', 224), in_chans=flags.get('in_chans', 3),
         norm_pix_loss=flags.get('norm_pix_loss', False), **size)
-    checkpoint.load_model(model, state['model'], path)
+    weights.load_model(model, state['model'], path)
     return model.eval(), flags
 
 

@@ -8,8 +8,9 @@ import torch
 
 import models_mae
 import models_vit
-from util import checkpoint, safe_pickle
+from util import checkpoint, checkpoint_file, safe_pickle, weights
 from util.errors import UserError
+from util.features import accepts
 from util.files import atomic_file, write_atomically
 
 MAE = {'img_size': 32, 'patch_size': 8}
@@ -46,13 +47,13 @@ def test_the_newest_checkpoint_is_the_one_of_the_highest_epoch(tmp_path):
 def test_a_published_checkpoint_with_a_namespace_is_read(tmp_path):
     path = str(tmp_path / 'published.pth')
     torch.save({'model': vit().state_dict(), 'args': argparse.Namespace(model='x'), 'epoch': 3}, path)
-    assert checkpoint.load(path)['epoch'] == 3
+    assert checkpoint_file.load(path)['epoch'] == 3
 
 
 def test_a_bare_state_dict_is_read(tmp_path):
     path = str(tmp_path / 'bare.pth')
     torch.save(vit().state_dict(), path)
-    assert 'head.weight' in checkpoint.load(path)['model']
+    assert 'head.weight' in checkpoint_file.load(path)['model']
 
 
 class Evil:
@@ -69,7 +70,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
     path, marker = tmp_path / 'evil.pth', tmp_path / 'ran'
     torch.save({'model': {}, 'x': Evil(marker)}, str(path))
     with pytest.raises(UserError, match='not a readable checkpoint'):
-        checkpoint.load(str(path))
+        checkpoint_file.load(str(path))
     assert not marker.exists()
 
 
@@ -80,7 +81,7 @@ def test_the_restricted_unpickler_reads_checkpoints_and_refuses_code(tmp_path, n
     good = {'model': layer.state_dict(), 'optimizer': adamw(layer).state_dict(),
             'args': argparse.Namespace(lr=1.), 'epoch': 1}
     torch.save(good, path, _use_new_zipfile_serialization=new_format)
-    options = {'weights_only': False} if checkpoint.accepts(torch.load, 'weights_only') else {}
+    options = {'weights_only': False} if accepts(torch.load, 'weights_only') else {}
     loaded = torch.load(path, pickle_module=safe_pickle, **options)
     assert torch.equal(loaded['model']['weight'], layer.weight) and loaded['args'].lr == 1.
     torch.save({'model': {}, 'x': Evil(marker)}, path, _use_new_zipfile_serialization=new_format)
@@ -94,12 +95,12 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, content):
     path = tmp_path / 'damaged.pth'
     path.write_bytes(content)
     with pytest.raises(UserError, match='damaged.pth: not a readable checkpoint'):
-        checkpoint.load(str(path))
+        checkpoint_file.load(str(path))
 
 
 def test_the_encoder_is_taken_from_a_masked_autoencoder_and_the_rest_left_out():
     mae, model = models_mae.mae_vit_nano_patch16(**MAE), vit()
-    left_out, fresh = checkpoint.load_pretrained(model, mae.state_dict(), 'x.pth')
+    left_out, fresh = weights.load_pretrained(model, mae.state_dict(), 'x.pth')
     assert torch.equal(model.blocks[3].mlp.fc1.weight, mae.blocks[3].mlp.fc1.weight)
     assert torch.equal(model.pos_embed, mae.pos_embed)
     assert {'mask_token', 'decoder_pred.weight', 'norm.weight'} <= set(left_out)
@@ -109,13 +110,13 @@ def test_the_encoder_is_taken_from_a_masked_autoencoder_and_the_rest_left_out():
 def test_the_class_token_head_takes_the_encoders_norm():
     mae, model = models_mae.mae_vit_nano_patch16(**MAE), vit(global_pool=False)
     mae.norm.weight.data.fill_(3.)
-    _, fresh = checkpoint.load_pretrained(model, mae.state_dict(), 'x.pth')
+    _, fresh = weights.load_pretrained(model, mae.state_dict(), 'x.pth')
     assert model.norm.weight[0] == 3. and set(fresh) == {'head.weight', 'head.bias'}
 
 
 def test_positions_are_interpolated_to_another_input_size():
     mae, model = models_mae.mae_vit_nano_patch16(**MAE), vit(img_size=64)
-    checkpoint.load_pretrained(model, mae.state_dict(), 'x.pth')
+    weights.load_pretrained(model, mae.state_dict(), 'x.pth')
     assert model.pos_embed.shape == (1, 65, 128)
     coarse = model.pos_embed[0, 1:].reshape(4, 2, 4, 2, 128).mean(dim=(1, 3)).flatten(0, 1)
     assert (coarse - mae.pos_embed[0, 1:]).abs().mean() < .05
@@ -133,20 +134,20 @@ def test_an_evaluation_at_another_input_size_interpolates_positions_too(tmp_path
 
 def test_a_head_of_other_classes_starts_anew():
     model = vit(num_classes=5)
-    _, fresh = checkpoint.load_pretrained(model, vit(num_classes=9).state_dict(), 'x.pth')
+    _, fresh = weights.load_pretrained(model, vit(num_classes=9).state_dict(), 'x.pth')
     assert set(fresh) == {'head.weight', 'head.bias'}
 
 
 def test_weights_of_another_model_are_refused_by_name():
     with pytest.raises(UserError, match=r'x\.pth: is of another model, .* see --model'):
-        checkpoint.load_pretrained(vit(), models_mae.mae_vit_tiny_patch16(**MAE).state_dict(), 'x.pth')
+        weights.load_pretrained(vit(), models_mae.mae_vit_tiny_patch16(**MAE).state_dict(), 'x.pth')
     with pytest.raises(UserError, match='is of another model, it lacks'):
-        checkpoint.load_model(vit(), models_mae.mae_vit_nano_patch16(**MAE).state_dict(), 'x.pth')
+        weights.load_model(vit(), models_mae.mae_vit_nano_patch16(**MAE).state_dict(), 'x.pth')
 
 
 def test_resuming_with_other_classes_names_nb_classes():
     with pytest.raises(UserError, match='was trained for 9 classes, this run has 8; see --nb_classes'):
-        checkpoint.load_model(vit(), vit(num_classes=9).state_dict(), 'x.pth')
+        weights.load_model(vit(), vit(num_classes=9).state_dict(), 'x.pth')
 
 
 def test_an_optimizer_is_restored_under_the_flags_of_the_new_run():

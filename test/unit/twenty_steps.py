@@ -17,7 +17,7 @@ import torch
 
 import models_mae
 import models_vit
-from util import checkpoint
+from util import checkpoint, checkpoint_file
 from util.device import Cpu
 from util.lr_schedule import warmup_cosine
 from util.param_groups import decay_groups, layer_decay_groups
@@ -67,7 +67,7 @@ class Task:
         return losses
 
     def save(self, path):
-        checkpoint.save(path, checkpoint.training_state(self.model, self.optimizer, self.precision, 0,
+        checkpoint_file.save(path, checkpoint.training_state(self.model, self.optimizer, self.precision, 0,
                                                         argparse.Namespace(lr=1e-3)))
 
 

@@ -4,7 +4,7 @@ import argparse
 import torch
 
 import models_mae
-from util import checkpoint
+from util import checkpoint, checkpoint_file
 from util.device import Cpu
 from util.param_groups import decay_groups
 from util.updates import WeightUpdates
@@ -86,7 +86,7 @@ class Training:
     def save(self, path, **changes):
         """A checkpoint at `path`; gives `path`."""
         state = checkpoint.training_state(self.model, self.optimizer, self.precision, 0, argparse.Namespace())
-        checkpoint.save(str(path), {**state, **changes})
+        checkpoint_file.save(str(path), {**state, **changes})
         return str(path)
 
     def state(self):

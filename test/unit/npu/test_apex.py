@@ -7,7 +7,7 @@ import torch
 from conftest import execute
 
 import models_mae
-from util import checkpoint
+from util import checkpoint, checkpoint_file, weights
 from util.precision import ApexO2, FullPrecision
 from util.updates import WeightUpdates
 
@@ -164,12 +164,12 @@ def test_a_resumed_run_continues_to_the_last_bit(apex, tmp_path, scale):
 def test_the_checkpoint_is_a_plain_fp32_one(apex, tmp_path):
     run = Training(ApexO2(apex))
     run.steps(0, 3)
-    saved = checkpoint.load(run.save(tmp_path / 'a.pth'))['model']
+    saved = checkpoint_file.load(run.save(tmp_path / 'a.pth'))['model']
     plain = Training(FullPrecision())
     assert {value.dtype for value in saved.values()} == {torch.float32}
     assert torch.equal(saved['pos_embed'], plain.model.pos_embed)                   # frozen, and not rounded either
     assert not torch.equal(saved['norm.weight'], saved['norm.weight'].half().float())
-    checkpoint.load_model(plain.model, saved, 'a.pth')
+    weights.load_model(plain.model, saved, 'a.pth')
     torch.manual_seed(1)
     mine = run.model(torch.ones(2, 3, 32, 32))[0].item()
     torch.manual_seed(1)

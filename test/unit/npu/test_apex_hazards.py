@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import models_mae
-from util import checkpoint
+from util import checkpoint_file
 from util.device import Cpu
 from util.param_groups import decay_groups
 from util.precision import ApexO2, FullPrecision
@@ -25,7 +25,7 @@ def test_hazard_1_the_state_loaded_before_the_masters_exist_is_rounded_to_fp16(a
     model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8)
     optimizer = apex.optimizers.NpuFusedAdamW(decay_groups(model, .05), lr=1e-3)
     model, optimizer = apex.amp.initialize(model, optimizer, opt_level='O2', combine_grad=True, verbosity=0)
-    optimizer.load_state_dict(checkpoint.load(path)['optimizer'])
+    optimizer.load_state_dict(checkpoint_file.load(path)['optimizer'])
     optimizer.zero_grad()
     naive = optimizer.state_dict()['state']
     zeroed = sum(int(((state['exp_avg_sq'] == 0) & (moments[key]['exp_avg_sq'] > 0)).sum())
@@ -104,7 +104,7 @@ def test_hazard_6_a_step_count_that_is_a_tensor_is_counted_twice(apex, tmp_path)
     run = Training(FullPrecision())
     run.steps(0, 3)
     path = run.save(tmp_path / 'fp32.pth')
-    saved = checkpoint.load(path)['optimizer']
+    saved = checkpoint_file.load(path)['optimizer']
     if not torch.is_tensor(saved['state'][0]['step']):
         pytest.skip("this torch's AdamW counts in plain numbers")
 

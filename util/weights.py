@@ -1,0 +1,75 @@
+"""From the weights of a checkpoint to a model: exactly, or what fits of a pre-trained one."""
+from util.errors import UserError
+from util.log import logger
+from util.pos_embed import resize_positions
+
+
+def load_model(model, weights, path):
+    """Fill `model` exactly.
+
+    Raises:
+        UserError: names or shapes differ; the first difference is named.
+    """
+    own = model.state_dict()
+    if 'head.weight' in own and 'head.weight' in weights and len(own['head.weight']) != len(weights['head.weight']):
+        raise UserError('{}: was trained for {} classes, this run has {}; see --nb_classes and --data_path'
+                        .format(path, len(weights['head.weight']), len(own['head.weight'])))
+    for name in own:
+        if name not in weights:
+            raise UserError('{}: is of another model, it lacks {}; see --model, --global_pool and --cls_token'
+                            .format(path, name))
+    _check_shapes(own, weights, path)
+    surplus = [name for name in weights if name not in own]
+    if surplus:
+        raise UserError('{}: is of another model, it also holds {}; see --model, --global_pool and --cls_token'
+                        .format(path, surplus[0]))
+    model.load_state_dict(weights)
+
+
+def load_pretrained(model, weights, path):
+    """Start a classifier from the encoder of a pre-trained model, or from a classifier of other classes.
+
+    Positions are interpolated to the model's grid. The decoder and a head of another size are left out; a head or
+    fc_norm that the checkpoint lacks starts anew.
+    Returns:
+        names left out, names that start anew.
+    Raises:
+        UserError: the encoder is not this model's.
+    """
+    own = model.state_dict()
+    kept = {name: value for name, value in with_positions_for(model, weights).items() if name in own}
+    if any(name in kept and kept[name].shape != own[name].shape for name in ('head.weight', 'head.bias')):
+        kept = {name: value for name, value in kept.items() if not name.startswith('head.')}
+    fresh = [name for name in own if name not in kept]
+    foreign = [name for name in fresh if not name.startswith(('head.', 'fc_norm.', 'norm.'))]
+    if foreign:
+        raise UserError('{}: is of another model, it lacks {}; see --model'.format(path, foreign[0]))
+    _check_shapes(own, kept, path)
+    model.load_state_dict(kept, strict=False)
+    return [name for name in weights if name not in kept], fresh
+
+
+def with_positions_for(model, weights):
+    """`weights` with pos_embed interpolated from its square grid to the model's."""
+    table = weights.get('pos_embed')
+    if table is None or table.shape == model.pos_embed.shape or table.shape[-1] != model.pos_embed.shape[-1]:
+        return weights
+    side = round((table.shape[1] - 1) ** .5)
+    logger.info('positions interpolated from %d x %d to %d x %d patches', side, side, *model.grid_size)
+    return {**weights, 'pos_embed': resize_positions(table, (side, side), model.grid_size)}
+
+
+def _check_shapes(own, weights, path):
+    for name, value in own.items():
+        if name in weights and weights[name].shape != value.shape:
+            raise UserError('{}: is of another model, {} is {} and not {}; see --model, --input_size, --patch_size '
+                            'and --in_chans'.format(path, name, tuple(weights[name].shape), tuple(value.shape)))
+
+
+def report_pretrained(path, left_out, fresh):
+    """Say in two lines what load_pretrained did."""
+    decoder = [name for name in left_out if name.startswith('decoder') or name == 'mask_token']
+    others = [name for name in left_out if name not in decoder]
+    logger.info('loaded %s; left out: %s', path,
+                ', '.join((['the decoder'] if decoder else []) + others) or 'nothing')
+    logger.info('starting from random weights: %s', ', '.join(fresh) or 'nothing')

@@ -4,41 +4,33 @@ from torch.nn import functional as F
 
 from util.log import logger
 from util.metrics import count_correct
-from util.progress import PRINT_EVERY, Progress
+from util.progress import PRINT_EVERY
 from util.throughput import Throughput, per_second
 
 
-def train_one_epoch(model, loader, updates, epoch, criterion, mix, runtime, logbook, rate, first_epoch=False):
-    """Show `model` every batch of `loader` once.
+def train_one_epoch(progress, updates, criterion, mix):
+    """Show the model every batch that is left of an epoch.
 
     Args:
+        progress: util.progress.Progress of the epoch.
         updates: util.updates.WeightUpdates of the model.
-        epoch: counted from 0.
         criterion: loss of (logits, labels), or of (logits, soft labels) where `mix` makes such.
         mix: (images, labels) -> (images, labels); mixup and cutmix, or what changes nothing.
-        rate: util.throughput.Rate of the run.
-        first_epoch: leave the first iterations out of the speed.
     Returns:
         train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
     Raises:
-        UserError: the loss is no longer finite.
+        Stopped, UserError: see util.course.Course.agree.
     """
-    def on_line(at, loss, lr):
-        logbook.scalars(at, {'loss': loss, 'lr': lr})
-
-    model.train()
-    progress = Progress(epoch, len(loader), runtime, updates, on_line, first_epoch)
-    for i, (images, labels) in progress.batches(loader):
-        images = images.to(runtime.device, non_blocking=True)
-        labels = labels.to(runtime.device, non_blocking=True)
+    updates.model.train()
+    for i, (images, labels) in progress.batches():
         images, labels = mix(images, labels)
-        with updates.iteration(i, len(loader), epoch):
+        with updates.iteration(i, progress.iterations, progress.epoch):
             with updates.precision.autocast():
-                logits = model(images)
+                logits = updates.model(images)
             loss = criterion(logits.float(), labels)
             updates.backward(loss)
         progress.add(loss, len(images))
-    return progress.finish(rate)
+    return progress.finish()
 
 
 @torch.no_grad()
@@ -54,6 +46,8 @@ def evaluate(model, loader, precision, runtime):
     totals = torch.zeros(4, device=runtime.device)                  # correct@1, correct@5, loss, images
     clock = Throughput(len(loader), warmup=0, synchronize=runtime.accelerator.synchronize)
     for i, (images, labels) in enumerate(clock.batches(loader)):
+        if runtime.stops.requested:
+            break                               # the caller stops before it uses the result
         images = images.to(runtime.device, non_blocking=True)
         labels = labels.to(runtime.device, non_blocking=True)
         with precision.autocast():

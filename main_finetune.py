@@ -9,12 +9,12 @@ from torch.nn import CrossEntropyLoss
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
 from util import checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
+from util.course import Course
 from util.datasets import labelled_set
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
 from util.lr_schedule import peak_lr, warmup_cosine
 from util.param_groups import layer_decay_groups
-from util.throughput import Rate
 from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, SoftTargetCrossEntropy
 from util.transforms import evaluation_transform, finetuning_transform
 from util.updates import WeightUpdates
@@ -73,7 +73,7 @@ def main(args):
     runtime = runtimes.start(args)
     precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
     runtimes.describe(args, runtime, precision)
-    resumed = checkpoint.Resumed(checkpoint.resume_path(args.resume, args.output_dir))
+    resumed = checkpoint.find(args.resume, args.output_dir)
     (evaluate_checkpoint if args.eval else train)(args, runtime, precision, resumed)
     runtime.world.leave()
 
@@ -90,6 +90,7 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
     result = evaluate(model, loader, precision, runtime)
     runtimes.finish(runtime, logbook, 'eval',
                     {'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
+    logbook.close()
 
 
 def train(args, runtime, precision, resumed):
@@ -113,43 +114,35 @@ def train(args, runtime, precision, resumed):
     resumed.restore_training(optimizer, precision)
     updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
-                            args.accum_iter, args.clip_grad)
+                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps, args.accum_iter))
     parameters = runtimes.describe_training(train_set, model, effective_batch, lr)
     criterion, mix = build_loss(args, classes)
 
     # epochs
-    start_epoch = resumed.next_epoch if args.start_epoch is None else args.start_epoch
-    runtime.check_agreement('epoch to start at', start_epoch)
-    if runtimes.nothing_left(start_epoch, args.epochs):
+    course = Course(args, runtime, updates, model, train_loader, resumed, 'loss', classes=train_set.classes,
+                    best=resumed.get('best') or {'acc1': -1., 'epoch': -1})
+    if course.nothing_left():
         return
-    logbook, rate = runtimes.open_logbook(args, runtime), Rate()
-    best = resumed.get('best') or {'acc1': -1., 'epoch': -1}
-    for epoch in range(start_epoch, args.epochs):
-        train_loader.sampler.epoch = epoch
-        runtime.seed(args.seed, epoch)
-        stats = train_one_epoch(updates.model, train_loader, updates, epoch, criterion, mix, runtime, logbook, rate,
-                                first_epoch=epoch == start_epoch)
-        result = evaluate(model, val_loader, precision, runtime)
-        improved = result['acc1'] > best['acc1']
-        best = {'acc1': result['acc1'], 'epoch': epoch} if improved else best
-        logger.info('Max accuracy: %.2f%% (epoch %d)', best['acc1'], best['epoch'])
-        save(args, epoch, improved, runtime.world, model, optimizer, precision, best, train_set.classes)
-        tests = {'test_' + name: result[name] for name in ('acc1', 'acc5', 'loss')}
-        logbook.scalars(epoch + 1, {'perf/' + name: value for name, value in tests.items()})
-        logbook.epoch({**stats, **tests, 'epoch': epoch, 'n_parameters': parameters,
-                       'device': runtime.accelerator.name, 'precision': precision.name})
-    runtimes.finish(runtime, logbook, 'summary', {
-        'task': 'Training', 'images_per_sec': rate.fps, 'loss': stats['train_loss'], 'acc1': result['acc1'],
-        'acc5': result['acc5'], 'best_acc1': best['acc1'], 'best_epoch': best['epoch'], 'epochs': args.epochs})
+    with course:
+        for progress in course.epochs():
+            stats = train_one_epoch(progress, updates, criterion, mix)
+            result = evaluate(model, val_loader, precision, runtime)
+            course.agree()                              # a signal may have cut the evaluation short
+            close_epoch(course, progress.epoch, stats, result, parameters)
+        best = course.values['best']
+        course.finish({'loss': stats['train_loss'], 'acc1': result['acc1'], 'acc5': result['acc5'],
+                       'best_acc1': best['acc1'], 'best_epoch': best['epoch']})
 
 
-def save(args, epoch, improved, world, model, optimizer, precision, best, classes):
-    """Keep the epoch's checkpoint where it is due, and the best one under its own name."""
-    due = (epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs
-    if world.is_main and (due or improved):
-        state = checkpoint.training_state(model, optimizer, precision, epoch, args, best=best, classes=classes)
-        for path in [checkpoint.path_of(args.output_dir, epoch)] * due + [checkpoint.best(args.output_dir)] * improved:
-            checkpoint_file.save(path, state)
+def close_epoch(course, epoch, stats, result, parameters):
+    """Log an epoch with its evaluation, and remember the best."""
+    improved = result['acc1'] > course.values['best']['acc1']
+    if improved:
+        course.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
+    logger.info('Max accuracy: %.2f%% (epoch %d)', course.values['best']['acc1'], course.values['best']['epoch'])
+    tests = {'test_' + name: result[name] for name in ('acc1', 'acc5', 'loss')}
+    course.close_epoch({**stats, **tests, 'n_parameters': parameters}, improved,
+                       {'perf/' + name: value for name, value in tests.items()})
 
 
 if __name__ == '__main__':

@@ -6,12 +6,12 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import checkpoint, checkpoint_file, precision as precisions, runtime as runtimes
+from util import checkpoint, precision as precisions, runtime as runtimes
+from util.course import Course
 from util.datasets import pretraining_set
 from util.loader import training_loader
 from util.lr_schedule import peak_lr, warmup_cosine
 from util.param_groups import decay_groups
-from util.throughput import Rate
 from util.transforms import pretraining_transform
 from util.updates import WeightUpdates
 
@@ -39,7 +39,7 @@ def train(args, runtime, precision):
 
     # model, optimizer, and what an earlier run left
     runtime.seed(args.seed, epoch=-1)
-    resumed = checkpoint.Resumed(checkpoint.resume_path(args.resume, args.output_dir))
+    resumed = checkpoint.find(args.resume, args.output_dir)
     model = build_model(args)
     resumed.restore_model(model)
     runtime.place(model)
@@ -50,27 +50,18 @@ def train(args, runtime, precision):
     resumed.restore_training(optimizer, precision)
     updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
-                            args.accum_iter, args.clip_grad)
+                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps, args.accum_iter))
     parameters = runtimes.describe_training(dataset, model, effective_batch, lr)
 
     # epochs
-    start_epoch = resumed.next_epoch if args.start_epoch is None else args.start_epoch
-    runtime.check_agreement('epoch to start at', start_epoch)
-    if runtimes.nothing_left(start_epoch, args.epochs):
+    course = Course(args, runtime, updates, model, loader, resumed, 'train_loss')
+    if course.nothing_left():
         return
-    logbook, rate = runtimes.open_logbook(args, runtime), Rate()
-    for epoch in range(start_epoch, args.epochs):
-        loader.sampler.epoch = epoch
-        runtime.seed(args.seed, epoch)
-        stats = train_one_epoch(updates.model, loader, updates, epoch, args.mask_ratio, runtime, logbook, rate,
-                                first_epoch=epoch == start_epoch)
-        if runtime.world.is_main and ((epoch + 1) % args.save_every == 0 or epoch + 1 == args.epochs):
-            checkpoint_file.save(checkpoint.path_of(args.output_dir, epoch),
-                                 checkpoint.training_state(model, optimizer, precision, epoch, args))
-        logbook.epoch({**stats, 'epoch': epoch, 'n_parameters': parameters, 'device': runtime.accelerator.name,
-                       'precision': precision.name})
-    runtimes.finish(runtime, logbook, 'summary', {'task': 'Training', 'images_per_sec': rate.fps,
-                                                  'loss': stats['train_loss'], 'epochs': args.epochs})
+    with course:
+        for progress in course.epochs():
+            stats = train_one_epoch(progress, updates, args.mask_ratio)
+            course.close_epoch({**stats, 'n_parameters': parameters})
+        course.finish({'loss': stats['train_loss']})
 
 
 if __name__ == '__main__':

@@ -1,37 +1,81 @@
 """Checkpoints of a run: which there are, what they hold, and going on from one."""
 import glob
+import json
 import os
 import re
 
+from util.bad_steps import BadSteps
 from util.checkpoint_file import load
 from util.errors import UserError
+from util.files import lines
 from util.log import logger
+from util.output_dir import set_aside
 from util.weights import load_model, with_positions_for
 
-
-def path_of(folder, epoch):
-    """Where the checkpoint after `epoch` (counted from 0) lies."""
-    return os.path.join(folder, 'checkpoint-{}.pth'.format(epoch))
-
-
-def best(folder):
-    """Where the checkpoint of highest accuracy lies."""
-    return os.path.join(folder, 'checkpoint-best.pth')
+# Flags that say where a run happens, not what it computes.
+PLACES = ('data_path', 'output_dir', 'log_dir', 'resume', 'num_workers', 'pin_mem', 'local_rank', 'dist_url', 'addr',
+          'prof', 'save_every', 'save_every_minutes', 'keep_last', 'hang_timeout', 'finetune')
+BEST = 'checkpoint-best.pth'            # of highest accuracy
 
 
-def newest(folder):
-    """The checkpoint-N.pth of highest N in `folder`, or None."""
-    found = {}
-    for path in glob.glob(os.path.join(glob.escape(folder), 'checkpoint-*.pth')):
-        match = re.search(r'checkpoint-(\d+)\.pth$', path)
-        if match:
-            found[int(match.group(1))] = path
-    return found[max(found)] if found else None
+def name_after(epoch):
+    """File name of the checkpoint after `epoch` (counted from 0)."""
+    return 'checkpoint-{}.pth'.format(epoch)
 
 
-def resume_path(flag, folder):
-    """What --resume names: a path, the newest checkpoint of `folder` for 'auto', or None."""
-    return newest(folder) if flag == 'auto' else flag or None
+def name_within(epoch, images):
+    """File name of a checkpoint within `epoch`, after `images` of its images."""
+    return 'checkpoint-{}-{}.pth'.format(epoch, images)
+
+
+def numbered(folder):
+    """Paths of all checkpoints in `folder` but the best, newest first."""
+    found = [(_place(path), path) for path in glob.glob(os.path.join(glob.escape(folder), 'checkpoint-*.pth'))]
+    return [path for place, path in sorted(found, reverse=True) if place > (-1, 0)]
+
+
+def _place(path):
+    """(epoch, images of it) that a run goes on at from the checkpoint at `path`; (-1, 0) for other files."""
+    match = re.search(r'checkpoint-(\d+)(?:-(\d+))?\.pth$', path)
+    if not match:
+        return -1, 0
+    epoch, images = match.groups()
+    return (int(epoch) + 1, 0) if images is None else (int(epoch), int(images))
+
+
+def set_newer_aside(folder, start, resumed_path):
+    """Rename the checkpoints in `folder` beyond `start`, (epoch, images) that a run goes on at; returns the new names.
+
+    They are damaged, or of a course that the user has left by an older checkpoint: this run writes its own.
+    """
+    newer = [path for path in numbered(folder) if _place(path) > start and not _same_file(path, resumed_path)]
+    return [set_aside(path) for path in newer]
+
+
+def _same_file(one, other):
+    return os.path.exists(other) and os.path.samefile(one, other)
+
+
+def find(flag, folder):
+    """What --resume names: the checkpoint at a path, the newest of `folder` that can be read for 'auto', or none.
+
+    Returns:
+        Resumed.
+    Raises:
+        UserError: it cannot be read; or there are checkpoints but none can be read.
+    """
+    if flag != 'auto':
+        return Resumed(flag or None)
+    paths = numbered(folder)
+    for path in paths:
+        try:
+            return Resumed(path)
+        except UserError as error:
+            logger.warning('%s; trying the one before', error)
+    if paths:
+        raise UserError('--resume auto: none of the {} checkpoints in {} can be read; without --resume the run starts '
+                        'anew and keeps them under another name'.format(len(paths), folder))
+    return Resumed(None)
 
 
 def optimizer_state(optimizer, saved, path):
@@ -86,9 +130,41 @@ class Resumed:
         if 'optimizer' in self.state:
             optimizer.load_state_dict(optimizer_state(optimizer, self.state['optimizer'], self.path))
             precision.load_state_dict(self.state.get('scaler'))
-            logger.info('going on after epoch %d', self.next_epoch - 1)
+            images = self.state.get('images', 0)
+            logger.info('going on %s', 'in epoch {} after {} of its images'.format(self.next_epoch, images) if images
+                        else 'after epoch {}'.format(self.next_epoch - 1))
         elif self.path:
             logger.info('%s holds no optimizer: starting at epoch 0 from its weights', self.path)
+
+    def start(self, start_epoch=None):
+        """(epoch, images of it that are done, what util.progress.Progress.state gave there or None) to go on at.
+
+        Args:
+            start_epoch: the flag, which wins over the checkpoint.
+        """
+        if start_epoch is not None or 'optimizer' not in self.state:
+            return start_epoch or 0, 0, None
+        return self.next_epoch, self.state.get('images', 0), self.state.get('progress')
+
+    def records_before(self, epoch, folder):
+        """The lines that log.txt in `folder` starts with: the checkpoint's, or else those that are there."""
+        records = self.state.get('log')
+        if records is None:
+            records = lines(os.path.join(folder, 'log.txt'))
+        return [line for line in records if json.loads(line).get('epoch', -1) < epoch]
+
+    def report_changes(self, args, processes):
+        """Say which flags are not those that the checkpoint was written with."""
+        before, now = dict(self.state['args'], processes=self.state['processes']), dict(vars(args), processes=processes)
+        changed = ['{} {} -> {}'.format(name, before[name], now[name]) for name in sorted(now)
+                   if name in before and before[name] != now[name] and name not in PLACES]
+        if changed:
+            logger.info('changed since the checkpoint: %s; the epoch goes on with the images that it has not seen',
+                        ', '.join(changed))
+
+    def bad_steps(self, limit, accum_iter):
+        """util.bad_steps.BadSteps that goes on counting."""
+        return BadSteps(limit, accum_iter, self.state.get('bad_steps_in_row', 0))
 
     @property
     def next_epoch(self):

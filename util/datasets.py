@@ -43,6 +43,10 @@ class ImageList(Dataset):
     def __len__(self):
         return len(self.samples)
 
+    def name_of(self, index):
+        """The file of an image."""
+        return self.samples[index][0]
+
     def __getitem__(self, index):
         path, label = self.samples[index]
         image = read_image(path)
@@ -62,6 +66,10 @@ class CifarBatches(Dataset):
 
     def __len__(self):
         return len(self.labels)
+
+    def name_of(self, index):
+        """Which image of the batches it is, counted from 0."""
+        return 'image {}'.format(index)
 
     def __getitem__(self, index):
         image = Image.fromarray(self.images[index])

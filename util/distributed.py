@@ -54,6 +54,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, tensor):
+        """The values of a 1-D tensor on each process, as a list of lists of numbers by rank."""
+        slots = tensor.new_zeros(self.size, len(tensor))
+        slots[self.rank] = tensor
+        return self.sum(slots).tolist()
+
     def leave(self):
         """Part from the other processes, when nothing uses the wrapped model any more."""
         if self.size > 1:

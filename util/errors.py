@@ -23,7 +23,11 @@ class Fault(Exception):
 
 
 class Stopped(Exception):
-    """A signal asked to stop, and all is saved. The message says where."""
+    """A signal asked to stop, and all is saved. The message says where; '' where another process says it."""
+
+
+class Unsaved(Exception):
+    """The last checkpoint of a run could not be written. The message says so; '' where another process does."""
 
 
 def first_line(error):
@@ -47,12 +51,15 @@ def run(main, *args):
         _end('error: {}'.format(error), FAULT_STATUS)
     except Stopped as stopped:
         _end(str(stopped), STOPPED_STATUS)
+    except Unsaved as unsaved:
+        _end('error: {}'.format(unsaved) if str(unsaved) else '', UNSAVED_STATUS)
     except KeyboardInterrupt:
         _end('interrupted', INTERRUPTED_STATUS)
 
 
 def _end(line, status):
-    print(line, file=sys.stderr, flush=True)
+    if line:
+        print(line, file=sys.stderr, flush=True)
     distributed = sys.modules.get('torch.distributed')
     if distributed and distributed.is_available() and distributed.is_initialized():
         # A process group that was not left can abort the interpreter's exit and replace the status.

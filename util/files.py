@@ -26,6 +26,15 @@ def write_atomically(path, content):
         file.write(content)
 
 
+def lines(path):
+    """The whole lines of a text file; [] where there is none."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            return [line.rstrip('\n') for line in file if line.endswith('\n')]
+    except FileNotFoundError:
+        return []
+
+
 def _sync_folder(folder):
     """Make a rename survive a power cut, where the file system lets a folder be opened."""
     handle = os.open(folder, os.O_RDONLY)

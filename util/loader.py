@@ -27,17 +27,22 @@ class TrainingSampler(Sampler):
     def __init__(self, length, seed, rank=0, world_size=1):
         self.length, self.seed, self.rank, self.world_size = length, seed, rank, world_size
         self.epoch = 0
+        self.start = 0          # images of the epoch that all processes together have seen already
 
     def __len__(self):
-        return self.length // self.world_size
+        return max(self.length - self.start, 0) // self.world_size
 
     def __iter__(self):
+        return iter(self.of(self.rank, self.epoch, self.start))
+
+    def of(self, rank, epoch, start=0):
+        """The pairs that a process gets in an epoch after `start` images."""
         generator = torch.Generator()
-        generator.manual_seed((self.seed * 1000003 + self.epoch) % 2 ** 63)
+        generator.manual_seed((self.seed * 1000003 + epoch) % 2 ** 63)
         order = torch.randperm(self.length, generator=generator)
         seeds = torch.randint(2 ** 31, (self.length,), generator=generator)
-        mine = order[self.rank:len(self) * self.world_size:self.world_size]
-        return iter(list(zip(mine.tolist(), seeds[mine].tolist())))
+        share = order[start:][rank::self.world_size][:max(self.length - start, 0) // self.world_size]
+        return list(zip(share.tolist(), seeds[share].tolist()))
 
 
 class EvaluationSampler(Sampler):
@@ -61,6 +66,10 @@ class SeededDataset(Dataset):
 
     def __len__(self):
         return len(self.dataset)
+
+    def name_of(self, index):
+        """What the dataset calls a sample."""
+        return self.dataset.name_of(index)
 
     def __getitem__(self, key):
         index, seed = key

@@ -2,7 +2,7 @@
 import json
 import os
 
-from util.files import write_atomically
+from util.files import lines, write_atomically
 from util.log import logger
 from util.output_dir import set_aside
 
@@ -10,35 +10,70 @@ STEPS_PER_EPOCH = 1000      # TensorBoard's step is epoch x 1000, so that runs o
 
 
 class Logbook:
-    """Of the main process; the others have a SilentLogbook."""
+    """Of the main process; the others have a SilentLogbook.
 
-    def __init__(self, folder, log_dir=None):
-        self.folder = folder
-        self._writer = _tensorboard(log_dir or folder)
+    A disk that is full or fails is told in one line; the lines of log.txt are kept and written when it works again.
+
+    Args:
+        lock: of the folder, released by `close`.
+        records: the lines that log.txt has at the start, as a resumed run left them; None: those that are there.
+        begin: fractional epoch from which on TensorBoard shows this run, and no more the one that it goes on from.
+    """
+
+    def __init__(self, folder, log_dir, lock, records=None, begin=0.):
+        self.folder, self._lock = folder, lock
+        self._path = os.path.join(folder, 'log.txt')
+        self.records = lines(self._path) if records is None else list(records)
+        self._writer = _tensorboard(log_dir or folder, int(begin * STEPS_PER_EPOCH))
+        if records:
+            self._write()
 
     def epoch(self, record):
-        """Append one JSON object to log.txt."""
-        with open(os.path.join(self.folder, 'log.txt'), 'a', encoding='utf-8') as log:
-            log.write(json.dumps(record) + '\n')
-        self._writer.flush()
+        """Add one JSON object to log.txt."""
+        self.records.append(json.dumps(record))
+        self._write()
+        self._tell_tensorboard('flush')
+
+    def _write(self):
+        # Written anew each time: a kill or a full disk leaves the old file or the new one, never half a line.
+        try:
+            write_atomically(self._path, ''.join(line + '\n' for line in self.records).encode())
+        except OSError as error:
+            logger.error('error: %s: not written (%s); training goes on; memory and checkpoints keep its lines',
+                         self._path, error.strerror)
 
     def scalars(self, epoch, values):
         """TensorBoard scalars {tag: value} at a fractional epoch."""
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, int(epoch * STEPS_PER_EPOCH))
+            self._tell_tensorboard('add_scalar', tag, value, int(epoch * STEPS_PER_EPOCH))
+
+    def _tell_tensorboard(self, method, *args):
+        try:
+            getattr(self._writer, method)(*args)
+        except (OSError, RuntimeError, ValueError) as error:    # what its writing thread has met, sooner or later
+            logger.error('error: TensorBoard files cannot be written (%s); training goes on without them', error)
+            self._writer = _NoTensorBoard()
 
     def finish(self, name, result):
         """Write `name`.json (an older one is set aside) and print it as the Final result block."""
         path = os.path.join(self.folder, name + '.json')
-        if os.path.exists(path):
-            set_aside(path)
-        write_atomically(path, json.dumps(result, indent=1).encode())
-        logger.info(final_result(path))
-        self._writer.close()
+        try:
+            if os.path.exists(path):
+                set_aside(path)
+            write_atomically(path, json.dumps(result, indent=1).encode())
+        except OSError as error:
+            logger.error('error: %s: not written (%s)', path, error.strerror)
+        logger.info(final_result(result))
+
+    def close(self):
+        """Give the folder free."""
+        self._tell_tensorboard('close')
+        self._lock.release()
 
 
 class SilentLogbook:
     """Keeps nothing."""
+    records = ()
 
     def epoch(self, record):
         pass
@@ -47,6 +82,9 @@ class SilentLogbook:
         pass
 
     def finish(self, name, result):
+        pass
+
+    def close(self):
         pass
 
 
@@ -63,19 +101,17 @@ class _NoTensorBoard:
         pass
 
 
-def _tensorboard(log_dir):
+def _tensorboard(log_dir, purge_step):
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
+        return SummaryWriter(log_dir=log_dir, purge_step=purge_step or None)
+    except (ImportError, OSError) as error:
         logger.info('TensorBoard files are not written: %s', error)
         return _NoTensorBoard()
-    return SummaryWriter(log_dir=log_dir)
 
 
-def final_result(path):
-    """The Final result block of a summary file."""
-    with open(path, encoding='utf-8') as file:
-        result = json.load(file)
+def final_result(result):
+    """The Final result block of a summary."""
     lines = ['------------------ Final result ------------------']
     if result.get('images_per_sec') is not None:
         lines.append('Final Performance images/sec : {:.2f}'.format(result['images_per_sec']))

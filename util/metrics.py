@@ -3,41 +3,52 @@ import math
 
 import torch
 
-from util.errors import UserError
-
 
 class DeviceMean:
-    """A running mean of device scalars: add never waits for the device, reading does."""
+    """A running mean of device scalars: add never waits for the device, reading does.
+
+    Values that are not finite are left out: the step that they belong to is skipped too.
+    """
 
     def __init__(self, device):
         self._zero = torch.zeros(2, device=device)
-        self._total, self._window = self._zero.clone(), self._zero.clone()
+        self._window = self._zero.clone()       # sum and count of this process since the last reading
+        self._total = [0., 0.]                  # sum and count of all processes up to there
 
     def add(self, value, count=1):
         """Add a scalar tensor that is the mean over `count` items."""
-        self._window += torch.stack([value.detach().float() * count, torch.full_like(self._zero[0], count)])
+        value = value.detach().float()
+        finite = torch.isfinite(value)
+        # by where, since a product would let NaN through
+        self._window += torch.where(finite, torch.stack([value * count, torch.full_like(value, count)]), self._zero)
 
     def read_window(self, world):
         """Mean since the last call, over all processes."""
         recent, self._window = self._window, self._zero.clone()
-        self._total += recent
-        return _mean(world.sum(recent.clone()))
+        total, count = world.sum(recent).tolist()
+        self._total = [self._total[0] + total, self._total[1] + count]
+        return _mean(total, count)
 
     def read(self, world):
         """Mean of everything, over all processes."""
-        return _mean(world.sum(self._total + self._window))
+        self.read_window(world)
+        return _mean(*self._total)
+
+    def state(self, world):
+        """What a resumed run goes on from: the total, and what each process has added since; plain numbers."""
+        return {'total': list(self._total), 'windows': world.gather(self._window)}
+
+    def load_state(self, state, world):
+        """Restore what `state` gave; where the number of processes has changed, the first takes what all had."""
+        self._total = list(state['total'])
+        windows = state['windows']
+        if len(windows) != world.size:
+            windows = [[sum(values) for values in zip(*windows)]] + [[0., 0.]] * (world.size - 1)
+        self._window = self._zero.new_tensor(windows[world.rank])
 
 
-def _mean(total_and_count):
-    total, count = total_and_count.tolist()
+def _mean(total, count):
     return total / count if count else math.nan
-
-
-def check_finite(loss, epoch, iteration):
-    """Stop a run whose loss is lost; what was saved before stays."""
-    if not math.isfinite(loss):
-        raise UserError('the loss is {} at epoch {}, iteration {}: lower --blr (or --lr), lengthen --warmup_epochs or '
-                        'set --clip_grad 1.0; the checkpoints saved so far are intact'.format(loss, epoch, iteration))
 
 
 def count_correct(logits, labels, ks=(1, 5)):

@@ -8,7 +8,9 @@ import re
 import sys
 import time
 
+from util import run_lock
 from util.errors import UserError, run
+from util.files import lines
 
 RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json')
 RESULTS_AND_LOGS = RESULTS + ('*.log',)
@@ -27,13 +29,36 @@ def prepare(folder, resume='', results=RESULTS):
     """
     continues = resume == 'auto' or (resume and os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder))
     aside = set_aside(folder) if _holds(folder, results) and not continues else None
+    _make(folder)
+    if not os.access(folder, os.W_OK):
+        raise UserError('--output_dir {}: may not be written'.format(folder))
+    return aside
+
+
+def enter(folder, resume=''):
+    """Lock `folder` for this run and make it ready.
+
+    Returns:
+        util.run_lock.RunLock, list of the places where earlier results went.
+    Raises:
+        UserError: the folder cannot be made or written, or another run is at work there.
+    """
+    _make(folder)
+    lock = run_lock.RunLock(folder)
+    aside = prepare(folder, resume)
+    if aside:                                   # and the lock went with it
+        lock.release(aside)
+        lock = run_lock.RunLock(folder)
+    for name in fnmatch.filter(os.listdir(folder), '*.tmp-*'):
+        os.remove(os.path.join(folder, name))   # of a run that was killed while it wrote
+    return lock, [aside] if aside else []
+
+
+def _make(folder):
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError('--output_dir {}: cannot be made ({})'.format(folder, error.strerror)) from error
-    if not os.access(folder, os.W_OK):
-        raise UserError('--output_dir {}: may not be written'.format(folder))
-    return aside
 
 
 def _holds(folder, patterns):
@@ -56,6 +81,12 @@ def set_aside(path):
     return aside
 
 
+def set_log_aside(folder, records):
+    """Rename log.txt where it holds lines that are not in `records`, which are to take its place; returns new names."""
+    path = os.path.join(folder, 'log.txt')
+    return [set_aside(path)] if set(lines(path)) - set(records) else []
+
+
 def _main(folder, *flags):
     resume = ''
     for flag, value in zip(flags, flags[1:] + ('',)):
@@ -63,6 +94,7 @@ def _main(folder, *flags):
             resume = value
         elif flag.startswith('--resume='):
             resume = flag.split('=', 1)[1]
+    run_lock.check(folder)
     aside = prepare(folder, resume, RESULTS_AND_LOGS)
     if aside:
         print('earlier results kept in {}'.format(aside))

@@ -45,22 +45,30 @@ class FullPrecision:
         loss.backward()
 
     def step(self, optimizer, clip_grad=None):
-        """Close the window: clip to a 2-norm of `clip_grad` if given, update the weights, clear the gradients."""
-        self._clip(optimizer, clip_grad)
-        optimizer.step()
+        """Close the window: clip to a 2-norm of `clip_grad` if given, update the weights, clear the gradients.
+
+        Nothing is updated where a gradient is not finite.
+        Returns:
+            1 where that was so, else 0; on a device whose optimizer decides by itself a tensor, which nobody waits for.
+        """
+        bad = step_if_finite(optimizer, self._clip(optimizer, clip_grad))
         optimizer.zero_grad()
+        return bad
 
     def _clip(self, optimizer, clip_grad):
+        """Clip if asked; returns the 2-norm before, a 0-dimensional tensor."""
+        parameters = self._trained_parameters(optimizer)
         if clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(self._trained_parameters(optimizer), clip_grad)
+            return torch.nn.utils.clip_grad_norm_(parameters, clip_grad)
+        return gradient_norm(parameters)
 
     def _trained_parameters(self, optimizer):
         return [p for group in optimizer.param_groups for p in group['params']]
 
     @property
-    def skipped_steps(self):
-        """Optimizer steps that overflows have skipped since this run started; reading it may wait for the device."""
-        return 0
+    def scale(self):
+        """The loss scale of now."""
+        return 1.
 
     def model_state(self, model, optimizer):
         """state_dict of the bare model in fp32."""
@@ -74,29 +82,35 @@ class FullPrecision:
         """Restore what state_dict gave."""
 
 
-class StepCount:
-    """How many of the steps asked for AdamW took, by the count in its state: it costs nothing until it is read."""
+def gradient_norm(parameters):
+    """2-norm of all gradients, a 0-dimensional tensor; not finite where one of them is not."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    if hasattr(torch.nn.utils, 'get_total_norm'):
+        return torch.nn.utils.get_total_norm(gradients)
+    return torch.norm(torch.stack([torch.norm(gradient) for gradient in gradients]))
 
-    def __init__(self):
-        self._optimizer, self._asked, self._before = None, 0, 0
 
-    def ask(self, optimizer):
-        """Call this before each optimizer.step()."""
-        if self._optimizer is None:
-            self._optimizer, self._before = optimizer, self._taken(optimizer)
-        self._asked += 1
+def step_if_finite(optimizer, norm):
+    """Update the weights unless `norm` is not finite; returns 1 where it was not, else 0 (see FullPrecision.step)."""
+    finite = torch.isfinite(norm)
+    if getattr(optimizer, '_step_supports_amp_scaling', False):
+        # A fused optimizer looks at this flag on the device, so that the host need not wait for the norm.
+        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+        optimizer.step()
+        return (~finite).int()
+    if finite:
+        optimizer.step()
+    return int(not finite)
 
-    @property
-    def skipped(self):
-        """Steps asked for and not taken."""
-        return self._asked - (self._taken(self._optimizer) - self._before) if self._asked else 0
 
-    @staticmethod
-    def _taken(optimizer):
-        counts = [state['step'] for state in optimizer.state.values() if 'step' in state]
-        if counts and torch.is_tensor(counts[0]):
-            return int(torch.stack(counts).max())
-        return max(counts, default=0)
+def steps_taken(optimizer):
+    """How many steps AdamW has taken, by the count in its state."""
+    counts = [state['step'] for state in optimizer.state.values() if 'step' in state]
+    if counts and torch.is_tensor(counts[0]):
+        return int(torch.stack(counts).max())
+    return max(counts, default=0)
 
 
 class NativeAmp(FullPrecision):
@@ -105,7 +119,7 @@ class NativeAmp(FullPrecision):
     def __init__(self, accelerator, dtype, loss_scale='dynamic'):
         self.name = 'native ' + ('bf16' if dtype == torch.bfloat16 else 'fp16')
         self._autocast = _autocast_factory(accelerator, dtype)
-        self._scaler, self._steps = None, StepCount()
+        self._scaler = None
         self._fixed_scale = None if loss_scale == 'dynamic' else float(loss_scale)
         if dtype == torch.float16:
             self._scaler = _new_scaler(accelerator, self._fixed_scale)
@@ -120,17 +134,23 @@ class NativeAmp(FullPrecision):
     def step(self, optimizer, clip_grad=None):
         if self._scaler is None:
             return super().step(optimizer, clip_grad)
-        self._steps.ask(optimizer)
-        if clip_grad is not None:
-            self._scaler.unscale_(optimizer)
-            self._clip(optimizer, clip_grad)
-        self._scaler.step(optimizer)
+        self._scaler.unscale_(optimizer)
+        norm = self._clip(optimizer, clip_grad)
+        if getattr(optimizer, '_step_supports_amp_scaling', False):
+            self._scaler.step(optimizer)
+            bad = (~torch.isfinite(norm)).int()
+        else:
+            # The scaler also knows overflows of chips that saturate instead of giving inf: the count tells.
+            before = steps_taken(optimizer)
+            self._scaler.step(optimizer)
+            bad = 1 - (steps_taken(optimizer) - before)
         self._scaler.update(self._fixed_scale)
         optimizer.zero_grad()
+        return bad
 
     @property
-    def skipped_steps(self):
-        return self._steps.skipped
+    def scale(self):
+        return self._scaler.get_scale() if self._scaler else 1.
 
     def state_dict(self):
         return self._scaler.state_dict() if self._scaler else {}
@@ -143,14 +163,14 @@ class NativeAmp(FullPrecision):
 class ApexO2(FullPrecision):
     """apex O2: fp16 model, fp32 master weights inside the optimizer, scaled loss.
 
-    A static loss scale looks for no overflow, as apex has it: only a dynamic one skips steps.
+    apex itself skips steps under a dynamic loss scale only; under a static one the norm of the gradients decides here.
     """
     gradients_stay_in_model = False
 
     def __init__(self, apex, loss_scale='dynamic'):
         self.name = 'apex O2, loss scale {}'.format(loss_scale)
         self._apex, self._loss_scale = apex, loss_scale
-        self._names, self._frozen, self._steps = [], {}, StepCount()
+        self._names, self._frozen = [], {}
         self._need_gradient = []
 
     def adamw(self, accelerator, param_groups, **options):
@@ -192,12 +212,18 @@ class ApexO2(FullPrecision):
         self._need_gradient = []
 
     def step(self, optimizer, clip_grad=None):
-        self._steps.ask(optimizer)
-        super().step(optimizer, clip_grad)
+        if self._loss_scale != 'dynamic':
+            return super().step(optimizer, clip_grad)
+        before = steps_taken(optimizer)
+        if clip_grad is not None:
+            self._clip(optimizer, clip_grad)
+        optimizer.step()                    # after an overflow apex has replaced this call by one that changes nothing
+        optimizer.zero_grad()
+        return 1 - (steps_taken(optimizer) - before)
 
     @property
-    def skipped_steps(self):
-        return self._steps.skipped
+    def scale(self):
+        return next(iter(self._apex.amp.state_dict().values()))['loss_scale']
 
     def model_state(self, model, optimizer):
         state = {name: value.float() if value.is_floating_point() else value

@@ -2,7 +2,7 @@
 import time
 
 from util.log import logger
-from util.metrics import DeviceMean, check_finite
+from util.metrics import DeviceMean
 from util.throughput import WARMUP_ITERATIONS, Throughput, duration
 
 PRINT_EVERY = 20
@@ -11,31 +11,47 @@ PRINT_EVERY = 20
 class Progress:
     """Counts, times and reports the iterations of one epoch.
 
-    The loss stays on the device; it is read, averaged over the processes and checked only when a line is due.
+    The loss stays on the device; it is read and averaged over the processes only when a line is due.
 
     Args:
+        done: iterations of the epoch that an earlier run did.
+        loader: gives the batches that are left, pairs of tensors.
         runtime: device, accelerator, world and profiler of the run.
-        updates: util.updates.WeightUpdates, asked for the learning rate and for steps that overflows have skipped.
-        on_line: called as on_line(fractional epoch, mean loss since the last line, learning rate).
+        updates: util.updates.WeightUpdates, asked for the learning rate and for skipped steps.
+        logbook: gets {loss_tag, 'lr'} as scalars with every line.
+        rate: the run's util.throughput.Rate.
+        before, after: called with the index of each iteration.
+        first_epoch: leave the first iterations out of the speed.
+        state: what `state` gave in an earlier run, to go on from.
     """
 
-    def __init__(self, epoch, iterations, runtime, updates, on_line, first_epoch=False):
-        self.epoch, self.iterations, self.runtime, self.updates = epoch, iterations, runtime, updates
-        self.on_line = on_line
-        self._skipped_before = updates.precision.skipped_steps
+    def __init__(self, epoch, done, loader, runtime, updates, logbook, loss_tag, rate, before, after,
+                 first_epoch=False, state=None):
+        self.epoch, self.done, self.iterations, self.loader = epoch, done, done + len(loader), loader
+        self.runtime, self.updates = runtime, updates
+        self._logbook, self._loss_tag, self._rate, self._before, self._after = logbook, loss_tag, rate, before, after
         self.loss = DeviceMean(runtime.device)
-        self.throughput = Throughput(iterations, WARMUP_ITERATIONS if first_epoch else 0,
+        self._skipped_before = updates.bad_steps.skipped
+        self.throughput = Throughput(len(loader), WARMUP_ITERATIONS if first_epoch else 0,
                                      runtime.accelerator.synchronize)
-        self._since, self._waited, self._lines_from = time.perf_counter(), 0., 0
+        if state:
+            self.loss.load_state(state['loss'], runtime.world)
+            self._skipped_before -= state['skipped_steps']
+            updates.lr = state['lr']
+            images, seconds, waited = state['speed']
+            self.throughput.go_on_from(images / runtime.world.size, seconds, waited)
+        self._since, self._waited, self._lines_from = time.perf_counter(), 0., done
 
-    def batches(self, loader):
-        """(index, batch) of `loader`; the caller calls `add` for each."""
-        for i, batch in enumerate(self.throughput.batches(loader)):
+    def batches(self):
+        """(index, tensors on the device) of each batch; the caller calls `add` for each."""
+        for i, batch in enumerate(self.throughput.batches(self.loader), self.done):
             self._waited += self.throughput.last_wait
-            yield i, batch
+            self._before(i)
+            yield i, [tensor.to(self.runtime.device, non_blocking=True) for tensor in batch]
             self.runtime.profiler.step()
             if (i + 1) % PRINT_EVERY == 0 or i in (0, self.iterations - 1):
                 self._line(i)
+            self._after(i)
 
     def add(self, loss, images):
         """Count an iteration by its loss (mean over `images`, on the device)."""
@@ -43,12 +59,11 @@ class Progress:
         self.throughput.add(images)
 
     def _skipped(self):
-        """Optimizer steps of this epoch that overflows have skipped."""
-        return self.updates.precision.skipped_steps - self._skipped_before
+        """Optimizer steps of this epoch that were skipped."""
+        return self.updates.bad_steps.skipped - self._skipped_before
 
     def _line(self, i):
         loss = self.loss.read_window(self.runtime.world)
-        check_finite(loss, self.epoch, i)
         now, count = time.perf_counter(), i + 1 - self._lines_from
         per_iteration = (now - self._since) / count
         peak, skipped = self.runtime.accelerator.peak_memory(), self._skipped()
@@ -57,18 +72,23 @@ class Progress:
                     duration(per_iteration * (self.iterations - i - 1)), loss, self.updates.lr, per_iteration,
                     self._waited / count, '' if peak is None else '  max mem: {:.0f} MiB'.format(peak),
                     '  skipped steps: {}'.format(skipped) if skipped else '')
-        self.on_line(self.epoch + (i + 1) / self.iterations, loss, self.updates.lr)
+        self._logbook.scalars(self.epoch + (i + 1) / self.iterations, {self._loss_tag: loss, 'lr': self.updates.lr})
         self._since, self._waited, self._lines_from = now, 0., i + 1
 
-    def finish(self, rate):
-        """Close the epoch: its mean loss, learning rate, images/s over all processes and data-wait share.
+    def state(self):
+        """What a run that is resumed within the epoch goes on from, in plain values; all processes must call it."""
+        return {'loss': self.loss.state(self.runtime.world), 'skipped_steps': self._skipped(), 'lr': self.updates.lr,
+                'speed': self._speed()}
 
-        Args:
-            rate: the run's util.throughput.Rate, which the epoch is added to.
-        """
-        images, seconds, waited = self.runtime.totals(self.throughput.images, self.throughput.seconds,
-                                                      self.throughput.waited)
-        fps = rate.add(images, seconds / self.runtime.world.size)
+    def _speed(self):
+        """Images of all processes, seconds, and seconds of waiting for data: the mean over the processes."""
+        images, seconds, waited = self.runtime.totals(*self.throughput.so_far())
+        return images, seconds / self.runtime.world.size, waited / self.runtime.world.size
+
+    def finish(self):
+        """Close the epoch: its mean loss, learning rate, images/s over all processes and data-wait share."""
+        images, seconds, waited = self._speed()
+        fps = self._rate.add(images, seconds)
         share = waited / seconds if seconds else 0.
         logger.info('train_one_epoch FPS: %.2f  (data wait: %.1f%%)', fps, 100 * share)
         return {'train_loss': self.loss.read(self.runtime.world), 'train_lr': self.updates.lr, 'FPS': round(fps, 2),

@@ -7,11 +7,12 @@ import timm
 import torch
 import torchvision
 
-from util import affinity, device, distributed, log, output_dir, profiler
+from util import affinity, checkpoint, device, distributed, log, output_dir, profiler
 from util.errors import UserError
 from util.loader import default_workers, seed_generators
 from util.log import logger
 from util.logbook import Logbook, SilentLogbook
+from util.stops import Stops
 
 
 class Runtime:
@@ -22,6 +23,7 @@ class Runtime:
         self.device = accelerator.use(world.local_rank)
         self.profiler = profiler.start(accelerator, profiling_folder if world.is_main else None)
         self.cores = None       # those that the process is bound to
+        self.stops = None           # util.stops.Stops of a program
         self._begun = time.time()
 
     def place(self, model):
@@ -39,6 +41,8 @@ class Runtime:
 
     def totals(self, *values):
         """Host numbers added up over all processes."""
+        if self.world.size == 1:
+            return list(map(float, values))
         return self.world.sum(torch.tensor(values, dtype=torch.float32, device=self.device)).tolist()
 
     def check_agreement(self, what, value):
@@ -48,9 +52,9 @@ class Runtime:
             raise UserError('--resume: the processes disagree on the {}, {} here; all nodes must see the same '
                             'checkpoint, on a shared disk or as copies'.format(what, value))
 
-    def seed(self, seed, epoch):
-        """Seed everything for an epoch, differently on each process; so an epoch's noise is the same after a resume."""
-        value = (seed * 1000003 + epoch) * 4099 + self.world.rank
+    def seed(self, seed, epoch, iteration=0):
+        """Seed everything for an iteration, differently on each process: its noise is the same after a resume."""
+        value = ((seed * 1000003 + epoch) * 1000003 + iteration) * 4099 + self.world.rank
         seed_generators(value % 2 ** 63)
         self.accelerator.seed(value % 2 ** 63)
 
@@ -71,7 +75,9 @@ def start(args):
     world = distributed.world_from_environment(args.world_size, args.local_rank, args.dist_on_itp, args.dist_url,
                                                args.addr)
     log.set_up(world.is_main)
+    stops = Stops()
     runtime = Runtime(device.select(args.device), world, args.output_dir if args.prof else None)
+    runtime.stops = stops
     world.join(runtime.accelerator, args.dist_url)
     runtime.totals(0)       # the first process holds what the others meet in: it must not end before all have met
     if args.num_workers is None:
@@ -80,19 +86,27 @@ def start(args):
     return runtime
 
 
-def open_logbook(args, runtime):
-    """Where this process writes results: the main one to args.output_dir, the others nowhere.
+def open_logbook(args, runtime, resumed=None, start=(0, 0)):
+    """Where this process writes results: the main one to args.output_dir, which it locks; the others nowhere.
 
     Called last before the work begins, so that a mistake found earlier leaves earlier results where they are.
+    Args:
+        resumed: util.checkpoint.Resumed that a training goes on from; None for an evaluation.
+        start: (epoch, images of it) that the training starts at.
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or another run is at work there.
     """
     if not runtime.world.is_main:
         return SilentLogbook()
-    aside = output_dir.prepare(args.output_dir, 'auto' if getattr(args, 'eval', False) else args.resume)
-    if aside:
+    lock, asides = output_dir.enter(args.output_dir, 'auto' if resumed is None else args.resume)
+    records = None
+    if resumed is not None and resumed.path:
+        asides += checkpoint.set_newer_aside(args.output_dir, start, resumed.path)
+        records = resumed.records_before(start[0], args.output_dir)
+        asides += output_dir.set_log_aside(args.output_dir, records) if args.resume != 'auto' else []
+    for aside in asides:
         logger.info('earlier results kept in %s', aside)
-    return Logbook(args.output_dir, args.log_dir)
+    return Logbook(args.output_dir, args.log_dir, lock, records, start[0])
 
 
 def describe(args, runtime, precision):
@@ -115,13 +129,6 @@ def describe_training(dataset, model, effective_batch, lr):
     logger.info('model: %.2f M trained parameters', parameters / 1e6)
     logger.info('effective batch size: %d, peak lr: %.3e', effective_batch, lr)
     return parameters
-
-
-def nothing_left(start_epoch, epochs):
-    """True, with a line, where a resumed run is already complete."""
-    if start_epoch >= epochs:
-        logger.info('the checkpoint has all %d epochs: nothing left to train; raise --epochs to go on', epochs)
-    return start_epoch >= epochs
 
 
 def finish(runtime, logbook, name, result):

@@ -25,7 +25,8 @@ class Throughput:
         self.images, self.seconds, self.waited = 0, 0., 0.
         self.last_wait = 0.
         self._synchronize, self._now = synchronize, now
-        self._started = None
+        self._started, self._ended = None, None
+        self._earlier = (0, 0., 0.)     # what an interrupted run had timed of the same pass
 
     def batches(self, loader):
         """The batches of `loader`; call `add` once for each."""
@@ -45,7 +46,17 @@ class Throughput:
             if done == self.skip:
                 self._start()
         self._synchronize()
-        self.seconds = self._now() - self._started if self._started is not None else 0.
+        self._ended = self._now()
+        self.seconds = self._ended - self._started if self._started is not None else 0.
+
+    def go_on_from(self, images, seconds, waited):
+        """Count what an interrupted run had timed of the same pass, in this process's share."""
+        self._earlier = (images, seconds, waited)
+
+    def so_far(self):
+        """Images, seconds and seconds of waiting for data."""
+        seconds = 0. if self._started is None else (self._ended or self._now()) - self._started
+        return [now + before for now, before in zip((self.images, seconds, self.waited), self._earlier)]
 
     def add(self, images):
         """Count the images of the batch at hand."""

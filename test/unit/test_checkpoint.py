@@ -37,11 +37,28 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(str(tmp_path)) == ['checkpoint-0.pth']
 
 
-def test_the_newest_checkpoint_is_the_one_of_the_highest_epoch(tmp_path):
-    for name in ('checkpoint-9.pth', 'checkpoint-10.pth', 'checkpoint-best.pth', 'checkpoint-11.pth.tmp-1'):
+def test_checkpoints_are_ordered_by_how_far_they_are(tmp_path):
+    for name in ('checkpoint-9.pth', 'checkpoint-10.pth', 'checkpoint-best.pth', 'checkpoint-10-64.pth',
+                 'checkpoint-10-8.pth', 'checkpoint-11-8.pth', 'checkpoint-12.pth.tmp-1', 'checkpoint-12.2026.pth'):
         (tmp_path / name).write_bytes(b'')
-    assert checkpoint.newest(str(tmp_path)) == str(tmp_path / 'checkpoint-10.pth')
-    assert checkpoint.resume_path('auto', str(tmp_path / 'empty')) is None
+    assert [path[len(str(tmp_path)) + 12:-4] for path in checkpoint.numbered(str(tmp_path))] == [
+        '11-8', '10', '10-64', '10-8', '9']
+
+
+def test_auto_takes_the_newest_checkpoint_that_can_be_read_and_none_from_an_empty_folder(tmp_path):
+    for epoch in (0, 1):
+        torch.save({'model': {}, 'epoch': epoch}, str(tmp_path / 'checkpoint-{}.pth'.format(epoch)))
+    (tmp_path / 'checkpoint-1-8.pth').write_bytes((tmp_path / 'checkpoint-1.pth').read_bytes()[:-100])
+    (tmp_path / 'checkpoint-2-8.pth').write_bytes(b'')
+    assert checkpoint.find('auto', str(tmp_path)).path == str(tmp_path / 'checkpoint-1.pth')
+    assert checkpoint.find('auto', str(tmp_path / 'empty')).path is None
+    assert checkpoint.find('', str(tmp_path)).path is None
+
+
+def test_auto_does_not_start_anew_where_no_checkpoint_can_be_read(tmp_path):
+    (tmp_path / 'checkpoint-2.pth').write_bytes(b'')
+    with pytest.raises(UserError, match='--resume auto: none of the 1 checkpoints'):
+        checkpoint.find('auto', str(tmp_path))
 
 
 def test_a_published_checkpoint_with_a_namespace_is_read(tmp_path):

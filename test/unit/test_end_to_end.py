@@ -1,7 +1,6 @@
 """The program as its users run it, on tiny data: pre-train, resume, fine-tune, evaluate, through launchers too."""
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -60,37 +59,6 @@ def test_the_log_says_where_it_ran_and_closes_with_the_final_result(images, tmp_
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert 'Final Performance images/sec : {:.2f}'.format(summary['images_per_sec']) in block
     assert 'Final Loss : {:.4f}'.format(summary['loss']) in block and 'E2E Training Duration sec : ' in block
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('workers', [0, 2])
-def test_an_interrupted_pretraining_ends_as_the_uninterrupted_one(images, tmp_path, workers):
-    flags = ['--data_path', images, '--epochs', 3, '--save_every', 1, '--accum_iter', 3, '--num_workers', workers]
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    assert pretrain(*flags, '--output_dir', whole).status == 0
-    shutil.copytree(str(whole), str(parts))
-    for name in ('checkpoint-1.pth', 'checkpoint-2.pth', 'summary.json'):
-        (parts / name).unlink()
-    (parts / 'log.txt').write_text((whole / 'log.txt').read_text().splitlines()[0] + '\n')
-    run = pretrain(*flags, '--output_dir', parts, '--resume', 'auto')
-    assert run.status == 0 and 'going on after epoch 0' in run.output
-    ends = [weights_of(folder / 'checkpoint-2.pth') for folder in (whole, parts)]
-    assert same(ends[0]['model'], ends[1]['model'])
-    assert same(*map(moments_of, ends))
-    losses = [[record['train_loss'] for record in epochs_of(folder)] for folder in (whole, parts)]
-    assert losses[0] == losses[1]
-
-
-@pytest.mark.slow
-def test_an_interrupted_finetuning_with_everything_on_ends_as_the_uninterrupted_one(images, pretrained, tmp_path):
-    flags = ['--data_path', images, '--epochs', 2, '--save_every', 1, '--mixup', .8, '--cutmix', 1, '--drop_path', .2,
-             '--finetune', pretrained / 'checkpoint-0.pth']
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    assert finetune(*flags, '--output_dir', whole).status == 0
-    run = finetune(*flags, '--output_dir', parts, '--resume', whole / 'checkpoint-0.pth')
-    assert run.status == 0, run.output
-    ends = [weights_of(folder / 'checkpoint-1.pth') for folder in (whole, parts)]
-    assert same(ends[0]['model'], ends[1]['model']) and ends[0]['best'] == ends[1]['best']
 
 
 @pytest.mark.slow

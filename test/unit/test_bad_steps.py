@@ -1,0 +1,158 @@
+"""Losses and gradients that are not finite: their steps are skipped, counted, and in the end explained."""
+import json
+import math
+import re
+
+import pytest
+import torch
+from conftest import pretrain, two_processes
+
+from util import precision
+from util.bad_steps import BadSteps
+from util.distributed import World
+from util.errors import UserError
+from util.features import accepts
+from util.updates import WeightUpdates
+
+
+def fused_adamw(parameters, **options):
+    """AdamW that decides on the device; skips the test where this torch has none for the CPU."""
+    if not accepts(torch.optim.AdamW, 'fused'):
+        pytest.skip('this torch has no fused AdamW')
+    try:
+        probe = torch.nn.Parameter(torch.ones(1))
+        probe.grad = torch.ones(1)
+        torch.optim.AdamW([probe], fused=True).step()
+    except RuntimeError:
+        pytest.skip('this torch has no fused AdamW for the CPU')
+    return torch.optim.AdamW(parameters, fused=True, **options)
+
+
+@pytest.fixture(params=[torch.optim.AdamW, fused_adamw], ids=['plain', 'fused'])
+def updates(request):
+    """WeightUpdates of one weight."""
+    weight = torch.nn.Linear(1, 1, bias=False)
+    optimizer = request.param(weight.parameters(), lr=.1)
+    return WeightUpdates(weight, optimizer, precision.FullPrecision(), lambda epoch: .1, clip_grad=None,
+                         bad_steps=BadSteps(3))
+
+
+def state_of(updates):
+    held = [updates.model.weight, *updates.optimizer.state[updates.model.weight].values()]
+    return [value.clone() if torch.is_tensor(value) else value for value in held]
+
+
+def step(updates, factor, i=0):
+    with updates.iteration(i, i + 1, 0):
+        updates.backward((updates.model(torch.ones(1, 1)) * factor).sum())
+
+
+@pytest.mark.parametrize('lost', [math.nan, math.inf])
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_the_count(updates, lost):
+    step(updates, 1.)
+    before = state_of(updates)
+    step(updates, lost)
+    assert all(torch.equal(*map(torch.as_tensor, pair)) for pair in zip(before, state_of(updates)))
+    assert (updates.bad_steps.skipped, updates.bad_steps.in_row) == (1, 1)
+    step(updates, 1.)
+    assert updates.model.weight != before[0]
+    assert (updates.bad_steps.skipped, updates.bad_steps.in_row) == (1, 0)
+
+
+def test_a_loss_that_is_not_finite_is_skipped_even_where_its_gradient_is_finite(updates):
+    before = updates.model.weight.clone()
+    with updates.iteration(0, 1, 0):
+        updates.backward((updates.model(torch.ones(1, 1))).sum() + math.inf)
+    assert updates.model.weight == before and updates.bad_steps.skipped == 1
+
+
+def test_only_steps_in_a_row_are_too_many(updates):
+    for factor in (math.nan, math.nan, 1., math.nan, math.nan):
+        step(updates, factor)
+    assert not updates.bad_steps.too_many
+    step(updates, math.nan)
+    assert updates.bad_steps.too_many
+    step(updates, 1.)
+    assert updates.bad_steps.too_many           # also when it is asked some steps later
+
+
+def test_a_fused_optimizer_decides_without_the_host(monkeypatch):
+    weight = torch.nn.Linear(1, 1, bias=False)
+    updates = WeightUpdates(weight, fused_adamw(weight.parameters()), precision.FullPrecision(), lambda epoch: .1,
+                            bad_steps=BadSteps(3))
+    step(updates, 1.)
+    for name in ('item', 'tolist', '__float__', '__int__', '__bool__'):
+        monkeypatch.setattr(torch.Tensor, name, lambda *args: pytest.fail('the host waited for the device'))
+    step(updates, math.nan)
+
+
+def test_what_a_resumed_run_knows_counts_on(updates):
+    bad_steps = BadSteps(3, in_row=2)
+    bad_steps.add(1)
+    assert bad_steps.too_many and bad_steps.skipped == 1
+
+
+def test_giving_up_tells_the_first_skipped_iterations_their_losses_and_their_images(tmp_path):
+    bad_steps = BadSteps(2, accum_iter=2)
+    for i, (bad, loss) in enumerate([(0, 1.), (1, math.nan), (1, 2.)]):
+        for part in (0, 1):
+            bad_steps.remember(7, 2 * i + part, 1e-3, torch.tensor(loss))
+        bad_steps.add(bad)
+    with pytest.raises(UserError, match=r'2 steps in a row, from epoch 7, iteration 2 on, .*--blr .*bad_steps.json'):
+        bad_steps.give_up(str(tmp_path), World(), 128., lambda rank, epoch, i: ['{}-{}.jpg'.format(rank, i)])
+    report = json.loads((tmp_path / 'bad_steps.json').read_text())
+    assert report['skipped_in_a_row'] == 2 and report['loss_scale'] == 128.
+    assert [at['iteration'] for at in report['iterations']] == [2, 3, 4, 5]
+    assert report['iterations'][0] == {'epoch': 7, 'iteration': 2, 'lr': 1e-3, 'processes': [
+        {'rank': 0, 'loss': 'nan', 'files': ['0-2.jpg']}]}
+    assert report['iterations'][2]['processes'] == [{'rank': 0, 'loss': 2., 'files': ['0-4.jpg']}]
+
+
+@pytest.mark.slow
+def test_a_run_whose_numbers_go_bad_stops_in_one_line_and_keeps_its_last_good_checkpoint(images, tmp_path):
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every', 1]
+    assert pretrain(*flags, '--epochs', 1).status == 0
+    good = (tmp_path / 'checkpoint-0.pth').read_bytes()
+    run = pretrain(*flags, '--epochs', 6, '--resume', 'auto', '--lr', '1e30', '--max_bad_steps', 5)
+    assert run.status == 2 and 'Traceback' not in run.output
+    last = run.output.strip().split('\n')[-1]
+    assert re.match(r'error: \d+ steps in a row, from epoch 1, iteration 1 on, were skipped', last), last
+    report = json.loads((tmp_path / 'bad_steps.json').read_text())
+    files = report['iterations'][0]['processes'][0]['files']
+    assert len(files) == 8 and all(str(images) in name for name in files)
+    assert (tmp_path / 'checkpoint-0.pth').read_bytes() == good
+
+
+SCRIPT = """
+import sys
+import torch
+from util.device import Cpu
+from util.distributed import world_from_environment
+from util.bad_steps import BadSteps
+from util.precision import FullPrecision
+from util.updates import WeightUpdates
+
+world = world_from_environment()
+world.join(Cpu())
+torch.manual_seed(0)
+model = world.wrap(torch.nn.Linear(2, 1), torch.device('cpu'), True)
+optimizer = torch.optim.AdamW(model.parameters(), lr=.1)
+updates = WeightUpdates(model, optimizer, FullPrecision(), lambda epoch: .1, accum_iter=2, bad_steps=BadSteps(3))
+for i in range(6):
+    with updates.iteration(i, 6, 0):
+        loss = model(torch.ones(1, 2)).sum()
+        updates.backward(loss * float('nan') if world.rank == 1 and i == 2 else loss)
+weights = world.gather(torch.cat([p.detach().flatten() for p in model.parameters()]))
+assert weights[0] == weights[1] and all(w == w for w in weights[0]), weights
+assert updates.bad_steps.skipped == 1, updates.bad_steps.skipped
+print('agreed')
+del model, updates
+world.leave()
+"""
+
+
+@pytest.mark.slow
+def test_a_bad_loss_on_one_process_makes_all_of_them_skip_the_same_step(tmp_path):
+    (tmp_path / 'script.py').write_text(SCRIPT)
+    run = two_processes(tmp_path / 'script.py')
+    assert run.status == 0 and run.output.count('agreed') == 2, run.output

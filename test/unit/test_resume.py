@@ -1,0 +1,147 @@
+"""Killed anywhere and resumed, a run ends as if nothing had happened: weights, moments, log.txt, best accuracy."""
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import FINETUNE, PRETRAIN, ROOT, execute, finetune, pretrain
+from test_end_to_end import moments_of, same, weights_of
+
+TIMES = ('FPS', 'data_wait')        # all that differs between two runs of the same course
+
+# Runs a main script which saves after each step that it can, and is killed after so many iterations, without warning.
+KILLER = """
+import os, runpy, signal, sys
+sys.path.insert(0, sys.argv[1])
+script, rank, last = sys.argv[2], sys.argv[3], int(sys.argv[4])
+import util
+from util import course
+from util.course import Course
+course.AGREE_SECONDS = 0.
+count, after = [0], Course._after
+
+def killed(self, iteration):
+    after(self, iteration)
+    self._saver.wait()
+    count[0] += 1
+    if count[0] == last and os.environ.get('RANK', '0') == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Course._after = killed
+sys.argv = [script] + sys.argv[5:]
+runpy.run_path(script, run_name='__main__')
+"""
+
+
+@pytest.fixture(scope='module')
+def killer(tmp_path_factory):
+    path = tmp_path_factory.mktemp('killer') / 'killer.py'
+    path.write_text(KILLER)
+    return path
+
+
+def command(script, flags, processes, killer=None, at=None, rank=0):
+    """A main script, killed after `at` iterations if so asked."""
+    words = [ROOT / 'util' / 'launch.py', '--nproc', processes] if processes > 1 else []
+    words += [killer, ROOT, ROOT / script, rank, at] if at else [ROOT / script]
+    return execute([sys.executable, *words, *(PRETRAIN if 'pretrain' in script else FINETUNE), *flags])
+
+
+def results(folder):
+    """(weights, moments, best, lines of log.txt but for times) of a run's end."""
+    state = weights_of(folder / 'checkpoint-2.pth')
+    records = [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
+    return (state['model'], moments_of(state), state.get('best'),
+            [{name: value for name, value in record.items() if name not in TIMES} for record in records])
+
+
+def ends_alike(script, flags, tmp_path, killer, kills, processes=1):
+    """A run killed after each of `kills` iterations and resumed ends as the uninterrupted one."""
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    flags = [*flags, '--epochs', 3]
+    assert command(script, [*flags, '--output_dir', whole], processes).status == 0
+    flags = [*flags, '--output_dir', parts, '--save_every_minutes', 1e-5, '--resume', 'auto']
+    for number, (at, rank) in enumerate(kills):
+        run = command(script, flags, processes, killer, at, rank)
+        assert run.status in (-9, 137), run.output
+        assert ('going on' in run.output) == (number > 0), run.output
+    run = command(script, flags, processes)
+    assert run.status == 0 and 'going on' in run.output, run.output
+    for one, other in zip(results(whole), results(parts)):
+        assert same(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('workers, accum_iter, kills', [(0, 1, [1, 2, 6]), (2, 3, [3, 4])])
+def test_a_killed_pretraining_ends_as_the_uninterrupted_one(images, tmp_path, killer, workers, accum_iter, kills):
+    ends_alike('main_pretrain.py', ['--data_path', images, '--accum_iter', accum_iter, '--num_workers', workers,
+                                    '--batch_size', 4], tmp_path, killer, [(at, 0) for at in kills])
+
+
+@pytest.mark.slow
+def test_a_killed_finetuning_with_everything_on_ends_as_the_uninterrupted_one(images, pretrained, tmp_path, killer):
+    flags = ['--data_path', images, '--mixup', .8, '--cutmix', 1, '--drop_path', .2, '--batch_size', 4,
+             '--accum_iter', 2, '--num_workers', 1, '--finetune', pretrained / 'checkpoint-0.pth']
+    ends_alike('main_finetune.py', flags, tmp_path, killer, [(6, 0), (8, 0)])
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_any_is_killed_end_as_the_uninterrupted_ones(images, tmp_path, killer):
+    ends_alike('main_finetune.py', ['--data_path', images, '--mixup', .8, '--drop_path', .2, '--batch_size', 2,
+                                    '--accum_iter', 2, '--num_workers', 1, '--dist_eval'],
+               tmp_path, killer, [(5, 1)], processes=2)
+
+
+@pytest.mark.slow
+def test_a_changed_batch_and_accumulation_go_on_with_the_unseen_images_and_say_what_changed(images, tmp_path, killer):
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-5, '--epochs', 2]
+    assert command('main_pretrain.py', flags, 1, killer, 3).status == -9           # 24 of 32 images
+    run = pretrain(*flags, '--resume', 'auto', '--batch_size', 4, '--accum_iter', 2)
+    assert run.status == 0, run.output
+    assert 'changed since the checkpoint: accum_iter 1 -> 2, batch_size 8 -> 4;' in run.output
+    assert 'Epoch: [0]  [8/8]' in run.output and 'Epoch: [1]  [8/8]' in run.output
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on_with_the_unseen_images(images, tmp_path, killer):
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-5, '--epochs', 2,
+             '--batch_size', 4]
+    assert command('main_pretrain.py', flags, 1, killer, 4).status == -9           # 16 of 32 images
+    run = command('main_pretrain.py', [*flags, '--resume', 'auto'], 2)
+    assert run.status == 0, run.output
+    assert 'changed since the checkpoint: processes 1 -> 2;' in run.output
+    assert 'Epoch: [0]  [4/4]' in run.output, run.output
+    assert 'Epoch: [1]  [4/4]' in run.output
+
+
+@pytest.mark.slow
+def test_only_the_newest_checkpoints_stay_beside_the_best(images, tmp_path):
+    flags = ['--data_path', images, '--save_every', 1, '--epochs', 5, '--keep_last', 2]
+    assert finetune(*flags, '--output_dir', tmp_path).status == 0
+    assert {path.name for path in tmp_path.glob('checkpoint-*')} == {
+        'checkpoint-3.pth', 'checkpoint-4.pth', 'checkpoint-best.pth'}
+
+
+@pytest.mark.slow
+def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(images, tmp_path):
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every', 1, '--epochs', 3]
+    assert pretrain(*flags).status == 0
+    newest = (tmp_path / 'checkpoint-2.pth').read_bytes()
+    run = pretrain(*flags, '--resume', tmp_path / 'checkpoint-0.pth', '--lr', 1e-3)
+    assert run.status == 0 and run.output.count('earlier results kept in') == 3, run.output    # log.txt is the third
+    aside, = tmp_path.glob('checkpoint-2.*.pth')
+    assert aside.read_bytes() == newest != (tmp_path / 'checkpoint-2.pth').read_bytes()
+    assert len((tmp_path / 'log.txt').read_text().splitlines()) == 3
+    old, = tmp_path.glob('log.*.txt')
+    assert len(old.read_text().splitlines()) == 3
+
+
+def test_a_checkpoint_within_an_epoch_tells_the_published_reader_the_last_whole_epoch(images, tmp_path, killer):
+    run = command('main_pretrain.py', ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-5],
+                  1, killer, 2)
+    assert run.status == -9, run.output
+    path, = tmp_path.glob('checkpoint-0-16.pth')
+    state = torch.load(str(path), map_location='cpu')
+    assert (state['epoch'], state['images'], state['processes'], state['log']) == (-1, 16, 1, [])
+    shutil.rmtree(str(tmp_path))

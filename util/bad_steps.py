@@ -1,0 +1,83 @@
+"""Optimizer steps skipped because a loss or gradient was not finite: counted on the device, told on the host."""
+import collections
+import json
+import math
+import os
+
+import torch
+
+from util.errors import UserError
+from util.files import write_atomically
+
+REMEMBERED = 256            # iterations
+
+
+class BadSteps:
+    """Counts skipped steps; after `limit` of them in a row the run is to stop.
+
+    Gradients are exchanged before they are looked at, so every process counts the same.
+
+    Args:
+        accum_iter: iterations of a step.
+        in_row: steps that were skipped last before a resume.
+    """
+
+    def __init__(self, limit, accum_iter=1, in_row=0):
+        self.limit, self._accum_iter = limit, accum_iter
+        # Numbers, or tensors on the device where the optimizer decides there; the host reads them now and then.
+        self._skipped, self._in_row, self._over = 0, in_row, 0
+        self._recent = collections.deque(maxlen=REMEMBERED)
+
+    def add(self, bad):
+        """Count a step: 1 where it was skipped, else 0 (a number or a 0-dimensional tensor)."""
+        self._skipped = bad + self._skipped
+        self._in_row = (bad + self._in_row) * bad
+        self._over = (self._in_row >= self.limit) + self._over
+
+    def remember(self, epoch, iteration, lr, loss):
+        """Keep what a diagnosis needs of an iteration; `loss` (a scalar on the device) is not read."""
+        self._recent.append((epoch, iteration, lr, loss.detach()))
+
+    @property
+    def skipped(self):
+        """Steps that this process has seen skipped; reading it may wait for the device."""
+        return int(self._skipped)
+
+    @property
+    def in_row(self):
+        """Steps skipped since the last one taken."""
+        return int(self._in_row)
+
+    @property
+    def too_many(self):
+        """True where `limit` steps in a row have been skipped at some time."""
+        return int(self._over) > 0
+
+    def give_up(self, folder, world, scale, files_of):
+        """Write bad_steps.json about the skipped steps into `folder` (on the main process) and end the run.
+
+        Args:
+            scale: the loss scale of now.
+            files_of: (rank, epoch, iteration) -> names of that batch's images.
+        Raises:
+            UserError: always.
+        """
+        row = list(self._recent)[-self.in_row * self._accum_iter:][:self.limit * self._accum_iter]
+        losses = world.gather(torch.stack([loss.float() for *_, loss in row]))
+        path = os.path.join(folder, 'bad_steps.json')
+        if world.is_main:
+            report = {'skipped_in_a_row': self.in_row, 'loss_scale': scale,
+                      'iterations': [{'epoch': epoch, 'iteration': iteration, 'lr': lr,
+                                      'processes': _processes([row[i] for row in losses], epoch, iteration, files_of)}
+                                     for i, (epoch, iteration, lr, _) in enumerate(row)]}
+            write_atomically(path, json.dumps(report, indent=1).encode())
+        raise UserError('{} steps in a row, from epoch {}, iteration {} on, were skipped, as a loss or gradient is not '
+                        'finite: lower --blr (or --lr), lengthen --warmup_epochs or set --clip_grad 1.0, then go on '
+                        'with --resume auto; {} lists losses and images'.format(self.in_row, *row[0][:2], path))
+
+
+def _processes(losses, epoch, iteration, files_of):
+    """Loss and image files of the processes whose loss is not finite; of all where only gradients are to blame."""
+    lost = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
+    return [{'rank': rank, 'loss': losses[rank] if math.isfinite(losses[rank]) else str(losses[rank]),
+             'files': files_of(rank, epoch, iteration)} for rank in lost]

@@ -1,0 +1,165 @@
+"""A training from where it stands to its last epoch: it saves on the way, stops when asked, gives up where it must."""
+import time
+
+from util import checkpoint, runtime as runtimes
+from util.errors import Stopped, Unsaved
+from util.log import logger
+from util.progress import Progress
+from util.saver import Saver, SilentSaver
+from util.throughput import Rate
+
+AGREE_SECONDS, AGREE_STEPS = 1., 50     # processes agree about once a second, and after so many steps at the latest
+
+
+class Course:
+    """Its `with` block holds the output folder.
+
+    Args:
+        updates: util.updates.WeightUpdates.
+        model: as its precision made it, not in DistributedDataParallel.
+        loader: of util.loader.training_loader.
+        resumed: util.checkpoint.Resumed, restored already.
+        loss_tag: TensorBoard's name of the training loss.
+        values: further plain values that checkpoints keep, such as classes.
+    """
+
+    def __init__(self, args, runtime, updates, model, loader, resumed, loss_tag, **values):
+        self._args, self._runtime, self._updates, self._model, self._loader = args, runtime, updates, model, loader
+        self._loss_tag, self.values, self._rate = loss_tag, values, Rate()
+        self._epoch, self._images, self._progress_state = resumed.start(args.start_epoch)
+        runtime.check_agreement('epoch to start at', self._epoch)
+        runtime.check_agreement('images to start after', self._images)
+        self._first_epoch, self._resumed = self._epoch, resumed
+        self._every, self._steps, self._since = 1, 0, time.monotonic()
+        self._pending = 0                               # iterations of the window that is open
+        if self._images:
+            resumed.report_changes(args, runtime.world.size)
+
+    def nothing_left(self):
+        """True, with a line, where a resumed run is already complete."""
+        complete = self._epoch >= self._args.epochs
+        if complete:
+            logger.info('the checkpoint has all %d epochs: nothing left to train; raise --epochs to go on',
+                        self._args.epochs)
+        return complete
+
+    def __enter__(self):
+        args = self._args
+        self._logbook = runtimes.open_logbook(args, self._runtime, self._resumed, (self._epoch, self._images))
+        self._resumed = None                            # its tensors are in the model and the optimizer now
+        self._saver = (Saver(args.output_dir, args.save_every_minutes, args.keep_last) if self._runtime.world.is_main
+                       else SilentSaver())
+        self._runtime.stops.wait_for_the_step()
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self._saver.wait()
+        self._logbook.close()
+
+    def epochs(self):
+        """util.progress.Progress of each epoch that is left; the caller trains it, then calls close_epoch."""
+        sampler, world = self._loader.sampler, self._runtime.world
+        while self._epoch < self._args.epochs:
+            sampler.epoch, sampler.start = self._epoch, self._images
+            done = self._updates.first = round(self._images / (self._args.batch_size * world.size))
+            if self._epoch == self._first_epoch:
+                self._begun_at = done, self._images
+            self._progress = Progress(self._epoch, done, self._loader, self._runtime, self._updates,
+                                      self._logbook, self._loss_tag, self._rate, self._before, self._after,
+                                      self._epoch == self._first_epoch, self._progress_state)
+            self._progress_state = None
+            yield self._progress
+
+    def _before(self, iteration):
+        # Seeded anew each time, so that epoch and iteration are all that a resumed run needs to draw the same masks,
+        # dropped paths and mixtures.
+        self._runtime.seed(self._args.seed, self._epoch, iteration)
+
+    def _after(self, iteration):
+        self._pending += 1
+        if not self._updates.complete:
+            return
+        self._images += self._pending * self._args.batch_size * self._runtime.world.size
+        self._steps, self._pending = self._steps + 1, 0
+        alone = self._runtime.world.size == 1           # and need not wait for a moment that all have agreed on
+        if (self._steps >= self._every or iteration + 1 == self._progress.iterations
+                or alone and (self._runtime.stops.requested or self._saver.due)):
+            self.agree()
+
+    def agree(self):
+        """Meet the other processes: save where it is due, stop where one was asked to, give up where all must.
+
+        Raises:
+            Stopped, Unsaved: a signal has asked to stop, and the state is saved, or could not be.
+            UserError: too many steps in a row were skipped, or too many images cannot be read.
+        """
+        runtime, bad_steps = self._runtime, self._updates.bad_steps
+        seconds = time.monotonic() - self._since
+        stop, due, over, seconds = runtime.totals(bool(runtime.stops.requested), self._saver.due, bad_steps.too_many,
+                                                  seconds)
+        per_step = seconds / runtime.world.size / max(self._steps, 1)
+        self._every = int(min(max(1., AGREE_SECONDS / max(per_step, 1e-9)), AGREE_STEPS))
+        self._steps, self._since = 0, time.monotonic()
+        if over:
+            bad_steps.give_up(self._args.output_dir, runtime.world, self._updates.precision.scale, self._files_of)
+        if stop:
+            self._stop()
+        elif due:
+            self._save([checkpoint.name_within(self._epoch, self._images)])
+
+    def _files_of(self, rank, epoch, iteration):
+        """Names of the images that a process had in an iteration."""
+        dataset, size = self._loader.dataset, self._args.batch_size
+        done, start = self._begun_at if epoch == self._first_epoch else (0, 0)
+        keys = self._loader.sampler.of(rank, epoch, start)[(iteration - done) * size:][:size]
+        return [dataset.name_of(index) for index, _ in keys]
+
+    def _save(self, names):
+        state = checkpoint.training_state(
+            self._model, self._updates.optimizer, self._updates.precision, self._epoch - 1, self._args,
+            images=self._images, progress=self._progress.state() if self._images else None,
+            processes=self._runtime.world.size, bad_steps_in_row=self._updates.bad_steps.in_row,
+            log=list(self._logbook.records), **self.values)
+        self._saver.save(state, names)
+
+    def _stop(self):
+        world, name = self._runtime.world, checkpoint.name_within(self._epoch, self._images)
+        self._save([name])
+        self._end_saved()
+        done = self._images // (self._args.batch_size * world.size)
+        raise Stopped('stopped by {} in epoch {} after {} of {} iterations; {} is saved, go on with --resume auto'
+                      .format(self._runtime.stops.requested or 'a signal to another process', self._epoch, done,
+                              self._progress.iterations, name) if world.is_main else '')
+
+    def _end_saved(self):
+        """Wait until the last checkpoint is on the disk, on all processes; raises Unsaved where it is not."""
+        if self._runtime.totals(not self._saver.wait())[0]:
+            raise Unsaved('the last checkpoint could not be saved' if self._runtime.world.is_main else '')
+
+    def close_epoch(self, record, improved=False, scalars=()):
+        """Log an epoch, and save where it is due.
+
+        Args:
+            record: its line of log.txt.
+            improved: keep it as the best too.
+            scalars: {tag: value} for TensorBoard.
+        """
+        epoch, due = self._epoch, (self._epoch + 1) % self._args.save_every == 0
+        self._logbook.epoch({**record, 'epoch': epoch, 'device': self._runtime.accelerator.name,
+                                    'precision': self._updates.precision.name})
+        self._logbook.scalars(epoch + 1, dict(scalars))
+        self._epoch, self._images = epoch + 1, 0
+        last = self._epoch == self._args.epochs
+        names = [checkpoint.name_after(epoch)] * (due or last) + [checkpoint.BEST] * improved
+        if names:
+            self._save(names)
+
+    def finish(self, result):
+        """Write the Final result, when the last checkpoint is on the disk.
+
+        Raises:
+            Unsaved: it is not.
+        """
+        runtimes.finish(self._runtime, self._logbook, 'summary', {
+            'task': 'Training', 'images_per_sec': self._rate.fps, **result, 'epochs': self._args.epochs})
+        self._end_saved()

@@ -1,0 +1,69 @@
+"""Signals that ask a run to stop: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning).
+
+The first asks: whoever trains looks at `requested`, finishes its step and saves. A second one ends the process at once.
+A thread of its own hears them: Python calls signal handlers between bytecodes only, which a main thread that waits for
+another process does not reach.
+"""
+import os
+import signal
+import sys
+import threading
+import time
+
+from util.errors import STOPPED_STATUS
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Ctrl-C reaches a process directly and through its launcher; that is one request.
+ONE_REQUEST = 2.            # seconds
+
+
+class Stops:
+    """Hears stop signals from its making on."""
+
+    def __init__(self):
+        self.requested = ''             # name of the signal that asked to stop
+        self._patient = False           # somebody looks at `requested`
+        self._at = 0.
+        self._hears, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told)      # gets each signal's number, whatever the main thread does
+        for number in SIGNALS:
+            signal.signal(number, _nothing)
+        threading.Thread(target=self._listen, name='stops', daemon=True).start()
+
+    def wait_for_the_step(self):
+        """From now on a signal waits for somebody who looks at `requested`; until now it ended the process."""
+        self._patient = True
+
+    def _listen(self):
+        while True:
+            number = os.read(self._hears, 1)[0]
+            if number in SIGNALS:
+                self._ask(signal.Signals(number))
+
+    def _ask(self, asked):
+        now = time.monotonic()
+        if not self._patient:
+            _end('stopped by {} before training; nothing to save'.format(asked.name), STOPPED_STATUS)
+        if not self.requested:
+            self._at, self.requested = now, asked.name
+        elif now - self._at > ONE_REQUEST:
+            _end('stopped at once by a second signal ({})'.format(asked.name), 128 + asked)
+
+
+def _nothing(number, frame):
+    """Keeps a signal from its default action."""
+
+
+def _end(line, status):
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0:
+        print(line, file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def ignore_in_loader_process(worker):
+    """For DataLoader's worker_init_fn: the training process decides on a stop, loader processes serve it until then."""
+    signal.set_wakeup_fd(-1)            # a forked process shares the pipe above
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

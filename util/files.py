@@ -3,13 +3,38 @@ import os
 from contextlib import contextmanager
 
 
+class _Sink:
+    """Keeps the first error of writing for the end: PyTorch 1.8 and 1.11 abort the process when a write fails."""
+
+    def __init__(self, file):
+        self._file, self.error = file, None
+
+    def write(self, data):
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self):
+        """For writers that ask for it; the block's end does it."""
+
+
 @contextmanager
 def atomic_file(path):
-    """A binary file that takes the place of `path` only when the block ends well."""
+    """A binary file to write to, which takes the place of `path` only when the block ends well.
+
+    Raises:
+        OSError: it could not be written, for want of room or permission; what was at `path` is still there.
+    """
     temporary = '{}.tmp-{}'.format(path, os.getpid())
     try:
         with open(temporary, 'wb') as file:
-            yield file
+            sink = _Sink(file)
+            yield sink
+            if sink.error:
+                raise sink.error
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

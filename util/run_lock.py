@@ -35,8 +35,12 @@ class RunLock:
             raise UserError(_refusal(self._path, _read(self._path) or {})) from None
         except OSError as error:
             raise _unwritable(self._path, error) from error
-        with open(handle, 'w', encoding='utf-8') as file:
-            json.dump(self._owner, file)
+        try:
+            with open(handle, 'w', encoding='utf-8') as file:
+                json.dump(self._owner, file)
+        except OSError as error:
+            os.remove(self._path)
+            raise _unwritable(self._path, error) from error
 
     def _live(self):
         while not self._over.wait(SIGN_OF_LIFE):

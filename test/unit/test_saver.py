@@ -1,0 +1,149 @@
+"""Saving beside training; disks that are full, read-only or forbidden: the old checkpoint stays, the user reads why."""
+import errno
+import os
+import subprocess
+import threading
+
+import pytest
+import torch
+from conftest import pretrain
+from test_end_to_end import same
+
+from util import checkpoint, checkpoint_file
+from util.files import atomic_file, write_atomically
+from util.logbook import Logbook
+from util.run_lock import RunLock
+from util.saver import Saver, host_copy
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a megabyte and a half."""
+    folder = tmp_path / 'small disk'
+    folder.mkdir()
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1500k', 'tmpfs', str(folder)],
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if mounted.returncode:
+        pytest.skip('a small disk takes the right to mount: ' + mounted.stdout.decode().strip())
+    yield folder
+    subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def state(value, size=1000):
+    return {'model': {'w': torch.full((size,), float(value))}, 'epoch': value}
+
+
+def test_a_copy_is_not_changed_by_what_comes_after():
+    tensor, nested = torch.zeros(2), {'a': [torch.ones(1), (torch.zeros(1), 'x')]}
+    copied = host_copy({'t': tensor, 'n': nested})
+    tensor += 5
+    nested['a'][0] += 5
+    assert same(copied, {'t': torch.zeros(2), 'n': {'a': [torch.ones(1), (torch.zeros(1), 'x')]}})
+
+
+def test_saving_goes_on_beside_the_caller_with_the_state_of_that_moment(tmp_path, monkeypatch):
+    gate, save = threading.Event(), checkpoint_file.save
+    monkeypatch.setattr(checkpoint_file, 'save', lambda path, content: (gate.wait(30), save(path, content)))
+    saver, weights = Saver(str(tmp_path), 1e-9, 3), state(1)
+    saver.save(weights, ['checkpoint-0.pth'])
+    weights['model']['w'] += 1              # the next step, while the thread has not written yet
+    assert not list(tmp_path.iterdir()) and not saver.due
+    gate.set()
+    assert saver.wait() and saver.due
+    assert same(checkpoint_file.load(str(tmp_path / 'checkpoint-0.pth')), state(1))
+
+
+def test_all_checkpoints_stay_where_0_are_to_be_kept_last(tmp_path):
+    for keep_last, left in ((0, 4), (2, 2)):
+        saver = Saver(str(tmp_path), 0, keep_last)
+        for epoch in range(4):
+            saver.save(state(epoch), ['checkpoint-{}.pth'.format(epoch)])
+        assert saver.wait() and len(checkpoint.numbered(str(tmp_path))) == left
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_says_path_and_need_and_the_next_save_succeeds(small_disk):
+    saver = Saver(str(small_disk), 0, 3)
+    saver.save(state(0, 100000), ['checkpoint-0.pth'])
+    assert saver.wait()
+    before = (small_disk / 'checkpoint-0.pth').read_bytes()
+    saver.save(state(1, 300000), ['checkpoint-1.pth'])
+    assert not saver.wait()
+    assert os.listdir(str(small_disk)) == ['checkpoint-0.pth']
+    assert (small_disk / 'checkpoint-0.pth').read_bytes() == before
+    saver.save(state(1, 100000), ['checkpoint-1.pth'])
+    assert saver.wait() and same(checkpoint_file.load(str(small_disk / 'checkpoint-1.pth')), state(1, 100000))
+
+
+@pytest.mark.parametrize('room', range(0, 1500, 150))
+def test_a_disk_that_fills_up_at_any_stage_of_a_save_leaves_the_old_checkpoint(small_disk, room):
+    path = str(small_disk / 'checkpoint-0.pth')
+    checkpoint_file.save(path, state(0))
+    before = (small_disk / 'checkpoint-0.pth').read_bytes()
+    (small_disk / 'filler').write_bytes(b'x' * 1024 * (1400 - room))
+    with pytest.raises(OSError) as caught:
+        checkpoint_file.save(path, state(1, 400000))
+    assert caught.value.errno == errno.ENOSPC
+    assert (small_disk / 'checkpoint-0.pth').read_bytes() == before
+    assert sorted(os.listdir(str(small_disk))) == ['checkpoint-0.pth', 'filler']
+
+
+def test_a_file_that_fails_to_be_written_raises_the_systems_own_error(small_disk):
+    with pytest.raises(OSError), atomic_file(str(small_disk / 'x')) as file:
+        for _ in range(3):
+            file.write(b'x' * 2 ** 20)
+    write_atomically(str(small_disk / 'x'), b'fits')
+    assert (small_disk / 'x').read_bytes() == b'fits'
+
+
+@pytest.mark.slow
+def test_training_goes_on_without_room_and_its_status_says_that_the_end_is_not_saved(images, small_disk):
+    run = pretrain('--data_path', images, '--output_dir', small_disk / 'o', '--epochs', 2, '--save_every', 1)
+    assert run.status == 74 and 'Traceback' not in run.output, run.output
+    assert 'checkpoint-0.pth: not saved (No space left on device); it needs ' in run.output
+    assert 'Epoch: [1]' in run.output and 'Final Loss' in run.output
+    assert run.output.strip().split('\n')[-1] == 'error: the last checkpoint could not be saved'
+    assert len((small_disk / 'o' / 'log.txt').read_text().splitlines()) == 2
+
+
+def fill(folder):
+    """Take all the room that is left."""
+    handle = os.open(str(folder / 'filler'), os.O_CREAT | os.O_WRONLY)
+    try:
+        while os.write(handle, b'x' * 4096):
+            pass
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+    os.close(handle)
+
+
+def test_a_log_on_a_full_disk_keeps_its_lines_and_writes_them_when_there_is_room(small_disk):
+    logbook = Logbook(str(small_disk), None, RunLock(str(small_disk)))
+    logbook.epoch({'epoch': 0})
+    fill(small_disk)
+    for epoch in (1, 2):
+        logbook.scalars(epoch, {'loss': 1.})
+        logbook.epoch({'epoch': epoch})
+    assert (small_disk / 'log.txt').read_text() == '{"epoch": 0}\n'
+    logbook.finish('summary', {'task': 'Training', 'duration_sec': 1})
+    (small_disk / 'filler').unlink()
+    logbook.epoch({'epoch': 3})
+    assert (small_disk / 'log.txt').read_text() == ''.join('{{"epoch": {}}}\n'.format(i) for i in range(4))
+    logbook.close()
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_from_the_start_is_one_line(images, small_disk):
+    (small_disk / 'o').mkdir()
+    fill(small_disk)
+    run = pretrain('--data_path', images, '--output_dir', small_disk / 'o', '--epochs', 1)
+    assert run.status == 2 and run.output.strip().split('\n')[-1].startswith(
+        'error: --output_dir {}: cannot be written (No space left on device)'.format(small_disk / 'o')), run.output
+    assert not os.listdir(str(small_disk / 'o'))
+
+
+@pytest.mark.slow
+def test_a_read_only_folder_is_one_line(images, small_disk):
+    subprocess.run(['mount', '-o', 'remount,ro', str(small_disk)], check=True)
+    run = pretrain('--data_path', images, '--output_dir', small_disk / 'o', '--epochs', 1)
+    assert run.status == 2 and run.output.strip().split('\n')[-1].startswith(
+        'error: --output_dir {}: cannot be made (Read-only file system)'.format(small_disk / 'o')), run.output

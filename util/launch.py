@@ -2,14 +2,17 @@
 
 torch.distributed.run does the work where it exists; older generations, whose launcher waits for rank 0 before it
 looks at the others, are served by a small supervisor here. Either way the first failing process ends all, in one
-line, and its status is the launcher's.
+line, and its status is the launcher's; signals are passed on; and a run that a fault has ended is started again from
+its last checkpoint, as often as --max_restarts says.
 """
+import glob
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 if not __package__:     # run as a file: find the repository from any directory
@@ -17,8 +20,12 @@ if not __package__:     # run as a file: find the repository from any directory
 
 from util import device
 from util.arguments import COUNT, INDEX, Parser
-from util.errors import USER_ERROR_STATUS, UserError, run
+from util.checkpoint import numbered
+from util.errors import FAULT_STATUS, STOPPED_STATUS, UNSAVED_STATUS, USER_ERROR_STATUS, UserError, run
 from util.loader import default_workers
+
+SAID = (USER_ERROR_STATUS, FAULT_STATUS, UNSAVED_STATUS, STOPPED_STATUS)    # statuses that a process explains itself
+LONGEST_PAUSE = 30          # seconds between a failure and the restart
 
 
 def parse(argv):
@@ -30,6 +37,10 @@ def parse(argv):
     parser.add_argument('--node_rank', type=INDEX, default=0, help='index of this node')
     parser.add_argument('--master_addr', default='127.0.0.1', help='address of node 0')
     parser.add_argument('--master_port', type=COUNT, help='port of node 0; default: a free one, on several nodes 29500')
+    parser.add_argument('--max_restarts', type=INDEX, default=0,
+                        help='how often a run that a fault has ended is started again from its last checkpoint')
+    parser.add_argument('--stop_timeout', type=COUNT, default=300,
+                        help='seconds that processes may take to save and end after a signal, until they are killed')
     split = next((i for i, word in enumerate(argv) if word.endswith('.py')), len(argv))
     if split == len(argv):
         parser.error('name the script to start')
@@ -41,15 +52,99 @@ def main(argv):
     if flags.nproc is None:
         check_devices(flags.devices, _value_of('--device', command) or 'auto')
     processes = flags.nproc or flags.devices
-    port = flags.master_port or (free_port() if flags.nnodes == 1 else 29500)
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
+    os.environ['MAE_LAUNCHER'] = str(os.getpid())
+    signals, status = Signals(flags.stop_timeout), STOPPED_STATUS
+    for attempt in range(flags.max_restarts + 1):
+        if attempt:
+            command = going_on(command)
+            print('restart {} of {}{}'.format(attempt, flags.max_restarts,
+                                              ' with --resume auto' if command[-1:] == ['auto'] else ''), flush=True)
+            signals.pause(min(2 ** (attempt - 1), LONGEST_PAUSE))
+        if signals.received:
+            break
+        status = run_once(flags, command, processes, signals)
+        # torchrun's own restarts would also repeat what a user must mend, and a stop that was asked for.
+        if status in (0, USER_ERROR_STATUS, UNSAVED_STATUS, STOPPED_STATUS) or signals.received:
+            break
+    sys.exit(status)
+
+
+def run_once(flags, command, processes, signals):
+    """Start the processes and wait for their end; returns the status."""
+    port = flags.master_port or (free_port() if flags.nnodes == 1 else 29500)
     try:
         from torch.distributed.run import main as torchrun
     except ImportError:
-        sys.exit(supervise(command, processes, flags.nnodes, flags.node_rank, flags.master_addr, port))
-    sys.exit(_torchrun(torchrun, ['--nproc_per_node', processes, '--nnodes', flags.nnodes,
-                                  '--node_rank', flags.node_rank, '--master_addr', flags.master_addr,
-                                  '--master_port', port, '--monitor_interval', 1] + command))
+        return supervise(command, processes, flags.nnodes, flags.node_rank, flags.master_addr, port, signals)
+    return _torchrun(torchrun, ['--nproc_per_node', processes, '--nnodes', flags.nnodes,
+                                '--node_rank', flags.node_rank, '--master_addr', flags.master_addr,
+                                '--master_port', port, '--monitor_interval', 1] + command, signals)
+
+
+def going_on(command):
+    """The command that continues a failed run: from its newest checkpoint where it has one, else as it was."""
+    resumes = command[-2:] == ['--resume', 'auto'] or '--eval' in command
+    if resumes or not numbered(_value_of('--output_dir', command) or './output_dir'):
+        return command
+    return command + ['--resume', 'auto']
+
+
+class Signals:
+    """Passes stop signals on to the processes that this one has started, from its making on.
+
+    Args:
+        stop_timeout: seconds from the first signal until what is left is killed.
+    """
+
+    def __init__(self, stop_timeout):
+        self.received, self._stop_timeout = False, stop_timeout
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number, frame):
+        if not self.received:
+            timer = threading.Timer(self._stop_timeout, self._kill)
+            timer.daemon = True
+            timer.start()
+        self.received = True
+        send(signal.SIGTERM if number == signal.SIGHUP else number, children())
+
+    def _kill(self):
+        left = children()
+        if left:
+            print('error: still running {} s after the signal, killed: processes {}; see --stop_timeout'
+                  .format(self._stop_timeout, ', '.join(map(str, left))), file=sys.stderr)
+        send(signal.SIGKILL, left)
+
+    def pause(self, seconds):
+        """Wait, but not longer than until a signal."""
+        end = time.monotonic() + seconds
+        while not self.received and time.monotonic() < end:
+            time.sleep(.1)
+
+
+def send(number, pids):
+    """Send a signal to processes, some of which may have ended."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+
+def children():
+    """Pids of the processes that this one has started and that have not ended."""
+    found = []
+    for path in glob.glob('/proc/[0-9]*/stat'):
+        try:
+            with open(path, 'rb') as file:
+                state, parent = file.read().rsplit(b')', 1)[1].split()[:2]
+        except OSError:
+            continue                    # it has just ended
+        if int(parent) == os.getpid() and state not in (b'Z', b'X'):
+            found.append(int(path.split('/')[2]))
+    return found
 
 
 def check_devices(wanted, requested):
@@ -70,22 +165,33 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def _torchrun(torchrun, arguments):
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+class _OurHandlers:
+    """The signal module for torchrun's use: it would replace our handlers by some that give the processes 30 seconds,
+    and that do not know SIGUSR1."""
+
+    def __getattr__(self, name):
+        return getattr(signal, name)
+
+    @staticmethod
+    def signal(number, handler):
+        """Leave the handler that is there."""
+
+
+def _torchrun(torchrun, arguments, signals):
+    from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    api.signal = _OurHandlers()
     logging.disable(logging.ERROR)      # a failure is said here, in one line
     try:
         torchrun([str(argument) for argument in arguments])
         return 0
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        return _report(rank, failure.exitcode)
-    except SignalException as error:
-        return 128 + error.sigval
+        return _report(rank, failure.exitcode, signals)
 
 
-def supervise(command, processes, nnodes, node_rank, master_addr, master_port):
-    """Start `processes` copies of a script, wait, and end all when one fails or a signal comes; returns the status."""
+def supervise(command, processes, nnodes, node_rank, master_addr, master_port, signals):
+    """Start `processes` copies of a script, wait, and end all when one fails; returns the status."""
     ranks = {}
     for local_rank in range(processes):
         rank = node_rank * processes + local_rank
@@ -93,13 +199,12 @@ def supervise(command, processes, nnodes, node_rank, master_addr, master_port):
                        LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR=master_addr, MASTER_PORT=str(master_port))
         ranks[rank] = subprocess.Popen([sys.executable, '-u'] + command, env=environ)
     try:
-        signal.signal(signal.SIGTERM, _raise_exit)
         while ranks:
             for rank, process in list(ranks.items()):
                 if process.poll() is not None:
                     del ranks[rank]
                     if process.returncode:
-                        return _report(rank, process.returncode)
+                        return _report(rank, process.returncode, signals)
             time.sleep(.2)
         return 0
     finally:
@@ -107,30 +212,33 @@ def supervise(command, processes, nnodes, node_rank, master_addr, master_port):
             process.terminate()
         for process in ranks.values():
             try:
-                process.wait(timeout=30)
+                process.wait(timeout=10)        # they have nothing to save when one of them has failed
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
 
 
-def _raise_exit(signum, frame):
-    sys.exit(128 + signum)
-
-
-def _report(rank, status):
+def _report(rank, status, signals):
     """Say who failed, unless it said so itself; returns the exit status, 128 + n for signal n as shells do."""
-    status = 128 - status if status < 0 else status
-    if status != USER_ERROR_STATUS:
-        print('error: process {} ended with status {}; the others were stopped'.format(rank, status), file=sys.stderr)
+    if status < 0:
+        what, status = 'was killed by {}'.format(signal.Signals(-status).name), 128 - status
+        what += ' (out of memory?)' if status == 128 + signal.SIGKILL else ''
+    else:
+        what = 'ended with status {}'.format(status)
+    if status not in SAID and not signals.received:
+        print('error: process {} {}; the others were stopped'.format(rank, what), file=sys.stderr, flush=True)
     return status
 
 
 def _value_of(flag, command):
+    """The value of a flag, the last one where it is repeated; None where it is not given."""
+    value = None
     for i, word in enumerate(command):
         if word == flag and i + 1 < len(command):
-            return command[i + 1]
+            value = command[i + 1]
         if word.startswith(flag + '='):
-            return word.split('=', 1)[1]
-    return None
+            value = word.split('=', 1)[1]
+    return value
 
 
 if __name__ == '__main__':

@@ -1,16 +1,17 @@
-"""Signals that ask a run to stop: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning).
+"""Signals that ask a run to stop: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning); the launcher's death too.
 
 The first asks: whoever trains looks at `requested`, finishes its step and saves. A second one ends the process at once.
 A thread of its own hears them: Python calls signal handlers between bytecodes only, which a main thread that waits for
 another process does not reach.
 """
 import os
+import select
 import signal
 import sys
 import threading
 import time
 
-from util.errors import STOPPED_STATUS
+from util.errors import FAULT_STATUS, STOPPED_STATUS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Ctrl-C reaches a process directly and through its launcher; that is one request.
@@ -21,7 +22,7 @@ class Stops:
     """Hears stop signals from its making on."""
 
     def __init__(self):
-        self.requested = ''             # name of the signal that asked to stop
+        self.requested = ''             # what asked to stop: the name of a signal
         self._patient = False           # somebody looks at `requested`
         self._at = 0.
         self._hears, told = os.pipe()
@@ -36,19 +37,23 @@ class Stops:
         self._patient = True
 
     def _listen(self):
+        launcher = int(os.environ.get('MAE_LAUNCHER', os.getppid()))
         while True:
-            number = os.read(self._hears, 1)[0]
-            if number in SIGNALS:
-                self._ask(signal.Signals(number))
+            if select.select([self._hears], [], [], 1.)[0]:
+                number = os.read(self._hears, 1)[0]
+                if number in SIGNALS:
+                    self._ask(signal.Signals(number).name, 128 + number)
+            elif os.getppid() != launcher and not self.requested:
+                self._ask('the end of its launcher', FAULT_STATUS)
 
-    def _ask(self, asked):
+    def _ask(self, what, status):
         now = time.monotonic()
         if not self._patient:
-            _end('stopped by {} before training; nothing to save'.format(asked.name), STOPPED_STATUS)
+            _end('stopped by {} before training; nothing to save'.format(what), STOPPED_STATUS)
         if not self.requested:
-            self._at, self.requested = now, asked.name
+            self._at, self.requested = now, what
         elif now - self._at > ONE_REQUEST:
-            _end('stopped at once by a second signal ({})'.format(asked.name), 128 + asked)
+            _end('stopped at once by a second signal ({})'.format(what), status)
 
 
 def _nothing(number, frame):

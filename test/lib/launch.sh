@@ -34,6 +34,8 @@ bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
   --node_rank=I           index of this node (or NODE_RANK)
   --master_addr=HOST      address of node 0 (or MASTER_ADDR)
   --master_port=PORT      port of node 0 (or MASTER_PORT)
+  --max_restarts=N        start a run that a fault has ended again, up to N times, from its last checkpoint
+  --stop_timeout=SECONDS  time to save and end after a signal, until processes are killed (300)
   --output_dir=FOLDER     instead of $(dirname "$OUTPUT")
 Any other flag goes to $SCRIPT and overrides the recipe; python $SCRIPT --help lists them.
 DRY_RUN=1 prints the command instead of running it. PYTHON=... chooses the interpreter.
@@ -43,7 +45,7 @@ EOF
 # read_parameters "$@": the launcher's own parameters into variables of their names, everything else into PASSED_ON.
 # Nodes may also be named in the environment.
 read_parameters() {
-    data_path='' finetune_pth='' resume_pth='' nproc='' output_dir=''
+    data_path='' finetune_pth='' resume_pth='' nproc='' output_dir='' max_restarts='' stop_timeout=''
     nnodes=${NNODES:-$NODES} node_rank=${NODE_RANK:-} master_addr=${MASTER_ADDR:-} master_port=${MASTER_PORT:-}
     PASSED_ON=()
     local name
@@ -54,13 +56,13 @@ read_parameters() {
                 exit 0
                 ;;
             --data_path | --finetune_pth | --resume_pth | --nproc | --nnodes | --node_rank | --master_addr | \
-                --master_port | --output_dir)
+                --master_port | --output_dir | --max_restarts | --stop_timeout)
                 (($# > 1)) || die "$1: give a value"
                 printf -v "${1#--}" '%s' "$2"
                 shift
                 ;;
             --data_path=* | --finetune_pth=* | --resume_pth=* | --nproc=* | --nnodes=* | --node_rank=* | \
-                --master_addr=* | --master_port=* | --output_dir=*)
+                --master_addr=* | --master_port=* | --output_dir=* | --max_restarts=* | --stop_timeout=*)
                 name=${1%%=*}
                 printf -v "${name#--}" '%s' "${1#*=}"
                 ;;
@@ -77,9 +79,10 @@ check_parameters() {
         [[ -n ${!name} ]] || die "--$name=... is required (--help explains)"
     done
     [[ -z $finetune_pth || $SCRIPT == main_finetune.py ]] || die "--finetune_pth: pre-training takes none"
-    for name in nproc nnodes; do
+    for name in nproc nnodes stop_timeout; do
         [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"
     done
+    [[ ${max_restarts:-0} =~ ^[0-9]+$ ]] || die "--max_restarts: $max_restarts is not a number"
     [[ -d $data_path ]] || die "--data_path: $data_path is not a folder"
     for name in ${NEEDS[@]+"${NEEDS[@]}"}; do
         [[ -f ${!name} ]] || die "--$name: ${!name} is not a file"
@@ -92,11 +95,13 @@ check_parameters() {
 # build_command FOLDER: COMMAND, from the recipe, the declarations and the user's parameters; FOLDER gets its output.
 build_command() {
     COMMAND=("$PYTHON")
-    if ((nnodes > 1 || ${nproc:-$DEVICES} > 1)); then
+    if ((nnodes > 1 || ${nproc:-$DEVICES} > 1 || ${max_restarts:-0} > 0)); then
         COMMAND+=("$ROOT/util/launch.py")
         if [[ -n $nproc ]]; then COMMAND+=(--nproc "$nproc"); else COMMAND+=(--devices "$DEVICES"); fi
         if ((nnodes > 1)); then COMMAND+=(--nnodes "$nnodes" --node_rank "$node_rank" --master_addr "$master_addr"); fi
         if [[ -n $master_port ]]; then COMMAND+=(--master_port "$master_port"); fi
+        if [[ -n $max_restarts ]]; then COMMAND+=(--max_restarts "$max_restarts"); fi
+        if [[ -n $stop_timeout ]]; then COMMAND+=(--stop_timeout "$stop_timeout"); fi
     fi
     COMMAND+=("$ROOT/$SCRIPT" --data_path "$data_path" --output_dir "$1" "${RECIPE[@]}")
     if [[ -n $EPOCHS ]]; then COMMAND+=(--epochs "$EPOCHS"); fi
@@ -105,26 +110,30 @@ build_command() {
     COMMAND+=(${PASSED_ON[@]+"${PASSED_ON[@]}"})
 }
 
-# run_logged LOG: run COMMAND with its output on the screen and in LOG; returns its status. A signal to the launcher
-# ends the command first, and every process that it started.
+# run_logged LOG: run COMMAND with its output on the screen and in LOG; returns its status. Signals are passed on, so that
+# it can save and end every process that it started; Ctrl-C as TERM, since bash lets background processes ignore INT.
 run_logged() {
-    local pipe status child writer
+    local pipe child writer process status ended
     pipe=$(mktemp -u "${TMPDIR:-/tmp}/launch.XXXXXX")
     mkfifo -m 600 "$pipe"
-    tee -a "$1" <"$pipe" &
+    # The log's writer outlives a signal to all processes of the job: it ends with the last line.
+    (trap '' INT TERM HUP USR1 && exec tee -a "$1") <"$pipe" &
     writer=$!
     "${COMMAND[@]}" >"$pipe" 2>&1 &
     child=$!
     trap 'kill -TERM "$child" 2>/dev/null || true' INT TERM HUP
-    while true; do
-        status=0
-        wait "$child" || status=$?
-        kill -0 "$child" 2>/dev/null || break
+    trap 'kill -USR1 "$child" 2>/dev/null || true' USR1
+    for process in "$child" "$writer"; do
+        while true; do
+            status=0
+            wait "$process" || status=$?
+            kill -0 "$process" 2>/dev/null || break
+        done
+        if [[ $process == "$child" ]]; then ended=$status; fi
     done
-    trap - INT TERM HUP
-    wait "$writer" || true
+    trap - INT TERM HUP USR1
     rm -f "$pipe"
-    return "$status"
+    return "$ended"
 }
 
 launch() {

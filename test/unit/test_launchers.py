@@ -191,49 +191,151 @@ def processes_with(text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('nproc', [1, 2])
-@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_launcher_ends_every_process(images, tmp_path, nproc, signum):
+@pytest.mark.parametrize('nproc, signum, whole_group', [
+    (1, signal.SIGINT, True), (2, signal.SIGINT, True), (2, signal.SIGTERM, False), (1, signal.SIGUSR1, False)])
+def test_a_signal_to_the_launcher_stops_all_processes_saved(images, tmp_path, nproc, signum, whole_group):
+    out = tmp_path / 'signalled'
     command = ['bash', str(ROOT / 'test' / 'pretrain_performance_8p.sh'), '--nproc={}'.format(nproc), '--data_path',
-               str(images), '--output_dir', str(tmp_path / 'signalled'), *PRETRAIN, '--epochs', '100000']
+               str(images), '--output_dir', str(out), *PRETRAIN, '--epochs', '100000', '--num_workers', '1']
     # Whoever started the tests may ignore SIGINT, which a shell could then not trap; on a terminal nobody does.
     running = subprocess.Popen(command, env={**os.environ, 'PYTHON': sys.executable}, stdout=subprocess.DEVNULL,
                                start_new_session=True, preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL))
-    log = tmp_path / 'signalled' / 'log.txt'
     deadline = time.time() + 120
-    while not log.exists() and time.time() < deadline:
+    while not (out / 'log.txt').exists() and time.time() < deadline:
         time.sleep(.2)
-    assert log.exists()
-    running.send_signal(signum)
-    assert running.wait(timeout=60) != 0
+    if whole_group:                                                 # as Ctrl-C on a terminal
+        os.killpg(running.pid, signum)
+    else:
+        running.send_signal(signum)
+    status, log = running.wait(timeout=60), (out / LOGS['pretrain_performance_8p']).read_text()
+    last = log.strip().split('\n')[-1]
+    assert status == 75 and last.startswith('stopped by ') and 'Traceback' not in log, log
+    assert (out / re.search(r'(checkpoint-\S+) is saved', last).group(1)).exists()
     deadline = time.time() + 20
-    while processes_with(str(tmp_path / 'signalled')) and time.time() < deadline:
+    while processes_with(str(out)) and time.time() < deadline:      # loader processes notice it within seconds
         time.sleep(.2)
-    assert not processes_with(str(tmp_path / 'signalled'))
+    assert not processes_with(str(out))
 
 
-FAILING = '''
-import os, sys, time
+def by(supervisor, *words):
+    """util/launch.py with torchrun, or with the supervisor that older generations get."""
+    if supervisor == 'torchrun':
+        pytest.importorskip('torch.distributed.run', reason='this torch has no torch.distributed.run')
+        return [sys.executable, ROOT / 'util' / 'launch.py', *words]
+    code = "import sys; sys.modules['torch.distributed.run'] = None; from util import launch; launch.main(sys.argv[1:])"
+    return [sys.executable, '-c', code, *words]
+
+
+both = pytest.mark.parametrize('supervisor', ['torchrun', 'ours'])
+
+FAILING = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN if os.environ['RANK'] == '2' else signal.SIG_DFL)
 if os.environ['RANK'] == '1':
-    sys.exit(7)
-time.sleep(60)
-'''
+    exec(sys.argv[1])
+time.sleep(100)
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('supervisor', ['torch.distributed.run', 'ours'])
-def test_one_failing_process_ends_the_others_and_names_itself(tmp_path, supervisor):
+@pytest.mark.parametrize('supervisor, others, does, status, words', [
+    ('torchrun', 'DFL', 'sys.exit(7)', 7, 'process 1 ended with status 7'),
+    ('torchrun', 'DFL', 'os.kill(os.getpid(), 9)', 137, 'process 1 was killed by SIGKILL (out of memory?)'),
+    ('ours', 'DFL', 'sys.exit(7)', 7, 'process 1 ended with status 7'),
+    ('ours', 'IGN', 'os.kill(os.getpid(), 9)', 137, 'process 1 was killed by SIGKILL (out of memory?)')])
+def test_one_failing_process_ends_even_stubborn_others_and_names_itself(tmp_path, supervisor, others, does, status,
+                                                                        words):
     script = tmp_path / 'failing.py'
-    script.write_text(FAILING)
-    if supervisor == 'ours':        # what older PyTorch generations get
-        code = 'import sys; from util.launch import supervise; '
-        command = [sys.executable, '-c', code + 'sys.exit(supervise(sys.argv[1:], 3, 1, 0, "127.0.0.1", 1))', script]
-    else:
-        pytest.importorskip('torch.distributed.run', reason='this torch has no torch.distributed.run')
-        command = [sys.executable, ROOT / 'util' / 'launch.py', '--nproc', 3, script]
+    script.write_text(FAILING.replace('SIG_IGN', 'SIG_' + others))
     begun = time.time()
-    run = execute(command)
-    assert run.status == 7 and time.time() - begun < 50
-    assert run.output.splitlines()[-1] == 'error: process 1 ended with status 7; the others were stopped'
+    run = execute(by(supervisor, '--nproc', 3, script, does))
+    assert run.status == status and time.time() - begun < 50
+    assert run.output.splitlines()[-1] == 'error: {}; the others were stopped'.format(words)
     assert 'Traceback' not in run.output
     assert not processes_with(str(script))
+
+
+FLAKY = """
+import os, sys, time
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index('--output_dir') + 1])
+attempts = folder / ('attempts-' + os.environ['RANK'])
+attempts.write_text((attempts.read_text() if attempts.exists() else '') + ' '.join(sys.argv[3:]) + ';')
+number = attempts.read_text().count(';')
+if os.environ['RANK'] == '0' and number == 2:
+    (folder / 'checkpoint-0.pth').write_bytes(b'')
+if os.environ['RANK'] == '1' and number <= int(sys.argv[1]):
+    time.sleep(1)
+    os._exit(int(sys.argv[2]))
+time.sleep(4)
+"""
+
+
+def flaky(supervisor, folder, failures, status, *flags):
+    """(run, how often it was tried, with which flags) of two processes, the second of which fails at first."""
+    script = folder / 'flaky.py'
+    script.write_text(FLAKY)
+    run = execute(by(supervisor, '--nproc', 2, *flags, script, failures, status, '--output_dir', folder))
+    return run, (folder / 'attempts-1').read_text().split(';')[:-1]
+
+
+@pytest.mark.slow
+@both
+def test_a_failed_run_is_restarted_from_its_checkpoint_as_soon_as_it_has_one(tmp_path, supervisor):
+    run, attempts = flaky(supervisor, tmp_path, 2, 70, '--max_restarts', 3)
+    assert run.status == 0, run.output
+    assert [attempt.replace(str(tmp_path), 'o') for attempt in attempts] == [
+        '--output_dir o', '--output_dir o', '--output_dir o --resume auto']
+    assert 'restart 1 of 3\n' in run.output and 'restart 2 of 3 with --resume auto\n' in run.output
+    assert 'restart 3' not in run.output
+
+
+@pytest.mark.slow
+@both
+@pytest.mark.parametrize('status, restarts', [(2, 5), (75, 5), (74, 5), (9, 0)])
+def test_what_a_restart_cannot_mend_is_not_restarted(tmp_path, supervisor, status, restarts):
+    run, attempts = flaky(supervisor, tmp_path, 9, status, '--max_restarts', restarts)
+    assert run.status == status and len(attempts) == 1 and 'restart' not in run.output, run.output
+
+
+STUBBORN = """
+import signal, sys, time
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)
+open(sys.argv[1], 'w').close()
+time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+@both
+def test_processes_that_take_longer_than_the_stop_timeout_are_killed(tmp_path, supervisor):
+    script, ready = tmp_path / 'stubborn.py', tmp_path / 'ready'
+    script.write_text(STUBBORN)
+    command = by(supervisor, '--nproc', 1, '--stop_timeout', 1, '--max_restarts', 2, script, ready)
+    running = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not ready.exists():
+        time.sleep(.1)
+    running.send_signal(signal.SIGTERM)
+    output = running.communicate(timeout=60)[0].decode()
+    assert running.returncode == 137, output
+    assert re.match(r'error: still running 1 s after the signal, killed: processes \d+; see --stop_timeout\n', output)
+    assert not processes_with(str(script))
+
+
+@pytest.mark.slow
+def test_a_run_whose_launcher_is_killed_saves_and_ends(images, tmp_path):
+    running = subprocess.Popen([sys.executable, str(ROOT / 'util' / 'launch.py'), '--nproc', '1',
+                                str(ROOT / 'main_pretrain.py'), '--data_path', str(images), '--output_dir',
+                                str(tmp_path), *PRETRAIN, '--epochs', '100000'], stderr=subprocess.PIPE)
+    while not (tmp_path / 'log.txt').exists():
+        time.sleep(.1)
+    running.kill()
+    output = running.communicate(timeout=60)[1].decode()        # ends when the last process closes it
+    assert 'stopped by the end of its launcher in epoch ' in output and list(tmp_path.glob('checkpoint-*')), output
+
+
+def test_restarts_and_patience_reach_the_command(images):
+    command = dry_run('pretrain_performance_1p', images, '--max_restarts=3', '--stop_timeout', 60)
+    assert 'util/launch.py --devices 1 --max_restarts 3 --stop_timeout 60 ' in command
+    one_line(launcher('pretrain_performance_1p', '--data_path=/', '--max_restarts=-1'), '--max_restarts: -1 is not')

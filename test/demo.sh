@@ -20,6 +20,7 @@ while (($#)); do
     esac
     shift
 done
+if [[ $output == -* ]]; then output=./$output; fi       # a name that begins like a flag
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed: $seed is not a number"
 
 make_environment '' 'torch torchvision timm PIL numpy tensorboard'

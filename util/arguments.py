@@ -4,7 +4,8 @@ import difflib
 import math
 import os
 
-from util.errors import USER_ERROR_STATUS
+from util import download
+from util.errors import USER_ERROR_STATUS, one_line
 
 PRETRAIN_MODELS = ('mae_vit_nano_patch16', 'mae_vit_tiny_patch16', 'mae_vit_small_patch16', 'mae_vit_base_patch16',
                    'mae_vit_large_patch16', 'mae_vit_huge_patch14', 'mae_vit_base_patch16_dec512d8b',
@@ -20,7 +21,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=_HelpWithDefaults, **options)
 
     def error(self, message):
-        self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(message, self.prog))
+        self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(one_line(message), self.prog))
 
     def parse_args(self, args=None, namespace=None):
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -151,7 +152,8 @@ def _add_run(parser):
     add('--log_dir', help='folder for TensorBoard files; default: output_dir')
     add('--seed', type=INDEX, default=0, help='seed of weights, order, augmentation and masks')
     add('--resume', default='',
-        help="checkpoint to continue from (or to evaluate), or 'auto': the newest in output_dir")
+        help="checkpoint to continue from (or to evaluate), a file or URL as for published weights "
+             "(.../name-HASH.pth), or 'auto': the newest in output_dir")
     add('--start_epoch', type=INDEX, help='first epoch to run, counted from 0; default: the one after the checkpoint')
     add('--prof', action='store_true', help='write a profiler trace of 10 iterations to output_dir/prof')
 
@@ -198,7 +200,8 @@ def _add_precision(parser):
 def _add_finetuning(parser):
     group = parser.add_argument_group('fine-tuning and evaluation')
     add = group.add_argument
-    add('--finetune', default='', help='pre-trained checkpoint to start from; default: random weights')
+    add('--finetune', default='', help='pre-trained checkpoint to start from, a file or a URL with a hash in its name '
+                                   '(.../name-HASH.pth); default: random weights')
     add('--eval', action='store_true', help='evaluate the --resume checkpoint and end')
     add('--dist_eval', action='store_true', help='share evaluation among all processes; else rank 0 does it')
     add('--nb_classes', type=COUNT, help='number of classes; default: as many as the data has')
@@ -269,8 +272,12 @@ def _check_shared(parser, args):
         parser.error('argument --data_path: {} is not a folder'.format(args.data_path))
     for flag in ('resume', 'finetune'):
         path = getattr(args, flag, '')
-        if path and path != 'auto' and not os.path.isfile(path):
-            parser.error('argument --{}: {} is not a file'.format(flag, path))
+        if download.is_url(path):
+            fault = download.fault_of(path)
+        else:
+            fault = None if path in ('', 'auto') or os.path.isfile(path) else 'is not a file'
+        if fault:
+            parser.error('argument --{}: {} {}'.format(flag, path, fault))
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
         parser.error('argument --start_epoch: {} leaves nothing of --epochs {}'.format(args.start_epoch, args.epochs))
     if not (args.dist_url == 'env://' or args.dist_url.startswith('tcp://')):

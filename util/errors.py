@@ -30,6 +30,12 @@ class Unsaved(Exception):
     """The last checkpoint of a run could not be written. The message says so; '' where another process does."""
 
 
+def one_line(text):
+    """`text` as a person can see it in one line: line breaks, escape sequences and undecodable bytes are spelt out."""
+    return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode('ascii')
+                   for letter in str(text))
+
+
 def first_line(error):
     """What an import's error says, in one line without its full stop."""
     if isinstance(error, SystemExit) and not isinstance(error.code, str):
@@ -39,6 +45,8 @@ def first_line(error):
 
 def run(main, *args):
     """Call `main`; end the process with one line and its status on whatever a user can expect to happen."""
+    if hasattr(sys.stdout, 'reconfigure'):      # a file's name may hold what the terminal's encoding has not
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main(*args)
     except UserError as error:
@@ -59,7 +67,7 @@ def run(main, *args):
 
 def _end(line, status):
     if line:
-        print(line, file=sys.stderr, flush=True)
+        print(one_line(line), file=sys.stderr, flush=True)
     distributed = sys.modules.get('torch.distributed')
     if distributed and distributed.is_available() and distributed.is_initialized():
         # A process group that was not left can abort the interpreter's exit and replace the status.

@@ -2,13 +2,24 @@
 import logging
 import sys
 
+from util.errors import one_line
+
 logger = logging.getLogger('mae')
+
+
+class _OneLineValues(logging.Formatter):
+    """Names of files and classes come from outside: each stays within its line."""
+
+    def format(self, record):
+        if isinstance(record.args, tuple):
+            record.args = tuple(value if isinstance(value, (int, float)) else one_line(value) for value in record.args)
+        return super().format(record)
 
 
 def set_up(is_main):
     """Send the logger's lines to standard output; processes other than the main one only warn."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter('%(message)s'))
+    handler.setFormatter(_OneLineValues('%(message)s'))
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if is_main else logging.WARNING)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 import models_mae
 from util import checkpoint_file, weights
-from util.arguments import COUNT, INDEX, INSIDE_0_1
+from util.arguments import COUNT, INDEX, INSIDE_0_1, PRETRAIN_MODELS
 from util.datasets import pretraining_set, read_image
 from util.errors import UserError, run
 from util.files import atomic_file
@@ -18,6 +18,7 @@ from util.transforms import evaluation_transform, statistics
 
 COLUMNS = ('masked', 'reconstructed', 'original')
 CELL, GAP, HEADER = 160, 4, 20        # pixels
+LARGEST_SIZE = 2 ** 13              # pixels of an input
 NEAREST = 0         # by Pillow's number: release 9.1 warns of the name
 
 
@@ -30,8 +31,11 @@ def load_model(path):
     state = checkpoint_file.load(path)
     flags = state.get('args')
     flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
-    if not flags or not str(flags.get('model', '')).startswith('mae_vit_'):
+    if not isinstance(flags, dict) or flags.get('model') not in PRETRAIN_MODELS:
         raise UserError('{}: is no checkpoint of main_pretrain.py'.format(path))
+    for name in ('input_size', 'patch_size', 'in_chans'):
+        if type(flags.get(name)) not in (int, type(None)) or not 0 < (flags.get(name) or 1) <= LARGEST_SIZE:
+            raise UserError('{}: was made with --{} {}?'.format(path, name, flags[name]))
     size = {'patch_size': flags['patch_size']} if flags.get('patch_size') else {}
     model = getattr(models_mae, flags['model'])(
         img_size=flags.get('input_size', 224), in_chans=flags.get('in_chans', 3),

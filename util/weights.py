@@ -11,9 +11,10 @@ def load_model(model, weights, path):
         UserError: names or shapes differ; the first difference is named.
     """
     own = model.state_dict()
-    if 'head.weight' in own and 'head.weight' in weights and len(own['head.weight']) != len(weights['head.weight']):
+    head = weights.get('head.weight')
+    if 'head.weight' in own and head is not None and head.dim() == 2 and len(head) != len(own['head.weight']):
         raise UserError('{}: was trained for {} classes, this run has {}; see --nb_classes and --data_path'
-                        .format(path, len(weights['head.weight']), len(own['head.weight'])))
+                        .format(path, len(head), len(own['head.weight'])))
     for name in own:
         if name not in weights:
             raise UserError('{}: is of another model, it lacks {}; see --model, --global_pool and --cls_token'
@@ -51,12 +52,14 @@ def load_pretrained(model, weights, path):
 
 def with_positions_for(model, weights):
     """`weights` with pos_embed interpolated from its square grid to the model's."""
-    table = weights.get('pos_embed')
-    if table is None or table.shape == model.pos_embed.shape or table.shape[-1] != model.pos_embed.shape[-1]:
+    table, own = weights.get('pos_embed'), model.pos_embed
+    if table is None or table.shape == own.shape or table.dim() != 3 or not table.numel():
         return weights
     side = round((table.shape[1] - 1) ** .5)
+    if side < 1 or table.shape != (1, 1 + side ** 2, own.shape[-1]):
+        return weights
     logger.info('positions interpolated from %d x %d to %d x %d patches', side, side, *model.grid_size)
-    return {**weights, 'pos_embed': resize_positions(table, (side, side), model.grid_size)}
+    return {**weights, 'pos_embed': resize_positions(table.float(), (side, side), model.grid_size)}
 
 
 def _check_shapes(own, weights, path):

@@ -27,8 +27,8 @@ usage() {
 bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
 
   --data_path=FOLDER      images: train/<class>/ and val/<class>/, or the CIFAR-10 python batches
-  --finetune_pth=FILE     pre-trained checkpoint (fine-tuning)
-  --resume_pth=FILE       checkpoint to evaluate, or to go on from
+  --finetune_pth=FILE     pre-trained checkpoint (fine-tuning), or its URL (.../name-HASH.pth)
+  --resume_pth=FILE       checkpoint to evaluate, or to go on from, or its URL
   --nproc=N               processes on this node, instead of $DEVICES
   --nnodes=N              nodes, instead of $NODES (or NNODES in the environment)
   --node_rank=I           index of this node (or NODE_RANK)
@@ -83,9 +83,13 @@ check_parameters() {
         [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"
     done
     [[ ${max_restarts:-0} =~ ^[0-9]+$ ]] || die "--max_restarts: $max_restarts is not a number"
+    # A name may begin like a flag: said from the folder where it lies, it is none.
+    for name in data_path finetune_pth resume_pth output_dir; do
+        if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
+    done
     [[ -d $data_path ]] || die "--data_path: $data_path is not a folder"
     for name in ${NEEDS[@]+"${NEEDS[@]}"}; do
-        [[ -f ${!name} ]] || die "--$name: ${!name} is not a file"
+        [[ -f ${!name} || ${!name} =~ ^https?:// ]] || die "--$name: ${!name} is not a file"
     done
     if ((nnodes > 1)) && [[ -z $node_rank || -z $master_addr ]]; then
         die "$nnodes nodes: give --node_rank=0 on the first node (1 on the next) and --master_addr=ADDRESS of it"

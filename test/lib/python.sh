@@ -6,7 +6,9 @@ GENERATIONS=(2.x 1.11 1.8 1.5)      # of PyTorch, the first choice first; each h
 
 # die MESSAGE...: end with one line and the status of a mistake that the user can mend.
 die() {
-    printf 'error: %s\n' "$*" >&2
+    local line=$*
+    line=${line//$'\n'/\\n}
+    printf 'error: %s\n' "${line//[[:cntrl:]]/?}" >&2
     exit 2
 }
 

@@ -8,7 +8,7 @@ import torch
 
 import models_mae
 import models_vit
-from util import checkpoint, checkpoint_file, safe_pickle, weights
+from util import checkpoint, checkpoint_file, checkpoint_pickle, weights
 from util.errors import UserError
 from util.features import accepts
 from util.files import atomic_file, write_atomically
@@ -99,11 +99,11 @@ def test_the_restricted_unpickler_reads_checkpoints_and_refuses_code(tmp_path, n
             'args': argparse.Namespace(lr=1.), 'epoch': 1}
     torch.save(good, path, _use_new_zipfile_serialization=new_format)
     options = {'weights_only': False} if accepts(torch.load, 'weights_only') else {}
-    loaded = torch.load(path, pickle_module=safe_pickle, **options)
+    loaded = torch.load(path, pickle_module=checkpoint_pickle, **options)
     assert torch.equal(loaded['model']['weight'], layer.weight) and loaded['args'].lr == 1.
     torch.save({'model': {}, 'x': Evil(marker)}, path, _use_new_zipfile_serialization=new_format)
     with pytest.raises(pickle.UnpicklingError, match='posix.system'):
-        torch.load(path, pickle_module=safe_pickle, **options)
+        torch.load(path, pickle_module=checkpoint_pickle, **options)
     assert not marker.exists()
 
 

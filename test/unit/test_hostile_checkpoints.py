@@ -1,0 +1,478 @@
+"""Checkpoints made to run code, to fill the memory or to lie about their size; and damage of every kind."""
+import argparse
+import collections
+import copyreg
+import io
+import os
+import pickle
+import random
+import struct
+import tarfile
+import zipfile
+
+import pytest
+import torch
+
+from util import checkpoint_file, safe_pickle
+from util.checkpoint_archive import MAGIC_NUMBER, PROTOCOL
+from util.errors import UserError
+
+MACHINE = {'protocol_version': PROTOCOL, 'little_endian': True, 'type_sizes': {'short': 2, 'int': 4, 'long': 4}}
+
+
+def zipped(path, pickled, records=(), method=zipfile.ZIP_STORED, mode='w', folder='archive/'):
+    """A zip checkpoint of this pickle and these further (name, content)."""
+    with zipfile.ZipFile(str(path), mode, method) as archive:
+        for name, content in [('data.pkl', pickled), ('version', b'3\n'), *records]:
+            archive.writestr(folder + name, content)
+    return str(path)
+
+
+def legacy(path, pickled, keys=(), data=b''):
+    """A checkpoint in the format before zip archives."""
+    path.write_bytes(b''.join(pickle.dumps(part, 2) for part in (MAGIC_NUMBER, PROTOCOL, MACHINE)) + pickled
+                     + pickle.dumps(list(keys), 2) + data)
+    return str(path)
+
+
+def refused(path, words=''):
+    """load() names the file in one line."""
+    with pytest.raises(UserError) as caught:
+        checkpoint_file.load(str(path))
+    assert str(caught.value).startswith('{}: '.format(path)) and words in str(caught.value), caught.value
+    assert '\n' not in str(caught.value) and len(str(caught.value)) < 600
+
+
+class Call:
+    """Calls a function when unpickled by the ordinary pickle."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+    def __call__(self):
+        """A pickle may also call what it got from another call."""
+
+
+def system(marker):
+    return Call(os.system, 'touch "{}"'.format(marker))
+
+
+def within(name, value):
+    """`value` as a further entry, deep in a state that is otherwise fine."""
+    return pickle.dumps({'model': {}, 'x': [{name: (value,)}]}, 2)
+
+
+RUNNING = {
+    'os.system': lambda marker: within('x', system(marker)),
+    'eval': lambda marker: within('x', Call(eval, 'open({!r}, "w")'.format(str(marker)))),
+    'exec': lambda marker: within('x', Call(exec, 'open({!r}, "w")'.format(str(marker)))),
+    'getattr': lambda marker: within('x', Call(Call(getattr, Call(__import__, 'os'), 'mkdir'), str(marker))),
+    'within a reduce': lambda marker: within('x', Call(collections.OrderedDict, [('x', system(marker))])),
+    'as a key': lambda marker: within(None, Call(dict, [(Call(open, str(marker), 'w'), 0)])),
+    'in the model': lambda marker: pickle.dumps({'model': {'w': system(marker)}}, 2),
+    'protocol 4': lambda marker: pickle.dumps({'model': {}, 'x': system(marker)}, 4),
+    'inst': lambda marker: b'(S\'touch "%s"\'\nios\nsystem\n.' % str(marker).encode(),
+    'obj': lambda marker: b'(cos\nsystem\nS\'touch "%s"\'\no.' % str(marker).encode(),
+    'dotted': lambda marker: dotted('torch', 'serialization.os.system', marker),
+    'globals': lambda marker: dotted('torch._utils', '_rebuild_tensor_v2.__globals__.get', marker),
+    'extension': lambda marker: b'\x80\x02\x82\xf0X' + struct.pack('<I', len(str(marker))) + str(marker).encode()
+                                + b'\x85R.',
+    'hub': lambda marker: within('x', Call(torch.hub.load_state_dict_from_url, 'file://' + str(marker))),
+    'hooks': lambda marker: within('x', Call(torch._utils._rebuild_tensor_v2, 0, 0, (), (), False, system(marker))),
+    'a slot': lambda marker: b'\x80\x02cargparse\nNamespace\n)\x81N}X\x09\x00\x00\x00__class__cos\nsystem\ns\x86b.',
+}
+
+
+def dotted(module, name, marker):
+    def text(value):
+        return b'\x8c' + bytes([len(value)]) + value.encode()
+    return b'\x80\x04' + text(module) + text(name) + b'\x93' + text('touch ' + str(marker)[-200:]) + b'\x85R.'
+
+
+@pytest.fixture
+def extension():
+    """A code that stands for os.mkdir, as a library may register one."""
+    copyreg.add_extension('os', 'mkdir', 240)
+    yield
+    copyreg.remove_extension('os', 'mkdir', 240)
+
+
+@pytest.mark.usefixtures('extension')
+@pytest.mark.parametrize('container', [zipped, legacy])
+@pytest.mark.parametrize('kind', RUNNING)
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path, monkeypatch, container, kind):
+    monkeypatch.chdir(tmp_path)
+    marker = tmp_path / 'ran'
+    refused(container(tmp_path / 'evil.pth', RUNNING[kind](marker)), 'not a readable checkpoint')
+    assert os.listdir(str(tmp_path)) == ['evil.pth']
+
+
+@pytest.mark.parametrize('code', [b'\x80\x02cargparse\nNamespace\n}X\x06\x00\x00\x00__eq__cargparse\nNamespace\nsb.',
+                                  b'\x80\x02cargparse\nNamespace\nN}X\x06\x00\x00\x00__eq__K\x05s\x86b.',
+                                  b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x06\x00\x00\x00__defaults__K\x05s\x86b.',
+                                  b'\x80\x02ctorch\nFloatStorage\nN}X\x04\x00\x00\x00sizeK\x05s\x86b.'])
+def test_a_checkpoint_changes_no_class_or_function(tmp_path, code):
+    before = [dict(vars(thing)) for thing in (argparse.Namespace, torch._utils._rebuild_tensor_v2, torch.FloatStorage)]
+    refused(zipped(tmp_path / 'evil.pth', code))
+    assert before == [dict(vars(thing)) for thing in
+                      (argparse.Namespace, torch._utils._rebuild_tensor_v2, torch.FloatStorage)]
+
+
+def test_loading_leaves_nothing_allowed_that_was_not_before(tmp_path):
+    if not hasattr(torch.serialization, 'safe_globals'):
+        pytest.skip('this torch has no list of safe globals')
+    torch.save({'model': {}, 'args': argparse.Namespace(lr=1.)}, str(tmp_path / 'c.pth'))
+    before = set(torch.serialization.get_safe_globals())
+    assert checkpoint_file.load(str(tmp_path / 'c.pth'))['args'].lr == 1.
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def tar(path, **members):
+    with tarfile.open(str(path), 'w') as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+def test_a_tar_archive_is_refused_and_nothing_of_it_is_read_or_unpacked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evil = pickle.dumps(system(tmp_path / 'ran'))
+    for number, members in enumerate(({'storages': evil, 'tensors': evil, 'pickle': evil}, {'../up': b'x'},
+                                      {'storages': '/etc/passwd', 'tensors': evil})):
+        refused(tar(tmp_path / '{}.pth'.format(number), **members), 'no file of torch.save')
+    assert sorted(os.listdir(str(tmp_path))) == ['0.pth', '1.pth', '2.pth'] and not (tmp_path.parent / 'up').exists()
+
+
+def test_a_checkpoint_that_is_a_tar_archive_too_is_not_read_as_one(tmp_path):
+    """Its first member is named like the beginning of the other format."""
+    marker, head = tmp_path / 'ran', pickle.dumps(MAGIC_NUMBER, 2).decode('latin1')
+    path = tmp_path / 'both.pth'
+    with tarfile.open(str(path), 'w', encoding='latin1', format=tarfile.GNU_FORMAT) as archive:
+        for name in (head, 'storages'):
+            content = pickle.dumps(system(marker))
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    assert path.read_bytes().startswith(head.encode('latin1')) and tarfile.is_tarfile(str(path))
+    refused(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize('name', ['constants.pkl', 'code/__torch__.py', 'Constants.pkl'])
+def test_a_torchscript_archive_is_refused(tmp_path, name):
+    refused(zipped(tmp_path / 'script.pth', pickle.dumps({'model': {}}, 2), [(name, b'x')]), 'TorchScript')
+
+
+def test_a_real_torchscript_archive_is_refused(tmp_path):
+    path = str(tmp_path / 'script.pth')
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    refused(path, 'not a readable checkpoint')
+
+
+def deep(opening, count, closing=b'.'):
+    return b'\x80\x02' + opening * count + closing
+
+
+LAUGHS = b'\x80\x02]q\x00' + b''.join(b'](h%ch%ceq%c' % (i, i, i + 1) for i in range(60)) + b'.'
+EXHAUSTING = {
+    'a tuple too deep to hash, as a key': b'\x80\x02})' + b'\x85' * 2000000 + b'Ns.',
+    'lists within lists': deep(b']', 500000, b'a' * 499999 + b'.'),
+    'a list that holds itself': b'\x80\x02]q\x00h\x00a.',
+    'each list holds the one before twice': LAUGHS,
+    'the last place of the memo': b'\x80\x02]r\xff\xff\xff\xff.',
+    'decimals without end': b'I' + b'9' * 1000000 + b'\n.',
+    'a number of a billion digits': b'\x80\x02\x8b\xff\xff\xff\x7f' + b'\xff' * 1000 + b'.',
+    'a string of 4 GB that is not there': b'\x80\x02X\xff\xff\xff\xff' + b'x' * 100 + b'.',
+    'a frame of exabytes': b'\x80\x04\x95' + b'\xff' * 7 + b'\x7f].',
+    'more values than are counted': b'\x80\x02](' + b'N' * 1000100 + b'e.',
+    'nothing on the stack': b'\x80\x02R.',
+    'an unknown operation': b'\x80\x02\xee.',
+    'no end': b'\x80\x02}',
+    'a codec that decompresses': within('x', Call(__import__('codecs').encode, 'x', 'zlib')),
+}
+
+
+@pytest.mark.parametrize('kind', EXHAUSTING)
+def test_a_pickle_made_to_exhaust_memory_or_time_is_refused(tmp_path, kind):
+    refused(zipped(tmp_path / 'evil.pth', EXHAUSTING[kind]))
+
+
+def test_a_pickle_is_read_up_to_a_limit_only():
+    endless = io.BytesIO(b'\x80\x02]' + b'}a' * 1000)
+    with pytest.raises(safe_pickle.UnpicklingError, match='too long'):
+        safe_pickle.Unpickler(safe_pickle.BoundedReader(endless, 100)).load()
+    assert endless.tell() == 100 < safe_pickle.MOST_BYTES < 2 ** 25
+
+
+class Storage:
+    """What torch's pickles refer to."""
+
+    def __init__(self, *saved_id):
+        self.saved_id = saved_id
+
+
+class StoragePickler(pickle.Pickler):
+    def persistent_id(self, value):
+        return value.saved_id if isinstance(value, Storage) else None
+
+
+def tensor(size=(2,), stride=(1,), offset=0, numel=2, key='0', kind=None, hooks=None, location='cpu', more=(), **ids):
+    """A pickle of a model with one tensor, and with torch's own one where no argument is given."""
+    storage = Storage(ids.get('word', 'storage'), kind or torch.FloatStorage, key, location, numel, *more)
+    file, hooks = io.BytesIO(), collections.OrderedDict() if hooks is None else hooks
+    StoragePickler(file, 2).dump({'model': {'w': Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride,
+                                                      False, hooks)}})
+    return file.getvalue()
+
+
+DATA = struct.pack('<2f', 3., 4.)
+
+
+def test_a_tensor_that_fits_is_loaded_from_either_format(tmp_path):
+    for path in (zipped(tmp_path / 'zip.pth', tensor(), [('data/0', DATA)]),
+                 legacy(tmp_path / 'legacy.pth', tensor(more=[None]), ['0'], struct.pack('<q', 2) + DATA)):
+        assert checkpoint_file.load(path)['model']['w'].tolist() == [3., 4.]
+
+
+LYING = {
+    'terabytes': {'size': (10 ** 12,), 'numel': 10 ** 12}, 'one element too many': {'size': (3,), 'numel': 3},
+    'one element too few': {'size': (1,), 'numel': 1}, 'beyond its storage': {'offset': 1},
+    'far beyond': {'offset': 2 ** 62, 'stride': (2 ** 62,)}, 'before its storage': {'offset': -1},
+    'a step beyond': {'stride': (2,)}, 'a step back': {'stride': (-1,), 'offset': 1},
+    'larger than its data by steps of 0': {'size': (10 ** 12,), 'stride': (0,)}, 'a size below 0': {'size': (-1,)},
+    'a size of 200 digits': {'size': (10 ** 200,), 'stride': (0,)},
+    'more dimensions than torch knows': {'size': (1,) * 100, 'stride': (1,) * 100},
+    'thousands of sizes': {'size': (2 ** 62,) * 10 ** 5, 'stride': (0,) * 10 ** 5},
+    'no numbers': {'size': ('2',)}, 'truth values': {'size': (True,)}, 'hooks': {'hooks': {'x': 1}},
+    'another key': {'key': '1'}, 'a key that is a path': {'key': '../../etc/passwd'}, 'no key': {'key': None},
+    'a number for a key': {'key': 0}, 'numel below 0': {'numel': -2}, 'numel is no number': {'numel': 2.},
+    'a type of larger elements': {'kind': torch.DoubleStorage}, 'no type': {'kind': 'FloatStorage'},
+    'a module': {'word': 'module'}, 'a location that is none': {'location': 5}, 'a view': {'more': [('1', 0, 1)]},
+    'too many parts': {'more': [None, None]},
+}
+
+
+@pytest.mark.parametrize('kind', LYING)
+def test_a_tensor_that_does_not_fit_its_data_is_refused(tmp_path, kind):
+    refused(zipped(tmp_path / 'zip.pth', tensor(**LYING[kind]), [('data/0', DATA)]))
+    options = {'more': [None], **LYING[kind]}
+    refused(legacy(tmp_path / 'legacy.pth', tensor(**options), ['0'], struct.pack('<q', 2) + DATA))
+
+
+@pytest.mark.parametrize('keys, data', [
+    (['0'], b''), (['0'], struct.pack('<q', 2) + DATA[:-1]), (['0'], struct.pack('<q', 2) + DATA + b'x'),
+    (['0'], struct.pack('<q', 3) + DATA), (['0'], struct.pack('<q', -1) + DATA), ([], b''), (['1'], b''),
+    (['0', '0'], 2 * (struct.pack('<q', 2) + DATA)), ([['0']], struct.pack('<q', 2) + DATA)])
+def test_data_that_does_not_fit_the_pickle_is_refused_in_the_older_format(tmp_path, keys, data):
+    refused(legacy(tmp_path / 'legacy.pth', tensor(more=[None]), keys, data))
+
+
+def test_data_in_more_than_one_size_is_refused(tmp_path):
+    file = io.BytesIO()
+    parts = [Call(torch._utils._rebuild_tensor_v2, Storage('storage', kind, '0', 'cpu', numel), 0, (1,), (1,), False,
+                  collections.OrderedDict()) for kind, numel in ((torch.FloatStorage, 2), (torch.LongStorage, 1))]
+    StoragePickler(file, 2).dump({'model': {'a': parts[0], 'b': parts[1]}})
+    refused(zipped(tmp_path / 'zip.pth', file.getvalue(), [('data/0', DATA)]), 'two sizes')
+
+
+def changed(at, value):
+    def change(content):
+        return content[:at] + value + content[at + len(value):]
+    return change
+
+
+ARCHIVES = {
+    'something behind its end': lambda content: content + b'x', 'a second one behind it': lambda content: 2 * content,
+    'something before it': lambda content: b'x' * 10 + content,
+    'a zip within the comment': lambda content: content[:-2] + struct.pack('<H', len(content)) + content,
+    'a directory of gigabytes': lambda content: content[:-10] + struct.pack('<L', 2 ** 31) + content[-6:],
+    'more records than it has': lambda content: content[:-12] + struct.pack('<H', 60000) + content[-10:],
+    'two names for a record': changed(30, b'ARCHIVE'), 'an encrypted record': changed(6, b'\1'),
+}
+
+
+@pytest.mark.parametrize('kind', ARCHIVES)
+def test_an_archive_that_can_be_read_in_two_ways_is_refused(tmp_path, kind):
+    path = tmp_path / 'zip.pth'
+    zipped(path, tensor(), [('data/0', DATA)])
+    path.write_bytes(ARCHIVES[kind](path.read_bytes()))
+    refused(path)
+
+
+@pytest.mark.parametrize('records', [[('data/0', DATA), ('data/0', DATA)], [('data/0', DATA), ('DATA/0', DATA)],
+                                     [('data/0', DATA), ('data.PKL', b'x')], [('data/0', DATA), ('byteorder', b'big')],
+                                     [('data/0', DATA), ('../../up', DATA)]])
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+def test_records_of_equal_names_and_of_another_byte_order_are_refused(tmp_path, records):
+    folder = '' if records[-1][0].startswith('..') else 'archive/'
+    refused(zipped(tmp_path / 'zip.pth', tensor(), records, folder=folder))
+
+
+def test_compressed_records_are_refused_however_large_they_would_get(tmp_path):
+    zeros = 10 ** 8
+    refused(zipped(tmp_path / 'zip.pth', tensor(size=(zeros // 4,), numel=zeros // 4), [('data/0', bytes(zeros))],
+                   zipfile.ZIP_DEFLATED), 'compressed')
+
+
+def test_a_file_larger_than_the_memory_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / 'sparse.pth'
+    zipped(path, tensor())
+    os.truncate(str(path), 2 ** 43)
+    refused(path, 'more than the memory')
+
+
+@pytest.mark.parametrize('state', [
+    {'model': {1: torch.zeros(1)}}, {'model': {'w': 1.}}, {'model': {'w': [torch.zeros(1)]}}, {'model': 5}, {}, [], 7,
+    torch.zeros(2), {'model': {}, 'x': {1, 2}}, {'model': {}, 'x': {(1, 2): 3}}, {'model': {}, 'x': 1j},
+    {'model': {}, 'x': torch.float32}, {'model': {}, 'x': torch.zeros(2).to_sparse()},
+    {'model': {}, 'x': torch.nn.Linear(1, 1)}, {'model': {}, 'x': torch.quantize_per_tensor(torch.ones(1), 1., 0,
+                                                                                         torch.quint8)}])
+@pytest.mark.parametrize('new_format', [True, False])
+def test_only_tensors_and_plain_values_are_loaded(tmp_path, state, new_format):
+    path = str(tmp_path / 'odd.pth')
+    torch.save(state, path, _use_new_zipfile_serialization=new_format)
+    refused(path)
+
+
+def test_a_state_dict_loses_attributes_that_a_file_gives_it(tmp_path):
+    attributes = {'items': 5, 'keys': 6, '_metadata': 7}
+    state = Call(collections.OrderedDict, [['w', torch.ones(2)]])
+    state.call += (attributes,)
+    torch.save({'model': state}, str(tmp_path / 'odd.pth'))
+    model = checkpoint_file.load(str(tmp_path / 'odd.pth'))['model']
+    assert type(model) is dict and model['w'].tolist() == [1., 1.]
+
+
+def test_a_namespace_with_the_names_of_python_itself_stays_a_namespace(tmp_path):
+    flags = argparse.Namespace()
+    vars(flags).update({'__class__': 1, '__dict__': 2, 'self': 3, '_get_kwargs': 4})
+    torch.save({'model': {}, 'args': flags}, str(tmp_path / 'odd.pth'))
+    loaded = checkpoint_file.load(str(tmp_path / 'odd.pth'))['args']
+    assert type(loaded) is argparse.Namespace and vars(loaded) == vars(flags)
+
+
+def test_what_a_checkpoint_cannot_hold_is_not_saved_in_one(tmp_path):
+    with pytest.raises(TypeError, match='cannot hold'):
+        checkpoint_file.save(str(tmp_path / 'c.pth'), {'model': {}, 'x': {1, 2}})
+    assert not os.listdir(str(tmp_path))
+
+
+def test_weights_that_are_not_finite_are_told_of(tmp_path, caplog):
+    weights = {'good': torch.ones(2), 'bad': torch.tensor([1., float('nan')]),
+               'half': torch.tensor([float('inf')]).half()}
+    checkpoint_file.save(str(tmp_path / 'c.pth'), {'model': weights})
+    with caplog.at_level('INFO', 'mae'):
+        checkpoint_file.load(str(tmp_path / 'c.pth'))
+    assert caplog.messages[-1].endswith('c.pth: 2 of its weights are not finite, the first is bad')
+
+
+def test_a_folder_a_pipe_and_a_device_are_refused_at_once(tmp_path):
+    os.mkfifo(str(tmp_path / 'pipe'))
+    os.symlink('loop', str(tmp_path / 'loop'))
+    for path in (tmp_path, tmp_path / 'pipe', '/dev/zero', tmp_path / 'loop', tmp_path / 'none'):
+        refused(path, 'not a readable checkpoint (')
+
+
+def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'open', lambda *_: (_ for _ in ()).throw(PermissionError(13, 'Permission denied')))
+    refused(tmp_path / 'c.pth', '(Permission denied)')
+
+
+def test_too_little_memory_is_one_line(tmp_path, monkeypatch):
+    checkpoint_file.save(str(tmp_path / 'c.pth'), {'model': {}})
+    monkeypatch.setattr(torch, 'load', lambda *_, **__: bytearray(2 ** 62))
+    refused(tmp_path / 'c.pth', 'not enough memory')
+
+
+# Damage to files of ours.
+
+def saved(path):
+    torch.manual_seed(0)
+    state = {'model': {'w': torch.randn(30, 10), 'b': torch.randn(10).half(), 'none': torch.zeros(0)}, 'epoch': 3,
+             'args': {'model': 'x', 'lr': .1}, 'optimizer': {'state': {0: {'step': 2, 'm': torch.randn(10)}}}}
+    checkpoint_file.save(str(path), state)
+    return path.read_bytes()
+
+
+def same(a, b):
+    if torch.is_tensor(a):
+        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    return type(a) is type(b) and a == b
+
+
+def test_no_flipped_bit_of_our_own_checkpoint_goes_unnoticed_in_what_is_loaded(tmp_path):
+    path = tmp_path / 'c.pth'
+    content = saved(path)
+    right, rng, harmless = checkpoint_file.load(str(path)), random.Random(0), 0
+    head, tail = range(200), range(len(content) - 150, len(content))
+    for position in sorted({*head, *tail, *rng.sample(range(len(content)), 500)}):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(flipped))
+        try:
+            loaded = checkpoint_file.load(str(path))
+        except UserError as error:
+            assert str(error).startswith('{}: not a readable checkpoint ('.format(path)) and '\n' not in str(error)
+        else:
+            harmless += 1
+            assert same(loaded, right), position
+    assert harmless < 400       # padding between records, dates and such
+
+
+def test_every_flipped_bit_in_the_data_is_refused(tmp_path):
+    path = tmp_path / 'c.pth'
+    content = saved(path)
+    with zipfile.ZipFile(str(path)) as archive:
+        weights = max((archive.read(info) for info in archive.infolist()), key=len)
+    begin = content.index(weights)
+    for bit in range(0, 8 * len(weights), 97):
+        flipped = bytearray(content)
+        flipped[begin + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(flipped))
+        refused(path, 'the checksum of data/')
+
+
+def test_a_checkpoint_that_is_cut_off_anywhere_is_refused(tmp_path):
+    path = tmp_path / 'c.pth'
+    content = saved(path)
+    for length in [*range(0, 120), *range(120, len(content), 61), *range(len(content) - 120, len(content))]:
+        path.write_bytes(content[:length])
+        refused(path, 'not a readable checkpoint (')
+
+
+def test_a_checkpoint_of_the_older_format_that_is_cut_off_anywhere_is_refused(tmp_path):
+    path = tmp_path / 'c.pth'
+    torch.save({'model': {'w': torch.randn(30)}, 'epoch': 3}, str(path), _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert checkpoint_file.load(str(path))['epoch'] == 3
+    for length in range(0, len(content), 3):
+        path.write_bytes(content[:length])
+        refused(path, 'not a readable checkpoint (')
+
+
+def test_our_own_checkpoints_have_checksums_on_every_generation(tmp_path):
+    saved(tmp_path / 'c.pth')
+    with zipfile.ZipFile(str(tmp_path / 'c.pth')) as archive:
+        assert archive.testzip() is None and all(info.CRC for info in archive.infolist() if info.file_size)
+
+
+def test_the_restricted_pickle_reads_no_arrays_of_objects_or_records():
+    import numpy
+    for array in (numpy.array([{}]), numpy.zeros(2, dtype='i4,i4'), numpy.array(['x'])):
+        with pytest.raises(safe_pickle.UnpicklingError):
+            safe_pickle.load(io.BytesIO(pickle.dumps(array, 2)))
+    plain = numpy.arange(6, dtype='>i2').reshape(2, 3).T
+    for protocol in (2, 3, 4):
+        assert numpy.array_equal(safe_pickle.load(io.BytesIO(pickle.dumps(plain, protocol))), plain)
+

@@ -1,0 +1,113 @@
+"""Published weights by their URL, where the file's name carries the hash of its content.
+
+PyTorch's hub names files so: name-HASH.pth, where HASH is the beginning of the SHA-256. They are kept where the hub
+keeps them, $TORCH_HOME/hub/checkpoints, and checked each time they are used.
+"""
+import fcntl
+import hashlib
+import http.client
+import os
+import re
+import socket
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+from util.errors import UserError
+from util.log import logger
+
+NAMED_BY_HASH = re.compile(r'[\w.+%-]*-([0-9a-f]{8,64})\.(pth|pt)', re.ASCII)
+SILENCE = 60.       # seconds without a byte until a server counts as gone
+
+
+def is_url(path):
+    """True where `path` is no path of a file, but http://..., file://... or the like."""
+    return bool(re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', path))
+
+
+def fault_of(url):
+    """Why `url` is not loaded and what to do instead, or None where it may be."""
+    if not re.fullmatch(r'https?://[^/?#\s][\x21-\x7e]*', url):
+        return 'is not an http:// or https:// address; download it and give the path of the file'
+    if not NAMED_BY_HASH.fullmatch(_name(url)):
+        return 'has no hash in its name (name-<8 or more digits of its SHA-256>.pth), so what arrives could not be ' \
+               'checked; download it, check it, and give the path of the file'
+    return None
+
+
+def _name(url):
+    path = re.match('https?://[^/?#]+([^?#]*)', url).group(1)
+    return path.rsplit('/', 1)[-1]
+
+
+def fetch(url):
+    """Where the file of `url` lies on this machine; it is downloaded unless it is there already.
+
+    Processes of a machine that need the same file wait for the first one to download it.
+    Raises:
+        UserError: the URL has no hash, cannot be reached, or its content is of another hash.
+    """
+    fault = fault_of(url)
+    if fault:
+        raise UserError('{}: {}'.format(url, fault))
+    expected = NAMED_BY_HASH.fullmatch(_name(url)).group(1)
+    try:
+        folder = _folder()
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, _name(url))
+        with _alone(folder):
+            if not os.path.isfile(path) or not _sha256(path).startswith(expected):
+                _download(url, path, expected)
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, 'reason', error)
+        raise UserError('{}: cannot be downloaded ({})'.format(url, reason)) from error
+    return path
+
+
+def _folder():
+    """Where torch.hub keeps checkpoints; PyTorch 1.5 had one level less."""
+    import torch.hub
+    home = torch.hub.get_dir() if hasattr(torch.hub, 'get_dir') else torch.hub._get_torch_home()
+    return os.path.join(home, 'checkpoints')
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for chunk in iter(lambda: file.read(2 ** 20), b''):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _alone(folder):
+    """One process of the machine at a time. A file system without locks only means that each downloads for itself."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+class _OnlyHttp(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, file, code, message, headers, url):
+        if not re.match('https?://', url):
+            raise urllib.error.URLError('it redirects to {}'.format(url))
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
+def _download(url, path, expected):
+    from torch.hub import download_url_to_file
+    logger.info('downloading %s to %s', url, path)
+    patience, opener = socket.getdefaulttimeout(), urllib.request._opener
+    socket.setdefaulttimeout(SILENCE)
+    urllib.request.install_opener(urllib.request.build_opener(_OnlyHttp))
+    try:
+        download_url_to_file(url, path, hash_prefix=expected, progress=False)
+    finally:
+        urllib.request.install_opener(opener)
+        socket.setdefaulttimeout(patience)

@@ -9,6 +9,7 @@ import http.client
 import os
 import re
 import socket
+import tempfile
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -107,7 +108,10 @@ def _download(url, path, expected):
     socket.setdefaulttimeout(SILENCE)
     urllib.request.install_opener(urllib.request.build_opener(_OnlyHttp))
     try:
-        download_url_to_file(url, path, hash_prefix=expected, progress=False)
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:      # leaves nothing half behind
+            part = os.path.join(folder, os.path.basename(path))
+            download_url_to_file(url, part, hash_prefix=expected, progress=False)
+            os.replace(part, path)
     finally:
         urllib.request.install_opener(opener)
         socket.setdefaulttimeout(patience)

@@ -8,6 +8,7 @@ from torchvision import datasets
 
 from util import safe_pickle
 from util.errors import UserError
+from util.images import read_image
 
 EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
 CIFAR_FOLDER = 'cifar-10-batches-py'
@@ -15,22 +16,8 @@ CIFAR_TRAIN = ['data_batch_{}'.format(i) for i in range(1, 6)]
 CIFAR_VAL = ['test_batch']
 
 
-def read_image(path):
-    """An image file as an RGB PIL image.
-
-    Raises:
-        UserError: the file cannot be read as an image.
-    """
-    try:
-        with open(path, 'rb') as file, Image.open(file) as image:
-            return image.convert('RGB')
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = 'damaged or no image' if isinstance(error, Image.UnidentifiedImageError) else error
-        raise UserError('{}: cannot be read ({}); repair or remove it'.format(path, reason)) from error
-
-
 class ImageList(Dataset):
-    """(image, label) pairs from files.
+    """(image, label) pairs from files; util.images.UnreadableImage where a file gives none.
 
     Args:
         samples: list of (path, label).
@@ -142,8 +129,12 @@ def _cifar_folder(data_path):
 
 
 def _walk(root):
-    """All files below `root` in a fixed order."""
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    """All files below `root` in a fixed order; UserError where a folder cannot be listed."""
+    for folder, subfolders, files in os.walk(root, onerror=_unlisted, followlinks=True):
         subfolders.sort()
         for name in sorted(files):
             yield os.path.join(folder, name)
+
+
+def _unlisted(error):
+    raise UserError('--data_path: {} cannot be listed ({})'.format(error.filename, error.strerror)) from error

@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw
 import models_mae
 from util import checkpoint_file, weights
 from util.arguments import COUNT, INDEX, INSIDE_0_1, PRETRAIN_MODELS
-from util.datasets import pretraining_set, read_image
+from util.datasets import pretraining_set
 from util.errors import UserError, run
 from util.files import atomic_file
+from util.images import read_image
 from util.transforms import evaluation_transform, statistics
 
 COLUMNS = ('masked', 'reconstructed', 'original')

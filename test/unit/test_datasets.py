@@ -1,14 +1,15 @@
 """The layouts that --data_path may have, and what is said where it has none of them."""
+import os
 import pickle
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from util import datasets
 from util.drawn_dataset import CLASSES
 from util.errors import UserError
+from util.images import UnreadableImage
 
 
 @pytest.fixture(scope='session')
@@ -96,15 +97,22 @@ def test_an_empty_class_folder_is_named(images, tmp_path):
         datasets.labelled_set(str(tmp_path), 'train')
 
 
-def test_a_damaged_image_is_named(tmp_path):
-    path = tmp_path / 'broken.jpg'
-    path.write_bytes(b'\xff\xd8\xff this is no picture')
-    with pytest.raises(UserError, match=r'broken\.jpg: cannot be read \(damaged or no image\); repair or remove'):
-        datasets.read_image(str(path))
+def test_a_folder_that_cannot_be_listed_is_named_not_left_out(images, tmp_path, monkeypatch):
+    shutil.copytree(str(images / 'train' / 'cross_checks'), str(tmp_path / 'data'))
+    monkeypatch.chdir(tmp_path / 'data')
+    for _ in range(20):             # deeper than the longest path that Linux takes, whoever asks
+        os.mkdir('d' * 250)
+        os.chdir('d' * 250)
+    with pytest.raises(UserError, match=r'^--data_path: .* cannot be listed \(File name too long\)$'):
+        datasets.pretraining_set(str(tmp_path / 'data'))
 
 
-@pytest.mark.parametrize('mode', ['L', 'LA', 'RGBA', 'P', 'CMYK', '1'])
-def test_images_of_any_mode_come_as_rgb(tmp_path, mode):
-    path = tmp_path / ('image.tif' if mode == 'CMYK' else 'image.png')
-    Image.new('RGB', (8, 8), (200, 200, 200)).convert(mode).save(str(path))
-    assert datasets.read_image(str(path)).mode == 'RGB'
+def test_a_damaged_image_is_named(images, tmp_path):
+    shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
+    data = datasets.labelled_set(str(tmp_path), 'train')
+    path = data.samples[3][0]
+    with open(path, 'wb') as file:
+        file.write(b'no picture')
+    with pytest.raises(UnreadableImage, match=r'\.jpg: cannot be read \(damaged or no image\); repair or remove'):
+        data[3]
+    assert data[2][1] == 0

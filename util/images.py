@@ -1,0 +1,85 @@
+"""Image files: read as RGB whatever they hold, or refused by one exception that says why."""
+import os
+import stat
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from util.errors import UserError, first_line
+from util.escape import escaped
+
+# Of large photographs, transparent palettes and odd metadata, for every file and in every loader process.
+warnings.filterwarnings('ignore', module=r'PIL\.')
+
+_ORIENTATION = 0x0112           # EXIF
+_TRANSPOSE = getattr(Image, 'Transpose', Image)
+_UPRIGHT = {2: _TRANSPOSE.FLIP_LEFT_RIGHT, 3: _TRANSPOSE.ROTATE_180, 4: _TRANSPOSE.FLIP_TOP_BOTTOM,
+            5: _TRANSPOSE.TRANSPOSE, 6: _TRANSPOSE.ROTATE_270, 7: _TRANSPOSE.TRANSVERSE, 8: _TRANSPOSE.ROTATE_90}
+
+
+class UnreadableImage(UserError):
+    """A file that gives no image: `path`, and `reason` in one line."""
+
+    def __init__(self, path, reason):
+        super().__init__('{}: cannot be read ({}); repair or remove it'.format(escaped(path), reason))
+        self.path, self.reason = path, reason
+
+
+def read_image(path):
+    """An image file as an upright 8-bit RGB PIL image; transparency is dropped.
+
+    Raises:
+        UnreadableImage: the file is missing, damaged, cut short, no image, or larger than Pillow allows.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):            # opening a pipe would wait for ever
+            raise UnreadableImage(path, 'no regular file')
+        with open(path, 'rb') as file, Image.open(file) as image:
+            return _upright_rgb(image)
+    except UnreadableImage:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableImage(path, 'damaged or no image' if status.st_size else 'an empty file') from error
+    except Exception as error:      # a damaged file can raise anything that Pillow's parsers stumble over
+        raise UnreadableImage(path, escaped(getattr(error, 'strerror', None) or first_line(error))) from error
+
+
+def _upright_rgb(image):
+    if 0 in image.size:
+        raise ValueError('an image of {} x {} pixels'.format(*image.size))
+    image.load()        # a PNG's EXIF data may come after its pixels
+    if image.mode[0] in 'IF':
+        rgb = _eight_bits(image).convert('RGB')
+    elif image.mode == 'RGB' and image.format == 'JPEG':
+        rgb = image                 # the ordinary photograph: convert() would only copy it
+    else:
+        rgb = image.convert('RGB')
+    turn = None if image.format == 'TIFF' else _turn(image)     # Pillow turns a TIFF while it loads it
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _turn(image):
+    """What sets the image upright by its EXIF orientation; None where nothing does, or the EXIF data is damaged."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+    except Exception:
+        return None
+
+
+def _eight_bits(image):
+    """A grey image of integers (I, I;16, I;16B) or floats (F) with its white at 255, where convert() would clip.
+
+    White is 65535 for integers and 1, 255 or 65535 for floats. Values beyond those, or below 0, are spread from the
+    least to the greatest that occur.
+    """
+    values = np.asarray(image).astype(np.float64)
+    least, most = values.min(), values.max()
+    if not np.isfinite(least + most):
+        raise ValueError('pixels that are not finite')
+    if least >= 0 and most <= 65535:
+        least, most = 0, 65535 if image.mode != 'F' else min(white for white in (1, 255, 65535) if most <= white)
+    # 16 bits lose their low byte, as Pillow takes it from 16-bit colours.
+    scale = 1 / 256 if most == 65535 else 255 / ((most - least) or 1)
+    return Image.fromarray(((values - least) * scale).astype(np.uint8))

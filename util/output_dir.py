@@ -12,7 +12,7 @@ from util import run_lock
 from util.errors import UserError, run
 from util.files import lines
 
-RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json')
+RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json', 'bad_images.txt')
 RESULTS_AND_LOGS = RESULTS + ('*.log',)
 
 

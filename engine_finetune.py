@@ -2,6 +2,7 @@
 import torch
 from torch.nn import functional as F
 
+from util.errors import UserError
 from util.log import logger
 from util.metrics import count_correct
 from util.progress import PRINT_EVERY
@@ -35,12 +36,15 @@ def train_one_epoch(progress, updates, criterion, mix):
 
 @torch.no_grad()
 def evaluate(model, loader, precision, runtime):
-    """Top-1 and top-5 accuracy and cross-entropy over all images of all processes, each counted once.
+    """Top-1 and top-5 accuracy and cross-entropy over all readable images of all processes, each counted once.
 
     Args:
         model: not in DistributedDataParallel, since processes may have unequal numbers of batches.
+        loader: of util.loader.evaluation_loader.
     Returns:
-        acc1 and acc5 in percent, loss, images, FPS.
+        acc1 and acc5 in percent, loss, images, FPS; unreadable, where there are such images.
+    Raises:
+        UserError: no image can be read.
     """
     model.eval()
     totals = torch.zeros(4, device=runtime.device)                  # correct@1, correct@5, loss, images
@@ -56,9 +60,15 @@ def evaluate(model, loader, precision, runtime):
         totals += torch.cat([count_correct(logits, labels), torch.stack([loss, torch.full_like(loss, len(images))])])
         if (i + 1) % PRINT_EVERY == 0:
             logger.info('Test:  [%d/%d]', i + 1, len(loader))
-    correct1, correct5, loss, images = runtime.world.sum(totals).tolist()
+    totals = torch.cat([totals, totals.new_tensor([loader.unreadable])])
+    correct1, correct5, loss, images, unreadable = runtime.world.sum(totals).tolist()
+    if not images:
+        raise UserError('--data_path: none of the {:.0f} validation images can be read; is the disk there?'
+                        .format(unreadable))
     result = {'acc1': 100 * correct1 / images, 'acc5': 100 * correct5 / images, 'loss': loss / images,
               'images': int(images), 'FPS': round(per_second(images, clock.seconds), 2)}
-    logger.info('* Acc@1 %.3f Acc@5 %.3f loss %.4f  (%d images)', result['acc1'], result['acc5'], result['loss'],
-                result['images'])
+    if unreadable:
+        result['unreadable'] = int(unreadable)
+    logger.info('* Acc@1 %.3f Acc@5 %.3f loss %.4f  (%d images%s)', result['acc1'], result['acc5'], result['loss'],
+                result['images'], ', {:.0f} more cannot be read'.format(unreadable) if unreadable else '')
     return result

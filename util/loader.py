@@ -1,4 +1,5 @@
 """Batches: which process sees which image, in which order, with which random augmentation."""
+import itertools
 import os
 import random
 import warnings
@@ -6,11 +7,17 @@ import warnings
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import default_collate
 
+from util import workers
+from util.bad_images import Unlisted
 from util.errors import UserError
+from util.escape import escaped
 from util.features import supported
+from util.images import UnreadableImage
 
 MAX_DEFAULT_WORKERS = 10
+MOST_SUBSTITUTES = 99       # that may be unreadable too, before something other than the files must be broken
 # Older releases must be told for which accelerator to pin memory; newer ones know, and warn that they do.
 warnings.filterwarnings('ignore', 'pin_memory_device is deprecated')
 
@@ -59,7 +66,11 @@ class EvaluationSampler(Sampler):
 
 
 class SeededDataset(Dataset):
-    """Looks a sample up by (index, seed), with the random generators seeded for it and put back afterwards."""
+    """Looks a sample up by (index, seed), with the random generators seeded for it and put back afterwards.
+
+    Where its file is unreadable, another sample takes its place, which depends on (index, seed) alone. A look-up gives
+    (sample, [(path, reason) of each unreadable file met]).
+    """
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -75,11 +86,77 @@ class SeededDataset(Dataset):
         index, seed = key
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed_generators(seed)
-        sample = self.dataset[index]
+        sample = self._first_readable(index, seed)
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
         return sample
+
+    def _first_readable(self, index, seed):
+        found = []
+        for candidate in itertools.chain([index], self._substitutes(index, seed)):
+            try:
+                return self.dataset[candidate], found
+            except UnreadableImage as error:
+                found.append((error.path, error.reason))
+        raise UserError('--data_path: {} images in a row cannot be read, the last {} ({}); is the disk there?'
+                        .format(len(found), escaped(found[-1][0]), found[-1][1]))
+
+    def _substitutes(self, index, seed):
+        """Other indices in a random order, a few at most; nothing is drawn until the first is asked for."""
+        others = len(self.dataset) - 1
+        drawn = random.Random(seed << 40 | index).sample(range(others), min(others, MOST_SUBSTITUTES))
+        yield from (other + (other >= index) for other in drawn)
+
+
+class ReadableDataset(Dataset):
+    """Looks up (sample, []); or (None, [(path, reason)]) where the file is unreadable."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        try:
+            return self.dataset[index], []
+        except UnreadableImage as error:
+            return None, [(error.path, error.reason)]
+
+
+def collate(looked_up):
+    """(batch of the samples that there are, or None; [(path, reason) of all unreadable files])."""
+    samples = [sample for sample, _ in looked_up if sample is not None]
+    return (default_collate(samples) if samples else None), [pair for _, found in looked_up for pair in found]
+
+
+class Batches:
+    """What the loader functions return: iterates a DataLoader's batches, and hands unreadable files on.
+
+    Set `bad_images` to a util.bad_images.BadImages to have them counted and listed. `unreadable` is how many the
+    last pass has met in this process. Batches that would be empty are left out.
+    """
+
+    def __init__(self, loader, dataset):
+        self.loader, self.dataset, self.sampler = loader, dataset, loader.sampler
+        self.bad_images, self.unreadable = Unlisted(), 0
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        """Raises util.errors.Fault where a loader process has died."""
+        self.unreadable = 0
+        return self._batches(workers.start(self.loader))
+
+    def _batches(self, iterator):
+        for batch, found in iter(lambda: workers.following(iterator), None):
+            found = [tuple(pair) for pair in found]     # memory pinning makes lists of them
+            self.unreadable += len(found)
+            self.bad_images.met(found)
+            if batch is not None:
+                yield batch
 
 
 def seed_generators(seed):
@@ -90,8 +167,10 @@ def seed_generators(seed):
 
 
 def training_loader(dataset, batch_size, world, seed, num_workers, pin_memory, accelerator):
-    """Full batches in shuffled order; set the epoch by loader.sampler.epoch.
+    """Full batches in shuffled order; set the epoch by loader.sampler.epoch. Others replace unreadable images.
 
+    Returns:
+        Batches.
     Raises:
         UserError: there are fewer images than one step of all processes takes.
     """
@@ -99,16 +178,18 @@ def training_loader(dataset, batch_size, world, seed, num_workers, pin_memory, a
     if len(sampler) < batch_size:
         raise UserError('--batch_size {}: the training set has {} images for {} process{}; at most {} fit'
                         .format(batch_size, len(dataset), world.size, '' if world.size == 1 else 'es', len(sampler)))
-    return _loader(SeededDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator, drop_last=True)
+    return Batches(_loader(SeededDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator,
+                           drop_last=True), dataset)
 
 
 def evaluation_loader(dataset, batch_size, world, distributed, num_workers, pin_memory, accelerator):
-    """All images once: shared among all processes, or all on rank 0 and none elsewhere."""
+    """All readable images once: shared among all processes, or all on rank 0 and none elsewhere; as Batches."""
     if distributed:
         sampler = EvaluationSampler(len(dataset), world.rank, world.size)
     else:
         sampler = EvaluationSampler(len(dataset) if world.is_main else 0)
-    return _loader(dataset, sampler, batch_size, num_workers, pin_memory, accelerator, drop_last=False)
+    return Batches(_loader(ReadableDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator,
+                           drop_last=False), dataset)
 
 
 def _loader(dataset, sampler, batch_size, num_workers, pin_memory, accelerator, drop_last):
@@ -119,7 +200,7 @@ def _loader(dataset, sampler, batch_size, num_workers, pin_memory, accelerator, 
     if num_workers:
         options.update(supported(DataLoader, persistent_workers=True))
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, drop_last=drop_last,
-                      **options)
+                      collate_fn=collate, worker_init_fn=workers.leave_signals_to_the_parent, **options)
 
 
 def default_workers(local_processes=1, most=MAX_DEFAULT_WORKERS):

@@ -133,7 +133,7 @@ def test_loader_flags_reach_the_loader(images, tmp_path, flags, pinned):
     accelerator.is_accelerator = True
     _, train, val = main_finetune.build_data(args, World(), accelerator)
     for loader in (train, val):
-        assert (loader.num_workers, loader.pin_memory, loader.batch_size) == (3, pinned, 8)
+        assert (loader.loader.num_workers, loader.loader.pin_memory, loader.loader.batch_size) == (3, pinned, 8)
 
 
 def test_nb_classes_reaches_the_head_where_it_is_more_than_the_data_has(images):

@@ -1,6 +1,7 @@
 """Mistakes that users make: one clear line, a non-zero status, nothing lost."""
 import shutil
 
+import fuzzed_images
 import pytest
 from conftest import finetune, pretrain
 
@@ -31,12 +32,32 @@ def test_an_empty_folder(tmp_path):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_an_unreadable_image(images, tmp_path, workers):
+def test_an_unreadable_image_is_told_and_does_not_end_the_run(images, tmp_path, workers):
     data = copy(images, tmp_path)
     broken = data / 'train' / 'cross_checks' / '00000.jpg'
     broken.write_bytes(broken.read_bytes()[:200])
-    one_line(pretrain('--data_path', data, '--output_dir', tmp_path / 'o', '--num_workers', workers, '--epochs', 1),
-             '{}: cannot be read'.format(broken))
+    run = pretrain('--data_path', data, '--output_dir', tmp_path / 'o', '--num_workers', workers, '--epochs', 2)
+    assert run.status == 0, run.output
+    assert run.output.count('{}: cannot be read ('.format(broken)) == 1 and 'Traceback' not in run.output
+
+
+def test_a_disk_that_is_gone(images, tmp_path):
+    data = copy(images, tmp_path)
+    for path in data.glob('train/*/*'):
+        path.unlink()
+        path.symlink_to('/proc/self/mem')       # reading gives EIO
+    one_line(pretrain('--data_path', data, '--output_dir', tmp_path / 'o', '--num_workers', 2),
+             '--data_path: 32 images in a row cannot be read, the last {}'.format(data))
+
+
+def test_a_folder_of_mutated_images_is_trained_on_without_a_traceback(tmp_path):
+    (tmp_path / 'data').mkdir()
+    fuzzed_images.write(tmp_path / 'data', 150, seed=3)
+    run = pretrain('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 2, '--num_workers', 2,
+                   '--max_bad_images', 150)
+    assert run.status == 0, run.output
+    for words in ('Traceback', 'Warning', 'Exception'):
+        assert words not in run.output, run.output
 
 
 def test_too_few_classes(images, tmp_path):

@@ -4,12 +4,24 @@ import random
 import numpy as np
 import pytest
 import torch
+from test_workers import raised_by
 from torch.utils.data import Dataset
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from util.bad_images import BadImages
 from util.device import Cpu
 from util.distributed import World
 from util.errors import UserError
-from util.loader import EvaluationSampler, SeededDataset, TrainingSampler, default_workers, training_loader
+from util.images import UnreadableImage
+from util.loader import (
+    EvaluationSampler,
+    SeededDataset,
+    TrainingSampler,
+    collate,
+    default_workers,
+    evaluation_loader,
+    training_loader,
+)
 
 
 class Noise(Dataset):
@@ -93,3 +105,124 @@ def test_a_batch_larger_than_the_data_is_refused_by_name():
 def test_default_workers_share_the_cores_and_are_at_least_one():
     assert default_workers(10 ** 6) == 1
     assert 1 <= default_workers(1) <= 10
+
+
+class Files(Dataset):
+    """(index as an image, label) pairs, of which some are unreadable and one shows a bug in the augmentation."""
+
+    def __init__(self, length=12, bad=(), buggy=None):
+        self.length, self.bad, self.buggy = length, set(bad), buggy
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise UnreadableImage('/data/{}'.format(index), 'damaged')
+        if index == self.buggy:
+            raise ZeroDivisionError('a bug')
+        return torch.full((1, 2, 2), float(index)), 100 + index
+
+
+def passed(loader):
+    """[(images, labels)] of a pass as lists of numbers, and what the pass left for the ledger."""
+    loader.bad_images = BadImages(None, 99)
+    batches = [(images[:, 0, 0, 0].tolist(), labels.tolist()) for images, labels in loader]
+    return batches, loader.bad_images.take()
+
+
+def trained(dataset, num_workers=0, batch_size=4, seed=0, **world):
+    return passed(training_loader(dataset, batch_size, World(**world), seed, num_workers, True, Cpu()))
+
+
+def evaluated(dataset, num_workers=0, batch_size=4, distributed=False, **world):
+    loader = evaluation_loader(dataset, batch_size, World(**world), distributed, num_workers, True, Cpu())
+    return (*passed(loader), loader.unreadable)
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_an_unreadable_image_is_replaced_by_another_with_its_own_label(num_workers):
+    whole, _ = trained(Files())
+    batches, found = trained(Files(bad=[3, 5]), num_workers)
+    assert sorted(found) == [('/data/3', 'damaged'), ('/data/5', 'damaged')]
+    for (images, labels), (expected, _) in zip(batches, whole):
+        assert labels == [100 + image for image in images]
+        assert [image for image, was in zip(images, expected) if was not in (3, 5)] \
+            == [was for was in expected if was not in (3, 5)]
+        assert not {3, 5} & set(images)
+
+
+def test_substitutes_are_the_same_in_a_repetition_and_for_any_number_of_loader_processes():
+    bad = range(0, 40, 2)
+    first = trained(Files(40, bad))
+    assert first == trained(Files(40, bad)) and first[0] == trained(Files(40, bad), num_workers=2)[0]
+    assert first[0] != trained(Files(40, bad), seed=1)[0]
+
+
+def test_an_image_is_replaced_alike_whatever_the_number_of_processes():
+    one, _ = trained(Files(bad=[2, 7]), batch_size=4)
+    two = [trained(Files(bad=[2, 7]), batch_size=2, size=2, rank=rank)[0] for rank in (0, 1)]
+    for step in range(3):
+        assert sorted(one[step][1]) == sorted(two[0][step][1] + two[1][step][1])
+
+
+def test_substitutes_differ_from_sample_to_sample():
+    dataset = SeededDataset(Files(1000, bad=range(500)))
+    assert len({dataset[index, 7][0][1] for index in range(100)}) > 50
+
+
+def test_augmentation_of_a_substitute_is_seeded_as_any_other():
+    class Noisy(Files):
+        def __getitem__(self, index):
+            return super().__getitem__(index)[0], torch.rand(()).item()
+    assert SeededDataset(Noisy(bad=[3]))[3, 5][0][1] == SeededDataset(Noisy())[3, 5][0][1]
+
+
+@pytest.mark.parametrize('length, tries', [(500, 100), (7, 7)])
+def test_a_disk_that_is_gone_ends_the_search(length, tries):
+    with pytest.raises(UserError, match=r'^--data_path: {} images in a row cannot be read, the last /data/\d+ '
+                                        r'\(damaged\); is the disk there\?$'.format(tries)):
+        SeededDataset(Files(length, bad=range(length)))[0, 0]
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_a_bug_in_the_augmentation_is_no_unreadable_image(num_workers):
+    for work in (trained, evaluated):
+        assert 'a bug' in raised_by(lambda work=work: work(Files(buggy=4), num_workers), ZeroDivisionError)
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_an_evaluation_leaves_unreadable_images_out_and_replaces_none(num_workers):
+    batches, found, unreadable = evaluated(Files(10, bad=[1, 4, 5, 6, 7]), num_workers)
+    assert batches == [([0, 2, 3], [100, 102, 103]), ([8, 9], [108, 109])]      # the batch of 4 to 7 is empty
+    assert unreadable == 5 and [path for path, _ in found] == ['/data/{}'.format(i) for i in (1, 4, 5, 6, 7)]
+
+
+def test_each_pass_counts_its_own_unreadable_images():
+    loader = evaluation_loader(Files(10, bad=[1, 4]), 4, World(), False, 0, True, Cpu())
+    for _ in range(2):
+        assert sum(len(labels) for _, labels in loader) == 8 and loader.unreadable == 2
+
+
+def test_processes_that_share_an_evaluation_each_count_their_own():
+    shares = [evaluated(Files(10, bad=[1, 3, 5, 6]), distributed=True, rank=rank, size=2) for rank in (0, 1)]
+    assert [share[2] for share in shares] == [1, 3]
+    assert sorted(sum((labels for share in shares for _, labels in share[0]), [])) == [100, 102, 104, 107, 108, 109]
+
+
+def test_what_was_met_survives_the_pinning_of_memory(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda tensor, *device: tensor)     # which needs an accelerator
+    found = [('/data/a\udc80', 'damaged'), ('/data/b', 'an empty file')]
+    for pairs in ([], found):
+        (images, _), pinned = pin_memory(collate([((torch.zeros(2), 1), pairs), ((torch.zeros(2), 2), [])]))
+        assert images.shape == (2, 2) and [tuple(pair) for pair in pinned] == pairs
+    batch, pinned = pin_memory(collate([(None, found)]))
+    assert batch is None and [tuple(pair) for pair in pinned] == found
+
+
+def test_the_loader_shows_the_length_the_sampler_and_the_dataset():
+    dataset = Files(10)
+    train = training_loader(dataset, 4, World(), 0, 0, True, Cpu())
+    val = evaluation_loader(dataset, 4, World(), False, 0, True, Cpu())
+    assert (len(train), len(val)) == (2, 3) and train.dataset is dataset is val.dataset
+    assert isinstance(train.sampler, TrainingSampler) and isinstance(val.sampler, EvaluationSampler)

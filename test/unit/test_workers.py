@@ -1,0 +1,142 @@
+"""Loader processes that die, are signalled, or meet a mistake of the user's."""
+import gc
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+
+import pytest
+import torch
+from conftest import execute
+from torch.utils.data import Dataset
+
+from util.device import Cpu
+from util.distributed import World
+from util.errors import Fault, UserError
+from util.loader import evaluation_loader
+
+PROGRAM = '''
+import signal, sys
+import test_workers
+from util import errors
+errors.run(test_workers.iterate, int(sys.argv[1]))
+'''
+
+
+class Dying(Dataset):
+    """40 samples, of which the 20th, where it is looked up in a loader process, ends it by a signal or a status."""
+
+    def __init__(self, by_signal=None, status=None):
+        self.by_signal, self.status = by_signal, status
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index == 20 and self.by_signal:
+            os.kill(os.getpid(), self.by_signal)
+        if index == 20 and self.status is not None:
+            os._exit(self.status)
+        return torch.zeros(1), index
+
+
+class Asking(Dataset):
+    """What becomes of the signals in a loader process, as numbers."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        names = signal.SIGINT, signal.SIGUSR1, signal.SIGTERM
+        return torch.tensor([int(signal.getsignal(name) == signal.SIG_IGN) for name in names]
+                            + [int(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL), signal.set_wakeup_fd(-1)])
+
+
+class Mistaken(Dying):
+    def __getitem__(self, index):
+        raise UserError('--data_path: a mistake')
+
+
+def loader_of(dataset, num_workers=2):
+    return evaluation_loader(dataset, 4, World(), False, num_workers, True, Cpu())
+
+
+def iterate(number):
+    """All batches of a loader one of whose processes dies by a signal."""
+    for _ in loader_of(Dying(by_signal=number)):
+        pass
+
+
+def raised_by(work, kind):
+    """What an exception says, without keeping the frames, and by them the loader processes, that it came through."""
+    try:
+        work()
+    except kind as error:
+        traceback.clear_frames(error.__traceback__)
+        return str(error)
+    pytest.fail('nothing was raised')
+
+
+@pytest.fixture(autouse=True)
+def no_process_left():
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(.05)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number, advice', [(signal.SIGKILL, 'memory ran out: lower --num_workers'),
+                                            (signal.SIGBUS, 'shared memory ran out: enlarge /dev/shm'),
+                                            (signal.SIGSEGV, '--num_workers 0 may show why')])
+def test_a_loader_process_that_is_killed_ends_the_run_in_one_line(number, advice):
+    run = execute([sys.executable, '-c', PROGRAM, int(number)], PYTHONPATH=os.pathsep.join(sys.path))
+    assert run.status == 70, run.output
+    last = run.output.strip().split('\n')[-1]
+    assert 'error: a loader process (pid ' in last and advice in last, run.output
+    assert 'was killed by {}'.format(number.name) in last and 'Traceback' not in run.output
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_ends_of_itself_is_a_fault():
+    words = raised_by(lambda: list(loader_of(Dying(status=3))), Fault)
+    assert re.match(r'a loader process \(pid \d+\) ended with status 3; --num_workers 0 may show why$', words)
+
+
+@pytest.mark.slow
+def test_the_death_of_a_loader_process_is_raised_where_its_batch_is_asked_for_and_nowhere_else():
+    batches = iter(loader_of(Dying()))
+    next(batches)
+    victim = multiprocessing.active_children()[0].pid
+    os.kill(victim, signal.SIGKILL)
+    os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
+    for _ in range(1000):
+        time.sleep(.0001)           # any of these would end by a handler of SIGCHLD
+    assert '(pid {}) was killed by SIGKILL'.format(victim) in raised_by(lambda: list(batches), Fault)
+
+
+def test_loader_processes_leave_signals_to_the_training_process():
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        for number in signals:
+            signal.signal(number, lambda *args: None)
+        signal.set_wakeup_fd(writer)
+        assert [list(batch[0]) for batch in loader_of(Asking(), 1)] == [[1, 1, 0, 1, -1]]
+        assert signal.set_wakeup_fd(-1) == writer
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_mistake_that_a_loader_process_meets_stays_one_line():
+    assert raised_by(lambda: list(loader_of(Mistaken())), UserError) == '--data_path: a mistake'

@@ -1,0 +1,64 @@
+"""Loader processes: which signals they take, and what is said when one of them dies."""
+import re
+import signal
+import time
+
+from util.errors import Fault
+
+GRACE = 2.          # seconds
+_CAUGHT = re.compile(r'Caught \w+ in DataLoader worker process')     # raised in a worker that lives
+_ADVICE = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
+           signal.SIGBUS: 'most often shared memory ran out: enlarge /dev/shm or lower --num_workers',
+           signal.SIGTERM: 'somebody or the batch system stopped it'}
+
+
+def leave_signals_to_the_parent(worker):
+    """A DataLoader's worker_init_fn: the training process decides what a signal means, and ends its workers itself."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def start(loader):
+    """An iterator of a DataLoader, which tells of a dead worker only when its batch is asked for.
+
+    DataLoader would also raise it by a handler of SIGCHLD, in the midst of whatever the training process does then.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    if handler is not None and signal.getsignal(signal.SIGCHLD) is not handler:     # None: not set from Python
+        signal.signal(signal.SIGCHLD, handler)
+    return iterator
+
+
+def following(iterator):
+    """The next batch of an iterator that `start` gave; None at its end.
+
+    Raises:
+        Fault: a worker has died.
+    """
+    try:
+        return next(iterator, None)
+    except (RuntimeError, OSError, EOFError) as error:
+        dead = None if _CAUGHT.match(str(error)) else _first_dead(getattr(iterator, '_workers', ()))
+        if dead is None:
+            raise
+        raise Fault(_how(dead)) from error
+
+
+def _first_dead(workers):
+    """A worker that has ended. Its batch can break off a little before the system knows of its end."""
+    deadline = time.monotonic() + GRACE
+    while True:
+        dead = [worker for worker in workers if worker.exitcode is not None]
+        if dead or not workers or time.monotonic() > deadline:
+            return dead[0] if dead else None
+        time.sleep(.02)
+
+
+def _how(worker):
+    number = -worker.exitcode
+    end = 'was killed by ' + signal.Signals(number).name if number > 0 else 'ended with status {}'.format(-number)
+    return 'a loader process (pid {}) {}; {}'.format(worker.pid, end,
+                                                     _ADVICE.get(number, '--num_workers 0 may show why'))

@@ -105,7 +105,7 @@ def _tensorboard(log_dir, purge_step):
     try:
         from torch.utils.tensorboard import SummaryWriter
         return SummaryWriter(log_dir=log_dir, purge_step=purge_step or None)
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, UnicodeEncodeError) as error:      # the last of a folder whose name is no text
         logger.info('TensorBoard files are not written: %s', error)
         return _NoTensorBoard()
 

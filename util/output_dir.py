@@ -9,7 +9,7 @@ import sys
 import time
 
 from util import run_lock
-from util.errors import UserError, run
+from util.errors import UserError, one_line, run
 from util.files import lines
 
 RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json', 'bad_images.txt')
@@ -97,7 +97,7 @@ def _main(folder, *flags):
     run_lock.check(folder)
     aside = prepare(folder, resume, RESULTS_AND_LOGS)
     if aside:
-        print('earlier results kept in {}'.format(aside))
+        print('earlier results kept in {}'.format(one_line(aside)))
 
 
 if __name__ == '__main__':

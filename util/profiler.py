@@ -1,5 +1,7 @@
 """--prof: a trace of ten iterations after the warm-up, for chrome://tracing or TensorBoard's trace viewer."""
 import os
+import shutil
+import tempfile
 
 from util.log import logger
 
@@ -45,7 +47,10 @@ class WindowProfiler:
         self._accelerator.synchronize()
         self._trace.__exit__(None, None, None)
         os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        self._trace.export_chrome_trace(self._path)
+        with tempfile.TemporaryDirectory() as folder:       # torch itself takes no path that is not UTF-8
+            trace = os.path.join(folder, 'trace.json')
+            self._trace.export_chrome_trace(trace)
+            shutil.move(trace, self._path)
         self._trace = None
         logger.info('profiler trace: %s (open in chrome://tracing)', self._path)
 

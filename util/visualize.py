@@ -12,7 +12,7 @@ import models_mae
 from util import checkpoint_file, weights
 from util.arguments import COUNT, INDEX, INSIDE_0_1, PRETRAIN_MODELS
 from util.datasets import pretraining_set
-from util.errors import UserError, run
+from util.errors import UserError, one_line, run
 from util.files import atomic_file
 from util.images import read_image
 from util.transforms import evaluation_transform, statistics
@@ -37,6 +37,8 @@ def load_model(path):
     for name in ('input_size', 'patch_size', 'in_chans'):
         if type(flags.get(name)) not in (int, type(None)) or not 0 < (flags.get(name) or 1) <= LARGEST_SIZE:
             raise UserError('{}: was made with --{} {}?'.format(path, name, flags[name]))
+    if type(flags.get('mask_ratio', .75)) is not float or not 0 < flags.get('mask_ratio', .75) < 1:
+        raise UserError('{}: was made with --mask_ratio {}?'.format(path, flags['mask_ratio']))
     size = {'patch_size': flags['patch_size']} if flags.get('patch_size') else {}
     model = getattr(models_mae, flags['model'])(
         img_size=flags.get('input_size', 224), in_chans=flags.get('in_chans', 3),
@@ -118,7 +120,7 @@ def _main():
     grid = picture(model, imgs, args.mask_ratio or flags.get('mask_ratio', .75), args.seed)
     with atomic_file(args.output) as file:
         grid.save(file, 'PNG')
-    print('reconstructions: {}'.format(args.output))
+    print('reconstructions: {}'.format(one_line(args.output)))
 
 
 if __name__ == '__main__':

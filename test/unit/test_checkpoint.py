@@ -162,6 +162,18 @@ def test_weights_of_another_model_are_refused_by_name():
         weights.load_model(vit(), models_mae.mae_vit_nano_patch16(**MAE).state_dict(), 'x.pth')
 
 
+@pytest.mark.parametrize('name, shape', [('pos_embed', ()), ('pos_embed', (1, 1, 128)), ('pos_embed', (2, 65, 128)),
+                                         ('pos_embed', (1, 4, 128)), ('pos_embed', (1, 0, 128)), ('head.weight', ()),
+                                         ('head.weight', (0,)), ('patch_embed.proj.weight', (1, 2, 3))])
+def test_weights_of_odd_shapes_are_refused_by_name(name, shape):
+    model, odd = vit(), {**vit().state_dict(), name: torch.zeros(shape)}
+    with pytest.raises(UserError, match=name):
+        weights.load_model(model, weights.with_positions_for(model, odd), 'x.pth')
+    if not name.startswith('head'):
+        with pytest.raises(UserError, match=name):
+            weights.load_pretrained(model, odd, 'x.pth')
+
+
 def test_resuming_with_other_classes_names_nb_classes():
     with pytest.raises(UserError, match='was trained for 9 classes, this run has 8; see --nb_classes'):
         weights.load_model(vit(), vit(num_classes=9).state_dict(), 'x.pth')

@@ -1,0 +1,144 @@
+"""Folders, classes, images and checkpoints whose names are flags, shell commands, several lines or no text at all."""
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import FINETUNE, PRETRAIN, ROOT, Run
+
+from util import checkpoint_file, drawn_dataset, errors, log
+from util.datasets import labelled_set, pretraining_set, read_image
+
+STRANGE = os.fsdecode(b' \'a\' "b" $(touch ran)`touch ran`;touch ran;#&|<>!*?[x]\\ {0}%s\n\t\xe6\xb1\x89\xc3\xa9'
+                      b'\xf0\x9f\x98\x80\xff\x1b[31m')
+DATA, OUT, OTHER, CHECKPOINT = ('--help' + STRANGE, '-rf' + STRANGE, '--' + STRANGE, '--resume' + STRANGE + '.pth')
+CLASSES = [os.fsdecode(name) for name in (b'--help', b' a ', b'it\'s "x"', b'new\nline', b'$(touch ran)', b'*?[!]',
+                                          b'\\\xe6\xb1\x89', b'\xff\xfe')]
+
+
+@pytest.fixture(scope='module')
+def place(images, tmp_path_factory):
+    """A folder that the tests stand in, with images below DATA in classes of CLASSES."""
+    folder = tmp_path_factory.mktemp('names')
+    data = folder / DATA
+    shutil.copytree(str(images), str(data))
+    for split in ('train', 'val'):
+        for name, strange in zip(drawn_dataset.CLASSES, CLASSES):
+            (data / split / name).rename(data / split / strange)
+            for number, image in enumerate(sorted((data / split / strange).iterdir())):
+                image.rename(image.parent / '-{}{}.JPG'.format(number, STRANGE))
+    return folder
+
+
+def execute(place, *command):
+    """Run a command in `place` on a terminal that knows nothing but ASCII."""
+    environ = {**os.environ, 'OMP_NUM_THREADS': '1', 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii',
+               'PYTHON': sys.executable}
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          timeout=300, env=environ, cwd=str(place))
+    return Run(done.returncode, done.stdout.decode(errors='replace'))
+
+
+def well(place, *command):
+    """The command ends well, nothing of a name was run, and no line of the output is part of a name."""
+    run = execute(place, *command)
+    assert run.status == 0 and 'Traceback' not in run.output and 'Logging error' not in run.output, run.output
+    assert '\x1b' not in run.output and '\t' not in run.output
+    assert not [folder for folder, _, names in os.walk(str(place)) if 'ran' in names] and not (ROOT / 'ran').exists()
+    return run
+
+
+@pytest.mark.slow
+def test_every_step_takes_them(place):
+    """From pre-training on two processes to a picture, by Python and by the launchers; each step uses the ones before.
+    """
+    well(place, 'bash', ROOT / 'test/pretrain_performance_8p.sh', '--nproc=2', '--data_path', DATA, '--output_dir', OUT,
+         *PRETRAIN)
+    run = well(place, sys.executable, ROOT / 'main_pretrain.py', '--data_path=' + DATA, '--output_dir=' + OUT,
+               *PRETRAIN, '--epochs', '2', '--resume', 'auto', '--num_workers', '1')
+    assert 'going on after epoch 0' in run.output
+    shutil.copy(str(place / OUT / 'checkpoint-1.pth'), str(place / CHECKPOINT))
+    run = well(place, sys.executable, ROOT / 'main_finetune.py', '--data_path=' + DATA, '--output_dir=' + OTHER,
+               *FINETUNE, '--epochs', '1', '--finetune=' + CHECKPOINT)
+    assert run.output.count('left out: the decoder') == 1
+    shutil.copy(str(place / OTHER / 'checkpoint-0.pth'), str(place / CHECKPOINT))
+    assert checkpoint_file.load(str(place / CHECKPOINT))['classes'] == sorted(CLASSES)
+    well(place, 'bash', ROOT / 'test/finetune_eval_8p.sh', '--nproc', '1', '--data_path', DATA, '--output_dir', OTHER,
+         '--resume_pth', CHECKPOINT, *FINETUNE)
+    with open(str(place / OTHER / 'eval.json'), encoding='utf-8') as file:
+        assert json.load(file)['checkpoint'] == './' + CHECKPOINT
+    with open(str(place / OUT / 'log.txt'), encoding='utf-8') as file:
+        assert [json.loads(line)['epoch'] for line in file] == [0, 1]
+    run = well(place, sys.executable, ROOT / 'util/visualize.py', '--resume={}/checkpoint-1.pth'.format(OUT),
+               '--output={}.png'.format(OUT), '--', DATA)
+    assert run.output.count('\n') == 1 and (place / (OUT + '.png')).exists()
+
+
+def one_line(run, words):
+    assert run.status == 2 and run.output.count('\n') == 1 and words in run.output, run.output
+    assert run.output.startswith('error: ') and '\x1b' not in run.output
+
+
+@pytest.mark.parametrize('flag', ['data_path', 'resume'])
+def test_a_mistake_in_them_is_one_line_of_python(place, flag):
+    flags = {'data_path': DATA, flag: 'no' + STRANGE}
+    one_line(execute(place, sys.executable, ROOT / 'main_finetune.py',
+                     *('--{}={}'.format(*item) for item in flags.items())), r'[x]\ {0}%s\n\t\u6c49')
+
+
+@pytest.mark.parametrize('name', ['data_path', 'finetune_pth'])
+def test_a_mistake_in_them_is_one_line_of_a_launcher(place, name):
+    flags = {'data_path': DATA, 'finetune_pth': CHECKPOINT, name: '-no' + STRANGE}
+    one_line(execute(place, 'bash', ROOT / 'test/finetune_full_8p.sh',
+                     *(word for flag, value in flags.items() for word in ('--' + flag, value))),
+             r'[x]\ {0}%s\n?')
+
+
+def test_the_drawn_dataset_takes_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn_dataset.write(DATA, train=8, val=8, seed=0)
+    assert os.listdir('.') == [DATA] and len(pretraining_set(DATA)) == 8
+
+
+def test_classes_of_such_names_keep_their_order(place):
+    train = labelled_set(str(place / DATA), 'train')
+    assert train.classes == sorted(CLASSES) and len(train) == 32
+    assert labelled_set(str(place / DATA), 'val', classes=train.classes).classes == train.classes
+
+
+def test_an_unreadable_image_is_one_line(tmp_path, capsys):
+    (tmp_path / (STRANGE + '.jpg')).write_bytes(b'x')
+    with pytest.raises(SystemExit) as ended:
+        errors.run(read_image, str(tmp_path / (STRANGE + '.jpg')))
+    one_line(Run(ended.value.code, capsys.readouterr().err), 'cannot be read')
+
+
+def test_any_text_fits_a_line_and_plain_text_stays_as_it_is():
+    assert errors.one_line('a\nb\r\x1b[0m\udcff\u2028\x85') == r'a\nb\r\x1b[0m\udcff\u2028\x85'
+    assert errors.one_line('it\'s 汉é😀 "x" \\n') == 'it\'s 汉é😀 "x" \\n'
+
+
+def test_a_value_that_is_logged_stays_within_its_line(capsys, monkeypatch):
+    monkeypatch.setattr(log.logger, 'handlers', [])
+    monkeypatch.setattr(log.logger, 'propagate', True)
+    level = log.logger.level
+    log.set_up(is_main=True)
+    log.logger.info('%s: %d of %.1f\n%s', STRANGE, 3, .5, ValueError('a\nb'))
+    assert capsys.readouterr().out.count('\n') == 2
+    log.logger.setLevel(level)
+    assert logging.getLogger('mae') is log.logger
+
+
+def test_a_checkpoint_of_such_a_name_is_saved_loaded_and_named(tmp_path):
+    path = str(tmp_path / CHECKPOINT)
+    checkpoint_file.save(path, {'model': {STRANGE: torch.ones(1)}, 'classes': CLASSES})
+    loaded = checkpoint_file.load(path)
+    assert loaded['classes'] == CLASSES and list(loaded['model']) == [STRANGE]
+    os.truncate(path, 100)
+    with pytest.raises(errors.UserError) as caught:
+        checkpoint_file.load(path)
+    assert str(caught.value).startswith(path)

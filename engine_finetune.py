@@ -62,10 +62,11 @@ def evaluate(model, loader, precision, runtime):
             logger.info('Test:  [%d/%d]', i + 1, len(loader))
     totals = torch.cat([totals, totals.new_tensor([loader.unreadable])])
     correct1, correct5, loss, images, unreadable = runtime.world.sum(totals).tolist()
-    if not images:
+    if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images can be read; is the disk there?'
                         .format(unreadable))
-    result = {'acc1': 100 * correct1 / images, 'acc5': 100 * correct5 / images, 'loss': loss / images,
+    shown = max(images, 1)                      # 0 only where all have been asked to stop
+    result = {'acc1': 100 * correct1 / shown, 'acc5': 100 * correct5 / shown, 'loss': loss / shown,
               'images': int(images), 'FPS': round(per_second(images, clock.seconds), 2)}
     if unreadable:
         result['unreadable'] = int(unreadable)

@@ -8,7 +8,7 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from util import checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
+from util import bad_images, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import labelled_set
 from util.loader import evaluation_loader, training_loader
@@ -87,7 +87,9 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
     resumed.restore_model(model, fit_positions=True)
     logbook = runtimes.open_logbook(args, runtime)
     model = precision.prepare_inference(model.to(runtime.device))
+    loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
     result = evaluate(model, loader, precision, runtime)
+    loader.bad_images.share(runtime.world, runtime.device)
     runtimes.finish(runtime, logbook, 'eval',
                     {'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
     logbook.close()
@@ -124,6 +126,7 @@ def train(args, runtime, precision, resumed):
     if course.nothing_left():
         return
     with course:
+        val_loader.bad_images = course.bad_images
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, criterion, mix)
             result = evaluate(model, val_loader, precision, runtime)

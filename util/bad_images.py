@@ -1,17 +1,23 @@
 """Image files that could not be read: counted over the whole run, told, listed in bad_images.txt, and not too many."""
 import os
+import re
 
 from util.errors import UserError
-from util.escape import escaped, unescaped
 from util.log import logger
 
 NAME = 'bad_images.txt'
 SHOWN = 10          # files that get a line in the log
+_ESCAPE = re.compile(r'\\([\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}|U0010[0-9a-f]{4})')
 
 
 def default_limit(images):
     """Files that may be unreadable among so many: 1 in 1000, at least 10."""
     return max(10, images // 1000)
+
+
+def ledger(folder, limit, dataset, runtime):
+    """The BadImages of a run; `limit` is the flag, None for 1 in 1000 of `dataset`."""
+    return BadImages(folder if runtime.world.is_main else None, default_limit(len(dataset)) if limit is None else limit)
 
 
 class BadImages:
@@ -58,16 +64,16 @@ class BadImages:
         if len(self._recorded) > self.limit:
             raise UserError('{} image file{} cannot be read, more than --max_bad_images {}; see {}; the last is {} ({})'
                             .format(len(self._recorded), 's'[:len(self._recorded) - 1], self.limit, NAME,
-                                    escaped(fresh[-1][0]), fresh[-1][1]))
-
-    def record_own(self):
-        """Record what this process has met, where there is no other to gather from."""
-        self.record(self.take())
+                                    fresh[-1][0], fresh[-1][1]))
 
     @property
-    def count(self):
-        """Distinct files recorded since this process started."""
-        return len(self._recorded)
+    def pending(self):
+        """Files that this process has met and nobody has recorded."""
+        return len(self._fresh)
+
+    def share(self, world, device):
+        """Record what all processes have met since the last time; each must call it."""
+        self.record([tuple(pair) for found in world.gather_values(self.take(), device) for pair in found])
 
 
 class Unlisted:
@@ -91,7 +97,7 @@ class _Voice:
 
     def tell(self, pairs):
         for path, reason in pairs[:max(0, SHOWN - self._told)]:
-            logger.warning('%s: cannot be read (%s)', escaped(path), reason)
+            logger.warning('%s: cannot be read (%s)', path, reason)
         if self._told <= SHOWN < self._told + len(pairs):
             logger.warning('%s', self._others)
         self._told += len(pairs)
@@ -105,7 +111,7 @@ class _Nowhere:
 
 
 class _List:
-    """bad_images.txt: a line a file, path TAB reason, the path as util.escape writes it; no file twice."""
+    """bad_images.txt: a line a file, path TAB reason, the path as `escaped` writes it; no file twice."""
 
     def __init__(self, path):
         self.path = path
@@ -149,3 +155,14 @@ def _listed(path):
             return {unescaped(line.split('\t')[0]) for line in file if '\t' in line}
     except OSError:
         return set()
+
+
+def escaped(path):
+    """`path` with backslashes, and all that does not print (line ends, tabs, undecodable bytes), as \\-escapes."""
+    return ''.join(char if char.isprintable() and char != '\\' else char.encode('unicode_escape').decode()
+                   for char in path)
+
+
+def unescaped(text):
+    """The path that `escaped` made `text` of; any other text gives something too."""
+    return _ESCAPE.sub(lambda found: found.group().encode().decode('unicode_escape'), text)

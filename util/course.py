@@ -1,7 +1,7 @@
 """A training from where it stands to its last epoch: it saves on the way, stops when asked, gives up where it must."""
 import time
 
-from util import checkpoint, runtime as runtimes
+from util import bad_images, checkpoint, runtime as runtimes
 from util.errors import Stopped, Unsaved
 from util.log import logger
 from util.progress import Progress
@@ -49,6 +49,8 @@ class Course:
         self._resumed = None                            # its tensors are in the model and the optimizer now
         self._saver = (Saver(args.output_dir, args.save_every_minutes, args.keep_last) if self._runtime.world.is_main
                        else SilentSaver())
+        self.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, self._loader.dataset, self._runtime)
+        self._loader.bad_images = self.bad_images
         self._runtime.stops.wait_for_the_step()
         return self
 
@@ -95,11 +97,13 @@ class Course:
         """
         runtime, bad_steps = self._runtime, self._updates.bad_steps
         seconds = time.monotonic() - self._since
-        stop, due, over, seconds = runtime.totals(bool(runtime.stops.requested), self._saver.due, bad_steps.too_many,
-                                                  seconds)
+        stop, due, over, unread, seconds = runtime.totals(bool(runtime.stops.requested), self._saver.due,
+                                                          bad_steps.too_many, self.bad_images.pending, seconds)
         per_step = seconds / runtime.world.size / max(self._steps, 1)
         self._every = int(min(max(1., AGREE_SECONDS / max(per_step, 1e-9)), AGREE_STEPS))
         self._steps, self._since = 0, time.monotonic()
+        if unread:
+            self.bad_images.share(runtime.world, runtime.device)
         if over:
             bad_steps.give_up(self._args.output_dir, runtime.world, self._updates.precision.scale, self._files_of)
         if stop:

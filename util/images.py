@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from util.errors import UserError, first_line
-from util.escape import escaped
 
 # Of large photographs, transparent palettes and odd metadata, for every file and in every loader process.
 warnings.filterwarnings('ignore', module=r'PIL\.')
@@ -22,7 +21,7 @@ class UnreadableImage(UserError):
     """A file that gives no image: `path`, and `reason` in one line."""
 
     def __init__(self, path, reason):
-        super().__init__('{}: cannot be read ({}); repair or remove it'.format(escaped(path), reason))
+        super().__init__('{}: cannot be read ({}); repair or remove it'.format(path, reason))
         self.path, self.reason = path, reason
 
 
@@ -43,7 +42,7 @@ def read_image(path):
     except Image.UnidentifiedImageError as error:
         raise UnreadableImage(path, 'damaged or no image' if status.st_size else 'an empty file') from error
     except Exception as error:      # a damaged file can raise anything that Pillow's parsers stumble over
-        raise UnreadableImage(path, escaped(getattr(error, 'strerror', None) or first_line(error))) from error
+        raise UnreadableImage(path, getattr(error, 'strerror', None) or first_line(error)) from error
 
 
 def _upright_rgb(image):

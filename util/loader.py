@@ -12,7 +12,6 @@ from torch.utils.data.dataloader import default_collate
 from util import workers
 from util.bad_images import Unlisted
 from util.errors import UserError
-from util.escape import escaped
 from util.features import supported
 from util.images import UnreadableImage
 
@@ -78,10 +77,6 @@ class SeededDataset(Dataset):
     def __len__(self):
         return len(self.dataset)
 
-    def name_of(self, index):
-        """What the dataset calls a sample."""
-        return self.dataset.name_of(index)
-
     def __getitem__(self, key):
         index, seed = key
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -100,7 +95,7 @@ class SeededDataset(Dataset):
             except UnreadableImage as error:
                 found.append((error.path, error.reason))
         raise UserError('--data_path: {} images in a row cannot be read, the last {} ({}); is the disk there?'
-                        .format(len(found), escaped(found[-1][0]), found[-1][1]))
+                        .format(len(found), found[-1][0], found[-1][1]))
 
     def _substitutes(self, index, seed):
         """Other indices in a random order, a few at most; nothing is drawn until the first is asked for."""

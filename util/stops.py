@@ -64,11 +64,3 @@ def _end(line, status):
     if int(os.environ.get('LOCAL_RANK', 0)) == 0:
         print(line, file=sys.stderr, flush=True)
     os._exit(status)
-
-
-def ignore_in_loader_process(worker):
-    """For DataLoader's worker_init_fn: the training process decides on a stop, loader processes serve it until then."""
-    signal.set_wakeup_fd(-1)            # a forked process shares the pipe above
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

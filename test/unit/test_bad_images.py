@@ -2,11 +2,12 @@
 import os
 
 import pytest
+import torch
 
 from util import bad_images
-from util.bad_images import BadImages, default_limit
+from util.bad_images import BadImages, default_limit, escaped, unescaped
+from util.distributed import World
 from util.errors import UserError
-from util.escape import escaped, unescaped
 from util.log import logger
 
 NAMES = ['plain.jpg', 'with space.jpg', 'tab\there.jpg', 'line\nend.jpg', 'back\\slash\\n.jpg', 'Bär 猫.jpg',
@@ -53,13 +54,13 @@ def test_a_file_that_several_processes_met_counts_once(tmp_path):
     bad = BadImages(str(tmp_path), 5)
     bad.record(pairs(1, 2, 1))
     bad.record(pairs(2, 3))
-    assert bad.count == 3
+    assert len(bad._recorded) == 3
     assert lines(tmp_path) == ['/data/{}.jpg\tan empty file'.format(n) for n in (1, 2, 3)]
 
 
 def test_a_run_without_unreadable_images_leaves_no_list(tmp_path):
     bad = BadImages(str(tmp_path), 5)
-    bad.record_own()
+    bad.share(World(), torch.device('cpu'))
     assert not list(tmp_path.iterdir())
 
 
@@ -82,7 +83,7 @@ def test_a_repaired_file_of_an_earlier_run_does_not_count(tmp_path):
     BadImages(str(tmp_path), 99).record(pairs(*range(10)))
     resumed = BadImages(str(tmp_path), 10)
     resumed.record(pairs(10, 11))
-    assert resumed.count == 2
+    assert len(resumed._recorded) == 2
 
 
 def test_more_than_the_limit_ends_the_run_with_all_of_them_listed(tmp_path):
@@ -139,7 +140,7 @@ def test_a_full_disk_does_not_end_training(tmp_path, said):
     bad = BadImages(str(tmp_path), 99)
     (tmp_path / 'bad_images.txt').symlink_to('/dev/full')
     bad.record(pairs(1))
-    assert bad.count == 1 and 'No space left on device' in said[-1]
+    assert len(bad._recorded) == 1 and 'No space left on device' in said[-1]
 
 
 def test_a_line_that_was_cut_off_stays_by_itself(tmp_path):

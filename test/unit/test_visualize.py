@@ -56,8 +56,9 @@ def test_the_command_draws_a_picture_of_a_trained_model(images, pretrained, tmp_
         assert len(set(picture.tobytes())) > 50
 
 
-@pytest.mark.parametrize('flags', [{'input_size': 'x'}, {'input_size': 10 ** 9}, {'patch_size': -8}, {'in_chans': 2.}, {'mask_ratio': 2.},
-                                   {'model': '__builtins__'}, {'model': ['mae_vit_nano_patch16']}, 7])
+@pytest.mark.parametrize('flags', [
+    {'input_size': 'x'}, {'input_size': 10 ** 9}, {'patch_size': -8}, {'in_chans': 2.}, {'mask_ratio': 2.},
+    {'model': '__builtins__'}, {'model': ['mae_vit_nano_patch16']}, 7])
 def test_flags_that_no_training_had_are_refused(tmp_path, flags):
     flags = {'model': 'mae_vit_nano_patch16', **flags} if isinstance(flags, dict) else flags
     checkpoint_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': flags})

@@ -1,0 +1,259 @@
+"""Everything that may happen to a long run, at length: python test/bench/stress.py [--short] [--seed N]
+
+Kills runs at random moments, alone and in two processes, and compares their ends with those of undisturbed runs; stops
+them by signals, feeds broken images, fills the disk at every stage of a save; and prints a table of what was tried,
+survived and lost. Needs the right to mount a tmpfs for the full disk. The tests run the short form.
+"""
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'test' / 'unit')]
+
+import fuzzed_images
+
+import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
+
+import torch
+
+from util import checkpoint, checkpoint_file, drawn_dataset
+from util.errors import UserError
+from util.images import UnreadableImage, read_image
+
+NANO = ['--model', 'mae_vit_nano_patch16', '--input_size', '32', '--patch_size', '8', '--batch_size', '8',
+        '--device', 'cpu', '--warmup_epochs', '1', '--num_workers', '1']
+
+
+class Row:
+    """One line of the table."""
+
+    def __init__(self, what):
+        self.what, self.tried, self.survived, self.lost, self.note = what, 0, 0, [], ''
+
+    def count(self, survived, why=''):
+        self.tried += 1
+        self.survived += bool(survived)
+        self.lost += [] if survived else [why]
+        print('{}: {} tried, {} survived{}'.format(self.what, self.tried, self.survived,
+                                                   '' if survived else '; LOST: ' + why), flush=True)
+
+
+def command(data, folder, epochs, processes=1, flags=()):
+    """A pre-training that saves as often as it can."""
+    launcher = [ROOT / 'util' / 'launch.py', '--nproc', processes] if processes > 1 else []
+    return [str(word) for word in (sys.executable, '-u', *launcher, ROOT / 'main_pretrain.py', *NANO, '--data_path',
+                                   data, '--output_dir', folder, '--epochs', epochs, '--save_every_minutes', 1e-5,
+                                   '--resume', 'auto', *flags)]
+
+
+def run(words, log):
+    """The status of a command, its output appended to a file."""
+    with open(str(log), 'ab') as output:
+        return subprocess.call(words, stdout=output, stderr=subprocess.STDOUT)
+
+
+def end_of(folder, epochs):
+    """(weights, lines of log.txt without times) of a finished run."""
+    state = checkpoint_file.load(str(folder / 'checkpoint-{}.pth'.format(epochs - 1)))
+    lines = [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
+    return state['model'], [{name: value for name, value in line.items() if name not in ('FPS', 'data_wait')}
+                            for line in lines]
+
+
+def same_end(one, other):
+    """True where weights and lines are equal to the last bit."""
+    return (one[0].keys() == other[0].keys() and all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+            and one[1] == other[1])
+
+
+def broken_checkpoints(folder):
+    """Checkpoints of a folder that cannot be read; after a kill there must be none."""
+    bad = []
+    for path in checkpoint.numbered(str(folder)):
+        try:
+            checkpoint_file.load(path)
+        except UserError as error:
+            bad.append(str(error))
+    return bad
+
+
+def half_lines(folder):
+    """True where log.txt holds anything but whole JSON lines."""
+    log = folder / 'log.txt'
+    try:
+        return log.exists() and not all(json.loads(line) and line.endswith('\n') for line in open(str(log)))
+    except ValueError:
+        return True
+
+
+def kills(data, work, rng, count, epochs, processes):
+    """Kill a run at random moments, resume it, and compare its end with an undisturbed one's."""
+    row = Row('kill of {} at a random moment'.format('a run' if processes == 1 else 'one of two processes'))
+    whole, folder, round_ = work / 'whole-{}'.format(processes), work / 'killed-0', 0
+    assert run(command(data, whole, epochs, processes), work / 'whole.log') == 0
+    worst = 0.
+    while row.tried < count:
+        child = subprocess.Popen(command(data, folder, epochs, processes), stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT)
+        try:
+            output = child.communicate(timeout=rng.uniform(1, 12) + 3 * (processes > 1))[0]
+        except subprocess.TimeoutExpired:
+            began = time.monotonic()
+            victim = child.pid if processes == 1 else rng.choice(sorted(trained_by(child.pid)) or [child.pid])
+            os.kill(victim, signal.SIGKILL)
+            output = child.communicate()[0].decode(errors='replace')
+            worst = max(worst, time.monotonic() - began)
+            wrong = broken_checkpoints(folder) + ['half a line in log.txt'] * half_lines(folder)
+            if processes > 1 and victim != child.pid:
+                wrong += ['status 0'] * (child.returncode == 0) + ['a traceback'] * ('Traceback' in output)
+                wrong += ['no name in: ' + output[-300:]] * ('process ' not in output)
+            row.count(not wrong, '; '.join(wrong))
+            continue
+        if child.returncode != 0 or not same_end(end_of(whole, epochs), end_of(folder, epochs)):
+            row.count(False, 'the end differs, or status {}: {}'.format(child.returncode, output[-300:]))
+        round_ += 1
+        folder = work / 'killed-{}'.format(round_)
+    status = run(command(data, folder, epochs, processes), work / 'last.log')
+    if status != 0 or not same_end(end_of(whole, epochs), end_of(folder, epochs)):
+        row.count(False, 'the last end differs, or status {}'.format(status))
+    row.note = '{} runs ended like the undisturbed one to the last bit'.format(round_ + 1)
+    if processes > 1:
+        row.note += '; all processes gone after {:.0f} s at most'.format(worst)
+    return row
+
+
+def trained_by(launcher):
+    """Pids of the training processes of a launcher."""
+    found = set()
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            if int(stat.read_text().rsplit(')', 1)[1].split()[1]) == launcher:
+                found.add(int(stat.parent.name))
+        except OSError:
+            pass
+    return found
+
+
+def stops(data, work, rng, count):
+    """Ask a run to stop at a random moment by each of the signals in turn."""
+    row, folder = Row('stop by SIGTERM, SIGINT or SIGUSR1'), work / 'stopped'
+    for i in range(count):
+        number = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1][i % 3]
+        child = subprocess.Popen(command(data, folder, 100000), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while b'Epoch' not in child.stdout.readline():
+            if child.poll() is not None:
+                break
+        time.sleep(rng.uniform(0, 2))
+        child.send_signal(number)
+        output, begun = child.communicate()[0].decode(), row.tried
+        name = output.strip().split('; ')[-1].split(' is saved')[0]
+        good = child.returncode == 75 and 'Traceback' not in output and (folder / name).exists()
+        row.count(good and begun == i, 'status {}: {}'.format(child.returncode, output[-300:]))
+    return row
+
+
+def fuzz(data, work, seed, count):
+    """Read broken images, over and over, and train on them."""
+    row, folder = Row('broken image files read'), work / 'fuzz'
+    folder.mkdir()
+    paths, read = fuzzed_images.write(folder, count, seed), 0
+    for path in paths:
+        try:
+            image = read_image(path)
+            read += 1
+            row.tried, row.survived = row.tried + 1, row.survived + (image.mode == 'RGB' and min(image.size) > 0)
+        except UnreadableImage:
+            row.tried, row.survived = row.tried + 1, row.survived + 1
+        except Exception as error:
+            row.count(False, '{}: {!r}'.format(path, error))
+    before = memory()
+    for path in paths * 2:
+        try:
+            read_image(path)
+        except UnreadableImage:
+            pass
+    row.note = '{} read, {} refused; {:+.1f} MB of memory after two more passes'.format(read, count - read,
+                                                                                      memory() - before)
+    flags = ['--max_bad_images', count]
+    status = run(command(folder, work / 'fuzz-trained', 2, 1, flags), work / 'fuzz.log')
+    if status != 0:
+        row.count(False, 'training on them ended with status {}'.format(status))
+    listed = (work / 'fuzz-trained' / 'bad_images.txt').read_text().count('\n')
+    row.note += '; a training on them ended well and listed {}'.format(listed)
+    return row
+
+
+def memory():
+    """Most memory used so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def full_disk(work, steps):
+    """Save where the disk fills up at every stage: from no room at all to just not enough."""
+    row, disk = Row('disk full at a stage of a save'), work / 'disk'
+    disk.mkdir()
+    subprocess.check_call(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(disk)])
+    try:
+        path, old = str(disk / 'checkpoint-0.pth'), {'model': {'w': torch.zeros(1000)}}
+        checkpoint_file.save(path, old)
+        state = {'model': {'w{}'.format(i): torch.full((100000,), float(i)) for i in range(10)}}       # 4 MB
+        for i in range(steps):
+            room = 4 * 1000 * 1000 * i // steps
+            (disk / 'filler').write_bytes(b'x' * (shutil.disk_usage(str(disk)).free - room))
+            try:
+                checkpoint_file.save(path, state)
+                why = 'it seemed to fit into {} bytes'.format(room)
+            except OSError as error:
+                kept = torch.equal(checkpoint_file.load(path)['model']['w'], old['model']['w'])
+                left = sorted(os.listdir(str(disk))) != ['checkpoint-0.pth', 'filler']
+                why = 'the old one is damaged' if not kept else 'a piece is left' if left else ''
+                row.note = str(error.strerror)
+            (disk / 'filler').unlink()
+            row.count(not why, why)
+    finally:
+        subprocess.check_call(['umount', '-l', str(disk)])
+    return row
+
+
+def table(rows):
+    """The rows in Markdown."""
+    lines = ['| what | tried | survived | lost | |', '|---|---|---|---|---|']
+    return '\n'.join(lines + ['| {} | {} | {} | {} | {} |'.format(row.what, row.tried, row.survived, len(row.lost),
+                                                                  row.note) for row in rows])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--short', action='store_true', help='a few of each')
+    parser.add_argument('--seed', type=int, default=0, help='seed of moments and mutations (default: %(default)s)')
+    args = parser.parse_args()
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    rng, few = random.Random(args.seed), args.short
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        data = work / 'images'
+        drawn_dataset.write(str(data), train=64, val=8, seed=0)
+        rows = [kills(data, work, rng, 2 if few else 50, 10 if few else 40, 1),
+                kills(data, work, rng, 1 if few else 20, 10 if few else 40, 2),
+                stops(data, work, rng, 1 if few else 12),
+                fuzz(data, work, args.seed, 60 if few else 2000),
+                full_disk(work, 4 if few else 40)]
+    print(table(rows))
+    for row in rows:
+        for why in row.lost:
+            print('LOST: {}: {}'.format(row.what, why))
+    sys.exit(any(row.lost for row in rows))
+
+
+if __name__ == '__main__':
+    main()

@@ -2,6 +2,7 @@
 import torch
 from torch.nn import functional as F
 
+from util import watchdog
 from util.errors import UserError
 from util.log import logger
 from util.metrics import count_correct
@@ -49,7 +50,7 @@ def evaluate(model, loader, precision, runtime):
     model.eval()
     totals = torch.zeros(4, device=runtime.device)                  # correct@1, correct@5, loss, images
     clock = Throughput(len(loader), warmup=0, synchronize=runtime.accelerator.synchronize)
-    for i, (images, labels) in enumerate(clock.batches(loader)):
+    for i, (images, labels) in watchdog.watched(clock.batches(loader), 'evaluation', alone=True):
         if runtime.stops.requested:
             break                               # the caller stops before it uses the result
         images = images.to(runtime.device, non_blocking=True)

@@ -4,15 +4,21 @@ import json
 import os
 import re
 from contextlib import contextmanager
+from datetime import timedelta
+from urllib.parse import urlparse
 
 import torch
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from util.errors import UserError
+from util import watchdog
+from util.errors import Fault, UserError
 from util.features import supported
 
 DEFAULT_PORT = 29500
+HANG_TIMEOUT = 600.         # seconds
+NEVER = timedelta(days=1)   # when a collective operation may give up: the watchdog, which names the cause, is sooner
 
 
 class World:
@@ -25,12 +31,42 @@ class World:
     def is_main(self):
         return self.rank == 0
 
-    def join(self, accelerator, dist_url='env://'):
-        """Meet the other processes. The device must be current already, as HCCL demands."""
+    def join(self, accelerator, dist_url='env://', hang_timeout=HANG_TIMEOUT):
+        """Meet the other processes. The device must be current already, as HCCL demands.
+
+        Args:
+            hang_timeout: seconds to wait for the others; and see util.watchdog, which watches from now on.
+        Raises:
+            Fault: not all have come.
+        """
         if self.size == 1:
+            watchdog.begin(watchdog.Watchdog(0, 1, hang_timeout))
             return
-        accelerator.prepare_network(os.environ.get('MASTER_ADDR') or re.sub(r'tcp://|:\d+$', '', dist_url))
-        dist.init_process_group(accelerator.backend, init_method=dist_url, rank=self.rank, world_size=self.size)
+        master = urlparse(dist_url).hostname or os.environ['MASTER_ADDR']
+        accelerator.prepare_network(master)
+        try:
+            # As if alone: process 0 would wait for all here, and could not say who is missing.
+            limit = timedelta(seconds=hang_timeout)
+            self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=limit))
+            self._store.set_timeout(limit)
+            self._watch(hang_timeout, master)
+            self._store.set_timeout(NEVER)
+        except RuntimeError as error:
+            raise Fault('process {} of {} cannot meet the others at {} ({})'.format(
+                self.rank, self.size, _address(dist_url), str(error).split('\n')[0])) from error
+        watchdog.at('the meeting of the processes')
+        dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
+                                world_size=self.size, timeout=NEVER)
+
+    def _watch(self, hang_timeout, master):
+        if self.is_main:
+            hub = watchdog.Hub(self.size, hang_timeout)
+            watchdog.begin(hub)
+            self._store.set('watchdog', hub.address)
+            hub.meet(hang_timeout)
+        else:
+            address = self._store.get('watchdog').decode()
+            watchdog.begin(watchdog.Peer(self.rank, self.size, hang_timeout, master, address))
 
     def share(self, model):
         """Give every process the weights of the first: each may have drawn its own."""
@@ -71,11 +107,17 @@ class World:
 
     def leave(self):
         """Part from the other processes, when nothing uses the wrapped model any more."""
+        watchdog.stop()
         if self.size > 1:
             # A process group that lives on in an unreachable model would be torn down at interpreter exit, where its
             # threads can abort the process ("terminate called without an active exception").
             gc.collect()
             dist.destroy_process_group()
+            self._store = None
+
+
+def _address(dist_url):
+    return dist_url if dist_url != 'env://' else '{MASTER_ADDR}, port {MASTER_PORT}'.format(**os.environ)
 
 
 @contextmanager

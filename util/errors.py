@@ -10,6 +10,19 @@ STOPPED_STATUS = 75         # stopped as a signal asked, and saved: --resume aut
 INTERRUPTED_STATUS = 130
 
 
+class Nobody:
+    """Stands for the other processes while util.watchdog knows none."""
+
+    def tell(self, status):
+        pass
+
+    def explain_failure(self):
+        pass
+
+
+others = Nobody()           # told of this process's end; set by util.watchdog
+
+
 class UserError(Exception):
     """A wrong flag, path or file. The message names it and says what to do."""
 
@@ -63,11 +76,15 @@ def run(main, *args):
         _end('error: {}'.format(unsaved) if str(unsaved) else '', UNSAVED_STATUS)
     except KeyboardInterrupt:
         _end('interrupted', INTERRUPTED_STATUS)
+    except RuntimeError:
+        others.explain_failure()        # what a collective operation raises when a process that takes part has died
+        raise
 
 
 def _end(line, status):
     if line:
         print(one_line(line), file=sys.stderr, flush=True)
+    others.tell(status)
     distributed = sys.modules.get('torch.distributed')
     if distributed and distributed.is_available() and distributed.is_initialized():
         # A process group that was not left can abort the interpreter's exit and replace the status.

@@ -1,6 +1,7 @@
 """What a training epoch tells: a line every 20 iterations, and the epoch's mean loss and speed at its end."""
 import time
 
+from util import watchdog
 from util.log import logger
 from util.metrics import DeviceMean
 from util.throughput import WARMUP_ITERATIONS, Throughput, duration
@@ -44,7 +45,8 @@ class Progress:
 
     def batches(self):
         """(index, tensors on the device) of each batch; the caller calls `add` for each."""
-        for i, batch in enumerate(self.throughput.batches(self.loader), self.done):
+        batches, where = self.throughput.batches(self.loader), 'epoch {}'.format(self.epoch)
+        for i, batch in watchdog.watched(batches, where, self.done):
             self._waited += self.throughput.last_wait
             self._before(i)
             yield i, [tensor.to(self.runtime.device, non_blocking=True) for tensor in batch]

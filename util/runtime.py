@@ -7,7 +7,7 @@ import timm
 import torch
 import torchvision
 
-from util import affinity, checkpoint, device, distributed, log, output_dir, profiler
+from util import affinity, checkpoint, device, distributed, log, output_dir, profiler, watchdog
 from util.errors import UserError
 from util.loader import default_workers, seed_generators
 from util.log import logger
@@ -78,11 +78,12 @@ def start(args):
     stops = Stops()
     runtime = Runtime(device.select(args.device), world, args.output_dir if args.prof else None)
     runtime.stops = stops
-    world.join(runtime.accelerator, args.dist_url)
+    world.join(runtime.accelerator, args.dist_url, args.hang_timeout)
     runtime.totals(0)       # the first process holds what the others meet in: it must not end before all have met
     if args.num_workers is None:
         args.num_workers = default_workers(distributed.local_processes())
     runtime.cores = affinity.bind(world.local_rank, distributed.local_processes())
+    watchdog.at('its preparations')
     return runtime
 
 
@@ -96,6 +97,7 @@ def open_logbook(args, runtime, resumed=None, start=(0, 0)):
     Raises:
         UserError: the folder cannot be written, or another run is at work there.
     """
+    watchdog.at('the opening of the output folder')
     if not runtime.world.is_main:
         return SilentLogbook()
     lock, asides = output_dir.enter(args.output_dir, 'auto' if resumed is None else args.resume)
@@ -111,6 +113,7 @@ def open_logbook(args, runtime, resumed=None, start=(0, 0)):
 
 def describe(args, runtime, precision):
     """Say at the head of the log what the run uses, and why."""
+    watchdog.at('the preparation of data and model')
     accelerator, world = runtime.accelerator, runtime.world
     logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
     logger.info('software: Python %s, torch %s, torchvision %s, timm %s', platform.python_version(),

@@ -70,10 +70,12 @@ def end_of(folder, epochs):
                             for line in lines]
 
 
-def same_end(one, other):
-    """True where weights and lines are equal to the last bit."""
-    return (one[0].keys() == other[0].keys() and all(torch.equal(one[0][name], other[0][name]) for name in one[0])
-            and one[1] == other[1])
+def difference(one, other):
+    """What is not equal to the last bit in two ends; '' where nothing is."""
+    weights = [name for name in one[0] if not torch.equal(one[0][name], other[0][name])]
+    lines = [pair for pair in zip(one[1], other[1]) if pair[0] != pair[1]]
+    return ('{} weights, the first is {}; '.format(len(weights), weights[0]) if weights else '') + (
+        'lines {} and {}'.format(*lines[0]) if lines else '' if len(one[1]) == len(other[1]) else 'the number of lines')
 
 
 def broken_checkpoints(folder):
@@ -119,17 +121,22 @@ def kills(data, work, rng, count, epochs, processes):
                 wrong += ['no name in: ' + output[-300:]] * ('process ' not in output)
             row.count(not wrong, '; '.join(wrong))
             continue
-        if child.returncode != 0 or not same_end(end_of(whole, epochs), end_of(folder, epochs)):
-            row.count(False, 'the end differs, or status {}: {}'.format(child.returncode, output[-300:]))
+        check_end(row, whole, folder, epochs, child.returncode, output.decode(errors='replace'))
         round_ += 1
         folder = work / 'killed-{}'.format(round_)
     status = run(command(data, folder, epochs, processes), work / 'last.log')
-    if status != 0 or not same_end(end_of(whole, epochs), end_of(folder, epochs)):
-        row.count(False, 'the last end differs, or status {}'.format(status))
+    check_end(row, whole, folder, epochs, status, (work / 'last.log').read_text())
     row.note = '{} runs ended like the undisturbed one to the last bit'.format(round_ + 1)
     if processes > 1:
         row.note += '; all processes gone after {:.0f} s at most'.format(worst)
     return row
+
+
+def check_end(row, whole, folder, epochs, status, output):
+    """Count a loss where a run that was killed and resumed did not end like the undisturbed one."""
+    why = difference(end_of(whole, epochs), end_of(folder, epochs)) if status == 0 else output[-300:]
+    if status or why:
+        row.count(False, 'status {}, other end: {}'.format(status, why))
 
 
 def trained_by(launcher):

@@ -73,12 +73,16 @@ def _eight_bits(image):
     White is 65535 for integers and 1, 255 or 65535 for floats. Values beyond those, or below 0, are spread from the
     least to the greatest that occur.
     """
-    values = np.asarray(image).astype(np.float64)
-    least, most = values.min(), values.max()
+    values = np.asarray(image).astype(np.float32)
+    least, most = float(values.min()), float(values.max())
     if not np.isfinite(least + most):
         raise ValueError('pixels that are not finite')
     if least >= 0 and most <= 65535:
         least, most = 0, 65535 if image.mode != 'F' else min(white for white in (1, 255, 65535) if most <= white)
-    # 16 bits lose their low byte, as Pillow takes it from 16-bit colours.
-    scale = 1 / 256 if most == 65535 else 255 / ((most - least) or 1)
-    return Image.fromarray(((values - least) * scale).astype(np.uint8))
+    values -= least
+    if most == 65535:
+        values *= 1 / 256           # the high byte, which Pillow takes of 16-bit colours too
+    else:
+        values *= 255 / ((most - least) or 1)
+        values += .5
+    return Image.fromarray(values.astype(np.uint8))

@@ -108,11 +108,28 @@ def training_state(model, optimizer, precision, epoch, args, **more):
             'scaler': precision.state_dict(), 'args': dict(vars(args)), **more}
 
 
+def _checked(state, path):
+    """`state`, where each value is of the kind that runs of ours and published ones write.
+
+    Raises:
+        UserError: one is not.
+    """
+    kinds = {'epoch': int, 'images': int, 'processes': int, 'bad_steps_in_row': int, 'optimizer': dict, 'scaler': dict,
+             'best': dict, 'classes': list, 'log': list, 'progress': dict}
+    for name, kind in kinds.items():
+        if not isinstance(state.get(name), (kind, type(None))):
+            what = type(state[name]).__name__
+            raise UserError('{}: is no checkpoint of a training: {} is {}'.format(path, name, what))
+    if 'optimizer' in state and not ('epoch' in state and {'state', 'param_groups'} <= set(state['optimizer'])):
+        raise UserError('{}: is no checkpoint of a training: its epoch or optimizer is incomplete'.format(path))
+    return state
+
+
 class Resumed:
     """The checkpoint that a run goes on from; where `path` is None, one that restores nothing."""
 
     def __init__(self, path):
-        self.path, self.state = path, load(path) if path else {}
+        self.path, self.state = path, _checked(load(path), path) if path else {}
 
     def restore_model(self, model, fit_positions=False):
         """Fill the bare model, before its precision is set up.

@@ -44,12 +44,12 @@ class CifarBatches(Dataset):
     """CIFAR-10 in its official python batches: dicts of b'data' (M, 3072) uint8 and b'labels' (M,)."""
 
     def __init__(self, folder, files, transform=None):
-        batches = [_read_batch(os.path.join(folder, name)) for name in files]
-        self.images = np.concatenate([batch[b'data'] for batch in batches]).reshape(-1, 3, 32, 32)
-        self.images = np.ascontiguousarray(self.images.transpose(0, 2, 3, 1))
-        self.labels = [label for batch in batches for label in batch[b'labels']]
-        names = _read_batch(os.path.join(folder, 'batches.meta'))[b'label_names']
-        self.classes, self.transform = [name.decode() for name in names], transform
+        batches = [_read_batch(os.path.join(folder, name), _images_and_labels) for name in files]
+        self.images = np.concatenate([images for images, _ in batches])
+        self.labels = [label for _, labels in batches for label in labels]
+        self.classes = _read_batch(os.path.join(folder, 'batches.meta'),
+                                   lambda meta: [name.decode() for name in meta[b'label_names']])
+        self.transform = transform
 
     def __len__(self):
         return len(self.labels)
@@ -63,11 +63,21 @@ class CifarBatches(Dataset):
         return (self.transform(image) if self.transform else image), self.labels[index]
 
 
-def _read_batch(path):
+def _images_and_labels(batch):
+    """(M, 32, 32, 3) uint8 and M numbers of a batch."""
+    images = np.asarray(batch[b'data'], dtype=np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    labels = [int(label) for label in batch[b'labels']]
+    if len(images) != len(labels):
+        raise ValueError('{} images, {} labels'.format(len(images), len(labels)))
+    return np.ascontiguousarray(images), labels
+
+
+def _read_batch(path, part):
+    """What `part` takes of the dict in a file."""
     try:
         with open(path, 'rb') as file:
-            return safe_pickle.load(file, encoding='bytes')
-    except (OSError, EOFError, safe_pickle.UnpicklingError, KeyError, ValueError) as error:
+            return part(safe_pickle.load(file, encoding='bytes'))
+    except (OSError, EOFError, safe_pickle.UnpicklingError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError('--data_path: {} is not a CIFAR-10 batch ({})'.format(path, error)) from error
 
 

@@ -194,3 +194,11 @@ def test_an_optimizer_of_other_groups_is_refused():
     other = torch.optim.AdamW(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)).parameters())
     with pytest.raises(UserError, match='other parameter groups; give it to --finetune'):
         checkpoint.optimizer_state(other, saved, 'x.pth')
+
+
+@pytest.mark.parametrize('odd', [{'epoch': 'seven'}, {'optimizer': [1]}, {'images': {}}, {'classes': 3}, {'log': {}},
+                                 {'optimizer': {}}])
+def test_a_checkpoint_with_values_that_no_training_writes_is_refused_by_name(tmp_path, odd):
+    checkpoint_file.save(str(tmp_path / 'odd.pth'), {'model': {}, **odd})
+    with pytest.raises(UserError, match='odd.pth: is no checkpoint of a training'):
+        checkpoint.Resumed(str(tmp_path / 'odd.pth'))

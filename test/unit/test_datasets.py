@@ -60,6 +60,15 @@ def test_cifar_is_found_at_its_folder_and_at_the_one_around_it(cifar, inside):
     assert np.array_equal(np.asarray(image), data.reshape(3, 32, 32).transpose(1, 2, 0)) and label == 1
 
 
+@pytest.mark.parametrize('batch', [7, {}, {b'data': [[1, 2]], b'labels': [0]}, {b'data': None, b'labels': None},
+                                   {b'data': [[0] * 3072], b'labels': [1, 2]}])
+def test_a_cifar_batch_of_another_kind_is_refused_by_name(cifar, tmp_path, batch):
+    shutil.copytree(str(cifar), str(tmp_path / 'c'))
+    (tmp_path / 'c' / 'data_batch_1').write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(UserError, match='data_batch_1 is not a CIFAR-10 batch'):
+        datasets.pretraining_set(str(tmp_path / 'c'))
+
+
 def test_a_cifar_batch_that_would_run_code_is_refused(cifar, tmp_path):
     class Evil:
         def __reduce__(self):

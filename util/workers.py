@@ -1,6 +1,8 @@
 """Loader processes: which signals they take, and what is said when one of them dies."""
+import os
 import re
 import signal
+import threading
 import time
 
 from util.errors import Fault
@@ -13,11 +15,24 @@ _ADVICE = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
 
 
 def leave_signals_to_the_parent(worker):
-    """A DataLoader's worker_init_fn: the training process decides what a signal means, and ends its workers itself."""
+    """A DataLoader's worker_init_fn: the training process decides what a signal means, and ends its workers itself.
+
+    A batch system signals all processes of a job, and those that train still need batches for the step at hand.
+    """
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, 'sigwaitinfo'):                  # not on every system
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_by_the_parent, name='signals', daemon=True).start()
+
+
+def _end_by_the_parent():
+    """Heed SIGTERM from the training process alone, whose DataLoader ends its workers by it."""
+    while True:
+        if signal.sigwaitinfo([signal.SIGTERM]).si_pid == os.getppid():
+            os._exit(128 + signal.SIGTERM)
 
 
 def start(loader):

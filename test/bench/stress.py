@@ -117,7 +117,8 @@ def kills(data, work, rng, count, epochs, processes):
             worst = max(worst, time.monotonic() - began)
             wrong = broken_checkpoints(folder) + ['half a line in log.txt'] * half_lines(folder)
             if processes > 1 and victim != child.pid:
-                wrong += ['status 0'] * (child.returncode == 0) + ['a traceback'] * ('Traceback' in output)
+                wrong += ['status 0'] * (child.returncode == 0)
+                wrong += ['a traceback: ' + output[output.find('Traceback'):]] * ('Traceback' in output)
                 wrong += ['no name in: ' + output[-300:]] * ('process ' not in output)
             row.count(not wrong, '; '.join(wrong))
             continue

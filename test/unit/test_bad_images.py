@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from util import bad_images
+from util import bad_images, output_dir
 from util.bad_images import BadImages, default_limit, escaped, unescaped
 from util.distributed import World
 from util.errors import UserError
@@ -166,3 +166,11 @@ def test_a_loader_without_a_list_tells_each_file_once(said):
     unlisted.met(pairs(1, 2))
     unlisted.met(pairs(2, *range(3, 30)))
     assert len(said) == 11 and said[1] == '/data/2.jpg: cannot be read (an empty file)'
+
+
+def test_the_list_of_an_earlier_run_is_set_aside_unless_the_run_goes_on(tmp_path):
+    (tmp_path / 'o').mkdir()
+    BadImages(str(tmp_path / 'o'), 99).record(pairs(1))
+    assert output_dir.prepare(str(tmp_path / 'o'), 'auto') is None and len(lines(tmp_path / 'o')) == 1
+    aside = output_dir.prepare(str(tmp_path / 'o'))
+    assert os.listdir(aside) == ['bad_images.txt'] and not os.listdir(str(tmp_path / 'o'))

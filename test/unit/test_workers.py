@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -140,3 +141,26 @@ def test_loader_processes_leave_signals_to_the_training_process():
 
 def test_a_mistake_that_a_loader_process_meets_stays_one_line():
     assert raised_by(lambda: list(loader_of(Mistaken())), UserError) == '--data_path: a mistake'
+
+
+class Terminated(Dying):
+    """Each look-up is met by a SIGTERM from outside, as a batch system sends it to all processes of a job."""
+
+    def __getitem__(self, index):
+        subprocess.call(['kill', '-TERM', str(os.getpid())])
+        return torch.zeros(1), index
+
+
+def test_a_loader_process_serves_on_when_the_whole_job_is_signalled():
+    if not hasattr(signal, 'sigwaitinfo'):
+        pytest.skip('this system does not tell who sent a signal')
+    assert len(list(loader_of(Terminated(), 1))) == 10
+
+
+def test_a_loader_process_ends_by_the_signal_of_its_training_process():
+    batches = iter(loader_of(Dying(), 1))
+    next(batches)
+    worker = multiprocessing.active_children()[0]
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 128 + signal.SIGTERM

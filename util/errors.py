@@ -1,4 +1,5 @@
 """Mistakes that the user can mend: one clear line and a non-zero status, never a traceback."""
+import multiprocessing
 import os
 import sys
 import time
@@ -86,8 +87,10 @@ def _end(line, status):
         print(one_line(line), file=sys.stderr, flush=True)
     others.tell(status)
     distributed = sys.modules.get('torch.distributed')
-    if distributed and distributed.is_available() and distributed.is_initialized():
-        # A process group that was not left can abort the interpreter's exit and replace the status.
+    if multiprocessing.active_children() or (distributed and distributed.is_available()
+                                             and distributed.is_initialized()):
+        # The interpreter's own exit would wait for loader processes, and a process group that was not left can abort
+        # it and replace the status.
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)

@@ -1,13 +1,12 @@
 """Loader processes: which signals they take, and what is said when one of them dies."""
-import os
 import re
 import signal
-import threading
 import time
 
 from util.errors import Fault
 
 GRACE = 2.          # seconds
+LAST_SERVICE = 15   # seconds that a loader process still serves after SIGTERM
 _CAUGHT = re.compile(r'Caught \w+ in DataLoader worker process')     # raised in a worker that lives
 _ADVICE = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
            signal.SIGBUS: 'most often shared memory ran out: enlarge /dev/shm or lower --num_workers',
@@ -22,17 +21,12 @@ def leave_signals_to_the_parent(worker):
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, 'sigwaitinfo'):                  # not on every system
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_by_the_parent, name='signals', daemon=True).start()
+    signal.signal(signal.SIGTERM, _serve_a_little_longer)
 
 
-def _end_by_the_parent():
-    """Heed SIGTERM from the training process alone, whose DataLoader ends its workers by it."""
-    while True:
-        if signal.sigwaitinfo([signal.SIGTERM]).si_pid == os.getppid():
-            os._exit(128 + signal.SIGTERM)
+def _serve_a_little_longer(number, frame):
+    """Who sent the signal is not known: if it was the training process, it is enough to end soon."""
+    signal.alarm(LAST_SERVICE)
 
 
 def start(loader):

@@ -1,6 +1,7 @@
 """When a process dies or hangs the others end, soon, and one line names it; nobody is alarmed without a cause."""
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -237,6 +238,21 @@ def test_a_process_that_never_comes_is_named(processes):
     run.started[1].kill()
     assert run.end() == ([70, -9], 'error: no sign of process 1 of 2 within 3 s; start all of them, each with the same '
                          'master address and port; see --hang_timeout\n')
+
+
+@pytest.mark.parametrize('words', [b'', b'GET / HTTP/1.0\n\n', b'[1]\n',
+                                   b'{"rank": 1, "token": "guessed", "status": 2}\n'])
+def test_a_stranger_who_connects_changes_nothing(processes, words):
+    wait = 'until(lambda: done("over"))'
+    run = processes(wait, 'say("ready"); ' + wait)
+    run.wait_for('ready')
+    port = int((run.folder / 'address').read_text().split()[0])
+    with socket.create_connection(('127.0.0.1', port), 10) as stranger:
+        stranger.sendall(words)
+        if words:
+            assert stranger.recv(1) == b''              # shown the door
+    (run.folder / 'over').write_text('')
+    assert run.end() == ([0, 0], '')
 
 
 def test_an_operation_that_fails_as_a_process_has_died_is_one_line(processes):

@@ -101,7 +101,7 @@ def half_lines(folder):
 def kills(data, work, rng, count, epochs, processes):
     """Kill a run at random moments, resume it, and compare its end with an undisturbed one's."""
     row = Row('kill of {} at a random moment'.format('a run' if processes == 1 else 'one of two processes'))
-    whole, folder, round_ = work / 'whole-{}'.format(processes), work / 'killed-0', 0
+    whole, folder, round_ = work / 'whole-{}'.format(processes), work / 'killed-{}-0'.format(processes), 0
     assert run(command(data, whole, epochs, processes), work / 'whole.log') == 0
     worst = 0.
     while row.tried < count:
@@ -124,7 +124,7 @@ def kills(data, work, rng, count, epochs, processes):
             continue
         check_end(row, whole, folder, epochs, child.returncode, output.decode(errors='replace'))
         round_ += 1
-        folder = work / 'killed-{}'.format(round_)
+        folder = work / 'killed-{}-{}'.format(processes, round_)
     status = run(command(data, folder, epochs, processes), work / 'last.log')
     check_end(row, whole, folder, epochs, status, (work / 'last.log').read_text())
     row.note = '{} runs ended like the undisturbed one to the last bit'.format(round_ + 1)

@@ -150,7 +150,7 @@ class NativeAmp(FullPrecision):
 
     @property
     def scale(self):
-        return self._scaler.get_scale() if self._scaler else 1.
+        return self.state_dict().get('scale', 1.)
 
     def state_dict(self):
         return self._scaler.state_dict() if self._scaler else {}

@@ -12,7 +12,7 @@ from util.errors import UserError
 from util.loader import default_workers, seed_generators
 from util.log import logger
 from util.logbook import Logbook, SilentLogbook
-from util.stops import Stops
+from util.stops import NoStops, Stops
 
 
 class Runtime:
@@ -23,7 +23,7 @@ class Runtime:
         self.device = accelerator.use(world.local_rank)
         self.profiler = profiler.start(accelerator, profiling_folder if world.is_main else None)
         self.cores = None       # those that the process is bound to
-        self.stops = None           # util.stops.Stops of a program
+        self.stops = NoStops()
         self._begun = time.time()
 
     def place(self, model):

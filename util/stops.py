@@ -18,6 +18,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONE_REQUEST = 2.            # seconds
 
 
+class NoStops:
+    """Of a process that leaves signals to their default actions."""
+    requested = ''
+
+    def wait_for_the_step(self):
+        pass
+
+
 class Stops:
     """Hears stop signals from its making on."""
 

@@ -172,16 +172,24 @@ class Resumed:
 
     def report_changes(self, args, processes):
         """Say which flags are not those that the checkpoint was written with."""
-        before, now = dict(self.state['args'], processes=self.state['processes']), dict(vars(args), processes=processes)
+        saved = self.state.get('args') if 'optimizer' in self.state else None
+        if not isinstance(saved, dict):                 # that of a published one is a Namespace
+            return
+        before = dict(saved, processes=self.state.get('processes', processes))
+        now = dict(vars(args), processes=processes)
         changed = ['{} {} -> {}'.format(name, before[name], now[name]) for name in sorted(now)
                    if name in before and before[name] != now[name] and name not in PLACES]
         if changed:
-            logger.info('changed since the checkpoint: %s; the epoch goes on with the images that it has not seen',
-                        ', '.join(changed))
+            logger.info('changed since the checkpoint: %s%s', ', '.join(changed),
+                        '; the epoch goes on with the images that it has not seen' if self.state.get('images') else '')
 
     def bad_steps(self, limit, accum_iter):
         """util.bad_steps.BadSteps that goes on counting."""
         return BadSteps(limit, accum_iter, self.state.get('bad_steps_in_row', 0))
+
+    def forget(self):
+        """Let go of the tensors, which are in the model and the optimizer now."""
+        self.state = {}
 
     @property
     def next_epoch(self):

@@ -32,8 +32,7 @@ class Course:
         self._first_epoch, self._resumed = self._epoch, resumed
         self._every, self._steps, self._since = 1, 0, time.monotonic()
         self._pending = 0                               # iterations of the window that is open
-        if self._images:
-            resumed.report_changes(args, runtime.world.size)
+        resumed.report_changes(args, runtime.world.size)
 
     def nothing_left(self):
         """True, with a line, where a resumed run is already complete."""
@@ -46,7 +45,7 @@ class Course:
     def __enter__(self):
         args = self._args
         self._logbook = runtimes.open_logbook(args, self._runtime, self._resumed, (self._epoch, self._images))
-        self._resumed = None                            # its tensors are in the model and the optimizer now
+        self._resumed.forget()
         self._saver = (Saver(args.output_dir, args.save_every_minutes, args.keep_last) if self._runtime.world.is_main
                        else SilentSaver())
         self.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, self._loader.dataset, self._runtime)

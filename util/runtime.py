@@ -47,8 +47,7 @@ class Runtime:
 
     def check_agreement(self, what, value):
         """Raise UserError where processes have different values, as when nodes do not share a disk."""
-        total = self.totals(value)[0]
-        if total != value * self.world.size:
+        if any(row != [value] for row in self.world.gather(torch.tensor([float(value)], device=self.device))):
             raise UserError('--resume: the processes disagree on the {}, {} here; all nodes must see the same '
                             'checkpoint, on a shared disk or as copies'.format(what, value))
 

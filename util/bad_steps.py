@@ -8,8 +8,9 @@ import torch
 
 from util.errors import UserError
 from util.files import write_atomically
+from util.log import logger
 
-REMEMBERED = 256            # iterations
+REMEMBERED = 128            # steps
 
 
 class BadSteps:
@@ -18,25 +19,27 @@ class BadSteps:
     Gradients are exchanged before they are looked at, so every process counts the same.
 
     Args:
-        accum_iter: iterations of a step.
         in_row: steps that were skipped last before a resume.
     """
 
-    def __init__(self, limit, accum_iter=1, in_row=0):
-        self.limit, self._accum_iter = limit, accum_iter
+    def __init__(self, limit, in_row=0):
+        self.limit = limit
         # Numbers, or tensors on the device where the optimizer decides there; the host reads them now and then.
         self._skipped, self._in_row, self._over = 0, in_row, 0
-        self._recent = collections.deque(maxlen=REMEMBERED)
+        self._recent = collections.deque(maxlen=REMEMBERED)     # ([what `remember` got of its iterations], bad)
+        self._open = []
 
     def add(self, bad):
         """Count a step: 1 where it was skipped, else 0 (a number or a 0-dimensional tensor)."""
         self._skipped = bad + self._skipped
         self._in_row = (bad + self._in_row) * bad
         self._over = (self._in_row >= self.limit) + self._over
+        self._recent.append((self._open, bad))
+        self._open = []
 
     def remember(self, epoch, iteration, lr, loss):
         """Keep what a diagnosis needs of an iteration; `loss` (a scalar on the device) is not read."""
-        self._recent.append((epoch, iteration, lr, loss.detach()))
+        self._open.append((epoch, iteration, lr, loss.detach()))
 
     @property
     def skipped(self):
@@ -62,18 +65,30 @@ class BadSteps:
         Raises:
             UserError: always.
         """
-        row = list(self._recent)[-self.in_row * self._accum_iter:][:self.limit * self._accum_iter]
+        steps = self._worst_row()
+        row = [iteration for iterations in steps[:self.limit] for iteration in iterations]
         losses = world.gather(torch.stack([loss.float() for *_, loss in row]))
         path = os.path.join(folder, 'bad_steps.json')
         if world.is_main:
-            report = {'skipped_in_a_row': self.in_row, 'loss_scale': scale,
+            report = {'skipped_in_a_row': len(steps), 'loss_scale': scale,
                       'iterations': [{'epoch': epoch, 'iteration': iteration, 'lr': lr,
                                       'processes': _processes([row[i] for row in losses], epoch, iteration, files_of)}
                                      for i, (epoch, iteration, lr, _) in enumerate(row)]}
-            write_atomically(path, json.dumps(report, indent=1).encode())
+            try:
+                write_atomically(path, json.dumps(report, indent=1).encode())
+            except OSError as error:
+                logger.error('error: %s: not written (%s)', path, error.strerror)
         raise UserError('{} steps in a row, from epoch {}, iteration {} on, were skipped, as a loss or gradient is not '
                         'finite: lower --blr (or --lr), lengthen --warmup_epochs or set --clip_grad 1.0, then go on '
-                        'with --resume auto; {} lists losses and images'.format(self.in_row, *row[0][:2], path))
+                        'with --resume auto; {} lists losses and images'.format(len(steps), *row[0][:2], path))
+
+    def _worst_row(self):
+        """The iterations of each step of the longest row of skipped ones that is remembered."""
+        worst, row = [], []
+        for iterations, bad in self._recent:
+            row = row + [iterations] if int(bad) else []
+            worst = max(worst, row, key=len)
+        return worst
 
 
 def _processes(losses, epoch, iteration, files_of):

@@ -183,9 +183,9 @@ class Resumed:
             logger.info('changed since the checkpoint: %s%s', ', '.join(changed),
                         '; the epoch goes on with the images that it has not seen' if self.state.get('images') else '')
 
-    def bad_steps(self, limit, accum_iter):
+    def bad_steps(self, limit):
         """util.bad_steps.BadSteps that goes on counting."""
-        return BadSteps(limit, accum_iter, self.state.get('bad_steps_in_row', 0))
+        return BadSteps(limit, self.state.get('bad_steps_in_row', 0))
 
     def forget(self):
         """Let go of the tensors, which are in the model and the optimizer now."""

@@ -44,7 +44,8 @@ class Course:
 
     def __enter__(self):
         args = self._args
-        self._logbook = runtimes.open_logbook(args, self._runtime, self._resumed, (self._epoch, self._images))
+        begin = self._epoch + self._images / len(self._loader.dataset)
+        self._logbook = runtimes.open_logbook(args, self._runtime, self._resumed, (self._epoch, self._images), begin)
         self._resumed.forget()
         self._saver = (Saver(args.output_dir, args.save_every_minutes, args.keep_last) if self._runtime.world.is_main
                        else SilentSaver())

@@ -87,7 +87,9 @@ def going_on(command):
     resumes = command[-2:] == ['--resume', 'auto'] or '--eval' in command
     if resumes or not numbered(_value_of('--output_dir', command) or './output_dir'):
         return command
-    return command + ['--resume', 'auto']
+    kept = [word for i, word in enumerate(command) if not word.startswith('--start_epoch')
+            and (i == 0 or command[i - 1] != '--start_epoch')]
+    return kept + ['--resume', 'auto']
 
 
 class Signals:
@@ -100,7 +102,8 @@ class Signals:
     def __init__(self, stop_timeout):
         self.received, self._stop_timeout = False, stop_timeout
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-            signal.signal(number, self._pass_on)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:       # as under nohup
+                signal.signal(number, self._pass_on)
 
     def _pass_on(self, number, frame):
         if not self.received:

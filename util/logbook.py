@@ -17,15 +17,16 @@ class Logbook:
     Args:
         lock: of the folder, released by `close`.
         records: the lines that log.txt has at the start, as a resumed run left them; None: those that are there.
-        begin: fractional epoch from which on TensorBoard shows this run, and no more the one that it goes on from.
+        begin: fractional epoch from which on TensorBoard shows this run, and no more the one that it goes on from; None
+            where it goes on from none.
     """
 
-    def __init__(self, folder, log_dir, lock, records=None, begin=0.):
+    def __init__(self, folder, log_dir, lock, records=None, begin=None):
         self.folder, self._lock = folder, lock
         self._path = os.path.join(folder, 'log.txt')
         self.records = lines(self._path) if records is None else list(records)
-        self._writer = _tensorboard(log_dir or folder, int(begin * STEPS_PER_EPOCH))
-        if records:
+        self._writer = _tensorboard(log_dir or folder, None if begin is None else int(begin * STEPS_PER_EPOCH))
+        if records is not None and (records or os.path.exists(self._path)):
             self._write()
 
     def epoch(self, record):
@@ -104,7 +105,7 @@ class _NoTensorBoard:
 def _tensorboard(log_dir, purge_step):
     try:
         from torch.utils.tensorboard import SummaryWriter
-        return SummaryWriter(log_dir=log_dir, purge_step=purge_step or None)
+        return SummaryWriter(log_dir=log_dir, purge_step=purge_step)
     except (ImportError, OSError, UnicodeEncodeError) as error:      # the last of a folder whose name is no text
         logger.info('TensorBoard files are not written: %s', error)
         return _NoTensorBoard()

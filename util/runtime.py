@@ -86,13 +86,13 @@ def start(args):
     return runtime
 
 
-def open_logbook(args, runtime, resumed=None, start=(0, 0)):
+def open_logbook(args, runtime, resumed=None, start=(0, 0), begin=0.):
     """Where this process writes results: the main one to args.output_dir, which it locks; the others nowhere.
 
     Called last before the work begins, so that a mistake found earlier leaves earlier results where they are.
     Args:
         resumed: util.checkpoint.Resumed that a training goes on from; None for an evaluation.
-        start: (epoch, images of it) that the training starts at.
+        start, begin: (epoch, images of it) and fractional epoch that the training starts at.
     Raises:
         UserError: the folder cannot be written, or another run is at work there.
     """
@@ -107,7 +107,7 @@ def open_logbook(args, runtime, resumed=None, start=(0, 0)):
         asides += output_dir.set_log_aside(args.output_dir, records) if args.resume != 'auto' else []
     for aside in asides:
         logger.info('earlier results kept in %s', aside)
-    return Logbook(args.output_dir, args.log_dir, lock, records, start[0])
+    return Logbook(args.output_dir, args.log_dir, lock, records, None if records is None else begin)
 
 
 def describe(args, runtime, precision):

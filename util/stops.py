@@ -45,13 +45,13 @@ class Stops:
         self._patient = True
 
     def _listen(self):
-        launcher = int(os.environ.get('MAE_LAUNCHER', os.getppid()))
+        launcher = os.environ.get('MAE_LAUNCHER')
         while True:
             if select.select([self._hears], [], [], 1.)[0]:
                 number = os.read(self._hears, 1)[0]
                 if number in SIGNALS:
                     self._ask(signal.Signals(number).name, 128 + number)
-            elif os.getppid() != launcher and not self.requested:
+            elif launcher and os.getppid() != int(launcher) and not self.requested:
                 self._ask('the end of its launcher', FAULT_STATUS)
 
     def _ask(self, what, status):

@@ -143,7 +143,7 @@ class Watchdog:
             if member.status not in TOGETHER:
                 self._end('', member.status)
         here = [member for member in self.members if member.takes_part]
-        idle = now - max(member.moved for member in here)
+        idle = now - max(max(member.moved, member.ended or 0.) for member in self.members)      # leaving is moving too
         soon = min(SILENCE, self.hang_timeout)
         silent = [member for member in here if now - member.heard >= soon and member.host != self.me.host]
         if silent and idle >= soon:

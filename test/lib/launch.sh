@@ -99,7 +99,7 @@ check_parameters() {
 # build_command FOLDER: COMMAND, from the recipe, the declarations and the user's parameters; FOLDER gets its output.
 build_command() {
     COMMAND=("$PYTHON")
-    if ((nnodes > 1 || ${nproc:-$DEVICES} > 1 || ${max_restarts:-0} > 0)); then
+    if ((nnodes > 1 || ${nproc:-$DEVICES} > 1 || ${max_restarts:-0} > 0 || ${stop_timeout:-0} > 0)); then
         COMMAND+=("$ROOT/util/launch.py")
         if [[ -n $nproc ]]; then COMMAND+=(--nproc "$nproc"); else COMMAND+=(--devices "$DEVICES"); fi
         if ((nnodes > 1)); then COMMAND+=(--nnodes "$nnodes" --node_rank "$node_rank" --master_addr "$master_addr"); fi

@@ -93,8 +93,8 @@ def test_what_a_resumed_run_knows_counts_on(updates):
 
 
 def test_giving_up_tells_the_first_skipped_iterations_their_losses_and_their_images(tmp_path):
-    bad_steps = BadSteps(2, accum_iter=2)
-    for i, (bad, loss) in enumerate([(0, 1.), (1, math.nan), (1, 2.)]):
+    bad_steps = BadSteps(2)
+    for i, (bad, loss) in enumerate([(0, 1.), (1, math.nan), (1, 2.), (0, 1.)]):
         for part in (0, 1):
             bad_steps.remember(7, 2 * i + part, 1e-3, torch.tensor(loss))
         bad_steps.add(bad)

@@ -6,8 +6,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from util import safe_pickle
-from util.errors import UserError
+from util import safe_pickle, watchdog
+from util.errors import UserError, one_line
 from util.images import read_image
 
 EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
@@ -141,6 +141,7 @@ def _cifar_folder(data_path):
 def _walk(root):
     """All files below `root` in a fixed order; UserError where a folder cannot be listed."""
     for folder, subfolders, files in os.walk(root, onerror=_unlisted, followlinks=True):
+        watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
         subfolders.sort()
         for name in sorted(files):
             yield os.path.join(folder, name)

@@ -36,7 +36,8 @@ def parse(argv):
     parser.add_argument('--nnodes', type=COUNT, default=1, help='number of nodes')
     parser.add_argument('--node_rank', type=INDEX, default=0, help='index of this node')
     parser.add_argument('--master_addr', default='127.0.0.1', help='address of node 0')
-    parser.add_argument('--master_port', type=COUNT, help='port of node 0; default: a free one, on several nodes 29500')
+    parser.add_argument('--master_port', type=COUNT, help='port of node 0, the next one for each restart on several '
+                             'nodes; default: a free one, on several nodes 29500')
     parser.add_argument('--max_restarts', type=INDEX, default=0,
                         help='how often a run that a fault has ended is started again from its last checkpoint')
     parser.add_argument('--stop_timeout', type=COUNT, default=300,
@@ -58,21 +59,29 @@ def main(argv):
     for attempt in range(flags.max_restarts + 1):
         if attempt:
             command = going_on(command)
+            os.environ['MAE_RESTART'] = str(attempt)
             print('restart {} of {}{}'.format(attempt, flags.max_restarts,
                                               ' with --resume auto' if command[-1:] == ['auto'] else ''), flush=True)
             signals.pause(min(2 ** (attempt - 1), LONGEST_PAUSE))
         if signals.received:
             break
-        status = run_once(flags, command, processes, signals)
+        status = run_once(flags, command, processes, port_of(flags, attempt), signals)
         # torchrun's own restarts would also repeat what a user must mend, and a stop that was asked for.
         if status in (0, USER_ERROR_STATUS, UNSAVED_STATUS, STOPPED_STATUS) or signals.received:
             break
     sys.exit(status)
 
 
-def run_once(flags, command, processes, signals):
+def port_of(flags, attempt):
+    """Where the processes meet. Nodes count up with every restart, so that one which is ahead does not meet what the
+    attempt before has left."""
+    if flags.nnodes > 1:
+        return (flags.master_port or 29500) + attempt
+    return flags.master_port or free_port()
+
+
+def run_once(flags, command, processes, port, signals):
     """Start the processes and wait for their end; returns the status."""
-    port = flags.master_port or (free_port() if flags.nnodes == 1 else 29500)
     try:
         from torch.distributed.run import main as torchrun
     except ImportError:

@@ -17,8 +17,7 @@ class Logbook:
     Args:
         lock: of the folder, released by `close`.
         records: the lines that log.txt has at the start, as a resumed run left them; None: those that are there.
-        begin: fractional epoch from which on TensorBoard shows this run, and no more the one that it goes on from; None
-            where it goes on from none.
+        begin: fractional epoch from which on TensorBoard shows this run, not one before in the same folder; None: both.
     """
 
     def __init__(self, folder, log_dir, lock, records=None, begin=None):

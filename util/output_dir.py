@@ -21,13 +21,15 @@ def prepare(folder, resume='', results=RESULTS):
 
     Args:
         results: file patterns that betray an earlier run; a launcher's own log lies there before the run starts.
-        resume: the --resume flag. 'auto', or a checkpoint inside the folder, continues what is there.
+        resume: the --resume flag. 'auto', or a checkpoint inside the folder, continues what is there; so does a run
+            that its launcher, whose log is open there, has started again.
     Returns:
         where the earlier results went, or None.
     Raises:
         UserError: the folder cannot be made or written.
     """
-    continues = resume == 'auto' or (resume and os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder))
+    continues = resume == 'auto' or 'MAE_RESTART' in os.environ or (
+        resume and os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder))
     aside = set_aside(folder) if _holds(folder, results) and not continues else None
     _make(folder)
     if not os.access(folder, os.W_OK):

@@ -86,12 +86,12 @@ def start(args):
     return runtime
 
 
-def open_logbook(args, runtime, resumed=None, start=(0, 0), begin=0.):
+def open_logbook(args, runtime, resumed=None, start=(0, 0), begin=None):
     """Where this process writes results: the main one to args.output_dir, which it locks; the others nowhere.
 
     Called last before the work begins, so that a mistake found earlier leaves earlier results where they are.
     Args:
-        resumed: util.checkpoint.Resumed that a training goes on from; None for an evaluation.
+        resumed: util.checkpoint.Resumed of a training; None for an evaluation.
         start, begin: (epoch, images of it) and fractional epoch that the training starts at.
     Raises:
         UserError: the folder cannot be written, or another run is at work there.
@@ -101,13 +101,14 @@ def open_logbook(args, runtime, resumed=None, start=(0, 0), begin=0.):
         return SilentLogbook()
     lock, asides = output_dir.enter(args.output_dir, 'auto' if resumed is None else args.resume)
     records = None
-    if resumed is not None and resumed.path:
-        asides += checkpoint.set_newer_aside(args.output_dir, start, resumed.path)
+    if resumed is not None:
+        asides += checkpoint.set_newer_aside(args.output_dir, start, resumed.path) if resumed.path else []
         records = resumed.records_before(start[0], args.output_dir)
-        asides += output_dir.set_log_aside(args.output_dir, records) if args.resume != 'auto' else []
+        if args.resume != 'auto' or not resumed.path:       # else the course is the same: lines are written again
+            asides += output_dir.set_log_aside(args.output_dir, records)
     for aside in asides:
         logger.info('earlier results kept in %s', aside)
-    return Logbook(args.output_dir, args.log_dir, lock, records, None if records is None else begin)
+    return Logbook(args.output_dir, args.log_dir, lock, records, begin)
 
 
 def describe(args, runtime, precision):

@@ -1,16 +1,22 @@
 """Killed anywhere and resumed, a run ends as if nothing had happened: weights, moments, log.txt, best accuracy."""
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, execute, finetune, pretrain
 from test_end_to_end import moments_of, same, weights_of
+from test_launchers import both, by
+
+from util.launch import free_port
 
 TIMES = ('FPS', 'data_wait')        # all that differs between two runs of the same course
 
-# Runs a main script which saves after each step that it can, and is killed after so many iterations, without warning.
+# Runs a main script which saves after each step that it can, and is killed after so many iterations, without warning;
+# not when its launcher has started it again.
 KILLER = """
 import os, runpy, signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -25,7 +31,7 @@ def killed(self, iteration):
     after(self, iteration)
     self._saver.wait()
     count[0] += 1
-    if count[0] == last and os.environ.get('RANK', '0') == rank:
+    if count[0] == last and os.environ.get('RANK', '0') == rank and 'MAE_RESTART' not in os.environ:
         os.kill(os.getpid(), signal.SIGKILL)
 
 Course._after = killed
@@ -94,6 +100,27 @@ def test_two_processes_of_which_any_is_killed_end_as_the_uninterrupted_ones(imag
 
 
 @pytest.mark.slow
+@both
+def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_nothing_was(images, tmp_path, killer,
+                                                                                        supervisor):
+    flags = ['--data_path', images, '--epochs', 3, '--batch_size', 2, '--num_workers', 0]
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    assert command('main_finetune.py', [*flags, '--output_dir', whole], 2).status == 0
+    port = free_port()
+    nodes = [by(supervisor, '--nproc', 1, '--nnodes', 2, '--node_rank', node, '--master_port', port,
+                '--max_restarts', 1, killer, ROOT, ROOT / 'main_finetune.py', 1, 20, *FINETUNE, *flags,
+                '--output_dir', parts, '--save_every_minutes', 1e-5) for node in range(2)]
+    nodes = [subprocess.Popen([str(word) for word in node], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              env={**os.environ, 'OMP_NUM_THREADS': '1'}) for node in nodes]
+    outputs = [node.communicate(timeout=300)[0].decode() for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert all('restart 1 of 1 with --resume auto\n' in output for output in outputs), outputs
+    assert 'process 1 was killed by SIGKILL' in outputs[1] and 'going on in epoch 2' in outputs[0], outputs
+    for one, other in zip(results(whole), results(parts)):
+        assert same(one, other)
+
+
+@pytest.mark.slow
 def test_a_changed_batch_and_accumulation_go_on_with_the_unseen_images_and_say_what_changed(images, tmp_path, killer):
     flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-5, '--epochs', 2]
     assert command('main_pretrain.py', flags, 1, killer, 3).status == -9           # 24 of 32 images
@@ -135,6 +162,17 @@ def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(images, tmp
     assert len((tmp_path / 'log.txt').read_text().splitlines()) == 3
     old, = tmp_path.glob('log.*.txt')
     assert len(old.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize('again', [{'MAE_RESTART': '1'}, {}])
+def test_a_run_that_ended_before_its_first_checkpoint_begins_its_log_anew(images, tmp_path, again):
+    (tmp_path / 'log.txt').write_text('{"epoch": 0, "train_loss": 7}\n')
+    flags = ['--resume', 'auto'] if not again else []
+    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, *flags, **again)
+    assert run.status == 0, run.output
+    record, = (tmp_path / 'log.txt').read_text().splitlines()
+    old, = tmp_path.glob('log.*.txt')
+    assert json.loads(record)['train_loss'] != json.loads(old.read_text())['train_loss'] == 7
 
 
 def test_a_checkpoint_within_an_epoch_tells_the_published_reader_the_last_whole_epoch(images, tmp_path, killer):

@@ -182,6 +182,10 @@ def test_processes_may_part_one_after_the_other(processes):
     assert processes('pass', 'work(2)', 'pass').end() == ([0, 0, 0], '')
 
 
+def test_who_has_waited_for_the_first_process_may_part_after_it(processes):
+    assert processes('work(4, alone=True)', 'time.sleep(5)', hang_timeout=2.5).end() == ([0, 0], '')
+
+
 def test_who_hangs_after_the_first_process_has_parted_ends_by_itself(processes):
     run = processes('pass', 'wait_for_ever()', hang_timeout=2)
     statuses, output = run.end()

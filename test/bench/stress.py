@@ -1,8 +1,9 @@
 """Everything that may happen to a long run, at length: python test/bench/stress.py [--short] [--seed N]
 
-Kills runs at random moments, alone and in two processes, and compares their ends with those of undisturbed runs; stops
-them by signals, feeds broken images, fills the disk at every stage of a save; and prints a table of what was tried,
-survived and lost. Needs the right to mount a tmpfs for the full disk. The tests run the short form.
+Kills runs at random moments, alone, in two processes and under --max_restarts, and compares their ends with those of
+undisturbed runs; freezes processes, stops runs by signals, feeds broken images and damaged checkpoints, fills the disk
+at every stage of a save; and prints a table of what was tried, survived and lost. Needs the right to mount a tmpfs for
+the full disk. The tests run the short form; the long one takes about 40 minutes.
 """
 import argparse
 import json
@@ -48,9 +49,10 @@ class Row:
                                                    '' if survived else '; LOST: ' + why), flush=True)
 
 
-def command(data, folder, epochs, processes=1, flags=()):
+def command(data, folder, epochs, processes=1, flags=(), max_restarts=0):
     """A pre-training that saves as often as it can."""
-    launcher = [ROOT / 'util' / 'launch.py', '--nproc', processes] if processes > 1 else []
+    launcher = [ROOT / 'util' / 'launch.py', '--nproc', processes, '--max_restarts', max_restarts]
+    launcher = launcher if processes > 1 else []
     return [str(word) for word in (sys.executable, '-u', *launcher, ROOT / 'main_pretrain.py', *NANO, '--data_path',
                                    data, '--output_dir', folder, '--epochs', epochs, '--save_every_minutes', 1e-5,
                                    '--resume', 'auto', *flags)]
@@ -138,6 +140,73 @@ def check_end(row, whole, folder, epochs, status, output):
     why = difference(end_of(whole, epochs), end_of(folder, epochs)) if status == 0 else output[-300:]
     if status or why:
         row.count(False, 'status {}, other end: {}'.format(status, why))
+
+
+def restarts(data, work, rng, count, epochs):
+    """Kill either process of a run whose launcher starts it again, at random moments; it ends by itself."""
+    row, folder = Row('kill of one of two processes under --max_restarts'), work / 'restarted'
+    words = command(data, folder, epochs, 2, max_restarts=count)
+    begun, killed = time.monotonic(), 0
+    with open(str(work / 'restarts.log'), 'wb') as log:
+        child = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+    while child.poll() is None and killed < count:
+        time.sleep(rng.uniform(2, 12))
+        trained = sorted(trained_by(child.pid))
+        if len(trained) == 2:
+            os.kill(rng.choice(trained), signal.SIGKILL)
+            killed += 1
+            while trained_by(child.pid):        # the others, which notice it
+                time.sleep(.1)
+    status, output = child.wait(), (work / 'restarts.log').read_text()
+    row.tried = row.survived = killed
+    check_end(row, work / 'whole-2', folder, epochs, status, output)
+    row.note = 'the run ended by itself like the undisturbed one, after {:.0f} s'.format(time.monotonic() - begun)
+    return row
+
+
+def freezes(data, work, rng, count):
+    """Freeze one of two processes at a random moment; both must end, with a line that names it."""
+    row, worst = Row('freeze of one of two processes (--hang_timeout 10)'), 0.
+    for _ in range(count):
+        child = subprocess.Popen(command(data, work / 'frozen', 100000, 2, ['--hang_timeout', 10]),
+                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while b'Epoch' not in child.stdout.readline() and child.poll() is None:
+            pass
+        time.sleep(rng.uniform(0, 5))
+        victim, begun = rng.choice(sorted(trained_by(child.pid))), time.monotonic()
+        os.kill(victim, signal.SIGSTOP)
+        output = child.communicate()[0].decode(errors='replace')
+        worst = max(worst, time.monotonic() - begun)
+        row.count(child.returncode not in (0, 75) and 'pid {}) hangs at'.format(victim) in output,
+                  'status {}: {}'.format(child.returncode, output[-300:]))
+    row.note = 'all processes gone after {:.0f} s at most'.format(worst)
+    return row
+
+
+def damaged_checkpoints(work, rng, count):
+    """Cut a checkpoint off, or flip one of its bits, at a random place: it is refused, or loads as it was."""
+    row, path, refused = Row('checkpoint cut off or with a flipped bit'), work / 'damaged.pth', 0
+    state = {'model': {'w{}'.format(i): torch.randn(100, 10) for i in range(20)}, 'epoch': 3}
+    checkpoint_file.save(str(path), state)
+    content = path.read_bytes()
+    for i in range(count):
+        place = rng.randrange(len(content))
+        damaged = bytearray(content[:place] if i % 2 else content)
+        if not i % 2:
+            damaged[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(damaged))
+        row.tried += 1
+        try:
+            loaded = checkpoint_file.load(str(path))
+            same = loaded['epoch'] == 3 and all(torch.equal(tensor, loaded['model'][name])
+                                                for name, tensor in state['model'].items())
+            row.lost += [] if same else ['damage at byte {} of {} was not noticed'.format(place, len(content))]
+        except UserError as error:
+            refused += 1
+            row.lost += [] if '\n' not in str(error) else ['more than a line: {}'.format(error)]
+    row.survived = row.tried - len(row.lost)
+    row.note = '{} refused by name; the others are damaged where nothing is read'.format(refused)
+    return row
 
 
 def trained_by(launcher):
@@ -251,9 +320,13 @@ def main():
         work = Path(folder)
         data = work / 'images'
         drawn_dataset.write(str(data), train=64, val=8, seed=0)
-        rows = [kills(data, work, rng, 2 if few else 50, 10 if few else 40, 1),
-                kills(data, work, rng, 1 if few else 20, 10 if few else 40, 2),
+        epochs = 5 if few else 40
+        rows = [kills(data, work, rng, 2 if few else 50, epochs, 1),
+                kills(data, work, rng, 1 if few else 20, epochs, 2),
+                restarts(data, work, rng, 1 if few else 6, epochs),
+                freezes(data, work, rng, 1 if few else 5),
                 stops(data, work, rng, 1 if few else 12),
+                damaged_checkpoints(work, rng, 40 if few else 2000),
                 fuzz(data, work, args.seed, 60 if few else 2000),
                 full_disk(work, 4 if few else 40)]
     print(table(rows))

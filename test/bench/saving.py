@@ -1,0 +1,73 @@
+"""What a checkpoint costs the training: python test/bench/saving.py [--model NAME] [--device cpu] [--folder DIR]
+
+Steps alone, steps after a save that goes on beside them, and a save that is waited for, in turn; prints medians.
+"""
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
+
+import torch
+
+import models_mae
+from util import checkpoint_file, device
+from util.saver import Saver, size_of
+
+STEPS = 3           # timed together
+
+
+def steps(model, optimizer, images, synchronize):
+    """Seconds that STEPS optimizer steps take."""
+    begun = time.perf_counter()
+    for _ in range(STEPS):
+        model(images)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    synchronize()
+    return time.perf_counter() - begun
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--model', default='mae_vit_base_patch16')
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--batch_size', type=int, default=8)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--folder', help='disk to save on; default: that of temporary files')
+    args = parser.parse_args()
+    accelerator = device.select(args.device)
+    place = accelerator.use(0)
+    model = getattr(models_mae, args.model)().to(place)
+    optimizer = accelerator.adamw(model.parameters(), lr=1e-4)
+    images = torch.randn(args.batch_size, 3, 224, 224, device=place)
+    steps(model, optimizer, images, accelerator.synchronize)
+    times = {name: [] for name in ('steps alone', 'save() returns', 'steps during a save', 'save is on the disk',
+                                   'save that is waited for')}
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        saver = Saver(folder, 0, 1)
+        for _ in range(args.rounds):
+            times['steps alone'].append(steps(model, optimizer, images, accelerator.synchronize))
+            state = {'model': model.state_dict(), 'optimizer': optimizer.state_dict()}
+            begun = time.perf_counter()
+            saver.save(state, ['checkpoint-0.pth'])
+            times['save() returns'].append(time.perf_counter() - begun)
+            times['steps during a save'].append(steps(model, optimizer, images, accelerator.synchronize))
+            assert saver.wait()
+            times['save is on the disk'].append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            checkpoint_file.save(os.path.join(folder, 'checkpoint-1.pth'), state)
+            times['save that is waited for'].append(time.perf_counter() - begun)
+    print('{} on {}, torch {}, state of {:.0f} MB; medians of {}, in seconds ({} steps):'.format(
+        args.model, accelerator.name, torch.__version__, size_of(state) / 1e6, args.rounds, STEPS))
+    for name, values in times.items():
+        print('{:24} {:7.3f}   ({:.3f} to {:.3f})'.format(name, statistics.median(values), min(values), max(values)))
+
+
+if __name__ == '__main__':
+    main()

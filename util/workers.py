@@ -1,6 +1,8 @@
 """Loader processes: which signals they take, and what is said when one of them dies."""
+import os
 import re
 import signal
+import sys
 import time
 
 from util.errors import Fault
@@ -22,6 +24,25 @@ def leave_signals_to_the_parent(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _serve_a_little_longer)
+    sys.excepthook = _Hook(os.getppid(), sys.excepthook)
+
+
+class _Hook:
+    """sys.excepthook of a loader process, silent about connections that broke off as the training process died.
+
+    The thread that hands batches over would print a traceback between the lines that name who died.
+    """
+
+    def __init__(self, parent, before):
+        self._parent, self._before = parent, before
+
+    def __call__(self, kind, error, trace):
+        deadline = time.monotonic() + GRACE         # a process's connections end a little before the process
+        while isinstance(error, (OSError, EOFError)) and time.monotonic() < deadline:
+            if os.getppid() != self._parent:
+                return
+            time.sleep(.02)
+        self._before(kind, error, trace)
 
 
 def _serve_a_little_longer(number, frame):

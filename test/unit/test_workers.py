@@ -191,3 +191,26 @@ def test_a_loader_process_ends_soon_after_the_signal_of_its_training_process(mon
         worker.join(30)
         return str(worker.exitcode)
     assert apart(work) == str(-signal.SIGALRM)
+
+
+ORPHAN = """
+import os, signal, sys
+from util import workers
+ends, dies = os.pipe(), sys.argv[1] == 'dies'
+if os.fork():
+    os.kill(os.getpid(), signal.SIGKILL) if dies else os.wait()
+else:
+    workers.leave_signals_to_the_parent(0)
+    os.close(ends[1])
+    try:
+        os.read(ends[0], 1) if dies else None       # until the training process is gone
+        raise ConnectionResetError('mid-batch')
+    except ConnectionResetError:
+        sys.excepthook(*sys.exc_info())             # as the thread that hands batches over does
+"""
+
+
+@pytest.mark.parametrize('parent, said', [('dies', False), ('lives', True)])
+def test_a_loader_process_says_nothing_of_a_connection_that_its_killed_training_process_left(parent, said):
+    run = execute([sys.executable, '-c', ORPHAN, parent])
+    assert ('ConnectionResetError: mid-batch' in run.output) == said, run.output

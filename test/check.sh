@@ -51,14 +51,31 @@ for generation in 1.5 1.8 1.11 2.x; do
     fi
 done
 
-for i in ${pythons[@]+"${!pythons[@]}"}; do
+# test_generation I [pytest arguments]: run the tests with the I-th that was found, and note its result and time.
+test_generation() {
+    local i=$1 begun=$SECONDS result=passed others=()
+    shift
+    if ((i < last)); then
+        others=(--ignore=test/unit/test_generations.py --ignore=test/unit/test_stress.py)
+    fi
     printf '\n=== PyTorch %s\n' "${found[i]}"
-    begun=$SECONDS result=passed
-    others=(--ignore=test/unit/test_generations.py --ignore=test/unit/test_stress.py)
-    if ((i == ${#pythons[@]} - 1)); then others=(); fi
-    "${pythons[i]}" -m pytest ${others[@]+"${others[@]}"} "$@" || result=FAILED status=1
-    report+=("PyTorch ${found[i]}: $result in $(((SECONDS - begun) / 60)) min $(((SECONDS - begun) % 60)) s")
-done
+    "${pythons[i]}" -m pytest ${others[@]+"${others[@]}"} "$@" || result=FAILED
+    printf 'PyTorch %s: %s in %d min %d s\n' "${found[i]}" "$result" $(((SECONDS - begun) / 60)) \
+        $(((SECONDS - begun) % 60)) >"$results/$i"
+}
+
+# The older ones, one after the other, run beside the newest and are shown after it: most tests keep one core busy.
+last=$((${#pythons[@]} - 1)) results=$(mktemp -d)
+set -m      # a process group of its own, which ends with this script
+for ((i = 0; i < last; i++)); do test_generation "$i" "$@"; done >"$results/older" 2>&1 &
+set +m
+older=$!
+trap 'kill -- "-$older" 2>/dev/null; rm -rf "$results"' EXIT
+if ((last >= 0)); then test_generation "$last" "$@"; fi
+wait
+cat "$results/older"
+for ((i = 0; i <= last; i++)); do report+=("$(cat "$results/$i")"); done
+if [[ ${report[*]} == *FAILED* ]]; then status=1; fi
 printf '\n'
 printf '%s\n' "${report[@]}"
 exit "$status"

@@ -166,9 +166,9 @@ def restarts(data, work, rng, count, epochs):
 
 def freezes(data, work, rng, count):
     """Freeze one of two processes at a random moment; both must end, with a line that names it."""
-    row, worst = Row('freeze of one of two processes (--hang_timeout 10)'), 0.
+    row, worst = Row('freeze of one of two processes (--hang_timeout 20)'), 0.
     for _ in range(count):
-        child = subprocess.Popen(command(data, work / 'frozen', 100000, 2, ['--hang_timeout', 10]),
+        child = subprocess.Popen(command(data, work / 'frozen', 100000, 2, ['--hang_timeout', 20]),
                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         while b'Epoch' not in child.stdout.readline() and child.poll() is None:
             pass

@@ -23,6 +23,7 @@ from util.arguments import COUNT, INDEX, Parser
 from util.checkpoint import numbered
 from util.errors import FAULT_STATUS, STOPPED_STATUS, UNSAVED_STATUS, USER_ERROR_STATUS, UserError, run
 from util.loader import default_workers
+from util.stops import Launcher
 
 SAID = (USER_ERROR_STATUS, FAULT_STATUS, UNSAVED_STATUS, STOPPED_STATUS)    # statuses that a process explains itself
 LONGEST_PAUSE = 30          # seconds between a failure and the restart
@@ -54,8 +55,9 @@ def main(argv):
         check_devices(flags.devices, _value_of('--device', command) or 'auto')
     processes = flags.nproc or flags.devices
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
-    os.environ['MAE_LAUNCHER'] = str(os.getpid())
     signals, status = Signals(flags.stop_timeout), STOPPED_STATUS
+    threading.Thread(target=stop_without, args=(Launcher(),), daemon=True).start()
+    os.environ['MAE_LAUNCHER'] = str(os.getpid())
     for attempt in range(flags.max_restarts + 1):
         if attempt:
             command = going_on(command)
@@ -134,6 +136,13 @@ class Signals:
         end = time.monotonic() + seconds
         while not self.received and time.monotonic() < end:
             time.sleep(.1)
+
+
+def stop_without(launcher):
+    """Take the end of the bash that has started this process, in whatever way, for a wish to stop."""
+    while not launcher.gone:
+        time.sleep(1.)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def send(number, pids):

@@ -18,6 +18,24 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONE_REQUEST = 2.            # seconds
 
 
+class Launcher:
+    """The process that started this one by the launchers' means, and says so in MAE_LAUNCHER; there may be none."""
+
+    def __init__(self):
+        self._pid, self._parent = os.environ.get('MAE_LAUNCHER'), os.getppid()
+
+    @property
+    def gone(self):
+        """True where it has ended; so it counts when a wrapper between the two has."""
+        if self._pid is None:
+            return False
+        try:
+            os.kill(int(self._pid), 0)
+        except ProcessLookupError:
+            return True
+        return os.getppid() != self._parent     # of one that has ended and that nobody has waited for
+
+
 class NoStops:
     """Of a process that leaves signals to their default actions."""
     requested = ''
@@ -45,13 +63,13 @@ class Stops:
         self._patient = True
 
     def _listen(self):
-        launcher = os.environ.get('MAE_LAUNCHER')
+        launcher = Launcher()
         while True:
             if select.select([self._hears], [], [], 1.)[0]:
                 number = os.read(self._hears, 1)[0]
                 if number in SIGNALS:
                     self._ask(signal.Signals(number).name, 128 + number)
-            elif launcher and os.getppid() != int(launcher) and not self.requested:
+            elif launcher.gone and not self.requested:
                 self._ask('the end of its launcher', FAULT_STATUS)
 
     def _ask(self, what, status):

@@ -123,7 +123,7 @@ run_logged() {
     # The log's writer outlives a signal to all processes of the job: it ends with the last line.
     (trap '' INT TERM HUP USR1 && exec tee -a "$1") <"$pipe" &
     writer=$!
-    "${COMMAND[@]}" >"$pipe" 2>&1 &
+    MAE_LAUNCHER=$$ "${COMMAND[@]}" >"$pipe" 2>&1 &     # without which it stops
     child=$!
     trap 'kill -TERM "$child" 2>/dev/null || true' INT TERM HUP
     trap 'kill -USR1 "$child" 2>/dev/null || true' USR1

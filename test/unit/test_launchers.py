@@ -335,6 +335,37 @@ def test_a_run_whose_launcher_is_killed_saves_and_ends(images, tmp_path):
     assert 'stopped by the end of its launcher in epoch ' in output and list(tmp_path.glob('checkpoint-*')), output
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('nproc', [1, 2])
+def test_a_launcher_that_is_killed_leaves_nobody_running_and_nothing_unsaved(images, tmp_path, nproc):
+    out = tmp_path / 'orphaned'
+    command = ['bash', ROOT / 'test' / 'pretrain_performance_8p.sh', '--nproc', nproc, '--data_path', images,
+               '--output_dir', out, *PRETRAIN, '--epochs', 100000, '--num_workers', 1]
+    running = subprocess.Popen([str(word) for word in command], env={**os.environ, 'PYTHON': sys.executable},
+                               stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not (out / 'log.txt').exists() and time.time() < deadline:
+        time.sleep(.2)
+    running.kill()
+    running.wait()
+    deadline = time.time() + 60
+    while processes_with(str(out)) and time.time() < deadline:
+        time.sleep(.2)
+    assert not processes_with(str(out))
+    log = (out / LOGS['pretrain_performance_8p']).read_text()
+    assert 'Traceback' not in log and (out / re.search(r'stopped by .*; (\S+) is saved', log).group(1)).exists()
+
+
+@pytest.mark.slow
+def test_a_wrapper_script_may_stand_for_the_interpreter(images, tmp_path):
+    wrapper = tmp_path / 'python'
+    wrapper.write_text('#!/bin/bash\n"{}" "$@"\n'.format(sys.executable))       # without exec: a process in between
+    wrapper.chmod(0o755)
+    run = execute(['bash', ROOT / 'test' / 'pretrain_performance_1p.sh', '--data_path', images, '--output_dir',
+                   tmp_path / 'o', *PRETRAIN, '--epochs', 20], PYTHON=str(wrapper))
+    assert run.status == 0 and 'Final result' in run.output, run.output
+
+
 def test_restarts_and_patience_reach_the_command(images):
     command = dry_run('pretrain_performance_1p', images, '--max_restarts=3', '--stop_timeout', 60)
     assert 'util/launch.py --devices 1 --max_restarts 3 --stop_timeout 60 ' in command

@@ -70,7 +70,7 @@ set -m      # a process group of its own, which ends with this script
 for ((i = 0; i < last; i++)); do test_generation "$i" "$@"; done >"$results/older" 2>&1 &
 set +m
 older=$!
-trap 'kill -- "-$older" 2>/dev/null; rm -rf "$results"' EXIT
+trap 'kill -- "-$older" 2>/dev/null || true; rm -rf "$results"' EXIT
 if ((last >= 0)); then test_generation "$last" "$@"; fi
 wait
 cat "$results/older"

@@ -132,6 +132,19 @@ def test_a_generation_that_no_python_can_run_is_reported_and_in_ci_a_failure(lon
     assert not (lonely / 'cache').exists()
 
 
+@pytest.mark.parametrize('fails, expected', [('none', 0), ('1.5.1', 1), ('2.11.0', 1)])
+def test_what_fails_under_any_generation_fails_the_whole_check_and_is_named(lonely, fails, expected):
+    for name, version in (('python3', '2.11.0'), ('python', '1.5.1')):
+        (lonely / name).write_text('#!/bin/sh\ncase "$*" in *runpy*) echo {0} ;; *find_spec*) ;; '
+                                   '*pytest*) echo tests of {0}; test {0} != {1} ;; *) exit 1 ;; esac\n'
+                                   .format(version, fails))
+    status, output = bash([str(ROOT / 'test/check.sh'), '--torch=all'], lonely, CI='')
+    assert status == expected, output
+    for generation, version in (('1.5', '1.5.1'), ('2.x', '2.11.0')):
+        assert '=== PyTorch {}\ntests of {}\n'.format(generation, version) in output
+        assert 'PyTorch {}: {} in 0 min'.format(generation, 'FAILED' if version == fails else 'passed') in output
+
+
 def test_checking_under_a_generation_that_no_python_can_run_says_what_is_needed(lonely):
     other = '1.5' if torch.__version__.startswith('1.8') else '1.8'
     status, output = bash([str(ROOT / 'test/check.sh'), '--torch', other], lonely)

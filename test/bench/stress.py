@@ -115,15 +115,14 @@ def kills(data, work, rng, count, epochs, processes):
             began = time.monotonic()
             victim = child.pid if processes == 1 else rng.choice(sorted(trained_by(child.pid)) or [child.pid])
             os.kill(victim, signal.SIGKILL)
-            output = child.communicate()[0].decode(errors='replace')
-            worst = max(worst, time.monotonic() - began)
-            wrong = broken_checkpoints(folder) + ['half a line in log.txt'] * half_lines(folder)
-            if processes > 1 and victim != child.pid:
-                wrong += ['status 0'] * (child.returncode == 0)
-                wrong += ['a traceback: ' + output[output.find('Traceback'):]] * ('Traceback' in output)
-                wrong += ['no name in: ' + output[-300:]] * ('process ' not in output)
-            row.count(not wrong, '; '.join(wrong))
-            continue
+            output = child.communicate()[0]
+            if child.returncode:            # else it was at its very end
+                worst = max(worst, time.monotonic() - began)
+                wrong = broken_checkpoints(folder) + ['half a line in log.txt'] * half_lines(folder)
+                if victim != child.pid:
+                    wrong += ill_said(output.decode(errors='replace'))
+                row.count(not wrong, '; '.join(wrong))
+                continue
         check_end(row, whole, folder, epochs, child.returncode, output.decode(errors='replace'))
         round_ += 1
         folder = work / 'killed-{}-{}'.format(processes, round_)
@@ -133,6 +132,12 @@ def kills(data, work, rng, count, epochs, processes):
     if processes > 1:
         row.note += '; all processes gone after {:.0f} s at most'.format(worst)
     return row
+
+
+def ill_said(output):
+    """What a run should not have said when one of its processes was killed, or has left out."""
+    return (['a traceback: ' + output[output.find('Traceback'):]] * ('Traceback' in output)
+            + ['no name in: ' + output[-300:]] * ('process ' not in output))
 
 
 def check_end(row, whole, folder, epochs, status, output):

@@ -64,6 +64,15 @@ def run(words, log):
         return subprocess.call(words, stdout=output, stderr=subprocess.STDOUT)
 
 
+def started(words, log, and_trains=False):
+    """A command that runs with its output in the file `log`; `and_trains`: it has come to its first iterations."""
+    with open(str(log), 'wb') as output:
+        child = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
+    while and_trains and 'Epoch: [' not in log.read_text() and child.poll() is None:
+        time.sleep(.1)
+    return child
+
+
 def end_of(folder, epochs):
     """(weights, lines of log.txt without times) of a finished run."""
     state = checkpoint_file.load(str(folder / 'checkpoint-{}.pth'.format(epochs - 1)))
@@ -151,9 +160,7 @@ def restarts(data, work, rng, count, epochs):
     """Kill either process of a run whose launcher starts it again, at random moments; it ends by itself."""
     row, folder = Row('kill of one of two processes under --max_restarts'), work / 'restarted'
     words = command(data, folder, epochs, 2, max_restarts=count)
-    begun, killed = time.monotonic(), 0
-    with open(str(work / 'restarts.log'), 'wb') as log:
-        child = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+    begun, killed, child = time.monotonic(), 0, started(words, work / 'restarts.log')
     while child.poll() is None and killed < count:
         time.sleep(rng.uniform(2, 12))
         trained = sorted(trained_by(child.pid))
@@ -173,17 +180,15 @@ def freezes(data, work, rng, count):
     """Freeze one of two processes at a random moment; both must end, with a line that names it."""
     row, worst = Row('freeze of one of two processes (--hang_timeout 20)'), 0.
     for _ in range(count):
-        child = subprocess.Popen(command(data, work / 'frozen', 100000, 2, ['--hang_timeout', 20]),
-                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        while b'Epoch' not in child.stdout.readline() and child.poll() is None:
-            pass
+        log = work / 'freeze.log'
+        child = started(command(data, work / 'frozen', 100000, 2, ['--hang_timeout', 20]), log, and_trains=True)
         time.sleep(rng.uniform(0, 5))
         victim, begun = rng.choice(sorted(trained_by(child.pid))), time.monotonic()
         os.kill(victim, signal.SIGSTOP)
-        output = child.communicate()[0].decode(errors='replace')
+        status, output = child.wait(), log.read_text()
         worst = max(worst, time.monotonic() - begun)
-        row.count(child.returncode not in (0, 75) and 'pid {}) hangs at'.format(victim) in output,
-                  'status {}: {}'.format(child.returncode, output[-300:]))
+        row.count(status not in (0, 75) and 'pid {}) hangs at'.format(victim) in output,
+                  'status {}: {}'.format(status, output[-1000:]))
     row.note = 'all processes gone after {:.0f} s at most'.format(worst)
     return row
 
@@ -231,16 +236,13 @@ def stops(data, work, rng, count):
     row, folder = Row('stop by SIGTERM, SIGINT or SIGUSR1'), work / 'stopped'
     for i in range(count):
         number = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1][i % 3]
-        child = subprocess.Popen(command(data, folder, 100000), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        while b'Epoch' not in child.stdout.readline():
-            if child.poll() is not None:
-                break
+        child = started(command(data, folder, 100000), work / 'stop.log', and_trains=True)
         time.sleep(rng.uniform(0, 2))
         child.send_signal(number)
-        output, begun = child.communicate()[0].decode(), row.tried
+        status, output = child.wait(), (work / 'stop.log').read_text()
         name = output.strip().split('; ')[-1].split(' is saved')[0]
-        good = child.returncode == 75 and 'Traceback' not in output and (folder / name).exists()
-        row.count(good and begun == i, 'status {}: {}'.format(child.returncode, output[-300:]))
+        row.count(status == 75 and 'Traceback' not in output and (folder / name).exists(),
+                  'status {}: {}'.format(status, output[-1000:]))
     return row
 
 

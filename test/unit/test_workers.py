@@ -196,12 +196,14 @@ def test_a_loader_process_ends_soon_after_the_signal_of_its_training_process(mon
 ORPHAN = """
 import os, signal, sys
 from util import workers
-ends, dies = os.pipe(), sys.argv[1] == 'dies'
+ends, ready, dies = os.pipe(), os.pipe(), sys.argv[1] == 'dies'
 if os.fork():
+    os.read(ready[0], 1)
     os.kill(os.getpid(), signal.SIGKILL) if dies else os.wait()
 else:
     workers.leave_signals_to_the_parent(0)
     os.close(ends[1])
+    os.write(ready[1], b'.')
     try:
         os.read(ends[0], 1) if dies else None       # until the training process is gone
         raise ConnectionResetError('mid-batch')

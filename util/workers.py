@@ -1,22 +1,25 @@
-"""Loader processes: which signals they take, and what is said when one of them dies."""
+"""Loader processes: which signals they take, when they end, and what is said when one of them dies."""
+import multiprocessing
 import os
 import re
 import signal
 import sys
+import threading
 import time
 
 from util.errors import Fault
 
 GRACE = 2.          # seconds
 LAST_SERVICE = 15   # seconds that a loader process still serves after SIGTERM
+ORPHANED = 10       # seconds that a loader process may take to end after its training process
 _CAUGHT = re.compile(r'Caught \w+ in DataLoader worker process')     # raised in a worker that lives
 _ADVICE = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
            signal.SIGBUS: 'most often shared memory ran out: enlarge /dev/shm or lower --num_workers',
            signal.SIGTERM: 'somebody or the batch system stopped it'}
 
 
-def leave_signals_to_the_parent(worker):
-    """A DataLoader's worker_init_fn: the training process decides what a signal means, and ends its workers itself.
+def set_up(worker):
+    """A DataLoader's worker_init_fn: this process leaves signals to its training process, and ends with it.
 
     A batch system signals all processes of a job, and those that train still need batches for the step at hand.
     """
@@ -24,7 +27,23 @@ def leave_signals_to_the_parent(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _serve_a_little_longer)
-    sys.excepthook = _Hook(os.getppid(), sys.excepthook)
+    parent = _parent()
+    sys.excepthook = _Hook(parent, sys.excepthook)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _parent():
+    """Pid of the training process, which may have ended already."""
+    process = getattr(multiprocessing, 'parent_process', lambda: None)()        # Python 3.7 does not know
+    return os.getppid() if process is None else process.pid
+
+
+def _end_with(parent):
+    """DataLoader's own way to end waits for ever for a file that blocks, or for a lock of a process that was killed."""
+    while os.getppid() == parent:
+        time.sleep(1.)
+    time.sleep(ORPHANED)
+    os._exit(1)
 
 
 class _Hook:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -201,7 +202,7 @@ if os.fork():
     os.read(ready[0], 1)
     os.kill(os.getpid(), signal.SIGKILL) if dies else os.wait()
 else:
-    workers.leave_signals_to_the_parent(0)
+    workers.set_up(0)
     os.close(ends[1])
     os.write(ready[1], b'.')
     try:
@@ -216,3 +217,44 @@ else:
 def test_a_loader_process_says_nothing_of_a_connection_that_its_killed_training_process_left(parent, said):
     run = execute([sys.executable, '-c', ORPHAN, parent])
     assert ('ConnectionResetError: mid-batch' in run.output) == said, run.output
+
+
+class Stuck(Dying):
+    def __getitem__(self, index):
+        time.sleep(1e6)
+
+
+def be_killed():
+    """Ask for batches that never come, and die."""
+    threading.Timer(1., os.kill, (os.getpid(), signal.SIGKILL)).start()
+    next(iter(loader_of(Stuck())))
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_is_stuck_ends_with_its_killed_training_process():
+    # Its output ends when the last process has ended.
+    run = execute([sys.executable, '-c', 'import test_workers; test_workers.be_killed()'],
+                  PYTHONPATH=os.pathsep.join(sys.path))
+    assert (run.status, run.output) == (-signal.SIGKILL, '')
+
+
+LATE = """
+import multiprocessing, os, signal, time
+from util import workers
+
+def late():
+    while os.getppid() == parent:
+        time.sleep(.02)
+    workers.set_up(0)
+    time.sleep(1e6)
+
+parent = os.getpid()
+multiprocessing.get_context('fork').Process(target=late).start()
+os.kill(parent, signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(multiprocessing, 'parent_process'), reason='Python 3.7 does not tell the parent')
+def test_a_loader_process_that_starts_after_the_end_of_its_training_process_ends_too():
+    assert execute([sys.executable, '-c', LATE]) == (-signal.SIGKILL, '')

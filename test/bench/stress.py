@@ -3,7 +3,7 @@
 Kills runs at random moments, alone, in two processes and under --max_restarts, and compares their ends with those of
 undisturbed runs; freezes processes, stops runs by signals, feeds broken images and damaged checkpoints, fills the disk
 at every stage of a save; and prints a table of what was tried, survived and lost. Needs the right to mount a tmpfs for
-the full disk. The tests run the short form; the long one takes about 40 minutes.
+the full disk. The tests run the short form; the long one takes about half an hour.
 """
 import argparse
 import json

@@ -10,14 +10,14 @@ from util.progress import PRINT_EVERY
 from util.throughput import Throughput, per_second
 
 
-def train_one_epoch(progress, updates, criterion, mix):
+def train_one_epoch(progress, updates, criterion, augment):
     """Show the model every batch that is left of an epoch.
 
     Args:
         progress: util.progress.Progress of the epoch.
         updates: util.updates.WeightUpdates of the model.
-        criterion: loss of (logits, labels), or of (logits, soft labels) where `mix` makes such.
-        mix: (images, labels) -> (images, labels); mixup and cutmix, or what changes nothing.
+        criterion: loss of (logits, labels), or of (logits, soft labels) where `augment` makes such.
+        augment: (images, labels) as the loader gives them -> as model and criterion take them.
     Returns:
         train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
     Raises:
@@ -25,7 +25,7 @@ def train_one_epoch(progress, updates, criterion, mix):
     """
     updates.model.train()
     for i, (images, labels) in progress.batches():
-        images, labels = mix(images, labels)
+        images, labels = augment(images, labels)
         with updates.iteration(i, progress.iterations, progress.epoch):
             with updates.precision.autocast():
                 logits = updates.model(images)
@@ -36,12 +36,13 @@ def train_one_epoch(progress, updates, criterion, mix):
 
 
 @torch.no_grad()
-def evaluate(model, loader, precision, runtime):
+def evaluate(model, loader, precision, runtime, normalize):
     """Top-1 and top-5 accuracy and cross-entropy over all readable images of all processes, each counted once.
 
     Args:
         model: not in DistributedDataParallel, since processes may have unequal numbers of batches.
         loader: of util.loader.evaluation_loader.
+        normalize: images as the loader gives them -> as the model takes them.
     Returns:
         acc1 and acc5 in percent, loss, images, FPS; unreadable, where there are such images.
     Raises:
@@ -53,7 +54,7 @@ def evaluate(model, loader, precision, runtime):
     for i, (images, labels) in watchdog.watched(clock.batches(loader), 'evaluation', alone=True):
         if runtime.stops.requested:
             break                               # the caller stops before it uses the result
-        images = images.to(runtime.device, non_blocking=True)
+        images = normalize(images.to(runtime.device, non_blocking=True))
         labels = labels.to(runtime.device, non_blocking=True)
         with precision.autocast():
             logits = model(images)

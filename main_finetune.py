@@ -16,7 +16,7 @@ from util.log import logger
 from util.lr_schedule import peak_lr, warmup_cosine
 from util.param_groups import layer_decay_groups
 from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, SoftTargetCrossEntropy
-from util.transforms import evaluation_transform, finetuning_transform
+from util.transforms import Normalize, evaluation_transform, finetuning_transform, random_erasing
 from util.updates import WeightUpdates
 
 
@@ -42,6 +42,13 @@ def _unmixed(images, labels):
     return images, labels
 
 
+def build_augmentation(args, mix, device):
+    """What makes a batch of bytes and labels, on the device, what model and criterion take."""
+    normalize = Normalize(args.in_chans)
+    erase = random_erasing(device, args.reprob, args.remode, args.recount, args.resplit)
+    return lambda images, labels: mix(erase(normalize(images)), labels)
+
+
 def count_classes(args, dataset):
     """Number of classes of the head: the data's, or --nb_classes where that is more."""
     found = len(dataset.classes)
@@ -55,8 +62,7 @@ def count_classes(args, dataset):
 def build_data(args, world, accelerator, classes=None):
     """(training set, its loader, evaluation loader)."""
     train_set = labelled_set(args.data_path, 'train', finetuning_transform(
-        args.input_size, args.in_chans, args.color_jitter, args.aa, args.reprob, args.remode, args.recount,
-        args.resplit), classes)
+        args.input_size, args.in_chans, args.color_jitter, args.aa), classes)
     train_loader = training_loader(train_set, args.batch_size, world, args.seed, args.num_workers, args.pin_mem,
                                    accelerator)
     return train_set, train_loader, build_evaluation(args, world, accelerator, train_set.classes)[1]
@@ -88,7 +94,7 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
     logbook = runtimes.open_logbook(args, runtime)
     model = precision.prepare_inference(model.to(runtime.device))
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
-    result = evaluate(model, loader, precision, runtime)
+    result = evaluate(model, loader, precision, runtime, Normalize(args.in_chans))
     loader.bad_images.share(runtime.world, runtime.device)
     runtimes.finish(runtime, logbook, 'eval',
                     {'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
@@ -119,17 +125,19 @@ def train(args, runtime, precision, resumed):
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
     parameters = runtimes.describe_training(train_set, model, effective_batch, lr)
     criterion, mix = build_loss(args, classes)
+    augment = build_augmentation(args, mix, runtime.device)
 
     # epochs
     course = Course(args, runtime, updates, model, train_loader, resumed, 'loss', classes=train_set.classes,
                     best=resumed.get('best') or {'acc1': -1., 'epoch': -1})
     if course.nothing_left():
         return
+    normalize = Normalize(args.in_chans)
     with course:
         val_loader.bad_images = course.bad_images
         for progress in course.epochs():
-            stats = train_one_epoch(progress, updates, criterion, mix)
-            result = evaluate(model, val_loader, precision, runtime)
+            stats = train_one_epoch(progress, updates, criterion, augment)
+            result = evaluate(model, val_loader, precision, runtime, normalize)
             course.agree()                              # a signal may have cut the evaluation short
             close_epoch(course, progress.epoch, stats, result, parameters)
         best = course.values['best']

@@ -12,7 +12,7 @@ from util.datasets import pretraining_set
 from util.loader import training_loader
 from util.lr_schedule import peak_lr, warmup_cosine
 from util.param_groups import decay_groups
-from util.transforms import pretraining_transform
+from util.transforms import Normalize, pretraining_transform
 from util.updates import WeightUpdates
 
 
@@ -57,9 +57,10 @@ def train(args, runtime, precision):
     course = Course(args, runtime, updates, model, loader, resumed, 'train_loss')
     if course.nothing_left():
         return
+    normalize = Normalize(args.in_chans)
     with course:
         for progress in course.epochs():
-            stats = train_one_epoch(progress, updates, args.mask_ratio)
+            stats = train_one_epoch(progress, updates, args.mask_ratio, normalize)
             course.close_epoch({**stats, 'n_parameters': parameters})
         course.finish({'loss': stats['train_loss']})
 

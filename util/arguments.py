@@ -39,7 +39,7 @@ class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def _number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
+def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
     """An argparse type: `kind` within [low, high], either end open if so said."""
     expected = 'a whole number' if kind is int else 'a number'
     if low > -math.inf:
@@ -59,13 +59,13 @@ def _number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False)
     return parse
 
 
-COUNT = _number(int, 1)
-INDEX = _number(int, 0)
-NOT_NEGATIVE = _number(float, 0)
-POSITIVE = _number(float, 0, open_low=True)
-SHARE = _number(float, 0, 1)
-SHARE_BELOW_1 = _number(float, 0, 1, open_high=True)
-INSIDE_0_1 = _number(float, 0, 1, open_low=True, open_high=True)
+COUNT = number(int, 1)
+INDEX = number(int, 0)
+NOT_NEGATIVE = number(float, 0)
+POSITIVE = number(float, 0, open_low=True)
+SHARE = number(float, 0, 1)
+SHARE_BELOW_1 = number(float, 0, 1, open_high=True)
+INSIDE_0_1 = number(float, 0, 1, open_low=True, open_high=True)
 
 
 def _loss_scale(text):
@@ -179,7 +179,7 @@ def _add_distribution(parser):
     add('--device', default='auto', choices=('auto', 'npu', 'cuda', 'cpu'),
         help='where to run; auto: NPU, then CUDA, then CPU')
     add('--world_size', type=COUNT, help='number of processes, where no launcher says it in the environment')
-    add('--local_rank', '--local-rank', type=_number(int, -1), default=-1,
+    add('--local_rank', '--local-rank', type=number(int, -1), default=-1,
         help='index of this process on its node, where no launcher says it in the environment')
     add('--dist_on_itp', action='store_true', help='read rank and world size from OpenMPI')
     add('--dist_url', default='env://', help='rendezvous: env:// or tcp://host:port')
@@ -206,7 +206,7 @@ def _add_finetuning(parser):
     add('--dist_eval', action='store_true', help='share evaluation among all processes; else rank 0 does it')
     add('--nb_classes', type=COUNT, help='number of classes; default: as many as the data has')
     add('--drop_path', type=SHARE_BELOW_1, default=.1, help='stochastic depth of the last block')
-    add('--layer_decay', type=_number(float, 0, 1, open_low=True), default=.75,
+    add('--layer_decay', type=number(float, 0, 1, open_low=True), default=.75,
         help='factor of the learning rate from one layer to the one below it')
     pool = group.add_mutually_exclusive_group()
     pool.add_argument('--global_pool', action='store_true', default=True, help='classify the mean of the patch tokens')
@@ -222,7 +222,7 @@ def _add_augmentation(parser):
     add('--reprob', type=SHARE, default=.25, help='probability of random erasing')
     add('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what random erasing fills with')
     add('--recount', type=COUNT, default=1, help='rectangles per random erasing')
-    add('--resplit', action='store_true', help='leave the first augmentation split free of random erasing')
+    add('--resplit', action='store_true', help='leave the first half of each batch free of random erasing')
     add('--mixup', type=NOT_NEGATIVE, default=0., help='mixup alpha; 0: off')
     add('--cutmix', type=NOT_NEGATIVE, default=0., help='cutmix alpha; 0: off')
     add('--cutmix_minmax', type=INSIDE_0_1, nargs=2, metavar=('MIN', 'MAX'),
@@ -254,8 +254,6 @@ def parse_finetune(argv=None):
         parser.error('argument --eval: name the checkpoint to evaluate with --resume')
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
         parser.error('argument --batch_size: mixup and cutmix pair images, so {} must be even'.format(args.batch_size))
-    if args.resplit and not args.aa.lower().startswith('augmix'):
-        parser.error('argument --resplit: only the splits of an augmix policy (--aa augmix-...) can be left clean')
     return args
 
 

@@ -18,6 +18,7 @@ from util.features import accepts
 CANN_FOLDERS = ('ascend-toolkit', 'nnae', 'cann')       # the last since CANN 8.5
 CANN_VERSION_FILES = ('latest/*-linux/ascend_*_install.info', 'latest/ascend_*_install.info',
                       '*-linux/ascend_*_install.info', 'latest/version.cfg')
+MAY_BE_MISSING = ('simplejpeg', 'tensorboard')      # then JPEG files take longer, and no curves are written
 
 
 def row(what, how):
@@ -68,10 +69,10 @@ def check_software(to_fix):
     """The packages that training needs. Returns torch, or None."""
     row('Python', '{} ({})'.format(platform.python_version(), sys.executable))
     modules = {}
-    for name in ('torch', 'torchvision', 'timm', 'PIL', 'numpy', 'tensorboard'):
+    for name in ('torch', 'torchvision', 'timm', 'PIL', 'numpy', *MAY_BE_MISSING):
         modules[name], why_not = loaded(name)
         row(name, getattr(modules[name], '__version__', '?') if modules[name] else 'does not load: ' + why_not)
-        if why_not and name != 'tensorboard':           # without which training writes no curves, and runs
+        if why_not and name not in MAY_BE_MISSING:
             to_fix.append('{} does not load ({}): install what the *_requirements.txt of your PyTorch says'
                           .format(name, why_not))
     return modules['torch']

@@ -1,14 +1,15 @@
-"""Images on disk: ImageFolder trees, CIFAR-10's python batches, and plain folders of images for pre-training."""
+"""Images on disk: ImageFolder trees, tar shards, CIFAR-10's python batches, and plain folders for pre-training."""
 import os
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from util import safe_pickle, watchdog
-from util.errors import UserError, one_line
-from util.images import read_image
+from util import safe_pickle
+from util.errors import UserError
+from util.listing import Listing
+from util.pictures import Picture, open_picture
+from util.shards import ShardList, tar_files
 
 EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
 CIFAR_FOLDER = 'cifar-10-batches-py'
@@ -17,27 +18,27 @@ CIFAR_VAL = ['test_batch']
 
 
 class ImageList(Dataset):
-    """(image, label) pairs from files; util.images.UnreadableImage where a file gives none.
+    """(util.pictures.Picture, label) pairs from files; util.images.UnreadableImage where a file gives none.
 
     Args:
-        samples: list of (path, label).
+        paths, labels: sequences, best such that loader processes share; lists are copied by each of them.
         classes: class names by label.
+        transform: takes the picture, and gives what stands in the pair for it.
     """
 
-    def __init__(self, samples, classes, transform=None):
-        self.samples, self.classes, self.transform = samples, classes, transform
+    def __init__(self, paths, labels, classes, transform=None):
+        self.paths, self.labels, self.classes, self.transform = paths, labels, classes, transform
 
     def __len__(self):
-        return len(self.samples)
+        return len(self.paths)
 
     def name_of(self, index):
         """The file of an image."""
-        return self.samples[index][0]
+        return self.paths[index]
 
     def __getitem__(self, index):
-        path, label = self.samples[index]
-        image = read_image(path)
-        return (self.transform(image) if self.transform else image), label
+        picture = open_picture(self.paths[index])
+        return (self.transform(picture) if self.transform else picture), int(self.labels[index])
 
 
 class CifarBatches(Dataset):
@@ -59,8 +60,8 @@ class CifarBatches(Dataset):
         return 'image {}'.format(index)
 
     def __getitem__(self, index):
-        image = Image.fromarray(self.images[index])
-        return (self.transform(image) if self.transform else image), self.labels[index]
+        picture = Picture(self.images[index])
+        return (self.transform(picture) if self.transform else picture), self.labels[index]
 
 
 def _images_and_labels(batch):
@@ -82,7 +83,7 @@ def _read_batch(path, part):
 
 
 def pretraining_set(data_path, transform=None):
-    """Images to pre-train on: <data_path>/train/<class>/, CIFAR-10's training batches, or any folder of images.
+    """Images to pre-train on: <data_path>/train/<class>/, CIFAR-10's training batches, any folder of images or shards.
 
     Raises:
         UserError: there are no images.
@@ -92,14 +93,16 @@ def pretraining_set(data_path, transform=None):
         return CifarBatches(cifar, CIFAR_TRAIN, transform)
     train = os.path.join(data_path, 'train')
     root = train if os.path.isdir(train) else data_path
-    paths = [path for path in _walk(root) if path.lower().endswith(EXTENSIONS)]
+    if tar_files(root):
+        return ShardList(root, EXTENSIONS, labelled=False, transform=transform)
+    paths = Listing(root, EXTENSIONS)
     if not paths:
         raise UserError('--data_path: {} holds no images ({})'.format(root, ' '.join(EXTENSIONS)))
-    return ImageList([(path, 0) for path in paths], ['unlabelled'], transform)
+    return ImageList(paths, np.zeros(len(paths), np.int64), ['unlabelled'], transform)
 
 
 def labelled_set(data_path, split, transform=None, classes=None):
-    """Images with classes: <data_path>/<split>/<class>/ or CIFAR-10's batches.
+    """Images with classes: <data_path>/<split>/<class>/, tar files in <data_path>/<split>/, or CIFAR-10's batches.
 
     Args:
         split: 'train' or 'val'.
@@ -113,22 +116,25 @@ def labelled_set(data_path, split, transform=None, classes=None):
     root = os.path.join(data_path, split)
     if not os.path.isdir(root):
         raise UserError('--data_path: {} is missing; expected {}/<class>/<images>'.format(root, root))
-    own = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    if tar_files(root):
+        return ShardList(root, EXTENSIONS, True, classes, transform)
+    paths = Listing(root, EXTENSIONS, own_files=False)
+    class_of = [folder.split(os.sep)[0] for folder in paths.folders]
+    own = sorted(set(class_of) - {''})
     if not own:
         raise UserError('--data_path: {} has no class folders; expected {}/<class>/<images>'.format(root, root))
     strange = sorted(set(own) - set(classes or own))
     if strange:
         raise UserError('--data_path: {} has the class {!r}, which train/ has not'.format(root, strange[0]))
     classes = classes or own
-    samples, empty = [], []
-    for name in own:
-        paths = [path for path in _walk(os.path.join(root, name)) if path.lower().endswith(EXTENSIONS)]
-        samples += [(path, classes.index(name)) for path in paths]
-        empty += [] if paths else [name]
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = np.array([label_of.get(name, -1) for name in class_of])[paths.folder_of]       # -1 is the root's: has none
+    counts = np.bincount(labels, minlength=len(classes))
+    empty = [name for name in own if not counts[label_of[name]]]
     if empty:
         raise UserError('--data_path: {} holds no images ({})'.format(os.path.join(root, empty[0]),
                                                                       ' '.join(EXTENSIONS)))
-    return ImageList(samples, classes, transform)
+    return ImageList(paths, labels, classes, transform)
 
 
 def _cifar_folder(data_path):
@@ -136,16 +142,3 @@ def _cifar_folder(data_path):
         if os.path.isfile(os.path.join(folder, CIFAR_TRAIN[0])):
             return folder
     return None
-
-
-def _walk(root):
-    """All files below `root` in a fixed order; UserError where a folder cannot be listed."""
-    for folder, subfolders, files in os.walk(root, onerror=_unlisted, followlinks=True):
-        watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
-        subfolders.sort()
-        for name in sorted(files):
-            yield os.path.join(folder, name)
-
-
-def _unlisted(error):
-    raise UserError('--data_path: {} cannot be listed ({})'.format(error.filename, error.strerror)) from error

@@ -1,4 +1,5 @@
 """Image files: read as RGB whatever they hold, or refused by one exception that says why."""
+import io
 import os
 import stat
 import warnings
@@ -25,24 +26,31 @@ class UnreadableImage(UserError):
         self.path, self.reason = path, reason
 
 
-def read_image(path):
+def read_image(path, data=None):
     """An image file as an upright 8-bit RGB PIL image; transparency is dropped.
 
+    Args:
+        data: the file's bytes, where `path` only says what they are called.
     Raises:
         UnreadableImage: the file is missing, damaged, cut short, no image, or larger than Pillow allows.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):            # opening a pipe would wait for ever
-            raise UnreadableImage(path, 'no regular file')
-        with open(path, 'rb') as file, Image.open(file) as image:
+        with open_file(path) if data is None else io.BytesIO(data) as file, Image.open(file) as image:
             return _upright_rgb(image)
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
-        raise UnreadableImage(path, 'damaged or no image' if status.st_size else 'an empty file') from error
+        empty = not (os.path.getsize(path) if data is None else data)
+        raise UnreadableImage(path, 'an empty file' if empty else 'damaged or no image') from error
     except Exception as error:      # a damaged file can raise anything that Pillow's parsers stumble over
         raise UnreadableImage(path, getattr(error, 'strerror', None) or first_line(error)) from error
+
+
+def open_file(path):
+    """A file to read bytes from; UnreadableImage where it is no regular one."""
+    if not stat.S_ISREG(os.stat(path).st_mode):         # opening a pipe would wait for ever
+        raise UnreadableImage(path, 'no regular file')
+    return open(path, 'rb')
 
 
 def _upright_rgb(image):
@@ -55,16 +63,17 @@ def _upright_rgb(image):
         rgb = image                 # the ordinary photograph: convert() would only copy it
     else:
         rgb = image.convert('RGB')
-    turn = None if image.format == 'TIFF' else _turn(image)     # Pillow turns a TIFF while it loads it
+    turn = None if image.format == 'TIFF' else _UPRIGHT.get(orientation_of(image))     # Pillow turns TIFFs itself
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _turn(image):
-    """What sets the image upright by its EXIF orientation; None where nothing does, or the EXIF data is damaged."""
+def orientation_of(image):
+    """What the EXIF data of a PIL image says, 1 to 8; None where there is no such number, or the data is damaged."""
     try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION))
-    except Exception:
+        found = image.getexif().get(_ORIENTATION)
+    except Exception:       # Pillow's parsers raise whatever a damaged file makes them
         return None
+    return found if found in range(1, 9) else None
 
 
 def _eight_bits(image):

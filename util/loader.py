@@ -65,7 +65,7 @@ class EvaluationSampler(Sampler):
 
 
 class SeededDataset(Dataset):
-    """Looks a sample up by (index, seed), with the random generators seeded for it and put back afterwards.
+    """Looks a sample up by (index, seed), with the random generators seeded for it; each iteration seeds them again.
 
     Where its file is unreadable, another sample takes its place, which depends on (index, seed) alone. A look-up gives
     (sample, [(path, reason) of each unreadable file met]).
@@ -79,13 +79,8 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, key):
         index, seed = key
-        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed_generators(seed)
-        sample = self._first_readable(index, seed)
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
-        return sample
+        return self._first_readable(index, seed)
 
     def _first_readable(self, index, seed):
         found = []
@@ -130,11 +125,12 @@ class Batches:
     """What the loader functions return: iterates a DataLoader's batches, and hands unreadable files on.
 
     Set `bad_images` to a util.bad_images.BadImages to have them counted and listed. `unreadable` is how many the
-    last pass has met in this process. Batches that would be empty are left out.
+    last pass has met in this process, `workers` how many loader processes it has. Batches that would be empty are left
+    out.
     """
 
     def __init__(self, loader, dataset):
-        self.loader, self.dataset, self.sampler = loader, dataset, loader.sampler
+        self.loader, self.dataset, self.sampler, self.workers = loader, dataset, loader.sampler, loader.num_workers
         self.bad_images, self.unreadable = Unlisted(), 0
 
     def __len__(self):

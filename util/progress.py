@@ -4,7 +4,7 @@ import time
 from util import watchdog
 from util.log import logger
 from util.metrics import DeviceMean
-from util.throughput import WARMUP_ITERATIONS, Throughput, duration
+from util.throughput import WARMUP_ITERATIONS, Throughput, duration, workers_to_keep_up
 
 PRINT_EVERY = 20
 
@@ -93,5 +93,10 @@ class Progress:
         fps = self._rate.add(images, seconds)
         share = waited / seconds if seconds else 0.
         logger.info('train_one_epoch FPS: %.2f  (data wait: %.1f%%)', fps, 100 * share)
+        workers = self.loader.workers
+        enough = workers_to_keep_up(workers, *self.runtime.totals(*self.throughput.steady()))
+        if enough:
+            logger.info('the loader does not keep up with the training; about %d loader process%s for each training '
+                        'process would (--num_workers, now %d)', enough, '' if enough == 1 else 'es', workers)
         return {'train_loss': self.loss.read(self.runtime.world), 'train_lr': self.updates.lr, 'FPS': round(fps, 2),
                 'data_wait': round(share, 4), 'skipped_steps': self._skipped()}

@@ -1,7 +1,9 @@
 """Honest clocks: images per second of training iterations alone, and the share of it spent waiting for data."""
+import math
 import time
 
 WARMUP_ITERATIONS = 10
+LITTLE_WAIT = .02       # share of the time that may be spent waiting for data before anything is said of it
 
 
 def duration(seconds):
@@ -24,6 +26,7 @@ class Throughput:
         self.skip = min(warmup, iterations // 3)
         self.images, self.seconds, self.waited = 0, 0., 0.
         self.last_wait = 0.
+        self._first_wait = 0.           # as the loader starts anew, which more loader processes would not shorten
         self._synchronize, self._now = synchronize, now
         self._started, self._ended = None, None
         self._earlier = (0, 0., 0.)     # what an interrupted run had timed of the same pass
@@ -39,6 +42,7 @@ class Throughput:
             self.last_wait = self._now() - before
             if self._started is not None:
                 self.waited += self.last_wait
+                self._first_wait += 0. if done else self.last_wait
             if batch is None:
                 break
             yield batch
@@ -48,6 +52,10 @@ class Throughput:
         self._synchronize()
         self._ended = self._now()
         self.seconds = self._ended - self._started if self._started is not None else 0.
+
+    def steady(self):
+        """Seconds, and seconds of waiting for data, without the start of the loader."""
+        return self.seconds - self._first_wait, self.waited - self._first_wait
 
     def go_on_from(self, images, seconds, waited):
         """Count what an interrupted run had timed of the same pass, in this process's share."""
@@ -83,6 +91,13 @@ class Rate:
     @property
     def fps(self):
         return per_second(self.images, self.seconds)
+
+
+def workers_to_keep_up(workers, seconds, waited):
+    """How many loader processes would, where `workers` leave the device waiting; None where they keep up."""
+    if waited <= LITTLE_WAIT * seconds:
+        return None
+    return math.ceil((seconds if workers else waited) * max(workers, 1) / max(seconds - waited, 1e-9))
 
 
 def per_second(images, seconds):

@@ -5,6 +5,7 @@ from PIL import Image, ImageOps
 from timm import data as timm_data
 from timm.data import auto_augment
 from timm.data.mixup import mixup_target
+from timm.data.random_erasing import RandomErasing
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models.vision_transformer import Attention, Block, PatchEmbed
 from torch.nn import functional as F
@@ -16,8 +17,8 @@ try:
 except ImportError:
     from timm.models.layers import trunc_normal_
 
-__all__ = ['LabelSmoothingCrossEntropy', 'Mixup', 'PatchEmbed', 'SoftTargetCrossEntropy', 'create_transform',
-           'transformer_block', 'trunc_normal_']
+__all__ = ['LabelSmoothingCrossEntropy', 'Mixup', 'PatchEmbed', 'RandomErasing', 'SoftTargetCrossEntropy',
+           'create_transform', 'transformer_block', 'trunc_normal_']
 
 create_transform = timm_data.create_transform
 # timm 0.4.5 hands torchvision arguments in older forms, of which every loader process would warn.

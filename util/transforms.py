@@ -1,12 +1,18 @@
-"""From a PIL image to a normalised tensor: augmentation for pre-training and fine-tuning, resizing for evaluation."""
+"""From a picture to bytes in the model's size, in the loader; from bytes to what the model takes, on the device.
+
+Augmentation for pre-training and fine-tuning, resizing for evaluation. A transform takes a util.pictures.Picture and
+gives a (C, H, W) uint8 tensor; batches of these are a quarter of what floats would be, and Normalize ends the way.
+"""
+import numpy as np
+import torch
+from PIL import Image
 from torchvision import transforms
 
 from util.errors import UserError
-from util.timm_compat import create_transform
+from util.timm_compat import RandomErasing, create_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)        # of ImageNet, RGB
-# torchvision before 0.8 knows interpolations by Pillow's numbers only.
-BICUBIC = transforms.InterpolationMode.BICUBIC if hasattr(transforms, 'InterpolationMode') else 3
+RATIO = (3 / 4, 4 / 3)      # width to height of a random crop
 EVAL_CROP = .875            # share of the short side that evaluation keeps, up to 224 pixels
 
 
@@ -17,42 +23,106 @@ def statistics(in_chans):
 
 def pretraining_transform(input_size, in_chans=3):
     """Random resized crop and flip (arXiv:2111.06377, appendix A.1)."""
-    return transforms.Compose([
-        transforms.RandomResizedCrop(input_size, scale=(.2, 1.), interpolation=BICUBIC),
-        transforms.RandomHorizontalFlip(),
-        *_to_tensor(in_chans)])
+    return transforms.Compose([RandomResizedCrop(input_size, (.2, 1.)), flip_at_random, *_grey(in_chans)])
 
 
-def finetuning_transform(input_size, in_chans=3, color_jitter=None, aa='rand-m9-mstd0.5-inc1', reprob=.25,
-                         remode='pixel', recount=1, resplit=False):
-    """timm's training augmentation: random resized crop, flip, RandAugment, random erasing.
+def finetuning_transform(input_size, in_chans=3, color_jitter=None, aa='rand-m9-mstd0.5-inc1'):
+    """Random resized crop, flip, and timm's RandAugment (or the policy `aa`).
 
     Raises:
         UserError: timm cannot read the policy `aa`.
     """
-    mean, std = statistics(in_chans)
     try:
-        geometry, colour, finish = create_transform(
-            input_size, is_training=True, color_jitter=color_jitter, auto_augment=None if aa == 'none' else aa,
-            interpolation='bicubic', re_prob=reprob, re_mode=remode, re_count=recount,
-            re_num_splits=2 if resplit else 0, mean=mean, std=std, separate=True)
+        colour = create_transform(input_size, is_training=True, color_jitter=color_jitter, separate=True,
+                                  auto_augment=None if aa == 'none' else aa, interpolation='bicubic',
+                                  mean=MEAN, std=STD)[1]
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError('--aa {}: timm does not know this policy ({}); e.g. rand-m9-mstd0.5-inc1, or none'
                         .format(aa, error)) from error
-    return transforms.Compose([geometry, colour, *_grey(in_chans), finish])
+    on_pil = [to_pil, *colour.transforms, to_bytes] if colour.transforms else []
+    return transforms.Compose([RandomResizedCrop(input_size, (.08, 1.)), flip_at_random, *on_pil, *_grey(in_chans)])
 
 
 def evaluation_transform(input_size, in_chans=3):
     """Bicubic resize so that the centre crop keeps 0.875 of the short side (all of it above 224 pixels)."""
     side = int(input_size / EVAL_CROP) if input_size <= 224 else input_size
-    return transforms.Compose([transforms.Resize(side, interpolation=BICUBIC), transforms.CenterCrop(input_size),
-                               *_to_tensor(in_chans)])
+    return transforms.Compose([CentreCrop(side, input_size), *_grey(in_chans)])
 
 
-def _to_tensor(in_chans):
-    return [*_grey(in_chans), transforms.ToTensor(), transforms.Normalize(*statistics(in_chans))]
+class RandomResizedCrop:
+    """torchvision's random resized crop to a square of `side` pixels.
+
+    The draws are torchvision's; in a part that can be had at 1 / n of its size they are rounded down to multiples of n,
+    which is less than half a pixel of the result.
+    """
+
+    def __init__(self, side, scale):
+        self.size, self.scale = (side, side), scale
+
+    def __call__(self, picture):
+        frame = Image.new('1', (picture.width, picture.height), None)       # only its size is looked at
+        part = transforms.RandomResizedCrop.get_params(frame, self.scale, RATIO)
+        step = picture.step(*part[2:], size=self.size)
+        return picture.part(*(edge // step * step for edge in part), size=self.size)
+
+
+class CentreCrop:
+    """The middle `side` x `side` pixels of a picture whose short side is resized to `short`."""
+
+    def __init__(self, short, side):
+        self.short, self.side = short, side
+
+    def __call__(self, picture):
+        height, width = (int(self.short * length / min(picture.height, picture.width))
+                         for length in (picture.height, picture.width))
+        pixels = picture.part(0, 0, picture.height, picture.width, (height, width))
+        top, left = (int(round((length - self.side) / 2)) for length in (height, width))
+        return pixels[:, top:top + self.side, left:left + self.side]
+
+
+def flip_at_random(pixels):
+    """Mirror half of the pictures: (C, H, W)."""
+    return pixels.flip(2) if torch.rand(1) < .5 else pixels
+
+
+def to_pil(pixels):
+    """(3, H, W) uint8 tensor -> PIL image."""
+    return Image.merge('RGB', [Image.fromarray(plane) for plane in pixels.numpy()])
+
+
+def to_bytes(image):
+    """PIL image -> (C, H, W) uint8 tensor."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.permute(2, 0, 1).contiguous() if pixels.dim() == 3 else pixels[None]
 
 
 def _grey(in_chans):
     # Augmentations are defined on colour images, so a grey input is made at the end.
-    return [transforms.Grayscale(1)] if in_chans == 1 else []
+    return [to_grey] if in_chans == 1 else []
+
+
+def to_grey(pixels):
+    """(3, H, W) uint8 tensor -> (1, H, W): luma."""
+    return to_bytes(to_pil(pixels).convert('L'))
+
+
+class Normalize:
+    """(N, C, H, W) uint8 -> float32 with ImageNet's mean and standard deviation taken out; on the images' device."""
+
+    def __init__(self, in_chans=3):
+        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in statistics(in_chans))
+
+    def __call__(self, images):
+        if self._mean.device != images.device:
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        return images.float().div_(255).sub_(self._mean).div_(self._std)
+
+
+def random_erasing(device, prob, mode='pixel', count=1, resplit=False):
+    """timm's random erasing of normalised images (N, C, H, W), in place (arXiv:1708.04896).
+
+    Args:
+        prob: of an image to be erased in part; mode: 'const', 'rand' or 'pixel'; count: parts at most.
+        resplit: leave the first half of the batch as it is.
+    """
+    return RandomErasing(prob, mode=mode, max_count=count, num_splits=2 if resplit else 0, device=device)

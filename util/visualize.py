@@ -14,8 +14,8 @@ from util.arguments import COUNT, INDEX, INSIDE_0_1, PRETRAIN_MODELS
 from util.datasets import pretraining_set
 from util.errors import UserError, one_line, run
 from util.files import atomic_file
-from util.images import read_image
-from util.transforms import evaluation_transform, statistics
+from util.pictures import open_picture
+from util.transforms import Normalize, evaluation_transform, statistics
 
 COLUMNS = ('masked', 'reconstructed', 'original')
 CELL, GAP, HEADER = 160, 4, 20        # pixels
@@ -93,7 +93,7 @@ def picture(model, imgs, mask_ratio, seed=0):
 
 
 def find_images(paths, count):
-    """At most `count` PIL images: the files among `paths`, and such as lie spread over the folders."""
+    """At most `count` util.pictures.Pictures: the files among `paths`, and such as lie spread over the folders."""
     found = []
     for path in paths:
         if os.path.isdir(path):
@@ -101,7 +101,7 @@ def find_images(paths, count):
             shown = min(count, len(dataset))
             found += [dataset[i * len(dataset) // shown][0] for i in range(shown)]
         else:
-            found.append(read_image(path))
+            found.append(open_picture(path))
     return found[:count]
 
 
@@ -116,7 +116,8 @@ def _main():
     args = parser.parse_args()
     model, flags = load_model(args.resume)
     transform = evaluation_transform(flags.get('input_size', 224), flags.get('in_chans', 3))
-    imgs = torch.stack([transform(image) for image in find_images(args.images, args.count)])
+    pixels = torch.stack([transform(picture) for picture in find_images(args.images, args.count)])
+    imgs = Normalize(pixels.shape[1])(pixels)
     grid = picture(model, imgs, args.mask_ratio or flags.get('mask_ratio', .75), args.seed)
     with atomic_file(args.output) as file:
         grid.save(file, 'PNG')

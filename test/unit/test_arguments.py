@@ -71,7 +71,7 @@ def test_a_bad_value_in_finetuning_gets_one_line_that_names_the_flag(tmp_path, c
 
 
 @pytest.mark.parametrize('flags, flag', [
-    (['--eval'], '--eval'), (['--mixup', '.8', '--batch_size', '7'], '--batch_size'), (['--resplit'], '--resplit'),
+    (['--eval'], '--eval'), (['--mixup', '.8', '--batch_size', '7'], '--batch_size'),
     (['--global_pool', '--cls_token'], '--cls_token')])
 def test_flags_that_do_not_go_together_are_named(tmp_path, capsys, flags, flag):
     one_line_for(parse_finetune, flags, flag, tmp_path, capsys)
@@ -152,22 +152,25 @@ def test_smoothing_without_mixing_reaches_the_loss(tmp_path):
 
 
 def steps_of(**flags):
-    """The steps of the fine-tuning transform as one text and its random erasing."""
-    steps = finetuning_transform(32, **flags).transforms
-    flat = [step for part in steps for step in getattr(part, 'transforms', [part])]
-    return ' '.join(type(step).__name__ for step in flat), flat
+    """The steps of the fine-tuning transform as one text."""
+    return ' '.join(type(step).__name__ for step in finetuning_transform(32, **flags).transforms)
 
 
 def test_augmentation_flags_reach_the_transform():
-    names, flat = steps_of(reprob=.7, remode='const', recount=3)
-    erasing = next(step for step in flat if type(step).__name__ == 'RandomErasing')
-    assert (erasing.probability, erasing.max_count) == (.7, 3) and not (erasing.per_pixel or erasing.rand_color)
-    assert 'RandAugment' in names and 'ColorJitter' not in names
-    assert 'RandAugment' not in steps_of(aa='none')[0] and 'RandomErasing' not in steps_of(reprob=0.)[0]
-    assert 'ColorJitter' in steps_of(aa='none', color_jitter=.4)[0]
-    assert 'AugMix' in steps_of(aa='augmix-m5-w4-d2')[0]
-    split = next(step for step in steps_of(aa='augmix-m5-w4-d2', resplit=True)[1] if hasattr(step, 'num_splits'))
-    assert split.num_splits == 2
+    assert 'RandAugment' in steps_of() and 'ColorJitter' not in steps_of()
+    assert 'RandAugment' not in steps_of(aa='none') and 'ColorJitter' in steps_of(aa='none', color_jitter=.4)
+    assert 'AugMix' in steps_of(aa='augmix-m5-w4-d2')
+
+
+@pytest.mark.parametrize('flags, expected', [
+    (['--reprob', '0'], [0] * 4), (['--reprob', '1', '--remode', 'const'], [1] * 4),
+    (['--reprob', '1', '--resplit'], [0, 0, 1, 1])])
+def test_random_erasing_flags_reach_the_batch(tmp_path, flags, expected):
+    args = parsed(parse_finetune, FINETUNE, tmp_path, '--mixup', '0', '--cutmix', '0', *flags)
+    augment = main_finetune.build_augmentation(args, main_finetune.build_loss(args, 8)[1], torch.device('cpu'))
+    images, _ = augment(torch.full((4, 3, 32, 32), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+    assert [int(image[0].max() - image[0].min() > .1) for image in images] == expected
+    assert '--remode' not in flags or all((image == 0).any() for image in images)
 
 
 def epochs_of(folder):

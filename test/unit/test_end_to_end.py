@@ -53,7 +53,8 @@ def test_the_log_says_where_it_ran_and_closes_with_the_final_result(images, tmp_
     run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1)
     assert run.status == 0
     for words in ('device: CPU (cpu; --device cpu)', 'precision: fp32', 'processes: 1', 'effective batch size: 8',
-                  'train_one_epoch FPS: ', 'Epoch: [0]  [1/4]  eta: '):
+                  'train_one_epoch FPS: ', 'Epoch: [0]  [1/4]  eta: ',
+                  'the loader does not keep up with the training; about '):
         assert words in run.output, words
     block = run.output[run.output.index('Final result'):]
     summary = json.loads((tmp_path / 'summary.json').read_text())

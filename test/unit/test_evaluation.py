@@ -15,7 +15,7 @@ from util.distributed import World
 from util.errors import UserError
 from util.loader import evaluation_loader
 from util.log import logger
-from util.transforms import evaluation_transform
+from util.transforms import Normalize, evaluation_transform
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def result_of(folder, batch_size=4):
     dataset = datasets.labelled_set(str(folder), 'val', evaluation_transform(32))
     place = runtime.Runtime(Cpu(), World())
     loader = evaluation_loader(dataset, batch_size, World(), False, 0, True, Cpu())
-    result = evaluate(model, loader, precision.choose(Cpu(), False, 'none', 'auto', 'dynamic'), place)
+    result = evaluate(model, loader, precision.choose(Cpu(), False, 'none', 'auto', 'dynamic'), place, Normalize())
     return {name: value for name, value in result.items() if name != 'FPS'}
 
 

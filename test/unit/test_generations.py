@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from conftest import FINETUNE, PRETRAIN, ROOT, execute
-from PIL import Image
 from twenty_steps import SAVED_AT
 
 PYTHONS = dict(line.split('=', 1) for line in os.environ.get('MAE_PYTHONS', '').splitlines())
@@ -51,25 +50,14 @@ def resumed(folder, uninterrupted):
 
 
 @pytest.fixture(scope='module')
-def lossless(images, tmp_path_factory):
-    """The images as PNG: Pillow 8.4 decodes JPEG by another library than later ones, to slightly other pixels."""
-    folder = tmp_path_factory.mktemp('lossless')
-    for path in images.glob('*/*/*.jpg'):
-        target = folder / path.relative_to(images).with_suffix('.png')
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(str(path)).save(str(target))
-    return folder
-
-
-@pytest.fixture(scope='module')
-def written(lossless, tmp_path_factory):
+def written(images, tmp_path_factory):
     """{generation: folder with the output of a pre-training and a fine-tuning by its programs}."""
     folders = {}
     for generation, python in PYTHONS.items():
         folder = folders[generation] = tmp_path_factory.mktemp('written')
         pre, fine = folder / 'pre', folder / 'fine'
-        succeed(python, 'main_pretrain.py', *PRETRAIN, '--data_path', lossless, '--output_dir', pre, '--epochs', 1)
-        succeed(python, 'main_finetune.py', *FINETUNE, '--data_path', lossless, '--output_dir', fine, '--epochs', 1,
+        succeed(python, 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', pre, '--epochs', 1)
+        succeed(python, 'main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', fine, '--epochs', 1,
                 '--finetune', pre / 'checkpoint-0.pth', '--lr', .003, '--warmup_epochs', 0)
     return folders
 
@@ -97,9 +85,9 @@ def test_a_run_of_any_generation_goes_on_in_any_other_as_if_uninterrupted(uninte
 
 
 @pytest.mark.parametrize('writer, reader', PAIRS)
-def test_a_checkpoint_of_any_generation_resumes_and_evaluates_in_any_other(lossless, written, tmp_path, writer, reader):
+def test_a_checkpoint_of_any_generation_resumes_and_evaluates_in_any_other(images, written, tmp_path, writer, reader):
     python, pre, fine = PYTHONS[reader], written[writer] / 'pre', written[writer] / 'fine'
-    on = ['--data_path', lossless, '--epochs', 2]
+    on = ['--data_path', images, '--epochs', 2]
     commands = [
         ('main_pretrain.py', *PRETRAIN, *on, '--resume', pre / 'checkpoint-0.pth', '--output_dir', tmp_path / 'pre'),
         ('main_finetune.py', *FINETUNE, *on, '--resume', fine / 'checkpoint-0.pth', '--output_dir', tmp_path / 'fine'),
@@ -113,4 +101,5 @@ def test_a_checkpoint_of_any_generation_resumes_and_evaluates_in_any_other(lossl
     trained = json.loads((fine / 'log.txt').read_text())
     for name in ('acc1', 'acc5'):
         assert result[name] == trained['test_' + name]
-    assert result['loss'] == pytest.approx(trained['test_loss'], rel=1e-5)
+    # PyTorch 2 resizes by a kernel of its own, and one value of 300 comes out a grey level or two different.
+    assert result['loss'] == pytest.approx(trained['test_loss'], rel=1e-4)

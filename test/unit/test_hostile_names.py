@@ -11,7 +11,8 @@ import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, Run
 
 from util import checkpoint_file, drawn_dataset, errors, log
-from util.datasets import labelled_set, pretraining_set, read_image
+from util.datasets import labelled_set, pretraining_set
+from util.images import read_image
 
 STRANGE = os.fsdecode(b' \'a\' "b" $(touch ran)`touch ran`;touch ran;#&|<>!*?[x]\\ {0}%s\n\t\xe6\xb1\x89\xc3\xa9'
                       b'\xf0\x9f\x98\x80\xff\x1b[31m')

@@ -1,7 +1,7 @@
 """Images per second, with a clock that the test moves."""
 import pytest
 
-from util.throughput import Rate, Throughput, duration, per_second
+from util.throughput import Rate, Throughput, duration, per_second, workers_to_keep_up
 
 
 class Clock:
@@ -78,3 +78,15 @@ def test_nothing_timed_is_no_speed_rather_than_an_error():
 
 def test_durations_read_as_hours_minutes_seconds():
     assert duration(3725.9) == '1:02:05'
+
+
+def test_the_start_of_the_loader_is_not_taken_for_slowness():
+    throughput, _ = measure([8] * 4, step=.3, wait=.1, warmup=0)
+    assert throughput.steady() == (pytest.approx(1.5), pytest.approx(.3))
+
+
+@pytest.mark.parametrize('workers, seconds, waited, enough', [
+    (4, 10., .1, None), (4, 10., 5., 8), (3, 10., 6., 8), (1, 10., .3, 2), (0, 10., 5., 1), (0, 10., 8., 4),
+    (2, 0., 0., None)])
+def test_loader_processes_are_asked_for_where_the_device_waits(workers, seconds, waited, enough):
+    assert workers_to_keep_up(workers, seconds, waited) == enough

@@ -6,8 +6,25 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import auto_augment
+from torchvision import transforms
 
-from util.transforms import MEAN, STD, evaluation_transform, finetuning_transform, pretraining_transform, statistics
+from util.pictures import Picture
+from util.transforms import (
+    MEAN,
+    STD,
+    Normalize,
+    evaluation_transform,
+    finetuning_transform,
+    pretraining_transform,
+    random_erasing,
+    statistics,
+)
+
+BICUBIC = transforms.InterpolationMode.BICUBIC if hasattr(transforms, 'InterpolationMode') else 3
+
+
+def picture_of(image):
+    return Picture(np.array(image))
 
 
 def image(width=80, height=60, colour=(10, 120, 250)):
@@ -17,13 +34,21 @@ def image(width=80, height=60, colour=(10, 120, 250)):
 @pytest.mark.parametrize('transform', [pretraining_transform, finetuning_transform, evaluation_transform])
 @pytest.mark.parametrize('in_chans', [1, 3])
 def test_the_result_has_the_asked_size_and_channels(transform, in_chans):
-    assert transform(32, in_chans=in_chans)(image()).shape == (in_chans, 32, 32)
+    pixels = transform(32, in_chans=in_chans)(picture_of(image()))
+    assert pixels.shape == (in_chans, 32, 32) and pixels.dtype == torch.uint8
 
 
 def test_pixels_are_normalised_by_the_statistics_of_imagenet():
-    tensor = evaluation_transform(32)(image())
+    tensor = Normalize()(evaluation_transform(32)(picture_of(image()))[None])
     expected = [(value / 255 - mean) / std for value, mean, std in zip((10, 120, 250), MEAN, STD)]
-    assert tensor[:, 16, 16].tolist() == pytest.approx(expected, abs=.02)
+    assert tensor[0, :, 16, 16].tolist() == pytest.approx(expected, abs=.02)
+
+
+def test_normalising_a_batch_gives_what_torchvision_gives_each_image_to_the_last_bit():
+    images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    steps = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    expected = torch.stack([steps(pixels.permute(1, 2, 0).numpy()) for pixels in images])
+    assert torch.equal(Normalize()(images), expected)
 
 
 def test_a_grey_input_is_normalised_by_the_mean_statistics():
@@ -33,24 +58,99 @@ def test_a_grey_input_is_normalised_by_the_mean_statistics():
 @pytest.mark.parametrize('input_size, kept', [(224, .875), (32, .875), (256, 1.)])
 def test_evaluation_keeps_the_centre_of_the_short_side(input_size, kept):
     """A picture whose left share (1 - kept) / 2 is white and the rest black: nothing white may be left."""
-    picture = Image.new('RGB', (800, 800))
-    picture.paste((255, 255, 255), (0, 0, int(800 * (1 - kept) / 2 * .8), 800))
-    black = [-mean / std for mean, std in zip(MEAN, STD)]
-    tensor = evaluation_transform(input_size)(picture)
-    assert tensor[:, 0, 0].tolist() == pytest.approx(black, abs=.05)
+    image = Image.new('RGB', (800, 800))
+    image.paste((255, 255, 255), (0, 0, int(800 * (1 - kept) / 2 * .8), 800))
+    assert evaluation_transform(input_size)(picture_of(image))[:, 0, 0].tolist() == pytest.approx([0] * 3, abs=3)
     wider = Image.new('RGB', (800, 800))
     wider.paste((255, 255, 255), (0, 0, int(800 * (1 - kept) / 2) + 40, 800))
-    assert evaluation_transform(input_size)(wider)[0, 0, 0] > 1
+    assert evaluation_transform(input_size)(picture_of(wider))[0, 0, 0] > 200
 
 
-def test_pretraining_crops_between_a_fifth_and_all_of_the_image():
-    crop = pretraining_transform(32).transforms[0]
-    assert tuple(crop.scale) == (.2, 1.)
+@pytest.mark.parametrize('width, height', [(500, 375), (375, 500), (300, 300), (451, 338)])
+@pytest.mark.parametrize('size', [224, 32])
+def test_evaluation_shows_what_torchvisions_resize_and_centre_crop_show(width, height, size):
+    noise = np.random.RandomState(0).randint(0, 256, (9, 12, 3)).astype(np.uint8)
+    image = Image.fromarray(noise).resize((width, height), 3)
+    steps = transforms.Compose([transforms.Resize(int(size / .875), interpolation=BICUBIC),
+                                transforms.CenterCrop(size)])
+    expected = np.asarray(steps(image)).astype(int).transpose(2, 0, 1)
+    differences = abs(evaluation_transform(size)(picture_of(image)).numpy() - expected)
+    assert differences.max() <= 2 and differences.mean() < .1
+
+
+class Boxes:
+    """A picture that notes which parts of it are asked for, as shares of its area, and their width to height."""
+    width, height = 500, 375
+
+    def __init__(self):
+        self.areas, self.ratios, self.lefts = [], [], []
+
+    def step(self, height, width, size):
+        return 1
+
+    def part(self, top, left, height, width, size):
+        assert 0 <= top <= self.height - height and 0 <= left <= self.width - width
+        self.areas.append(height * width / (self.height * self.width))
+        self.ratios.append(width / height)
+        self.lefts.append(left / max(self.width - width, 1))
+        return torch.zeros((3, *size), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize('transform, least', [(pretraining_transform, .2), (finetuning_transform, .08)])
+def test_crops_are_distributed_as_those_of_a_random_resized_crop(transform, least):
+    """Area and log ratio uniform, as far as the image leaves room; compared with torchvision's by quantiles."""
+    torch.manual_seed(0)
+    random.seed(0)
+    ours, theirs, crop = Boxes(), Boxes(), transform(8).transforms[0]
+    frame = Image.new('1', (ours.width, ours.height))
+    for _ in range(4000):
+        crop(ours)
+        theirs.part(*transforms.RandomResizedCrop.get_params(frame, (least, 1.), (3 / 4, 4 / 3)), size=(8, 8))
+    for name in ('areas', 'ratios', 'lefts'):
+        for quantile in (.05, .25, .5, .75, .95):
+            assert np.quantile(getattr(ours, name), quantile) == pytest.approx(
+                np.quantile(getattr(theirs, name), quantile), abs=.04), (name, quantile)
+    assert min(ours.areas) == pytest.approx(least, rel=.05) and max(ours.areas) > .95
+
+
+def test_crops_of_a_picture_with_a_step_are_the_same_rounded_down_to_it(monkeypatch):
+    parts, crop = [], pretraining_transform(8).transforms[0]
+    for step in (1, 4):
+        picture = Boxes()
+        monkeypatch.setattr(picture, 'step', lambda height, width, size, step=step: step)
+        monkeypatch.setattr(picture, 'part', lambda *part, size: parts.append(part))
+        torch.manual_seed(0)
+        random.seed(0)
+        crop(picture)
+    assert parts[1] == tuple(edge // 4 * 4 for edge in parts[0]) != parts[0]
+
+
+def test_half_of_the_pictures_are_mirrored():
+    torch.manual_seed(0)
+    slope = picture_of(Image.linear_gradient('L').rotate(90).convert('RGB'))
+    transform = pretraining_transform(8)
+    left = [bool(pixels[0, 0, 0] > pixels[0, 0, -1]) for pixels in (transform(slope) for _ in range(400))]
+    assert 150 < sum(left) < 250
+
+
+def test_random_erasing_fills_parts_of_some_images_with_noise():
+    random.seed(0)
+    torch.manual_seed(0)
+    images = torch.full((200, 3, 32, 32), 5.)
+    erased = random_erasing(torch.device('cpu'), .25)(images) != 5
+    shares = erased[:, 0].float().mean(dim=(1, 2))
+    assert 30 < (shares > 0).sum() < 70 and shares[shares > 0].min() > .015 and shares.max() < .4
+    assert images[erased].std() == pytest.approx(1, abs=.05)
+
+
+def test_resplit_leaves_half_of_the_batch_as_it_is():
+    images = random_erasing(torch.device('cpu'), 1., resplit=True)(torch.full((8, 3, 32, 32), 5.))
+    assert (images[:4] == 5).all() and all((image != 5).any() for image in images[4:])
 
 
 def test_crops_differ_from_call_to_call():
     torch.manual_seed(0)
-    picture = Image.linear_gradient('L').convert('RGB')
+    picture = picture_of(Image.linear_gradient('L').convert('RGB'))
     transform = pretraining_transform(32)
     assert not torch.equal(transform(picture), transform(picture))
 
@@ -59,11 +159,10 @@ def test_the_recipes_randaugment_takes_10000_images_without_an_error():
     """Pillow 13 refuses to keep 0 bits in posterize, which this policy asks for now and then."""
     random.seed(0)
     np.random.seed(0)
-    colour = finetuning_transform(32).transforms[1]
-    pictures = [Image.fromarray(np.random.randint(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(100)]
+    colour = transforms.Compose(finetuning_transform(32).transforms[2:])
+    images = [torch.randint(256, (3, 32, 32), dtype=torch.uint8) for _ in range(100)]
     for i in range(10000):
-        result = colour(pictures[i % 100])
-        assert result.size == (32, 32) and result.mode == 'RGB'
+        assert colour(images[i % 100]).shape == (3, 32, 32)
 
 
 def test_posterizing_to_no_bits_at_all_is_black_on_every_pillow():

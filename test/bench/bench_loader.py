@@ -1,0 +1,240 @@
+"""How fast image files become batches on the device: python test/bench/bench_loader.py FOLDER [--task pretrain|...]
+
+Ours is the program's own datasets, transforms and loaders. The baseline is what most repositories do: Pillow,
+torchvision's (for fine-tuning timm's) transforms to normalised float tensors, the default collate. Both take the same
+files with one thread a process, in turn, round by round; medians are shown. Stages are differences between the
+processor times of ever longer parts of the pipeline, all in one process. At the end stands how far our pixels are from
+Pillow's.
+"""
+import argparse
+import io
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import default_collate
+from torchvision import transforms
+
+from util import device as devices
+from util.datasets import ImageList, pretraining_set
+from util.distributed import World
+from util.images import read_image
+from util.loader import collate, evaluation_loader, training_loader
+from util.pictures import BICUBIC, MARGIN, open_picture
+from util.timm_compat import create_transform
+from util.transforms import MEAN, STD, Normalize, evaluation_transform, finetuning_transform, pretraining_transform
+
+INTERPOLATION = transforms.InterpolationMode.BICUBIC if hasattr(transforms, 'InterpolationMode') else BICUBIC
+STAGES = ('read', 'decode', 'crop, resize, flip', 'colours, floats', 'collate', 'to the device, normalise')
+
+
+class Baseline(Dataset):
+    """Files by Pillow and a transform of PIL images."""
+
+    def __init__(self, paths, transform):
+        self.paths, self.transform = paths, transform
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        with open(self.paths[index], 'rb') as file:
+            return self.transform(Image.open(file).convert('RGB')), 0
+
+
+def baseline_steps(task, size):
+    """(geometry, the rest) of the transform that most repositories have."""
+    floats = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    if task == 'finetune':
+        steps = create_transform(size, is_training=True, auto_augment='rand-m9-mstd0.5-inc1', interpolation='bicubic',
+                                 color_jitter=None, re_prob=.25, re_mode='pixel', mean=MEAN, std=STD).transforms
+        return steps[:2], steps[2:]
+    if task == 'evaluate':
+        return [transforms.Resize(int(size / .875), interpolation=INTERPOLATION), transforms.CenterCrop(size)], floats
+    return [transforms.RandomResizedCrop(size, scale=(.2, 1.), interpolation=INTERPOLATION),
+            transforms.RandomHorizontalFlip()], floats
+
+
+def our_steps(task, size):
+    """(geometry, the rest) of the program's transform."""
+    make = {'pretrain': pretraining_transform, 'finetune': finetuning_transform, 'evaluate': evaluation_transform}
+    steps = make[task](size).transforms
+    geometry = 1 if task == 'evaluate' else 2
+    return steps[:geometry], steps[geometry:]
+
+
+def contents(path):
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+def chain(steps, value):
+    for step in steps:
+        value = step(value)
+    return value
+
+
+def stages(paths, ours, baseline, accelerator, place, batch_size, rounds):
+    """{stage: (seconds an image in ours, in the baseline)}."""
+    normalize = Normalize()
+
+    def batches(paths, sample, finish):
+        for start in range(0, len(paths), batch_size):
+            finish([sample(path) for path in paths[start:start + batch_size]])
+        accelerator.synchronize()
+
+    def to_device(images):
+        return images.to(place, non_blocking=True)
+
+    def pillow(path):
+        return Image.open(io.BytesIO(contents(path))).convert('RGB')
+
+    def our_sample(path, steps):
+        return (chain(steps, open_picture(path)), 0), []
+
+    def a_pixel(path):
+        picture = open_picture(path)
+        return picture.part(0, 0, picture.height, 1, (picture.height, 1))      # decodes at full size, resizes little
+
+    ours_parts = [
+        lambda: batches(paths, contents, len), lambda: batches(paths, a_pixel, len),
+        lambda: batches(paths, lambda path: our_sample(path, ours[0]), len),
+        lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]), len),
+        lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]), collate),
+        lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]),
+                        lambda samples: normalize(to_device(collate(samples)[0][0])))]
+    baseline_parts = [
+        lambda: batches(paths, contents, len), lambda: batches(paths, pillow, len),
+        lambda: batches(paths, lambda path: chain(baseline[0], pillow(path)), len),
+        lambda: batches(paths, lambda path: (chain(baseline[0] + baseline[1], pillow(path)), 0), len),
+        lambda: batches(paths, lambda path: (chain(baseline[0] + baseline[1], pillow(path)), 0), default_collate),
+        lambda: batches(paths, lambda path: (chain(baseline[0] + baseline[1], pillow(path)), 0),
+                        lambda samples: to_device(default_collate(samples)[0]))]
+    times = alternate(ours_parts + baseline_parts, rounds)
+    medians = [statistics.median(seconds) / len(paths) for seconds in times]
+    ours_ends, baseline_ends = [0.] + medians[:len(STAGES)], [0.] + medians[len(STAGES):]
+    return {name: (ours_ends[i + 1] - ours_ends[i], baseline_ends[i + 1] - baseline_ends[i])
+            for i, name in enumerate(STAGES)}
+
+
+def alternate(works, rounds):
+    """[seconds of each round] of each of the works, which take turns; a first round is not counted."""
+    times = [[timed(work) for work in works] for _ in range(rounds + 1)]
+    return list(zip(*times[1:]))
+
+
+def timed(work):
+    """Seconds of the processor that `work` takes; what it gives instead, where that is a time."""
+    begun = time.process_time()
+    given = work()
+    return time.process_time() - begun if given is None else given
+
+
+def one_pass(loader, count, finish, accelerator):
+    """Seconds an image from the first batch, which starts the workers, to the last of `count` images."""
+    seen, begun = 0, None
+    for images, _ in loader:
+        finish(images)
+        if begun is None:
+            begun = time.perf_counter()
+        else:
+            seen += len(images)
+        if seen >= count:
+            break
+    accelerator.synchronize()
+    return (time.perf_counter() - begun) / seen
+
+
+def speeds(task, paths, args, workers, accelerator, place):
+    """(images/s of ours, of the baseline, median ratio)."""
+    ours, baseline = our_steps(task, args.input_size), baseline_steps(task, args.input_size)
+    dataset = ImageList(paths, [0] * len(paths), ['all'], transforms.Compose(ours[0] + ours[1]))
+    if task == 'evaluate':
+        loader = evaluation_loader(dataset, args.batch_size, World(), False, workers, True, accelerator)
+    else:
+        loader = training_loader(dataset, args.batch_size, World(), 0, workers, True, accelerator)
+    usual = DataLoader(Baseline(paths, transforms.Compose(baseline[0] + baseline[1])), args.batch_size,
+                       shuffle=task != 'evaluate', num_workers=workers, pin_memory=accelerator.is_accelerator)
+    normalize = Normalize()
+    times = alternate([
+        lambda: one_pass(loader, args.images, lambda images: normalize(images.to(place, non_blocking=True)),
+                         accelerator),
+        lambda: one_pass(usual, args.images, lambda images: images.to(place, non_blocking=True), accelerator)],
+        args.rounds)
+    return (*(1 / statistics.median(seconds) for seconds in times),
+            statistics.median(slow / fast for fast, slow in zip(*times)))
+
+
+def differences(paths):
+    """{n: (mean, worst image's mean) difference in grey levels from Pillow's resize} of pictures decoded at 1 / n."""
+    found = {scale: [] for scale in (1, 2, 4, 8)}
+    for path in paths:
+        whole = read_image(path)
+        for scale, values in found.items():
+            width, height = (side // scale * scale for side in whole.size)
+            side = int(min(width, height) / (MARGIN * scale))       # the largest that is decoded at this scale
+            ours = open_picture(path).part(0, 0, height, width, (side, side)).permute(1, 2, 0).numpy()
+            theirs = whole.crop((0, 0, width, height)).resize((side, side), BICUBIC)
+            values.append(float(abs(ours - np.asarray(theirs, dtype=float)).mean()))
+    return {scale: (statistics.mean(values), max(values)) for scale, values in found.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('folder', help='of images, flat or nested')
+    parser.add_argument('--task', choices=('pretrain', 'finetune', 'evaluate'), nargs='+',
+                        default=('pretrain', 'finetune', 'evaluate'))
+    parser.add_argument('--workers', type=int, nargs='*', default=(0, 1, 2))
+    parser.add_argument('--images', type=int, default=1000, help='of a pass, repeated if the folder holds fewer')
+    parser.add_argument('--input_size', type=int, default=224)
+    parser.add_argument('--batch_size', type=int, default=32)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--json', help='file to write the figures to')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    accelerator = devices.select(args.device)
+    place = accelerator.use(0)
+    found = list(pretraining_set(args.folder).paths)
+    paths = list(itertools.islice(itertools.cycle(found), args.images + args.batch_size))
+    print('{} files, {}, Python {}, torch {}, torchvision {}, Pillow {}'.format(
+        len(found), accelerator.name, sys.version.split()[0], torch.__version__, torchvision.__version__,
+        PIL.__version__))
+    print('batches of {} at {} x {}; medians of {}'.format(args.batch_size, args.input_size, args.input_size,
+                                                           args.rounds))
+    results = {}
+    for task in args.task:
+        ours, baseline = our_steps(task, args.input_size), baseline_steps(task, args.input_size)
+        results[task] = {'stages': stages(found, ours, baseline, accelerator, place, args.batch_size, args.rounds)}
+        print('\n| {} | ours | baseline | ratio |\n|---|---|---|---|'.format(task))
+        for name, (mine, other) in results[task]['stages'].items():
+            print('| {}, ms an image | {:.3f} | {:.3f} | |'.format(name, mine * 1e3, other * 1e3))
+        for workers in args.workers:
+            mine, other, ratio = speeds(task, paths, args, workers, accelerator, place)
+            results[task]['{} workers'.format(workers)] = {'ours': mine, 'baseline': other, 'ratio': ratio}
+            print('| {} worker{}, images/s | {:.0f} | {:.0f} | {:.2f} |'.format(
+                workers, '' if workers == 1 else 's', mine, other, ratio), flush=True)
+    results['difference from Pillow'] = differences(found)
+    print('\n| decoded at | mean difference from Pillow, grey levels | of the worst image |\n|---|---|---|')
+    for scale, (mean, worst) in results['difference from Pillow'].items():
+        print('| 1/{} | {:.2f} | {:.2f} |'.format(scale, mean, worst))
+    if args.json:
+        with open(args.json, 'w') as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == '__main__':
+    main()

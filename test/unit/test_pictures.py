@@ -1,0 +1,169 @@
+"""Pictures: the part that a transform asks for, whatever the file holds, decoded in whatever way."""
+import fuzzed_images
+import numpy as np
+import pytest
+from PIL import Image
+
+from util import pictures
+from util.images import UnreadableImage, read_image
+from util.pictures import JpegPicture, Picture, open_picture, reduction
+
+needs_simplejpeg = pytest.mark.skipif(pictures.simplejpeg is None, reason='simplejpeg is not installed')
+LIKE_PILLOW = 2     # grey levels; 0.1 but for Pillow 8, whose JPEG library is another one
+
+
+def photo(width=96, height=72):
+    """Smooth colours, as photographs have; noise would be all that compression changes."""
+    noise = np.random.RandomState(0).randint(0, 256, (9, 12, 3)).astype(np.uint8)
+    return Image.fromarray(noise).resize((width, height), 3)
+
+
+def saved(folder, image, name='x.jpg', **options):
+    image.save(str(folder / name), **{'quality': 90, **options})
+    return str(folder / name)
+
+
+def by_pillow(path, box, size):
+    """What cropping and resizing by Pillow gives: (3, H, W)."""
+    top, left, height, width = box
+    part = read_image(path).crop((left, top, left + width, top + height)).resize(size[::-1], 3)
+    return np.asarray(part).transpose(2, 0, 1).astype(int)
+
+
+def difference(picture, path, box, size):
+    """Mean difference in grey levels from Pillow's part."""
+    part = picture.part(*box, size=size)
+    assert tuple(part.shape) == (3, *size) and part.is_contiguous()
+    return abs(part.numpy().astype(int) - by_pillow(path, box, size)).mean()
+
+
+@pytest.mark.parametrize('name', ['x.jpg', 'x.png', 'x.webp'])
+def test_a_part_is_what_pillow_makes_of_it(tmp_path, name):
+    path = saved(tmp_path, photo(), name)
+    assert difference(open_picture(path), path, (5, 11, 50, 61), (32, 40)) < LIKE_PILLOW
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize('subsampling', [0, 1, 2])
+def test_jpeg_files_are_decoded_without_pillow(tmp_path, subsampling):
+    path = saved(tmp_path, photo(), subsampling=subsampling)
+    assert isinstance(open_picture(path), JpegPicture)
+    assert difference(open_picture(path), path, (0, 0, 72, 96), (32, 32)) < LIKE_PILLOW
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize('mode', ['L', 'CMYK'])
+def test_jpeg_files_of_other_colours_are_read_as_pillow_reads_them(tmp_path, mode):
+    path = saved(tmp_path, photo().convert(mode))
+    assert difference(open_picture(path), path, (0, 0, 72, 96), (32, 32)) < LIKE_PILLOW
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('scale', [1, 4])
+def test_a_part_is_cut_from_the_upright_picture(tmp_path, orientation, scale):
+    image = photo(96 * scale, 72 * scale)
+    exif = Image.Exif() if hasattr(Image, 'Exif') else image.getexif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, image, exif=exif.tobytes())
+    picture = open_picture(path)
+    assert (picture.width, picture.height) == read_image(path).size
+    assert difference(picture, path, (8 * scale, 4 * scale, 40 * scale, 60 * scale), (20, 30)) < 2
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize('before', [b'\xff\xfe\0\x06\xff\xda\0\0', b'\xff\xe2\0\x02', b'\xff'],
+                         ids=['a comment', 'another segment', 'a byte of padding'])
+def test_the_orientation_is_found_behind_other_things(tmp_path, before):
+    exif = photo().getexif()
+    exif[0x0112] = 6
+    path = tmp_path / 'x.jpg'
+    saved(tmp_path, photo(), exif=exif.tobytes())
+    path.write_bytes(path.read_bytes()[:2] + before + path.read_bytes()[2:])
+    picture = open_picture(str(path))
+    assert isinstance(picture, JpegPicture) and (picture.width, picture.height) == (72, 96)
+
+
+@pytest.mark.parametrize('height, width, expected', [
+    (448, 1000, 1), (896, 895, 1), (896, 896, 2), (1791, 1792, 2), (1792, 1792, 4), (5000, 3584, 8)])
+def test_a_reduced_picture_keeps_twice_the_pixels_that_are_needed(height, width, expected):
+    assert reduction(height, width, (224, 224)) == expected
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize('scale', [2, 4, 8])
+def test_a_part_of_a_reduced_picture_is_that_of_the_whole_one_within_two_grey_levels(tmp_path, scale):
+    path = saved(tmp_path, photo(101 * scale, 75 * scale))
+    box = (3 * scale, 5 * scale, 68 * scale, 72 * scale)
+    assert reduction(*box[2:], size=(32, 32)) == scale
+    assert difference(open_picture(path), path, box, (32, 32)) < 2
+
+
+@needs_simplejpeg
+def test_a_reduced_picture_is_decoded_smaller(tmp_path, monkeypatch):
+    path, seen = saved(tmp_path, photo(1000, 752)), []
+    decode = pictures.simplejpeg.decode_jpeg
+    monkeypatch.setattr(pictures.simplejpeg, 'decode_jpeg',
+                        lambda *args, **options: seen.append(decode(*args, **options)) or seen[-1])
+    open_picture(path).part(0, 0, 752, 1000, (94, 94))
+    assert seen[0].shape == (188, 250, 3)
+
+
+@pytest.mark.parametrize('orientation', [1, 3])
+@pytest.mark.parametrize('box', [(0, 0, 757, 1003), (1, 2, 750, 1000), (8, 16, 744, 984)])
+def test_edges_that_a_reduced_picture_cannot_meet_are_met_all_the_same(tmp_path, orientation, box):
+    exif = photo().getexif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, photo(1003, 757), exif=exif.tobytes())
+    assert difference(open_picture(path), path, box, (24, 32)) < LIKE_PILLOW
+
+
+def test_without_simplejpeg_pillow_reads_jpeg_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, 'simplejpeg', None)
+    path = saved(tmp_path, photo())
+    picture = open_picture(path)
+    assert type(picture) is Picture and difference(picture, path, (5, 11, 50, 61), (32, 40)) < 1
+
+
+@pytest.mark.skipif(not pictures._RESIZES_BYTES, reason='this PyTorch resizes no bytes')
+def test_pytorch_and_pillow_resize_alike(tmp_path, monkeypatch):
+    path = saved(tmp_path, photo(), 'x.png')
+    ours = open_picture(path).part(0, 0, 72, 96, (31, 45)).numpy().astype(int)
+    monkeypatch.setattr(pictures, '_RESIZES_BYTES', False)
+    assert abs(ours - open_picture(path).part(0, 0, 72, 96, (31, 45)).numpy()).max() <= 1
+
+
+@pytest.mark.parametrize('damage', [lambda data: data[:len(data) // 2], lambda data: data[:30], lambda data: data[:2],
+                                    lambda data: b'', lambda data: b'no picture'])
+def test_a_damaged_jpeg_file_is_refused_as_pillow_refuses_it(tmp_path, damage):
+    path = tmp_path / 'x.jpg'
+    saved(tmp_path, photo())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UnreadableImage) as expected:
+        read_image(str(path))
+    with pytest.raises(UnreadableImage) as caught:
+        open_picture(str(path)).part(0, 0, 72, 96, (32, 32))
+    assert str(caught.value) == str(expected.value)
+
+
+def test_a_file_that_is_gone_is_refused_by_name(tmp_path):
+    with pytest.raises(UnreadableImage, match='No such file'):
+        open_picture(str(tmp_path / 'x.jpg'))
+
+
+def test_bytes_after_the_end_of_a_jpeg_file_do_no_harm(tmp_path):
+    path = tmp_path / 'x.jpg'
+    saved(tmp_path, photo())
+    path.write_bytes(path.read_bytes() + b'appended')
+    assert difference(open_picture(str(path)), str(path), (0, 0, 72, 96), (32, 32)) < LIKE_PILLOW
+
+
+def test_what_pillow_reads_is_read_and_what_it_refuses_is_refused(tmp_path):
+    """Mutated JPEG files; only a header that lies about the size may make a difference."""
+    for path in fuzzed_images.write(tmp_path, 300, seed=7):
+        outcomes = []
+        for read in (read_image, lambda path: open_picture(path).part(0, 0, 1, 1, (1, 1))):
+            try:
+                outcomes.append(read(path) is not None)
+            except UnreadableImage as error:
+                outcomes.append(error.path == path)
+        assert outcomes[0] == outcomes[1], path

@@ -1,0 +1,107 @@
+"""The image files below a folder, in arrays: loader processes share these, where they would copy a list of strings."""
+import os
+
+import numpy as np
+
+from util import remember, watchdog
+from util.errors import UserError, one_line
+
+_TEXT, _EDGES = '_text', '_edges'
+
+
+def arrays_of(*names):
+    """Names of the arrays that Strings of these names consist of."""
+    return [name + part for name in names for part in (_TEXT, _EDGES)]
+
+
+class Strings:
+    """A sequence of file names, in one array of bytes and one of the places where names begin and the last one ends."""
+
+    def __init__(self, text, edges):
+        self.text, self.edges = text, edges
+
+    @classmethod
+    def of(cls, strings):
+        encoded = [os.fsencode(string) for string in strings]
+        return cls(np.array(bytearray(b''.join(encoded)), np.uint8),
+                   np.cumsum([0] + [len(word) for word in encoded], dtype=np.int64))
+
+    @classmethod
+    def found(cls, arrays, name):
+        """Those that `arrays` gave."""
+        return cls(arrays[name + _TEXT], arrays[name + _EDGES])
+
+    def arrays(self, name):
+        """{name of an array: array}"""
+        return {name + _TEXT: self.text, name + _EDGES: self.edges}
+
+    def __len__(self):
+        return len(self.edges) - 1
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return os.fsdecode(self.text[self.edges[index]:self.edges[index + 1]].tobytes())
+
+    def without_first(self, count):
+        return Strings(self.text, self.edges[count:])
+
+
+class Listing:
+    """A sequence of the paths of the image files below `root`: each folder's own first, all in order of their names.
+
+    Args:
+        endings: of the names of image files, in small letters.
+        own_files: whether those count that are in no subfolder.
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+
+    def __init__(self, root, endings, own_files=True):
+        self.root, self._endings = root, list(endings)
+        names = 'folder_of', 'changed', *arrays_of('endings', 'folders', 'names')
+        found = remember.arrays('list of files', root, names, self._current, lambda: self._listed(endings))
+        self.folders = list(Strings.found(found, 'folders'))    # relative to root, which is the first, ''
+        first = 0 if own_files else np.count_nonzero(found['folder_of'] == 0)
+        self.folder_of = found['folder_of'][first:]             # of each file: index in `folders`
+        self._names = Strings.found(found, 'names').without_first(first)
+
+    def __len__(self):
+        return len(self._names)
+
+    def __getitem__(self, index):
+        name = self._names[index]
+        return os.path.join(self.root, self.folders[self.folder_of[index]], name)
+
+    def _current(self, found):
+        """Whether no folder has changed since; a file that is only written anew changes none."""
+        folders = Strings.found(found, 'folders')
+        return list(Strings.found(found, 'endings')) == self._endings and all(
+            _changed(os.path.join(self.root, folder)) == changed for folder, changed in zip(folders, found['changed']))
+
+    def _listed(self, endings):
+        folders, changed, folder_of, names = [], [], [], []
+        for folder, subfolders, files in os.walk(self.root, onerror=_unlisted, followlinks=True):
+            watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
+            subfolders.sort()
+            images = sorted(name for name in files if name.lower().endswith(endings))
+            folder_of += [len(folders)] * len(images)
+            names += images
+            try:
+                changed.append(_changed(folder))
+            except OSError as error:
+                _unlisted(error)
+            folders.append(os.path.relpath(folder, self.root) if folders else '')
+        made = {'folder_of': np.array(folder_of, np.int32), 'changed': np.array(changed, np.int64)}
+        for name, strings in (('endings', endings), ('folders', folders), ('names', names)):
+            made.update(Strings.of(strings).arrays(name))
+        return made, max(changed) / 1e9
+
+
+def _changed(folder):
+    """When a folder's entries changed last, in ns since the epoch."""
+    return os.stat(folder).st_mtime_ns
+
+
+def _unlisted(error):
+    raise UserError('--data_path: {} cannot be listed ({})'.format(error.filename, error.strerror)) from error

@@ -1,0 +1,170 @@
+"""Pictures as transforms see them: a part is cut out at the size it is needed in, and no more is decoded than that.
+
+JPEG files are decoded by simplejpeg (libjpeg-turbo), in about two thirds of Pillow's time, and at a reduced scale
+where that loses nothing; other files, damaged and odd ones, and all where simplejpeg is missing, by Pillow.
+"""
+import io
+import os
+import stat
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from util.images import UnreadableImage, orientation_of, read_image
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+BICUBIC = 3             # by Pillow's number: release 9.1 warns of the name
+MARGIN = 2              # a reduced picture keeps that many pixels a side for each one that is needed
+_COLOURS = ('YCbCr', 'RGB', 'Gray')         # what simplejpeg makes RGB of as Pillow does
+_MOST_BYTES = 2 ** 28
+_MARK = b'\xff\xd8'         # how a JPEG file begins
+_SCAN = b'\xff\xda'         # how its pixels begin, and which segments stand before these, but for APP1
+_SEGMENTS = frozenset(bytes([kind]) for kind in [*range(0xc0, 0xd0), 0xdb, 0xdd, 0xe0, *range(0xe2, 0xf0), 0xfe])
+# By EXIF orientation; none of these copies.
+_UPRIGHT = {2: np.fliplr, 3: partial(np.rot90, k=2), 4: np.flipud, 5: lambda pixels: pixels.swapaxes(0, 1),
+            6: partial(np.rot90, k=-1), 7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1), 8: np.rot90}
+
+
+class Picture:
+    """An upright RGB picture of `height` x `width` pixels, given as an (H, W, 3) uint8 array."""
+
+    def __init__(self, pixels):
+        self._pixels, (self.height, self.width) = pixels, pixels.shape[:2]
+
+    def step(self, height, width, size):
+        """What the edges of a part of height x width should be multiples of, to get it in `size` for the least work."""
+        return 1
+
+    def part(self, top, left, height, width, size):
+        """A part of the picture, resized (bicubic, antialiased) to size = (height, width): (3, *size) uint8.
+
+        Raises:
+            UnreadableImage: the file is damaged.
+        """
+        return _resized(self._pixels[top:top + height, left:left + width], size)
+
+
+class JpegPicture(Picture):
+    """A JPEG file that is decoded when the part is known, at a reduced scale where that loses nothing.
+
+    Args:
+        data: the file's bytes; `height` and `width`: as its header says.
+        orientation: as its EXIF data says, 1 to 8; None where it says nothing.
+    """
+
+    def __init__(self, path, data, height, width, orientation):
+        self._path, self._data, self._stored, self._orientation = path, data, (height, width), orientation
+        self.height, self.width = (width, height) if (orientation or 1) >= 5 else (height, width)
+
+    def step(self, height, width, size):
+        return reduction(height, width, size)
+
+    def part(self, top, left, height, width, size):
+        scale = self.step(height, width, size)
+        edges = top, left, height, width, *(self._stored if self._orientation else ())
+        while any(edge % scale for edge in edges):      # a reduced picture begins in a corner of the stored one
+            scale //= 2
+        try:
+            stored = [-(-side // scale) for side in self._stored]
+            pixels = simplejpeg.decode_jpeg(self._data, 'RGB', min_height=stored[0], min_width=stored[1],
+                                            min_factor=scale)
+            pixels = _UPRIGHT.get(self._orientation, lambda upright: upright)(pixels)
+        except ValueError:                  # damaged; what Pillow makes of it decides
+            scale, pixels = 1, np.array(read_image(self._path, self._data))
+            if pixels.shape[:2] != (self.height, self.width):
+                raise UnreadableImage(self._path, 'its header contradicts its contents') from None
+        top, left, height, width = (number // scale for number in (top, left, height, width))
+        return _resized(pixels[top:top + height, left:left + width], size)
+
+
+def open_picture(path, data=None):
+    """The Picture in an image file, of any kind that Pillow reads.
+
+    Args:
+        data: the file's bytes, where `path` only says what they are called.
+    Raises:
+        UnreadableImage: see util.images.read_image.
+    """
+    picture = None if simplejpeg is None else _jpeg(path, data)
+    return picture or Picture(np.array(read_image(path, data)))
+
+
+def _jpeg(path, data):
+    """A JpegPicture; None where Pillow shall see what there is."""
+    try:
+        data = _read_jpeg(path) if data is None else data
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except (OSError, ValueError):
+        return None
+    if colours not in _COLOURS or height * width > (Image.MAX_IMAGE_PIXELS or height * width):
+        return None
+    return JpegPicture(path, data, height, width, _orientation(data))
+
+
+def _read_jpeg(path):
+    """The bytes of a file that begins as a JPEG file does; of another, or a huge one, b''."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+        return b''
+    with open(path, 'rb') as file:
+        start = file.read(len(_MARK))
+        return start + file.read() if start == _MARK else b''
+
+
+def _orientation(data):
+    if not _has_app1(data):
+        return None                         # most files; Pillow's parser takes a tenth of the time that decoding takes
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return orientation_of(image)
+    except Exception:                       # Pillow's parsers raise whatever a damaged file makes them
+        return None
+
+
+def _has_app1(data):
+    """Whether a JPEG file has an APP1 segment, where EXIF and XMP data stand; True also for an untidy file."""
+    place = 2
+    while data[place:place + 1] == b'\xff' and data[place + 1:place + 2] in _SEGMENTS:
+        place += 2 + int.from_bytes(data[place + 2:place + 4], 'big')
+    return data[place:place + 2] != _SCAN
+
+
+def reduction(height, width, size):
+    """By which of 1, 2, 4, 8 a JPEG can be decoded smaller, so that MARGIN pixels are left for each that is needed.
+
+    The mean difference from what the whole picture gives is then about a grey level (test/bench/results/loader.md).
+    """
+    fitting = [scale for scale in (8, 4, 2) if height >= MARGIN * scale * size[0] and width >= MARGIN * scale * size[1]]
+    return fitting[0] if fitting else 1
+
+
+def _resized(pixels, size):
+    """(H, W, 3) uint8 array -> (3, *size) uint8 tensor."""
+    if _RESIZES_BYTES:
+        pixels = pixels if min(pixels.strides) > 0 else pixels.copy()
+        # The channels-last view is what the kernel is fastest on.
+        return _interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None], size)[0]
+    image = Image.fromarray(np.ascontiguousarray(pixels)).resize(size[::-1], BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _interpolate(images, size):
+    return F.interpolate(images, size=size, mode='bicubic', align_corners=False, antialias=True)
+
+
+def _resizes_bytes():
+    """Whether this PyTorch has the integer bicubic kernel of Pillow's kind."""
+    try:
+        return _interpolate(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), (2, 2)).dtype == torch.uint8
+    except (TypeError, RuntimeError):
+        return False
+
+
+_RESIZES_BYTES = _resizes_bytes()

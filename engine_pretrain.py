@@ -18,7 +18,7 @@ def train_one_epoch(progress, updates, mask_ratio, normalize):
         images = normalize(images)
         with updates.iteration(i, progress.iterations, progress.epoch):
             with updates.precision.autocast():
-                loss, _, _ = updates.model(images, mask_ratio=mask_ratio)
+                loss = updates.model(images, mask_ratio=mask_ratio, loss_only=True)
             updates.backward(loss)
         progress.add(loss, len(images))
     return progress.finish()

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from util.pos_embed import sincos_2d
+from util.recompute import directly
 from util.timm_compat import PatchEmbed, transformer_block
 
 
@@ -26,6 +27,7 @@ class MaskedAutoencoderViT(nn.Module):
                  norm_layer=nn.LayerNorm, norm_pix_loss=False):
         super().__init__()
         self.patch_size, self.in_chans, self.norm_pix_loss = patch_size, in_chans, norm_pix_loss
+        self.run_block = directly     # or util.recompute.recomputed
         height, width = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
         self.grid_size = (height // patch_size, width // patch_size)
 
@@ -53,90 +55,84 @@ class MaskedAutoencoderViT(nn.Module):
         nn.init.normal_(self.cls_token, std=.02)
         nn.init.normal_(self.mask_token, std=.02)
 
-    def forward(self, imgs, mask_ratio=0.75, noise=None):
+    def forward(self, imgs, mask_ratio=0.75, noise=None, loss_only=False):
         """One masked reconstruction.
 
         Args:
             imgs: (N, C, H, W), normalised.
             mask_ratio: share of patches to hide.
             noise: (N, L) that decides the masks, for reproducing one; drawn uniformly where None.
+            loss_only: compute and return nothing but the loss, as training does.
         Returns:
             loss: scalar, mean square over hidden patches.
             pred: (N, L, p * p * C), predicted pixels (normalised per patch under norm_pix_loss).
             mask: (N, L), 1 where a patch was hidden.
         """
-        latent, mask, ids_restore = self.forward_encoder(imgs, mask_ratio, noise)
-        pred = self.forward_decoder(latent, ids_restore)
-        return self.forward_loss(imgs, pred, mask), pred, mask
-
-    def forward_encoder(self, imgs, mask_ratio, noise=None):
-        """(N, C, H, W) -> latent (N, 1 + K, D), mask (N, L), ids_restore (N, L). Only visible patches are embedded."""
         if noise is None:
             noise = torch.rand(imgs.shape[0], self.pos_embed.shape[1] - 1, device=imgs.device)
-        ids_keep, ids_restore, mask = masking(noise, mask_ratio)
+        ids = torch.argsort(noise, dim=1)
+        keep = int(ids.shape[1] * (1 - mask_ratio))
+        patches = self.patchify(imgs)
+        latent = self.forward_encoder(patches, ids[:, :keep])
+        pred = self.forward_decoder(latent, ids, hidden_only=loss_only)
+        loss = self.forward_loss(patches, pred[:, keep - ids.shape[1]:], ids[:, keep:])
+        if loss_only:
+            return loss
+        ids_restore = torch.argsort(ids, dim=1)
+        return loss, gather_tokens(pred, ids_restore), (ids_restore >= keep).float()
 
-        visible = gather_tokens(self.to_patches(imgs).flatten(2), ids_keep)              # (N, K, C * p * p)
-        x = F.linear(visible, self.patch_embed.proj.weight.flatten(1), self.patch_embed.proj.bias)
-        positions = self.pos_embed[:, 1:].expand(x.shape[0], -1, -1)
-        x = x + gather_tokens(positions, ids_keep)                                       # (N, K, D)
+    def forward_encoder(self, patches, ids_keep):
+        """Pixels (N, L, p * p * C) and which patches stay visible (N, K) -> latent (N, 1 + K, D).
+
+        Masks are random (section 3, appendix A.1): uniform noise is sorted, the patches of smallest noise stay.
+        """
+        weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)             # (D, p * p * C)
+        x = F.linear(gather_tokens(patches, ids_keep), weight, self.patch_embed.proj.bias)
+        x = x + gather_tokens(self.pos_embed[:, 1:].expand(x.shape[0], -1, -1), ids_keep)
 
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = torch.cat([cls_token.to(x.dtype), x], dim=1)
         for block in self.blocks:
-            x = block(x)
-        return self.norm(x), mask, ids_restore
+            x = self.run_block(block, x)
+        return self.norm(x)
 
-    def forward_decoder(self, latent, ids_restore):
-        """latent (N, 1 + K, D) -> predicted pixels (N, L, p * p * C)."""
+    def forward_decoder(self, latent, ids, hidden_only=False):
+        """latent (N, 1 + K, D) -> predicted pixels (N, L, p * p * C), in the order of `ids` (N, L): visible ones first.
+
+        Attention does not care about the order of tokens, so they are not put back where they belong.
+        Args:
+            hidden_only: the last block and the prediction leave out what is visible: (N, L - K, p * p * C).
+        """
         x = self.decoder_embed(latent)                                                   # (N, 1 + K, E)
-        hidden = self.mask_token.to(x.dtype).expand(x.shape[0], ids_restore.shape[1] + 1 - x.shape[1], -1)
-        patches = gather_tokens(torch.cat([x[:, 1:], hidden], dim=1), ids_restore)       # (N, L, E)
-        x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-            x = block(x)
-        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+        visible = x.shape[1]
+        hidden = self.mask_token.to(x.dtype).expand(x.shape[0], ids.shape[1] + 1 - visible, -1)
+        cls_position = self.decoder_pos_embed[:, :1].expand(x.shape[0], -1, -1)
+        positions = gather_tokens(self.decoder_pos_embed[:, 1:].expand(x.shape[0], -1, -1), ids)
+        x = torch.cat([x, hidden], dim=1) + torch.cat([cls_position, positions], dim=1)
+        for block in self.decoder_blocks[:-1]:
+            x = self.run_block(block, x)
+        x = self.run_block(self.decoder_blocks[-1], x, visible if hidden_only else 1)
+        return self.decoder_pred(self.decoder_norm(x))
 
-    def forward_loss(self, imgs, pred, mask):
-        """Mean square error over the hidden patches, in fp32."""
-        target = self.patchify(imgs).float()
+    def forward_loss(self, patches, pred, ids_hidden):
+        """Mean square error, in fp32, of pred (N, L - K, p * p * C) for the hidden ones (N, L - K) of all patches."""
+        target = gather_tokens(patches, ids_hidden).float()
         if self.norm_pix_loss:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
-        loss = (pred.float() - target).pow(2).mean(dim=-1)                               # (N, L)
-        return (loss * mask).sum() / mask.sum()
-
-    def to_patches(self, imgs):
-        """(N, C, H, W) -> (N, L, C, p, p), the order of the patch embedding's weight."""
-        p, (rows, columns) = self.patch_size, self.grid_size
-        x = imgs.reshape(imgs.shape[0], self.in_chans, rows, p, columns, p)
-        return x.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        return F.mse_loss(pred.float(), target)
 
     def patchify(self, imgs):
         """(N, C, H, W) -> (N, L, p * p * C), the order of the prediction."""
-        return self.to_patches(imgs).permute(0, 1, 3, 4, 2).flatten(2)
+        p, (rows, columns) = self.patch_size, self.grid_size
+        x = imgs.reshape(imgs.shape[0], self.in_chans, rows, p, columns, p)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(imgs.shape[0], rows * columns, p * p * self.in_chans)
 
     def unpatchify(self, patches):
         """(N, L, p * p * C) -> (N, C, H, W)."""
         p, (rows, columns) = self.patch_size, self.grid_size
         x = patches.reshape(patches.shape[0], rows, columns, p, p, self.in_chans)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], self.in_chans, rows * p, columns * p)
-
-
-def masking(noise, mask_ratio):
-    """Random masks from uniform noise: the patches of smallest noise stay visible (section 3, appendix A.1).
-
-    Args:
-        noise: (N, L).
-        mask_ratio: share to hide.
-    Returns:
-        ids_keep: (N, K) indices of visible patches; ids_restore: (N, L), where each patch stands in
-        (visible, hidden) order; mask: (N, L), 1 where hidden.
-    """
-    length = noise.shape[1]
-    keep = int(length * (1 - mask_ratio))
-    ids_shuffle = torch.argsort(noise, dim=1)
-    ids_restore = torch.argsort(ids_shuffle, dim=1)
-    return ids_shuffle[:, :keep], ids_restore, (ids_restore >= keep).float()
 
 
 def gather_tokens(x, ids):

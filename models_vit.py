@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from util.recompute import directly
 from util.timm_compat import PatchEmbed, transformer_block, trunc_normal_
 
 
@@ -23,6 +24,7 @@ class VisionTransformer(nn.Module):
                  depth=12, num_heads=12, mlp_ratio=4., norm_layer=nn.LayerNorm, drop_path_rate=0.):
         super().__init__()
         self.global_pool = global_pool
+        self.run_block = directly     # or util.recompute.recomputed
         height, width = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
         self.grid_size = (height // patch_size, width // patch_size)
 
@@ -52,7 +54,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(imgs)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1) + self.pos_embed
         for block in self.blocks:
-            x = block(x)                                                                 # (N, 1 + L, D)
+            x = self.run_block(block, x)                                                 # (N, 1 + L, D)
         if self.global_pool:
             return self.fc_norm(x[:, 1:].mean(dim=1))
         return self.norm(x)[:, 0]

@@ -1,6 +1,7 @@
 """timm 0.4.5 to 1.0.x behind one interface: everything that the program takes from timm comes through here."""
 import warnings
 
+import torch
 from PIL import Image, ImageOps
 from timm import data as timm_data
 from timm.data import auto_augment
@@ -38,19 +39,44 @@ def transformer_block(dim, num_heads, mlp_ratio, norm_layer, drop_path=0.):
     """timm's pre-norm transformer block with a bias in qkv; its state_dict keys are equal in all releases."""
     block = Block(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=drop_path,
                   norm_layer=norm_layer)
-    if hasattr(F, 'scaled_dot_product_attention') and not hasattr(block.attn, 'fused_attn'):
-        block.attn.__class__ = _FusedAttention
+    block.__class__, block.attn.__class__ = _Block, _Attention
     return block
 
 
-class _FusedAttention(Attention):
-    """The Attention of a timm release older than scaled_dot_product_attention, on a torch that has it."""
+def drops_paths(model):
+    """Whether a model's blocks have stochastic depth."""
+    return any(getattr(module, 'drop_prob', None) for module in model.modules())
 
-    def forward(self, x):
+
+class _Block(Block):
+    """The same in all releases of timm, and able to leave out what nobody looks at afterwards."""
+
+    def forward(self, x, first=0):
+        """(N, L, D) -> (N, L - first, D): every token looks at all others, those from `first` on go further."""
+        drop_path1 = self.drop_path1 if hasattr(self, 'drop_path1') else self.drop_path
+        drop_path2 = self.drop_path2 if hasattr(self, 'drop_path2') else self.drop_path
+        x = x[:, first:] + drop_path1(self.attn(self.norm1(x), first))
+        return x + drop_path2(self.mlp(self.norm2(x)))
+
+
+class _Attention(Attention):
+    """Softmax attention."""
+
+    def forward(self, x, first=0):
         n, length, dim = x.shape
         qkv = self.qkv(x).reshape(n, length, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
-        return self.proj(x.transpose(1, 2).reshape(n, length, dim))
+        x = attention(qkv[0, :, :, first:], qkv[1], qkv[2])
+        return self.proj(x.transpose(1, 2).reshape(n, length - first, dim))
+
+
+def attention(q, k, v):
+    """(N, heads, queries, d), (N, heads, L, d) twice -> (N, heads, queries, d), by PyTorch's own where that pays."""
+    if _FUSED and not (q.dtype == torch.bfloat16 and q.device.type == 'cpu'):      # whose backward takes thrice as long
+        return F.scaled_dot_product_attention(q, k, v)
+    return ((q * q.shape[-1] ** -.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+
+
+_FUSED = hasattr(F, 'scaled_dot_product_attention')
 
 
 class Mixup(timm_data.Mixup):

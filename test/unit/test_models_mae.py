@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import models_mae
+from util import recompute
 
 transformers = pytest.importorskip('transformers', reason='transformers, the independent implementation, is missing')
 
@@ -113,19 +114,21 @@ def test_a_seed_gives_the_mask_of_uniform_noise_of_smallest_first():
 
 def test_hidden_patches_do_not_reach_the_encoder():
     model = ours().eval()
-    imgs, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    latent, mask, _ = model.forward_encoder(imgs, .75, noise)
-    changed = model.unpatchify(model.patchify(imgs) + 100 * mask[..., None])
-    assert torch.equal(model.forward_encoder(changed, .75, noise)[0], latent)
+    patches, ids = torch.randn(2, 16, 192), torch.rand(2, 16).argsort(dim=1)
+    latent = model.forward_encoder(patches, ids[:, :4])
+    hidden = torch.ones(2, 16).scatter(1, ids[:, :4], 0)
+    assert torch.equal(model.forward_encoder(patches + 100 * hidden[..., None], ids[:, :4]), latent)
     assert latent.shape == (2, 1 + 4, 48)
 
 
 def test_embedding_visible_patches_equals_the_convolution():
     model = ours().eval()
     imgs = torch.randn(2, 3, 32, 32)
-    everything = torch.nn.functional.linear(model.to_patches(imgs).flatten(2),
-                                            model.patch_embed.proj.weight.flatten(1), model.patch_embed.proj.bias)
-    assert torch.allclose(everything, model.patch_embed(imgs), atol=1e-5)
+    seen = []
+    model.run_block = lambda block, x: seen.append(x) or block(x)
+    order = torch.arange(16).expand(2, -1)
+    model.forward_encoder(model.patchify(imgs), order)
+    assert torch.allclose(seen[0][:, 1:], model.patch_embed(imgs) + model.pos_embed[:, 1:], atol=1e-5)
 
 
 def test_unpatchify_undoes_patchify_for_any_channels_and_shape():
@@ -137,10 +140,28 @@ def test_unpatchify_undoes_patchify_for_any_channels_and_shape():
 
 def test_visible_patches_do_not_count_in_the_loss():
     model = ours()
-    imgs, pred = torch.randn(2, 3, 32, 32), torch.randn(2, 16, 192)
-    mask = (torch.rand(2, 16) > .5).float()
-    before = model.forward_loss(imgs, pred, mask)
-    assert torch.equal(model.forward_loss(imgs, pred + 9 * (1 - mask[..., None]), mask), before)
+    imgs, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    loss, pred, mask = model(imgs, .75, noise)
+    squares = (pred - model.patchify(imgs)).pow(2).mean(dim=-1)
+    assert loss.item() == pytest.approx((squares * mask).sum().item() / mask.sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize('norm_pix_loss', [False, True])
+@pytest.mark.parametrize('run_block', [recompute.directly, recompute.recomputed])
+def test_the_loss_alone_has_the_value_and_gradients_of_the_whole(norm_pix_loss, run_block):
+    """What it leaves out are the last block and the prediction of visible patches, and putting these in order."""
+    model = ours(norm_pix_loss=norm_pix_loss).train()
+    imgs, noise = torch.randn(4, 3, 32, 32), torch.rand(4, 16)
+    whole = model(imgs, .75, noise)[0]
+    whole.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    model.run_block = run_block
+    loss = model(imgs, .75, noise, loss_only=True)
+    loss.backward()
+    assert relative(loss, whole) < 1e-6
+    for name, gradient in expected.items():
+        assert (dict(model.named_parameters())[name].grad - gradient).abs().max() < 1e-5 * max(gradient.abs().max(), .1)
 
 
 @pytest.mark.parametrize('name, millions, decoder', [

@@ -4,6 +4,7 @@ import timm
 import torch
 
 import models_vit
+from util import timm_compat
 from util.features import accepts
 
 SIZE = {'img_size': 32, 'patch_size': 8, 'embed_dim': 48, 'depth': 3, 'num_heads': 4, 'num_classes': 7}
@@ -64,12 +65,21 @@ def test_attention_is_fused_where_torch_has_it(monkeypatch):
     assert len(calls) == 3
 
 
-def test_fused_attention_for_old_timm_equals_timms_attention():
-    if not hasattr(torch.nn.functional, 'scaled_dot_product_attention'):
-        pytest.skip('this torch has no scaled_dot_product_attention')
-    from util.timm_compat import Attention, _FusedAttention
-    attention = Attention(32, num_heads=4, qkv_bias=True).eval()
-    x = torch.randn(2, 5, 32)
-    expected = attention(x)
-    attention.__class__ = _FusedAttention
-    assert torch.allclose(attention(x), expected, atol=1e-6)
+@pytest.mark.parametrize('fused', [True, False])
+def test_a_block_equals_timms_block_and_leaves_out_what_it_is_told_to(monkeypatch, fused):
+    monkeypatch.setattr(timm_compat, '_FUSED', fused and timm_compat._FUSED)
+    torch.manual_seed(0)
+    block, x = timm_compat.transformer_block(32, 4, 4., torch.nn.LayerNorm).eval(), torch.randn(2, 9, 32)
+    theirs = timm_compat.Block(dim=32, num_heads=4, qkv_bias=True, norm_layer=torch.nn.LayerNorm).eval()
+    theirs.load_state_dict(block.state_dict())
+    assert torch.allclose(block(x), theirs(x), atol=1e-6)
+    assert torch.allclose(block(x, 4), theirs(x)[:, 4:], atol=1e-6)
+
+
+def test_attention_in_bf16_is_that_in_fp32_as_far_as_bf16_goes():
+    if not hasattr(torch, 'autocast'):
+        pytest.skip('this torch has no bf16 products on a CPU')
+    q, k, v = torch.randn(3, 2, 4, 9, 8).unbind()
+    found = timm_compat.attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), timm_compat.attention(q, k, v), atol=.03)

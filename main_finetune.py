@@ -119,6 +119,7 @@ def train(args, runtime, precision, resumed):
     groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)
     optimizer = precision.adamw(runtime.accelerator, groups, lr=lr, betas=(.9, .999))
     model, optimizer = precision.prepare(model, optimizer)
+    runtime.speed_up(model, args.compile, args.grad_checkpoint)
     resumed.restore_training(optimizer, precision)
     updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),

@@ -47,6 +47,7 @@ def train(args, runtime, precision):
     lr = peak_lr(args.lr, args.blr, effective_batch)
     optimizer = precision.adamw(runtime.accelerator, decay_groups(model, args.weight_decay), lr=lr, betas=(.9, .95))
     model, optimizer = precision.prepare(model, optimizer)
+    runtime.speed_up(model, args.compile, args.grad_checkpoint)
     resumed.restore_training(optimizer, precision)
     updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),

@@ -86,6 +86,7 @@ def pretrain_parser():
     _add_reliability(parser)
     _add_distribution(parser)
     _add_precision(parser)
+    _add_speed(parser)
     mae = parser.add_argument_group('masked autoencoder')
     mae.add_argument('--mask_ratio', type=INSIDE_0_1, default=.75, help='share of patches to hide, between 0 and 1')
     mae.add_argument('--norm_pix_loss', action='store_true',
@@ -103,6 +104,7 @@ def finetune_parser():
     _add_reliability(parser)
     _add_distribution(parser)
     _add_precision(parser)
+    _add_speed(parser)
     _add_finetuning(parser)
     _add_augmentation(parser)
     return parser
@@ -189,12 +191,23 @@ def _add_distribution(parser):
 def _add_precision(parser):
     group = parser.add_argument_group('mixed precision')
     add = group.add_argument
-    add('--amp', action='store_true', help='mixed precision where the device gains by it (not on a CPU)')
+    add('--amp', action='store_true',
+        help='mixed precision where the device gains by it (of CPUs, those with bf16 instructions)')
     add('--amp_backend', default='auto', choices=('auto', 'apex', 'native', 'none'),
         help='auto: apex O2 on an NPU that has it, else native; apex and native also switch --amp on')
     add('--amp_dtype', default='auto', choices=('auto', 'fp16', 'bf16'),
         help='type of native mixed precision; auto: bf16 where the device has it; fp16 and bf16 also switch --amp on')
     add('--loss_scale', type=_loss_scale, default='dynamic', help="fp16 loss scale: 'dynamic' or a number")
+
+
+def _add_speed(parser):
+    group = parser.add_argument_group('speed and memory')
+    add = group.add_argument
+    add('--compile', action='store_true',
+        help='compile the transformer blocks by torch.compile, which the first steps wait for; where it does not work, '
+        'go on without')
+    add('--grad_checkpoint', action='store_true',
+        help="recompute the blocks' activations in the backward pass: less memory, about a third more time")
 
 
 def _add_finetuning(parser):

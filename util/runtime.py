@@ -8,11 +8,14 @@ import torch
 import torchvision
 
 from util import affinity, checkpoint, device, distributed, log, output_dir, profiler, watchdog
+from util.compiling import compile_blocks
 from util.errors import UserError
 from util.loader import default_workers, seed_generators
 from util.log import logger
 from util.logbook import Logbook, SilentLogbook
+from util.recompute import recomputed
 from util.stops import NoStops, Stops
+from util.timm_compat import drops_paths
 
 
 class Runtime:
@@ -33,6 +36,20 @@ class Runtime:
         """
         model.to(self.device)
         self.world.share(model)
+
+    def speed_up(self, model, compiled, grad_checkpoint):
+        """Do what --compile and --grad_checkpoint ask for.
+
+        Raises:
+            UserError: gradients would be wrong.
+        """
+        if grad_checkpoint:
+            if not self.accelerator.repeats_drops() and drops_paths(model):
+                raise UserError('--grad_checkpoint: torch {} cannot draw dropped paths twice alike on {}; add '
+                                '--drop_path 0'.format(torch.__version__, self.accelerator.type))
+            model.run_block = recomputed
+        if compiled:
+            compile_blocks(model, self.device)
 
     def wrap(self, model, precision):
         """`model` in DistributedDataParallel where there is more than one process."""

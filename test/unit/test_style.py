@@ -78,6 +78,7 @@ def test_what_may_be_missing_is_imported_in_one_place_each():
                        'util/check_env.py',         # anything: it says what does not load
                        'util/precision.py',         # apex
                        'util/timm_compat.py',       # what moved within timm
+                       'util/compiling.py',         # torch.compile's compilers
                        'util/launch.py',            # torch.distributed.run
                        'util/logbook.py',           # tensorboard
                        'util/pictures.py',          # simplejpeg

@@ -1,0 +1,69 @@
+"""--compile: what it changes, and what is said where it does not work."""
+import pytest
+import torch
+from conftest import pretrain
+from torch import nn
+
+import models_mae
+from util import compiling
+from util.compiling import compile_blocks
+
+SIZE = {'img_size': 32, 'patch_size': 8}
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """What is said while the test runs."""
+    said = []
+    monkeypatch.setattr(compiling.logger, 'warning', lambda text, *values: said.append(text % values))
+    return said
+
+
+@pytest.fixture
+def compiles(lines):
+    """Skips the test where PyTorch cannot compile, for want of torch.compile or of a C++ compiler."""
+    compile_blocks(models_mae.mae_vit_nano_patch16(**SIZE), torch.device('cpu'))
+    if lines:
+        pytest.skip(lines[0])
+
+
+@pytest.mark.slow
+def test_losses_and_gradients_are_those_of_the_plain_model_under_the_same_names(compiles):
+    torch.manual_seed(0)
+    plain, fast = (models_mae.mae_vit_nano_patch16(norm_pix_loss=True, **SIZE).train() for _ in range(2))
+    fast.load_state_dict(plain.state_dict())
+    compile_blocks(fast, torch.device('cpu'))
+    imgs, noise = torch.randn(4, 3, 32, 32), torch.rand(4, 16)
+    losses = [model(imgs, .75, noise, loss_only=True) for model in (plain, fast)]
+    for loss in losses:
+        loss.backward()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    for (name, one), (other_name, other) in zip(plain.named_parameters(), fast.named_parameters()):
+        assert name == other_name
+        if one.requires_grad:
+            assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_a_run_with_it_goes_through_whatever_pytorch_can(images, tmp_path):
+    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--compile')
+    assert run.status == 0 and 'Final result' in run.output, run.output
+    works = hasattr(nn.Module, 'compile') and '--compile: ' not in run.output
+    assert works or '; going on without' in run.output
+
+
+def test_where_it_does_not_work_one_line_says_why(lines, monkeypatch):
+    def fails(self):
+        raise RuntimeError('Failed to find C compiler.\nPlease specify it.')
+
+    monkeypatch.setattr(nn.Module, 'compile', fails, raising=False)
+    model = models_mae.mae_vit_nano_patch16(**SIZE)
+    compile_blocks(model, torch.device('cpu'))
+    assert lines == ['--compile: torch.compile does not work here (Failed to find C compiler); going on without']
+    assert model(torch.randn(1, 3, 32, 32))[0].item() > 0
+
+
+def test_an_older_pytorch_goes_on_without_it(lines, monkeypatch):
+    monkeypatch.delattr(nn.Module, 'compile', raising=False)
+    compile_blocks(models_mae.mae_vit_nano_patch16(**SIZE), torch.device('cpu'))
+    assert lines == ['--compile: torch {} does not compile modules; going on without'.format(torch.__version__)]

@@ -1,0 +1,54 @@
+"""--grad_checkpoint: less memory, the same gradients."""
+import pytest
+import torch
+
+import models_vit
+from util import runtime as runtimes
+from util.device import Cpu
+from util.distributed import World
+from util.errors import UserError
+from util.recompute import recomputed
+
+
+def gradients(run_block=None):
+    torch.manual_seed(0)
+    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, drop_path_rate=.5, num_classes=4).train()
+    if run_block:
+        model.run_block = run_block
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_gradients_are_those_without_it_and_the_same_paths_are_dropped():
+    expected = gradients()
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(recomputed).items())
+
+
+def test_blocks_are_computed_again_in_the_backward_pass_only():
+    calls = []
+
+    def counted(block, x):
+        return recomputed(lambda tokens: calls.append(block) or block(tokens), x)
+
+    gradients(counted)
+    assert len(calls) == 12
+    with torch.no_grad():
+        counted(torch.nn.Identity(), torch.ones(1))
+    assert len(calls) == 13
+
+
+class ForgetsDrops(Cpu):
+    def repeats_drops(self):
+        return False
+
+
+@pytest.mark.parametrize('rate', [0., .1])
+def test_a_device_that_would_drop_other_paths_is_refused(rate):
+    runtime = runtimes.Runtime(ForgetsDrops(), World())
+    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, drop_path_rate=rate)
+    if rate:
+        with pytest.raises(UserError, match='^--grad_checkpoint: .* add --drop_path 0'):
+            runtime.speed_up(model, False, True)
+    else:
+        runtime.speed_up(model, False, True)
+        assert model.run_block is recomputed

@@ -1,0 +1,34 @@
+"""--compile: torch.compile, where it works; one line says so where it does not."""
+import torch
+from torch import nn
+
+from util.errors import first_line
+from util.log import logger
+
+
+def compile_blocks(model, device):
+    """Compile the transformer blocks of a model in place; state_dict, hooks and everything else stay as they are.
+
+    They are most of the work, and alike, so that one compilation serves all of them.
+    Args:
+        device: where a small block is tried first, since a compiler fails only when the first batch comes.
+    """
+    why_not = _try(device)
+    if why_not:
+        logger.warning('--compile: %s; going on without', why_not)
+        return
+    for block in [*model.blocks, *getattr(model, 'decoder_blocks', [])]:
+        block.compile()
+
+
+def _try(device):
+    """Why nothing can be compiled here; None where it can."""
+    if not hasattr(nn.Module, 'compile'):
+        return 'torch {} does not compile modules'.format(torch.__version__)
+    probe = nn.Sequential(nn.Linear(8, 8), nn.GELU()).to(device)
+    try:
+        probe.compile()
+        probe(torch.zeros(2, 8, device=device)).sum().backward()
+    except Exception as error:          # compilers and what they call raise whatever they like
+        return 'torch.compile does not work here ({})'.format(first_line(error))
+    return None

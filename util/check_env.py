@@ -171,7 +171,7 @@ def check_devices():
     chosen = device.select('auto')
     amp = precision.choose(chosen, amp=True).name
     row('--device auto', '{} ({})'.format(chosen.name, chosen.reason))
-    row('--amp', '{} ({})'.format(amp, 'half precision makes a CPU slower' if not chosen.is_accelerator else
+    row('--amp', '{} ({})'.format(amp, 'half precision makes this CPU slower' if not chosen.gains_by_half() else
                                   'apex is installed' if 'apex' in amp else 'the device has bf16' if 'bf16' in amp else
                                   'the device has no bf16' if 'fp16' in amp else 'neither autocast nor apex for it'))
 

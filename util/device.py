@@ -8,11 +8,14 @@ import socket
 import sys
 
 import torch
+import torch.utils.checkpoint
 
+from util import heap
 from util.errors import UserError, first_line
 from util.features import supported
 
 CHOICES = ('auto', 'npu', 'cuda', 'cpu')
+_BF16_INSTRUCTIONS = {'avx512_bf16', 'amx_bf16'}        # as /proc/cpuinfo names them
 
 
 class Cpu:
@@ -32,6 +35,7 @@ class Cpu:
 
     def use(self, local_rank):
         """Make `local_rank`'s device the current one and return it as a torch.device."""
+        heap.keep_freed_memory()
         return torch.device(self.type)
 
     def seed(self, value):
@@ -45,6 +49,15 @@ class Cpu:
         return None
 
     def supports_bf16(self):
+        """Whether bf16 can be had when asked for by name."""
+        return True
+
+    def gains_by_half(self):
+        """Whether --amp pays; on a CPU only where it multiplies bf16 by instructions of its own."""
+        return not _BF16_INSTRUCTIONS.isdisjoint(_cpu_flags())
+
+    def repeats_drops(self):
+        """Whether torch.utils.checkpoint draws again what it has drawn, such as dropped paths."""
         return True
 
     def prepare_network(self, master_addr):
@@ -56,7 +69,14 @@ class Cpu:
 
     def adamw(self, param_groups, **options):
         """The fastest exact AdamW that this device has."""
-        return torch.optim.AdamW(param_groups, **options)
+        fused = supported(torch.optim.AdamW, fused=True)
+        try:
+            probe = torch.nn.Parameter(torch.zeros(1, device=self.type))
+            probe.grad = torch.zeros_like(probe)
+            torch.optim.AdamW([probe], **fused).step()
+        except RuntimeError:
+            fused = {}                  # some releases have it for some devices only
+        return torch.optim.AdamW(param_groups, **options, **fused)
 
     def profile(self):
         """A profiler of host and device: a context that has export_chrome_trace(path) once it is left."""
@@ -97,6 +117,9 @@ class Accelerator(Cpu):
     def peak_memory(self):
         return self.module.max_memory_allocated() / 2 ** 20
 
+    def gains_by_half(self):
+        return True
+
     def supports_bf16(self):
         supported = getattr(self.module, 'is_bf16_supported', None)  # absent before torch 1.10
         return bool(supported and supported())
@@ -110,9 +133,6 @@ class Cuda(Accelerator):
     def supports_bf16(self):
         # PyTorch also says yes where it only emulates bf16, slowly; native support starts at Ampere (8.0).
         return super().supports_bf16() and self.module.get_device_capability()[0] >= 8
-
-    def adamw(self, param_groups, **options):
-        return super().adamw(param_groups, **options, **supported(torch.optim.AdamW, fused=True))
 
 
 class Npu(Accelerator):
@@ -131,6 +151,9 @@ class Npu(Accelerator):
 
     def loader_options(self):
         return {'pin_memory_device': self.type}
+
+    def repeats_drops(self):
+        return hasattr(torch.utils.checkpoint, 'DefaultDeviceType')     # else it knows the CPU's and CUDA's generators
 
     def adamw(self, param_groups, **options):
         torch_npu = sys.modules.get('torch_npu')
@@ -198,6 +221,15 @@ def _cuda():
     if not torch.cuda.is_available():
         return None, 'no CUDA GPU'
     return Cuda(torch.cuda), None
+
+
+def _cpu_flags():
+    """The instruction sets that Linux says this CPU has; none on other systems."""
+    try:
+        with open('/proc/cpuinfo', encoding='ascii', errors='replace') as file:
+            return set(next((line for line in file if line.startswith('flags')), '').split())
+    except OSError:
+        return set()
 
 
 def local_address_towards(host):

@@ -263,8 +263,8 @@ def choose(accelerator, amp=False, backend='auto', dtype='auto', loss_scale='dyn
 
 
 def _native(accelerator, asked, dtype, loss_scale):
-    if not accelerator.is_accelerator and not asked:
-        return FullPrecision()                      # half precision makes a CPU slower
+    if not (asked or accelerator.gains_by_half()):
+        return FullPrecision()
     if not accelerator.is_accelerator and dtype == 'fp16':
         raise UserError('--amp_dtype fp16: needs an accelerator; on a CPU use bf16 or leave it out')
     bf16 = dtype == 'bf16' or (dtype == 'auto' and accelerator.supports_bf16())

@@ -104,7 +104,7 @@ def test_a_machine_without_npus_is_ready_for_the_cpu(host):
     assert (table['torch_npu'], table['apex'].split(';')[0], table['chips'], table['driver']) == (
         'absent', 'absent', 'no NPU', 'absent')
     assert table['--device auto'].startswith('CPU (no NPU (torch_npu is not installed)')
-    assert table['--amp'].startswith('fp32') and re.match(r'\d+ cores, \d+ GiB', table['CPU'])
+    assert table['--amp'].startswith(('fp32', 'native bf16')) and re.match(r'\d+ cores, \d+ GiB', table['CPU'])
 
 
 def test_cann_that_is_not_sourced_is_found_with_its_version(host):

@@ -133,3 +133,31 @@ def test_an_older_npu_build_is_profiled_by_the_profiler_that_knows_it(monkeypatc
     monkeypatch.delitem(sys.modules, 'torch_npu', raising=False)
     device.Npu(fake_npu()).profile()
     assert asked == [True]
+
+
+def test_the_cpu_takes_a_fused_adamw_where_pytorch_has_one_for_it():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    optimizer = device.Cpu().adamw([{'params': [parameter], 'weight_decay': .5}], lr=.1, betas=(.9, .95))
+    optimizer.step()
+    assert parameter.tolist() == pytest.approx([.85] * 3)       # 1 - .1 * .5 of decay - .1 * the gradient's sign
+
+
+def test_an_adamw_that_fuses_on_other_devices_only_is_left_alone(monkeypatch):
+    plain = torch.optim.AdamW
+
+    def elsewhere(params, lr=1e-3, betas=(.9, .999), fused=False):
+        if fused:
+            raise RuntimeError('`fused=True` requires all the params to be on cuda')
+        return plain(params, lr=lr, betas=betas)
+
+    monkeypatch.setattr(torch.optim, 'AdamW', elsewhere)
+    assert type(device.Cpu().adamw([torch.nn.Parameter(torch.ones(3))], lr=.1)) is plain
+
+
+def test_only_linux_tells_a_cpus_instructions(monkeypatch):
+    def missing(*args, **options):
+        raise FileNotFoundError(2, 'No such file or directory')
+
+    monkeypatch.setattr('builtins.open', missing)
+    assert not device.Cpu().gains_by_half()

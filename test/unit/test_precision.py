@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 
-from util import precision
+from util import device as devices, precision
 from util.device import Cpu
 from util.errors import UserError
 
@@ -22,6 +22,9 @@ class Chip(Cpu):
 
     def supports_bf16(self):
         return self.bf16
+
+    def gains_by_half(self):
+        return True
 
 
 @pytest.fixture
@@ -43,12 +46,15 @@ def apex(monkeypatch):
     ('npu', False, {'amp': True}, 'apex O2, loss scale dynamic'),
     ('npu', True, {'amp': True}, 'apex O2, loss scale dynamic'),
     ('cuda', True, {'backend': 'apex', 'loss_scale': 128.}, 'apex O2, loss scale 128.0'),
-    ('cpu', True, {'amp': True}, 'fp32'),
-    ('cpu', True, {'dtype': 'bf16'}, 'native bf16'),
+    ('cpu', False, {'amp': True}, 'fp32'),
+    ('cpu', True, {'amp': True}, 'native bf16'),
+    ('cpu', True, {}, 'fp32'),
+    ('cpu', False, {'dtype': 'bf16'}, 'native bf16'),
 ])
 def test_the_flags_and_the_device_choose(apex, monkeypatch, device, bf16, flags, name):
     monkeypatch.setattr(precision, '_autocast_factory', lambda accelerator, dtype: precision.nothing)
     monkeypatch.setattr(precision, '_new_scaler', lambda accelerator, scale: None)
+    monkeypatch.setattr(devices, '_cpu_flags', lambda: {'avx2', 'avx512_bf16'} if bf16 else {'avx2'})
     accelerator = Cpu() if device == 'cpu' else Chip(device, bf16)
     assert precision.choose(accelerator, **flags).name == name
 

@@ -9,7 +9,8 @@ The program's own pre-training step with the same batch in each process (weak sc
 
 alone / together is the efficiency. alone / no_sync is what sharing the machine leaves of it (memory, clock), and
 no_sync / together what the exchange leaves: (together - no_sync) / exchange of it is not hidden behind the backward
-pass. On a CPU each process keeps to one core and one thread. --options compares other options of
+pass. On a CPU each process keeps to one core and one thread; the time that its processor works tells what is lost to
+other programs, and to waiting for the other process. --options compares other options of
 DistributedDataParallel with the program's, e.g. '{"bucket_cap_mb": 10}'.
 """
 import json
@@ -118,24 +119,26 @@ def take_turns(args, flags, runtime):
     if args.options:
         other = Training(flags, runtime, other_wrap(runtime, args.options))
         works['other options'] = lambda: other.steps(args.steps)
-    times = {name: [] for name in works}
+    times, processor = {name: [] for name in works}, {name: [] for name in works}
     for _ in range(args.rounds + 1):            # the first warms up
         for name, work in works.items():
-            times[name].append(timed(work, runtime) / args.steps * 1e3)
+            for values, seconds in zip((times[name], processor[name]), timed(work, runtime)):
+                values.append(seconds / args.steps * 1e3)
     return {'device': runtime.accelerator.name, 'precision': together.precision.name, 'torch': torch.__version__,
             'megabytes': buffer.numel() * buffer.element_size() / 1e6,
-            'milliseconds': {name: values[1:] for name, values in times.items()}}
+            'milliseconds': {name: values[1:] for name, values in times.items()},
+            'processor': {name: values[1:] for name, values in processor.items()}}
 
 
 def timed(work, runtime):
-    """Seconds that the slowest process needs for its work; they begin together."""
+    """Seconds that the slowest process needs for its work, and that a processor works on it; they begin together."""
     runtime.accelerator.synchronize()
     runtime.totals(0)
-    begun = time.perf_counter()
+    begun, processor = time.perf_counter(), time.process_time()
     work()
     runtime.accelerator.synchronize()
-    seconds = torch.tensor([time.perf_counter() - begun], device=runtime.device)
-    return max(row[0] for row in runtime.world.gather(seconds))
+    seconds = torch.tensor([time.perf_counter() - begun, time.process_time() - processor], device=runtime.device)
+    return tuple(map(max, zip(*runtime.world.gather(seconds))))
 
 
 def start_processes(args):
@@ -154,27 +157,29 @@ def start_processes(args):
     return json.loads(output.strip().splitlines()[-1])
 
 
+def ratios(times):
+    """What the times of a report say, each the median of the rounds' own."""
+    rounds = list(zip(*(times[name] for name in ('alone', 'together', 'no_sync', 'exchange'))))
+    return {'efficiency': statistics.median(alone / together for alone, together, _, _ in rounds),
+            'efficiency without exchange': statistics.median(alone / no_sync for alone, _, no_sync, _ in rounds),
+            'share of the exchange that shows': statistics.median(
+                (together - no_sync) / exchange for _, together, no_sync, exchange in rounds)}
+
+
 def show(args, report):
     """Print the table; adds the ratios to the report."""
-    times = report['milliseconds']
-    ratio = report['ratios'] = {}
-
-    def median_of(share):
-        return statistics.median(map(share, *(times[name] for name in ('alone', 'together', 'no_sync', 'exchange'))))
-
-    ratio['efficiency'] = median_of(lambda alone, together, _, __: alone / together)
-    ratio['efficiency without exchange'] = median_of(lambda alone, _, no_sync, __: alone / no_sync)
-    ratio['share of the exchange that shows'] = median_of(
-        lambda _, together, no_sync, exchange: (together - no_sync) / exchange)
+    times, processor = report['milliseconds'], report['processor']
+    report['ratios'], report['processor ratios'] = ratios(times), ratios(processor)
     print('{}, {} images in each of {} processes, {:.0f} MB of gradients; {}, {}, torch {}; medians of {}'.format(
         args.model, args.batch_size, args.processes, report['megabytes'], report['device'], report['precision'],
         report['torch'], args.rounds))
-    print('\n| a step | ms | fastest | slowest |\n|---|---|---|---|')
+    print('\n| a step | ms | fastest | slowest | processor, ms |\n|---|---|---|---|---|')
     for name, values in times.items():
-        print('| {} | {:.1f} | {:.1f} | {:.1f} |'.format(name, statistics.median(values), min(values), max(values)))
-    print('\n| | |\n|---|---|')
-    for name, value in ratio.items():
-        print('| {} | {:.1%} |'.format(name, value))
+        print('| {} | {:.1f} | {:.1f} | {:.1f} | {:.1f} |'.format(
+            name, statistics.median(values), min(values), max(values), statistics.median(processor[name])))
+    print('\n| | by the clock | by the processor |\n|---|---|---|')
+    for name, value in report['ratios'].items():
+        print('| {} | {:.1%} | {:.1%} |'.format(name, value, report['processor ratios'][name]))
 
 
 def main(args):

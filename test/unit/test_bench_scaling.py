@@ -20,6 +20,7 @@ def test_a_step_is_timed_alone_together_and_without_the_exchange(tmp_path):
     assert run.status == 0, run.output
     report = json.loads((tmp_path / 'x.json').read_text())
     assert set(report['milliseconds']) == {'alone', 'together', 'no_sync', 'exchange', 'other options'}
+    assert set(report['milliseconds']) == set(report['processor']) and set(report['ratios'].values()) - {0}
     assert all(len(values) == 1 and values[0] > 0 for values in report['milliseconds'].values())
     model = mae_vit_nano_patch16(img_size=32, patch_size=8)
     assert report['megabytes'] == sum(p.numel() for p in model.parameters() if p.requires_grad) * 4 / 1e6

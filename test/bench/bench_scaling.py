@@ -9,8 +9,9 @@ The program's own pre-training step with the same batch in each process (weak sc
 
 alone / together is the efficiency. alone / no_sync is what sharing the machine leaves of it (memory, clock), and
 no_sync / together what the exchange leaves: (together - no_sync) / exchange of it is not hidden behind the backward
-pass. On a CPU each process keeps to one core and one thread; the time that its processor works tells what is lost to
-other programs, and to waiting for the other process. --options compares other options of
+pass. (alone and no_sync allocate the gradients anew in each step, together keeps them in its buckets: with large models
+on a CPU that can cost more than the exchange.) On a CPU each process keeps to one core and one thread; the time that
+the processor works on it tells what other programs on the machine have taken. --options compares other options of
 DistributedDataParallel with the program's, e.g. '{"bucket_cap_mb": 10}'.
 """
 import json

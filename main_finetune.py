@@ -62,7 +62,7 @@ def count_classes(args, dataset):
 def build_data(args, world, accelerator, classes=None):
     """(training set, its loader, evaluation loader)."""
     train_set = labelled_set(args.data_path, 'train', finetuning_transform(
-        args.input_size, args.in_chans, args.color_jitter, args.aa), classes)
+        args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min), classes)
     train_loader = training_loader(train_set, args.batch_size, world, args.seed, args.num_workers, args.pin_mem,
                                    accelerator)
     return train_set, train_loader, build_evaluation(args, world, accelerator, train_set.classes)[1]

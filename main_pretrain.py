@@ -23,6 +23,11 @@ def build_model(args):
                                            norm_pix_loss=args.norm_pix_loss, **size)
 
 
+def build_data(args):
+    """The images, as the model takes them but for their scale."""
+    return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min))
+
+
 def main(args):
     runtime = runtimes.start(args)
     precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
@@ -33,7 +38,7 @@ def main(args):
 
 def train(args, runtime, precision):
     """Pre-train for the epochs that are left."""
-    dataset = pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans))
+    dataset = build_data(args)
     loader = training_loader(dataset, args.batch_size, runtime.world, args.seed, args.num_workers, args.pin_mem,
                              runtime.accelerator)
 

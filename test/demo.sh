@@ -8,6 +8,7 @@ set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib/python.sh"
 source "$ROOT/test/lib/env_npu.sh"
+source "$ROOT/test/lib/stages.sh"
 
 output=$ROOT/demo_output seed=0 train=4000 val=800 pretrain_epochs=22 finetune_epochs=3
 while (($#)); do
@@ -26,12 +27,10 @@ if [[ $output == -* ]]; then output=./$output; fi       # a name that begins lik
 make_environment '' 'torch torchvision timm PIL simplejpeg numpy tensorboard'
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 source_npu_environment
-begun=$SECONDS
+SECONDS=0
 "$PYTHON" -m util.output_dir "$output"
 log=$output/demo.log
 : >"$log"       # marks the folder as a run's, so that the next one sets it aside
-
-step() { printf '\n=== %s (%d:%02d since the start)\n' "$1" $(((SECONDS - begun) / 60)) $(((SECONDS - begun) % 60)); }
 
 images=$output/images
 size=(--input_size 48 --patch_size 8)
@@ -39,46 +38,33 @@ common=(--data_path "$images" "${size[@]}" --num_workers 1 --seed "$seed")
 budget=(--model vit_nano_patch16 --epochs "$finetune_epochs" --warmup_epochs 1 --batch_size 32 --aa none --reprob 0
     --drop_path 0)
 
-step "1/6 drawing $train training and $val validation images of 8 classes"
+stage "1/6 drawing $train training and $val validation images of 8 classes"
 "$PYTHON" -m util.drawn_dataset "$images" --train "$train" --val "$val" --seed "$seed"
 
-step "2/6 pre-training a masked autoencoder, without labels"
+stage "2/6 pre-training a masked autoencoder, without labels"
 "$PYTHON" "$ROOT/main_pretrain.py" "${common[@]}" --output_dir "$output/pretrain" --model mae_vit_nano_patch16 \
     --epochs "$pretrain_epochs" --warmup_epochs 1 --batch_size 32 --lr 1.5e-3
 
-step "3/6 fine-tuning from it"
+stage "3/6 fine-tuning from it"
 checkpoint=$output/pretrain/checkpoint-$((pretrain_epochs - 1)).pth
 "$PYTHON" "$ROOT/main_finetune.py" "${common[@]}" --output_dir "$output/finetune" "${budget[@]}" \
     --finetune "$checkpoint" --lr 1e-3 --layer_decay 0.85
 
 # From scratch a higher rate, equal for all layers, does best.
-step "4/6 training the same network from scratch, with the same budget"
+stage "4/6 training the same network from scratch, with the same budget"
 "$PYTHON" "$ROOT/main_finetune.py" "${common[@]}" --output_dir "$output/scratch" "${budget[@]}" --lr 2e-3 --layer_decay 1
 
-step "5/6 evaluating both"
+stage "5/6 evaluating both"
 for run in finetune scratch; do
     "$PYTHON" "$ROOT/main_finetune.py" --eval --data_path "$images" "${size[@]}" --num_workers 1 --output_dir "$output/$run" \
         --model vit_nano_patch16 --resume "$output/$run/checkpoint-$((finetune_epochs - 1)).pth"
 done
 
-step "6/6 looking at reconstructions of validation images"
+stage "6/6 looking at reconstructions of validation images"
 "$PYTHON" -m util.visualize --resume "$checkpoint" --output "$output/reconstructions.png" "$images/val"
 
-step "done"
-"$PYTHON" - "$output" <<'EOF' | tee "$log"
-import json
-import sys
-
-def accuracy(run):
-    with open('{}/{}/eval.json'.format(sys.argv[1], run), encoding='utf-8') as file:
-        return json.load(file)
-
-pretrained, scratch = accuracy('finetune'), accuracy('scratch')
-print('                    Acc@1   loss    ({} validation images)'.format(scratch['images']))
-print('pre-trained (MAE)   {acc1:5.1f}   {loss:.3f}'.format(**pretrained))
-print('from scratch        {acc1:5.1f}   {loss:.3f}'.format(**scratch))
-print('pre-training gave  {:+.1f} points'.format(pretrained['acc1'] - scratch['acc1']))
-EOF
+stage "done"
+compare_runs "$output" | tee "$log"
 cat <<EOF
 
 table             $log

@@ -81,7 +81,7 @@ def pretrain_parser():
     parser = Parser(prog='main_pretrain.py', description='Pre-train a masked autoencoder (arXiv:2111.06377).')
     _add_training(parser, batch_size=64, epochs=400, warmup_epochs=40, min_lr=0., save_every=20)
     _add_model(parser, PRETRAIN_MODELS, default='mae_vit_large_patch16')
-    _add_data(parser)
+    _add_data(parser, crop_min=.2)
     _add_run(parser)
     _add_reliability(parser)
     _add_distribution(parser)
@@ -99,7 +99,7 @@ def finetune_parser():
     parser = Parser(prog='main_finetune.py', description='Fine-tune or evaluate a Vision Transformer classifier.')
     _add_training(parser, batch_size=64, epochs=50, warmup_epochs=5, min_lr=1e-6, save_every=5)
     _add_model(parser, FINETUNE_MODELS, default='vit_large_patch16')
-    _add_data(parser)
+    _add_data(parser, crop_min=.08)
     _add_run(parser)
     _add_reliability(parser)
     _add_distribution(parser)
@@ -135,12 +135,14 @@ def _add_model(parser, models, default):
     add('--in_chans', type=COUNT, default=3, choices=(1, 3), help='image channels: 1 (grey) or 3 (RGB)')
 
 
-def _add_data(parser):
+def _add_data(parser, crop_min):
     group = parser.add_argument_group('data')
     add = group.add_argument
     add('--data_path', required=True,
         help='folder with train/<class>/ and val/<class>/, or the CIFAR-10 python batches; '
              'pre-training also takes any folder of images')
+    add('--crop_min', type=number(float, 0, 1, open_low=True), default=crop_min,
+        help='share of an image that a random crop takes at least, by area')
     add('--num_workers', type=INDEX,
         help='loader processes per device, 0: load in the training process; default: the cores there are, at most 10')
     add('--pin_mem', action='store_true', default=True, help='page-locked host memory, for faster copies to a device')

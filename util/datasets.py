@@ -8,6 +8,7 @@ from torchvision import datasets
 from util import safe_pickle
 from util.errors import UserError
 from util.listing import Listing
+from util.log import logger
 from util.pictures import Picture, open_picture
 from util.shards import ShardList, tar_files
 
@@ -105,7 +106,7 @@ def labelled_set(data_path, split, transform=None, classes=None):
     """Images with classes: <data_path>/<split>/<class>/, tar files in <data_path>/<split>/, or CIFAR-10's batches.
 
     Args:
-        split: 'train' or 'val'.
+        split: 'train' or 'val', in whose place test/ is taken where that is missing.
         classes: class names by label that the result must share; default: the split's own.
     Raises:
         UserError: the folder is missing, empty, or has a class that is not in `classes`.
@@ -113,7 +114,10 @@ def labelled_set(data_path, split, transform=None, classes=None):
     cifar = _cifar_folder(data_path)
     if cifar:
         return CifarBatches(cifar, CIFAR_TRAIN if split == 'train' else CIFAR_VAL, transform)
-    root = os.path.join(data_path, split)
+    root, test = os.path.join(data_path, split), os.path.join(data_path, 'test')
+    if split == 'val' and not os.path.isdir(root) and os.path.isdir(test):
+        logger.info('--data_path: %s is missing; %s takes its place', root, test)
+        root = test
     if not os.path.isdir(root):
         raise UserError('--data_path: {} is missing; expected {}/<class>/<images>'.format(root, root))
     if tar_files(root):

@@ -21,14 +21,16 @@ def statistics(in_chans):
     return (MEAN, STD) if in_chans == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
 
 
-def pretraining_transform(input_size, in_chans=3):
-    """Random resized crop and flip (arXiv:2111.06377, appendix A.1)."""
-    return transforms.Compose([RandomResizedCrop(input_size, (.2, 1.)), flip_at_random, *_grey(in_chans)])
+def pretraining_transform(input_size, in_chans=3, crop_min=.2):
+    """Random resized crop, of `crop_min` of the area or more, and flip (arXiv:2111.06377, appendix A.1)."""
+    return transforms.Compose([RandomResizedCrop(input_size, (crop_min, 1.)), flip_at_random, *_grey(in_chans)])
 
 
-def finetuning_transform(input_size, in_chans=3, color_jitter=None, aa='rand-m9-mstd0.5-inc1'):
+def finetuning_transform(input_size, in_chans=3, color_jitter=None, aa='rand-m9-mstd0.5-inc1', crop_min=.08):
     """Random resized crop, flip, and timm's RandAugment (or the policy `aa`).
 
+    Args:
+        crop_min: share of the area that a crop takes at least.
     Raises:
         UserError: timm cannot read the policy `aa`.
     """
@@ -40,7 +42,8 @@ def finetuning_transform(input_size, in_chans=3, color_jitter=None, aa='rand-m9-
         raise UserError('--aa {}: timm does not know this policy ({}); e.g. rand-m9-mstd0.5-inc1, or none'
                         .format(aa, error)) from error
     on_pil = [to_pil, *colour.transforms, to_bytes] if colour.transforms else []
-    return transforms.Compose([RandomResizedCrop(input_size, (.08, 1.)), flip_at_random, *on_pil, *_grey(in_chans)])
+    return transforms.Compose([RandomResizedCrop(input_size, (crop_min, 1.)), flip_at_random, *on_pil,
+                               *_grey(in_chans)])
 
 
 def evaluation_transform(input_size, in_chans=3):

@@ -17,7 +17,8 @@ SPECIFIED = {
     'both': 'batch_size epochs accum_iter model input_size weight_decay lr blr min_lr warmup_epochs data_path '
             'output_dir log_dir device seed resume start_epoch num_workers pin_mem no_pin_mem world_size local_rank '
             'local-rank dist_on_itp dist_url addr amp amp_backend amp_dtype loss_scale prof save_every clip_grad '
-            'patch_size in_chans save_every_minutes keep_last max_bad_steps max_bad_images hang_timeout',
+            'patch_size in_chans save_every_minutes keep_last max_bad_steps max_bad_images hang_timeout '
+            'crop_min',
     'pretrain': 'mask_ratio norm_pix_loss',
     'finetune': 'drop_path clip_grad layer_decay color_jitter aa smoothing reprob remode recount resplit mixup cutmix '
                 'cutmix_minmax mixup_prob mixup_switch_prob mixup_mode finetune global_pool cls_token nb_classes eval '
@@ -45,7 +46,8 @@ BAD = [('--batch_size', '0'), ('--batch_size', 'many'), ('--epochs', '-1'), ('--
        ('--input_size', '-224'), ('--num_workers', '-1'), ('--device', 'tpu'), ('--amp_dtype', 'fp8'),
        ('--loss_scale', '0'), ('--clip_grad', '0'), ('--model', 'resnet50'), ('--lr', 'nan'), ('--blr', 'inf'),
        ('--input_size', '225'), ('--data_path', '/no/such/folder'), ('--resume', '/no/such/file'), ('--in_chans', '2'),
-       ('--dist_url', 'http://x'), ('--world_size', '0'), ('--save_every', '0'), ('--start_epoch', '9999')]
+       ('--dist_url', 'http://x'), ('--world_size', '0'), ('--save_every', '0'), ('--start_epoch', '9999'),
+       ('--crop_min', '0'), ('--crop_min', '1.1')]
 BAD_PRETRAIN = [('--mask_ratio', '1'), ('--mask_ratio', '0'), ('--mask_ratio', '0.999'), ('--mask_ratio', '-0.5')]
 BAD_FINETUNE = [('--drop_path', '1'), ('--smoothing', '1.5'), ('--reprob', '2'), ('--mixup', '-1'),
                 ('--nb_classes', '0'), ('--layer_decay', '0'), ('--cutmix_minmax', '0'), ('--mixup_mode', 'all'),
@@ -160,6 +162,13 @@ def test_augmentation_flags_reach_the_transform():
     assert 'RandAugment' in steps_of() and 'ColorJitter' not in steps_of()
     assert 'RandAugment' not in steps_of(aa='none') and 'ColorJitter' in steps_of(aa='none', color_jitter=.4)
     assert 'AugMix' in steps_of(aa='augmix-m5-w4-d2')
+
+
+def test_crop_min_reaches_the_crop(images):
+    args = parsed(parse_finetune, FINETUNE, images, '--crop_min', '.5')
+    assert main_finetune.build_data(args, World(), Cpu())[0].transform.transforms[0].scale == (.5, 1.)
+    args = parsed(parse_pretrain, PRETRAIN, images, '--crop_min', '.5')
+    assert main_pretrain.build_data(args).transform.transforms[0].scale == (.5, 1.)
 
 
 @pytest.mark.parametrize('flags, expected', [

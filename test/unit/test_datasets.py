@@ -94,6 +94,19 @@ def test_val_is_missed_only_where_it_is_asked_for(images, tmp_path):
         datasets.labelled_set(str(tmp_path), 'val')
 
 
+def test_test_takes_the_place_of_a_val_that_is_missing_and_a_line_says_so(images, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(datasets.logger, 'propagate', True)
+    for place in ('test', 'val'):
+        shutil.copytree(str(images / 'val'), str(tmp_path / place))
+        (tmp_path / place / CLASSES[0] / '{}.jpg'.format(place)).write_bytes(b'')
+    with caplog.at_level('INFO', 'mae'):
+        assert any(path.endswith('/val.jpg') for path in datasets.labelled_set(str(tmp_path), 'val').paths)
+        assert not caplog.messages
+        shutil.rmtree(str(tmp_path / 'val'))
+        assert any(path.endswith('/test.jpg') for path in datasets.labelled_set(str(tmp_path), 'val').paths)
+    assert caplog.messages == ['--data_path: {0}/val is missing; {0}/test takes its place'.format(tmp_path)]
+
+
 def test_val_with_fewer_classes_keeps_the_labels_of_train(images, tmp_path):
     shutil.copytree(str(images / 'val' / 'star_stripes'), str(tmp_path / 'val' / 'star_stripes'))
     val = datasets.labelled_set(str(tmp_path), 'val', classes=sorted(CLASSES))

@@ -74,7 +74,7 @@ def test_a_launcher_runs_exactly_its_documented_command(images, pth, name):
 
 
 def test_there_are_ten_launchers_and_each_is_pinned():
-    scripts = {path.stem for path in ROOT.glob('test/*.sh')} - {'demo', 'check'}
+    scripts = {path.stem for path in ROOT.glob('test/*.sh')} - {'demo', 'check', 'cifar10_1p'}
     assert scripts == set(LAUNCHERS) == set(LOGS) and len(scripts) == 10
 
 

@@ -1,0 +1,219 @@
+"""How well N processes share the work: python test/bench/bench_scaling.py [--processes 2] [--model NAME] [--device cpu]
+
+The program's own pre-training step with the same batch in each process (weak scaling), in turn, round by round:
+
+    alone      one process, not in DistributedDataParallel, while the others wait
+    together   all processes, as the program trains
+    no_sync    all processes, but each keeps its gradients
+    exchange   nothing but an all-reduce of as many bytes as the gradients have, at once
+
+alone / together is the efficiency. alone / no_sync is what sharing the machine leaves of it (memory, clock), and
+no_sync / together what the exchange leaves: (together - no_sync) / exchange of it is not hidden behind the backward
+pass. (alone and no_sync allocate the gradients anew in each step, together keeps them in its buckets: with large models
+on a CPU that can cost more than the exchange.) On a CPU each process keeps to one core and one thread; the time that
+the processor works on it tells what other programs on the machine have taken. --options compares other options of
+DistributedDataParallel with the program's, e.g. '{"bucket_cap_mb": 10}'.
+"""
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, ROOT)
+
+import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
+
+import torch
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import main_pretrain
+from util import precision as precisions, runtime as runtimes
+from util.arguments import Parser, number, parse_pretrain
+from util.errors import run
+from util.features import supported
+from util.launch import free_port
+from util.param_groups import decay_groups
+from util.transforms import Normalize
+from util.updates import WeightUpdates
+
+
+class Training:
+    """A model and what trains it, as main_pretrain.py makes them.
+
+    Args:
+        wrap: bare model -> what is called, e.g. in DistributedDataParallel.
+    """
+
+    def __init__(self, flags, runtime, wrap):
+        runtime.seed(flags.seed, epoch=-1)
+        model = main_pretrain.build_model(flags)
+        runtime.place(model)
+        precision = precisions.choose(runtime.accelerator, flags.amp, flags.amp_backend, flags.amp_dtype,
+                                      flags.loss_scale)
+        optimizer = precision.adamw(runtime.accelerator, decay_groups(model, flags.weight_decay), lr=1e-4,
+                                    betas=(.9, .95))
+        model, optimizer = precision.prepare(model, optimizer)
+        self.precision, self._flags, self._runtime = precision, flags, runtime
+        self.updates = WeightUpdates(wrap(model, precision), optimizer, precision, lambda epoch: 1e-4)
+        self._normalize = Normalize(flags.in_chans)
+        self._images = torch.randint(256, (flags.batch_size, flags.in_chans, flags.input_size, flags.input_size),
+                                     dtype=torch.uint8, device=runtime.device)
+
+    def steps(self, count):
+        for i in range(count):
+            self._runtime.seed(0, 0, i)
+            images = self._normalize(self._images)
+            with self.updates.iteration(i, count, 0):
+                with self.precision.autocast():
+                    loss, _, _ = self.updates.model(images, mask_ratio=self._flags.mask_ratio)
+                self.updates.backward(loss)
+
+    def gradients(self):
+        """A tensor as large as all gradients, in their type."""
+        trained = [p for p in self.updates.model.parameters() if p.requires_grad]
+        return torch.zeros(sum(p.numel() for p in trained), dtype=trained[0].dtype, device=trained[0].device)
+
+
+def other_wrap(runtime, options):
+    """The program's wrap but for these options of DistributedDataParallel."""
+    def wrap(model, precision):
+        may_move = precision.gradients_stay_in_model and runtime.accelerator.gradients_may_move
+        chosen = {**supported(DistributedDataParallel, gradient_as_bucket_view=may_move), **options}
+        ids = None if runtime.device.type == 'cpu' else [runtime.device.index]
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, **chosen)
+    return wrap
+
+
+def measure(args):
+    """One of the processes; the first prints what was measured."""
+    if args.cores:
+        os.sched_setaffinity(0, {args.cores[int(os.environ['RANK'])]})
+        torch.set_num_threads(1)
+    flags = parse_pretrain(['--data_path', ROOT, '--model', args.model, '--batch_size', str(args.batch_size),
+                            '--device', args.device, '--num_workers', '0', *args.flags])
+    runtime = runtimes.start(flags)
+    report = take_turns(args, flags, runtime)
+    if runtime.world.is_main:
+        print(json.dumps(report), flush=True)
+    runtime.world.leave()
+
+
+def take_turns(args, flags, runtime):
+    """The report: milliseconds a step of each kind in each round, and what was used."""
+    alone, together = Training(flags, runtime, lambda model, _: model), Training(flags, runtime, runtime.wrap)
+    buffer = together.gradients()
+
+    def without():
+        with together.updates.model.no_sync():
+            together.steps(args.steps)
+
+    def exchange():
+        for _ in range(args.steps):
+            dist.all_reduce(buffer)
+
+    works = {'alone': lambda: runtime.world.is_main and alone.steps(args.steps),
+             'together': lambda: together.steps(args.steps), 'no_sync': without, 'exchange': exchange}
+    if args.options:
+        other = Training(flags, runtime, other_wrap(runtime, args.options))
+        works['other options'] = lambda: other.steps(args.steps)
+    times, processor = {name: [] for name in works}, {name: [] for name in works}
+    for _ in range(args.rounds + 1):            # the first warms up
+        for name, work in works.items():
+            for values, seconds in zip((times[name], processor[name]), timed(work, runtime)):
+                values.append(seconds / args.steps * 1e3)
+    return {'device': runtime.accelerator.name, 'precision': together.precision.name, 'torch': torch.__version__,
+            'megabytes': buffer.numel() * buffer.element_size() / 1e6,
+            'milliseconds': {name: values[1:] for name, values in times.items()},
+            'processor': {name: values[1:] for name, values in processor.items()}}
+
+
+def timed(work, runtime):
+    """Seconds that the slowest process needs for its work, and that a processor works on it; they begin together."""
+    runtime.accelerator.synchronize()
+    runtime.totals(0)
+    begun, processor = time.perf_counter(), time.process_time()
+    work()
+    runtime.accelerator.synchronize()
+    seconds = torch.tensor([time.perf_counter() - begun, time.process_time() - processor], device=runtime.device)
+    return tuple(map(max, zip(*runtime.world.gather(seconds))))
+
+
+def start_processes(args):
+    """Run measure() in all processes; returns the report of the first."""
+    environ = {**os.environ, 'WORLD_SIZE': str(args.processes), 'LOCAL_WORLD_SIZE': str(args.processes),
+               'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
+    running = [subprocess.Popen([sys.executable, os.path.abspath(__file__), *sys.argv[1:]],
+                                env={**environ, 'RANK': str(rank), 'LOCAL_RANK': str(rank)},
+                                stdout=None if rank else subprocess.PIPE)
+               for rank in range(args.processes)]
+    output = running[0].communicate()[0].decode()
+    status = max(process.wait() for process in running)
+    if status or not output.strip():
+        sys.stdout.write(output)
+        sys.exit(status or 1)
+    return json.loads(output.strip().splitlines()[-1])
+
+
+def ratios(times):
+    """What the times of a report say, each the median of the rounds' own."""
+    rounds = list(zip(*(times[name] for name in ('alone', 'together', 'no_sync', 'exchange'))))
+    return {'efficiency': statistics.median(alone / together for alone, together, _, _ in rounds),
+            'efficiency without exchange': statistics.median(alone / no_sync for alone, _, no_sync, _ in rounds),
+            'share of the exchange that shows': statistics.median(
+                (together - no_sync) / exchange for _, together, no_sync, exchange in rounds)}
+
+
+def show(args, report):
+    """Print the table; adds the ratios to the report."""
+    times, processor = report['milliseconds'], report['processor']
+    report['ratios'], report['processor ratios'] = ratios(times), ratios(processor)
+    print('{}, {} images in each of {} processes, {:.0f} MB of gradients; {}, {}, torch {}; medians of {}'.format(
+        args.model, args.batch_size, args.processes, report['megabytes'], report['device'], report['precision'],
+        report['torch'], args.rounds))
+    print('\n| a step | ms | fastest | slowest | processor, ms |\n|---|---|---|---|---|')
+    for name, values in times.items():
+        print('| {} | {:.1f} | {:.1f} | {:.1f} | {:.1f} |'.format(
+            name, statistics.median(values), min(values), max(values), statistics.median(processor[name])))
+    print('\n| | by the clock | by the processor |\n|---|---|---|')
+    for name, value in report['ratios'].items():
+        print('| {} | {:.1%} | {:.1%} |'.format(name, value, report['processor ratios'][name]))
+
+
+def main(args):
+    if 'WORLD_SIZE' in os.environ:          # one of those that start_processes has started
+        measure(args)
+        return
+    report = start_processes(args)
+    show(args, report)
+    if args.json:
+        with open(args.json, 'w') as file:
+            json.dump(report, file, indent=1)
+
+
+def parsed():
+    """The flags; `cores` are those that the processes keep to, none on an accelerator."""
+    parser = Parser(prog='bench_scaling.py', description=__doc__.split('\n')[0])
+    count = number(int, 1)
+    parser.add_argument('--model', default='mae_vit_small_patch16', help='a model of main_pretrain.py')
+    parser.add_argument('--batch_size', type=count, default=4, help='images in each process')
+    parser.add_argument('--processes', type=number(int, 2), default=2, help='how many')
+    parser.add_argument('--steps', type=count, default=2, help='timed together')
+    parser.add_argument('--rounds', type=count, default=7, help='of each measurement')
+    parser.add_argument('--device', default='cpu', help='auto, npu, cuda or cpu')
+    parser.add_argument('--options', type=json.loads, default={}, help='of DistributedDataParallel, to compare; JSON')
+    parser.add_argument('--json', help='file to write the figures to')
+    parser.add_argument('flags', nargs='*', help='further flags of main_pretrain.py, after --')
+    args = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0)) if args.device == 'cpu' else []
+    if args.device == 'cpu' and len(cores) < args.processes:
+        parser.error('argument --processes: {} on {} cores'.format(args.processes, len(cores)))
+    args.cores = cores[:args.processes]
+    return args
+
+
+if __name__ == '__main__':
+    run(main, parsed())

@@ -1,0 +1,109 @@
+"""test/cifar10_1p.sh: its commands, every stage on a few images, going on after an interruption, mistakes."""
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, launcher
+
+from util import datasets
+
+SMALL = ['--model=vit_nano_patch16', '--patch_size=8', '--device=cpu', '--num_workers=0', '--warmup_epochs=1',
+         '--batch_size=8']
+
+
+@pytest.fixture(scope='session')
+def batches(tmp_path_factory):
+    """CIFAR-10's python batches, with 40 training and 20 test images."""
+    folder = tmp_path_factory.mktemp('cifar10') / 'cifar-10-batches-py'
+    folder.mkdir()
+    rng = np.random.RandomState(0)
+    for name, count in [(name, 8) for name in datasets.CIFAR_TRAIN] + [(name, 20) for name in datasets.CIFAR_VAL]:
+        batch = {b'data': rng.randint(0, 256, (count, 3072)).astype(np.uint8),
+                 b'labels': [int(label) for label in rng.permutation(count) % 10]}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    names = b'airplane automobile bird cat deer dog frog horse ship truck'.split()
+    (folder / 'batches.meta').write_bytes(pickle.dumps({b'label_names': names}, protocol=2))
+    return folder
+
+
+def test_the_stages_are_those_of_the_recipe(batches):
+    run = launcher('cifar10_1p', '--data_path', batches, '--output_dir=o', '--seed', 3, '--num_workers=4', DRY_RUN='1')
+    pretrain, finetune, scratch, *evaluations = run.output.splitlines()
+    assert run.status == 0 and len(evaluations) == 2
+    for command in run.output.splitlines():
+        assert ' --input_size 32 --patch_size 2 --seed 3 --amp ' in command and ' --num_workers=4 ' in command
+        assert ' --data_path {} '.format(batches) in command
+    assert ' --model mae_vit_tiny_patch16 --epochs 400 ' in pretrain and '/main_pretrain.py' in pretrain
+    assert finetune.replace(' --finetune o/pretrain/checkpoint-399.pth', '').replace(
+        '--lr 1.5e-3 --layer_decay 0.8', '--lr 1e-3 --layer_decay 1').replace('o/finetune', 'o/scratch') == scratch
+    assert ' --model vit_tiny_patch16 --epochs 100 ' in scratch and '--finetune' not in scratch
+    for name, command in zip(('finetune', 'scratch'), evaluations):
+        assert ' --eval ' in command and ' --resume o/{}/checkpoint-99.pth '.format(name) in command
+
+
+@pytest.mark.parametrize('flags, words', [
+    ([], '--data_path=... is required'), (['--data_path=/no/where'], '--data_path: /no/where is not a folder'),
+    (['--data_path=/', '--pretrain_epochs=0'], '--pretrain_epochs: 0 is not a positive number'),
+    (['--data_path=/', '--images=many'], '--images: many is not a positive number'),
+    (['--data_path=/', '--seed=one'], '--seed: one is not a number'),
+    (['--data_path=/', '--epochs=3'], '--epochs: give --pretrain_epochs and --finetune_epochs'),
+    (['--data_path=/', '--resume=auto'], '--resume: the same command goes on by itself'),
+    (['--data_path=/', '--seed'], '--seed: give a value'),
+    (['--data_path=/', '--mixup=1'], 'unknown argument --mixup.*main_pretrain.py'),
+    (['--data_path=/', '--mask_ratio=.5'], 'unknown argument --mask_ratio.*main_finetune.py'),
+    (['--data_path=/', '--model=resnet'], "argument --model: invalid choice: 'mae_resnet'"),
+    (['--data_path=/'], '--data_path: /train is missing')])
+def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, flags, words):
+    run = launcher('cifar10_1p', '--output_dir', tmp_path / 'o', *flags)
+    assert (run.status, run.output.count('\n')) == (2, 1) and not (tmp_path / 'o').exists(), run.output
+    assert re.search(words, run.output), run.output
+
+
+@pytest.mark.slow
+def test_all_stages_run_and_the_same_command_goes_on_where_it_was_stopped(batches, tmp_path):
+    out = tmp_path / 'o'
+    flags = ['--data_path', str(batches), '--output_dir', str(out), '--pretrain_epochs=100', '--finetune_epochs=1']
+    running = subprocess.Popen(['bash', str(ROOT / 'test' / 'cifar10_1p.sh'), *flags, *SMALL], stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL, env={**os.environ, 'PYTHON': sys.executable})
+    while not (out / 'pretrain' / 'log.txt').exists():
+        assert running.poll() is None
+        time.sleep(.05)
+    running.send_signal(signal.SIGTERM)
+    assert running.communicate(timeout=60)[1].decode().endswith(
+        'pretrain ended with status 75; the same command goes on from here\n')
+    assert running.returncode == 75
+    epochs = (out / 'pretrain' / 'log.txt').read_text().count('\n')
+
+    run = launcher('cifar10_1p', *flags, *SMALL)
+    assert run.status == 0 and 'pre-training gave' in run.output, run.output
+    assert 0 < epochs < 100 and (out / 'pretrain' / 'log.txt').read_text().count('\n') == 100
+    table = run.output[run.output.index('=== done'):].split('\n', 1)[1]
+    assert 'from scratch' in table and '(20 validation images)' in table and 'total' in table
+    assert (out / 'cifar10_1p.log').read_text().endswith(table)
+
+    run = launcher('cifar10_1p', *flags, *SMALL)
+    assert run.status == 0 and run.output.endswith(table) and run.output.count('complete since an earlier start') == 5
+    run = launcher('cifar10_1p', *flags, *SMALL, '--seed=1')
+    assert run.status == 2 and run.output.count('\n') == 1
+    assert '{} holds a run with '.format(out) in run.output and '--seed=0' in run.output
+
+
+@pytest.mark.slow
+def test_a_part_of_a_folder_with_train_and_test_is_enough_to_try_it(images, tmp_path):
+    shutil.copytree(str(images / 'train'), str(tmp_path / 'data' / 'train'))
+    shutil.copytree(str(images / 'val'), str(tmp_path / 'data' / 'test'))
+    run = launcher('cifar10_1p', '--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--quick',
+                   '--images=40', *SMALL)
+    assert run.status == 0 and '(8 validation images)' in run.output, run.output
+    assert len(list((tmp_path / 'o' / 'images' / 'train').glob('*/*.png'))) == 32
+    assert len(list((tmp_path / 'o' / 'images' / 'val').glob('*/*.png'))) == 8
+    run = launcher('cifar10_1p', '--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'p', '--images=7', *SMALL)
+    assert run.status == 2
+    assert run.output.splitlines()[-1] == 'error: --images: 7 train images are fewer than the 8 classes'

@@ -305,7 +305,7 @@ def measure(args, words):
     return found
 
 
-def parse():
+def parse(words=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--task', choices=('pretrain', 'finetune'), default='pretrain')
     parser.add_argument('--model', default='base_patch16', help='nano_patch16 to huge_patch14')
@@ -321,7 +321,7 @@ def parse():
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--json', help='file to write the figures to')
     parser.add_argument('--serve', choices=SIDES, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def main():

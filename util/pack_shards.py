@@ -188,9 +188,9 @@ class Contents(Dataset):
         if scale >= 1:
             return None
         size = round(picture.height * scale), round(picture.width * scale)
-        pixels = picture.part(0, 0, picture.height, picture.width, size).permute(1, 2, 0).numpy()
+        pixels = picture.part(0, 0, picture.height, picture.width, size).numpy()
         file = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(pixels)).save(file, 'JPEG', quality=self.quality)
+        Image.fromarray(pixels).save(file, 'JPEG', quality=self.quality)
         return file.getvalue()
 
     def read(self, num_workers):

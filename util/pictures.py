@@ -43,7 +43,7 @@ class Picture:
         return 1
 
     def part(self, top, left, height, width, size):
-        """A part of the picture, resized (bicubic, antialiased) to size = (height, width): (3, *size) uint8.
+        """A part of the picture, resized (bicubic, antialiased) to size = (height, width): (*size, 3) uint8 tensor.
 
         Raises:
             UnreadableImage: the file is damaged.
@@ -73,8 +73,9 @@ class JpegPicture(Picture):
             scale //= 2
         try:
             stored = [-(-side // scale) for side in self._stored]
-            pixels = simplejpeg.decode_jpeg(self._data, 'RGB', min_height=stored[0], min_width=stored[1],
-                                            min_factor=scale)
+            # Coarser interpolation of colours is a tenth faster for most photographs, and 0.1 grey levels away.
+            pixels = simplejpeg.decode_jpeg(self._data, 'RGB', fastupsample=True, min_height=stored[0],
+                                            min_width=stored[1], min_factor=scale)
             pixels = _UPRIGHT.get(self._orientation, lambda upright: upright)(pixels)
         except ValueError:                  # damaged; what Pillow makes of it decides
             scale, pixels = 1, np.array(read_image(self._path, self._data))
@@ -113,9 +114,11 @@ def _read_jpeg(path):
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
         return b''
-    with open(path, 'rb') as file:
-        start = file.read(len(_MARK))
-        return start + file.read() if start == _MARK else b''
+    with open(path, 'rb', buffering=0) as file:
+        if file.read(len(_MARK)) != _MARK:
+            return b''
+        file.seek(0)
+        return file.read()
 
 
 def _orientation(data):
@@ -146,13 +149,12 @@ def reduction(height, width, size):
 
 
 def _resized(pixels, size):
-    """(H, W, 3) uint8 array -> (3, *size) uint8 tensor."""
+    """(H, W, 3) uint8 array -> (*size, 3) uint8 tensor."""
     if _RESIZES_BYTES:
         pixels = pixels if min(pixels.strides) > 0 else pixels.copy()
-        # The channels-last view is what the kernel is fastest on.
-        return _interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None], size)[0]
-    image = Image.fromarray(np.ascontiguousarray(pixels)).resize(size[::-1], BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        # In this form the kernel neither reads nor writes channel by channel.
+        return _interpolate(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2), size)[0].permute(1, 2, 0).contiguous()
+    return torch.from_numpy(np.array(Image.fromarray(np.ascontiguousarray(pixels)).resize(size[::-1], BICUBIC)))
 
 
 def _interpolate(images, size):

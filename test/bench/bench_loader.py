@@ -186,7 +186,7 @@ def differences(paths):
         for scale, values in found.items():
             width, height = (side // scale * scale for side in whole.size)
             side = int(min(width, height) / (MARGIN * scale))       # the largest that is decoded at this scale
-            ours = open_picture(path).part(0, 0, height, width, (side, side)).permute(1, 2, 0).numpy()
+            ours = open_picture(path).part(0, 0, height, width, (side, side)).numpy()
             theirs = whole.crop((0, 0, width, height)).resize((side, side), BICUBIC)
             values.append(float(abs(ours - np.asarray(theirs, dtype=float)).mean()))
     return {scale: (statistics.mean(values), max(values)) for scale, values in found.items()}

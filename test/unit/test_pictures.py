@@ -24,16 +24,16 @@ def saved(folder, image, name='x.jpg', **options):
 
 
 def by_pillow(path, box, size):
-    """What cropping and resizing by Pillow gives: (3, H, W)."""
+    """What cropping and resizing by Pillow gives: (H, W, 3)."""
     top, left, height, width = box
     part = read_image(path).crop((left, top, left + width, top + height)).resize(size[::-1], 3)
-    return np.asarray(part).transpose(2, 0, 1).astype(int)
+    return np.asarray(part).astype(int)
 
 
 def difference(picture, path, box, size):
     """Mean difference in grey levels from Pillow's part."""
     part = picture.part(*box, size=size)
-    assert tuple(part.shape) == (3, *size) and part.is_contiguous()
+    assert tuple(part.shape) == (*size, 3) and part.is_contiguous()
     return abs(part.numpy().astype(int) - by_pillow(path, box, size)).mean()
 
 

@@ -32,6 +32,7 @@ SETTINGS, UNREADABLE = 'packing.json', 'unreadable.txt'
 
 
 def parse(argv=None):
+    """The flags."""
     parser = Parser(prog='python -m util.pack_shards', description=__doc__.split('\n')[0])
     add = parser.add_argument
     add('source', metavar='SOURCE', help='folder with train/ and val/, or any folder of images')
@@ -136,6 +137,7 @@ def pack(args, split, dataset):
 
 
 def write_classes(path, classes):
+    """Write class names by label, a line each."""
     broken = [name for name in classes if '\n' in name]
     if broken:
         raise UserError('SOURCE: the class folder {!r} has a line break in its name; rename it'.format(broken[0]))

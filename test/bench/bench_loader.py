@@ -115,7 +115,7 @@ def stages(paths, ours, baseline, accelerator, place, batch_size, rounds):
         lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]), len),
         lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]), collate),
         lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]),
-                        lambda samples: normalize(to_device(collate(samples)[0][0])))]
+                        lambda samples: normalize(*accelerator.to_device(collate(samples)[0][:1], place)))]
     baseline_parts = [
         lambda: batches(paths, contents, len), lambda: batches(paths, pillow, len),
         lambda: batches(paths, lambda path: chain(baseline[0], pillow(path)), len),
@@ -179,7 +179,7 @@ def speeds(task, dataset, paths, args, workers, accelerator, place):
                        shuffle=task != 'evaluate', num_workers=workers, pin_memory=accelerator.is_accelerator)
     normalize = Normalize()
     times = alternate([
-        lambda: one_pass(loader, args.images, lambda images: normalize(images.to(place, non_blocking=True)),
+        lambda: one_pass(loader, args.images, lambda images: normalize(*accelerator.to_device([images], place)),
                          accelerator),
         lambda: one_pass(usual, args.images, lambda images: images.to(place, non_blocking=True), accelerator)],
         args.rounds)

@@ -26,9 +26,11 @@ from util.images import UnreadableImage, open_file
 from util.loader import default_workers
 from util.log import logger
 from util.pictures import open_picture
+from util.progress_bar import progress_bar
 from util.throughput import duration
 
 SETTINGS, UNREADABLE = 'packing.json', 'unreadable.txt'
+_stopped, _forking = [], []         # signals that asked for the end; whether a loader process is being started
 
 
 def parse(argv=None):
@@ -48,7 +50,10 @@ def parse(argv=None):
 def main():
     args = parse()
     log.set_up(True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.register_at_fork(before=lambda: _forking.append(True), after_in_parent=_forking.clear,
+                        after_in_child=_forking.clear)
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wanted, stop)
     torch.set_num_threads(1)
     sets = split_sets(args.source)
     open_target(args, sets)
@@ -57,6 +62,13 @@ def main():
         logger.info('%d image%s could not be read and %s left out: %s', unread, *(
             ('', 'is') if unread == 1 else ('s', 'are')), os.path.join(args.target, UNREADABLE))
     logger.info('%s is complete: train with --data_path %s', args.target, args.target)
+
+
+def stop(number, frame):
+    """End by KeyboardInterrupt: now, or at the next image where Python would drop it, as at a fork."""
+    _stopped.append(number)
+    if not _forking:
+        raise KeyboardInterrupt
 
 
 def split_sets(source):
@@ -116,24 +128,36 @@ def pack(args, split, dataset):
     # Shuffled, so that tools which read tar files from their beginning meet the classes mixed.
     order = np.random.RandomState(0).permutation(len(dataset))
     unreadable, skipped, done, began = 0, 0, 0, time.monotonic()
-    for i, start in enumerate(range(0, len(order), args.images_per_shard)):
-        share = order[start:start + args.images_per_shard]
-        path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', i))
-        if os.path.exists(path):
-            skipped += len(share)
-            continue
-        contents = Contents([dataset.paths[i] for i in share], args.short_side, args.quality)
-        labels = [str(dataset.labels[i]).encode() if labelled else None for i in share]
-        unread = write(path, zip([names[i] for i in share], labels, contents.read(args.num_workers)))
-        note(os.path.join(args.target, UNREADABLE), unread)
-        os.replace(path + '.part', path)
-        unreadable, done = unreadable + len(unread), done + len(share)
-        pace = (time.monotonic() - began) / done
-        logger.info('%s: %d of %d images, %.0f images/s, %s left', path, skipped + done, len(order), 1 / pace,
-                    duration(pace * (len(order) - skipped - done)))
+    with progress_bar(os.path.normpath(folder), 'images', len(order)) as bar:
+        for i, start in enumerate(range(0, len(order), args.images_per_shard)):
+            share = order[start:start + args.images_per_shard]
+            path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', i))
+            if os.path.exists(path):
+                skipped += len(share)
+                bar.add(len(share), earlier=True)
+                continue
+            contents = Contents([dataset.paths[i] for i in share], args.short_side, args.quality)
+            labels = [str(dataset.labels[i]).encode() if labelled else None for i in share]
+            unread = write(path, zip([names[i] for i in share], labels, counted(contents.read(args.num_workers), bar)))
+            note(os.path.join(args.target, UNREADABLE), unread)
+            os.replace(path + '.part', path)
+            unreadable, done = unreadable + len(unread), done + len(share)
+            if not bar.live:
+                pace = (time.monotonic() - began) / done
+                logger.info('%s: %d of %d images, %.0f images/s, %s left', path, skipped + done, len(order), 1 / pace,
+                            duration(pace * (len(order) - skipped - done)))
     made, _ = shards.indexed(folder, shards.tar_files(folder), EXTENSIONS)
     remember.save(os.path.join(folder, shards.INDEX), made)
     return unreadable
+
+
+def counted(samples, bar):
+    """The samples, each counted; a signal that has not ended the program yet does it here."""
+    for sample in samples:
+        if _stopped:
+            raise KeyboardInterrupt
+        yield sample
+        bar.add()
 
 
 def write_classes(path, classes):

@@ -156,8 +156,8 @@ def counted(samples, bar):
     for sample in samples:
         if _stopped:
             raise KeyboardInterrupt
-        yield sample
         bar.add()
+        yield sample
 
 
 def write_classes(path, classes):

@@ -137,8 +137,8 @@ def _add_data(parser):
     group = parser.add_argument_group('data')
     add = group.add_argument
     add('--data_path', required=True,
-        help='folder with train/<class>/ and val/<class>/, or the CIFAR-10 python batches; '
-             'pre-training also takes any folder of images')
+        help='folder with train/<class>/ and val/<class>/, the same packed into tar files (python -m '
+             'util.pack_shards), or the CIFAR-10 python batches; pre-training also takes any folder of images')
     add('--num_workers', type=INDEX,
         help='loader processes per device, 0: load in the training process; default: the cores there are, at most 10')
     add('--pin_mem', action='store_true', default=True, help='page-locked host memory, for faster copies to a device')

@@ -127,18 +127,18 @@ def pack(args, split, dataset):
     names = member_names(dataset.paths)
     # Shuffled, so that tools which read tar files from their beginning meet the classes mixed.
     order = np.random.RandomState(0).permutation(len(dataset))
-    unreadable, skipped, done, began = 0, 0, 0, time.monotonic()
+    places = range(0, len(order), args.images_per_shard)
+    shares = [(os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', i)),
+               order[start:start + args.images_per_shard]) for i, start in enumerate(places)]
+    missing = [(path, share) for path, share in shares if not os.path.exists(path)]
+    todo = np.concatenate([share for _, share in missing] or [order[:0]])
+    unreadable, skipped, done, began = 0, len(order) - len(todo), 0, time.monotonic()
     with progress_bar(os.path.normpath(folder), 'images', len(order)) as bar:
-        for i, start in enumerate(range(0, len(order), args.images_per_shard)):
-            share = order[start:start + args.images_per_shard]
-            path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', i))
-            if os.path.exists(path):
-                skipped += len(share)
-                bar.add(len(share), earlier=True)
-                continue
-            contents = Contents([dataset.paths[i] for i in share], args.short_side, args.quality)
+        bar.add(skipped, earlier=True)
+        contents = counted(Contents(dataset.paths, todo, args.short_side, args.quality).read(args.num_workers), bar)
+        for path, share in missing:
             labels = [str(dataset.labels[i]).encode() if labelled else None for i in share]
-            unread = write(path, zip([names[i] for i in share], labels, counted(contents.read(args.num_workers), bar)))
+            unread = write(path, zip([names[i] for i in share], labels, contents))
             note(os.path.join(args.target, UNREADABLE), unread)
             os.replace(path + '.part', path)
             unreadable, done = unreadable + len(unread), done + len(share)
@@ -186,16 +186,20 @@ def member_names(paths):
 
 
 class Contents(Dataset):
-    """(path, bytes, ending, why it cannot be read) of image files; the ending is None where it stays as it is."""
+    """(path, bytes, ending, why it cannot be read) of image files; the ending is None where it stays as it is.
 
-    def __init__(self, paths, short_side, quality):
-        self.paths, self.short_side, self.quality = paths, short_side, quality
+    Args:
+        paths, order: of files, and which of them in which order.
+    """
+
+    def __init__(self, paths, order, short_side, quality):
+        self.paths, self.order, self.short_side, self.quality = paths, order, short_side, quality
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.order)
 
     def __getitem__(self, index):
-        path = self.paths[index]
+        path = self.paths[self.order[index]]
         try:
             data = self._shrunk(path) if self.short_side else None
             if data is not None:

@@ -126,17 +126,18 @@ class Normalize:
     """(N, H, W, C) uint8 -> (N, C, H, W) float32 less ImageNet's mean, by its deviation; on the images' device."""
 
     def __init__(self, in_chans=3):
-        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in statistics(in_chans))
+        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in statistics(in_chans))
+        self._scale, self._shift = (1 / (255 * std)).float(), (mean / std).float()
 
     def __call__(self, images):
-        if self._mean.device != images.device:
-            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        if self._scale.device != images.device:
+            self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
         count, height, width, channels = images.shape
         normalised = torch.empty(count, channels, height, width, device=images.device)
         # One by one they stay in a processor's cache; an accelerator is fastest with all at once.
         pairs = zip(images, normalised) if images.device.type == 'cpu' else [(images, normalised)]
         for pixels, values in pairs:
-            values.copy_(pixels.transpose(-1, -3).transpose(-1, -2)).div_(255).sub_(self._mean).div_(self._std)
+            values.copy_(pixels.transpose(-1, -3).transpose(-1, -2)).mul_(self._scale).sub_(self._shift)
         return normalised
 
 

@@ -134,11 +134,7 @@ class Normalize:
             self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
         count, height, width, channels = images.shape
         normalised = torch.empty(count, channels, height, width, device=images.device)
-        # One by one they stay in a processor's cache; an accelerator is fastest with all at once.
-        pairs = zip(images, normalised) if images.device.type == 'cpu' else [(images, normalised)]
-        for pixels, values in pairs:
-            values.copy_(pixels.transpose(-1, -3).transpose(-1, -2)).mul_(self._scale).sub_(self._shift)
-        return normalised
+        return normalised.copy_(images.permute(0, 3, 1, 2)).mul_(self._scale).sub_(self._shift)
 
 
 def random_erasing(device, prob, mode='pixel', count=1, resplit=False):

@@ -54,8 +54,8 @@ def evaluate(model, loader, precision, runtime, normalize):
     for i, (images, labels) in watchdog.watched(clock.batches(loader), 'evaluation', alone=True):
         if runtime.stops.requested:
             break                               # the caller stops before it uses the result
-        images = normalize(images.to(runtime.device, non_blocking=True))
-        labels = labels.to(runtime.device, non_blocking=True)
+        images, labels = runtime.accelerator.to_device((images, labels), runtime.device)
+        images = normalize(images)
         with precision.autocast():
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, reduction='sum')

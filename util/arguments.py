@@ -139,8 +139,8 @@ def _add_data(parser, crop_min):
     group = parser.add_argument_group('data')
     add = group.add_argument
     add('--data_path', required=True,
-        help='folder with train/<class>/ and val/<class>/, or the CIFAR-10 python batches; '
-             'pre-training also takes any folder of images')
+        help='folder with train/<class>/ and val/<class>/, the same packed into tar files (python -m '
+             'util.pack_shards), or the CIFAR-10 python batches; pre-training also takes any folder of images')
     add('--crop_min', type=number(float, 0, 1, open_low=True), default=crop_min,
         help='share of an image that a random crop takes at least, by area')
     add('--num_workers', type=INDEX,

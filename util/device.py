@@ -13,6 +13,7 @@ import torch.utils.checkpoint
 from util import heap
 from util.errors import UserError, first_line
 from util.features import supported
+from util.prefetch import Beside, InTurn
 
 CHOICES = ('auto', 'npu', 'cuda', 'cpu')
 _BF16_INSTRUCTIONS = {'avx512_bf16', 'amx_bf16'}        # as /proc/cpuinfo names them
@@ -28,6 +29,7 @@ class Cpu:
 
     def __init__(self, reason=''):
         self.reason = reason
+        self.to_device = InTurn()       # (tensors, torch.device) -> the tensors there, best copied beside the computing
 
     def count(self):
         """Devices of this type that the process may use; the CPU counts as one."""
@@ -106,7 +108,22 @@ class Accelerator(Cpu):
                             .format(local_rank, self.type, self.count(), self.count()))
         device = torch.device('{}:{}'.format(self.type, local_rank))
         self.module.set_device(device)
+        stream = self.new_stream()
+        if stream is not None:
+            self.to_device = Beside(self, stream)
         return device
+
+    def new_stream(self):
+        """A queue of work beside the one that computes; None where this PyTorch has one alone."""
+        return self.module.Stream() if hasattr(self.module, 'Stream') else None
+
+    def current_stream(self):
+        """The queue that work is put on now."""
+        return self.module.current_stream()
+
+    def queueing_on(self, stream):
+        """A context in which work is put on another queue."""
+        return self.module.stream(stream)
 
     def seed(self, value):
         self.module.manual_seed_all(value)

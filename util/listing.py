@@ -5,6 +5,7 @@ import numpy as np
 
 from util import remember, watchdog
 from util.errors import UserError, one_line
+from util.progress_bar import progress_bar
 
 _TEXT, _EDGES = '_text', '_edges'
 
@@ -81,17 +82,19 @@ class Listing:
 
     def _listed(self, endings):
         folders, changed, folder_of, names = [], [], [], []
-        for folder, subfolders, files in os.walk(self.root, onerror=_unlisted, followlinks=True):
-            watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
-            subfolders.sort()
-            images = sorted(name for name in files if name.lower().endswith(endings))
-            folder_of += [len(folders)] * len(images)
-            names += images
-            try:
-                changed.append(_changed(folder))
-            except OSError as error:
-                _unlisted(error)
-            folders.append(os.path.relpath(folder, self.root) if folders else '')
+        with progress_bar('list of files of {}'.format(self.root), 'images', patience=remember.SLOW) as bar:
+            for folder, subfolders, files in os.walk(self.root, onerror=_unlisted, followlinks=True):
+                watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
+                subfolders.sort()
+                images = sorted(name for name in files if name.lower().endswith(endings))
+                folder_of += [len(folders)] * len(images)
+                names += images
+                try:
+                    changed.append(_changed(folder))
+                except OSError as error:
+                    _unlisted(error)
+                folders.append(os.path.relpath(folder, self.root) if folders else '')
+                bar.add(len(images))
         made = {'folder_of': np.array(folder_of, np.int32), 'changed': np.array(changed, np.int64)}
         for name, strings in (('endings', endings), ('folders', folders), ('names', names)):
             made.update(Strings.of(strings).arrays(name))

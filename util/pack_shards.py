@@ -26,12 +26,15 @@ from util.images import UnreadableImage, open_file
 from util.loader import default_workers
 from util.log import logger
 from util.pictures import open_picture
+from util.progress_bar import progress_bar
 from util.throughput import duration
 
 SETTINGS, UNREADABLE = 'packing.json', 'unreadable.txt'
+_stopped, _forking = [], []         # signals that asked for the end; whether a loader process is being started
 
 
 def parse(argv=None):
+    """The flags."""
     parser = Parser(prog='python -m util.pack_shards', description=__doc__.split('\n')[0])
     add = parser.add_argument
     add('source', metavar='SOURCE', help='folder with train/ and val/, or any folder of images')
@@ -47,7 +50,10 @@ def parse(argv=None):
 def main():
     args = parse()
     log.set_up(True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.register_at_fork(before=lambda: _forking.append(True), after_in_parent=_forking.clear,
+                        after_in_child=_forking.clear)
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wanted, stop)
     torch.set_num_threads(1)
     sets = split_sets(args.source)
     open_target(args, sets)
@@ -56,6 +62,13 @@ def main():
         logger.info('%d image%s could not be read and %s left out: %s', unread, *(
             ('', 'is') if unread == 1 else ('s', 'are')), os.path.join(args.target, UNREADABLE))
     logger.info('%s is complete: train with --data_path %s', args.target, args.target)
+
+
+def stop(number, frame):
+    """End by KeyboardInterrupt: now, or at the next image where Python would drop it, as at a fork."""
+    _stopped.append(number)
+    if not _forking:
+        raise KeyboardInterrupt
 
 
 def split_sets(source):
@@ -114,28 +127,41 @@ def pack(args, split, dataset):
     names = member_names(dataset.paths)
     # Shuffled, so that tools which read tar files from their beginning meet the classes mixed.
     order = np.random.RandomState(0).permutation(len(dataset))
-    unreadable, skipped, done, began = 0, 0, 0, time.monotonic()
-    for i, start in enumerate(range(0, len(order), args.images_per_shard)):
-        share = order[start:start + args.images_per_shard]
-        path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', i))
-        if os.path.exists(path):
-            skipped += len(share)
-            continue
-        contents = Contents([dataset.paths[i] for i in share], args.short_side, args.quality)
-        labels = [str(dataset.labels[i]).encode() if labelled else None for i in share]
-        unread = write(path, zip([names[i] for i in share], labels, contents.read(args.num_workers)))
-        note(os.path.join(args.target, UNREADABLE), unread)
-        os.replace(path + '.part', path)
-        unreadable, done = unreadable + len(unread), done + len(share)
-        pace = (time.monotonic() - began) / done
-        logger.info('%s: %d of %d images, %.0f images/s, %s left', path, skipped + done, len(order), 1 / pace,
-                    duration(pace * (len(order) - skipped - done)))
+    places = range(0, len(order), args.images_per_shard)
+    shares = [(os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', i)),
+               order[start:start + args.images_per_shard]) for i, start in enumerate(places)]
+    missing = [(path, share) for path, share in shares if not os.path.exists(path)]
+    todo = np.concatenate([share for _, share in missing] or [order[:0]])
+    unreadable, skipped, done, began = 0, len(order) - len(todo), 0, time.monotonic()
+    with progress_bar(os.path.normpath(folder), 'images', len(order)) as bar:
+        bar.add(skipped, earlier=True)
+        contents = counted(Contents(dataset.paths, todo, args.short_side, args.quality).read(args.num_workers), bar)
+        for path, share in missing:
+            labels = [str(dataset.labels[i]).encode() if labelled else None for i in share]
+            unread = write(path, zip([names[i] for i in share], labels, contents))
+            note(os.path.join(args.target, UNREADABLE), unread)
+            os.replace(path + '.part', path)
+            unreadable, done = unreadable + len(unread), done + len(share)
+            if not bar.live:
+                pace = (time.monotonic() - began) / done
+                logger.info('%s: %d of %d images, %.0f images/s, %s left', path, skipped + done, len(order), 1 / pace,
+                            duration(pace * (len(order) - skipped - done)))
     made, _ = shards.indexed(folder, shards.tar_files(folder), EXTENSIONS)
     remember.save(os.path.join(folder, shards.INDEX), made)
     return unreadable
 
 
+def counted(samples, bar):
+    """The samples, each counted; a signal that has not ended the program yet does it here."""
+    for sample in samples:
+        if _stopped:
+            raise KeyboardInterrupt
+        bar.add()
+        yield sample
+
+
 def write_classes(path, classes):
+    """Write class names by label, a line each."""
     broken = [name for name in classes if '\n' in name]
     if broken:
         raise UserError('SOURCE: the class folder {!r} has a line break in its name; rename it'.format(broken[0]))
@@ -160,16 +186,20 @@ def member_names(paths):
 
 
 class Contents(Dataset):
-    """(path, bytes, ending, why it cannot be read) of image files; the ending is None where it stays as it is."""
+    """(path, bytes, ending, why it cannot be read) of image files; the ending is None where it stays as it is.
 
-    def __init__(self, paths, short_side, quality):
-        self.paths, self.short_side, self.quality = paths, short_side, quality
+    Args:
+        paths, order: of files, and which of them in which order.
+    """
+
+    def __init__(self, paths, order, short_side, quality):
+        self.paths, self.order, self.short_side, self.quality = paths, order, short_side, quality
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.order)
 
     def __getitem__(self, index):
-        path = self.paths[index]
+        path = self.paths[self.order[index]]
         try:
             data = self._shrunk(path) if self.short_side else None
             if data is not None:
@@ -188,9 +218,9 @@ class Contents(Dataset):
         if scale >= 1:
             return None
         size = round(picture.height * scale), round(picture.width * scale)
-        pixels = picture.part(0, 0, picture.height, picture.width, size).permute(1, 2, 0).numpy()
+        pixels = picture.part(0, 0, picture.height, picture.width, size).numpy()
         file = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(pixels)).save(file, 'JPEG', quality=self.quality)
+        Image.fromarray(pixels).save(file, 'JPEG', quality=self.quality)
         return file.getvalue()
 
     def read(self, num_workers):

@@ -49,7 +49,7 @@ class Progress:
         for i, batch in watchdog.watched(batches, where, self.done):
             self._waited += self.throughput.last_wait
             self._before(i)
-            yield i, [tensor.to(self.runtime.device, non_blocking=True) for tensor in batch]
+            yield i, self.runtime.accelerator.to_device(batch, self.runtime.device)
             self.runtime.profiler.step()
             if (i + 1) % PRINT_EVERY == 0 or i in (0, self.iterations - 1):
                 self._line(i)

@@ -16,6 +16,7 @@ from util.errors import UserError, first_line, one_line
 from util.images import UnreadableImage
 from util.listing import Strings, arrays_of
 from util.pictures import open_picture
+from util.progress_bar import progress_bar
 
 CLASSES = 'classes.txt'
 INDEX = 'index.npz'         # beside the tar files, where util.pack_shards leaves it
@@ -136,7 +137,8 @@ def indexed(root, tars, endings):
         UserError: a file is no tar file, is cut short, or a label is no number.
     """
     names, places, labels, folders = [], [], [], []
-    for number, tar in enumerate(tars):
+    bar = progress_bar('index of tar files of {}'.format(root), 'tar files', len(tars), remember.SLOW)
+    for number, tar in bar.over(enumerate(tars)):
         watchdog.at('the index of {}'.format(one_line(tar)))
         path = os.path.join(root, tar)
         try:

@@ -1,8 +1,11 @@
 """From a picture to bytes in the model's size, in the loader; from bytes to what the model takes, on the device.
 
 Augmentation for pre-training and fine-tuning, resizing for evaluation. A transform takes a util.pictures.Picture and
-gives a (C, H, W) uint8 tensor; batches of these are a quarter of what floats would be, and Normalize ends the way.
+gives a (H, W, C) uint8 tensor; batches of these are a quarter of what floats would be, and Normalize ends the way.
 """
+import math
+import random
+
 import numpy as np
 import torch
 from PIL import Image
@@ -13,6 +16,8 @@ from util.timm_compat import RandomErasing, create_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)        # of ImageNet, RGB
 RATIO = (3 / 4, 4 / 3)      # width to height of a random crop
+LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
+TRIES = 10                  # to draw a crop that lies within the picture
 EVAL_CROP = .875            # share of the short side that evaluation keeps, up to 224 pixels
 
 
@@ -63,10 +68,21 @@ class RandomResizedCrop:
         self.size, self.scale = (side, side), scale
 
     def __call__(self, picture):
-        frame = Image.new('1', (picture.width, picture.height), None)       # only its size is looked at
-        part = transforms.RandomResizedCrop.get_params(frame, self.scale, RATIO)
+        part = self._part(picture.height, picture.width)
         step = picture.step(*part[2:], size=self.size)
         return picture.part(*(edge // step * step for edge in part), size=self.size)
+
+    def _part(self, height, width):
+        """(top, left, height, width); by Python's generator, in a fourth of the time that torch's takes."""
+        for _ in range(TRIES):
+            area = height * width * random.uniform(*self.scale)
+            ratio = math.exp(random.uniform(*LOG_RATIO))
+            size = int(round(math.sqrt(area / ratio))), int(round(math.sqrt(area * ratio)))
+            if 0 < size[0] <= height and 0 < size[1] <= width:
+                return (random.randint(0, height - size[0]), random.randint(0, width - size[1]), *size)
+        # The middle of it, as much as RATIO allows.
+        size = min(height, int(round(width / RATIO[0]))), min(width, int(round(height * RATIO[1])))
+        return ((height - size[0]) // 2, (width - size[1]) // 2, *size)
 
 
 class CentreCrop:
@@ -80,23 +96,23 @@ class CentreCrop:
                          for length in (picture.height, picture.width))
         pixels = picture.part(0, 0, picture.height, picture.width, (height, width))
         top, left = (int(round((length - self.side) / 2)) for length in (height, width))
-        return pixels[:, top:top + self.side, left:left + self.side]
+        return pixels[top:top + self.side, left:left + self.side]
 
 
 def flip_at_random(pixels):
-    """Mirror half of the pictures: (C, H, W)."""
-    return pixels.flip(2) if torch.rand(1) < .5 else pixels
+    """Mirror half of the pictures: (H, W, C)."""
+    return pixels.flip(1) if random.random() < .5 else pixels
 
 
 def to_pil(pixels):
-    """(3, H, W) uint8 tensor -> PIL image."""
-    return Image.merge('RGB', [Image.fromarray(plane) for plane in pixels.numpy()])
+    """(H, W, 3) uint8 tensor -> PIL image."""
+    return Image.fromarray(pixels.numpy())
 
 
 def to_bytes(image):
-    """PIL image -> (C, H, W) uint8 tensor."""
+    """PIL image -> (H, W, C) uint8 tensor."""
     pixels = torch.from_numpy(np.array(image))
-    return pixels.permute(2, 0, 1).contiguous() if pixels.dim() == 3 else pixels[None]
+    return pixels if pixels.dim() == 3 else pixels[..., None]
 
 
 def _grey(in_chans):
@@ -105,20 +121,23 @@ def _grey(in_chans):
 
 
 def to_grey(pixels):
-    """(3, H, W) uint8 tensor -> (1, H, W): luma."""
+    """(H, W, 3) uint8 tensor -> (H, W, 1): luma."""
     return to_bytes(to_pil(pixels).convert('L'))
 
 
 class Normalize:
-    """(N, C, H, W) uint8 -> float32 with ImageNet's mean and standard deviation taken out; on the images' device."""
+    """(N, H, W, C) uint8 -> (N, C, H, W) float32 less ImageNet's mean, by its deviation; on the images' device."""
 
     def __init__(self, in_chans=3):
-        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in statistics(in_chans))
+        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in statistics(in_chans))
+        self._scale, self._shift = (1 / (255 * std)).float(), (mean / std).float()
 
     def __call__(self, images):
-        if self._mean.device != images.device:
-            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        return images.float().div_(255).sub_(self._mean).div_(self._std)
+        if self._scale.device != images.device:
+            self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
+        count, height, width, channels = images.shape
+        normalised = torch.empty(count, channels, height, width, device=images.device)
+        return normalised.copy_(images.permute(0, 3, 1, 2)).mul_(self._scale).sub_(self._shift)
 
 
 def random_erasing(device, prob, mode='pixel', count=1, resplit=False):

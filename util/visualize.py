@@ -117,7 +117,7 @@ def _main():
     model, flags = load_model(args.resume)
     transform = evaluation_transform(flags.get('input_size', 224), flags.get('in_chans', 3))
     pixels = torch.stack([transform(picture) for picture in find_images(args.images, args.count)])
-    imgs = Normalize(pixels.shape[1])(pixels)
+    imgs = Normalize(pixels.shape[-1])(pixels)
     grid = picture(model, imgs, args.mask_ratio or flags.get('mask_ratio', .75), args.seed)
     with atomic_file(args.output) as file:
         grid.save(file, 'PNG')

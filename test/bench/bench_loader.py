@@ -4,7 +4,7 @@ Ours is the program's own datasets, transforms and loaders. The baseline is what
 torchvision's (for fine-tuning timm's) transforms to normalised float tensors, the default collate. Both take the same
 files with one thread a process, in turn, round by round; medians are shown. Stages are differences between the
 processor times of ever longer parts of the pipeline, all in one process. At the end stands how far our pixels are from
-Pillow's.
+Pillow's. With --packed, ours is measured from tar files too, against the same baseline from the image files.
 """
 import argparse
 import io
@@ -24,7 +24,7 @@ import PIL
 import torch
 import torchvision
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.dataloader import default_collate
 from torchvision import transforms
 
@@ -115,7 +115,7 @@ def stages(paths, ours, baseline, accelerator, place, batch_size, rounds):
         lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]), len),
         lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]), collate),
         lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]),
-                        lambda samples: normalize(to_device(collate(samples)[0][0])))]
+                        lambda samples: normalize(*accelerator.to_device(collate(samples)[0][:1], place)))]
     baseline_parts = [
         lambda: batches(paths, contents, len), lambda: batches(paths, pillow, len),
         lambda: batches(paths, lambda path: chain(baseline[0], pillow(path)), len),
@@ -158,10 +158,19 @@ def one_pass(loader, count, finish, accelerator):
     return (time.perf_counter() - begun) / seen
 
 
-def speeds(task, paths, args, workers, accelerator, place):
+def sources(task, paths, args):
+    """{words: dataset} of what ours is measured on, each of at least as many images as `paths`."""
+    transform = transforms.Compose(sum(our_steps(task, args.input_size), []))
+    found = {'': ImageList(paths, [0] * len(paths), ['all'], transform)}
+    if args.packed:
+        packed = pretraining_set(args.packed, transform)
+        found[' from tar files'] = ConcatDataset([packed] * -(-len(paths) // len(packed)))
+    return found
+
+
+def speeds(task, dataset, paths, args, workers, accelerator, place):
     """(images/s of ours, of the baseline, median ratio)."""
-    ours, baseline = our_steps(task, args.input_size), baseline_steps(task, args.input_size)
-    dataset = ImageList(paths, [0] * len(paths), ['all'], transforms.Compose(ours[0] + ours[1]))
+    baseline = baseline_steps(task, args.input_size)
     if task == 'evaluate':
         loader = evaluation_loader(dataset, args.batch_size, World(), False, workers, True, accelerator)
     else:
@@ -170,7 +179,7 @@ def speeds(task, paths, args, workers, accelerator, place):
                        shuffle=task != 'evaluate', num_workers=workers, pin_memory=accelerator.is_accelerator)
     normalize = Normalize()
     times = alternate([
-        lambda: one_pass(loader, args.images, lambda images: normalize(images.to(place, non_blocking=True)),
+        lambda: one_pass(loader, args.images, lambda images: normalize(*accelerator.to_device([images], place)),
                          accelerator),
         lambda: one_pass(usual, args.images, lambda images: images.to(place, non_blocking=True), accelerator)],
         args.rounds)
@@ -186,7 +195,7 @@ def differences(paths):
         for scale, values in found.items():
             width, height = (side // scale * scale for side in whole.size)
             side = int(min(width, height) / (MARGIN * scale))       # the largest that is decoded at this scale
-            ours = open_picture(path).part(0, 0, height, width, (side, side)).permute(1, 2, 0).numpy()
+            ours = open_picture(path).part(0, 0, height, width, (side, side)).numpy()
             theirs = whole.crop((0, 0, width, height)).resize((side, side), BICUBIC)
             values.append(float(abs(ours - np.asarray(theirs, dtype=float)).mean()))
     return {scale: (statistics.mean(values), max(values)) for scale, values in found.items()}
@@ -203,6 +212,7 @@ def main():
     parser.add_argument('--batch_size', type=int, default=32)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--device', default='auto')
+    parser.add_argument('--packed', help='what python -m util.pack_shards made of the folder')
     parser.add_argument('--json', help='file to write the figures to')
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -222,11 +232,11 @@ def main():
         print('\n| {} | ours | baseline | ratio |\n|---|---|---|---|'.format(task))
         for name, (mine, other) in results[task]['stages'].items():
             print('| {}, ms an image | {:.3f} | {:.3f} | |'.format(name, mine * 1e3, other * 1e3))
-        for workers in args.workers:
-            mine, other, ratio = speeds(task, paths, args, workers, accelerator, place)
-            results[task]['{} workers'.format(workers)] = {'ours': mine, 'baseline': other, 'ratio': ratio}
-            print('| {} worker{}, images/s | {:.0f} | {:.0f} | {:.2f} |'.format(
-                workers, '' if workers == 1 else 's', mine, other, ratio), flush=True)
+        for workers, (words, dataset) in itertools.product(args.workers, sources(task, paths, args).items()):
+            mine, other, ratio = speeds(task, dataset, paths, args, workers, accelerator, place)
+            results[task]['{} workers{}'.format(workers, words)] = {'ours': mine, 'baseline': other, 'ratio': ratio}
+            print('| {} worker{}{}, images/s | {:.0f} | {:.0f} | {:.2f} |'.format(
+                workers, '' if workers == 1 else 's', words, mine, other, ratio), flush=True)
     results['difference from Pillow'] = differences(found)
     print('\n| decoded at | mean difference from Pillow, grey levels | of the worst image |\n|---|---|---|')
     for scale, (mean, worst) in results['difference from Pillow'].items():

@@ -60,7 +60,7 @@ class Training:
         self.precision, self._flags, self._runtime = precision, flags, runtime
         self.updates = WeightUpdates(wrap(model, precision), optimizer, precision, lambda epoch: 1e-4)
         self._normalize = Normalize(flags.in_chans)
-        self._images = torch.randint(256, (flags.batch_size, flags.in_chans, flags.input_size, flags.input_size),
+        self._images = torch.randint(256, (flags.batch_size, flags.input_size, flags.input_size, flags.in_chans),
                                      dtype=torch.uint8, device=runtime.device)
 
     def steps(self, count):
@@ -69,7 +69,7 @@ class Training:
             images = self._normalize(self._images)
             with self.updates.iteration(i, count, 0):
                 with self.precision.autocast():
-                    loss, _, _ = self.updates.model(images, mask_ratio=self._flags.mask_ratio)
+                    loss = self.updates.model(images, mask_ratio=self._flags.mask_ratio, loss_only=True)
                 self.updates.backward(loss)
 
     def gradients(self):

@@ -110,7 +110,7 @@ class Step:
         self.args, self.accelerator = args, accelerator
         generator = torch.Generator()
         generator.manual_seed(0)
-        pixels = torch.randint(256, (args.batch_size, 3, args.input_size, args.input_size), dtype=torch.uint8,
+        pixels = torch.randint(256, (args.batch_size, args.input_size, args.input_size, 3), dtype=torch.uint8,
                                generator=generator)
         self.pixels, self.labels = pixels.to(place), torch.arange(args.batch_size).to(place) % 1000
         self.normalize, self.i = Normalize(), 0

@@ -274,7 +274,7 @@ def read(path):
     """Whether training could read a file; else it was refused as it should be."""
     try:
         picture = open_picture(path)
-        return picture.part(0, 0, picture.height, picture.width, (64, 64)).shape == (3, 64, 64)
+        return picture.part(0, 0, picture.height, picture.width, (64, 64)).shape == (64, 64, 3)
     except UnreadableImage:
         return False
 

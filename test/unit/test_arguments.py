@@ -177,7 +177,7 @@ def test_crop_min_reaches_the_crop(images):
 def test_random_erasing_flags_reach_the_batch(tmp_path, flags, expected):
     args = parsed(parse_finetune, FINETUNE, tmp_path, '--mixup', '0', '--cutmix', '0', *flags)
     augment = main_finetune.build_augmentation(args, main_finetune.build_loss(args, 8)[1], torch.device('cpu'))
-    images, _ = augment(torch.full((4, 3, 32, 32), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+    images, _ = augment(torch.full((4, 32, 32, 3), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
     assert [int(image[0].max() - image[0].min() > .1) for image in images] == expected
     assert '--remode' not in flags or all((image == 0).any() for image in images)
 

@@ -64,7 +64,8 @@ def test_cifar_is_found_at_its_folder_and_at_the_one_around_it(cifar, inside):
     assert len(datasets.pretraining_set(path)) == 30
     picture, label = train[1]
     data = pickle.loads((cifar / 'data_batch_1').read_bytes())[b'data'][1]
-    assert np.array_equal(picture.part(0, 0, 32, 32, (32, 32)), data.reshape(3, 32, 32)) and label == 1
+    assert np.array_equal(picture.part(0, 0, 32, 32, (32, 32)), data.reshape(3, 32, 32).transpose(1, 2, 0))
+    assert label == 1
 
 
 @pytest.mark.parametrize('batch', [7, {}, {b'data': [[1, 2]], b'labels': [0]}, {b'data': None, b'labels': None},

@@ -201,7 +201,7 @@ def read_all(paths):
     for path in paths:
         try:
             picture = open_picture(path)
-            assert picture.part(0, 0, picture.height, picture.width, (8, 8)).shape == (3, 8, 8)
+            assert picture.part(0, 0, picture.height, picture.width, (8, 8)).shape == (8, 8, 3)
             count += 1
         except UnreadableImage as error:
             assert error.path == path and '\n' not in str(error)

@@ -24,16 +24,16 @@ def saved(folder, image, name='x.jpg', **options):
 
 
 def by_pillow(path, box, size):
-    """What cropping and resizing by Pillow gives: (3, H, W)."""
+    """What cropping and resizing by Pillow gives: (H, W, 3)."""
     top, left, height, width = box
     part = read_image(path).crop((left, top, left + width, top + height)).resize(size[::-1], 3)
-    return np.asarray(part).transpose(2, 0, 1).astype(int)
+    return np.asarray(part).astype(int)
 
 
 def difference(picture, path, box, size):
     """Mean difference in grey levels from Pillow's part."""
     part = picture.part(*box, size=size)
-    assert tuple(part.shape) == (3, *size) and part.is_contiguous()
+    assert tuple(part.shape) == (*size, 3) and part.is_contiguous()
     return abs(part.numpy().astype(int) - by_pillow(path, box, size)).mean()
 
 
@@ -98,14 +98,51 @@ def test_a_part_of_a_reduced_picture_is_that_of_the_whole_one_within_two_grey_le
     assert difference(open_picture(path), path, box, (32, 32)) < 2
 
 
+def decoded(path, box, size, monkeypatch):
+    """What comes of a part, and the shape of what was decoded for it."""
+    seen, decode = [], pictures.simplejpeg.decode_jpeg
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures.simplejpeg, 'decode_jpeg',
+                      lambda *args, **options: seen.append(decode(*args, **options)) or seen[-1])
+        part = open_picture(path).part(*box, size=size)
+    return part, seen[0].shape
+
+
 @needs_simplejpeg
 def test_a_reduced_picture_is_decoded_smaller(tmp_path, monkeypatch):
-    path, seen = saved(tmp_path, photo(1000, 752)), []
-    decode = pictures.simplejpeg.decode_jpeg
-    monkeypatch.setattr(pictures.simplejpeg, 'decode_jpeg',
-                        lambda *args, **options: seen.append(decode(*args, **options)) or seen[-1])
-    open_picture(path).part(0, 0, 752, 1000, (94, 94))
-    assert seen[0].shape == (188, 250, 3)
+    path = saved(tmp_path, photo(1000, 752))
+    assert decoded(path, (0, 0, 752, 1000), (94, 94), monkeypatch)[1] == (188, 250, 3)
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize('options', [{'subsampling': 0}, {'subsampling': 2}, {'optimize': True}, {'exif': b'Exif\0\0'}])
+@pytest.mark.parametrize('scale', [1, 2])
+def test_no_row_below_the_part_is_decoded(tmp_path, monkeypatch, options, scale):
+    path, size = saved(tmp_path, photo(960, 720), **options), (192 // scale, 256 // scale)
+    box = (64, 100, 384, 512)
+    part, shape = decoded(path, box, size, monkeypatch)
+    assert shape == (448 // scale, 960 // scale, 3)
+    monkeypatch.setattr(pictures, '_layout', lambda data: (None, True))
+    whole, shape = decoded(path, box, size, monkeypatch)
+    assert shape == (720 // scale, 960 // scale, 3) and (part == whole).all()
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize('options, ending', [({'progressive': True}, b''), ({}, b'appended')])
+def test_where_rows_do_not_simply_follow_each_other_all_are_decoded(tmp_path, monkeypatch, options, ending):
+    path = tmp_path / 'x.jpg'
+    saved(tmp_path, photo(), **options)
+    path.write_bytes(path.read_bytes() + ending)
+    assert decoded(str(path), (0, 0, 20, 20), (20, 20), monkeypatch)[1] == (72, 96, 3)
+
+
+@needs_simplejpeg
+def test_a_file_that_is_cut_short_is_refused_whichever_part_is_asked_for(tmp_path):
+    path = tmp_path / 'x.jpg'
+    saved(tmp_path, photo())
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UnreadableImage, match='truncated'):
+        open_picture(str(path)).part(0, 0, 8, 8, (8, 8))
 
 
 @pytest.mark.parametrize('orientation', [1, 3])

@@ -99,7 +99,8 @@ class Wheel:
         found = self.find(name)
         owner = found.kind == 'class' or '().' in name
         if found.kind == 'class':
-            found = self.member(found, '__init__')
+            own = {getattr(part, 'name', None) for part in found.node.body}
+            found = self.member(found, '__new__' if '__new__' in own and '__init__' not in own else '__init__')
         if found.kind == 'op':
             return
         if found.kind != 'function':

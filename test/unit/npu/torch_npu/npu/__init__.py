@@ -119,6 +119,12 @@ class Stream:
     def wait_stream(self, stream):
         pass
 
+    def record_event(self, event=None):
+        pass
+
+    def wait_event(self, event):
+        pass
+
     def synchronize(self):
         pass
 

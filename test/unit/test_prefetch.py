@@ -1,0 +1,117 @@
+"""Batches on their way to the device, with streams that write down what is asked of them."""
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from util.device import Accelerator, Cpu
+from util.prefetch import Beside, InTurn
+
+
+class Streams:
+    """Streams of a device by name, and what was queued on them, in order."""
+
+    def __init__(self):
+        self.queued, self.now = [], 'computing'
+
+    class Stream:
+        def __init__(self, streams, name):
+            self.streams, self.name = streams, name
+
+        def record_event(self):
+            ended = [words for words in self.streams.queued if words.startswith('step')]
+            return 'the end of {}'.format(ended[-1] if ended else 'nothing')
+
+        def wait_event(self, event):
+            self.streams.queued.append('{} waits for {}'.format(self.name, event))
+
+        def wait_stream(self, stream):
+            self.streams.queued.append('{} waits for {}'.format(self.name, stream.name))
+
+    def current_stream(self):
+        return self.Stream(self, self.now)
+
+    @contextmanager
+    def queueing_on(self, stream):
+        before, self.now = self.now, stream.name
+        yield
+        self.now = before
+
+
+class Batch:
+    """A tensor whose copy on the device tells when its memory is free again."""
+
+    def __init__(self, streams, name):
+        self.streams, self.name = streams, name
+
+    def to(self, device, non_blocking):
+        assert non_blocking and device == 'device'
+        self.streams.queued.append('{} copies {}'.format(self.streams.now, self.name))
+        return Copy(self)
+
+
+class Copy:
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __del__(self):
+        self.batch.streams.queued.append('{} is free'.format(self.batch.name))
+
+
+def steps(count):
+    """What a pass of `count` steps queues, in order."""
+    streams = Streams()
+    to_device = Beside(streams, streams.Stream(streams, 'copying'))
+    for i in range(count):
+        to_device([Batch(streams, 'batch {}'.format(i))], 'device')     # the step lets go of it at once
+        streams.queued.append('step {}'.format(i))
+    return list(streams.queued)
+
+
+def test_a_batch_is_copied_beside_the_step_before_and_the_next_step_waits_for_it():
+    queued = steps(2)
+    assert queued.index('step 0') < queued.index('copying copies batch 1')
+    assert 'copying waits for the end of step 0' not in queued
+    assert queued[queued.index('copying copies batch 1') + 1:][:2] == ['computing waits for copying', 'step 1']
+
+
+def test_memory_is_given_back_when_the_step_that_used_it_has_ended_and_not_before():
+    queued = steps(4)
+    for i in (0, 1):
+        free = queued.index('batch {} is free'.format(i))
+        assert queued[:free].count('step {}'.format(i + 1)) == 1
+        assert queued.index('copying waits for the end of step {}'.format(i)) < free
+        assert free < queued.index('copying copies batch {}'.format(i + 2))
+
+
+def test_a_device_of_one_queue_and_a_host_copy_in_turn():
+    class Module:
+        def device_count(self):
+            return 1
+
+        def set_device(self, device):
+            pass
+
+    class Old(Accelerator):
+        type = 'cpu'
+
+    accelerator = Old(Module())
+    accelerator.use(0)
+    for place in (accelerator, Cpu()):
+        assert type(place.to_device) is InTurn
+        images = torch.zeros(2)
+        assert place.to_device((images,), torch.device('cpu'))[0] is images
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_batches_arrive_whole_on_a_gpu_that_is_busy():
+    from util.device import select
+    accelerator = select('cuda')
+    place = accelerator.use(0)
+    large, seen = torch.randn(4096, 4096, device=place), []
+    for i in range(8):
+        batch, = accelerator.to_device([torch.full((2 ** 20,), i, dtype=torch.uint8).pin_memory()], place)
+        for _ in range(10):
+            large = large @ large.softmax(dim=1)
+        seen.append(batch.float().mean())
+    assert torch.stack(seen).tolist() == list(range(8))

@@ -8,7 +8,7 @@ PROGRAM = '''
 import resource, torch
 from util import heap
 print(int({keep}))
-for _ in range(2):
+for _ in range(40):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2 ** 24)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -16,14 +16,14 @@ for _ in range(2):
 
 
 def pages(keep):
-    """(whether it was understood, pages that the system gave for the first and the second of two equal tensors)."""
+    """(whether it was understood, pages that the system gave for the last 10 of 40 equal tensors, each freed)."""
     run = execute([sys.executable, '-c', PROGRAM.format(keep=keep)])
-    return list(map(int, run.output.split()))
+    understood, *given = map(int, run.output.split())
+    return understood, sum(given[-10:])
 
 
-def test_a_tensor_takes_the_memory_of_the_one_before():
-    understood, first, second = pages('heap.keep_freed_memory()')
+def test_a_tensor_takes_the_memory_of_one_that_was_freed():
+    understood, given = pages('heap.keep_freed_memory()')
     if not understood:
         pytest.skip('this C library has no mallopt')
-    assert second < first / 10
-    assert pages('False')[2] > first / 10
+    assert given < pages('False')[1] / 10       # the first few find gaps that are a little too small

@@ -95,7 +95,7 @@ class Progress:
         logger.info('train_one_epoch FPS: %.2f  (data wait: %.1f%%)', fps, 100 * share)
         workers = self.loader.workers
         enough = workers_to_keep_up(workers, *self.runtime.totals(*self.throughput.steady()))
-        if enough:
+        if self._rate.news(enough):
             logger.info('the loader does not keep up with the training; about %d loader process%s for each training '
                         'process would (--num_workers, now %d)', enough, '' if enough == 1 else 'es', workers)
         return {'train_loss': self.loss.read(self.runtime.world), 'train_lr': self.updates.lr, 'FPS': round(fps, 2),

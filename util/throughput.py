@@ -81,6 +81,12 @@ class Rate:
 
     def __init__(self):
         self.images, self.seconds = 0., 0.
+        self._advised = None            # what `news` has heard last
+
+    def news(self, workers):
+        """Whether this number of loader processes (None for enough) is advice that was not given the epoch before."""
+        before, self._advised = self._advised, workers
+        return workers not in (None, before)
 
     def add(self, images, seconds):
         """Count an epoch; gives its own images per second."""

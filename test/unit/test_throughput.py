@@ -85,6 +85,11 @@ def test_the_start_of_the_loader_is_not_taken_for_slowness():
     assert throughput.steady() == (pytest.approx(1.5), pytest.approx(.3))
 
 
+def test_advice_is_given_again_only_when_it_changes():
+    rate = Rate()
+    assert [rate.news(workers) for workers in (None, 4, 4, 5, None, 5)] == [False, True, False, True, False, True]
+
+
 @pytest.mark.parametrize('workers, seconds, waited, enough', [
     (4, 10., .1, None), (4, 10., 5., 8), (3, 10., 6., 8), (1, 10., .3, 2), (0, 10., 5., 1), (0, 10., 8., 4),
     (2, 0., 0., None)])

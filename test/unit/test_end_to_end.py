@@ -90,7 +90,7 @@ def test_a_finished_run_that_is_resumed_says_so_and_keeps_its_results(images, tm
 @pytest.mark.slow
 def test_launchers_pretrain_resume_finetune_and_evaluate_on_two_processes(images, tmp_path):
     pre, fine, evaluated = tmp_path / 'pre', tmp_path / 'fine', tmp_path / 'evaluated'
-    two = ['--nproc=2', '--data_path=' + str(images)]
+    two = ['--nproc=2', '--data_path=' + str(images), '--amp_backend=none']      # as one process below
     run = launcher('pretrain_full_8p', *two, *PRETRAIN, '--epochs=2', '--save_every=1', '--output_dir=' + str(pre))
     assert run.status == 0, run.output
     assert 'processes: 2 over gloo' in run.output and 'effective batch size: 16' in run.output

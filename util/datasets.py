@@ -10,7 +10,7 @@ from util.errors import UserError
 from util.listing import Listing
 from util.log import logger
 from util.pictures import Picture, open_picture
-from util.shards import ShardList, tar_files
+from util.shards import ShardList, classes_shared, tar_files
 
 EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
 CIFAR_FOLDER = 'cifar-10-batches-py'
@@ -127,10 +127,7 @@ def labelled_set(data_path, split, transform=None, classes=None):
     own = sorted(set(class_of) - {''})
     if not own:
         raise UserError('--data_path: {} has no class folders; expected {}/<class>/<images>'.format(root, root))
-    strange = sorted(set(own) - set(classes or own))
-    if strange:
-        raise UserError('--data_path: {} has the class {!r}, which train/ has not'.format(root, strange[0]))
-    classes = classes or own
+    classes = classes_shared(root, own, classes)
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of.get(name, -1) for name in class_of])[paths.folder_of]       # -1 is the root's: has none
     counts = np.bincount(labels, minlength=len(classes))

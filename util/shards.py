@@ -44,10 +44,7 @@ class ShardList(Dataset):
             raise UserError('--data_path: the tar files of {} hold no images ({})'.format(root, ' '.join(endings)))
         if labelled:
             own, labels = _classes(root, found)
-            strange = sorted(set(own) - set(classes or own))
-            if strange:
-                raise UserError('--data_path: {} has the class {!r}, which train/ has not'.format(root, strange[0]))
-            self.classes = classes or own
+            self.classes = classes_shared(root, own, classes)
             self.labels = np.array([self.classes.index(name) for name in own])[labels]
         else:
             self.classes, self.labels = ['unlabelled'], np.zeros(len(self._names), np.int64)
@@ -80,6 +77,14 @@ def tar_files(root):
         return sorted(name for name in os.listdir(root) if name.lower().endswith('.tar'))
     except OSError:
         return []                               # whoever lists the folder says it
+
+
+def classes_shared(root, own, classes):
+    """`classes`, or a folder's own where that is None; UserError where its own are not all among them."""
+    strange = sorted(set(own) - set(classes or own))
+    if strange:
+        raise UserError('--data_path: {} has the class {!r}, which train/ has not'.format(root, strange[0]))
+    return classes or own
 
 
 def _classes(root, found):

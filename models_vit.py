@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from util.encoder import pooled
 from util.recompute import directly
 from util.timm_compat import PatchEmbed, transformer_block, trunc_normal_
 
@@ -51,13 +52,7 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, imgs):
         """(N, C, H, W) -> pooled features (N, D)."""
-        x = self.patch_embed(imgs)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1) + self.pos_embed
-        for block in self.blocks:
-            x = self.run_block(block, x)                                                 # (N, 1 + L, D)
-        if self.global_pool:
-            return self.fc_norm(x[:, 1:].mean(dim=1))
-        return self.norm(x)[:, 0]
+        return pooled(self, imgs, 'mean' if self.global_pool else 'cls')
 
 
 def _init_linear(module):

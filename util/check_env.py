@@ -11,9 +11,9 @@ import subprocess
 import sys
 import warnings
 
-from util.arguments import Parser
 from util.errors import first_line, run
 from util.features import accepts
+from util.parser import Parser
 
 CANN_FOLDERS = ('ascend-toolkit', 'nnae', 'cann')       # the last since CANN 8.5
 CANN_VERSION_FILES = ('latest/*-linux/ascend_*_install.info', 'latest/ascend_*_install.info',

@@ -19,10 +19,10 @@ if not __package__:     # run as a file: find the repository from any directory
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from util import device
-from util.arguments import COUNT, INDEX, Parser
 from util.checkpoint import numbered
 from util.errors import FAULT_STATUS, STOPPED_STATUS, UNSAVED_STATUS, USER_ERROR_STATUS, UserError, run
 from util.loader import default_workers
+from util.parser import COUNT, INDEX, Parser
 from util.stops import Launcher
 
 SAID = (USER_ERROR_STATUS, FAULT_STATUS, UNSAVED_STATUS, STOPPED_STATUS)    # statuses that a process explains itself

@@ -18,13 +18,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from util import log, remember, shards, workers
-from util.arguments import COUNT, INDEX, Parser, number
 from util.datasets import EXTENSIONS, ImageList, labelled_set, pretraining_set
 from util.errors import UserError, first_line, run
 from util.files import write_atomically
 from util.images import UnreadableImage, open_file
 from util.loader import default_workers
 from util.log import logger
+from util.parser import COUNT, INDEX, Parser, number
 from util.pictures import open_picture
 from util.progress_bar import progress_bar
 from util.throughput import duration

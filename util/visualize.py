@@ -9,42 +9,17 @@ import torch
 from PIL import Image, ImageDraw
 
 import models_mae
-from util import checkpoint_file, weights
-from util.arguments import COUNT, INDEX, INSIDE_0_1, PRETRAIN_MODELS
+from util import trained
 from util.datasets import pretraining_set
-from util.errors import UserError, one_line, run
+from util.errors import one_line, run
 from util.files import atomic_file
+from util.parser import COUNT, INDEX, INSIDE_0_1
 from util.pictures import open_picture
 from util.transforms import Normalize, evaluation_transform, statistics
 
 COLUMNS = ('masked', 'reconstructed', 'original')
 CELL, GAP, HEADER = 160, 4, 20        # pixels
-LARGEST_SIZE = 2 ** 13              # pixels of an input
 NEAREST = 0         # by Pillow's number: release 9.1 warns of the name
-
-
-def load_model(path):
-    """(model, flags it was trained with) of a pre-training checkpoint.
-
-    Raises:
-        UserError: the file is no checkpoint of main_pretrain.py.
-    """
-    state = checkpoint_file.load(path)
-    flags = state.get('args')
-    flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
-    if not isinstance(flags, dict) or flags.get('model') not in PRETRAIN_MODELS:
-        raise UserError('{}: is no checkpoint of main_pretrain.py'.format(path))
-    for name in ('input_size', 'patch_size', 'in_chans'):
-        if type(flags.get(name)) not in (int, type(None)) or not 0 < (flags.get(name) or 1) <= LARGEST_SIZE:
-            raise UserError('{}: was made with --{} {}?'.format(path, name, flags[name]))
-    if type(flags.get('mask_ratio', .75)) is not float or not 0 < flags.get('mask_ratio', .75) < 1:
-        raise UserError('{}: was made with --mask_ratio {}?'.format(path, flags['mask_ratio']))
-    size = {'patch_size': flags['patch_size']} if flags.get('patch_size') else {}
-    model = getattr(models_mae, flags['model'])(
-        img_size=flags.get('input_size', 224), in_chans=flags.get('in_chans', 3),
-        norm_pix_loss=flags.get('norm_pix_loss', False), **size)
-    weights.load_model(model, state['model'], path)
-    return model.eval(), flags
 
 
 @torch.no_grad()
@@ -114,7 +89,7 @@ def _main():
     parser.add_argument('--count', type=COUNT, default=8, help='images at most (default: %(default)s)')
     parser.add_argument('--seed', type=INDEX, default=0, help='seed of the masks (default: %(default)s)')
     args = parser.parse_args()
-    model, flags = load_model(args.resume)
+    model, flags, _ = trained.load_autoencoder(args.resume)
     transform = evaluation_transform(flags.get('input_size', 224), flags.get('in_chans', 3))
     pixels = torch.stack([transform(picture) for picture in find_images(args.images, args.count)])
     imgs = Normalize(pixels.shape[-1])(pixels)

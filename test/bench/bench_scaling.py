@@ -32,7 +32,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import main_pretrain
 from util import precision as precisions, runtime as runtimes
-from util.arguments import Parser, number, parse_pretrain
+from util.arguments import parse_pretrain
+from util.parser import Parser, number
 from util.errors import run
 from util.features import supported
 from util.launch import free_port

@@ -15,7 +15,7 @@ from util.errors import one_line, run
 from util.files import atomic_file
 from util.parser import COUNT, INDEX, INSIDE_0_1
 from util.pictures import open_picture
-from util.transforms import Normalize, evaluation_transform
+from util.transforms import Normalize, evaluation_transform, to_pil
 
 COLUMNS = ('masked', 'reconstructed', 'original')
 CELL, GAP, HEADER = 160, 4, 20        # pixels; CELL: an image's longer side
@@ -46,13 +46,12 @@ def reconstruct(model, imgs, mask_ratio, seed=0):
 
 
 def to_image(tensor, normalize=None):
-    """One normalised image (C, H, W) -> PIL image, of more channels than three the first three.
+    """One normalised image (C, H, W) -> PIL image.
 
     Args:
         normalize: util.transforms.Normalize that has made it; default: that of ImageNet.
     """
-    pixels = (normalize or Normalize(len(tensor))).undo(tensor[None])[0].numpy()
-    return Image.fromarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]).convert('RGB')
+    return to_pil((normalize or Normalize(len(tensor))).shown(tensor[None])[0])
 
 
 def picture(model, imgs, mask_ratio, seed=0, normalize=None):

@@ -1,8 +1,6 @@
 """What a block of an encoder looks at: its attention weights, which training never keeps."""
 import itertools
 
-import torch
-
 from util import encoder
 
 

@@ -62,7 +62,7 @@ def _block(text):
     return text if text == ALL else COUNT(text)
 
 
-def _flags():
+def _flags(argv):
     parser = Parser(prog='python -m util.extract_features', description=__doc__.split('\n')[0])
     add_model(parser, 'main_pretrain.py or main_finetune.py')
     add_images(parser)
@@ -74,7 +74,7 @@ def _flags():
         help='blocks after which to take features, counted from 1, or all; default: after the last, with its norm')
     add('--dtype', default='float32', choices=('float32', 'float16'), help='type of the numbers')
     add_work(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     check_checkpoint(parser, args)
     return args
 
@@ -144,8 +144,8 @@ def _converted(rows, dtype, name):
     return converted
 
 
-def _main():
-    args = _flags()
+def main(argv=None):
+    args = _flags(argv)
     loaded = trained.load_either(args.resume, args.input_size)
     blocks = choose_blocks(args.blocks, len(loaded.model.blocks)) if args.blocks else None
     pool = args.pool or ('mean' if getattr(loaded.model, 'global_pool', True) else 'cls')
@@ -168,4 +168,4 @@ def _main():
 
 
 if __name__ == '__main__':
-    run(_main)
+    run(main)

@@ -1,4 +1,4 @@
-"""Files that the user has named: written whole, and what was there before is kept under a dated name."""
+"""Files that the user has named: written whole, or one line says why not."""
 import os
 import sys
 from contextlib import contextmanager
@@ -9,9 +9,11 @@ from util.output_dir import set_aside
 
 
 @contextmanager
-def output_file(path):
+def output_file(path, keep=True):
     """A binary file to write to, at `path` when the block ends well; its `check` tells at once what a disk refuses.
 
+    Args:
+        keep: rename what is at `path`; else it is replaced.
     Raises:
         UserError: it cannot be written; what was at `path` is still there.
     """
@@ -19,7 +21,7 @@ def output_file(path):
         with atomic_file(path) as file:
             yield file
             file.check()
-            if os.path.lexists(path):
+            if keep and os.path.lexists(path):
                 print('earlier results kept in {}'.format(one_line(set_aside(path))), file=sys.stderr)
     except OSError as error:
         raise UserError('{}: cannot be written ({})'.format(path, error.strerror or error)) from error

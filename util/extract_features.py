@@ -3,6 +3,7 @@
 FOLDER gets features.npy, a row an image, or block-N.npy for each of --blocks; files.txt, the image of each row; and
 labels.npy and classes.txt where the images have classes. features.json says how they were made.
 """
+import argparse
 import fnmatch
 import itertools
 import json
@@ -59,6 +60,9 @@ def choose_blocks(asked, depth):
 
 
 def _block(text):
+    if not (text == ALL or text.isdigit()):
+        raise argparse.ArgumentTypeError("{!r} is neither a block's number nor 'all'; name images before --blocks"
+                                         .format(text))
     return text if text == ALL else COUNT(text)
 
 
@@ -158,7 +162,7 @@ def main(argv=None):
                              args.num_workers, 'features')
     count = write(args.output, names, batches, images, args.dtype, width, inference.unreadable)
     speed = per_second(count, time.monotonic() - began)
-    about = {'resume': args.resume, 'model': loaded.flags['model'], 'input_size': loaded.flags.get('input_size', 224),
+    about = {'resume': args.resume, 'model': loaded.flags['model'], 'input_size': loaded.flags.get('input_size') or 224,
              'pool': pool, 'blocks': blocks, 'dtype': args.dtype, 'images': count, 'width': width,
              'unreadable': len(inference.unreadable.files)}
     with output_file(os.path.join(args.output, ABOUT)) as file:

@@ -1,5 +1,5 @@
 """The classes of images, by a fine-tuned model: python main_predict.py --resume CHECKPOINT IMAGES...; see --help."""
-from util.errors import run
+from util.errors import UserError, run
 from util.inference_arguments import parse_predict
 
 ARGS = parse_predict() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
@@ -35,20 +35,24 @@ def open_output(args, images, names):
     if args.output:
         with output_file(args.output) as file:
             yield predictions.JsonLines(file.write, file.check)
-    elif args.json:
-        yield predictions.JsonLines(sys.stdout.buffer.write, sys.stdout.buffer.flush)
-    else:
-        shown = min(len(images), predictions.MEASURED)
-        yield predictions.Table(sys.stdout, [images.name_of(i) for i in range(shown)], names)
+        return
+    with standard_output():
+        if args.json:
+            yield predictions.JsonLines(sys.stdout.buffer.write, sys.stdout.buffer.flush)
+        else:
+            shown = min(len(images), predictions.MEASURED)
+            yield predictions.Table(sys.stdout, [images.name_of(i) for i in range(shown)], names)
 
 
 @contextmanager
-def ending_with_reader():
-    """Ends quietly where what reads standard output has ended, as `| head` does."""
+def standard_output():
+    """Ends quietly where what reads it has ended, as `| head` does, and with one line where a disk is full."""
     try:
         yield
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for what is written at the exit
+        if not isinstance(error, BrokenPipeError):
+            raise UserError('standard output: cannot be written ({})'.format(error.strerror)) from error
 
 
 def main(args):
@@ -58,7 +62,7 @@ def main(args):
     images = inference.images(args.images)
     told = 'predictions' if args.output or not sys.stdout.isatty() else ''      # else rows and bar would mix
     batches = inference.over(images, most_likely(min(args.top, len(names))), args.batch_size, args.num_workers, told)
-    with open_output(args, images, names) as output, ending_with_reader():
+    with open_output(args, images, names) as output:
         for indices, (probabilities, classes) in batches:
             for index, shares, numbers in zip(indices, probabilities.tolist(), classes.tolist()):
                 output.add(images.name_of(index), [names[number] for number in numbers], shares)

@@ -12,7 +12,7 @@ MEASURED = 1000         # file names that are looked at to find the width of the
 
 def class_names(classes, count):
     """Names of `count` classes by number: those that there are, and else the number itself."""
-    return [one_line(name) for name in (classes or [])[:count]] + list(range(len(classes or []), count))
+    return (classes or [])[:count] + list(range(len(classes or []), count))
 
 
 def read_class_names(path, count):
@@ -42,7 +42,7 @@ class Table:
     def __init__(self, stream, files, classes):
         self._stream = stream
         self._file = max([4] + [width(one_line(name)) for name in files])
-        self._class = max([5] + [width(str(name)) for name in classes])
+        self._class = max([5] + [width(one_line(name)) for name in classes])
         self._bar = 0
         if stream.isatty():
             self._fit(shutil.get_terminal_size().columns - 1 - PROBABILITY - 2 * len('  '))
@@ -60,7 +60,7 @@ class Table:
         file = one_line(file)
         for name, share in zip(classes, probabilities):
             bar = '#' * int(round(share * self._bar))
-            self._row(file, str(name), '{:.1%}'.format(share) if share >= .0005 else '<0.1%', bar)
+            self._row(file, one_line(name), '{:.1%}'.format(share) if share >= .0005 else '<0.1%', bar)
             file = ''
 
     def _row(self, file, name, share, bar):

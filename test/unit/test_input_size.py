@@ -1,5 +1,6 @@
 """Inputs that are no squares, and patches that do not fit."""
 import random
+from argparse import ArgumentTypeError
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import main_finetune
 import main_pretrain
 import models_mae
 import models_vit
-from util import input_size, trained, transforms as ours, visualize, weights
+from util import input_size, preprocessing, trained, transforms as ours, visualize, weights
 from util.arguments import parse_finetune, parse_pretrain
 from util.checkpoint import Resumed
 from util.checkpoint_file import save
@@ -40,7 +41,7 @@ def test_a_square_is_kept_as_one_number_and_else_height_and_width(tmp_path, word
 
 @pytest.mark.parametrize('flags, said', [
     (['--input_size', '225'], 'are: 224, 240; or give --patch_size 15 or 25'),
-    (['--input_size', '7'], '7 is not a multiple of the patch size 16; the nearest that are: 16; or give --patch'),
+    (['--input_size', '7'], '7 is not a multiple of the patch size 16; the nearest that is: 16; or give --patch'),
     (['--input_size', '32', '50', '--patch_size', '8'], '50 is not a multiple of the patch size 8; the nearest that '
                                                         'are: 48, 56; or give --patch_size 2'),
     (['--input_size', '32', '48', '64'], '--input_size: takes one number, or height and width')])
@@ -185,6 +186,26 @@ def test_a_wide_model_comes_back_from_its_checkpoint_and_is_drawn_as_it_is(tmp_p
     imgs = torch.randn(2, 3, 32, 48)
     assert flags['input_size'] == [32, 48] and torch.equal(model.patchify(imgs), again.patchify(imgs))
     assert visualize.to_image(imgs[0]).size == (48, 32)
+
+
+@pytest.mark.parametrize('text, size', [('48', 48), ('48x48', 48), ('32x48', [32, 48])])
+def test_where_other_words_follow_height_and_width_are_one_word(text, size):
+    assert input_size.parse(text) == size
+
+
+@pytest.mark.parametrize('text', ['', '0', '-8', '32x', '32x0', '32x48x64', 'x32', '32 48', '3.5'])
+def test_words_that_are_no_size_are_refused(text):
+    with pytest.raises(ArgumentTypeError, match='HEIGHTxWIDTH'):
+        input_size.parse(text)
+
+
+@pytest.mark.parametrize('size', [None, 32, [48, 32]])
+def test_a_classifier_of_a_wide_input_predicts_at_that_and_other_sizes(tmp_path, size):
+    save(str(tmp_path / 'x.pth'), {'model': vit([32, 48]).state_dict(), 'args': flags_of([32, 48])})
+    again, flags, _ = trained.load_classifier(str(tmp_path / 'x.pth'), size)
+    transform, normalize = preprocessing.of(flags)
+    assert again(normalize(transform(Picture(np.array(noise(80, 60))))[None])).shape == (1, 3)
+    assert flags['input_size'] == (size or [32, 48])
 
 
 @pytest.mark.parametrize('size', [[32], [32, 48, 64], [32, '48'], [32, -48], [True, 32]])

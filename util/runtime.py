@@ -152,7 +152,9 @@ def describe_training(dataset, model, effective_batch, lr):
 
 
 def finish(runtime, logbook, name, result):
-    """Write and print the Final result."""
+    """Write and print the Final result; returns all that it holds."""
     runtime.profiler.finish()
-    logbook.finish(name, {**result, 'duration_sec': round(runtime.elapsed, 1), 'processes': runtime.world.size,
-                          'device': runtime.accelerator.name})
+    result = {**result, 'duration_sec': round(runtime.elapsed, 1), 'processes': runtime.world.size,
+              'device': runtime.accelerator.name}
+    logbook.finish(name, result)
+    return result

@@ -1,9 +1,11 @@
 """See what a masked autoencoder sees: python -m util.visualize --resume CHECKPOINT --output PICTURE.png IMAGES...
 
-Each row of the picture is one image: what the model was shown, what it made of it, and the original.
+Each row of the picture is one image: what the model was shown, what it made of it, the same with the visible patches as
+they are, and the original.
 """
 import argparse
 import os
+from collections import namedtuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -15,11 +17,15 @@ from util.errors import one_line, run
 from util.files import atomic_file
 from util.parser import COUNT, INDEX, INSIDE_0_1
 from util.pictures import open_picture
+from util.thumbnails import scaled
 from util.transforms import Normalize, evaluation_transform, statistics
 
-COLUMNS = ('masked', 'reconstructed', 'original')
-CELL, GAP, HEADER = 160, 4, 20        # pixels
-NEAREST = 0         # by Pillow's number: release 9.1 warns of the name
+COLUMNS = ('masked', 'reconstruction', 'reconstruction\nwith visible patches', 'original')
+NORMALISED = '(true patch statistics)'     # which a model trained with norm_pix_loss does not predict
+CELL, TITLE, GAP, LINE = 160, 150, 4, 15        # pixels: longer side of an image, width of a title, gaps, line of text
+# (N, C, H, W) each, normalised. Hidden pixels of `masked` are 0; `predicted` is the model's work alone, visible patches
+# too; in `pasted` these are the original ones.
+Reconstruction = namedtuple('Reconstruction', 'masked predicted pasted')
 
 
 @torch.no_grad()
@@ -31,18 +37,19 @@ def reconstruct(model, imgs, mask_ratio, seed=0):
     Args:
         imgs: (N, C, H, W), normalised.
     Returns:
-        masked, reconstructed: (N, C, H, W) each, normalised; hidden pixels of `masked` are 0. Visible patches of
-        `reconstructed` are the original ones.
+        Reconstruction.
     """
     generator = torch.Generator()
     generator.manual_seed(seed)
     noise = torch.rand(len(imgs), model.grid_size[0] * model.grid_size[1], generator=generator)
-    _, pred, mask = model(imgs, mask_ratio, noise)
+    _, pred, mask = model(imgs, mask_ratio, noise.to(imgs.device))
     patches, hidden = model.patchify(imgs), mask[..., None]
+    pred = pred.to(patches.dtype)           # half precision has too few digits for the product
     if model.norm_pix_loss:
         mean, std = models_mae.patch_statistics(patches)
         pred = pred * std + mean
-    return (model.unpatchify(patches * (1 - hidden)), model.unpatchify(pred * hidden + patches * (1 - hidden)))
+    return Reconstruction(*map(model.unpatchify, (patches * (1 - hidden), pred,
+                                                  pred * hidden + patches * (1 - hidden))))
 
 
 def to_image(tensor):
@@ -52,18 +59,27 @@ def to_image(tensor):
     return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).convert('RGB')
 
 
+def titles(model):
+    """Headings of the columns, of a few lines each."""
+    note = '\n' + NORMALISED if model.norm_pix_loss else ''
+    return [title + (note if title.startswith('reconstruction') else '') for title in COLUMNS]
+
+
 def picture(model, imgs, mask_ratio, seed=0):
     """The grid of masked, reconstructed and original images as a PIL image."""
-    masked, reconstructed = reconstruct(model, imgs, mask_ratio, seed)
-    canvas = Image.new('RGB', (len(COLUMNS) * (CELL + GAP) + GAP, len(imgs) * (CELL + GAP) + GAP + HEADER), 'white')
+    columns = [[scaled(to_image(img), CELL) for img in column]
+               for column in (*reconstruct(model, imgs, mask_ratio, seed), imgs)]
+    width, height = columns[0][0].size
+    words, header = titles(model), GAP + LINE * max(title.count('\n') + 1 for title in titles(model))
+    across = max(width, TITLE) + GAP
+    canvas = Image.new('RGB', (len(words) * across + GAP, header + len(imgs) * (height + GAP) + GAP), 'white')
     pen = ImageDraw.Draw(canvas)
-    note = ' (patch means from the original)' if model.norm_pix_loss else ''
-    for column, (title, rows) in enumerate(zip(COLUMNS, (masked, reconstructed, imgs))):
-        left = GAP + column * (CELL + GAP)
-        pen.text((left, GAP), title if title != 'reconstructed' else title + note, fill='black')
-        for row, tensor in enumerate(rows):
-            canvas.paste(to_image(tensor).resize((CELL, CELL), NEAREST),
-                         (left, HEADER + GAP + row * (CELL + GAP)))
+    for column, (title, images) in enumerate(zip(words, columns)):
+        left = GAP + column * across
+        for line, text in enumerate(title.split('\n')):
+            pen.text((left, GAP + line * LINE), text, fill='black')
+        for row, image in enumerate(images):
+            canvas.paste(image, (left, header + GAP + row * (height + GAP)))
     return canvas
 
 

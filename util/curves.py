@@ -40,7 +40,7 @@ def figure(title, x, series, from_zero=False):
                 html.escape(_points(plane, x, series)), body)
 
 
-def ticks(low, high, most=5):
+def ticks(low, high, most=6):
     """Round numbers, at most `most` and at least two, the first at or below `low` and the last at or above `high`."""
     rough = (high - low) / (most - 1)
     power = 10. ** math.floor(math.log10(rough))

@@ -146,7 +146,7 @@ def confusion_matrix(names, counts):
             for guess, count in enumerate(row))
         rows.append('<tr><th scope="row" title="{0}">{0}</th>{1}</tr>'.format(escape(name), cells))
     return ('<p class="lead dim">Validation images by their class (rows) and what they are taken for (columns); the '
-            'diagonal is right.</p><div class="card wide" tabindex="0" role="region" aria-label="Confusion matrix">'
+            'diagonal is right.</p><div class="card wide fit" tabindex="0" role="region" aria-label="Confusion matrix">'
             '<table class="matrix"><thead><tr><td></td>{}</tr></thead><tbody>{}</tbody></table></div>').format(
                 top, ''.join(rows))
 

@@ -20,10 +20,10 @@ p.lead { max-width: 75ch; overflow-wrap: anywhere }
 .state { display: inline-block; border-radius: 99px; padding: 1px 10px; font-size: .85rem; font-weight: 600;
   border: 1px solid currentColor; color: var(--s1); margin-right: 6px }
 .state.finished { color: var(--good) } .state.ended, .state.stopped { color: var(--bad) }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 10px; margin: 18px 0 0;
-  padding: 0; list-style: none }
+.tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 18px 0 0; padding: 0; list-style: none }
+.tiles li { flex: 1 1 auto; min-width: 116px }
 .tiles span { display: block; color: var(--dim); font-size: .85rem }
-.tiles b { display: block; font-size: 1.5rem; line-height: 1.25; font-variant-numeric: tabular-nums }
+.tiles b { display: block; font-size: 1.4rem; line-height: 1.25; font-variant-numeric: tabular-nums }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 12px }
 .chart figcaption { display: flex; flex-wrap: wrap; gap: 2px 14px; align-items: baseline; font-size: .92rem }
 .key { color: var(--dim); font-size: .85rem; white-space: nowrap; font-variant-numeric: tabular-nums }
@@ -64,7 +64,9 @@ tbody th { font-weight: 500; color: var(--dim) }
 .matrix { width: auto } .matrix td { text-align: right; padding: 4px 9px; border: 0; min-width: 3em }
 .matrix th { border: 0; padding: 4px 9px; max-width: 11em; overflow: hidden; text-overflow: ellipsis;
   white-space: nowrap; font-weight: 500; color: var(--dim) }
-.matrix thead th { text-align: right; max-width: 6.5em } .matrix td.right { font-weight: 700 }
+.matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg); max-width: none; max-height: 11em;
+  vertical-align: bottom; text-align: left } .matrix td.right { font-weight: 700 }
+.fit { width: fit-content; max-width: 100% }
 pre { margin: 0; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .86rem;
   font-family: ui-monospace, "Cascadia Mono", "DejaVu Sans Mono", Menlo, Consolas, monospace }
 details { margin-top: 10px } summary { cursor: pointer; padding: 4px 0; font-weight: 600 }

@@ -8,12 +8,13 @@ import os
 from collections import namedtuple
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 import models_mae
 from util import trained
 from util.datasets import pretraining_set
 from util.errors import one_line, run
+from util.features import supported
 from util.files import atomic_file
 from util.parser import COUNT, INDEX, INSIDE_0_1
 from util.pictures import open_picture
@@ -22,7 +23,8 @@ from util.transforms import Normalize, evaluation_transform, statistics
 
 COLUMNS = ('masked', 'reconstruction', 'reconstruction\nwith visible patches', 'original')
 NORMALISED = '(true patch statistics)'     # which a model trained with norm_pix_loss does not predict
-CELL, TITLE, GAP, LINE = 160, 150, 4, 15        # pixels: longer side of an image, width of a title, gaps, line of text
+CELL, TITLE, GAP = 160, 150, 4         # pixels: longer side of an image, width of a title, gaps
+LETTERS, LINE = 13, 17                  # pixels: height of letters, where this Pillow lets one choose, and of a line
 # (N, C, H, W) each, normalised. Hidden pixels of `masked` are 0; `predicted` is the model's work alone, visible patches
 # too; in `pasted` these are the original ones.
 Reconstruction = namedtuple('Reconstruction', 'masked predicted pasted')
@@ -60,9 +62,9 @@ def to_image(tensor):
 
 
 def titles(model):
-    """Headings of the columns, of a few lines each."""
-    note = '\n' + NORMALISED if model.norm_pix_loss else ''
-    return [title + (note if title.startswith('reconstruction') else '') for title in COLUMNS]
+    """Headings of the columns, as lists of lines."""
+    note = [NORMALISED] if model.norm_pix_loss else []
+    return [title.split('\n') + (note if title.startswith('reconstruction') else []) for title in COLUMNS]
 
 
 def picture(model, imgs, mask_ratio, seed=0):
@@ -70,16 +72,16 @@ def picture(model, imgs, mask_ratio, seed=0):
     columns = [[scaled(to_image(img), CELL) for img in column]
                for column in (*reconstruct(model, imgs, mask_ratio, seed), imgs)]
     width, height = columns[0][0].size
-    words, header = titles(model), GAP + LINE * max(title.count('\n') + 1 for title in titles(model))
-    across = max(width, TITLE) + GAP
-    canvas = Image.new('RGB', (len(words) * across + GAP, header + len(imgs) * (height + GAP) + GAP), 'white')
-    pen = ImageDraw.Draw(canvas)
-    for column, (title, images) in enumerate(zip(words, columns)):
+    words, across = titles(model), max(width, TITLE) + GAP
+    top = LINE * max(map(len, words)) + 2 * GAP
+    canvas = Image.new('RGB', (len(words) * across + GAP, top + len(imgs) * (height + GAP)), 'white')
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(**supported(ImageFont.load_default, size=LETTERS))
+    for column, (lines, images) in enumerate(zip(words, columns)):
         left = GAP + column * across
-        for line, text in enumerate(title.split('\n')):
-            pen.text((left, GAP + line * LINE), text, fill='black')
+        for line, text in enumerate(reversed(lines), 1):
+            pen.text((left, top - GAP - line * LINE), text, fill='black', font=font)
         for row, image in enumerate(images):
-            canvas.paste(image, (left, header + GAP + row * (height + GAP)))
+            canvas.paste(image, (left, top + row * (height + GAP)))
     return canvas
 
 

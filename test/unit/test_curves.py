@@ -12,7 +12,7 @@ def texts(svg, kind):
 
 
 @pytest.mark.parametrize('low, high, expected', [
-    (0, 1, [0, .25, .5, .75, 1]), (.41, 1.26, [0, .5, 1, 1.5]), (.7, 1.26, [.6, .8, 1, 1.2, 1.4]),
+    (0, 1, [0, .2, .4, .6, .8, 1]), (.41, 1.26, [.4, .6, .8, 1, 1.2, 1.4]), (.7, 1.26, [.6, .8, 1, 1.2, 1.4]),
     (0, 2515, [0, 1000, 2000, 3000]), (83.1, 83.4, [83.1, 83.2, 83.3, 83.4]), (-3, 3, [-4, -2, 0, 2, 4])])
 def test_ticks_are_round_and_enclose_the_values(low, high, expected):
     assert curves.ticks(low, high) == expected

@@ -6,7 +6,7 @@ import sys
 
 
 def reproducing(world, argv=None, environ=os.environ):
-    """The command line of this run, as text to paste into a shell in the repository's root.
+    """The command line of this run, as text to paste into a shell in the repository's root; a line for each flag.
 
     Args:
         world: util.distributed.World.
@@ -21,7 +21,8 @@ def reproducing(world, argv=None, environ=os.environ):
         start = ['mpirun', '-n', str(world.size), 'python']
     elif world.size > 1 and 'SLURM_PROCID' in environ:
         start = ['srun', '--ntasks={}'.format(world.size), 'python']
-    return ' '.join(map(quoted, [*start, os.path.basename(script), *flags]))
+    begun = ' '.join(map(quoted, [*start, os.path.basename(script)]))
+    return begun + ''.join((' \\\n    ' if flag.startswith('--') else ' ') + quoted(flag) for flag in flags)
 
 
 def _launched(processes, local):

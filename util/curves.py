@@ -4,7 +4,7 @@ import json
 import math
 
 WIDTH, HEIGHT = 400, 210                        # units of the drawing, about pixels on a phone
-LEFT, RIGHT, TOP, BOTTOM = 44, 390, 10, 178     # edges of the plane
+LEFT, RIGHT, TOP, BOTTOM = 48, 392, 10, 176     # edges of the plane
 MOST_POINTS = 2000                              # of a curve; of a longer one, points at equal distances are drawn
 
 
@@ -114,7 +114,7 @@ def _grid(plane, y_ticks, power):
     for tick in y_ticks:
         _, y = plane.at(plane.x[0], tick * 10. ** power)
         parts.append('<path class="grid" d="M{} {:.1f}H{}"/><text class="y" x="{}" y="{:.1f}">{:.{}f}</text>'.format(
-            LEFT, y, RIGHT, LEFT - 6, y + 4, tick, digits))
+            LEFT, y, RIGHT, LEFT - 6, y + 4.5, tick, digits))
     for tick in whole_ticks(*plane.epochs):
         x, _ = plane.at(tick, plane.y[0])
         parts.append('<path class="tick" d="M{:.1f} {}v4"/><text class="x" x="{:.1f}" y="{}">{}</text>'.format(

@@ -6,11 +6,8 @@ import time
 
 import numpy
 import PIL
-import timm
-import torch
-import torchvision
 
-from util import affinity, report_page
+from util import affinity, report_page, runtime as runtimes
 from util.arguments import finetune_parser, pretrain_parser
 from util.command import reproducing
 from util.curves import figure, short
@@ -58,7 +55,7 @@ class Report:
         elif error is not None:
             self._write('ended', str(error) or type(error).__name__)
         elif self._result is not None:
-            self._write('finished', 'all {} epochs'.format(self._args.epochs))
+            self._write('finished', 'all {} epochs'.format(self._args.epochs) if self._args.epochs > 1 else '1 epoch')
 
     def _write(self, state, words):
         self._try(lambda: write_atomically(self._path, self._page(state, words)))
@@ -74,8 +71,8 @@ class Report:
         records = [json.loads(line) for line in self._logbook.records]
         title = '{} · {}'.format('Fine-tuning' if is_finetuning(self._args) else 'Pre-training', self._args.model)
         return report_page.page(title, ''.join([
-            report_page.head(title, state, '{}, {}'.format(words, time.strftime('%Y-%m-%d %H:%M')),
-                             '{} images of {}, results in {}'.format(self._images, self._args.data_path,
+            report_page.head(title, state, '{}: {}'.format(time.strftime('%Y-%m-%d %H:%M'), words),
+                             '{:,} images of {}, results in {}'.format(self._images, self._args.data_path,
                                                                      self._args.output_dir)),
             report_page.tiles(_figures(records, self._result, self._runtime.elapsed)),
             report_page.section('Curves', report_page.charts(_curves(records)) + report_page.epochs(records)),
@@ -151,7 +148,7 @@ def _figures(records, result, elapsed):
         shown.append(('waiting for data', '{:.1%}'.format(sum(r['data_wait'] for r in records) / len(records))))
     if 'n_parameters' in last:
         shown.append(('parameters', '{:.2f} M'.format(last['n_parameters'] / 1e6)))
-    return [*shown, ('epochs', len(records)), ('this run', duration(result.get('duration_sec', elapsed)))]
+    return [*shown, ('this run', duration(result.get('duration_sec', elapsed)))]
 
 
 def _curves(records):
@@ -206,6 +203,5 @@ def _environment(args, runtime, precision):
             ('processes', '{}{}, {} loader processes each'.format(world.size, over, args.num_workers)),
             ('precision', precision.name), *accelerator.versions().items(),
             ('cores', affinity.text(runtime.cores) if runtime.cores else os.cpu_count()),
-            ('Python', platform.python_version()), ('torch', torch.__version__),
-            ('torchvision', torchvision.__version__), ('timm', timm.__version__), ('numpy', numpy.__version__),
-            ('Pillow', PIL.__version__), ('system', platform.platform())]
+            *runtimes.software().items(), ('numpy', numpy.__version__), ('Pillow', PIL.__version__),
+            ('system', platform.platform())]

@@ -77,7 +77,7 @@ def command(text):
 
 def facts(values):
     """A table of (name, value)."""
-    return '<div class="card wide"><table class="facts"><tbody>{}</tbody></table></div>'.format(''.join(
+    return '<div class="card flush"><table class="facts"><tbody>{}</tbody></table></div>'.format(''.join(
         '<tr><th scope="row">{}</th><td>{}</td></tr>'.format(escape(name), escape(value)) for name, value in values))
 
 
@@ -153,8 +153,8 @@ def confusion_matrix(names, counts):
 
 def hardest_classes(rows):
     """The classes that are recognised least: [(class, images that are, all its images)]."""
-    return '<div class="card wide"><table class="numbers"><thead><tr><th scope="col" style="text-align:left">class' \
+    return '<div class="card wide"><table class="numbers"><thead><tr><th scope="col" class="text">class' \
            '</th><th scope="col">recognised</th><th scope="col">images</th></tr></thead><tbody>{}</tbody></table>' \
            '</div>'.format(''.join(
-               '<tr><th scope="row" style="text-align:left">{}</th><td>{:.1%}</td><td>{}</td></tr>'.format(
+               '<tr><th scope="row" class="text">{}</th><td>{:.1%}</td><td>{}</td></tr>'.format(
                    escape(name), right / size, size) for name, right, size in rows))

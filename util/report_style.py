@@ -21,7 +21,7 @@ p.lead { max-width: 75ch; overflow-wrap: anywhere }
   border: 1px solid currentColor; color: var(--s1); margin-right: 6px }
 .state.finished { color: var(--good) } .state.ended, .state.stopped { color: var(--bad) }
 .tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 18px 0 0; padding: 0; list-style: none }
-.tiles li { flex: 1 1 auto; min-width: 116px }
+.tiles li { flex: 1 1 auto; min-width: 116px; max-width: 240px }
 .tiles span { display: block; color: var(--dim); font-size: .85rem }
 .tiles b { display: block; font-size: 1.4rem; line-height: 1.25; font-variant-numeric: tabular-nums }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 12px }
@@ -35,7 +35,8 @@ i.s4 { background: var(--s4) }
 svg { display: block; width: 100%; height: auto; margin-top: 4px; touch-action: pan-y }
 svg:focus-visible, summary:focus-visible, .wide:focus-visible, pre:focus-visible { outline: 2px solid var(--s1);
   outline-offset: 2px; border-radius: 4px }
-svg text { fill: var(--dim); font-size: 11.5px; font-variant-numeric: tabular-nums }
+svg text { fill: var(--dim); font-size: 12.5px; font-variant-numeric: tabular-nums }
+@media (min-width: 900px) { svg text { font-size: 10.5px } }
 svg .y { text-anchor: end } svg .x, svg .name { text-anchor: middle } sup { line-height: 0 }
 svg path { stroke: var(--line); fill: none } svg .tick { stroke: var(--dim) } svg .cursor { stroke: var(--dim) }
 svg polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round }
@@ -54,13 +55,15 @@ html:not(.scripted) .read { display: none }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 12px }
 .pairs figcaption { font-size: .92rem; overflow-wrap: anywhere } .pairs figcaption span { color: var(--dim) }
 .thumbs { grid-template-columns: repeat(4, 1fr); margin-top: 8px }
-.wide { overflow-x: auto; padding: 0 }
+.flush { padding: 0 } .wide { overflow: auto; padding: 0; max-height: 560px }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: 5px 14px; border-bottom: 1px solid var(--line); vertical-align: top }
 tr:last-child > * { border-bottom: 0 } thead th { color: var(--dim); font-weight: 600; white-space: nowrap }
+.numbers thead th { position: sticky; top: 0; background: var(--card) }
 tbody th { font-weight: 500; color: var(--dim) }
 .facts th { width: 1%; white-space: nowrap } .facts td { overflow-wrap: anywhere; min-width: 9em }
 .numbers td, .numbers th { text-align: right; white-space: nowrap }
+.numbers .text { text-align: left; white-space: normal; overflow-wrap: anywhere }
 .matrix { width: auto } .matrix td { text-align: right; padding: 4px 9px; border: 0; min-width: 3em }
 .matrix th { border: 0; padding: 4px 9px; max-width: 11em; overflow: hidden; text-overflow: ellipsis;
   white-space: nowrap; font-weight: 500; color: var(--dim) }

@@ -62,7 +62,7 @@ def test_the_command_draws_a_picture_of_a_trained_model(images, pretrained, tmp_
                    target, '--count', 3, images / 'val'], PYTHONPATH=str(ROOT))
     assert run.status == 0, run.output
     with Image.open(str(target)) as picture:
-        assert picture.size == (660, 551)
+        assert picture.size == (660, 534)
         assert len(set(picture.tobytes())) > 50
 
 

@@ -25,8 +25,7 @@ class Course:
         values: further plain values that checkpoints keep, such as classes.
     """
 
-    def __init__(self, args, runtime, updates, model, loader, resumed, loss_tag, exhibit=None,
-                 **values):
+    def __init__(self, args, runtime, updates, model, loader, resumed, loss_tag, exhibit=None, **values):
         self._args, self._runtime, self._updates, self._model, self._loader = args, runtime, updates, model, loader
         self._loss_tag, self.values, self._rate, self._exhibit = loss_tag, values, Rate(), exhibit or NoGallery()
         self._epoch, self._images, self._progress_state = resumed.start(args.start_epoch)

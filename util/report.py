@@ -11,7 +11,7 @@ from util import affinity, report_page, runtime as runtimes
 from util.arguments import finetune_parser, pretrain_parser
 from util.command import reproducing
 from util.curves import figure, short
-from util.errors import Stopped, one_line
+from util.errors import Stopped, first_line
 from util.files import write_atomically
 from util.gallery import NoGallery
 from util.log import logger
@@ -19,6 +19,8 @@ from util.output_dir import set_aside
 from util.throughput import duration
 
 NAME, EVALUATION = 'report.html', 'eval.html'
+# A full disk, a device without memory for the pictures, lines of log.txt that another program has written.
+FAILURES = (OSError, RuntimeError, ValueError, LookupError, TypeError)
 _NAMES = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5'}
 
 
@@ -63,9 +65,8 @@ class Report:
     def _try(self, action):
         try:
             action()
-        except (OSError, RuntimeError, ValueError) as error:
-            logger.error('error: %s: not written (%s); training goes on', self._path,
-                         getattr(error, 'strerror', None) or one_line(error))
+        except FAILURES as error:
+            _tell(self._path, error)
 
     def _page(self, state, words):
         records = [json.loads(line) for line in self._logbook.records]
@@ -122,8 +123,13 @@ def of_evaluation(args, runtime, precision, result, mistakes=None):
         if os.path.exists(path):
             set_aside(path)
         write_atomically(path, content)
-    except (OSError, RuntimeError, ValueError) as error:
-        logger.error('error: %s: not written (%s)', path, getattr(error, 'strerror', None) or one_line(error))
+    except FAILURES as error:
+        _tell(path, error)
+
+
+def _tell(path, error):
+    logger.error('error: %s: not written (%s); the run goes on without it', path,
+                 getattr(error, 'strerror', None) or first_line(error))
 
 
 def is_finetuning(args):
@@ -145,7 +151,8 @@ def _figures(records, result, elapsed):
     if rate is not None:
         shown.append(('images/s', '{:.0f}'.format(rate) if rate >= 100 else '{:.1f}'.format(rate)))
     if 'data_wait' in last:
-        shown.append(('waiting for data', '{:.1%}'.format(sum(r['data_wait'] for r in records) / len(records))))
+        waits = [record.get('data_wait', 0.) for record in records]
+        shown.append(('waiting for data', '{:.1%}'.format(sum(waits) / len(waits))))
     if 'n_parameters' in last:
         shown.append(('parameters', '{:.2f} M'.format(last['n_parameters'] / 1e6)))
     return [*shown, ('this run', duration(result.get('duration_sec', elapsed)))]

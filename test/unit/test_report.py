@@ -154,6 +154,17 @@ def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog
     assert len(caplog.messages) == 3 and all('not written (' in line and '\n' not in line for line in caplog.messages)
 
 
+def test_lines_of_the_log_that_are_not_ours_end_nothing(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(report.logger, 'propagate', True)
+    logbook = Records()
+    logbook.records[1] = '{"epoch": 1}'
+    written(tmp_path, logbook=logbook).close(Stopped('x'))
+    assert read(tmp_path / 'report.html').count('svg') == 4 and not caplog.messages
+    logbook.records[1] = '{"epoch": 1, "data_wait": "x"}'
+    written(tmp_path, logbook=logbook).close(Stopped('x'))
+    assert len(caplog.messages) == 1
+
+
 def test_other_processes_write_nothing(tmp_path):
     args = parse_pretrain(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)])
     other = runtime.Runtime(Cpu(), World())

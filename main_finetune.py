@@ -11,6 +11,7 @@ from engine_finetune import evaluate, train_one_epoch
 from util import bad_images, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import labelled_set
+from util.held_out import split_settings
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
 from util.lr_schedule import peak_lr, warmup_cosine
@@ -62,7 +63,8 @@ def count_classes(args, dataset):
 def build_data(args, world, accelerator, classes=None):
     """(training set, its loader, evaluation loader)."""
     train_set = labelled_set(args.data_path, 'train', finetuning_transform(
-        args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min), classes)
+        args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min), classes,
+        args.val_fraction, args.val_seed)
     train_loader = training_loader(train_set, args.batch_size, world, args.seed, args.num_workers, args.pin_mem,
                                    accelerator)
     return train_set, train_loader, build_evaluation(args, world, accelerator, train_set.classes)[1]
@@ -70,7 +72,8 @@ def build_data(args, world, accelerator, classes=None):
 
 def build_evaluation(args, world, accelerator, classes=None):
     """(evaluation set, its loader)."""
-    dataset = labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), classes)
+    dataset = labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), classes,
+                           args.val_fraction, args.val_seed)
     return dataset, evaluation_loader(dataset, args.batch_size, world, args.dist_eval, args.num_workers,
                                       args.pin_mem, accelerator)
 
@@ -80,6 +83,7 @@ def main(args):
     precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
     runtimes.describe(args, runtime, precision)
     resumed = checkpoint.find(args.resume, args.output_dir)
+    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, resumed.get('args'))
     (evaluate_checkpoint if args.eval else train)(args, runtime, precision, resumed)
     runtime.world.leave()
 

@@ -25,7 +25,8 @@ def build_model(args):
 
 def build_data(args):
     """The images, as the model takes them but for their scale."""
-    return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min))
+    return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min),
+                           args.val_fraction, args.val_seed)
 
 
 def main(args):

@@ -48,6 +48,19 @@ class Strings:
         return Strings(self.text, self.edges[count:])
 
 
+class Chosen:
+    """Some of a sequence of paths, by their places in it."""
+
+    def __init__(self, paths, places):
+        self._paths, self._places = paths, places
+
+    def __len__(self):
+        return len(self._places)
+
+    def __getitem__(self, index):
+        return self._paths[self._places[index]]
+
+
 class Listing:
     """A sequence of the paths of the image files below `root`: each folder's own first, all in order of their names.
 
@@ -71,8 +84,11 @@ class Listing:
         return len(self._names)
 
     def __getitem__(self, index):
-        name = self._names[index]
-        return os.path.join(self.root, self.folders[self.folder_of[index]], name)
+        return os.path.join(self.root, self.relative(index))
+
+    def relative(self, index):
+        """A path below `root`."""
+        return os.path.join(self.folders[self.folder_of[index]], self._names[index])
 
     def _current(self, found):
         """Whether no folder has changed since; a file that is only written anew changes none."""

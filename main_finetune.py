@@ -8,7 +8,15 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from util import bad_images, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
+from util import (
+    advice,
+    bad_images,
+    checkpoint,
+    checkpoint_file,
+    precision as precisions,
+    runtime as runtimes,
+    weights,
+)
 from util.course import Course
 from util.datasets import labelled_set
 from util.held_out import split_settings
@@ -93,6 +101,7 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
     if resumed.path is None:
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
+    advice.before_evaluation(dataset)
     model = build_model(args, count_classes(args, dataset))
     resumed.restore_model(model, fit_positions=True)
     logbook = runtimes.open_logbook(args, runtime)
@@ -129,6 +138,8 @@ def train(args, runtime, precision, resumed):
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
     parameters = runtimes.describe_training(train_set, model, effective_batch, lr)
+    advice.before_training(args, advice.FINETUNING, train_set, effective_batch, lr,
+                           min(group['lr_scale'] for group in groups), val_loader.dataset)
     criterion, mix = build_loss(args, classes)
     augment = build_augmentation(args, mix, runtime.device)
 

@@ -6,7 +6,7 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import checkpoint, precision as precisions, runtime as runtimes
+from util import advice, checkpoint, precision as precisions, runtime as runtimes
 from util.course import Course
 from util.datasets import pretraining_set
 from util.loader import training_loader
@@ -59,6 +59,7 @@ def train(args, runtime, precision):
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
     parameters = runtimes.describe_training(dataset, model, effective_batch, lr)
+    advice.before_training(args, advice.PRETRAINING, dataset, effective_batch, lr)
 
     # epochs
     course = Course(args, runtime, updates, model, loader, resumed, 'train_loss')

@@ -92,13 +92,13 @@ def _add_data(parser, crop_min, val_fraction=None):
     group = parser.add_argument_group('data')
     add = group.add_argument
     add('--data_path', required=True,
-        help='folder with train/<class>/ and val/<class>/ (or <class>/ alone), the same packed into tar files (python '
-             '-m util.pack_shards), the CIFAR-10 or CIFAR-100 python batches, a CSV file of path,label or a folder with '
-             'train.csv and val.csv; pre-training also takes any folder of images')
+        help='folder with train/<class>/ and val/<class>/, or <class>/ alone, the same packed into tar files (python '
+             '-m util.pack_shards), the CIFAR-10 or CIFAR-100 python batches, train.csv and val.csv, or one CSV file, '
+             'of path,label; pre-training also takes any folder of images')
     as_trained = '' if val_fraction is not None else "; default: the checkpoint's, else {}"
     add('--val_fraction', type=SHARE, default=val_fraction,
-        help='where the data have no val/, share of each class that is held out for it, the same images in training and '
-        'in evaluation; 0: none' + as_trained.format(.1))
+        help='where the data have no val/, share of each class that is held out for it, the same images in training '
+        'and in evaluation; 0: none' + as_trained.format(.1))
     add('--val_seed', type=INDEX, default=None if val_fraction is None else 0,
         help='seed of that choice' + as_trained.format(0))
     add('--crop_min', type=number(float, 0, 1, open_low=True), default=crop_min,

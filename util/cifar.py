@@ -61,7 +61,7 @@ def found(data_path):
     places = [(folder, form) for form in (CIFAR_10, CIFAR_100) for folder in
               (data_path, os.path.join(data_path, form.folder)) if _holds(folder, form)]
     if len({form.title for _, form in places}) > 1:
-        raise UserError('--data_path: {} holds CIFAR-10 and CIFAR-100; name the folder of one of them'.format(data_path))
+        raise UserError('--data_path: {} holds CIFAR-10 and CIFAR-100; name the folder of one'.format(data_path))
     return places[0] if places else None
 
 

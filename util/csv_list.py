@@ -53,6 +53,19 @@ def read(path, endings, labelled):
             list(Strings.found(found, 'classes')) if labelled else ['unlabelled'], found['labels'])
 
 
+def has_labels(path, endings):
+    """Whether a CSV file has more than paths, by its first row; UserError where it cannot be read."""
+    try:
+        line, first = next(_rows(path), (0, ['']))
+    except OSError as error:
+        raise _unread(path, error) from error
+    return len(first) > 1
+
+
+def _unread(path, error):
+    return UserError('--data_path: {} cannot be read ({})'.format(path, error.strerror))
+
+
 def _state(path):
     """Size in bytes, and time of the last change in ns."""
     state = os.stat(path)
@@ -71,7 +84,7 @@ def _read(path, endings, labelled):
             if len(first_seen) > len(lines):
                 lines.append(line)
     except OSError as error:
-        raise UserError('--data_path: {} cannot be read ({})'.format(path, error.strerror)) from error
+        raise _unread(path, error) from error
     if not lines:
         raise UserError('--data_path: {} lists no images'.format(path))
     _check_files(path, list(first_seen), lines)

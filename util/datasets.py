@@ -62,7 +62,7 @@ def pretraining_set(data_path, transform=None, val_fraction=0., val_seed=VAL_SEE
     batches = cifar.found(data_path)
     if batches:
         return cifar.CifarBatches(*batches, 'train', transform)
-    root = _place(data_path, 'train', labelled=False) or data_path
+    root = place(data_path, 'train', labelled=False) or data_path
     if root != data_path and os.path.isdir(root):
         _tell_left_out(data_path, root)
     if os.path.isfile(root) or tar_files(root):
@@ -89,7 +89,7 @@ def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VA
     batches = cifar.found(data_path)
     if batches:
         return cifar.CifarBatches(*batches, split, transform)
-    train, val = _place(data_path, 'train'), _place(data_path, 'val')
+    train, val = place(data_path, 'train'), place(data_path, 'val')
     if split == 'val' and val:
         usual = os.path.join(data_path, 'val')
         if val not in (usual, usual + '.csv'):
@@ -112,17 +112,26 @@ def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VA
     return part
 
 
-def _place(data_path, split, labelled=True):
-    """The folder or CSV file of a split; None where there is none, and where data_path is a CSV file for all."""
+def place(data_path, split, labelled=True):
+    """The folder or CSV file of a split; None where there is none, and where data_path is a CSV file for all.
+
+    In the place of val/ only what has classes is taken: test/ is often without.
+    """
     for name in ('train',) if split == 'train' else VAL_NAMES:
         folder, table = os.path.join(data_path, name), os.path.join(data_path, name + '.csv')
-        if os.path.isdir(folder):
-            # Images without class folders may be there, and the table says what they are.
-            told = labelled and os.path.isfile(table) and not (_subfolders(folder) or tar_files(folder))
-            return table if told else folder
-        if os.path.isfile(table):
-            return table
+        there = [path for path in (folder, table) if (os.path.isdir if path == folder else os.path.isfile)(path)]
+        # Beside images without class folders, the table says what they are.
+        with_classes = [path for path in there if has_classes(path)] if labelled else []
+        if with_classes or there and name in ('train', 'val'):
+            return (with_classes + there)[0]
     return None
+
+
+def has_classes(root):
+    """Whether a folder has subfolders or tar files, or a CSV file has labels."""
+    if os.path.isfile(root):
+        return csv_list.has_labels(root, EXTENSIONS)
+    return bool(_subfolders(root) or tar_files(root))
 
 
 def _undivided(data_path):

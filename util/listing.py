@@ -101,7 +101,7 @@ class Listing:
         with progress_bar('list of files of {}'.format(self.root), 'images', patience=remember.SLOW) as bar:
             for folder, subfolders, files in os.walk(self.root, onerror=_unlisted, followlinks=True):
                 watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
-                subfolders.sort()
+                subfolders[:] = sorted(name for name in subfolders if not _leads_back(folder, name))
                 images = sorted(name for name in files if name.lower().endswith(endings))
                 folder_of += [len(folders)] * len(images)
                 names += images
@@ -115,6 +115,13 @@ class Listing:
         for name, strings in (('endings', endings), ('folders', folders), ('names', names)):
             made.update(Strings.of(strings).arrays(name))
         return made, max(changed) / 1e9
+
+
+def _leads_back(folder, name):
+    """Whether an entry is a link to a folder that it lies in."""
+    path = os.path.join(folder, name)
+    return os.path.islink(path) and os.path.join(os.path.realpath(folder), '').startswith(
+        os.path.join(os.path.realpath(path), ''))
 
 
 def _changed(folder):

@@ -26,7 +26,7 @@ usage() {
 
 bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
 
-  --data_path=FOLDER      images: train/<class>/ and val/<class>/, or the CIFAR-10 python batches
+  --data_path=FOLDER      images: train/<class>/ and val/<class>/, the CIFAR-10 or CIFAR-100 python batches, or CSV files
   --finetune_pth=FILE     pre-trained checkpoint (fine-tuning), or its URL (.../name-HASH.pth)
   --resume_pth=FILE       checkpoint to evaluate, or to go on from, or its URL
   --nproc=N               processes on this node, instead of $DEVICES
@@ -87,7 +87,8 @@ check_parameters() {
     for name in data_path finetune_pth resume_pth output_dir; do
         if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
     done
-    [[ -d $data_path ]] || die "--data_path: $data_path is not a folder"
+    [[ -d $data_path || -f $data_path && $data_path == *.[cC][sS][vV] ]] ||
+        die "--data_path: $data_path is not a folder or CSV file"
     for name in ${NEEDS[@]+"${NEEDS[@]}"}; do
         [[ -f ${!name} || ${!name} =~ ^https?:// ]] || die "--$name: ${!name} is not a file"
     done

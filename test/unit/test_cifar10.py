@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, launcher
 
-from util import datasets
+from util import cifar
 
 SMALL = ['--model=vit_nano_patch16', '--patch_size=8', '--device=cpu', '--num_workers=0', '--warmup_epochs=1',
          '--batch_size=8']
@@ -24,7 +24,7 @@ def batches(tmp_path_factory):
     folder = tmp_path_factory.mktemp('cifar10') / 'cifar-10-batches-py'
     folder.mkdir()
     rng = np.random.RandomState(0)
-    for name, count in [(name, 8) for name in datasets.CIFAR_TRAIN] + [(name, 20) for name in datasets.CIFAR_VAL]:
+    for name, count in [(name, 8) for name in cifar.CIFAR_10.train] + [(name, 20) for name in cifar.CIFAR_10.val]:
         batch = {b'data': rng.randint(0, 256, (count, 3072)).astype(np.uint8),
                  b'labels': [int(label) for label in rng.permutation(count) % 10]}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))

@@ -91,7 +91,7 @@ def test_warnings_stand_at_the_head_of_the_log_before_the_first_iteration(images
     head, _, rest = run.output.partition('Epoch: [0]')
     assert run.status == 0 and '\nwarning: ' not in rest, run.output
     warnings = [line for line in head.splitlines() if line.startswith('warning: ')]
-    said(warnings, '--warmup_epochs', '--min_lr', 'less than fp32', 'more than the 6 training', 'a program', 'fewer than')
+    said(warnings, '--warmup_epochs', '--min_lr', 'less than fp32', 'more than the 6 training', 'a program', 'fewer')
     run = pretrain('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'p', '--epochs', 2)
     warnings = [line for line in run.output.splitlines() if line.startswith('warning: ')]
     said(warnings, 'an effective batch of 8', '4 images are in folders made by a program')

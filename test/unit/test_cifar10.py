@@ -59,7 +59,7 @@ def test_the_stages_are_those_of_the_recipe(batches):
     (['--data_path=/', '--mixup=1'], 'unknown argument --mixup.*main_pretrain.py'),
     (['--data_path=/', '--mask_ratio=.5'], 'unknown argument --mask_ratio.*main_finetune.py'),
     (['--data_path=/', '--model=resnet'], "argument --model: invalid choice: 'mae_resnet'"),
-    (['--data_path=/'], '--data_path: /train is missing')])
+    (['--data_path={}/test/lib'.format(ROOT)], '--data_path: .*/test/lib/train is missing')])
 def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, flags, words):
     run = launcher('cifar10_1p', '--output_dir', tmp_path / 'o', *flags)
     assert (run.status, run.output.count('\n')) == (2, 1) and not (tmp_path / 'o').exists(), run.output

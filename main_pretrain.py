@@ -6,7 +6,7 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import checkpoint, precision as precisions, runtime as runtimes
+from util import advice, checkpoint, precision as precisions, runtime as runtimes
 from util.course import Course
 from util.datasets import pretraining_set
 from util.gallery import NoGallery, Reconstructions
@@ -27,7 +27,8 @@ def build_model(args):
 
 def build_data(args):
     """The images, as the model takes them but for their scale."""
-    return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min))
+    return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min),
+                           args.val_fraction, args.val_seed)
 
 
 def build_gallery(args, runtime, precision, dataset, model, normalize, resumed):
@@ -71,6 +72,7 @@ def train(args, runtime, precision):
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
     parameters = runtimes.describe_training(dataset, model, effective_batch, lr)
+    advice.before_training(args, advice.PRETRAINING, dataset, effective_batch, lr)
 
     # epochs
     gallery = build_gallery(args, runtime, precision, dataset, model, normalize, resumed)

@@ -34,7 +34,7 @@ def pretrain_parser():
     parser = Parser(prog='main_pretrain.py', description='Pre-train a masked autoencoder (arXiv:2111.06377).')
     _add_training(parser, batch_size=64, epochs=400, warmup_epochs=40, min_lr=0., save_every=20)
     _add_model(parser, PRETRAIN_MODELS, default='mae_vit_large_patch16')
-    _add_data(parser, crop_min=.2)
+    _add_data(parser, crop_min=.2, val_fraction=0.)
     _add_run(parser)
     _add_reliability(parser)
     _add_distribution(parser)
@@ -86,12 +86,19 @@ def _add_model(parser, models, default):
     input_arguments.add(group)
 
 
-def _add_data(parser, crop_min):
+def _add_data(parser, crop_min, val_fraction=None):
     group = parser.add_argument_group('data')
     add = group.add_argument
     add('--data_path', required=True,
-        help='folder with train/<class>/ and val/<class>/, the same packed into tar files (python -m '
-             'util.pack_shards), or the CIFAR-10 python batches; pre-training also takes any folder of images')
+        help='folder with train/<class>/ and val/<class>/, or <class>/ alone, the same packed into tar files (python '
+             '-m util.pack_shards), the CIFAR-10 or CIFAR-100 python batches, train.csv and val.csv, or one CSV file, '
+             'of path,label; pre-training also takes any folder of images')
+    as_trained = '' if val_fraction is not None else "; default: the checkpoint's, else {}"
+    add('--val_fraction', type=SHARE, default=val_fraction,
+        help='where the data have no val/, share of each class that is held out for it, the same images in training '
+        'and in evaluation; 0: none' + as_trained.format(.1))
+    add('--val_seed', type=INDEX, default=None if val_fraction is None else 0,
+        help='seed of that choice' + as_trained.format(0))
     add('--crop_min', type=number(float, 0, 1, open_low=True), default=crop_min,
         help='share of an image that a random crop takes at least, by area')
     add('--num_workers', type=INDEX,
@@ -222,6 +229,8 @@ def parse_finetune(argv=None):
     _check_shared(parser, args)
     if args.eval and not args.resume:
         parser.error('argument --eval: name the checkpoint to evaluate with --resume')
+    if args.val_fraction == 1 and not args.eval:
+        parser.error('argument --val_fraction: 1 leaves nothing to train on')
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
         parser.error('argument --batch_size: mixup and cutmix pair images, so {} must be even'.format(args.batch_size))
     input_arguments.settle_colours(parser, args)
@@ -235,8 +244,8 @@ def mixing(args):
 
 def _check_shared(parser, args):
     input_arguments.check(parser, args, _patch_size(args))
-    if not os.path.isdir(args.data_path):
-        parser.error('argument --data_path: {} is not a folder'.format(args.data_path))
+    if not (os.path.isdir(args.data_path) or is_csv(args.data_path)):
+        parser.error('argument --data_path: {} is not a folder or CSV file'.format(args.data_path))
     for flag in ('resume', 'finetune'):
         path = getattr(args, flag, '')
         if download.is_url(path):
@@ -249,6 +258,11 @@ def _check_shared(parser, args):
         parser.error('argument --start_epoch: {} leaves nothing of --epochs {}'.format(args.start_epoch, args.epochs))
     if not (args.dist_url == 'env://' or args.dist_url.startswith('tcp://')):
         parser.error('argument --dist_url: {!r} is neither env:// nor tcp://host:port'.format(args.dist_url))
+
+
+def is_csv(path):
+    """True where `path` is a file with the ending .csv."""
+    return path.lower().endswith('.csv') and os.path.isfile(path)
 
 
 def _patch_size(args):

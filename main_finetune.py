@@ -11,9 +11,10 @@ from engine_finetune import evaluate, train_one_epoch
 from util import bad_images, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import labelled_set
+from util.freezing import check_resumed, freeze
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
-from util.lr_schedule import peak_lr, warmup_cosine
+from util.lr_schedule import warmup_cosine
 from util.param_groups import layer_decay_groups
 from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, SoftTargetCrossEntropy
 from util.transforms import Normalize, evaluation_transform, finetuning_transform, random_erasing
@@ -90,7 +91,7 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
     model = build_model(args, count_classes(args, dataset))
-    resumed.restore_model(model, fit_positions=True)
+    resumed.restore_model(model, fit_positions=True, averaged=True)
     logbook = runtimes.open_logbook(args, runtime)
     model = precision.prepare_inference(model.to(runtime.device))
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
@@ -103,6 +104,9 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
 
 def train(args, runtime, precision, resumed):
     """Fine-tune, or train from scratch, with an evaluation after each epoch."""
+    if args.freeze is not None and not (args.finetune or resumed.path):
+        raise UserError('--freeze {}: there are only random weights to freeze; name others with --finetune'
+                        .format(args.freeze))
     train_set, train_loader, val_loader = build_data(args, runtime.world, runtime.accelerator)
     classes = count_classes(args, train_set)
 
@@ -112,10 +116,11 @@ def train(args, runtime, precision, resumed):
     if args.finetune and resumed.path is None:
         left_out, fresh = weights.load_pretrained(model, checkpoint_file.load(args.finetune)['model'], args.finetune)
         weights.report_pretrained(args.finetune, left_out, fresh)
+    check_resumed(resumed, args.freeze, len(model.blocks))
     resumed.restore_model(model)
+    freeze(model, args.freeze)
     runtime.place(model)
-    effective_batch = args.batch_size * args.accum_iter * runtime.world.size
-    lr = peak_lr(args.lr, args.blr, effective_batch)
+    effective_batch, lr = runtimes.batch_and_lr(args, runtime.world)
     groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)
     optimizer = precision.adamw(runtime.accelerator, groups, lr=lr, betas=(.9, .999))
     model, optimizer = precision.prepare(model, optimizer)
@@ -123,7 +128,8 @@ def train(args, runtime, precision, resumed):
     resumed.restore_training(optimizer, precision)
     updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
-                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
+                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps),
+                            resumed.average(args.ema, precision.trained_weights(model, optimizer)))
     parameters = runtimes.describe_training(train_set, model, effective_batch, lr)
     criterion, mix = build_loss(args, classes)
     augment = build_augmentation(args, mix, runtime.device)
@@ -138,7 +144,8 @@ def train(args, runtime, precision, resumed):
         val_loader.bad_images = course.bad_images
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, criterion, augment)
-            result = evaluate(model, val_loader, precision, runtime, normalize)
+            result = updates.average.judge(
+                model, lambda: evaluate(model, val_loader, precision, runtime, normalize))
             course.agree()                              # a signal may have cut the evaluation short
             close_epoch(course, progress.epoch, stats, result, parameters)
         best = course.values['best']
@@ -152,7 +159,7 @@ def close_epoch(course, epoch, stats, result, parameters):
     if improved:
         course.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
     logger.info('Max accuracy: %.2f%% (epoch %d)', course.values['best']['acc1'], course.values['best']['epoch'])
-    tests = {'test_' + name: result[name] for name in ('acc1', 'acc5', 'loss')}
+    tests = {'test_' + name: value for name, value in result.items() if name.endswith(('acc1', 'acc5', 'loss'))}
     course.close_epoch({**stats, **tests, 'n_parameters': parameters}, improved,
                        {'perf/' + name: value for name, value in tests.items()})
 

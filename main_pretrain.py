@@ -9,6 +9,7 @@ from engine_pretrain import train_one_epoch
 from util import checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import pretraining_set
+from util.input_statistics import adopt_statistics
 from util.loader import training_loader
 from util.lr_schedule import warmup_cosine
 from util.param_groups import decay_groups
@@ -47,9 +48,12 @@ def train(args, runtime, precision):
     resumed = checkpoint.find(args.resume, args.output_dir)
     model = build_model(args)
     if args.init_from and resumed.path is None:
-        left_out, fresh = weights.load_for_pretraining(model, checkpoint_file.load(args.init_from)['model'],
-                                                       args.init_from)
+        before = checkpoint_file.load(args.init_from)
+        adopt_statistics(args, before.get('args'), args.init_from)
+        left_out, fresh = weights.load_for_pretraining(model, before['model'], args.init_from)
         weights.report_pretrained(args.init_from, left_out, fresh)
+    adopt_statistics(args, resumed.get('args'), resumed.path)
+    normalize = Normalize.of(vars(args))
     resumed.restore_model(model)
     runtime.place(model)
     effective_batch, lr = runtimes.batch_and_lr(args, runtime.world)
@@ -67,7 +71,6 @@ def train(args, runtime, precision):
     course = Course(args, runtime, updates, model, loader, resumed, 'train_loss')
     if course.nothing_left():
         return
-    normalize = Normalize(args.in_chans)
     with course:
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, args.mask_ratio, normalize)

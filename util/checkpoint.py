@@ -11,7 +11,7 @@ from util.files import lines
 from util.log import logger
 from util.output_dir import set_aside
 from util.weight_average import NoAverage, WeightAverage
-from util.weights import load_model, with_positions_for
+from util.weights import check_grid, load_model, with_positions_for
 
 # Flags that say where a run happens, not what it computes.
 PLACES = ('data_path', 'output_dir', 'log_dir', 'resume', 'num_workers', 'pin_mem', 'local_rank', 'dist_url', 'addr',
@@ -142,8 +142,13 @@ class Resumed:
             averaged: take the averaged weights (--ema) where there are some.
         """
         if self.path:
-            weights = (judged_weights(self.state, self.path) if averaged else self.state)['model']
-            load_model(model, with_positions_for(model, weights) if fit_positions else weights, self.path)
+            state = judged_weights(self.state, self.path) if averaged else self.state
+            weights, flags = state['model'], state.get('args')
+            if fit_positions:
+                weights = with_positions_for(model, weights, flags)
+            else:
+                check_grid(model, weights, flags, self.path)
+            load_model(model, weights, self.path)
             logger.info('loaded the weights of %s', self.path)
 
     def restore_training(self, optimizer, precision):

@@ -12,6 +12,7 @@ from util import runtime as runtimes
 from util.arguments import finetune_parser, parse_finetune, parse_pretrain, pretrain_parser
 from util.device import Cpu
 from util.distributed import World
+from util.inference_arguments import predict_parser
 from util.transforms import finetuning_transform
 
 SPECIFIED = {
@@ -19,7 +20,7 @@ SPECIFIED = {
             'output_dir log_dir device seed resume start_epoch num_workers pin_mem no_pin_mem world_size local_rank '
             'local-rank dist_on_itp dist_url addr amp amp_backend amp_dtype loss_scale prof save_every clip_grad '
             'patch_size in_chans save_every_minutes keep_last max_bad_steps max_bad_images hang_timeout '
-            'crop_min compile grad_checkpoint config ema base_batch_size auto_scale_lr',
+            'crop_min compile grad_checkpoint config ema base_batch_size auto_scale_lr mean std',
     'pretrain': 'mask_ratio norm_pix_loss init_from',
     'finetune': 'drop_path clip_grad layer_decay color_jitter aa smoothing reprob remode recount resplit mixup cutmix '
                 'cutmix_minmax mixup_prob mixup_switch_prob mixup_mode finetune global_pool cls_token nb_classes eval '
@@ -32,7 +33,7 @@ def test_the_specified_flags_are_there_and_no_others(parser, own):
     assert set(parser._option_string_actions) == expected
 
 
-@pytest.mark.parametrize('parser', [pretrain_parser(), finetune_parser()])
+@pytest.mark.parametrize('parser', [pretrain_parser(), finetune_parser(), predict_parser()])
 def test_every_flag_has_a_help_text_and_its_default(parser):
     text = ' '.join(parser.format_help().split())
     for action in parser._actions:

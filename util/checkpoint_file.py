@@ -29,12 +29,14 @@ def save(path, state):
         torch.save(state, file, _use_new_zipfile_serialization=True)    # PyTorch 1.5 knows it, but has another default
 
 
-def load(path):
+def load(path, as_trained=False):
     """Read a checkpoint of ours or a published one onto the CPU.
 
     The file is read twice: first its structure and checksums are checked, which takes a third of a second a gigabyte.
     Args:
         path: of a file; or a URL whose last part holds a hash, see util.download.
+        as_trained: leave 'model' and 'model_ema' as they are; else averaged weights (--ema) take the place of those as
+            trained, since they are what the training was judged by.
     Returns:
         a dict with 'model', a dict of tensors by name; a bare state_dict is put under that key. Beside tensors, which
         are dense, there are only the types of util.plain_values.
@@ -57,7 +59,17 @@ def load(path):
     unsound = [name for name, value in state['model'].items() if not _is_finite(value)]
     if unsound:
         logger.info('warning: %s: %d of its weights are not finite, the first is %s', path, len(unsound), unsound[0])
-    return state
+    if not (_is_state_dict(state.get('model_ema')) and state['model_ema']):
+        state.pop('model_ema', None)
+    return state if as_trained else judged_weights(state, path)
+
+
+def judged_weights(state, path):
+    """A checkpoint whose 'model' are its averaged weights, where it has some."""
+    if 'model_ema' not in state:
+        return state
+    logger.info('%s: taking its averaged weights (--ema)', path)
+    return {**{name: value for name, value in state.items() if name != 'model_ema'}, 'model': state['model_ema']}
 
 
 class _Opened(io.BufferedReader):

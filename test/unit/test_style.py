@@ -79,6 +79,7 @@ def test_what_may_be_missing_is_imported_in_one_place_each():
                        'util/precision.py',         # apex
                        'util/timm_compat.py',       # what moved within timm
                        'util/compiling.py',         # torch.compile's compilers
+                       'util/config.py',            # PyYAML
                        'util/launch.py',            # torch.distributed.run
                        'util/logbook.py',           # tensorboard
                        'util/pictures.py',          # simplejpeg

@@ -18,12 +18,14 @@ WORKFLOW = ROOT / '.github' / 'workflows' / 'ci.yml'
 
 newest = pytest.mark.skipif(sys.version_info < (3, 10), reason='the linters of clusters\' files need Python 3.10')
 
-# Starts one task a node on this machine, in the foreground, as `srun --ntasks-per-node=1` does, and passes signals on.
+# Starts one task a node on this machine, in the foreground, as `srun --ntasks-per-node=1` does, and passes signals on;
+# shows the output of one after the other's.
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 tasks=() status=0
 for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do
-    SLURM_NODEID=$node SLURM_PROCID=$node SLURM_NTASKS=$SLURM_JOB_NUM_NODES "$@" & tasks+=($!)
+    SLURM_NODEID=$node SLURM_PROCID=$node SLURM_NTASKS=$SLURM_JOB_NUM_NODES "$@" >"$0.$node" 2>&1 &
+    tasks+=($!)
 done
 trap 'kill -USR1 "${tasks[@]}"' USR1
 for task in "${tasks[@]}"; do
@@ -34,6 +36,7 @@ for task in "${tasks[@]}"; do
     done
     ((ended > status)) && status=$ended
 done
+cat "$0".*
 exit $status
 """
 SCONTROL = """#!/usr/bin/env bash

@@ -83,8 +83,8 @@ SUBSTITUTES = [
 ]
 
 
-# One interpreter that has imported PyTorch runs every `python ...`, in a process forked for it: importing is most of what
-# such a command takes. Reads lines of [arguments, log] and answers with the exit status of each.
+# One interpreter that has imported PyTorch runs every `python ...`, in a process forked for it: the import would be
+# most of the time. Reads lines of [arguments, log] and answers with the exit status of each.
 WARM = """
 import json, os, runpy, sys
 import main_finetune, main_pretrain

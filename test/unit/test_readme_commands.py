@@ -15,7 +15,7 @@ import sys
 from collections import namedtuple
 
 import pytest
-from conftest import FINETUNE, PRETRAIN, ROOT, finetune
+from conftest import FINETUNE, PRETRAIN, ROOT
 from PIL import Image
 from printed_commands import check_printed
 from test_cifar10 import batches  # noqa: F401  (a fixture)
@@ -68,7 +68,9 @@ RULES = [Rule(start, *rule) for start, rule in [
     ('python -m util.pack_shards', real('--num_workers', 0)),
     ('python -m util.visualize', real('--count', 2)),
     ('python main_pretrain.py', real(*PRETRAIN, '--epochs', 2)),
-    ('python main_predict.py', real('--device', 'cpu')),
+    ('python main_predict.py', real('--device', 'cpu', '--num_workers', 0)),
+    ('python -m util.extract_features', real('--device', 'cpu', '--num_workers', 0)),
+    ('python -m util.attention', real('--device', 'cpu')),
     ('python main_finetune.py', real(*FINETUNE, '--epochs', 1)),
     ('python util/launch.py', real(*PRETRAIN, '--epochs', 1)),
     ('torchrun', real(*PRETRAIN, '--epochs', 1)),
@@ -130,7 +132,7 @@ def runnable():
 
 
 @pytest.fixture(scope='module')
-def workspace(tmp_path_factory, images, batches, pretrained):  # noqa: F811
+def workspace(tmp_path_factory, images, batches):  # noqa: F811
     """A folder like the repository's root, with data: what the commands of the documents name."""
     folder = tmp_path_factory.mktemp('workspace')
     for path in ROOT.iterdir():
@@ -141,20 +143,18 @@ def workspace(tmp_path_factory, images, batches, pretrained):  # noqa: F811
               ('mine', images), ('cifar', images)]
     for name, target in places:
         (folder / name).symlink_to(target)
-    Image.new('RGB', (40, 30), 'orange').save(str(folder / 'photo.jpg'))
-    classifier = folder / 'classifier'
-    run = finetune('--data_path', images, '--output_dir', classifier, '--epochs', 1)
-    assert run.status == 0, run.output
-    return folder, {True: pretrained / 'checkpoint-0.pth', False: classifier / 'checkpoint-0.pth'}
+    for name in ('photo.jpg', 'cat.jpg'):
+        Image.new('RGB', (40, 30), 'orange').save(str(folder / name))
+    return folder
 
 
 @pytest.fixture(scope='module')
 def warm(workspace):
     """Run the words behind `python` in the workspace; returns (status, output)."""
-    server = subprocess.Popen([sys.executable, '-c', WARM], cwd=str(workspace[0]), stdin=subprocess.PIPE,
+    server = subprocess.Popen([sys.executable, '-c', WARM], cwd=str(workspace), stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, universal_newlines=True,
                               env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable})
-    log = workspace[0] / 'log of a command'
+    log = workspace / 'log of a command'
 
     def run(words):
         print(json.dumps([words, str(log)]), file=server.stdin, flush=True)
@@ -166,6 +166,16 @@ def warm(workspace):
     yield run
     server.stdin.close()
     assert server.wait(timeout=60) == 0
+
+
+@pytest.fixture(scope='module')
+def checkpoints(warm, images, pretrained, tmp_path_factory):
+    """A checkpoint of pre-training (True) and one of fine-tuning (False)."""
+    folder = tmp_path_factory.mktemp('classifier')
+    status, output = warm(['main_finetune.py', *FINETUNE, '--data_path', str(images), '--output_dir', str(folder),
+                           '--epochs', '1'])
+    assert status == 0, output
+    return {True: pretrained / 'checkpoint-0.pth', False: folder / 'checkpoint-0.pth'}
 
 
 def provide(folder, checkpoints, command):
@@ -193,12 +203,12 @@ def test_a_command_of_the_documents_works(command, rule, request, monkeypatch):
         assert '\ndef {}('.format(name) in (ROOT / 'test' / 'unit' / (module + '.py')).read_text(encoding='utf-8')
         assert (ROOT / command.split()[1]).is_file()
         return
-    folder, checkpoints = request.getfixturevalue('workspace')
+    folder = request.getfixturevalue('workspace')
     for old, new in SUBSTITUTES:
         command = command.replace(old, new)
     if command.startswith('torchrun') and not shutil.which('torchrun', path=os.path.dirname(sys.executable)):
         pytest.skip('this PyTorch has no torchrun')
-    provide(folder, checkpoints, command)
+    provide(folder, request.getfixturevalue('checkpoints'), command)
     monkeypatch.chdir(str(folder))
     if rule.how == 'printed':
         status, output = run_in(folder, command, DRY_RUN='1')
@@ -220,14 +230,16 @@ def test_a_command_of_the_documents_works(command, rule, request, monkeypatch):
 
 
 def test_every_command_has_a_rule():
-    without = [(name, command) for name in DOCUMENTS for command in commands_of(name) if not rule_of(command)]
-    assert not without, 'add a line to RULES in {} that says how to run these'.format(os.path.basename(__file__))
+    without = ['{}: {}'.format(name, command) for name in DOCUMENTS for command in commands_of(name)
+               if not rule_of(command)]
+    if without:
+        pytest.fail('\n'.join(['add lines to RULES that say how to run'] + without), pytrace=False)
 
 
 def test_every_rule_is_for_a_command_that_is_there():
     commands = [command for name in DOCUMENTS for command in commands_of(name)]
     unused = [rule.start for rule in RULES if not any(rule_of(command) is rule for command in commands)]
-    assert not unused, 'no document has a command that begins so: take the rule out of RULES'
+    assert not unused, 'no document has a command that begins so: take these rules out of RULES'
 
 
 @pytest.mark.parametrize('chinese, english', PAIRS, ids=[chinese for chinese, _ in PAIRS])

@@ -287,3 +287,29 @@ def test_a_command_in_prose_names_a_script_and_flags_that_exist(name):
         text = source_of(words)
         for flag in re.findall(r'--(\w+)', span):
             assert flag in ('help', 'torch') or re.search(r"(--|'){}\b".format(flag), text), span
+
+
+def anchors_of(text):
+    """The names by which GitHub links to the headings of a document."""
+    headings = re.findall(r'^#+ (.*)$', re.sub(r'^```.*?^```', '', text, flags=re.S | re.M), re.M)
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).strip().replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('name', [*DOCUMENTS, 'CHANGELOG.md', 'CHANGELOG.en.md'])
+def test_links_between_documents_lead_somewhere(name):
+    for target in re.findall(r'\]\(([^)\s]+)\)', (ROOT / name).read_text(encoding='utf-8')):
+        path, _, anchor = target.partition('#')
+        if not path.startswith('http'):
+            assert (ROOT / (path or name)).exists(), target
+            assert not anchor or anchor in anchors_of((ROOT / (path or name)).read_text(encoding='utf-8')), target
+
+
+@pytest.mark.parametrize('name', PAIRS[0])
+def test_the_tree_of_files_has_every_file(name):
+    tree = re.search(r'^```text\n(├── main_pretrain.*?)^```', (ROOT / name).read_text(encoding='utf-8'), re.S | re.M)
+    named = set(re.findall(r'[├└]── (\S+)', tree.group(1)))
+    patterns = ['*.py', '*.md', '*.txt', 'util/*.py', 'docker/*', 'test/*.sh', 'test/*.sbatch', 'test/k8s/*',
+                'test/lib/*', 'test/bench/*.py', 'test/unit/*.py', 'test/unit/npu/*.py']
+    there = {path.name for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
+    missing = sorted(there - named)
+    assert not missing

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import namedtuple
 
+import numpy as np
 import pytest
 from conftest import FINETUNE, PRETRAIN, ROOT
 from PIL import Image
@@ -65,6 +66,7 @@ RULES = [Rule(start, *rule) for start, rule in [
     ('bash test/cifar10_1p.sh', real(DRY_RUN='1')),
     ('bash test/', printed()),
     ('python -m util.check_env', real()),
+    ('python -m util.dataset_stats', real()),
     ('python -m util.pack_shards', real('--num_workers', 0)),
     ('python -m util.visualize', real('--count', 2)),
     ('python main_pretrain.py', real(*PRETRAIN, '--epochs', 2)),
@@ -145,6 +147,10 @@ def workspace(tmp_path_factory, images, batches):  # noqa: F811
         (folder / name).symlink_to(target)
     for name in ('photo.jpg', 'cat.jpg'):
         Image.new('RGB', (40, 30), 'orange').save(str(folder / name))
+    (folder / 'data' / 'bands').mkdir()
+    for i in range(16):
+        np.save(str(folder / 'data' / 'bands' / '{}.npy'.format(i)), np.full((40, 40, 5), i * 4000, np.uint16))
+    (folder / 'stats.txt').write_text('--mean .1 .2 .3 .4 .5 --std 1 1 1 1 1\n')
     return folder
 
 
@@ -222,7 +228,7 @@ def test_a_command_of_the_documents_works(command, rule, request, monkeypatch):
     else:
         flags, environ = rule.detail
         command = ' '.join([command, *map(str, flags)])
-        if command.startswith('python ') and not command.startswith('python util/launch.py'):
+        if command.startswith('python ') and not re.search(r'util/launch.py|[|$]', command):
             status, output = request.getfixturevalue('warm')(shlex.split(command)[1:])
         else:
             status, output = run_in(folder, command, **environ)

@@ -40,7 +40,7 @@ cat "$0".*
 exit $status
 """
 SCONTROL = """#!/usr/bin/env bash
-if [[ $1 == show ]]; then printf '%s\\n' gpu7 gpu8; else echo "asked: scontrol $*"; fi
+if [[ $1 == show ]]; then echo gpu7 && sleep .1 && echo gpu8; else echo "asked: scontrol $*"; fi
 """
 
 

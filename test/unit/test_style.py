@@ -30,7 +30,7 @@ def test_ruff_finds_nothing():
 
 
 def test_shellcheck_finds_nothing():
-    scripts = [*ROOT.glob('test/**/*.sh'), ROOT / '.ci' / 'run']
+    scripts = [*ROOT.glob('test/**/*.sh'), ROOT / 'test' / 'slurm.sbatch', ROOT / '.ci' / 'run']
     assert len(scripts) > 12
     run = execute([tool('shellcheck'), '-x', '-P', 'SCRIPTDIR', *scripts])
     assert run.status == 0, run.output

@@ -14,15 +14,19 @@ from util import (
     checkpoint,
     checkpoint_file,
     precision as precisions,
+    report,
     runtime as runtimes,
     weights,
 )
 from util.course import Course
 from util.datasets import labelled_set
 from util.held_out import split_settings
+from util.input_arguments import COLOURED
+from util.input_statistics import adopt_statistics
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
 from util.lr_schedule import peak_lr, warmup_cosine
+from util.mistakes import Mistakes
 from util.param_groups import layer_decay_groups
 from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, SoftTargetCrossEntropy
 from util.transforms import Normalize, evaluation_transform, finetuning_transform, random_erasing
@@ -53,7 +57,7 @@ def _unmixed(images, labels):
 
 def build_augmentation(args, mix, device):
     """What makes a batch of bytes and labels, on the device, what model and criterion take."""
-    normalize = Normalize(args.in_chans)
+    normalize = Normalize.of(vars(args))
     erase = random_erasing(device, args.reprob, args.remode, args.recount, args.resplit)
     return lambda images, labels: mix(erase(normalize(images)), labels)
 
@@ -70,6 +74,8 @@ def count_classes(args, dataset):
 
 def build_data(args, world, accelerator, classes=None):
     """(training set, its loader, evaluation loader)."""
+    if args.in_chans not in COLOURED:
+        logger.info('no augmentation of colours: there is none for %d channels', args.in_chans)
     train_set = labelled_set(args.data_path, 'train', finetuning_transform(
         args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min), classes,
         args.val_fraction, args.val_seed)
@@ -103,14 +109,19 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
     advice.before_evaluation(dataset)
     model = build_model(args, count_classes(args, dataset))
+    adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model, fit_positions=True)
     logbook = runtimes.open_logbook(args, runtime)
     model = precision.prepare_inference(model.to(runtime.device))
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
-    result = evaluate(model, loader, precision, runtime, Normalize(args.in_chans))
+    normalize = Normalize.of(vars(args))
+    mistakes = Mistakes(dataset, normalize)
+    result = evaluate(model, loader, precision, runtime, normalize, mistakes)
+    mistakes.after(0, True, logbook)
     loader.bad_images.share(runtime.world, runtime.device)
-    runtimes.finish(runtime, logbook, 'eval',
-                    {'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
+    result = runtimes.finish(runtime, logbook, 'eval', {
+        'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
+    report.of_evaluation(args, runtime, precision, result, mistakes)
     logbook.close()
 
 
@@ -123,8 +134,11 @@ def train(args, runtime, precision, resumed):
     runtime.seed(args.seed, epoch=-1)
     model = build_model(args, classes)
     if args.finetune and resumed.path is None:
-        left_out, fresh = weights.load_pretrained(model, checkpoint_file.load(args.finetune)['model'], args.finetune)
+        pretrained = checkpoint_file.load(args.finetune)
+        adopt_statistics(args, pretrained.get('args'), args.finetune)
+        left_out, fresh = weights.load_pretrained(model, pretrained['model'], args.finetune, pretrained.get('args'))
         weights.report_pretrained(args.finetune, left_out, fresh)
+    adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model)
     runtime.place(model)
     effective_batch = args.batch_size * args.accum_iter * runtime.world.size
@@ -144,16 +158,17 @@ def train(args, runtime, precision, resumed):
     augment = build_augmentation(args, mix, runtime.device)
 
     # epochs
-    course = Course(args, runtime, updates, model, train_loader, resumed, 'loss', classes=train_set.classes,
+    normalize = Normalize.of(vars(args))
+    mistakes = Mistakes(val_loader.dataset, normalize)
+    course = Course(args, runtime, updates, model, train_loader, resumed, 'loss', mistakes, classes=train_set.classes,
                     best=resumed.get('best') or {'acc1': -1., 'epoch': -1})
     if course.nothing_left():
         return
-    normalize = Normalize(args.in_chans)
     with course:
         val_loader.bad_images = course.bad_images
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, criterion, augment)
-            result = evaluate(model, val_loader, precision, runtime, normalize)
+            result = evaluate(model, val_loader, precision, runtime, normalize, mistakes)
             course.agree()                              # a signal may have cut the evaluation short
             close_epoch(course, progress.epoch, stats, result, parameters)
         best = course.values['best']

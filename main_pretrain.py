@@ -9,10 +9,12 @@ from engine_pretrain import train_one_epoch
 from util import advice, checkpoint, precision as precisions, runtime as runtimes
 from util.course import Course
 from util.datasets import pretraining_set
+from util.gallery import NoGallery, Reconstructions
+from util.input_statistics import adopt_statistics
 from util.loader import training_loader
 from util.lr_schedule import peak_lr, warmup_cosine
 from util.param_groups import decay_groups
-from util.transforms import Normalize, pretraining_transform
+from util.transforms import Normalize, evaluation_transform, pretraining_transform
 from util.updates import WeightUpdates
 
 
@@ -27,6 +29,15 @@ def build_data(args):
     """The images, as the model takes them but for their scale."""
     return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min),
                            args.val_fraction, args.val_seed)
+
+
+def build_gallery(args, runtime, precision, dataset, model, normalize, resumed):
+    """What pictures the model's progress on a few of the images, on the main process."""
+    if not runtime.world.is_main:
+        return NoGallery()
+    return Reconstructions(model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize,
+                           args.mask_ratio, precision, runtime.device, args.epochs, resumed.get('reconstructions'),
+                           resumed.start(args.start_epoch)[0])
 
 
 def main(args):
@@ -46,6 +57,8 @@ def train(args, runtime, precision):
     # model, optimizer, and what an earlier run left
     runtime.seed(args.seed, epoch=-1)
     resumed = checkpoint.find(args.resume, args.output_dir)
+    adopt_statistics(args, resumed.get('args'), resumed.path)
+    normalize = Normalize.of(vars(args))
     model = build_model(args)
     resumed.restore_model(model)
     runtime.place(model)
@@ -62,10 +75,11 @@ def train(args, runtime, precision):
     advice.before_training(args, advice.PRETRAINING, dataset, effective_batch, lr)
 
     # epochs
-    course = Course(args, runtime, updates, model, loader, resumed, 'train_loss')
+    gallery = build_gallery(args, runtime, precision, dataset, model, normalize, resumed)
+    course = Course(args, runtime, updates, model, loader, resumed, 'train_loss', gallery,
+                    reconstructions=gallery.snapshots)
     if course.nothing_left():
         return
-    normalize = Normalize(args.in_chans)
     with course:
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, args.mask_ratio, normalize)

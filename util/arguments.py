@@ -1,7 +1,7 @@
 """The flags of the entry scripts. Nothing here imports torch, so --help and a wrong flag answer at once."""
 import os
 
-from util import download
+from util import download, input_arguments, input_size
 from util.parser import (
     COUNT,
     INDEX,
@@ -83,9 +83,7 @@ def _add_model(parser, models, default):
     group = parser.add_argument_group('model')
     add = group.add_argument
     add('--model', default=default, choices=models, metavar='MODEL', help='one of ' + ', '.join(models))
-    add('--input_size', type=COUNT, default=224, help='side of the square input in pixels')
-    add('--patch_size', type=COUNT, help="side of a patch in pixels; default: the model's own")
-    add('--in_chans', type=COUNT, default=3, choices=(1, 3), help='image channels: 1 (grey) or 3 (RGB)')
+    input_arguments.add(group)
 
 
 def _add_data(parser, crop_min, val_fraction=None):
@@ -112,13 +110,15 @@ def _add_data(parser, crop_min, val_fraction=None):
 def _add_run(parser):
     group = parser.add_argument_group('run')
     add = group.add_argument
-    add('--output_dir', default='./output_dir', help='folder for checkpoints, log.txt and summary.json')
+    add('--output_dir', default='./output_dir', help='folder for checkpoints, log.txt, summary.json and report.html')
     add('--log_dir', help='folder for TensorBoard files; default: output_dir')
     add('--seed', type=INDEX, default=0, help='seed of weights, order, augmentation and masks')
     add('--resume', default='',
         help="checkpoint to continue from (or to evaluate), a file or URL as for published weights "
              "(.../name-HASH.pth), or 'auto': the newest in output_dir")
     add('--start_epoch', type=INDEX, help='first epoch to run, counted from 0; default: the one after the checkpoint')
+    add('--report_every', type=INDEX, default=0,
+        help='epochs between rewritings of output_dir/report.html on the way; 0: only at the end')
     add('--prof', action='store_true', help='write a profiler trace of 10 iterations to output_dir/prof')
 
 
@@ -192,7 +192,8 @@ def _add_augmentation(parser):
     group = parser.add_argument_group('augmentation and regularisation')
     add = group.add_argument
     add('--color_jitter', type=_jitter, help='strength of colour jitter; used where --aa is none')
-    add('--aa', default='rand-m9-mstd0.5-inc1', help="AutoAugment policy in timm's notation, or none")
+    add('--aa', help="AutoAugment policy in timm's notation, or none; default: " + input_arguments.RECIPE_AA +
+        ', and none where --in_chans is neither 1 nor 3')
     add('--smoothing', type=SHARE_BELOW_1, default=.1, help='label smoothing')
     add('--reprob', type=SHARE, default=.25, help='probability of random erasing')
     add('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what random erasing fills with')
@@ -212,7 +213,8 @@ def parse_pretrain(argv=None):
     parser = pretrain_parser()
     args = parser.parse_args(argv)
     _check_shared(parser, args)
-    patches = (args.input_size // _patch_size(args)) ** 2
+    rows, columns = (side // _patch_size(args) for side in input_size.sides(args.input_size))
+    patches = rows * columns
     kept = int(patches * (1 - args.mask_ratio))
     if not 0 < kept < patches:
         parser.error('argument --mask_ratio: {} hides {} of {} patches; at least one must be hidden and one kept'
@@ -231,6 +233,7 @@ def parse_finetune(argv=None):
         parser.error('argument --val_fraction: 1 leaves nothing to train on')
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
         parser.error('argument --batch_size: mixup and cutmix pair images, so {} must be even'.format(args.batch_size))
+    input_arguments.settle_colours(parser, args)
     return args
 
 
@@ -240,9 +243,7 @@ def mixing(args):
 
 
 def _check_shared(parser, args):
-    if args.input_size % _patch_size(args):
-        parser.error('argument --input_size: {} is not a multiple of the patch size {}; give --patch_size'
-                     .format(args.input_size, _patch_size(args)))
+    input_arguments.check(parser, args, _patch_size(args))
     if not (os.path.isdir(args.data_path) or is_csv(args.data_path)):
         parser.error('argument --data_path: {} is not a folder or CSV file'.format(args.data_path))
     for flag in ('resume', 'finetune'):
@@ -265,4 +266,4 @@ def is_csv(path):
 
 
 def _patch_size(args):
-    return args.patch_size or int(args.model.split('_patch')[1].split('_')[0])
+    return args.patch_size or input_size.patch_in_name(args.model)

@@ -117,8 +117,14 @@ class ReadableDataset(Dataset):
 
 def collate(looked_up):
     """(batch of the samples that there are, or None; [(path, reason) of all unreadable files])."""
-    samples = [sample for sample, _ in looked_up if sample is not None]
+    samples = _of_one_type([sample for sample, _ in looked_up if sample is not None])
     return (default_collate(samples) if samples else None), [pair for _, found in looked_up for pair in found]
+
+
+def _of_one_type(samples):
+    """The samples; where arrays of 8 bits and of more have met, all as floats."""
+    types = {getattr(sample[0], 'dtype', None) for sample in samples}
+    return samples if len(types) <= 1 else [(pixels.float(), *others) for pixels, *others in samples]
 
 
 class Batches:
@@ -131,23 +137,29 @@ class Batches:
 
     def __init__(self, loader, dataset):
         self.loader, self.dataset, self.sampler, self.workers = loader, dataset, loader.sampler, loader.num_workers
-        self.bad_images, self.unreadable = Unlisted(), 0
+        self.bad_images, self.unreadable, self._left_out = Unlisted(), 0, set()
 
     def __len__(self):
         return len(self.loader)
 
     def __iter__(self):
         """Raises util.errors.Fault where a loader process has died."""
-        self.unreadable = 0
+        self.unreadable, self._left_out = 0, set()
         return self._batches(workers.start(self.loader))
 
     def _batches(self, iterator):
         for batch, found in iter(lambda: workers.following(iterator), None):
             found = [tuple(pair) for pair in found]     # memory pinning makes lists of them
             self.unreadable += len(found)
+            self._left_out.update(path for path, _ in found)
             self.bad_images.met(found)
             if batch is not None:
                 yield batch
+
+    def given(self):
+        """Indices of the images that the last pass of an evaluation gave, in their order."""
+        indices = list(self.sampler)
+        return [i for i in indices if self.dataset.name_of(i) not in self._left_out] if self._left_out else indices
 
 
 def seed_generators(seed):

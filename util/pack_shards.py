@@ -22,7 +22,7 @@ from util.arguments import is_csv
 from util.datasets import EXTENSIONS, ImageList, has_classes, labelled_set, place, pretraining_set
 from util.errors import UserError, first_line, run
 from util.files import write_atomically
-from util.images import UnreadableImage, open_file
+from util.images import ARRAYS, UnreadableImage, open_file
 from util.loader import default_workers
 from util.log import logger
 from util.parser import COUNT, INDEX, Parser, number
@@ -57,7 +57,7 @@ def main():
     for wanted in (signal.SIGINT, signal.SIGTERM):
         signal.signal(wanted, stop)
     torch.set_num_threads(1)
-    sets = split_sets(args.source)
+    sets = split_sets(args.source, args.short_side)
     open_target(args, sets)
     unread = sum([pack(args, split, dataset) for split, dataset in sets])
     if unread:
@@ -73,8 +73,8 @@ def stop(number, frame):
         raise KeyboardInterrupt
 
 
-def split_sets(source):
-    """(folder within TARGET, ImageList) of each part of SOURCE."""
+def split_sets(source, short_side=None):
+    """(folder within TARGET, ImageList) of each part of SOURCE, which can be shrunk where that is asked for."""
     if not (os.path.isdir(source) or is_csv(source)):
         raise UserError('SOURCE: {} is no folder and no CSV file'.format(source))
     train = source if is_csv(source) else place(source, 'train')
@@ -88,6 +88,8 @@ def split_sets(source):
         if not isinstance(dataset, ImageList):
             raise UserError('SOURCE: {} is packed already, as tar files or CIFAR batches'.format(
                 os.path.join(source, split)))
+        if short_side and dataset.name_of(0).lower().endswith(ARRAYS):
+            raise UserError('--short_side: makes JPEG files, and {} holds .npy arrays; leave it out'.format(source))
     return found
 
 

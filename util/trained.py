@@ -1,10 +1,13 @@
 """Trained models as their checkpoints describe them: no flags of the training have to be said again."""
 import argparse
 from collections import namedtuple
+from functools import partial
+
+from torch import nn
 
 import models_mae
 import models_vit
-from util import checkpoint_file, weights
+from util import checkpoint_file, recognition, weights
 from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 
@@ -32,7 +35,7 @@ def load_classifier(path):
 
 
 def load_either(path):
-    """The model of a checkpoint of either script, as Trained.
+    """The model of a checkpoint of either script, or an encoder alone, as a classifier without head, as Trained.
 
     Raises:
         UserError: the file is no such checkpoint.
@@ -44,23 +47,31 @@ def _load(path, models, scripts):
     state = checkpoint_file.load(path)
     flags = state.get('args')
     flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
-    if not isinstance(flags, dict) or flags.get('model') not in models:
+    if not isinstance(flags, dict) or 'model' not in flags:
+        flags = recognition.flags_of(state['model'], path)
+    if flags['model'] not in models:
         raise UserError('{}: is no checkpoint of {}'.format(path, scripts))
     for name in ('input_size', 'patch_size', 'in_chans'):
         if type(flags.get(name)) not in (int, type(None)) or not 0 < (flags.get(name) or 1) <= LARGEST_SIZE:
             raise UserError('{}: was made with --{} {}?'.format(path, name, flags[name]))
     if type(flags.get('mask_ratio', .75)) is not float or not 0 < flags.get('mask_ratio', .75) < 1:
         raise UserError('{}: was made with --mask_ratio {}?'.format(path, flags['mask_ratio']))
-    build = _autoencoder if flags['model'] in PRETRAIN_MODELS else _classifier
-    model = build(flags, state['model'], path)
+    if type(flags.get('layer_norm_eps', 1e-6)) is not float or not 0 < flags.get('layer_norm_eps', 1e-6) < 1:
+        raise UserError('{}: has a layer_norm_eps of {}?'.format(path, flags['layer_norm_eps']))
+    if flags['model'] in PRETRAIN_MODELS:
+        model = _autoencoder(flags)
+    elif 'head.weight' in state['model'] or models == FINETUNE_MODELS:
+        model = _classifier(flags, state['model'], path)
+    else:
+        model = _encoder(flags, state['model'])
     weights.load_model(model, state['model'], path)
-    classes = state.get('classes')
+    classes = state.get('classes', state.get('labels'))
     if not isinstance(classes, (list, type(None))) or not all(isinstance(name, str) for name in classes or ()):
         raise UserError('{}: is no checkpoint of {}: its class names are no list of names'.format(path, scripts))
     return Trained(model.eval(), flags, classes)
 
 
-def _autoencoder(flags, values, path):
+def _autoencoder(flags):
     return getattr(models_mae, flags['model'])(norm_pix_loss=bool(flags.get('norm_pix_loss')), **_size(flags))
 
 
@@ -72,7 +83,15 @@ def _classifier(flags, values, path):
                                                **_size(flags))
 
 
+def _encoder(flags, values):
+    model = getattr(models_vit, flags['model'])(global_pool='fc_norm.weight' in values, num_classes=1, **_size(flags))
+    model.head = nn.Identity()
+    return model
+
+
 def _size(flags):
     """What both kinds of model take of the flags."""
     size = {'patch_size': flags['patch_size']} if flags.get('patch_size') else {}
+    if 'layer_norm_eps' in flags:           # of another library
+        size['norm_layer'] = partial(nn.LayerNorm, eps=flags['layer_norm_eps'])
     return {'img_size': flags.get('input_size') or 224, 'in_chans': flags.get('in_chans') or 3, **size}

@@ -7,7 +7,7 @@ from torch import nn
 
 import models_mae
 import models_vit
-from util import checkpoint_file, recognition, weights
+from util import checkpoint_file, input_statistics, recognition, weights
 from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 
@@ -52,8 +52,10 @@ def _load(path, models, scripts):
     if flags['model'] not in models:
         raise UserError('{}: is no checkpoint of {}'.format(path, scripts))
     for name in ('input_size', 'patch_size', 'in_chans'):
-        if type(flags.get(name)) not in (int, type(None)) or not 0 < (flags.get(name) or 1) <= LARGEST_SIZE:
+        if not _is_size(flags.get(name), 2 if name == 'input_size' else 1):
             raise UserError('{}: was made with --{} {}?'.format(path, name, flags[name]))
+    if not input_statistics.sound(flags):
+        raise UserError('{}: was made with --mean {} --std {}?'.format(path, flags.get('mean'), flags.get('std')))
     if type(flags.get('mask_ratio', .75)) is not float or not 0 < flags.get('mask_ratio', .75) < 1:
         raise UserError('{}: was made with --mask_ratio {}?'.format(path, flags['mask_ratio']))
     if type(flags.get('layer_norm_eps', 1e-6)) is not float or not 0 < flags.get('layer_norm_eps', 1e-6) < 1:
@@ -69,6 +71,12 @@ def _load(path, models, scripts):
     if not isinstance(classes, (list, type(None))) or not all(isinstance(name, str) for name in classes or ()):
         raise UserError('{}: is no checkpoint of {}: its class names are no list of names'.format(path, scripts))
     return Trained(model.eval(), flags, classes)
+
+
+def _is_size(value, most):
+    """Whether a flag is a size, a list of `most` where that is more than one, or missing."""
+    numbers = value if isinstance(value, list) and len(value) == most > 1 else [value or 1]
+    return all(type(number) is int and 0 < number <= LARGEST_SIZE for number in numbers)
 
 
 def _autoencoder(flags):

@@ -1,0 +1,47 @@
+"""--input_size, the side of a square, or height and width; and the patches in it. Nothing here imports torch."""
+import argparse
+import re
+
+
+def sides(size):
+    """224 or [160, 320] -> (height, width) in pixels."""
+    return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+
+
+def plain(numbers):
+    """What flags and checkpoints keep of one number or two: the side of a square as a number, else [height, width]."""
+    height, width = (list(numbers) * 2)[:2]
+    return height if height == width else [height, width]
+
+
+def patch_in_name(model):
+    """Side in pixels of the patches that a model's name tells of: 16 in vit_base_patch16; None where it does not."""
+    found = re.search(r'_patch(\d+)', model)
+    return int(found.group(1)) if found else None
+
+
+def misfit(size, patch):
+    """Why patches of a side do not fill the input, with the nearest sizes that go; None where they do."""
+    lengths = sides(size)
+    odd = [length for length in lengths if length % patch]
+    if not odd:
+        return None
+    below, above = odd[0] // patch * patch, -(-odd[0] // patch) * patch
+    near = [str(side) for side in (below, above) if side]
+    fitting = [side for side in range(1, min(lengths) + 1) if not any(length % side for length in lengths)]
+    patches = [max((side for side in fitting if side < patch), default=None),
+               min((side for side in fitting if side > patch), default=None)]
+    return '{} is not a multiple of the patch size {}; the nearest that are: {}; or give --patch_size {}'.format(
+        odd[0], patch, ', '.join(near), ' or '.join(str(side) for side in patches if side))
+
+
+def grid_of(flags):
+    """(rows, columns) of patches in a training's flags: a dict or Namespace; None where it does not say."""
+    flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
+    if not isinstance(flags, dict):
+        return None
+    patch = flags.get('patch_size') or patch_in_name(str(flags.get('model')))
+    size = sides(flags.get('input_size'))
+    if len(size) != 2 or any(type(number) is not int or number < 1 for number in (patch, *size)):
+        return None
+    return size[0] // patch, size[1] // patch

@@ -240,7 +240,7 @@ def _check_shared(parser, args):
         if download.is_url(path):
             fault = download.fault_of(path)
         else:
-            fault = None if path in ('', 'auto') or os.path.exists(path) else 'does not exist'
+            fault = None if path in ('', 'auto') or os.path.exists(path) else 'is not a file'
         if fault:
             parser.error('argument --{}: {} {}'.format(flag, path, fault))
     if args.start_epoch is not None and args.start_epoch >= args.epochs:

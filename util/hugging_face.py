@@ -1,8 +1,8 @@
-"""Hugging Face transformers' ViTMAE, ViT and BEiT: their folders read, and their names for weights in both directions.
+"""Hugging Face transformers' ViTMAE, ViT and BEiT: folders read, and their names for weights in both directions.
 
-A folder holds config.json and model.safetensors or pytorch_model.bin, or parts of these and an index. The names are those
-of transformers 4, and of 5 where they differ. A BEiT without relative positions and layer scale is a ViT whose keys have
-no bias, and the one class of transformers that classifies the mean of the patch tokens.
+A folder holds config.json and model.safetensors or pytorch_model.bin, or parts of these and an index. The names are
+those of transformers 4, and of 5 where they differ. A BEiT without relative positions and layer scale is a ViT whose
+keys have no bias, and the one class of transformers that classifies the mean of the patch tokens.
 """
 import json
 import os
@@ -10,11 +10,12 @@ import re
 
 import torch
 
+from util import input_statistics
 from util.errors import UserError
 from util.files import regular_file
+from util.input_size import plain, sides
 from util.log import logger
 from util.recognition import DECODERS, ENCODERS, recognise
-from util.transforms import statistics
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
@@ -66,10 +67,10 @@ def read_folder(folder, read_weights):
         raise UserError('{}: is a folder without {}; name a checkpoint, or a folder of a Hugging Face ViTMAE or ViT'
                         .format(folder, CONFIG))
     config, weights = _json(folder, CONFIG), _weights(folder, read_weights)
-    _say_statistics(folder, config)
-    if 'model_type' not in config:                  # timm's, whose names are this program's
-        return {'model': weights}
-    return translate(weights, folder, config)
+    # Where there is no model_type, it is timm's, whose names are this program's.
+    state = translate(weights, folder, config) if 'model_type' in config else {'model': weights, 'args': {}}
+    state['args'].update(_statistics(folder, config))
+    return state
 
 
 def translate(weights, path, config=None):
@@ -93,8 +94,8 @@ def translate(weights, path, config=None):
                 ', '.join(left_out) or 'nothing')
     eps = flags.get('layer_norm_eps', 1e-12)
     if eps != EPS:
-        logger.info('%s: layer_norm_eps %g, which util.visualize, main_predict.py and util.export keep; training and --eval '
-                    'take %g, so their outputs differ a little', path, eps, EPS)
+        logger.info('%s: layer_norm_eps %g, which util.visualize, main_predict.py and util.export keep; training and '
+                    '--eval take %g, so their outputs differ a little', path, eps, EPS)
     state = {'model': ours, 'args': {**flags, **found, 'layer_norm_eps': eps}}
     labels = _labels(config or {}, ours)
     if labels:
@@ -220,19 +221,19 @@ def _checked(config, path):
     eps, ratio = config.get('layer_norm_eps', 1e-12), config.get('mask_ratio', .75)
     if type(eps) is not float or not 0 < eps < 1 or type(ratio) is not float or not 0 < ratio < 1:
         raise UserError('{}: layer_norm_eps {} and mask_ratio {} in its {}'.format(path, eps, ratio, CONFIG))
-    flags = {'input_size': _side(config, 'image_size', 224, path), 'patch_size': _side(config, 'patch_size', 16, path),
+    flags = {'input_size': _size(config, 'image_size', 224, path), 'patch_size': _size(config, 'patch_size', 16, path),
              'in_chans': config.get('num_channels', 3), 'layer_norm_eps': eps}
     if kind == 'vit_mae':
         flags.update(norm_pix_loss=config.get('norm_pix_loss') is True, mask_ratio=ratio)
     return flags
 
 
-def _side(config, name, default, path):
+def _size(config, name, default, path):
     value = config.get(name, default)
-    if type(value) is list and len(value) == 2 and value[0] == value[1]:
-        value = value[0]
-    if type(value) is not int or not 0 < value < 2 ** 16:
-        raise UserError('{}: {} {} in its {}; this program reads square ones'.format(path, name, value, CONFIG))
+    if type(value) is list and len(value) == 2:
+        value = plain(value)
+    if any(type(side) is not int or not 0 < side < 2 ** 16 for side in sides(value)):
+        raise UserError('{}: {} {} in its {}?'.format(path, name, value, CONFIG))
     return value
 
 
@@ -244,7 +245,8 @@ def _check_heads(config, flags, path):
         expected['decoder_num_attention_heads'] = DECODERS[name][2]
     for key, heads in expected.items():
         if config.get(key, heads) != heads:
-            raise UserError('{}: {} {} in its {}; {} has {}'.format(path, key, config[key], CONFIG, flags['model'], heads))
+            raise UserError('{}: {} {} in its {}; {} has {}'
+                            .format(path, key, config[key], CONFIG, flags['model'], heads))
 
 
 def _labels(config, weights):
@@ -258,15 +260,14 @@ def _labels(config, weights):
     return names
 
 
-def _say_statistics(folder, config):
-    """Say where the images were normalised otherwise than this program does it."""
+def _statistics(folder, config):
+    """mean and std as flags, where a folder says by which its images were normalised."""
     if os.path.isfile(os.path.join(folder, PREPROCESSOR)):
         found = _json(folder, PREPROCESSOR)
         found = found.get('image_mean'), found.get('image_std')
-    elif type(config.get('pretrained_cfg')) is dict:
+    elif type(config.get('pretrained_cfg')) is dict:            # timm's
         found = config['pretrained_cfg'].get('mean'), config['pretrained_cfg'].get('std')
     else:
-        return
-    if all(type(values) is list for values in found) and tuple(map(tuple, found)) != statistics(len(found[0])):
-        logger.info('%s: its images were normalised by mean %s and deviation %s, which this program does not do of itself',
-                    folder, *found)
+        return {}
+    flags = {'mean': found[0], 'std': found[1]}
+    return flags if None not in found and input_statistics.sound({**flags, 'in_chans': len(found[0])}) else {}

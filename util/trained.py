@@ -25,30 +25,32 @@ def load_autoencoder(path):
     return _load(path, PRETRAIN_MODELS, 'main_pretrain.py')
 
 
-def load_classifier(path):
+def load_classifier(path, input_size=None):
     """The classifier of a checkpoint of main_finetune.py, as Trained.
 
+    Args:
+        input_size: another one than that of the training, in pixels; positions are interpolated.
     Raises:
-        UserError: the file is no such checkpoint.
+        UserError: the file is no such checkpoint, or patches do not fit into input_size.
     """
-    return _load(path, FINETUNE_MODELS, 'main_finetune.py')
+    return _load(path, FINETUNE_MODELS, 'main_finetune.py', input_size)
 
 
-def load_either(path):
-    """The model of a checkpoint of either script, or an encoder alone, as a classifier without head, as Trained.
-
-    Raises:
-        UserError: the file is no such checkpoint.
-    """
-    return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py')
+def load_either(path, input_size=None):
+    """The model of a checkpoint of either script, or an encoder alone as a classifier without head; see
+    load_classifier."""
+    return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py', input_size)
 
 
-def _load(path, models, scripts):
+def _load(path, models, scripts, input_size=None):
     state = checkpoint_file.load(path)
+    if models is FINETUNE_MODELS and 'cls_token' in state['model'] and 'head.weight' not in state['model']:
+        raise UserError('{0}: is a pre-trained model, which knows no classes; fine-tune it first: '
+                        'python main_finetune.py --finetune {0} --data_path ...'.format(path))
     flags = state.get('args')
     flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
     if not isinstance(flags, dict) or 'model' not in flags:
-        flags = recognition.flags_of(state['model'], path)
+        flags = {**recognition.flags_of(state['model'], path), **(flags if isinstance(flags, dict) else {})}
     if flags['model'] not in models:
         raise UserError('{}: is no checkpoint of {}'.format(path, scripts))
     for name in ('input_size', 'patch_size', 'in_chans'):
@@ -60,13 +62,17 @@ def _load(path, models, scripts):
         raise UserError('{}: was made with --mask_ratio {}?'.format(path, flags['mask_ratio']))
     if type(flags.get('layer_norm_eps', 1e-6)) is not float or not 0 < flags.get('layer_norm_eps', 1e-6) < 1:
         raise UserError('{}: has a layer_norm_eps of {}?'.format(path, flags['layer_norm_eps']))
+    values, before = state['model'], flags
+    if input_size:
+        _check_size(input_size, values)
+        flags = {**flags, 'input_size': input_size}
     if flags['model'] in PRETRAIN_MODELS:
         model = _autoencoder(flags)
-    elif 'head.weight' in state['model'] or models == FINETUNE_MODELS:
-        model = _classifier(flags, state['model'], path)
+    elif 'head.weight' in values or models is FINETUNE_MODELS:
+        model = _classifier(flags, values, path)
     else:
-        model = _encoder(flags, state['model'])
-    weights.load_model(model, state['model'], path)
+        model = _encoder(flags, values)
+    weights.load_model(model, _fitted(model, values, before) if input_size else values, path)
     classes = state.get('classes', state.get('labels'))
     if not isinstance(classes, (list, type(None))) or not all(isinstance(name, str) for name in classes or ()):
         raise UserError('{}: is no checkpoint of {}: its class names are no list of names'.format(path, scripts))
@@ -77,6 +83,20 @@ def _is_size(value, most):
     """Whether a flag is a size, a list of `most` where that is more than one, or missing."""
     numbers = value if isinstance(value, list) and len(value) == most > 1 else [value or 1]
     return all(type(number) is int and 0 < number <= LARGEST_SIZE for number in numbers)
+
+
+def _check_size(input_size, values):
+    filters = values.get('patch_embed.proj.weight')
+    side = filters.shape[-1] if filters is not None and filters.dim() == 4 else 1
+    if input_size % side or input_size > LARGEST_SIZE:
+        raise UserError('--input_size {}: must be a multiple of the patch size {}, and at most {}'
+                        .format(input_size, side, LARGEST_SIZE))
+
+
+def _fitted(model, values, flags):
+    """`values` with positions for the model's input size; the decoder's are fixed ones, and so the model's own."""
+    own = {name: table for name, table in model.state_dict().items() if name == 'decoder_pos_embed'}
+    return {**weights.with_positions_for(model, values, flags), **own}
 
 
 def _autoencoder(flags):

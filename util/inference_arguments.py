@@ -34,7 +34,8 @@ def parse_predict(argv=None):
 def add_model(parser, scripts):
     """Add what names the model; `scripts` are those that train it."""
     parser.add_argument('--resume', required=True,
-                        help='checkpoint of {}, a file, a Hugging Face folder, or a URL with a hash in its name'.format(scripts))
+                        help='checkpoint of {}, or weights of timm or Hugging Face: a file, a folder, or a URL with a '
+                             'hash in its name'.format(scripts))
     parser.add_argument('--input_size', type=COUNT,
                         help='side of the square input in pixels, for which positions are interpolated; default: as in '
                              'training')

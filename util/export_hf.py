@@ -32,8 +32,11 @@ def write(part, path):
     Raises:
         UserError: transformers misses weights, or its outputs differ.
     """
-    os.mkdir(path)
     name, prefix = _form(part)
+    if name.startswith(('ViTModel', 'ViTFor')) and not hasattr(torch.nn.init, 'trunc_normal_'):
+        raise UserError("--to hf: transformers' {} does not run on torch {}; take a newer one".format(
+            name, torch.__version__))
+    os.mkdir(path)
     config = _config(part, name)
     weights = hugging_face.their_names(part.weights(), prefix)
     if config['model_type'] == 'beit':

@@ -90,8 +90,11 @@ class Part:
         mean, std = statistics(self.in_chans, self.flags.get('mean'), self.flags.get('std'))
         lines = ['imgs: (N, {}, {}, {}) float32, of 0..1 less mean {}, divided by {}'.format(
             self.in_chans, *self.size, ' '.join(map('{:g}'.format, mean)), ' '.join(map('{:g}'.format, std)))]
-        return lines + ['noise: (N, {}) float32, of 0..1; in each row the {:g} that are largest hide their patch'.format(
-            self.inputs['noise'].shape[1], float(self.expected['mask'][0].sum()))] * (self.kind == MAE)
+        if self.kind == MAE:
+            mask = self.expected['mask'][0]
+            lines.append('noise: (N, {}) float32; patches of the {:g} largest values of a row are hidden'
+                         .format(len(mask), float(mask.sum())))
+        return lines
 
     def weights(self):
         """dict of the part's tensors by name."""

@@ -74,9 +74,8 @@ def _options(name):
 
 
 def _weights_name():
-    """Releases before 4.25 know safetensors too little to read a model of them."""
-    known = hasattr(transformers, 'AutoImageProcessor') and transformers.utils.is_safetensors_available()
-    return hugging_face.WEIGHTS[0 if known else 1]
+    """Releases before 4.25 know safetensors too little to read a model of them; later ones bring the library."""
+    return hugging_face.WEIGHTS[0 if hasattr(transformers, 'AutoImageProcessor') else 1]
 
 
 def _config(part, name):

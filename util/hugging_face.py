@@ -27,6 +27,7 @@ STEM = [('embeddings.cls_token', 'cls_token'), ('embeddings.position_embeddings'
         ('embeddings.patch_embeddings.projection.', 'patch_embed.proj.'), ('pooler.layernorm.', 'fc_norm.'),
         ('layernorm.', 'norm.'), ('encoder.layer.', 'blocks.'), ('layers.', 'blocks.'), ('classifier.', 'head.'),
         ('decoder.mask_token', 'mask_token'), ('decoder.decoder_layers.', 'decoder_blocks.'),
+        ('decoder.decoder_encoder.layer.', 'decoder_blocks.'),         # as transformers 5.24 saves in 4's names
         ('decoder.decoder_', 'decoder_')]
 BLOCK = [('attention.attention.query.', 'attn.q.'), ('attention.attention.key.', 'attn.k.'),
          ('attention.attention.value.', 'attn.v.'), ('attention.output.dense.', 'attn.proj.'),
@@ -35,7 +36,7 @@ BLOCK = [('attention.attention.query.', 'attn.q.'), ('attention.attention.key.',
          ('attention.v_proj.', 'attn.v.'), ('attention.o_proj.', 'attn.proj.'), ('mlp.', 'mlp.')]
 NEEDLESS = ('pooler.dense.', 'embeddings.mask_token')       # no ViT of this program has them
 FITTING = {'vit': {}, 'vit_mae': {},
-           'beit': {'use_mean_pooling': True, 'use_absolute_position_embeddings': True, 'layer_scale_init_value': 0,
+           'beit': {'use_mean_pooling': True, 'use_absolute_position_embeddings': True, 'layer_scale_init_value': 0.,
                     'use_relative_position_bias': False, 'use_shared_relative_position_bias': False}}
 
 

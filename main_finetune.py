@@ -8,7 +8,7 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from util import bad_images, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
+from util import bad_images, checkpoint, checkpoint_file, precision as precisions, report, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import labelled_set
 from util.input_arguments import COLOURED
@@ -16,6 +16,7 @@ from util.input_statistics import adopt_statistics
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
 from util.lr_schedule import peak_lr, warmup_cosine
+from util.mistakes import Mistakes
 from util.param_groups import layer_decay_groups
 from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, SoftTargetCrossEntropy
 from util.transforms import Normalize, evaluation_transform, finetuning_transform, random_erasing
@@ -99,10 +100,14 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
     logbook = runtimes.open_logbook(args, runtime)
     model = precision.prepare_inference(model.to(runtime.device))
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
-    result = evaluate(model, loader, precision, runtime, Normalize.of(vars(args)))
+    normalize = Normalize.of(vars(args))
+    mistakes = Mistakes(dataset, normalize)
+    result = evaluate(model, loader, precision, runtime, normalize, mistakes)
+    mistakes.after(0, True, logbook)
     loader.bad_images.share(runtime.world, runtime.device)
-    runtimes.finish(runtime, logbook, 'eval',
-                    {'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
+    result = runtimes.finish(runtime, logbook, 'eval', {
+        'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
+    report.of_evaluation(args, runtime, precision, result, mistakes)
     logbook.close()
 
 
@@ -137,16 +142,17 @@ def train(args, runtime, precision, resumed):
     augment = build_augmentation(args, mix, runtime.device)
 
     # epochs
-    course = Course(args, runtime, updates, model, train_loader, resumed, 'loss', classes=train_set.classes,
+    normalize = Normalize.of(vars(args))
+    mistakes = Mistakes(val_loader.dataset, normalize)
+    course = Course(args, runtime, updates, model, train_loader, resumed, 'loss', mistakes, classes=train_set.classes,
                     best=resumed.get('best') or {'acc1': -1., 'epoch': -1})
     if course.nothing_left():
         return
-    normalize = Normalize.of(vars(args))
     with course:
         val_loader.bad_images = course.bad_images
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, criterion, augment)
-            result = evaluate(model, val_loader, precision, runtime, normalize)
+            result = evaluate(model, val_loader, precision, runtime, normalize, mistakes)
             course.agree()                              # a signal may have cut the evaluation short
             close_epoch(course, progress.epoch, stats, result, parameters)
         best = course.values['best']

@@ -9,11 +9,12 @@ from engine_pretrain import train_one_epoch
 from util import checkpoint, precision as precisions, runtime as runtimes
 from util.course import Course
 from util.datasets import pretraining_set
+from util.gallery import NoGallery, Reconstructions
 from util.input_statistics import adopt_statistics
 from util.loader import training_loader
 from util.lr_schedule import peak_lr, warmup_cosine
 from util.param_groups import decay_groups
-from util.transforms import Normalize, pretraining_transform
+from util.transforms import Normalize, evaluation_transform, pretraining_transform
 from util.updates import WeightUpdates
 
 
@@ -27,6 +28,15 @@ def build_model(args):
 def build_data(args):
     """The images, as the model takes them but for their scale."""
     return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min))
+
+
+def build_gallery(args, runtime, precision, dataset, model, normalize, resumed):
+    """What pictures the model's progress on a few of the images, on the main process."""
+    if not runtime.world.is_main:
+        return NoGallery()
+    return Reconstructions(model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize,
+                           args.mask_ratio, precision, runtime.device, args.epochs, resumed.get('reconstructions'),
+                           resumed.start(args.start_epoch)[0])
 
 
 def main(args):
@@ -63,7 +73,9 @@ def train(args, runtime, precision):
     parameters = runtimes.describe_training(dataset, model, effective_batch, lr)
 
     # epochs
-    course = Course(args, runtime, updates, model, loader, resumed, 'train_loss')
+    gallery = build_gallery(args, runtime, precision, dataset, model, normalize, resumed)
+    course = Course(args, runtime, updates, model, loader, resumed, 'train_loss', gallery,
+                    reconstructions=gallery.snapshots)
     if course.nothing_left():
         return
     with course:

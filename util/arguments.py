@@ -103,13 +103,15 @@ def _add_data(parser, crop_min):
 def _add_run(parser):
     group = parser.add_argument_group('run')
     add = group.add_argument
-    add('--output_dir', default='./output_dir', help='folder for checkpoints, log.txt and summary.json')
+    add('--output_dir', default='./output_dir', help='folder for checkpoints, log.txt, summary.json and report.html')
     add('--log_dir', help='folder for TensorBoard files; default: output_dir')
     add('--seed', type=INDEX, default=0, help='seed of weights, order, augmentation and masks')
     add('--resume', default='',
         help="checkpoint to continue from (or to evaluate), a file or URL as for published weights "
              "(.../name-HASH.pth), or 'auto': the newest in output_dir")
     add('--start_epoch', type=INDEX, help='first epoch to run, counted from 0; default: the one after the checkpoint')
+    add('--report_every', type=INDEX, default=0,
+        help='epochs between rewritings of output_dir/report.html on the way; 0: only at the end')
     add('--prof', action='store_true', help='write a profiler trace of 10 iterations to output_dir/prof')
 
 

@@ -22,6 +22,8 @@ from util.parser import COUNT, INDEX, Parser
 from util.progress_bar import progress_bar
 from util.transforms import to_grey
 
+FLAT = 1e-9         # deviation, as a share of the mean, that comes of rounding
+
 
 def parse(argv=None):
     """The flags."""
@@ -86,7 +88,7 @@ def measure(dataset, num_workers=0):
                         .format(len(dataset)))
     means, variances = torch.cat(found).numpy().transpose(1, 0, 2)
     mean, std = means.mean(axis=0), np.sqrt(variances.mean(axis=0) + means.var(axis=0))
-    flat = np.flatnonzero(std == 0)
+    flat = np.flatnonzero(std <= FLAT * np.abs(mean))
     if len(flat):
         raise UserError('DATA: channel {} (counted from 0) is {} in all of the images; leave it out of them'.format(
             flat[0], number_text(mean[flat[0]])))

@@ -70,7 +70,7 @@ def checked(pixels):
     """`pixels` where they are an (H, W, C) array of uint8, uint16 or finite floats; else ValueError."""
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise ValueError('an array of the shape {}, not (height, width, channels)'.format(pixels.shape))
-    if pixels.dtype.kind != 'f' and pixels.dtype not in (np.uint8, np.uint16):
+    if pixels.dtype.kind != 'f' and not (pixels.dtype.kind == 'u' and pixels.dtype.itemsize <= 2):
         raise ValueError('an array of {}, not uint8, uint16 or floats'.format(pixels.dtype))
     if pixels.dtype.kind == 'f' and not np.isfinite(pixels).all():
         raise ValueError('pixels that are not finite')

@@ -28,7 +28,8 @@ def check(parser, args, patch_size):
         args.input_size = input_size.plain(args.input_size)
     misfit = input_size.misfit(args.input_size, patch_size)
     if misfit:
-        parser.error('argument --input_size: ' + misfit)
+        parser.error('argument --input_size: {}; or give --patch_size {}'.format(
+            misfit, ' or '.join(map(str, input_size.other_patches(args.input_size, patch_size)))))
     for name, other in (('mean', 'std'), ('std', 'mean')):
         values = getattr(args, name)
         if values is not None and getattr(args, other) is None:

@@ -14,6 +14,14 @@ def plain(numbers):
     return height if height == width else [height, width]
 
 
+def parse(text):
+    """An argparse type: '224' -> 224, '160x320' -> [160, 320], for commands on which other words follow."""
+    sizes = re.match(r'([1-9]\d*)(?:x([1-9]\d*))?$', text)
+    if not sizes:
+        raise argparse.ArgumentTypeError('{!r} is neither a side in pixels nor HEIGHTxWIDTH'.format(text))
+    return plain([int(number) for number in sizes.groups() if number])
+
+
 def patch_in_name(model):
     """Side in pixels of the patches that a model's name tells of: 16 in vit_base_patch16; None where it does not."""
     found = re.search(r'_patch(\d+)', model)
@@ -22,17 +30,18 @@ def patch_in_name(model):
 
 def misfit(size, patch):
     """Why patches of a side do not fill the input, with the nearest sizes that go; None where they do."""
-    lengths = sides(size)
-    odd = [length for length in lengths if length % patch]
+    odd = [length for length in sides(size) if length % patch]
     if not odd:
         return None
-    below, above = odd[0] // patch * patch, -(-odd[0] // patch) * patch
-    near = [str(side) for side in (below, above) if side]
-    fitting = [side for side in range(1, min(lengths) + 1) if not any(length % side for length in lengths)]
-    patches = [max((side for side in fitting if side < patch), default=None),
-               min((side for side in fitting if side > patch), default=None)]
-    return '{} is not a multiple of the patch size {}; the nearest that are: {}; or give --patch_size {}'.format(
-        odd[0], patch, ', '.join(near), ' or '.join(str(side) for side in patches if side))
+    near = [str(length) for length in (odd[0] // patch * patch, -(-odd[0] // patch) * patch) if length]
+    return '{} is not a multiple of the patch size {}; the nearest that {}: {}'.format(
+        odd[0], patch, 'are' if len(near) > 1 else 'is', ', '.join(near))
+
+
+def other_patches(size, patch):
+    """The nearest patch sizes above and below that fill the input, as many as there are."""
+    fitting = [side for side in range(1, min(sides(size)) + 1) if not any(length % side for length in sides(size))]
+    return [side for side in fitting if side < patch][-1:] + [side for side in fitting if side > patch][:1]
 
 
 def grid_of(flags):

@@ -53,14 +53,14 @@ def adopt_statistics(args, saved, path):
         return          # of other channels: whoever loads the weights says it
     if not sound(saved):
         raise UserError('{}: was made with --mean {} --std {}?'.format(path, saved.get('mean'), saved.get('std')))
+    mean, std = saved.get('mean'), saved.get('std')
     if args.mean is None:
-        args.mean, args.std = saved.get('mean'), saved.get('std')
-        if args.mean is not None:
-            logger.info('mean and std are those of %s: %s', path, flags_text(args.mean, args.std))
-    elif statistics(args.in_chans, args.mean, args.std) != statistics(
-            args.in_chans, saved.get('mean'), saved.get('std')):
+        args.mean, args.std = mean, std
+        if mean is not None:
+            logger.info('mean and std are those of %s: %s', path, flags_text(mean, std))
+    elif statistics(args.in_chans, args.mean, args.std) != statistics(args.in_chans, mean, std):
         logger.warning('%s was trained with %s, and this run has other numbers', path, flags_text(
-            *statistics(args.in_chans, saved.get('mean'), saved.get('std'))))
+            *((mean, std) if mean else statistics(args.in_chans))))
 
 
 def flags_text(mean, std):
@@ -71,4 +71,5 @@ def flags_text(mean, std):
 def number_text(value):
     """A number in six digits, without the exponent that a command line takes for a flag where it is negative."""
     digits = max(0, 5 - math.floor(math.log10(abs(value)))) if value else 0
-    return '{:.{}f}'.format(value, digits)
+    text = '{:.{}f}'.format(value, digits)
+    return text.rstrip('0').rstrip('.') if digits else text

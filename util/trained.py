@@ -10,6 +10,7 @@ import models_vit
 from util import checkpoint_file, input_statistics, recognition, weights
 from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
+from util.input_size import misfit, sides
 
 LARGEST_SIZE = 2 ** 13              # pixels of an input
 # model: in evaluation mode; flags: what it was trained with; classes: names by label, None where the file has none.
@@ -29,7 +30,7 @@ def load_classifier(path, input_size=None):
     """The classifier of a checkpoint of main_finetune.py, as Trained.
 
     Args:
-        input_size: another one than that of the training, in pixels; positions are interpolated.
+        input_size: another one than that of the training, see util.input_size; positions are interpolated.
     Raises:
         UserError: the file is no such checkpoint, or patches do not fit into input_size.
     """
@@ -85,12 +86,12 @@ def _is_size(value, most):
     return all(type(number) is int and 0 < number <= LARGEST_SIZE for number in numbers)
 
 
-def _check_size(input_size, values):
+def _check_size(size, values):
     filters = values.get('patch_embed.proj.weight')
     side = filters.shape[-1] if filters is not None and filters.dim() == 4 else 1
-    if input_size % side or input_size > LARGEST_SIZE:
-        raise UserError('--input_size {}: must be a multiple of the patch size {}, and at most {}'
-                        .format(input_size, side, LARGEST_SIZE))
+    fault = misfit(size, side) or (None if max(sides(size)) <= LARGEST_SIZE else 'at most {}'.format(LARGEST_SIZE))
+    if fault:
+        raise UserError('--input_size: {}'.format(fault))
 
 
 def _fitted(model, values, flags):

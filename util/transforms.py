@@ -23,6 +23,7 @@ from util.timm_compat import RandomErasing, create_transform
 RATIO = (3 / 4, 4 / 3)      # width to height of a random crop
 LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
 TRIES = 10                  # to draw a crop that lies within the picture
+FAINT, SHOWN = .1, 2.5      # deviation, of 0..1, below which images are shown with more contrast; and how many of it
 EVAL_CROP = .875            # share of the short side that evaluation keeps, up to 224 pixels
 
 
@@ -164,10 +165,19 @@ class Normalize:
         normalised = torch.empty(count, channels, height, width, device=images.device)
         return normalised.copy_(images.permute(0, 3, 1, 2)).mul_(self._scale).sub_(self._shift)
 
-    def undo(self, images):
-        """(N, C, H, W) normalised -> (N, H, W, C) uint8, on the host; what lies beyond white or black is clipped."""
-        pixels = (images.cpu().float() + self._shift.cpu()) / self._scale.cpu()
-        return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    def shown(self, images):
+        """(N, C, H, W) normalised -> (N, H, W, 1 or 3) uint8 to look at, on the host; of more channels the first three.
+
+        The pixels as they were; those of other than grey or RGB images, and such as would be seen as black or white
+        alone, from SHOWN deviations below the mean to as many above it.
+        """
+        images, scale, shift = images.cpu().float(), self._scale.cpu(), self._shift.cpu()
+        deviation, mean = 1 / (255 * scale), shift / (255 * scale)
+        if len(scale) in COLOURED and deviation.min() > FAINT and mean.min() >= 0 and mean.max() <= 1:
+            pixels = (images + shift) / scale
+        else:
+            pixels = (images + SHOWN) * (255 / (2 * SHOWN))
+        return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1)[..., :3 if len(scale) >= 3 else 1]
 
 
 def random_erasing(device, prob, mode='pixel', count=1, resplit=False):

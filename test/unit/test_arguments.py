@@ -19,7 +19,7 @@ SPECIFIED = {
             'output_dir log_dir device seed resume start_epoch num_workers pin_mem no_pin_mem world_size local_rank '
             'local-rank dist_on_itp dist_url addr amp amp_backend amp_dtype loss_scale prof save_every clip_grad '
             'patch_size in_chans save_every_minutes keep_last max_bad_steps max_bad_images hang_timeout '
-            'crop_min compile grad_checkpoint mean std',
+            'crop_min compile grad_checkpoint mean std report_every',
     'pretrain': 'mask_ratio norm_pix_loss',
     'finetune': 'drop_path clip_grad layer_decay color_jitter aa smoothing reprob remode recount resplit mixup cutmix '
                 'cutmix_minmax mixup_prob mixup_switch_prob mixup_mode finetune global_pool cls_token nb_classes eval '
@@ -48,7 +48,7 @@ BAD = [('--batch_size', '0'), ('--batch_size', 'many'), ('--epochs', '-1'), ('--
        ('--loss_scale', '0'), ('--clip_grad', '0'), ('--model', 'resnet50'), ('--lr', 'nan'), ('--blr', 'inf'),
        ('--input_size', '225'), ('--data_path', '/no/such/folder'), ('--resume', '/no/such/file'), ('--in_chans', '2'),
        ('--dist_url', 'http://x'), ('--world_size', '0'), ('--save_every', '0'), ('--start_epoch', '9999'),
-       ('--crop_min', '0'), ('--crop_min', '1.1')]
+       ('--crop_min', '0'), ('--crop_min', '1.1'), ('--report_every', '-1')]
 BAD_PRETRAIN = [('--mask_ratio', '1'), ('--mask_ratio', '0'), ('--mask_ratio', '0.999'), ('--mask_ratio', '-0.5')]
 BAD_FINETUNE = [('--drop_path', '1'), ('--smoothing', '1.5'), ('--reprob', '2'), ('--mixup', '-1'),
                 ('--nb_classes', '0'), ('--layer_decay', '0'), ('--cutmix_minmax', '0'), ('--mixup_mode', 'all'),

@@ -48,9 +48,13 @@ def load_pretrained(model, weights, path, flags=None):
     foreign = [name for name in fresh if not name.startswith(('head.', 'fc_norm.', 'norm.'))]
     if foreign:
         raise UserError('{}: is of another model, it lacks {}; see --model'.format(path, foreign[0]))
+    left_out = [name for name in weights if name not in kept]
+    surplus = [name for name in left_out if name.startswith(('blocks.', 'patch_embed.'))]
+    if surplus:         # layer scale, for one: without it the blocks compute something else
+        raise UserError('{}: is of another model, it also holds {}; see --model'.format(path, surplus[0]))
     _check_shapes(own, kept, path)
     model.load_state_dict(kept, strict=False)
-    return [name for name in weights if name not in kept], fresh
+    return left_out, fresh
 
 
 def load_for_pretraining(model, weights, path):

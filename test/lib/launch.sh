@@ -91,7 +91,7 @@ check_parameters() {
     [[ -d $data_path || -f $data_path && $data_path == *.[cC][sS][vV] ]] ||
         die "--data_path: $data_path is not a folder or CSV file"
     for name in ${NEEDS[@]+"${NEEDS[@]}"}; do
-        [[ -f ${!name} || ${!name} =~ ^https?:// ]] || die "--$name: ${!name} is not a file"
+        [[ -f ${!name} || -f ${!name}/config.json || ${!name} =~ ^https?:// ]] || die "--$name: ${!name} is not a file"
     done
     if ((nnodes > 1)) && [[ -z $node_rank || -z $master_addr ]]; then
         die "$nnodes nodes: give --node_rank=0 on the first node (1 on the next) and --master_addr=ADDRESS of it"

@@ -109,7 +109,7 @@ def _add_data(parser, crop_min, val_fraction=None):
     as_trained = '' if val_fraction is not None else "; default: the checkpoint's, else {}"
     add('--val_fraction', type=SHARE, default=val_fraction,
         help='where the data have no val/, share of each class that is held out for it, the same images in training '
-        'and in evaluation; 0: none' + as_trained.format(.1))
+        'and in evaluation; 0: none, 1: all (--eval alone)' + as_trained.format(.1))
     add('--val_seed', type=INDEX, default=None if val_fraction is None else 0,
         help='seed of that choice' + as_trained.format(0))
     add('--crop_min', type=number(float, 0, 1, open_low=True), default=crop_min,
@@ -255,8 +255,6 @@ def parse_finetune(argv=None):
     _check_shared(parser, args)
     if args.eval and not args.resume:
         parser.error('argument --eval: name the checkpoint to evaluate with --resume')
-    if args.val_fraction == 1 and not args.eval:
-        parser.error('argument --val_fraction: 1 leaves nothing to train on')
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
         parser.error('argument --batch_size: mixup and cutmix pair images, so {} must be even'.format(args.batch_size))
     input_arguments.settle_colours(parser, args)
@@ -272,6 +270,8 @@ def _check_shared(parser, args):
     input_arguments.check(parser, args, _patch_size(args))
     if not (os.path.isdir(args.data_path) or is_csv(args.data_path)):
         parser.error('argument --data_path: {} is not a folder or CSV file'.format(args.data_path))
+    if args.val_fraction == 1 and not getattr(args, 'eval', False):
+        parser.error('argument --val_fraction: 1 leaves nothing to train on')
     for flag in ('resume', 'finetune', 'init_from'):
         path = getattr(args, flag, '')
         if download.is_url(path):

@@ -51,15 +51,14 @@ BAD = [('--batch_size', '0'), ('--batch_size', 'many'), ('--epochs', '-1'), ('--
        ('--input_size', '225'), ('--data_path', '/no/such/folder'), ('--resume', '/no/such/file'), ('--in_chans', '2'),
        ('--dist_url', 'http://x'), ('--world_size', '0'), ('--save_every', '0'), ('--start_epoch', '9999'),
         ('--crop_min', '0'), ('--crop_min', '1.1'), ('--report_every', '-1'), ('--val_fraction', '1.1'),
-        ('--val_fraction', '-0.1'), ('--val_seed', '-1'), ('--ema', '1'), ('--ema', '0'), ('--base_batch_size', '0'),
-        ('--config', '/no/such/file')]
+        ('--val_fraction', '-0.1'), ('--val_seed', '-1'), ('--val_fraction', '1'), ('--ema', '1'), ('--ema', '0'),
+        ('--base_batch_size', '0'), ('--config', '/no/such/file')]
 BAD_PRETRAIN = [('--mask_ratio', '1'), ('--mask_ratio', '0'), ('--mask_ratio', '0.999'), ('--mask_ratio', '-0.5'),
                 ('--init_from', '/no/file')]
 BAD_FINETUNE = [('--drop_path', '1'), ('--smoothing', '1.5'), ('--reprob', '2'), ('--mixup', '-1'),
                 ('--nb_classes', '0'), ('--layer_decay', '0'), ('--cutmix_minmax', '0'), ('--mixup_mode', 'all'),
                 ('--finetune', '/no/file'), ('--freeze', '-1'), ('--freeze', 'some'),
-                ('--recount', '0'), ('--remode', 'black'), ('--mixup_prob', '1.1'), ('--color_jitter', '-1'),
-                ('--val_fraction', '1')]
+                ('--recount', '0'), ('--remode', 'black'), ('--mixup_prob', '1.1'), ('--color_jitter', '-1')]
 
 
 def one_line_for(parse, flags, flag, tmp_path, capsys):

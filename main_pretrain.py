@@ -6,7 +6,7 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import checkpoint, precision as precisions, runtime as runtimes
+from util import checkpoint, knn, precision as precisions, runtime as runtimes
 from util.course import Course
 from util.datasets import pretraining_set
 from util.loader import training_loader
@@ -64,11 +64,14 @@ def train(args, runtime, precision):
     if course.nothing_left():
         return
     normalize = Normalize(args.in_chans)
+    judge = knn.periodic(args, model, normalize, runtime, precision)
     with course:
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, args.mask_ratio, normalize)
-            course.close_epoch({**stats, 'n_parameters': parameters})
-        course.finish({'loss': stats['train_loss']})
+            judged = judge(progress.epoch, course)
+            course.close_epoch({**stats, **judged, 'n_parameters': parameters},
+                               scalars={'perf/' + name: value for name, value in judged.items()})
+        course.finish({'loss': stats['train_loss'], **judged})
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ from collections import namedtuple
 
 import models_mae
 import models_vit
-from util import checkpoint_file, weights
+from util import checkpoint_file, linear_probe, weights
 from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 
@@ -23,7 +23,7 @@ def load_autoencoder(path):
 
 
 def load_classifier(path):
-    """The classifier of a checkpoint of main_finetune.py, as Trained.
+    """The classifier of a checkpoint of main_finetune.py or main_linprobe.py, as Trained.
 
     Raises:
         UserError: the file is no such checkpoint.
@@ -32,7 +32,7 @@ def load_classifier(path):
 
 
 def load_either(path):
-    """The model of a checkpoint of either script, as Trained.
+    """The model of a checkpoint of any of the scripts, as Trained.
 
     Raises:
         UserError: the file is no such checkpoint.
@@ -52,8 +52,9 @@ def _load(path, models, scripts):
     if type(flags.get('mask_ratio', .75)) is not float or not 0 < flags.get('mask_ratio', .75) < 1:
         raise UserError('{}: was made with --mask_ratio {}?'.format(path, flags['mask_ratio']))
     build = _autoencoder if flags['model'] in PRETRAIN_MODELS else _classifier
-    model = build(flags, state['model'], path)
-    weights.load_model(model, state['model'], path)
+    values = linear_probe.folded(state['model'])
+    model = build(flags, values, path)
+    weights.load_model(model, values, path)
     classes = state.get('classes')
     if not isinstance(classes, (list, type(None))) or not all(isinstance(name, str) for name in classes or ()):
         raise UserError('{}: is no checkpoint of {}: its class names are no list of names'.format(path, scripts))

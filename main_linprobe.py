@@ -57,7 +57,7 @@ def build_data(args, world, accelerator):
 
 def main(args):
     runtime = runtimes.start(args)
-    precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
+    precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype)
     runtimes.describe(args, runtime, precision)
     resumed = checkpoint.find(args.resume, args.output_dir)
     (evaluate_checkpoint if args.eval else train)(args, runtime, precision, resumed)

@@ -75,7 +75,7 @@ def linprobe_parser():
     _add_run(parser)
     _add_reliability(parser)
     _add_distribution(parser)
-    _add_precision(parser)
+    _add_precision(parser, gradients=False)
     _add_classification(parser, global_pool=False)
     return parser
 
@@ -161,7 +161,7 @@ def _add_distribution(parser):
     add('--addr', help='address of the master, where MASTER_ADDR is not set')
 
 
-def _add_precision(parser):
+def _add_precision(parser, gradients=True):
     group = parser.add_argument_group('mixed precision')
     add = group.add_argument
     add('--amp', action='store_true',
@@ -170,7 +170,8 @@ def _add_precision(parser):
         help='auto: apex O2 on an NPU that has it, else native; apex and native also switch --amp on')
     add('--amp_dtype', default='auto', choices=('auto', 'fp16', 'bf16'),
         help='type of native mixed precision; auto: bf16 where the device has it; fp16 and bf16 also switch --amp on')
-    add('--loss_scale', type=_loss_scale, default='dynamic', help="fp16 loss scale: 'dynamic' or a number")
+    if gradients:
+        add('--loss_scale', type=_loss_scale, default='dynamic', help="fp16 loss scale: 'dynamic' or a number")
 
 
 def _add_speed(parser):

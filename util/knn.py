@@ -1,11 +1,9 @@
-"""How well frozen features tell classes apart, without training: python -m util.knn --resume CHECKPOINT --data_path DATA
+"""How well features tell classes apart, without training: python -m util.knn --resume CHECKPOINT --data_path DATA
 
 Each validation image is classified by the k training images whose features are most like its own (weighted k-NN of
 Wu et al., arXiv:1805.01978, section 3.4; k = 20 as DINO has it, arXiv:2104.14294).
 Shapes: N queries, B images of the bank, D width, k neighbours.
 """
-import argparse
-
 import numpy as np
 import torch
 from torch.nn import functional as F

@@ -5,8 +5,8 @@ import torch
 class LARS(torch.optim.Optimizer):
     """As MAE uses it for linear probing (arXiv:2111.06377, appendix A.1).
 
-    For a matrix w with gradient g: d = g + weight_decay w, scaled by trust_coefficient |w| / |d| where neither norm is 0.
-    1-D tensors, such as biases, neither decay nor are scaled: d = g. Then m = momentum m + d, w = w - lr m.
+    For a matrix w with gradient g: d = g + weight_decay w, times trust_coefficient |w| / |d| where neither norm is 0.
+    1-D tensors, such as biases, neither decay nor are scaled: d = g. Then m = momentum m + d, and w = w - lr m.
     """
 
     def __init__(self, params, lr, weight_decay=0., momentum=.9, trust_coefficient=.001):

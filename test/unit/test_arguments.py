@@ -28,8 +28,8 @@ SPECIFIED = {
             'crop_min',
     'pretrain': 'loss_scale compile grad_checkpoint mask_ratio norm_pix_loss knn_every knn_images',
     'finetune': 'loss_scale compile grad_checkpoint drop_path clip_grad layer_decay color_jitter aa smoothing reprob '
-                'remode recount resplit mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode finetune global_pool '
-                'cls_token nb_classes eval dist_eval',
+                'remode recount resplit mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode finetune '
+                'global_pool cls_token nb_classes eval dist_eval',
     'linprobe': 'finetune global_pool cls_token nb_classes eval dist_eval'}
 PARSERS = [pretrain_parser(), finetune_parser(), linprobe_parser()]
 
@@ -60,9 +60,9 @@ BAD = [('--batch_size', '0'), ('--batch_size', 'many'), ('--epochs', '-1'), ('--
 BAD_PRETRAIN = [('--mask_ratio', '1'), ('--mask_ratio', '0'), ('--mask_ratio', '0.999'), ('--mask_ratio', '-0.5'),
                 ('--loss_scale', '0'), ('--knn_every', '-1'), ('--knn_images', '0')]
 BAD_LINPROBE = [('--nb_classes', '0'), ('--finetune', '/no/file'), ('--batch_size', '1')]
-BAD_FINETUNE = [('--loss_scale', '0'), ('--drop_path', '1'), ('--smoothing', '1.5'), ('--reprob', '2'), ('--mixup', '-1'),
+BAD_FINETUNE = [('--drop_path', '1'), ('--smoothing', '1.5'), ('--reprob', '2'), ('--mixup', '-1'),
                 ('--nb_classes', '0'), ('--layer_decay', '0'), ('--cutmix_minmax', '0'), ('--mixup_mode', 'all'),
-                ('--finetune', '/no/file'),
+                ('--finetune', '/no/file'), ('--loss_scale', '0'),
                 ('--recount', '0'), ('--remode', 'black'), ('--mixup_prob', '1.1'), ('--color_jitter', '-1')]
 
 

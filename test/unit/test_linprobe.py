@@ -1,5 +1,6 @@
 """Linear probing: the encoder stays, the head learns, and a checkpoint is enough to evaluate."""
 import json
+import math
 
 import pytest
 import torch
@@ -32,6 +33,23 @@ def probed(images, pretrained, tmp_path_factory):
     assert run.status == 0, run.output
     assert 'left out: the decoder\n' in run.output and 'starting from random weights: head.0.running_mean' in run.output
     return folder
+
+
+@pytest.mark.slow
+def test_schedule_and_optimizer_flags_reach_training(images, pretrained, tmp_path):
+    run = linprobe('--data_path', images, '--output_dir', tmp_path, '--epochs', 2, '--finetune',
+                   pretrained / 'checkpoint-0.pth', '--blr', 48, '--accum_iter', 2, '--min_lr', 1, '--warmup_epochs', 0,
+                   '--weight_decay', 100, '--clip_grad', 1e-6)
+    assert run.status == 0, run.output
+    assert [record['train_lr'] for record in epochs_of(tmp_path)] == pytest.approx(
+        [1 + (3 - 1) * .5 * (1 + math.cos(math.pi * done)) for done in (.25, .75)])
+    # the gradient is clipped to nothing, so the decay alone is left, which scales weights and leaves biases
+    head = weights_of(tmp_path / 'checkpoint-1.pth')['model']
+    Runtime(Cpu(), World()).seed(0, epoch=-1)
+    before = main_linprobe.build_model(parse_linprobe([*FINETUNE, '--data_path', str(images)]), 8).head[1].weight
+    shrunk = head['head.1.weight'] / before.detach()
+    assert shrunk.min() > .9 and shrunk.max() < .999 and shrunk.max() - shrunk.min() < 1e-4
+    assert head['head.1.bias'].abs().max() < 1e-4
 
 
 def vit(**options):

@@ -20,6 +20,15 @@ class _Sink:
     def flush(self):
         """For writers that ask for it; the block's end does it."""
 
+    def seek(self, place):
+        if self.error is None:
+            self._file.seek(place)
+
+    def check(self):
+        """Raise the first error now, not at the end."""
+        if self.error is not None:
+            raise self.error
+
 
 @contextmanager
 def atomic_file(path):

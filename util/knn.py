@@ -9,18 +9,17 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
-from util import device, log, trained, watchdog
+from util import device, log, precision as precisions, preprocessing, trained, watchdog
 from util.datasets import labelled_set
 from util.distributed import World
 from util.encoder import pooled
 from util.errors import UserError, run
+from util.inference_arguments import add_model, add_work, check_checkpoint
 from util.loader import default_workers, evaluation_loader
 from util.log import logger
 from util.parser import COUNT, INDEX, POSITIVE, Parser
-from util.precision import FullPrecision
 from util.progress_bar import Silent, progress_bar
 from util.runtime import Runtime
-from util.transforms import Normalize, evaluation_transform
 
 K, TEMPERATURE = 20, .07
 POOLS = ('mean', 'cls')
@@ -164,7 +163,7 @@ def periodic(args, model, normalize, runtime, precision):
     if not args.knn_every:
         return NoJudge()
     try:
-        train, held_out = _splits(args.data_path, args.input_size, args.in_chans)
+        train, held_out = _splits(args.data_path, vars(args))
     except UserError as error:
         raise UserError('--knn_every {}: {}; leave the flag out where images have no classes'.format(
             args.knn_every, error)) from error
@@ -174,36 +173,41 @@ def periodic(args, model, normalize, runtime, precision):
     return PeriodicJudge(judge, args.knn_every, args.epochs)
 
 
-def _splits(data_path, input_size, in_chans):
-    """(training images, validation images), both as evaluation sees them."""
-    transform = evaluation_transform(input_size, in_chans)
+def _splits(data_path, flags):
+    """(training images, validation images), both as evaluation sees them; `flags` of the training, by name."""
+    transform, _ = preprocessing.of(flags)
     train = labelled_set(data_path, 'train', transform)
     return train, labelled_set(data_path, 'val', transform, train.classes)
 
 
-def _main():
+def _flags():
     parser = Parser(prog='python -m util.knn', description='Classify validation images by their nearest neighbours.')
+    add_model(parser, 'main_pretrain.py, main_finetune.py or main_linprobe.py')
     add = parser.add_argument
-    add('--resume', required=True, help='checkpoint of main_pretrain.py, main_finetune.py or main_linprobe.py')
     add('--data_path', required=True, help='folder with train/<class>/ and val/<class>/, or whatever fine-tuning takes')
     add('--k', type=COUNT, default=K, help='neighbours that vote')
     add('--temperature', type=POSITIVE, default=TEMPERATURE, help='a vote weighs exp(cosine similarity / temperature)')
     add('--pool', choices=POOLS, default='mean', help='features: mean of the patch tokens, or the class token')
     add('--images', type=COUNT, help='training images to compare with, spread evenly over the classes; default: all')
     add('--seed', type=INDEX, default=0, help='seed of the choice of --images')
-    add('--batch_size', type=COUNT, default=256, help='images at a time')
-    add('--num_workers', type=INDEX, default=default_workers(), help='loader processes; 0: load in this process')
-    add('--device', default='auto', choices=device.CHOICES, help='where to run; auto: NPU, then CUDA, then CPU')
+    add_work(parser)
     args = parser.parse_args()
+    check_checkpoint(parser, args)
+    return args
+
+
+def _main():
+    args = _flags()
     log.set_up(is_main=True)
-    model, flags, _ = trained.load_either(args.resume)
-    in_chans = flags.get('in_chans') or 3
-    train, held_out = _splits(args.data_path, flags.get('input_size') or 224, in_chans)
+    model, flags, _ = trained.load_either(args.resume, args.input_size)
+    train, held_out = _splits(args.data_path, flags)
     bank = train if args.images is None else Subset(train, spread(np.asarray(train.labels), args.images, args.seed))
     runtime = Runtime(device.select(args.device), World())
-    KnnJudge(model.to(runtime.device), Normalize(in_chans), runtime, FullPrecision(), bank, held_out,
-             len(train.classes), args.pool, args.k, args.temperature, batch_size=args.batch_size,
-             num_workers=args.num_workers, pin_memory=True).accuracy()
+    precision = precisions.choose(runtime.accelerator, args.amp)
+    model = precision.prepare_inference(model.to(runtime.device))
+    workers = default_workers() if args.num_workers is None else args.num_workers
+    KnnJudge(model, preprocessing.of(flags)[1], runtime, precision, bank, held_out, len(train.classes), args.pool,
+             args.k, args.temperature, batch_size=args.batch_size, num_workers=workers, pin_memory=True).accuracy()
 
 
 if __name__ == '__main__':

@@ -69,10 +69,12 @@ def folded(weights):
     Args:
         weights: dict of tensors by name; one without such a head is given back.
     """
-    names = ['head.0.running_mean', 'head.0.running_var', 'head.1.weight', 'head.1.bias']
-    if not all(name in weights for name in names):
+    parts = [weights.get('head.' + name) for name in ('1.weight', '1.bias', '0.running_mean', '0.running_var')]
+    if any(part is None for part in parts):
         return weights
-    mean, var, weight, bias = (weights[name].double() for name in names)
+    weight, bias, mean, var = (part.double() for part in parts)
+    if weight.dim() != 2 or [bias.shape, mean.shape, var.shape] != [weight.shape[:1], *2 * [weight.shape[1:]]]:
+        return weights
     weight = weight / (var + EPS).sqrt()
     plain = {name: value for name, value in weights.items() if not name.startswith('head.')}
     return {**plain, 'head.weight': weight.float(), 'head.bias': (bias - weight @ mean).float()}

@@ -22,26 +22,28 @@ def load_autoencoder(path):
     return _load(path, PRETRAIN_MODELS, 'main_pretrain.py')
 
 
-def load_classifier(path):
+def load_classifier(path, input_size=None):
     """The classifier of a checkpoint of main_finetune.py or main_linprobe.py, as Trained.
 
+    Args:
+        input_size: another one than that of the training, in pixels; positions are interpolated.
     Raises:
-        UserError: the file is no such checkpoint.
+        UserError: the file is no such checkpoint, or patches do not fit into input_size.
     """
-    return _load(path, FINETUNE_MODELS, 'main_finetune.py')
+    return _load(path, FINETUNE_MODELS, 'main_finetune.py', input_size)
 
 
-def load_either(path):
-    """The model of a checkpoint of any of the scripts, as Trained.
-
-    Raises:
-        UserError: the file is no such checkpoint.
-    """
-    return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py')
+def load_either(path, input_size=None):
+    """The model of a checkpoint of any of the scripts, as Trained; see load_classifier."""
+    return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py', input_size)
 
 
-def _load(path, models, scripts):
+def _load(path, models, scripts, input_size=None):
     state = checkpoint_file.load(path)
+    values = linear_probe.folded(state['model'])
+    if models is FINETUNE_MODELS and 'cls_token' in values and 'head.weight' not in values:
+        raise UserError('{0}: is a pre-trained model, which knows no classes; fine-tune it first: '
+                        'python main_finetune.py --finetune {0} --data_path ...'.format(path))
     flags = state.get('args')
     flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
     if not isinstance(flags, dict) or flags.get('model') not in models:
@@ -52,13 +54,29 @@ def _load(path, models, scripts):
     if type(flags.get('mask_ratio', .75)) is not float or not 0 < flags.get('mask_ratio', .75) < 1:
         raise UserError('{}: was made with --mask_ratio {}?'.format(path, flags['mask_ratio']))
     build = _autoencoder if flags['model'] in PRETRAIN_MODELS else _classifier
-    values = linear_probe.folded(state['model'])
+    if input_size:
+        _check_size(input_size, values)
+        flags = {**flags, 'input_size': input_size}
     model = build(flags, values, path)
-    weights.load_model(model, values, path)
+    weights.load_model(model, _fitted(model, values) if input_size else values, path)
     classes = state.get('classes')
     if not isinstance(classes, (list, type(None))) or not all(isinstance(name, str) for name in classes or ()):
         raise UserError('{}: is no checkpoint of {}: its class names are no list of names'.format(path, scripts))
     return Trained(model.eval(), flags, classes)
+
+
+def _check_size(input_size, values):
+    filters = values.get('patch_embed.proj.weight')
+    side = filters.shape[-1] if filters is not None and filters.dim() == 4 else 1
+    if input_size % side or input_size > LARGEST_SIZE:
+        raise UserError('--input_size {}: must be a multiple of the patch size {}, and at most {}'
+                        .format(input_size, side, LARGEST_SIZE))
+
+
+def _fitted(model, values):
+    """`values` with positions for the model's input size; the decoder's are fixed ones, and so the model's own."""
+    own = {name: table for name, table in model.state_dict().items() if name == 'decoder_pos_embed'}
+    return {**weights.with_positions_for(model, values), **own}
 
 
 def _autoencoder(flags, values, path):

@@ -18,6 +18,7 @@ from util.arguments import (
 )
 from util.device import Cpu
 from util.distributed import World
+from util.inference_arguments import predict_parser
 from util.transforms import finetuning_transform
 
 SPECIFIED = {
@@ -40,7 +41,7 @@ def test_the_specified_flags_are_there_and_no_others(parser, own):
     assert set(parser._option_string_actions) == expected
 
 
-@pytest.mark.parametrize('parser', PARSERS)
+@pytest.mark.parametrize('parser', [*PARSERS, predict_parser()])
 def test_every_flag_has_a_help_text_and_its_default(parser):
     text = ' '.join(parser.format_help().split())
     for action in parser._actions:

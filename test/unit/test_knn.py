@@ -1,4 +1,5 @@
 """k-NN classification of features: by its formula, alone and during pre-training, which it does not disturb."""
+import argparse
 import json
 import shutil
 import sys
@@ -57,18 +58,18 @@ def test_a_choice_of_images_is_even_over_the_classes_and_depends_on_the_seed_alo
     assert np.array_equal(knn.spread(labels, 1000, seed=1), np.arange(103))
 
 
-def features_of(path, folder, split, pool):
-    model, _, _ = trained.load_either(str(path))
-    pairs = list(datasets.labelled_set(str(folder), split, evaluation_transform(32)))
+def features_of(path, folder, split, pool, input_size):
+    model, _, _ = trained.load_either(str(path), input_size)
+    pairs = list(datasets.labelled_set(str(folder), split, evaluation_transform(input_size)))
     with torch.no_grad():
         imgs = Normalize()(torch.stack([image for image, _ in pairs]))
         return encoder.pooled(model, imgs, pool).numpy(), np.array([label for _, label in pairs])
 
 
-def expected(path, folder, pool='mean', k=20, temperature=.07):
+def expected(path, folder, pool='mean', k=20, temperature=.07, input_size=32):
     """Accuracy by the formula, in percent."""
-    bank, labels = features_of(path, folder, 'train', pool)
-    queries, truth = features_of(path, folder, 'val', pool)
+    bank, labels = features_of(path, folder, 'train', pool, input_size)
+    queries, truth = features_of(path, folder, 'val', pool, input_size)
     return 100 * float((by_formula(queries, bank, labels, 8, k, temperature) == truth).mean())
 
 
@@ -80,7 +81,7 @@ def stand_alone(monkeypatch, capsys, *flags):
     return float(line.split()[3]), line
 
 
-@pytest.mark.parametrize('flags', [{}, {'k': 3}, {'pool': 'cls'}, {'k': 32, 'temperature': 5.}])
+@pytest.mark.parametrize('flags', [{}, {'k': 3}, {'pool': 'cls'}, {'k': 32, 'temperature': 5.}, {'input_size': 48}])
 def test_the_stand_alone_command_gives_what_the_formula_gives(images, pretrained, monkeypatch, capsys, flags):
     path = pretrained / 'checkpoint-0.pth'
     words = ['--resume', path, '--data_path', images, '--batch_size', 7]
@@ -137,7 +138,7 @@ def test_it_is_due_every_so_many_epochs_and_after_the_last(every, due):
 
 def test_knn_images_bounds_the_bank(images, pretrained):
     model, flags, _ = trained.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
-    args = type('', (), {**flags, 'knn_every': 1, 'knn_images': 16, 'data_path': str(images)})
+    args = argparse.Namespace(**{**flags, 'knn_every': 1, 'knn_images': 16, 'data_path': str(images)})
     judge = knn.periodic(args, model, Normalize(), Runtime(Cpu(), World()), FullPrecision())
     assert [len(dataset) for dataset in (judge._judge._bank, judge._judge._held_out)] == [16, 19]
 

@@ -133,6 +133,16 @@ def test_a_checkpoint_is_an_ordinary_classifier_to_whoever_uses_trained_models(p
     assert not flags['global_pool'] and len(classes) == 8
 
 
+@pytest.mark.parametrize('name, shape', [('0.running_mean', (64,)), ('0.running_var', ()), ('1.bias', (9,)),
+                                         ('1.weight', (8,)), ('1.weight', (8, 128, 1))])
+def test_a_head_that_no_probing_wrote_is_refused_in_one_line(probed, tmp_path, name, shape):
+    state = checkpoint_file.load(str(probed / 'checkpoint-1.pth'))
+    state['model']['head.' + name] = torch.zeros(shape)
+    checkpoint_file.save(str(tmp_path / 'x.pth'), state)
+    with pytest.raises(UserError, match='x.pth: '):
+        trained.load_either(str(tmp_path / 'x.pth'))
+
+
 def test_a_classifier_of_the_mean_has_no_norm_for_the_class_token(images, tmp_path):
     torch.manual_seed(0)
     model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=5, global_pool=True)

@@ -1,0 +1,73 @@
+"""The images that a command line names."""
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from test_datasets import cifar  # noqa: F401
+
+from util.errors import UserError
+from util.image_sources import ImageSources
+from util.images import UnreadableImage
+
+
+def sources(*paths):
+    return ImageSources([str(path) for path in paths], lambda picture: (picture.height, picture.width))
+
+
+def names_and_classes(found):
+    return [(found.name_of(i), found.classes[found.label_of(i)]) for i in range(len(found))]
+
+
+def test_the_images_of_a_folder_come_in_the_order_of_their_names_with_the_folder_as_class(images):
+    paths = sorted(images.glob('val/*/*'))
+    assert names_and_classes(sources(images / 'val')) == [(str(path), path.parent.name) for path in paths]
+
+
+def test_train_and_val_are_no_classes(images):
+    found = sources(images)
+    assert len(found) == 32 + 19 and len(found.classes) == 8
+
+
+def test_files_and_folders_come_in_the_order_that_they_are_named_in(images, tmp_path):
+    first, second, *_ = sorted(images.glob('train/*/*'))
+    shutil.copy(str(first), str(tmp_path / 'odd name'))
+    found = sources(second, tmp_path / 'odd name', images / 'val', first)
+    named = [found.name_of(i) for i in (0, 1, 2, len(found) - 1)]
+    assert len(found) == 22 and named[:2] + named[3:] == [str(second), str(tmp_path / 'odd name'), str(first)]
+    assert found[1] == ((64, 64), 1) and found[21][1] == 21
+    assert found.classes is None        # a file has none
+
+
+def test_one_image_beside_the_class_folders_leaves_all_without_a_class(images, tmp_path):
+    shutil.copytree(str(images / 'val'), str(tmp_path / 'val'))
+    shutil.copy(str(next(images.glob('val/*/*'))), str(tmp_path / 'val' / 'x.jpg'))
+    assert sources(tmp_path / 'val').classes is None
+
+
+def test_tar_files_hold_images_and_classes(images, tmp_path):
+    paths = sorted(images.glob('val/*/*'))
+    with tarfile.open(str(tmp_path / 'a.tar'), 'w') as tar:
+        for path in paths:
+            tar.add(str(path), str(path.relative_to(images / 'val')))
+    expected = [(str(tmp_path / 'a.tar' / path.relative_to(images / 'val')), path.parent.name) for path in paths]
+    assert names_and_classes(sources(tmp_path)) == expected
+    with tarfile.open(str(tmp_path / 'b.tar'), 'w') as tar:
+        tar.add(str(paths[0]), 'x.jpg')
+    assert len(sources(tmp_path)) == 20 and sources(tmp_path).classes is None
+
+
+def test_cifar_batches_are_named_alone_or_by_their_folder(cifar):  # noqa: F811
+    alone, all_of_them = sources(cifar / 'test_batch'), sources(cifar.parent)
+    assert alone.name_of(1) == str(cifar / 'test_batch') + ':1' and alone[1] == ((32, 32), 1)
+    assert len(all_of_them) > len(alone) and all_of_them.name_of(len(all_of_them) - len(alone)) == alone.name_of(0)
+    labels = [all_of_them.label_of(len(all_of_them) - len(alone) + i) for i in range(len(alone))]
+    assert np.array(all_of_them.classes)[labels].tolist() == [name for _, name in names_and_classes(alone)]
+
+
+def test_a_damaged_file_is_an_unreadable_image_and_a_missing_one_a_mistake(tmp_path):
+    (tmp_path / 'x.jpg').write_bytes(b'no image')
+    with pytest.raises(UnreadableImage):
+        sources(tmp_path / 'x.jpg')[0]
+    with pytest.raises(UserError, match='^.*y.jpg: there is no such file or folder'):
+        sources(tmp_path / 'x.jpg', tmp_path / 'y.jpg')

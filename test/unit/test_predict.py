@@ -1,0 +1,200 @@
+"""main_predict.py: what a classifier says of images, as a table or as JSON lines."""
+import io
+import json
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import NANO, ROOT, execute
+
+import main_finetune
+import main_predict
+from util import checkpoint_file, inference, predictions, trained, transforms
+from util.arguments import parse_finetune
+from util.columns import fitted, width
+from util.device import Cpu
+from util.distributed import World
+from util.errors import UserError
+from util.inference_arguments import parse_predict, predict_parser
+
+FLAGS = 'resume input_size top json output class_names device amp batch_size num_workers'
+
+
+def classifier(folder, classes, *flags):
+    """The path of a checkpoint of random weights for 8 classes."""
+    args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(folder), *flags])
+    torch.manual_seed(0)
+    model = main_finetune.build_model(args, classes=8)
+    for parameter in model.head.parameters():       # so that classes differ
+        torch.nn.init.normal_(parameter)
+    state = {'model': model.state_dict(), 'args': vars(args)}
+    checkpoint_file.save(str(folder / 'x.pth'), {**state, 'classes': classes} if classes else state)
+    return folder / 'x.pth'
+
+
+@pytest.fixture(scope='module')
+def named(images, tmp_path_factory):
+    """A checkpoint with the class names of `images`."""
+    names = sorted(folder.name for folder in (images / 'val').iterdir())
+    return classifier(tmp_path_factory.mktemp('named'), names)
+
+
+@pytest.fixture(scope='module')
+def nameless(tmp_path_factory):
+    return classifier(tmp_path_factory.mktemp('nameless'), None)
+
+
+def predict(*flags):
+    """python main_predict.py, in this process."""
+    main_predict.main(parse_predict(['--device', 'cpu', '--num_workers', '0', *[str(flag) for flag in flags]]))
+
+
+def objects(path):
+    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+
+
+def test_the_flags_are_these_and_each_has_a_help_text():
+    expected = {'--' + name for name in FLAGS.split()} | {'--help', '-h'}
+    assert set(predict_parser()._option_string_actions) == expected
+    assert all(action.help for action in predict_parser()._actions)
+
+
+def test_the_probabilities_are_those_of_an_evaluation_in_the_order_of_the_files(images, named, tmp_path):
+    predict('--resume', named, images / 'val', '--batch_size', 8, '--output', tmp_path / 'p.jsonl', '--top', 3)
+    found = objects(tmp_path / 'p.jsonl')
+    assert [one['file'] for one in found] == sorted(str(path) for path in images.glob('val/*/*'))
+    args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(images), '--batch_size', '19'])
+    (pixels, _), = main_finetune.build_evaluation(args, World(), Cpu())[1]
+    loaded = trained.load_classifier(str(named))
+    with torch.no_grad():
+        shares, classes = loaded.model(transforms.Normalize()(pixels)).softmax(dim=1).topk(3, dim=1)
+    assert [one['classes'] for one in found] == [[loaded.classes[i] for i in row] for row in classes]
+    assert torch.allclose(torch.tensor([one['probabilities'] for one in found]), shares, atol=1e-4)
+
+
+def test_json_goes_to_standard_output_and_damaged_images_are_named_elsewhere(images, nameless, tmp_path, capsys):
+    shutil.copy(str(next(images.glob('val/*/*.jpg'))), str(tmp_path / '猫 a.jpg'))
+    (tmp_path / 'b.jpg').write_bytes(b'no image')
+    predict('--resume', nameless, '--json', '--top', 99, tmp_path)
+    output, said = capsys.readouterr()
+    shown = json.loads(output)
+    assert shown['file'] == str(tmp_path / '猫 a.jpg') and '猫' in output
+    assert sorted(shown['classes']) == list(range(8)) and sum(shown['probabilities']) == pytest.approx(1, abs=1e-4)
+    hint, named, counted = said.splitlines()
+    assert '--class_names FILE' in hint and counted == '1 of 2 images cannot be read'
+    assert named == '{}: cannot be read (damaged or no image)'.format(tmp_path / 'b.jpg')
+
+
+def test_where_no_image_can_be_read_that_is_an_error_and_the_earlier_output_stays(nameless, tmp_path):
+    (tmp_path / 'b.jpg').write_bytes(b'')
+    (tmp_path / 'out').write_text('earlier')
+    with pytest.raises(UserError, match='none of the 1 images can be read'):
+        predict('--resume', nameless, '--output', tmp_path / 'out', tmp_path / 'b.jpg')
+    assert (tmp_path / 'out').read_text() == 'earlier' and len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_earlier_output_is_kept_under_a_dated_name(images, nameless, tmp_path, capsys):
+    (tmp_path / 'out.jsonl').write_text('earlier')
+    predict('--resume', nameless, '--output', tmp_path / 'out.jsonl', next(images.glob('val/*/*')))
+    kept, = tmp_path.glob('out.*-*.jsonl')
+    assert 'earlier results kept in {}'.format(kept) in capsys.readouterr().err
+    assert kept.read_text() == 'earlier' and len(objects(tmp_path / 'out.jsonl')) == 1
+
+
+def test_an_output_that_cannot_be_written_is_one_line(images, nameless):
+    with pytest.raises(UserError, match='/proc/x: cannot be written'):
+        predict('--resume', nameless, '--output', '/proc/x', next(images.glob('val/*/*')))
+
+
+def test_the_table_has_the_names_of_a_file(images, nameless, tmp_path, capsys):
+    (tmp_path / 'names.txt').write_text('\n'.join('kind {}'.format(i) for i in range(8)) + '\n')
+    predict('--resume', nameless, '--class_names', tmp_path / 'names.txt', '--top', 2, images / 'val')
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 2 * 19 and lines[0].split() == ['file', 'class', 'prob.']
+    assert all(line.split('kind')[1].strip()[0] in '01234567' and line.endswith('%') for line in lines[1:])
+
+
+@pytest.mark.parametrize('flags, said', [
+    (['--class_names', 'two.txt'], 'two.txt: has 2 lines, but the model has 8 classes'),
+    (['--input_size', '30'], '--input_size 30: must be a multiple of the patch size 8'),
+    (['missing.jpg'], 'missing.jpg: there is no such file or folder'), (['empty'], 'empty: holds no images')])
+def test_a_mistake_is_named(images, nameless, tmp_path, monkeypatch, flags, said):
+    (tmp_path / 'two.txt').write_text('a\nb\n')
+    (tmp_path / 'empty').mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        predict('--resume', nameless, next(images.glob('val/*/*')), *flags)
+
+
+@pytest.mark.parametrize('flag, value', [
+    ('--top', '0'), ('--class_names', 'no/file'), ('--output', 'no/such/file'), ('--output', '.'), ('--resume', 'no'),
+    ('--batch_size', '0'), ('--num_workers', '-1'), ('--input_size', '0'), ('--device', 'tpu')])
+def test_a_bad_value_gets_one_line_that_names_the_flag(nameless, capsys, flag, value):
+    with pytest.raises(SystemExit) as ended:
+        parse_predict(['--resume', str(nameless), 'x.jpg', flag, value])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count('\n') == 1 and 'argument ' + flag in error
+
+
+def test_a_pretraining_checkpoint_is_to_be_fine_tuned_first(images, pretrained):
+    with pytest.raises(UserError, match='fine-tune it first'):
+        predict('--resume', pretrained / 'checkpoint-0.pth', images / 'val')
+
+
+def test_amp_reaches_the_forward_pass(named, monkeypatch):
+    asked = []
+    choose = inference.precisions.choose
+    monkeypatch.setattr(inference.precisions, 'choose', lambda *args: asked.append(args[1]) or choose(*args))
+    inference.Inference(trained.load_classifier(str(named)), 'cpu', amp=True)
+    assert asked == [True]
+
+
+def test_another_input_size_reaches_model_and_images(images, named):
+    loaded = trained.load_classifier(str(named), input_size=48)
+    assert loaded.model.grid_size == (6, 6) and loaded.flags['input_size'] == 48
+    at_work = inference.Inference(loaded, 'cpu')
+    sizes = [features.tolist() for _, features in at_work.over(
+        at_work.images([str(images / 'val')]), lambda model, imgs: torch.tensor(imgs.shape), 19, 0)]
+    assert sizes == [[19, 3, 48, 48]]
+
+
+def test_classes_without_a_name_are_numbers():
+    assert predictions.class_names(['a', 'b'], 4) == ['a', 'b', 2, 3]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize('columns', [40, 80, 200])
+def test_no_line_is_longer_than_the_terminal_is_wide(monkeypatch, columns):
+    monkeypatch.setattr(shutil, 'get_terminal_size', lambda *_: os.terminal_size((columns, 24)))
+    stream, names = Terminal(), ['猫' * 20, 'a dog, of a kind with a long name' * 3]
+    table = predictions.Table(stream, ['photographs/of/the/year/2026/{}.jpg'.format(i) for i in range(9)], names)
+    table.add('photographs/of/the/year/2026/0.jpg', names, [.999, .0001])
+    header, first, second = stream.getvalue().splitlines()
+    assert all(width(line) < columns for line in (header, first, second))
+    assert '0.jpg' in first and '猫' in first and ' 99.9%' in first and '<0.1%' in second
+    assert width(first.split('%')[0]) == width(second.split('%')[0]) == width(header) - 1
+
+
+@pytest.mark.parametrize('text', ['', 'abc', '猫的照片', 'é́', 'a longer text than that'])
+@pytest.mark.parametrize('columns', [0, 4, 7, 30])
+def test_a_fitted_text_takes_exactly_its_columns(text, columns):
+    for end in (False, True):
+        assert width(fitted(text, columns, end)) == columns or columns < 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rest, status, said', [
+    ('--batch_size 1 | head -n 1', 0, '"probabilities"'),
+    ('> /dev/full', 2, 'error: standard output: cannot be written')])
+def test_what_takes_the_lines_may_end_early(images, nameless, rest, status, said):
+    command = '"{}" "{}" --device cpu --num_workers 0 --resume "{}" --json "{}" '.format(
+        sys.executable, ROOT / 'main_predict.py', nameless, images)
+    run = execute(['bash', '-o', 'pipefail', '-c', command + rest])
+    hint, line = sorted(run.output.splitlines(), key=lambda text: said in text)
+    assert run.status == status and said in line and '--class_names' in hint

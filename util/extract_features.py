@@ -1,0 +1,175 @@
+"""Features of images, by a trained model: python -m util.extract_features --resume CHECKPOINT --output FOLDER IMAGES...
+
+FOLDER gets features.npy, a row an image, or block-N.npy for each of --blocks; files.txt, the image of each row; and
+labels.npy and classes.txt where the images have classes. features.json says how they were made.
+"""
+import argparse
+import fnmatch
+import itertools
+import json
+import os
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+
+import numpy as np
+
+from util import encoder, trained
+from util.bad_images import NAME as BAD_IMAGES, escaped
+from util.errors import UserError, one_line, run
+from util.inference import Inference
+from util.inference_arguments import add_images, add_model, add_work, check_checkpoint
+from util.npy_file import growing_array
+from util.output_dir import set_aside
+from util.output_file import output_file
+from util.parser import COUNT, Parser
+from util.throughput import per_second
+
+ALL = 'all'
+ABOUT = 'features.json'
+# What the folder may hold.
+OURS = ('features.npy', 'block-*.npy', 'files.txt', 'labels.npy', 'classes.txt', BAD_IMAGES, ABOUT, '*.tmp-*')
+
+
+def features_of(model, imgs, pool, blocks=None):
+    """(N, C, H, W), normalised -> [features (N, D) after each of `blocks`, counted from 1 in rising order].
+
+    These are pooled tokens as the next block takes them: no norm follows. Without `blocks`, the one entry is as
+    util.encoder.pooled gives it, with the model's last norm.
+    Args:
+        pool: 'mean' of the patch tokens, or 'cls', the class token.
+    """
+    if blocks is None:
+        return [encoder.pooled(model, imgs, pool)]
+    outputs = itertools.islice(encoder.block_outputs(model, imgs), max(blocks))
+    return [tokens[:, 1:].mean(dim=1) if pool == 'mean' else tokens[:, 0]
+            for number, tokens in enumerate(outputs, 1) if number in blocks]
+
+
+def choose_blocks(asked, depth):
+    """Numbers of blocks in rising order for the words of --blocks.
+
+    Raises:
+        UserError: there is no such block.
+    """
+    numbers = range(1, depth + 1) if ALL in asked else sorted(set(asked))
+    if numbers[-1] > depth:
+        raise UserError('--blocks {}: the model has {} blocks, counted from 1'.format(numbers[-1], depth))
+    return list(numbers)
+
+
+def _block(text):
+    if not (text == ALL or text.isdigit()):
+        raise argparse.ArgumentTypeError("{!r} is neither a block's number nor 'all'; name images before --blocks"
+                                         .format(text))
+    return text if text == ALL else COUNT(text)
+
+
+def _flags(argv):
+    parser = Parser(prog='python -m util.extract_features', description=__doc__.split('\n')[0])
+    add_model(parser, 'main_pretrain.py or main_finetune.py')
+    add_images(parser)
+    add = parser.add_argument
+    add('--output', required=True, help='folder to write to; earlier features in it are set aside')
+    add('--pool', choices=('mean', 'cls'),
+        help="of the patch tokens their mean, or the class token; default: what the model's head takes, else mean")
+    add('--blocks', nargs='+', type=_block, metavar='N',
+        help='blocks after which to take features, counted from 1, or all; default: after the last, with its norm')
+    add('--dtype', default='float32', choices=('float32', 'float16'), help='type of the numbers')
+    add_work(parser)
+    args = parser.parse_args(argv)
+    check_checkpoint(parser, args)
+    return args
+
+
+def prepare(folder):
+    """Make an empty folder; one that holds earlier features is renamed first.
+
+    Raises:
+        UserError: it holds anything else, or cannot be made.
+    """
+    try:
+        names = os.listdir(folder) if os.path.lexists(folder) else []
+        strange = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in OURS)]
+        if strange:
+            raise UserError('--output {}: holds {}, which is none of the features; name a new folder'
+                            .format(folder, strange[0]))
+        if names:
+            print('earlier features kept in {}'.format(one_line(set_aside(folder))), file=sys.stderr)
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError('--output {}: cannot be made ({})'.format(folder, error.strerror)) from error
+
+
+def write(folder, names, batches, images, dtype, width, unreadable):
+    """Write features to a folder; see the head of this module.
+
+    Args:
+        names: of the arrays, without ending; batches: yields (indices of images, [tensor (M, width) of each array]).
+        images: util.image_sources.ImageSources; unreadable: util.inference.Unreadable.
+    Returns:
+        the number of rows.
+    Raises:
+        UserError: the disk refuses, or `dtype` is too small for a feature.
+    """
+    count = 0
+    with ExitStack() as stack:
+        def opened(name, make=output_file, *options):
+            return stack.enter_context(make(os.path.join(folder, name), *options))
+        arrays = [opened(name + '.npy', growing_array, (width,), dtype) for name in names]
+        files = opened('files.txt')
+        labels = opened('labels.npy', growing_array, (), np.int64) if images.classes else None
+        for indices, found in batches:
+            for add, rows in zip(arrays, found):
+                add(_converted(rows, dtype, images.name_of(indices[0])))
+            files.write(_lines(images.name_of(index) for index in indices))
+            if labels:
+                labels(np.array([images.label_of(index) for index in indices]))
+            count += len(indices)
+        if images.classes:
+            opened('classes.txt').write(_lines(images.classes))
+        if unreadable.files:
+            opened(BAD_IMAGES).write(unreadable.listed())
+    return count
+
+
+def _lines(names):
+    return ''.join(escaped(name) + '\n' for name in names).encode()
+
+
+def _converted(rows, dtype, name):
+    rows = rows.float().cpu().numpy()
+    with np.errstate(over='ignore'):
+        converted = rows.astype(dtype)
+    if np.isfinite(rows).all() and not np.isfinite(converted).all():
+        raise UserError('--dtype {}: features of {} or an image soon after it are too large for it; use float32'
+                        .format(dtype, name))
+    return converted
+
+
+def main(argv=None):
+    args = _flags(argv)
+    loaded = trained.load_either(args.resume, args.input_size)
+    blocks = choose_blocks(args.blocks, len(loaded.model.blocks)) if args.blocks else None
+    pool = args.pool or ('mean' if getattr(loaded.model, 'global_pool', True) else 'cls')
+    inference = Inference(loaded, args.device, args.amp)
+    images = inference.images(args.images)
+    names = ['block-{}'.format(number) for number in blocks] if blocks else ['features']
+    prepare(args.output)
+    width, began = loaded.model.pos_embed.shape[-1], time.monotonic()
+    batches = inference.over(images, partial(features_of, pool=pool, blocks=blocks), args.batch_size,
+                             args.num_workers, 'features')
+    count = write(args.output, names, batches, images, args.dtype, width, inference.unreadable)
+    speed = per_second(count, time.monotonic() - began)
+    about = {'resume': args.resume, 'model': loaded.flags['model'], 'input_size': loaded.flags.get('input_size') or 224,
+             'pool': pool, 'blocks': blocks, 'dtype': args.dtype, 'images': count, 'width': width,
+             'unreadable': len(inference.unreadable.files)}
+    with output_file(os.path.join(args.output, ABOUT)) as file:
+        file.write(json.dumps(about, indent=1).encode() + b'\n')
+    print('features of {:,} images, {} numbers each: {} ({:.0f} images/s)'.format(
+        count, width, one_line(', '.join(os.path.join(args.output, name + '.npy') for name in names)), speed))
+
+
+if __name__ == '__main__':
+    run(main)

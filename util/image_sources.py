@@ -1,0 +1,139 @@
+"""The images that a command line names: files, folders, CIFAR-10's batches and folders of tar files, as one dataset."""
+import itertools
+import os
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from util.datasets import CIFAR_FOLDER, CIFAR_TRAIN, CIFAR_VAL, EXTENSIONS, CifarBatches, ImageList
+from util.errors import UserError
+from util.listing import Listing
+from util.shards import ShardList, tar_files
+
+SPLITS = ('train', 'val', 'test')       # folders of a dataset, which are no classes
+
+
+class ImageSources(Dataset):
+    """(what `transform` makes of the picture, index) pairs; util.images.UnreadableImage where a file gives none.
+
+    Folders are searched at any depth; their images come in the order of util.listing.Listing. `classes` are the names
+    of the folders right below a named one (below its train/, val/ or test/), of CIFAR-10 or of the tar files; None
+    where an image has none.
+    Args:
+        paths: files and folders, in this order; a batch file of CIFAR-10 stands for its images.
+        transform: takes a util.pictures.Picture.
+    Raises:
+        UserError: a path is missing, or a folder holds no images.
+    """
+
+    def __init__(self, paths, transform):
+        self._parts, self._transform = _parts(paths), transform
+        self._edges = np.cumsum([0] + [len(part) for part in self._parts])
+        self.classes = None
+        if all(part.classes for part in self._parts):
+            self.classes = sorted({name for part in self._parts for name in part.classes})
+            label_of = {name: label for label, name in enumerate(self.classes)}
+            self._label_of = [[label_of[name] for name in part.classes] for part in self._parts]
+
+    def __len__(self):
+        return int(self._edges[-1])
+
+    def __getitem__(self, index):
+        part, place = self._place(index)
+        return self._transform(self._parts[part][place][0]), index
+
+    def name_of(self, index):
+        """The file of an image; of one within a file, the file and where it is there."""
+        part, place = self._place(index)
+        return self._parts[part].name_of(place)
+
+    def label_of(self, index):
+        """Index of an image's class in `classes`."""
+        part, place = self._place(index)
+        return self._label_of[part][self._parts[part].labels[place]]
+
+    def _place(self, index):
+        part = int(np.searchsorted(self._edges, index, side='right')) - 1
+        return part, index - int(self._edges[part])
+
+
+class _CifarBatch(CifarBatches):
+    """One batch file of CIFAR-10, whose images are named file:number."""
+
+    def __init__(self, path):
+        self._path = path
+        super().__init__(os.path.dirname(path), [os.path.basename(path)])
+
+    def name_of(self, index):
+        return '{}:{}'.format(self._path, index)
+
+
+def _parts(paths):
+    """The datasets that the paths stand for; neighbouring image files are one."""
+    parts = []
+    for kind, group in itertools.groupby(paths, _kind):
+        try:
+            parts += kind(list(group))
+        except UserError as error:          # datasets know only the flag of the training
+            raise UserError(str(error).replace('--data_path: ', '', 1)) from error
+    return parts
+
+
+def _kind(path):
+    """What makes datasets of paths such as this one."""
+    if os.path.isdir(path):
+        return _folders
+    if os.path.basename(path) in CIFAR_TRAIN + CIFAR_VAL:
+        return _cifar
+    return _files
+
+
+def _files(paths):
+    missing = [path for path in paths if not os.path.lexists(path)]
+    if missing:
+        raise UserError('{}: there is no such file or folder'.format(missing[0]))
+    return [ImageList(paths, np.zeros(len(paths), np.int64), None)]
+
+
+def _cifar(paths):
+    return [_CifarBatch(path) for path in paths]
+
+
+def _folders(paths):
+    return [part for path in paths for part in _in_folder(path)]
+
+
+def _in_folder(path):
+    for folder in (path, os.path.join(path, CIFAR_FOLDER)):
+        if os.path.isfile(os.path.join(folder, CIFAR_TRAIN[0])):
+            batches = [os.path.join(folder, name) for name in CIFAR_TRAIN + CIFAR_VAL]
+            return _cifar([batch for batch in batches if os.path.isfile(batch)])
+    if tar_files(path):
+        return [_shards(path)]
+    files = Listing(path, EXTENSIONS)
+    if not files:
+        raise UserError('{}: holds no images ({})'.format(path, ' '.join(EXTENSIONS)))
+    return [ImageList(files, *_classes(files))]
+
+
+def _shards(path):
+    try:
+        return ShardList(path, EXTENSIONS, labelled=True)
+    except UserError:                       # they have no classes, or something that the next line says too
+        shards = ShardList(path, EXTENSIONS, labelled=False)
+        shards.classes = None
+        return shards
+
+
+def _classes(files):
+    """(labels, class names) of the files of a Listing; (zeros, None) where one lies in no class's folder."""
+    class_of = np.array([_class(folder) for folder in files.folders])[files.folder_of]
+    if '' in class_of:
+        return np.zeros(len(files), np.int64), None
+    names, labels = np.unique(class_of, return_inverse=True)
+    return labels, names.tolist()
+
+
+def _class(folder):
+    steps = folder.split(os.sep)
+    return (steps[1:] + [''])[0] if steps[0] in SPLITS else steps[0]

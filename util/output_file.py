@@ -1,0 +1,27 @@
+"""Files that the user has named: written whole, or one line says why not."""
+import os
+import sys
+from contextlib import contextmanager
+
+from util.errors import UserError, one_line
+from util.files import atomic_file
+from util.output_dir import set_aside
+
+
+@contextmanager
+def output_file(path, keep=True):
+    """A binary file to write to, at `path` when the block ends well; its `check` tells at once what a disk refuses.
+
+    Args:
+        keep: rename what is at `path`; else it is replaced.
+    Raises:
+        UserError: it cannot be written; what was at `path` is still there.
+    """
+    try:
+        with atomic_file(path) as file:
+            yield file
+            file.check()
+            if keep and os.path.lexists(path):
+                print('earlier results kept in {}'.format(one_line(set_aside(path))), file=sys.stderr)
+    except OSError as error:
+        raise UserError('{}: cannot be written ({})'.format(path, error.strerror or error)) from error

@@ -1,0 +1,91 @@
+"""What a classifier says of images, for people and for programs: an aligned table, or JSON lines."""
+import json
+import shutil
+
+from util.columns import fitted, width
+from util.errors import UserError, first_line, one_line
+
+PROBABILITY = 6         # columns of '100.0%'
+LONGEST_BAR = 20
+MEASURED = 1000         # file names that are looked at to find the width of their column
+
+
+def class_names(classes, count):
+    """Names of `count` classes by number: those that there are, and else the number itself."""
+    return (classes or [])[:count] + list(range(len(classes or []), count))
+
+
+def read_class_names(path, count):
+    """The lines of a text file of --class_names.
+
+    Raises:
+        UserError: it cannot be read, or has another number of lines than there are classes.
+    """
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            names = file.read().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError('--class_names {}: cannot be read ({})'.format(path, first_line(error))) from error
+    if len(names) != count:
+        raise UserError('--class_names {}: has {} lines, but the model has {} classes'.format(path, len(names), count))
+    return names
+
+
+class Table:
+    """Rows of file, class and probability, in the width of the terminal where there is one.
+
+    Args:
+        stream: text file to write to.
+        files: names of image files, of which the first few decide the width; classes: names of all classes.
+    """
+
+    def __init__(self, stream, files, classes):
+        self._stream = stream
+        self._file = max([4] + [width(one_line(name)) for name in files])
+        self._class = max([5] + [width(one_line(name)) for name in classes])
+        self._bar = 0
+        if stream.isatty():
+            self._fit(shutil.get_terminal_size().columns - 1 - PROBABILITY - 2 * len('  '))
+        self._row('file', 'class', 'prob.', '')
+
+    def _fit(self, room):
+        if self._file + self._class > room:
+            self._file = min(self._file, max(room - self._class, room // 2))
+            self._class = min(self._class, room - self._file)
+        left = room - self._file - self._class - len('  ')
+        self._bar = min(left, LONGEST_BAR) if left >= LONGEST_BAR // 4 else 0
+
+    def add(self, file, classes, probabilities):
+        """Write the rows of an image: the most likely classes first."""
+        file = one_line(file)
+        for name, share in zip(classes, probabilities):
+            bar = '#' * int(round(share * self._bar))
+            self._row(file, one_line(name), '{:.1%}'.format(share) if share >= .0005 else '<0.1%', bar)
+            file = ''
+
+    def _row(self, file, name, share, bar):
+        words = fitted(file, self._file, end=True), fitted(name, self._class), share.rjust(PROBABILITY), bar
+        self._stream.write('  '.join(words).rstrip() + '\n')
+
+    def flush(self):
+        """Show what was written."""
+        self._stream.flush()
+
+
+class JsonLines:
+    """A JSON object a line: file, classes (names; numbers where there are none) and probabilities, in UTF-8.
+
+    Args:
+        write: takes bytes; flush: called where what was written shall be handed on.
+    """
+
+    def __init__(self, write, flush):
+        self._write, self.flush = write, flush
+
+    def add(self, file, classes, probabilities):
+        """Write the line of an image: the most likely classes first."""
+        line = json.dumps({'file': file, 'classes': classes,
+                           'probabilities': [float('{:.6g}'.format(share)) for share in probabilities]},
+                          ensure_ascii=False)
+        # Bytes of a name that are no text stand there as JSON's escapes, such as \udcff.
+        self._write(line.encode('utf-8', 'backslashreplace') + b'\n')

@@ -11,6 +11,8 @@ from engine_finetune import evaluate, train_one_epoch
 from util import bad_images, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import labelled_set
+from util.input_arguments import COLOURED
+from util.input_statistics import adopt_statistics
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
 from util.lr_schedule import peak_lr, warmup_cosine
@@ -44,7 +46,7 @@ def _unmixed(images, labels):
 
 def build_augmentation(args, mix, device):
     """What makes a batch of bytes and labels, on the device, what model and criterion take."""
-    normalize = Normalize(args.in_chans)
+    normalize = Normalize.of(vars(args))
     erase = random_erasing(device, args.reprob, args.remode, args.recount, args.resplit)
     return lambda images, labels: mix(erase(normalize(images)), labels)
 
@@ -61,6 +63,8 @@ def count_classes(args, dataset):
 
 def build_data(args, world, accelerator, classes=None):
     """(training set, its loader, evaluation loader)."""
+    if args.in_chans not in COLOURED:
+        logger.info('no augmentation of colours: there is none for %d channels', args.in_chans)
     train_set = labelled_set(args.data_path, 'train', finetuning_transform(
         args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min), classes)
     train_loader = training_loader(train_set, args.batch_size, world, args.seed, args.num_workers, args.pin_mem,
@@ -90,11 +94,12 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
     model = build_model(args, count_classes(args, dataset))
+    adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model, fit_positions=True)
     logbook = runtimes.open_logbook(args, runtime)
     model = precision.prepare_inference(model.to(runtime.device))
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
-    result = evaluate(model, loader, precision, runtime, Normalize(args.in_chans))
+    result = evaluate(model, loader, precision, runtime, Normalize.of(vars(args)))
     loader.bad_images.share(runtime.world, runtime.device)
     runtimes.finish(runtime, logbook, 'eval',
                     {'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
@@ -110,8 +115,11 @@ def train(args, runtime, precision, resumed):
     runtime.seed(args.seed, epoch=-1)
     model = build_model(args, classes)
     if args.finetune and resumed.path is None:
-        left_out, fresh = weights.load_pretrained(model, checkpoint_file.load(args.finetune)['model'], args.finetune)
+        pretrained = checkpoint_file.load(args.finetune)
+        adopt_statistics(args, pretrained.get('args'), args.finetune)
+        left_out, fresh = weights.load_pretrained(model, pretrained['model'], args.finetune, pretrained.get('args'))
         weights.report_pretrained(args.finetune, left_out, fresh)
+    adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model)
     runtime.place(model)
     effective_batch = args.batch_size * args.accum_iter * runtime.world.size
@@ -133,7 +141,7 @@ def train(args, runtime, precision, resumed):
                     best=resumed.get('best') or {'acc1': -1., 'epoch': -1})
     if course.nothing_left():
         return
-    normalize = Normalize(args.in_chans)
+    normalize = Normalize.of(vars(args))
     with course:
         val_loader.bad_images = course.bad_images
         for progress in course.epochs():

@@ -12,6 +12,7 @@ from main_finetune import build_evaluation, close_epoch, count_classes
 from util import bad_images, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import labelled_set
+from util.input_statistics import adopt_statistics
 from util.lars import LARS
 from util.linear_probe import LinearProbe, probing_head
 from util.loader import training_loader
@@ -30,16 +31,19 @@ def build_model(args, classes):
     return model
 
 
-def load_encoder(model, path):
-    """Fill the encoder from the checkpoint at `path`, and say what it gave.
+def load_encoder(model, args):
+    """Fill the encoder from the checkpoint of --finetune, and say what it gave; its mean and std go to `args`.
 
     Raises:
         UserError: it is of another model, or lacks the norm that the class token goes through.
     """
+    path = args.finetune
     if not path:
         logger.warning('--finetune is not given: the features are those of random weights')
         return
-    left_out, fresh = weights.load_pretrained(model, checkpoint_file.load(path)['model'], path)
+    pretrained = checkpoint_file.load(path)
+    adopt_statistics(args, pretrained.get('args'), path)
+    left_out, fresh = weights.load_pretrained(model, pretrained['model'], path, pretrained.get('args'))
     if 'norm.weight' in fresh:
         raise UserError('{}: has no norm for the class token, as a classifier of the mean has none; add --global_pool'
                         .format(path))
@@ -70,11 +74,12 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
     model = build_model(args, count_classes(args, dataset))
+    adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model, fit_positions=True)
     logbook = runtimes.open_logbook(args, runtime)
     probe = LinearProbe(model.to(runtime.device), precision)
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
-    result = evaluate(probe, loader, probe.precision, runtime, Normalize(args.in_chans))
+    result = evaluate(probe, loader, probe.precision, runtime, Normalize.of(vars(args)))
     loader.bad_images.share(runtime.world, runtime.device)
     runtimes.finish(runtime, logbook, 'eval',
                     {'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
@@ -89,7 +94,8 @@ def train(args, runtime, precision, resumed):
     runtime.seed(args.seed, epoch=-1)
     model = build_model(args, count_classes(args, train_set))
     if resumed.path is None:
-        load_encoder(model, args.finetune)
+        load_encoder(model, args)
+    adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model)
     runtime.place(model)
     probe = LinearProbe(model, precision)
@@ -107,7 +113,7 @@ def train(args, runtime, precision, resumed):
                     best=resumed.get('best') or {'acc1': -1., 'epoch': -1})
     if course.nothing_left():
         return
-    normalize, criterion = Normalize(args.in_chans), CrossEntropyLoss()
+    normalize, criterion = Normalize.of(vars(args)), CrossEntropyLoss()
     with course:
         val_loader.bad_images = course.bad_images
         for progress in course.epochs():

@@ -9,6 +9,7 @@ from engine_pretrain import train_one_epoch
 from util import checkpoint, knn, precision as precisions, runtime as runtimes
 from util.course import Course
 from util.datasets import pretraining_set
+from util.input_statistics import adopt_statistics
 from util.loader import training_loader
 from util.lr_schedule import peak_lr, warmup_cosine
 from util.param_groups import decay_groups
@@ -45,6 +46,8 @@ def train(args, runtime, precision):
     # model, optimizer, and what an earlier run left
     runtime.seed(args.seed, epoch=-1)
     resumed = checkpoint.find(args.resume, args.output_dir)
+    adopt_statistics(args, resumed.get('args'), resumed.path)
+    normalize = Normalize.of(vars(args))
     model = build_model(args)
     resumed.restore_model(model)
     runtime.place(model)
@@ -63,7 +66,6 @@ def train(args, runtime, precision):
     course = Course(args, runtime, updates, model, loader, resumed, 'train_loss')
     if course.nothing_left():
         return
-    normalize = Normalize(args.in_chans)
     judge = knn.periodic(args, model, normalize, runtime, precision)
     with course:
         for progress in course.epochs():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from util.input_size import sides
 from util.pos_embed import sincos_2d
 from util.recompute import directly
 from util.timm_compat import PatchEmbed, transformer_block
@@ -28,7 +29,7 @@ class MaskedAutoencoderViT(nn.Module):
         super().__init__()
         self.patch_size, self.in_chans, self.norm_pix_loss = patch_size, in_chans, norm_pix_loss
         self.run_block = directly     # or util.recompute.recomputed
-        height, width = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+        height, width = img_size = sides(img_size)
         self.grid_size = (height // patch_size, width // patch_size)
 
         self.patch_embed = PatchEmbed(img_size=img_size, patch_size=patch_size, in_chans=in_chans,

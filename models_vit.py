@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from util.encoder import pooled
+from util.input_size import sides
 from util.recompute import directly
 from util.timm_compat import PatchEmbed, transformer_block, trunc_normal_
 
@@ -26,7 +27,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.global_pool = global_pool
         self.run_block = directly     # or util.recompute.recomputed
-        height, width = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+        height, width = img_size = sides(img_size)
         self.grid_size = (height // patch_size, width // patch_size)
 
         self.patch_embed = PatchEmbed(img_size=img_size, patch_size=patch_size, in_chans=in_chans,

@@ -1,7 +1,7 @@
 """The flags of the entry scripts. Nothing here imports torch, so --help and a wrong flag answer at once."""
 import os
 
-from util import download
+from util import download, input_arguments, input_size
 from util.parser import (
     COUNT,
     INDEX,
@@ -101,9 +101,7 @@ def _add_model(parser, models, default):
     group = parser.add_argument_group('model')
     add = group.add_argument
     add('--model', default=default, choices=models, metavar='MODEL', help='one of ' + ', '.join(models))
-    add('--input_size', type=COUNT, default=224, help='side of the square input in pixels')
-    add('--patch_size', type=COUNT, help="side of a patch in pixels; default: the model's own")
-    add('--in_chans', type=COUNT, default=3, choices=(1, 3), help='image channels: 1 (grey) or 3 (RGB)')
+    input_arguments.add(group)
 
 
 def _add_data(parser, crop_min):
@@ -221,7 +219,8 @@ def _add_augmentation(parser):
     group = parser.add_argument_group('augmentation and regularisation')
     add = group.add_argument
     add('--color_jitter', type=_jitter, help='strength of colour jitter; used where --aa is none')
-    add('--aa', default='rand-m9-mstd0.5-inc1', help="AutoAugment policy in timm's notation, or none")
+    add('--aa', help="AutoAugment policy in timm's notation, or none; default: " + input_arguments.RECIPE_AA +
+        ', and none where --in_chans is neither 1 nor 3')
     add('--smoothing', type=SHARE_BELOW_1, default=.1, help='label smoothing')
     add('--reprob', type=SHARE, default=.25, help='probability of random erasing')
     add('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what random erasing fills with')
@@ -241,7 +240,8 @@ def parse_pretrain(argv=None):
     parser = pretrain_parser()
     args = parser.parse_args(argv)
     _check_shared(parser, args)
-    patches = (args.input_size // _patch_size(args)) ** 2
+    rows, columns = (side // _patch_size(args) for side in input_size.sides(args.input_size))
+    patches = rows * columns
     kept = int(patches * (1 - args.mask_ratio))
     if not 0 < kept < patches:
         parser.error('argument --mask_ratio: {} hides {} of {} patches; at least one must be hidden and one kept'
@@ -257,6 +257,7 @@ def parse_finetune(argv=None):
     _check_eval(parser, args)
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
         parser.error('argument --batch_size: mixup and cutmix pair images, so {} must be even'.format(args.batch_size))
+    input_arguments.settle_colours(parser, args)
     return args
 
 
@@ -277,9 +278,7 @@ def mixing(args):
 
 
 def _check_shared(parser, args):
-    if args.input_size % _patch_size(args):
-        parser.error('argument --input_size: {} is not a multiple of the patch size {}; give --patch_size'
-                     .format(args.input_size, _patch_size(args)))
+    input_arguments.check(parser, args, _patch_size(args))
     if not os.path.isdir(args.data_path):
         parser.error('argument --data_path: {} is not a folder'.format(args.data_path))
     for flag in ('resume', 'finetune'):
@@ -302,4 +301,4 @@ def _check_eval(parser, args):
 
 
 def _patch_size(args):
-    return args.patch_size or int(args.model.split('_patch')[1].split('_')[0])
+    return args.patch_size or input_size.patch_in_name(args.model)

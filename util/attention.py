@@ -49,7 +49,7 @@ def coloured(pixels, weights):
 
 
 def cells(pixels, weights, name, heads):
-    """[(title, PIL image)] of an image (H, W, C), uint8, called `name`, and its attention (heads, rows, columns).
+    """[(title, PIL image)] of an image (H, W, 1 or 3), uint8, called `name`, and its attention (heads, rows, columns).
 
     Args:
         heads: whether each head comes too, beside their mean.
@@ -122,7 +122,7 @@ def main(argv=None):
     for indices, maps in inference.over(some, partial(attention_maps, number=number, query=query), BATCH):
         for i, weights in zip(indices, maps.float().cpu().numpy()):
             name = os.sep.join(images.name_of(i).split(os.sep)[-2:])
-            rows.append(cells(images[i][0], weights, name, args.heads))
+            rows.append(cells(inference.shown(images[i][0]), weights, name, args.heads))
     heading = 'Block {} of {}: what {}'.format(number, depth, QUERIES[query])
     picture = grid(rows, heading)
     with output_file(args.output, keep=False) as file:

@@ -10,7 +10,7 @@ from util.errors import UserError
 from util.files import lines
 from util.log import logger
 from util.output_dir import set_aside
-from util.weights import load_model, with_positions_for
+from util.weights import check_grid, load_model, with_positions_for
 
 # Flags that say where a run happens, not what it computes.
 PLACES = ('data_path', 'output_dir', 'log_dir', 'resume', 'num_workers', 'pin_mem', 'local_rank', 'dist_url', 'addr',
@@ -138,8 +138,12 @@ class Resumed:
             fit_positions: interpolate the positions where the model takes another input size.
         """
         if self.path:
-            weights = self.state['model']
-            load_model(model, with_positions_for(model, weights) if fit_positions else weights, self.path)
+            weights, flags = self.state['model'], self.state.get('args')
+            if fit_positions:
+                weights = with_positions_for(model, weights, flags)
+            else:
+                check_grid(model, weights, flags, self.path)
+            load_model(model, weights, self.path)
             logger.info('loaded the weights of %s', self.path)
 
     def restore_training(self, optimizer, precision):

@@ -1,8 +1,9 @@
-"""Image files: read as RGB whatever they hold, or refused by one exception that says why."""
+"""Image files: read as RGB whatever they hold, or in their own channels, or refused by one exception that says why."""
 import io
 import os
 import stat
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,7 @@ from util.errors import UserError, first_line
 # Of large photographs, transparent palettes and odd metadata, for every file and in every loader process.
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
+ARRAYS = ('.npy',)              # how the names of files end that hold arrays of any number of channels
 _ORIENTATION = 0x0112           # EXIF
 _TRANSPOSE = getattr(Image, 'Transpose', Image)
 _UPRIGHT = {2: _TRANSPOSE.FLIP_LEFT_RIGHT, 3: _TRANSPOSE.ROTATE_180, 4: _TRANSPOSE.FLIP_TOP_BOTTOM,
@@ -34,16 +36,75 @@ def read_image(path, data=None):
     Raises:
         UnreadableImage: the file is missing, damaged, cut short, no image, or larger than Pillow allows.
     """
+    return read_both(path, data)[0]
+
+
+def read_both(path, data=None):
+    """(what read_image gives, the upright PIL image in the mode of the file): the same one where that is RGB."""
+    with _reading(path, data) as file, Image.open(file) as image:
+        return _upright(image)
+
+
+def read_pages(path, data=None):
+    """The pages of a TIFF file of grey images as one (H, W, pages) array, as `checked` allows."""
+    with _reading(path, data) as file, Image.open(file) as image:
+        pages = []
+        for number in range(getattr(image, 'n_frames', 1)):
+            image.seek(number)
+            pages.append(np.array(image))
+        return checked(np.stack(pages, axis=-1))
+
+
+def read_array(path, data=None):
+    """The (H, W, C) array in an .npy file, as `checked` allows; (H, W) is one of one channel.
+
+    Raises:
+        UnreadableImage: the file is missing, damaged, or holds anything else.
+    """
+    with _reading(path, data) as file:
+        pixels = np.load(file, allow_pickle=False)
+        return checked(pixels[..., None] if pixels.ndim == 2 else pixels)
+
+
+def checked(pixels):
+    """`pixels` where they are an (H, W, C) array of uint8, uint16 or finite floats; else ValueError."""
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise ValueError('an array of the shape {}, not (height, width, channels)'.format(pixels.shape))
+    if pixels.dtype.kind != 'f' and not (pixels.dtype.kind == 'u' and pixels.dtype.itemsize <= 2):
+        raise ValueError('an array of {}, not uint8, uint16 or floats'.format(pixels.dtype))
+    if pixels.dtype.kind == 'f' and not np.isfinite(pixels).all():
+        raise ValueError('pixels that are not finite')
+    return pixels
+
+
+def without_arrays(names):
+    """Places in a list of names of image files of those that are no arrays, or of all where there are only arrays.
+
+    Beside pictures, arrays are masks, features or the like.
+    """
+    places = [place for place, name in enumerate(names) if not name.lower().endswith(ARRAYS)]
+    return places or range(len(names))
+
+
+@contextmanager
+def _reading(path, data):
+    """A file to read bytes from; whatever is raised on the way becomes an UnreadableImage."""
     try:
-        with open_file(path) if data is None else io.BytesIO(data) as file, Image.open(file) as image:
-            return _upright_rgb(image)
+        with open_file(path) if data is None else io.BytesIO(data) as file:
+            yield file
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
         empty = not (os.path.getsize(path) if data is None else data)
-        raise UnreadableImage(path, 'an empty file' if empty else 'damaged or no image') from error
-    except Exception as error:      # a damaged file can raise anything that Pillow's parsers stumble over
+        raise UnreadableImage(path, 'an empty file' if empty else _unidentified(path)) from error
+    except Exception as error:      # a damaged file can raise anything that the parsers stumble over
         raise UnreadableImage(path, getattr(error, 'strerror', None) or first_line(error)) from error
+
+
+def _unidentified(path):
+    if path.lower().endswith(('.tif', '.tiff')):
+        return 'damaged, or a kind of TIFF that Pillow does not read; .npy files hold any channels'
+    return 'damaged or no image'
 
 
 def open_file(path):
@@ -53,7 +114,7 @@ def open_file(path):
     return open(path, 'rb')
 
 
-def _upright_rgb(image):
+def _upright(image):
     if 0 in image.size:
         raise ValueError('an image of {} x {} pixels'.format(*image.size))
     image.load()        # a PNG's EXIF data may come after its pixels
@@ -64,7 +125,10 @@ def _upright_rgb(image):
     else:
         rgb = image.convert('RGB')
     turn = None if image.format == 'TIFF' else _UPRIGHT.get(orientation_of(image))     # Pillow turns TIFFs itself
-    return rgb if turn is None else rgb.transpose(turn)
+    if turn is None:
+        return rgb, image
+    upright = rgb.transpose(turn)
+    return upright, upright if rgb is image else image.transpose(turn)
 
 
 def orientation_of(image):

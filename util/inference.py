@@ -65,6 +65,10 @@ class Inference:
         """The images of a command line as the model takes them; see ImageSources."""
         return ImageSources(paths, self._transform)
 
+    def shown(self, pixels):
+        """One of the `images` (H, W, C) -> (H, W, 1 or 3) uint8 to look at."""
+        return self._normalize.shown(self._normalize(pixels[None]))[0]
+
     def over(self, images, function, batch_size, num_workers=None, told=''):
         """Yield (indices of a batch's images, what `function` makes of (model, imgs (N, C, H, W))), in order.
 

@@ -1,7 +1,7 @@
 """The flags of what uses a trained model. Nothing here imports torch, so --help and a wrong flag answer at once."""
 import os
 
-from util import download
+from util import download, input_size
 from util.parser import COUNT, INDEX, Parser
 
 
@@ -35,9 +35,9 @@ def add_model(parser, scripts):
     """Add what names the model; `scripts` are those that train it."""
     parser.add_argument('--resume', required=True,
                         help='checkpoint of {}, a file or a URL with a hash in its name'.format(scripts))
-    parser.add_argument('--input_size', type=COUNT,
-                        help='side of the square input in pixels, for which positions are interpolated; default: as in '
-                             'training')
+    parser.add_argument('--input_size', type=input_size.parse, metavar='SIDE or HxW',
+                        help='side of the square input in pixels, or its height and width, as 160x320; positions are '
+                             'interpolated; default: as in training')
 
 
 def add_images(parser):

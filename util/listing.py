@@ -5,6 +5,7 @@ import numpy as np
 
 from util import remember, watchdog
 from util.errors import UserError, one_line
+from util.images import ARRAYS, without_arrays
 from util.progress_bar import progress_bar
 
 _TEXT, _EDGES = '_text', '_edges'
@@ -51,6 +52,7 @@ class Strings:
 class Listing:
     """A sequence of the paths of the image files below `root`: each folder's own first, all in order of their names.
 
+    Where there are none, .npy arrays count as such.
     Args:
         endings: of the names of image files, in small letters.
         own_files: whether those count that are in no subfolder.
@@ -86,7 +88,7 @@ class Listing:
             for folder, subfolders, files in os.walk(self.root, onerror=_unlisted, followlinks=True):
                 watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
                 subfolders.sort()
-                images = sorted(name for name in files if name.lower().endswith(endings))
+                images = sorted(name for name in files if name.lower().endswith((*endings, *ARRAYS)))
                 folder_of += [len(folders)] * len(images)
                 names += images
                 try:
@@ -95,6 +97,8 @@ class Listing:
                     _unlisted(error)
                 folders.append(os.path.relpath(folder, self.root) if folders else '')
                 bar.add(len(images))
+        places = without_arrays(names)
+        folder_of, names = [folder_of[place] for place in places], [names[place] for place in places]
         made = {'folder_of': np.array(folder_of, np.int32), 'changed': np.array(changed, np.int64)}
         for name, strings in (('endings', endings), ('folders', folders), ('names', names)):
             made.update(Strings.of(strings).arrays(name))

@@ -117,8 +117,14 @@ class ReadableDataset(Dataset):
 
 def collate(looked_up):
     """(batch of the samples that there are, or None; [(path, reason) of all unreadable files])."""
-    samples = [sample for sample, _ in looked_up if sample is not None]
+    samples = _of_one_type([sample for sample, _ in looked_up if sample is not None])
     return (default_collate(samples) if samples else None), [pair for _, found in looked_up for pair in found]
+
+
+def _of_one_type(samples):
+    """The samples; where arrays of 8 bits and of more have met, all as floats."""
+    types = {getattr(sample[0], 'dtype', None) for sample in samples}
+    return samples if len(types) <= 1 else [(pixels.float(), *others) for pixels, *others in samples]
 
 
 class Batches:

@@ -21,7 +21,7 @@ from util import log, remember, shards, workers
 from util.datasets import EXTENSIONS, ImageList, labelled_set, pretraining_set
 from util.errors import UserError, first_line, run
 from util.files import write_atomically
-from util.images import UnreadableImage, open_file
+from util.images import ARRAYS, UnreadableImage, open_file
 from util.loader import default_workers
 from util.log import logger
 from util.parser import COUNT, INDEX, Parser, number
@@ -55,7 +55,7 @@ def main():
     for wanted in (signal.SIGINT, signal.SIGTERM):
         signal.signal(wanted, stop)
     torch.set_num_threads(1)
-    sets = split_sets(args.source)
+    sets = split_sets(args.source, args.short_side)
     open_target(args, sets)
     unread = sum([pack(args, split, dataset) for split, dataset in sets])
     if unread:
@@ -71,8 +71,8 @@ def stop(number, frame):
         raise KeyboardInterrupt
 
 
-def split_sets(source):
-    """(folder within TARGET, ImageList) of each part of SOURCE."""
+def split_sets(source, short_side=None):
+    """(folder within TARGET, ImageList) of each part of SOURCE, which can be shrunk where that is asked for."""
     if not os.path.isdir(source):
         raise UserError('SOURCE: {} is no folder'.format(source))
     train, val = (os.path.join(source, split) for split in ('train', 'val'))
@@ -85,6 +85,8 @@ def split_sets(source):
     for split, dataset in found:
         if not isinstance(dataset, ImageList):
             raise UserError('SOURCE: {} is packed already'.format(os.path.join(source, split)))
+        if short_side and dataset.name_of(0).lower().endswith(ARRAYS):
+            raise UserError('--short_side: makes JPEG files, and {} holds .npy arrays; leave it out'.format(source))
     return found
 
 

@@ -14,13 +14,15 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from util.images import UnreadableImage, orientation_of, read_image
+from util.errors import UserError
+from util.images import ARRAYS, UnreadableImage, orientation_of, read_array, read_both, read_image, read_pages
 
 try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
 
+_FROM_RGB = (1, 3)      # channels that every image has
 BICUBIC = 3             # by Pillow's number: release 9.1 warns of the name
 MARGIN = 2              # a reduced picture keeps that many pixels a side for each one that is needed
 _COLOURS = ('YCbCr', 'RGB', 'Gray')         # what simplejpeg makes RGB of as Pillow does
@@ -41,6 +43,20 @@ class Picture:
 
     def __init__(self, pixels):
         self._pixels, (self.height, self.width) = pixels, pixels.shape[:2]
+
+    def channels(self, count):
+        """The picture for a model of `count` channels: as it is for 3 (RGB) and for 1, as grey is made at the end; else
+        in those that the file has.
+
+        Raises:
+            UnreadableImage: it has others.
+        """
+        if count not in _FROM_RGB:
+            raise self._other_channels(count, 3)
+        return self
+
+    def _other_channels(self, count, own):
+        return UserError('--in_chans {}: the images of --data_path have {} channels'.format(count, own))
 
     def step(self, height, width, size):
         """What the edges of a part of height x width should be multiples of, to get it in `size` for the least work."""
@@ -68,6 +84,9 @@ class JpegPicture(Picture):
         self._path, self._data, self._stored, self._orientation = path, data, (height, width), orientation
         self._height_at = height_at
         self.height, self.width = (width, height) if (orientation or 1) >= 5 else (height, width)
+
+    def _other_channels(self, count, own):
+        return _other_channels(self._path, count, own)
 
     def step(self, height, width, size):
         return reduction(height, width, size)
@@ -99,8 +118,60 @@ class JpegPicture(Picture):
         return _UPRIGHT.get(self._orientation, lambda upright: upright)(pixels)
 
 
+class StoredPicture(Picture):
+    """An image file that Pillow has read, of which the channels can be had that it has.
+
+    Args:
+        image: upright PIL image; its pixels in RGB are `pixels`.
+    """
+
+    def __init__(self, path, data, pixels, image):
+        super().__init__(pixels)
+        self._path, self._data, self._image = path, data, image
+
+    def channels(self, count):
+        if count in _FROM_RGB:
+            return self
+        image = self._image
+        if count == 4 and 'transparency' in image.info and image.mode in ('P', 'PA', 'RGB'):
+            image = image.convert('RGBA')
+        own = len(image.getbands())
+        if own == count:
+            return ArrayPicture(self._path, np.array(image))
+        if own > 1 or image.format != 'TIFF':
+            raise _other_channels(self._path, count, own)
+        return ArrayPicture(self._path, read_pages(self._path, self._data)).channels(count)
+
+
+class ArrayPicture(Picture):
+    """An (H, W, C) array of any number of channels, which a model must have as many of.
+
+    Parts of uint8 arrays are uint8; those of others float32, in which 255 stands for 65535 in uint16 and for 1 in
+    floats, and is no limit to these.
+    """
+
+    def __init__(self, path, pixels):
+        super().__init__(pixels)
+        self._path = path
+
+    def channels(self, count):
+        if count != self._pixels.shape[2]:
+            raise _other_channels(self._path, count, self._pixels.shape[2])
+        return self
+
+    def part(self, top, left, height, width, size):
+        pixels = self._pixels[top:top + height, left:left + width]
+        if pixels.dtype != np.uint8:
+            return _channel_by_channel(pixels.astype(np.float32) * (1 / 257 if pixels.dtype.kind == 'u' else 255), size)
+        return _resized(pixels, size)
+
+
+def _other_channels(path, count, own):
+    return UnreadableImage(path, '{} channel{} and not the {} of --in_chans'.format(own, 's'[:own - 1], count))
+
+
 def open_picture(path, data=None):
-    """The Picture in an image file, of any kind that Pillow reads.
+    """The Picture in an image file, of any kind that Pillow reads, or in an .npy file.
 
     Args:
         data: the file's bytes, where `path` only says what they are called.
@@ -108,7 +179,12 @@ def open_picture(path, data=None):
         UnreadableImage: see util.images.read_image.
     """
     picture = None if simplejpeg is None else _jpeg(path, data)
-    return picture or Picture(np.array(read_image(path, data)))
+    if picture:
+        return picture
+    if path.lower().endswith(ARRAYS):
+        return ArrayPicture(path, read_array(path, data))
+    rgb, own = read_both(path, data)
+    return StoredPicture(path, data, np.array(rgb), own)
 
 
 def _jpeg(path, data):
@@ -169,12 +245,21 @@ def reduction(height, width, size):
 
 
 def _resized(pixels, size):
-    """(H, W, 3) uint8 array -> (*size, 3) uint8 tensor."""
+    """(H, W, C) uint8 array -> (*size, C) uint8 tensor."""
     if _RESIZES_BYTES:
         pixels = pixels if min(pixels.strides) > 0 else pixels.copy()
         # In this form the kernel neither reads nor writes channel by channel.
         return _interpolate(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2), size)[0].permute(1, 2, 0).contiguous()
+    if pixels.shape[2] != 3:
+        return _channel_by_channel(pixels, size)
     return torch.from_numpy(np.array(Image.fromarray(np.ascontiguousarray(pixels)).resize(size[::-1], BICUBIC)))
+
+
+def _channel_by_channel(pixels, size):
+    """(H, W, C) array of uint8 or float32 -> (*size, C) tensor, as Pillow resizes a grey image of that type."""
+    channels = [Image.fromarray(np.ascontiguousarray(channel)).resize(size[::-1], BICUBIC)
+                for channel in np.moveaxis(pixels, -1, 0)]
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels], axis=-1))
 
 
 def _interpolate(images, size):

@@ -10,5 +10,4 @@ def of(flags):
     Returns:
         transform: util.pictures.Picture -> (H, W, C) uint8 tensor; normalize: (N, H, W, C) of these -> (N, C, H, W).
     """
-    in_chans = flags.get('in_chans') or 3
-    return evaluation_transform(flags.get('input_size') or 224, in_chans), Normalize(in_chans)
+    return evaluation_transform(flags.get('input_size') or 224, flags.get('in_chans') or 3), Normalize.of(flags)

@@ -1,8 +1,8 @@
 """Images in tar files, WebDataset's layout: a sample is the members of one name but for the ending, as x.jpg and x.cls.
 
 x.cls holds the label as a number; classes.txt beside the tar files may name the classes, a line each. Without x.cls the
-folder of x within the tar file is its class. Images are read at random places, so that order, epoch and resuming are
-those of the same images in a folder. Made by util.pack_shards.
+folder of x within the tar file is its class. Where there are no other images, .npy arrays are the images. They are read
+at random places, so that order, epoch and resuming are those of the same images in a folder. Made by util.pack_shards.
 """
 import os
 import tarfile
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from util import remember, watchdog
 from util.errors import UserError, first_line, one_line
-from util.images import UnreadableImage
+from util.images import ARRAYS, UnreadableImage, without_arrays
 from util.listing import Strings, arrays_of
 from util.pictures import open_picture
 from util.progress_bar import progress_bar
@@ -147,7 +147,7 @@ def indexed(root, tars, endings):
         watchdog.at('the index of {}'.format(one_line(tar)))
         path = os.path.join(root, tar)
         try:
-            images, classes = _members(path, endings)
+            images, classes = _members(path, (*endings, *ARRAYS))
         except (OSError, tarfile.TarError, ValueError) as error:
             raise UserError('--data_path: {} is no tar file of images ({})'.format(path, first_line(error))) from error
         for name, offset, size in images:
@@ -155,6 +155,8 @@ def indexed(root, tars, endings):
             places.append((number, offset, size))
             labels.append(classes.get(key(name), classes.get(os.path.splitext(name)[0], -1)))
             folders.append(os.path.basename(os.path.dirname(name)))
+    kept = without_arrays(names)
+    names, places, labels, folders = ([values[place] for place in kept] for values in (names, places, labels, folders))
     states, own = _states(root, tars), sorted(set(folders))
     folder_of = {name: i for i, name in enumerate(own)}
     made = {'places': np.array(places, np.int64).reshape(-1, 3), 'labels': np.array(labels, np.int64), 'states': states,

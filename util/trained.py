@@ -4,9 +4,10 @@ from collections import namedtuple
 
 import models_mae
 import models_vit
-from util import checkpoint_file, linear_probe, weights
+from util import checkpoint_file, input_statistics, linear_probe, weights
 from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
+from util.input_size import misfit, sides
 
 LARGEST_SIZE = 2 ** 13              # pixels of an input
 # model: in evaluation mode; flags: what it was trained with; classes: names by label, None where the file has none.
@@ -26,7 +27,7 @@ def load_classifier(path, input_size=None):
     """The classifier of a checkpoint of main_finetune.py or main_linprobe.py, as Trained.
 
     Args:
-        input_size: another one than that of the training, in pixels; positions are interpolated.
+        input_size: another one than that of the training, see util.input_size; positions are interpolated.
     Raises:
         UserError: the file is no such checkpoint, or patches do not fit into input_size.
     """
@@ -49,34 +50,42 @@ def _load(path, models, scripts, input_size=None):
     if not isinstance(flags, dict) or flags.get('model') not in models:
         raise UserError('{}: is no checkpoint of {}'.format(path, scripts))
     for name in ('input_size', 'patch_size', 'in_chans'):
-        if type(flags.get(name)) not in (int, type(None)) or not 0 < (flags.get(name) or 1) <= LARGEST_SIZE:
+        if not _is_size(flags.get(name), 2 if name == 'input_size' else 1):
             raise UserError('{}: was made with --{} {}?'.format(path, name, flags[name]))
+    if not input_statistics.sound(flags):
+        raise UserError('{}: was made with --mean {} --std {}?'.format(path, flags.get('mean'), flags.get('std')))
     if type(flags.get('mask_ratio', .75)) is not float or not 0 < flags.get('mask_ratio', .75) < 1:
         raise UserError('{}: was made with --mask_ratio {}?'.format(path, flags['mask_ratio']))
     build = _autoencoder if flags['model'] in PRETRAIN_MODELS else _classifier
     if input_size:
         _check_size(input_size, values)
-        flags = {**flags, 'input_size': input_size}
+    before, flags = flags, {**flags, 'input_size': input_size or flags.get('input_size')}
     model = build(flags, values, path)
-    weights.load_model(model, _fitted(model, values) if input_size else values, path)
+    weights.load_model(model, _fitted(model, values, before) if input_size else values, path)
     classes = state.get('classes')
     if not isinstance(classes, (list, type(None))) or not all(isinstance(name, str) for name in classes or ()):
         raise UserError('{}: is no checkpoint of {}: its class names are no list of names'.format(path, scripts))
     return Trained(model.eval(), flags, classes)
 
 
-def _check_size(input_size, values):
+def _is_size(value, most):
+    """Whether a flag is a size, a list of `most` where that is more than one, or missing."""
+    numbers = value if isinstance(value, list) and len(value) == most > 1 else [value or 1]
+    return all(type(number) is int and 0 < number <= LARGEST_SIZE for number in numbers)
+
+
+def _check_size(size, values):
     filters = values.get('patch_embed.proj.weight')
     side = filters.shape[-1] if filters is not None and filters.dim() == 4 else 1
-    if input_size % side or input_size > LARGEST_SIZE:
-        raise UserError('--input_size {}: must be a multiple of the patch size {}, and at most {}'
-                        .format(input_size, side, LARGEST_SIZE))
+    fault = misfit(size, side) or (None if max(sides(size)) <= LARGEST_SIZE else 'at most {}'.format(LARGEST_SIZE))
+    if fault:
+        raise UserError('--input_size: {}'.format(fault))
 
 
-def _fitted(model, values):
+def _fitted(model, values, flags):
     """`values` with positions for the model's input size; the decoder's are fixed ones, and so the model's own."""
     own = {name: table for name, table in model.state_dict().items() if name == 'decoder_pos_embed'}
-    return {**weights.with_positions_for(model, values), **own}
+    return {**weights.with_positions_for(model, values, flags), **own}
 
 
 def _autoencoder(flags, values, path):

@@ -1,7 +1,10 @@
 """From a picture to bytes in the model's size, in the loader; from bytes to what the model takes, on the device.
 
 Augmentation for pre-training and fine-tuning, resizing for evaluation. A transform takes a util.pictures.Picture and
-gives a (H, W, C) uint8 tensor; batches of these are a quarter of what floats would be, and Normalize ends the way.
+gives a (H, W, C) uint8 tensor; batches of these are a quarter of what floats would be, and Normalize ends the way. Only
+arrays of more than 8 bits (util.pictures.ArrayPicture) become floats earlier.
+
+Sizes are those of util.input_size: the side of a square, or height and width.
 """
 import math
 import random
@@ -12,62 +15,67 @@ from PIL import Image
 from torchvision import transforms
 
 from util.errors import UserError
+from util.input_arguments import COLOURED, RECIPE_AA
+from util.input_size import sides
+from util.input_statistics import MEAN, STD, statistics
 from util.timm_compat import RandomErasing, create_transform
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)        # of ImageNet, RGB
 RATIO = (3 / 4, 4 / 3)      # width to height of a random crop
 LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
 TRIES = 10                  # to draw a crop that lies within the picture
+FAINT, SHOWN = .1, 2.5      # deviation, of 0..1, below which images are shown with more contrast; and how many of it
 EVAL_CROP = .875            # share of the short side that evaluation keeps, up to 224 pixels
-
-
-def statistics(in_chans):
-    """(mean, std) of each input channel; a grey image takes the average of the three."""
-    return (MEAN, STD) if in_chans == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
 
 
 def pretraining_transform(input_size, in_chans=3, crop_min=.2):
     """Random resized crop, of `crop_min` of the area or more, and flip (arXiv:2111.06377, appendix A.1)."""
-    return transforms.Compose([RandomResizedCrop(input_size, (crop_min, 1.)), flip_at_random, *_grey(in_chans)])
+    return transforms.Compose([RandomResizedCrop(input_size, (crop_min, 1.), in_chans), flip_at_random,
+                               *_grey(in_chans)])
 
 
-def finetuning_transform(input_size, in_chans=3, color_jitter=None, aa='rand-m9-mstd0.5-inc1', crop_min=.08):
-    """Random resized crop, flip, and timm's RandAugment (or the policy `aa`).
+def finetuning_transform(input_size, in_chans=3, color_jitter=None, aa=RECIPE_AA, crop_min=.08):
+    """Random resized crop, flip, and, of 1 or 3 channels, timm's RandAugment (or the policy `aa`).
 
     Args:
         crop_min: share of the area that a crop takes at least.
     Raises:
         UserError: timm cannot read the policy `aa`.
     """
-    try:
-        colour = create_transform(input_size, is_training=True, color_jitter=color_jitter, separate=True,
-                                  auto_augment=None if aa == 'none' else aa, interpolation='bicubic',
-                                  mean=MEAN, std=STD)[1]
-    except (AssertionError, KeyError, ValueError) as error:
-        raise UserError('--aa {}: timm does not know this policy ({}); e.g. rand-m9-mstd0.5-inc1, or none'
-                        .format(aa, error)) from error
-    on_pil = [to_pil, *colour.transforms, to_bytes] if colour.transforms else []
-    return transforms.Compose([RandomResizedCrop(input_size, (crop_min, 1.)), flip_at_random, *on_pil,
+    on_pil = _colour(input_size, color_jitter, aa) if in_chans in COLOURED else []
+    return transforms.Compose([RandomResizedCrop(input_size, (crop_min, 1.), in_chans), flip_at_random, *on_pil,
                                *_grey(in_chans)])
 
 
+def _colour(input_size, color_jitter, aa):
+    try:
+        colour = create_transform(input_size if isinstance(input_size, int) else sides(input_size), is_training=True,
+                                  color_jitter=color_jitter, separate=True, auto_augment=None if aa == 'none' else aa,
+                                  interpolation='bicubic', mean=MEAN, std=STD)[1]
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError('--aa {}: timm does not know this policy ({}); e.g. {}, or none'
+                        .format(aa, error, RECIPE_AA)) from error
+    return [to_pil, *colour.transforms, to_bytes] if colour.transforms else []
+
+
 def evaluation_transform(input_size, in_chans=3):
-    """Bicubic resize so that the centre crop keeps 0.875 of the short side (all of it above 224 pixels)."""
-    side = int(input_size / EVAL_CROP) if input_size <= 224 else input_size
-    return transforms.Compose([CentreCrop(side, input_size), *_grey(in_chans)])
+    """Bicubic resize so that the centre crop keeps 0.875 of the side that limits it (all of it above 224 pixels)."""
+    size = sides(input_size)
+    around = tuple(int(side / EVAL_CROP) for side in size) if max(size) <= 224 else size
+    return transforms.Compose([CentreCrop(around, size, in_chans), *_grey(in_chans)])
 
 
 class RandomResizedCrop:
-    """torchvision's random resized crop to a square of `side` pixels.
+    """torchvision's random resized crop to `size`; as there, RATIO bounds a part's width to height whatever the size.
 
     The draws are torchvision's; in a part that can be had at 1 / n of its size they are rounded down to multiples of n,
     which is less than half a pixel of the result.
     """
 
-    def __init__(self, side, scale):
-        self.size, self.scale = (side, side), scale
+    def __init__(self, size, scale, in_chans=3):
+        self.size, self.scale, self.in_chans = sides(size), scale, in_chans
 
     def __call__(self, picture):
+        picture = picture.channels(self.in_chans)
         part = self._part(picture.height, picture.width)
         step = picture.step(*part[2:], size=self.size)
         return picture.part(*(edge // step * step for edge in part), size=self.size)
@@ -86,17 +94,20 @@ class RandomResizedCrop:
 
 
 class CentreCrop:
-    """The middle `side` x `side` pixels of a picture whose short side is resized to `short`."""
+    """The middle `size` of a picture that is resized until it just covers `around`: for squares, to that short side."""
 
-    def __init__(self, short, side):
-        self.short, self.side = short, side
+    def __init__(self, around, size, in_chans=3):
+        self.around, self.size, self.in_chans = sides(around), sides(size), in_chans
 
     def __call__(self, picture):
-        height, width = (int(self.short * length / min(picture.height, picture.width))
-                         for length in (picture.height, picture.width))
-        pixels = picture.part(0, 0, picture.height, picture.width, (height, width))
-        top, left = (int(round((length - self.side) / 2)) for length in (height, width))
-        return pixels[top:top + self.side, left:left + self.side]
+        picture = picture.channels(self.in_chans)
+        whole = picture.height, picture.width
+        by_height = self.around[0] * picture.width >= self.around[1] * picture.height
+        wanted, own = (sizes[0 if by_height else 1] for sizes in (self.around, whole))
+        height, width = (int(wanted * length / own) for length in whole)
+        pixels = picture.part(0, 0, *whole, (height, width))
+        top, left = (int(round((length - side) / 2)) for length, side in zip((height, width), self.size))
+        return pixels[top:top + self.size[0], left:left + self.size[1]]
 
 
 def flip_at_random(pixels):
@@ -105,8 +116,11 @@ def flip_at_random(pixels):
 
 
 def to_pil(pixels):
-    """(H, W, 3) uint8 tensor -> PIL image."""
-    return Image.fromarray(pixels.numpy())
+    """(H, W, 3) or grey (H, W, 1) uint8 tensor -> PIL image; UserError where it is of floats."""
+    if pixels.dtype != torch.uint8:
+        raise UserError('--aa: augmentation of colours is for 8-bit images, and --data_path has arrays of more bits; '
+                        'give --aa none')
+    return Image.fromarray(pixels.expand(-1, -1, 3).numpy())
 
 
 def to_bytes(image):
@@ -121,16 +135,28 @@ def _grey(in_chans):
 
 
 def to_grey(pixels):
-    """(H, W, 3) uint8 tensor -> (H, W, 1): luma."""
-    return to_bytes(to_pil(pixels).convert('L'))
+    """(H, W, 3) uint8 tensor -> (H, W, 1): luma; what is grey stays as it is."""
+    return pixels if pixels.shape[-1] == 1 else to_bytes(to_pil(pixels).convert('L'))
 
 
 class Normalize:
-    """(N, H, W, C) uint8 -> (N, C, H, W) float32 less ImageNet's mean, by its deviation; on the images' device."""
+    """(N, H, W, C) of 0..255 -> (N, C, H, W) float32 less the mean, by the deviation; on the images' device.
 
-    def __init__(self, in_chans=3):
-        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in statistics(in_chans))
+    Args:
+        mean, std: in units of 0..1, see util.input_statistics.statistics.
+    Raises:
+        UserError: there is no default for so many channels.
+    """
+
+    def __init__(self, in_chans=3, mean=None, std=None):
+        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None]
+                     for values in statistics(in_chans, mean, std))
         self._scale, self._shift = (1 / (255 * std)).float(), (mean / std).float()
+
+    @classmethod
+    def of(cls, flags):
+        """As the flags of a training say, a dict."""
+        return cls(flags.get('in_chans') or 3, flags.get('mean'), flags.get('std'))
 
     def __call__(self, images):
         if self._scale.device != images.device:
@@ -138,6 +164,20 @@ class Normalize:
         count, height, width, channels = images.shape
         normalised = torch.empty(count, channels, height, width, device=images.device)
         return normalised.copy_(images.permute(0, 3, 1, 2)).mul_(self._scale).sub_(self._shift)
+
+    def shown(self, images):
+        """(N, C, H, W) normalised -> (N, H, W, 1 or 3) uint8 to look at, on the host; of more channels the first three.
+
+        The pixels as they were; those of other than grey or RGB images, and such as would be seen as black or white
+        alone, from SHOWN deviations below the mean to as many above it.
+        """
+        images, scale, shift = images.cpu().float(), self._scale.cpu(), self._shift.cpu()
+        deviation, mean = 1 / (255 * scale), shift / (255 * scale)
+        if len(scale) in COLOURED and deviation.min() > FAINT and mean.min() >= 0 and mean.max() <= 1:
+            pixels = (images + shift) / scale
+        else:
+            pixels = (images + SHOWN) * (255 / (2 * SHOWN))
+        return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1)[..., :3 if len(scale) >= 3 else 1]
 
 
 def random_erasing(device, prob, mode='pixel', count=1, resplit=False):

@@ -15,10 +15,10 @@ from util.errors import one_line, run
 from util.files import atomic_file
 from util.parser import COUNT, INDEX, INSIDE_0_1
 from util.pictures import open_picture
-from util.transforms import Normalize, evaluation_transform, statistics
+from util.transforms import Normalize, evaluation_transform, to_pil
 
 COLUMNS = ('masked', 'reconstructed', 'original')
-CELL, GAP, HEADER = 160, 4, 20        # pixels
+CELL, GAP, HEADER = 160, 4, 20        # pixels; CELL: an image's longer side
 NEAREST = 0         # by Pillow's number: release 9.1 warns of the name
 
 
@@ -45,25 +45,28 @@ def reconstruct(model, imgs, mask_ratio, seed=0):
     return (model.unpatchify(patches * (1 - hidden)), model.unpatchify(pred * hidden + patches * (1 - hidden)))
 
 
-def to_image(tensor):
-    """One normalised image (C, H, W) -> PIL image."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in statistics(len(tensor)))
-    pixels = ((tensor * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).convert('RGB')
+def to_image(tensor, normalize=None):
+    """One normalised image (C, H, W) -> PIL image.
+
+    Args:
+        normalize: util.transforms.Normalize that has made it; default: that of ImageNet.
+    """
+    return to_pil((normalize or Normalize(len(tensor))).shown(tensor[None])[0])
 
 
-def picture(model, imgs, mask_ratio, seed=0):
+def picture(model, imgs, mask_ratio, seed=0, normalize=None):
     """The grid of masked, reconstructed and original images as a PIL image."""
     masked, reconstructed = reconstruct(model, imgs, mask_ratio, seed)
-    canvas = Image.new('RGB', (len(COLUMNS) * (CELL + GAP) + GAP, len(imgs) * (CELL + GAP) + GAP + HEADER), 'white')
+    width, height = (CELL * side // max(imgs.shape[2:]) for side in (imgs.shape[3], imgs.shape[2]))
+    canvas = Image.new('RGB', (len(COLUMNS) * (width + GAP) + GAP, len(imgs) * (height + GAP) + GAP + HEADER), 'white')
     pen = ImageDraw.Draw(canvas)
     note = ' (patch means from the original)' if model.norm_pix_loss else ''
     for column, (title, rows) in enumerate(zip(COLUMNS, (masked, reconstructed, imgs))):
-        left = GAP + column * (CELL + GAP)
+        left = GAP + column * (width + GAP)
         pen.text((left, GAP), title if title != 'reconstructed' else title + note, fill='black')
         for row, tensor in enumerate(rows):
-            canvas.paste(to_image(tensor).resize((CELL, CELL), NEAREST),
-                         (left, HEADER + GAP + row * (CELL + GAP)))
+            canvas.paste(to_image(tensor, normalize).resize((width, height), NEAREST),
+                         (left, HEADER + GAP + row * (height + GAP)))
     return canvas
 
 
@@ -91,9 +94,9 @@ def _main():
     args = parser.parse_args()
     model, flags, _ = trained.load_autoencoder(args.resume)
     transform = evaluation_transform(flags.get('input_size', 224), flags.get('in_chans', 3))
+    normalize = Normalize.of(flags)
     pixels = torch.stack([transform(picture) for picture in find_images(args.images, args.count)])
-    imgs = Normalize(pixels.shape[-1])(pixels)
-    grid = picture(model, imgs, args.mask_ratio or flags.get('mask_ratio', .75), args.seed)
+    grid = picture(model, normalize(pixels), args.mask_ratio or flags.get('mask_ratio', .75), args.seed, normalize)
     with atomic_file(args.output) as file:
         grid.save(file, 'PNG')
     print('reconstructions: {}'.format(one_line(args.output)))

@@ -1,5 +1,6 @@
 """From the weights of a checkpoint to a model: exactly, or what fits of a pre-trained one."""
 from util.errors import UserError
+from util.input_size import grid_of
 from util.log import logger
 from util.pos_embed import resize_positions
 
@@ -27,18 +28,20 @@ def load_model(model, weights, path):
     model.load_state_dict(weights)
 
 
-def load_pretrained(model, weights, path):
+def load_pretrained(model, weights, path, flags=None):
     """Start a classifier from the encoder of a pre-trained model, or from a classifier of other classes.
 
     Positions are interpolated to the model's grid. The decoder and a head of another size are left out; a head or
     fc_norm that the checkpoint lacks starts anew.
+    Args:
+        flags: of the training that the weights are from, where that is known.
     Returns:
         names left out, names that start anew.
     Raises:
         UserError: the encoder is not this model's.
     """
     own = model.state_dict()
-    kept = {name: value for name, value in with_positions_for(model, weights).items() if name in own}
+    kept = {name: value for name, value in with_positions_for(model, weights, flags).items() if name in own}
     if any(name in kept and kept[name].shape != own[name].shape for name in ('head.weight', 'head.bias')):
         kept = {name: value for name, value in kept.items() if not name.startswith('head.')}
     fresh = [name for name in own if name not in kept]
@@ -50,16 +53,35 @@ def load_pretrained(model, weights, path):
     return [name for name in weights if name not in kept], fresh
 
 
-def with_positions_for(model, weights):
-    """`weights` with pos_embed interpolated from its square grid to the model's."""
+def with_positions_for(model, weights, flags=None):
+    """`weights` with pos_embed interpolated to the model's grid, from that of the training's flags or else a square."""
     table, own = weights.get('pos_embed'), model.pos_embed
-    if table is None or table.shape == own.shape or table.dim() != 3 or not table.numel():
+    if table is None or table.dim() != 3 or not table.numel():
         return weights
-    side = round((table.shape[1] - 1) ** .5)
-    if side < 1 or table.shape != (1, 1 + side ** 2, own.shape[-1]):
+    grid = _trained_grid(table, flags)
+    if grid == model.grid_size or grid is None and table.shape == own.shape:
         return weights
-    logger.info('positions interpolated from %d x %d to %d x %d patches', side, side, *model.grid_size)
-    return {**weights, 'pos_embed': resize_positions(table.float(), (side, side), model.grid_size)}
+    if grid is None:
+        grid = (round((table.shape[1] - 1) ** .5),) * 2
+    if grid[0] < 1 or table.shape != (1, 1 + grid[0] * grid[1], own.shape[-1]):
+        return weights
+    logger.info('positions interpolated from %d x %d to %d x %d patches', *grid, *model.grid_size)
+    return {**weights, 'pos_embed': resize_positions(table.float(), grid, model.grid_size)}
+
+
+def _trained_grid(table, flags):
+    """(rows, columns) of the flags, where the table is as long."""
+    grid = grid_of(flags)
+    return grid if grid and table.shape[1] == 1 + grid[0] * grid[1] else None
+
+
+def check_grid(model, weights, flags, path):
+    """Raise UserError where weights fit the model in number of patches, but their positions are of another grid."""
+    table = weights.get('pos_embed')
+    grid = None if table is None or table.shape != model.pos_embed.shape else _trained_grid(table, flags)
+    if grid not in (None, model.grid_size):
+        raise UserError('{}: was trained on {} x {} patches, this run has {} x {}; see --input_size'
+                        .format(path, *grid, *model.grid_size))
 
 
 def _check_shapes(own, weights, path):

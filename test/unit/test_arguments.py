@@ -26,7 +26,7 @@ SPECIFIED = {
             'output_dir log_dir device seed resume start_epoch num_workers pin_mem no_pin_mem world_size local_rank '
             'local-rank dist_on_itp dist_url addr amp amp_backend amp_dtype prof save_every clip_grad '
             'patch_size in_chans save_every_minutes keep_last max_bad_steps max_bad_images hang_timeout '
-            'crop_min',
+            'crop_min mean std',
     'pretrain': 'loss_scale compile grad_checkpoint mask_ratio norm_pix_loss knn_every knn_images',
     'finetune': 'loss_scale compile grad_checkpoint drop_path clip_grad layer_decay color_jitter aa smoothing reprob '
                 'remode recount resplit mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode finetune '

@@ -143,21 +143,25 @@ def test_a_head_that_no_probing_wrote_is_refused_in_one_line(probed, tmp_path, n
         trained.load_either(str(tmp_path / 'x.pth'))
 
 
+def flags_of(folder, path):
+    return parse_linprobe([*FINETUNE, '--data_path', str(folder), '--finetune', str(path)])
+
+
 def test_a_classifier_of_the_mean_has_no_norm_for_the_class_token(images, tmp_path):
     torch.manual_seed(0)
     model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=5, global_pool=True)
     checkpoint_file.save(str(tmp_path / 'fine.pth'), {'model': model.state_dict()})
     with pytest.raises(UserError, match='fine.pth: has no norm for the class token, .*; add --global_pool'):
-        main_linprobe.load_encoder(vit(), str(tmp_path / 'fine.pth'))
+        main_linprobe.load_encoder(vit(), flags_of(tmp_path, tmp_path / 'fine.pth'))
     probing = vit(global_pool=True)
-    main_linprobe.load_encoder(probing, str(tmp_path / 'fine.pth'))
+    main_linprobe.load_encoder(probing, flags_of(tmp_path, tmp_path / 'fine.pth'))
     assert torch.equal(probing.blocks[5].mlp.fc2.weight, model.blocks[5].mlp.fc2.weight)
 
 
-def test_probing_random_weights_is_said(monkeypatch):
+def test_probing_random_weights_is_said(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(logger, 'warning', lines.append)
-    main_linprobe.load_encoder(vit(), '')
+    main_linprobe.load_encoder(vit(), parse_linprobe([*FINETUNE, '--data_path', str(tmp_path)]))
     assert lines == ['--finetune is not given: the features are those of random weights']
 
 

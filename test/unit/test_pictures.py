@@ -6,7 +6,7 @@ from PIL import Image
 
 from util import pictures
 from util.images import UnreadableImage, read_image
-from util.pictures import JpegPicture, Picture, open_picture, reduction
+from util.pictures import JpegPicture, StoredPicture, open_picture, reduction
 
 needs_simplejpeg = pytest.mark.skipif(pictures.simplejpeg is None, reason='simplejpeg is not installed')
 LIKE_PILLOW = 2     # grey levels; 0.1 but for Pillow 8, whose JPEG library is another one
@@ -158,7 +158,7 @@ def test_without_simplejpeg_pillow_reads_jpeg_files(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, 'simplejpeg', None)
     path = saved(tmp_path, photo())
     picture = open_picture(path)
-    assert type(picture) is Picture and difference(picture, path, (5, 11, 50, 61), (32, 40)) < 1
+    assert type(picture) is StoredPicture and difference(picture, path, (5, 11, 50, 61), (32, 40)) < 1
 
 
 @pytest.mark.skipif(not pictures._RESIZES_BYTES, reason='this PyTorch resizes no bytes')

@@ -85,6 +85,9 @@ class Boxes:
     def __init__(self):
         self.areas, self.ratios, self.lefts = [], [], []
 
+    def channels(self, count):
+        return self
+
     def step(self, height, width, size):
         return 1
 

@@ -1,0 +1,359 @@
+"""Images of any number of channels, and the mean and standard deviation that they are normalised by."""
+import io
+import json
+import random
+import sys
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import FINETUNE, ROOT, execute, finetune, pretrain
+from PIL import Image
+from test_datasets import cifar  # noqa: F401  (a fixture)
+
+from util import dataset_stats, pack_shards, pictures, trained
+from util.arguments import parse_finetune, parse_pretrain
+from util.checkpoint_file import save
+from util.datasets import labelled_set, pretraining_set
+from util.errors import UserError
+from util.images import UnreadableImage
+from util.input_statistics import adopt_statistics, number_text, statistics
+from util.loader import collate
+from util.pictures import ArrayPicture, open_picture
+from util.transforms import Normalize, evaluation_transform, finetuning_transform, pretraining_transform
+
+
+def drawn(folder, per_class=8, channels=5, kind=np.uint16):
+    """An ImageFolder of .npy arrays: two classes of different brightness."""
+    rng = np.random.RandomState(0)
+    for split, count in (('train', per_class), ('val', 3)):
+        for label, name in enumerate(('dark', 'light')):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = 2000 * (1 + label) + 1000 * rng.rand(36, 44, channels)
+                np.save(str(folder / split / name / '{}.npy'.format(i)), pixels.astype(kind))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def bands(tmp_path_factory):
+    """5 channels in uint16."""
+    return drawn(tmp_path_factory.mktemp('bands'))
+
+
+def saved(folder, pixels, name='x.npy'):
+    np.save(str(folder / name), pixels)
+    return str(folder / name)
+
+
+def ramp(channels=5, kind=np.uint8):
+    """Each channel is another even slope."""
+    slope = np.linspace(0, 19, 40 * 30).reshape(40, 30, 1)
+    return (slope * np.arange(1, channels + 1)).astype(kind)
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('bytes_at_once', [True, False])
+@pytest.mark.parametrize('channels', [1, 2, 4, 5, 13])
+def test_a_part_of_an_array_is_what_pillow_makes_of_each_channel(tmp_path, monkeypatch, channels, bytes_at_once):
+    if bytes_at_once and not pictures._RESIZES_BYTES:
+        pytest.skip('this PyTorch has no bicubic kernel for bytes')
+    monkeypatch.setattr(pictures, '_RESIZES_BYTES', bytes_at_once)
+    pixels = ramp(channels)
+    part = open_picture(saved(tmp_path, pixels)).channels(channels).part(4, 2, 30, 20, (16, 24))
+    expected = [np.asarray(Image.fromarray(pixels[4:34, 2:22, i].copy()).resize((24, 16), 3)) for i in range(channels)]
+    assert part.dtype == torch.uint8 and part.shape == (16, 24, channels)
+    assert abs(part.numpy().astype(int) - np.stack(expected, axis=-1)).max() <= 1
+
+
+@pytest.mark.parametrize('kind, value, unit', [(np.uint16, 65535, 1), (np.uint16, 257, 1 / 255), (np.float32, 1, 1),
+                                               (np.float64, -30, -30), (np.float16, .5, .5), ('>u2', 257, 1 / 255)])
+def test_arrays_of_more_than_8_bits_stay_exact_in_units_of_their_kind(tmp_path, kind, value, unit):
+    picture = open_picture(saved(tmp_path, np.full((8, 8, 2), value, kind))).channels(2)
+    images = picture.part(0, 0, 8, 8, (4, 4))[None]
+    assert images.dtype == torch.float32
+    assert Normalize(2, [0.], [1.])(images).flatten().tolist() == pytest.approx([unit] * 32, rel=1e-5)
+
+
+def test_an_array_of_two_dimensions_has_one_channel(tmp_path):
+    assert open_picture(saved(tmp_path, ramp(1)[..., 0])).channels(1).part(0, 0, 40, 30, (40, 30)).shape == (40, 30, 1)
+
+
+@pytest.mark.parametrize('pixels, said', [
+    (np.zeros((5, 40), np.int64), 'an array of int64, not uint8, uint16 or floats'),
+    (np.full((4, 4, 2), np.nan, np.float32), 'pixels that are not finite'),
+    (np.zeros((4, 4, 2, 2), np.uint8), r'an array of the shape \(4, 4, 2, 2\)'), (np.zeros(7, np.uint8), 'shape'),
+    (np.zeros((0, 4, 2), np.uint8), 'shape'), (np.zeros((4, 4, 5), object), 'cannot be read')])
+def test_arrays_that_are_no_images_are_unreadable(tmp_path, pixels, said):
+    with pytest.raises(UnreadableImage, match=said):
+        open_picture(saved(tmp_path, pixels))
+
+
+@pytest.mark.parametrize('data', [b'', b'\x93NUMPY', b'text', b'\x93NUMPY\x01\x00\xff\xff{', None])
+def test_damaged_arrays_are_unreadable(tmp_path, data):
+    whole = io.BytesIO()
+    np.save(whole, ramp())
+    (tmp_path / 'x.npy').write_bytes(whole.getvalue()[:-100] if data is None else data)
+    with pytest.raises(UnreadableImage, match='x.npy: cannot be read'):
+        open_picture(str(tmp_path / 'x.npy'))
+
+
+@pytest.mark.parametrize('count', [1, 3, 4, 40])
+def test_an_array_of_other_channels_is_unreadable_with_the_reason(tmp_path, count):
+    with pytest.raises(UnreadableImage, match='5 channels and not the {} of --in_chans'.format(count)):
+        evaluation_transform(32, count)(open_picture(saved(tmp_path, ramp())))
+
+
+@pytest.mark.parametrize('mode, ending, channels', [('RGBA', 'png', 4), ('LA', 'png', 2), ('CMYK', 'tif', 4),
+                                                    ('CMYK', 'jpg', 4), ('RGBA', 'tif', 4)])
+def test_a_picture_gives_the_channels_that_its_file_has(tmp_path, mode, ending, channels):
+    path, pixels = str(tmp_path / ('x.' + ending)), ramp(channels)
+    Image.fromarray(pixels, mode).save(path)
+    found = evaluation_transform([40, 32], channels)(open_picture(path))
+    whole = open_picture(path).channels(channels).part(0, 0, 40, 30, (40, 30)).numpy()
+    assert found.shape == (40, 32, channels) and abs(whole.astype(int) - pixels).max() <= (20 if ending == 'jpg' else 0)
+    assert open_picture(path).channels(3).part(0, 0, 40, 30, (40, 30)).shape == (40, 30, 3)
+    with pytest.raises(UnreadableImage, match='{} channels and not the 5'.format(channels)):
+        open_picture(path).channels(5)
+
+
+def test_a_palette_with_transparency_has_four_channels(tmp_path):
+    image = Image.fromarray(ramp(1)[..., 0], 'L').convert('P')
+    image.save(str(tmp_path / 'x.png'), transparency=bytes([0] + [255] * 255))
+    pixels = open_picture(str(tmp_path / 'x.png')).channels(4).part(0, 0, 40, 30, (40, 30))
+    assert set(pixels[..., 3].flatten().tolist()) == {0, 255}
+
+
+@pytest.mark.parametrize('kind', [np.uint8, np.uint16])
+def test_the_pages_of_a_tiff_file_are_channels(tmp_path, kind):
+    path, pixels = str(tmp_path / 'x.tif'), ramp(5, kind)
+    pages = [Image.fromarray(np.ascontiguousarray(pixels[..., i])) for i in range(5)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    found = open_picture(path).channels(5).part(0, 0, 40, 30, (40, 30)).numpy()
+    assert np.allclose(found, pixels / (1 if kind is np.uint8 else 257), atol=1e-3)
+    with pytest.raises(UnreadableImage, match='5 channels and not the 4'):
+        open_picture(path).channels(4)
+
+
+def test_a_jpeg_file_has_three_channels(tmp_path):
+    Image.fromarray(ramp(3)).save(str(tmp_path / 'x.jpg'))
+    with pytest.raises(UnreadableImage, match='3 channels and not the 4 of --in_chans'):
+        pretraining_transform(32, 4)(open_picture(str(tmp_path / 'x.jpg')))
+
+
+def test_a_tiff_file_that_pillow_cannot_read_is_told_of_arrays(tmp_path):
+    (tmp_path / 'x.tif').write_bytes(b'II*\0' + bytes(100))
+    with pytest.raises(UnreadableImage, match='npy files hold any channels'):
+        open_picture(str(tmp_path / 'x.tif'))
+
+
+def test_cifar_has_three_channels(cifar):  # noqa: F811
+    with pytest.raises(UserError, match='--in_chans 5: the images of --data_path have 3 channels'):
+        pretraining_set(str(cifar), pretraining_transform(32, 5))[0]
+
+
+# -- folders and tar files -----------------------------------------------------------------------------------------
+
+def test_arrays_are_images_where_there_are_no_others(bands, tmp_path):
+    assert len(pretraining_set(str(bands))) == 16 and labelled_set(str(bands), 'val').classes == ['dark', 'light']
+    saved(tmp_path, ramp())
+    assert len(pretraining_set(str(tmp_path))) == 1
+    Image.fromarray(ramp(3)).save(str(tmp_path / 'y.png'))
+    assert [pretraining_set(str(tmp_path)).name_of(0)[-5:], len(pretraining_set(str(tmp_path)))] == ['y.png', 1]
+
+
+def test_arrays_are_packed_into_tar_files_and_read_from_there(bands, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['x', str(bands), str(tmp_path / 'packed'), '--num_workers', '0'])
+    monkeypatch.setattr(pack_shards.signal, 'signal', lambda *_: None)
+    pack_shards.main()
+    transform = evaluation_transform([32, 40], 5)
+    packed, plain = (labelled_set(str(folder), 'train', transform) for folder in (tmp_path / 'packed', bands))
+    assert len(packed) == 16 and sorted(set(packed.labels)) == [0, 1]
+    sums = [sorted(round(float(pixels.sum())) for pixels, _ in (dataset[i] for i in range(16)))
+            for dataset in (packed, plain)]
+    assert sums[0] == sums[1]
+
+
+def test_shrinking_arrays_to_jpeg_files_is_refused(bands):
+    with pytest.raises(UserError, match='--short_side: makes JPEG files'):
+        pack_shards.split_sets(str(bands), 64)
+
+
+def test_bytes_and_floats_in_one_batch_become_floats():
+    samples = [((torch.zeros(2, 2, 5, dtype=kind), 1), []) for kind in (torch.uint8, torch.float32)]
+    (images, labels), _ = collate(samples)
+    assert images.dtype == torch.float32 and labels.tolist() == [1, 1]
+
+
+# -- augmentation --------------------------------------------------------------------------------------------------
+
+def steps_of(in_chans, **flags):
+    return [type(step).__name__ for step in finetuning_transform(32, in_chans, **flags).transforms]
+
+
+def test_colours_are_augmented_only_where_there_are_such(tmp_path):
+    assert 'RandAugment' in steps_of(3) and 'RandAugment' in steps_of(1)
+    assert steps_of(4) == ['RandomResizedCrop', 'function']
+    flags = [*FINETUNE, '--data_path', str(tmp_path), '--mean', '.5', '--std', '.2', '--in_chans']
+    assert [parse_finetune([*flags, chans]).aa for chans in '135'] == ['rand-m9-mstd0.5-inc1'] * 2 + ['none']
+
+
+@pytest.mark.parametrize('flag', [['--aa', 'rand-m9-mstd0.5-inc1'], ['--color_jitter', '.4']])
+def test_augmentation_of_colours_is_refused_for_other_channels(tmp_path, capsys, flag):
+    with pytest.raises(SystemExit) as ended:
+        parse_finetune([*FINETUNE, '--data_path', str(tmp_path), '--in_chans', '5', '--mean', '0', '--std', '1', *flag])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count('\n') == 1 and flag[0] in error
+
+
+def test_grey_arrays_of_8_bits_are_augmented_and_of_more_refused_with_the_flag(tmp_path):
+    random.seed(0)
+    transform = finetuning_transform(32, 1)
+    assert transform(ArrayPicture('x', ramp(1))).shape == (32, 32, 1)
+    with pytest.raises(UserError, match='--aa none'):
+        transform(ArrayPicture('x', ramp(1, np.uint16)))
+    assert finetuning_transform(32, 1, aa='none')(ArrayPicture('x', ramp(1, np.uint16))).dtype == torch.float32
+
+
+# -- mean and standard deviation -----------------------------------------------------------------------------------
+
+def test_mean_and_std_reach_every_channel_in_units_of_white():
+    images = torch.tensor([0, 51, 102, 255, 255]).expand(1, 2, 2, 5).byte()
+    result = Normalize(5, [.2], [.1, .2, .4, .8, 1.])(images)[0, :, 0, 0]
+    assert result.tolist() == pytest.approx([-2, 0, .5, 1, .8], abs=1e-5)
+
+
+def test_mean_and_std_are_imagenets_unless_they_are_given():
+    assert statistics(3) == ((.485, .456, .406), (.229, .224, .225)) and len(statistics(1)[0]) == 1
+    assert statistics(3, [.5], [.1, .2, .3]) == ((.5, .5, .5), (.1, .2, .3))
+    with pytest.raises(UserError, match='--in_chans 5: .* python -m util.dataset_stats'):
+        Normalize(5)
+
+
+BAD = [(['--in_chans', '5'], '--in_chans'), (['--mean', '.5'], '--mean'), (['--std', '.5'], '--std'),
+       (['--mean', '.5', '.5', '--std', '1'], '--mean: 2 numbers for 3 channels'),
+       (['--mean', '.5', '--std', '0'], '--std'), (['--mean', 'x', '--std', '1'], '--mean')]
+
+
+@pytest.mark.parametrize('flags, said', BAD)
+def test_numbers_that_do_not_go_with_the_channels_get_one_line(tmp_path, capsys, flags, said):
+    for parse in (parse_pretrain, parse_finetune):
+        with pytest.raises(SystemExit) as ended:
+            parse(['--data_path', str(tmp_path), *flags])
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and error.count('\n') == 1 and said in error, error
+
+
+def test_negative_means_are_numbers_and_no_flags(tmp_path):
+    args = parse_pretrain(['--data_path', str(tmp_path), '--in_chans', '2', '--mean', '-12.5', '-0.03', '--std', '3'])
+    assert args.mean == [-12.5, -.03] and args.std == [3.]
+
+
+@pytest.mark.parametrize('value, text', [(.485, '0.485'), (-.000012345678, '-0.0000123457'), (123456789., '123456789'),
+                                         (0., '0'), (100., '100'), (-8., '-8')])
+def test_printed_numbers_have_no_exponent(value, text):
+    assert number_text(value) == text
+
+
+@pytest.mark.parametrize('given, saved_as, taken, said', [
+    (None, [.3], [.3], 'mean and std are those of x.pth: --mean 0.3 --std 0.3'), (None, None, None, ''),
+    ([.3], [.3], [.3], ''), ([.3] * 3, [.3], [.3] * 3, ''), ([.4], [.3], [.4], 'was trained with --mean 0.3 --std 0.3'),
+    ([.4], None, [.4], 'was trained with --mean 0.485 0.456 0.406')])
+def test_mean_and_std_come_from_the_checkpoint_unless_they_are_given(caplog, given, saved_as, taken, said):
+    caplog.set_level('INFO', 'mae')
+    args = Namespace(in_chans=3, mean=given, std=given)
+    adopt_statistics(args, {'in_chans': 3, 'mean': saved_as, 'std': saved_as}, 'x.pth')
+    assert args.mean == taken and args.std == taken
+    assert len(caplog.messages) == bool(said) and said in ''.join(caplog.messages)
+
+
+@pytest.mark.parametrize('flags', [{'mean': [.5]}, {'mean': '0.5', 'std': '0.5'}, {'mean': [.5], 'std': [0.]},
+                                   {'mean': [.5, .5], 'std': [1.]}, {'mean': [float('nan')], 'std': [1.]}])
+def test_a_checkpoint_with_numbers_that_no_training_had_is_refused(tmp_path, flags):
+    with pytest.raises(UserError, match='x.pth: was made with --mean'):
+        adopt_statistics(Namespace(in_chans=3, mean=None, std=None), flags, 'x.pth')
+    save(str(tmp_path / 'x.pth'), {'model': {}, 'args': {'model': 'mae_vit_nano_patch16', **flags}})
+    with pytest.raises(UserError, match='x.pth: was made with --mean'):
+        trained.load_autoencoder(str(tmp_path / 'x.pth'))
+
+
+# -- measuring -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('kind, unit', [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
+def test_measured_numbers_are_those_of_the_pixels_each_image_counting_the_same(tmp_path, kind, unit):
+    rng = np.random.RandomState(0)
+    images = [(rng.rand(side, 20, 5) * 250).astype(kind) for side in (10, 40)]
+    for i, pixels in enumerate(images):
+        saved(tmp_path, pixels, '{}.npy'.format(i))
+    mean, std, count = dataset_stats.measure(pretraining_set(str(tmp_path), dataset_stats.Moments(5)))
+    alike = np.concatenate([np.repeat(pixels, 40 // len(pixels), axis=0) for pixels in images]).reshape(-1, 5) / unit
+    assert count == 2 and mean == pytest.approx(alike.mean(axis=0), rel=1e-5)
+    assert std == pytest.approx(alike.std(axis=0), rel=1e-4)
+
+
+@pytest.mark.parametrize('in_chans', [1, 3])
+def test_cifar_and_folders_are_measured_in_grey_and_in_colour(cifar, images, in_chans):  # noqa: F811
+    for folder in (cifar, images):
+        mean, std, _ = dataset_stats.measure(pretraining_set(str(folder), dataset_stats.Moments(in_chans)))
+        assert len(mean) == len(std) == in_chans and 0 < min(mean) <= max(mean) < 1 and 0 < min(std) < 1
+
+
+def test_the_numbers_do_not_depend_on_processes_and_a_sample_on_its_seed_alone(images):
+    dataset = pretraining_set(str(images), dataset_stats.Moments(3))
+    assert dataset_stats.measure(dataset, 0) == dataset_stats.measure(dataset, 2)
+    one, again, other = (dataset_stats.measure(dataset_stats.Sample(dataset, 5, seed)) for seed in (0, 0, 1))
+    assert one == again != other and one[2] == 5
+
+
+def test_data_that_cannot_be_measured_gets_a_line(bands, tmp_path):
+    with pytest.raises(UserError, match='none of the 16 images can be read'):
+        dataset_stats.measure(pretraining_set(str(bands), dataset_stats.Moments(4)))
+    saved(tmp_path, np.dstack([ramp(1), np.full((40, 30), 51, np.uint8)]))
+    with pytest.raises(UserError, match=r'channel 1 \(counted from 0\) is 0.2 in all'):
+        dataset_stats.measure(pretraining_set(str(tmp_path), dataset_stats.Moments(2)))
+
+
+# -- from end to end -----------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def course(bands, tmp_path_factory):
+    """Measured; pre-trained on 32 x 48; fine-tuned on 48 x 32 from there: (flags measured, outputs, folders)."""
+    measured = execute([sys.executable, '-m', 'util.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0],
+                       PYTHONPATH=str(ROOT))
+    assert measured.status == 0, measured.output
+    line, numbers = measured.output.strip().split('\n')[-2:]
+    folders = [tmp_path_factory.mktemp(name) for name in ('pretrained', 'finetuned')]
+    data = ['--data_path', bands, '--in_chans', 5, '--epochs', 1, '--output_dir']
+    before = pretrain(*data, folders[0], '--input_size', 32, 48, *line.split())
+    assert before.status == 0, before.output
+    after = finetune(*data, folders[1], '--input_size', 48, 32, '--finetune', folders[0] / 'checkpoint-0.pth',
+                     '--mixup', .8, '--cutmix', 1)
+    assert after.status == 0, after.output
+    return line, json.loads(numbers), after.output, folders
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_recorded_by_pretraining_and_taken_over_by_finetuning(course):
+    line, numbers, output, folders = course
+    assert numbers['in_chans'] == 5 and numbers['images'] == 16 and 'mean and std are those of' in output
+    flags = [trained.load_either(str(folder / 'checkpoint-0.pth')).flags for folder in folders]
+    assert flags[0]['mean'] == flags[1]['mean'] == pytest.approx(numbers['mean'], rel=1e-5)
+    assert flags[0]['std'] == flags[1]['std'] == pytest.approx(numbers['std'], rel=1e-5)
+    assert [each['input_size'] for each in flags] == [[32, 48], [48, 32]]
+
+
+@pytest.mark.slow
+def test_finetuning_says_what_it_did_with_positions_and_colours(course):
+    assert 'positions interpolated from 4 x 6 to 6 x 4 patches' in course[2]
+    assert 'no augmentation of colours: there is none for 5 channels' in course[2]
+
+
+@pytest.mark.slow
+def test_evaluation_takes_the_numbers_of_the_training(course, bands, tmp_path):
+    run = finetune('--data_path', bands, '--in_chans', 5, '--input_size', 48, 32, '--eval', '--output_dir', tmp_path,
+                   '--resume', course[3][1] / 'checkpoint-0.pth')
+    assert run.status == 0 and 'mean and std are those of' in run.output, run.output
+    trained_at = json.loads((course[3][1] / 'log.txt').read_text().split('\n')[0])
+    assert json.loads((tmp_path / 'eval.json').read_text())['loss'] == pytest.approx(trained_at['test_loss'], rel=1e-5)

@@ -1,0 +1,215 @@
+"""Inputs that are no squares, and patches that do not fit."""
+import random
+from argparse import ArgumentTypeError
+
+import numpy as np
+import pytest
+import torch
+from conftest import FINETUNE, PRETRAIN
+from PIL import Image
+from torchvision import transforms
+
+import main_finetune
+import main_pretrain
+import models_mae
+import models_vit
+from util import input_size, preprocessing, trained, transforms as ours, visualize, weights
+from util.arguments import parse_finetune, parse_pretrain
+from util.checkpoint import Resumed
+from util.checkpoint_file import save
+from util.errors import UserError
+from util.pictures import Picture
+from util.pos_embed import sincos_2d
+
+WIDE = ['--input_size', '32', '48']
+
+
+def vit(size, **options):
+    torch.manual_seed(0)
+    return models_vit.vit_nano_patch16(img_size=size, patch_size=8, num_classes=3, global_pool=True, **options).eval()
+
+
+def flags_of(size, model='vit_nano_patch16'):
+    return {'model': model, 'input_size': size, 'patch_size': 8}
+
+
+@pytest.mark.parametrize('words, kept', [(['48'], 48), (['48', '48'], 48), (['32', '48'], [32, 48])])
+def test_a_square_is_kept_as_one_number_and_else_height_and_width(tmp_path, words, kept):
+    args = parse_pretrain(['--data_path', str(tmp_path), '--input_size', *words, '--patch_size', '8'])
+    assert args.input_size == kept
+
+
+@pytest.mark.parametrize('flags, said', [
+    (['--input_size', '225'], 'are: 224, 240; or give --patch_size 15 or 25'),
+    (['--input_size', '7'], '7 is not a multiple of the patch size 16; the nearest that is: 16; or give --patch'),
+    (['--input_size', '32', '50', '--patch_size', '8'], '50 is not a multiple of the patch size 8; the nearest that '
+                                                        'are: 48, 56; or give --patch_size 2'),
+    (['--input_size', '32', '48', '64'], '--input_size: takes one number, or height and width')])
+def test_sizes_that_do_not_go_get_one_line_with_those_that_do(tmp_path, capsys, flags, said):
+    with pytest.raises(SystemExit) as ended:
+        parse_pretrain(['--data_path', str(tmp_path), '--model', 'mae_vit_nano_patch16', *flags])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count('\n') == 1 and '--input_size' in error and said in error, error
+
+
+@pytest.mark.parametrize('size, patch', [(224, 16), ([32, 48], 8), ([32, 48], 16), (28, 14)])
+def test_patches_that_fit_are_no_misfit(size, patch):
+    assert input_size.misfit(size, patch) is None
+
+
+def test_the_share_of_hidden_patches_is_counted_on_the_grid_that_there_is(tmp_path, capsys):
+    flags = ['--data_path', str(tmp_path), '--model', 'mae_vit_nano_patch16', '--input_size', '16', '64']
+    assert parse_pretrain([*flags, '--mask_ratio', '.75']).mask_ratio == .75
+    with pytest.raises(SystemExit):
+        parse_pretrain([*flags, '--mask_ratio', '.8'])
+    assert 'hides 4 of 4 patches' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['mae_vit_nano_patch16', 'mae_vit_tiny_patch16', 'mae_vit_small_patch16'])
+def test_an_autoencoder_of_a_wide_input_hides_patches_and_predicts_all(tmp_path, name):
+    args = parse_pretrain([*PRETRAIN, *WIDE, '--data_path', str(tmp_path), '--model', name])
+    model = main_pretrain.build_model(args)
+    imgs = torch.randn(2, 3, 32, 48)
+    loss, pred, mask = model(imgs, .75)
+    assert pred.shape == (2, 24, 192) and mask.sum(dim=1).tolist() == [18, 18] and torch.isfinite(loss)
+    assert torch.equal(model.unpatchify(model.patchify(imgs)), imgs)
+    assert torch.equal(model.pos_embed, sincos_2d(model.pos_embed.shape[-1], (4, 6)))
+
+
+def test_a_classifier_takes_a_wide_input(tmp_path):
+    args = parse_finetune([*FINETUNE, *WIDE, '--data_path', str(tmp_path)])
+    assert main_finetune.build_model(args, 5)(torch.randn(2, 3, 32, 48)).shape == (2, 5)
+
+
+def noise(width, height):
+    pixels = np.random.RandomState(0).randint(0, 256, (9, 12, 3)).astype(np.uint8)
+    return Image.fromarray(pixels).resize((width, height), 3)
+
+
+@pytest.mark.parametrize('width, height', [(500, 375), (375, 500), (300, 300), (120, 451)])
+@pytest.mark.parametrize('size', [(32, 48), (160, 96), (224, 320)])
+def test_evaluation_keeps_the_middle_of_what_just_covers_the_input(width, height, size):
+    image, share = noise(width, height), .875 if max(size) <= 224 else 1
+    around = [int(side / share) for side in size]
+    factor = max(around[0] / height, around[1] / width)
+    covering = image.resize((int(width * factor + 1e-9), int(height * factor + 1e-9)), 3)
+    expected = np.asarray(transforms.CenterCrop(size)(covering)).astype(int)
+    result = ours.evaluation_transform(list(size))(Picture(np.array(image))).numpy()
+    assert result.shape == (*size, 3)
+    differences = abs(result - expected)
+    assert differences.max() <= 2 and differences.mean() < .1
+
+
+@pytest.mark.parametrize('transform', [ours.pretraining_transform, ours.finetuning_transform,
+                                       ours.evaluation_transform])
+@pytest.mark.parametrize('in_chans', [1, 3])
+def test_transforms_give_the_size_that_was_asked_for(transform, in_chans):
+    random.seed(0)
+    assert transform([32, 48], in_chans=in_chans)(Picture(np.array(noise(80, 60)))).shape == (32, 48, in_chans)
+
+
+def test_a_random_crop_for_a_wide_input_has_the_ratios_of_torchvisions():
+    random.seed(0)
+    crop, ratios = ours.pretraining_transform([16, 64]).transforms[0], []
+    for _ in range(500):
+        _, _, height, width = crop._part(300, 300)
+        ratios.append(width / height)
+    assert min(ratios) == pytest.approx(3 / 4, abs=.02) and max(ratios) == pytest.approx(4 / 3, abs=.03)
+
+
+@pytest.mark.parametrize('flags', [['--mixup', '.8'], ['--cutmix', '1'], ['--cutmix_minmax', '.2', '.4'],
+                                   ['--mixup', '.8', '--cutmix', '1', '--mixup_mode', 'elem'],
+                                   ['--cutmix', '1', '--mixup_mode', 'pair'], []])
+@pytest.mark.parametrize('in_chans', [3, 5])
+def test_wide_batches_of_any_channels_are_mixed_and_erased(tmp_path, flags, in_chans):
+    random.seed(0)
+    np.random.seed(0)
+    args = parse_finetune([*FINETUNE, *WIDE, '--data_path', str(tmp_path), '--in_chans', str(in_chans), '--mean', '.5',
+                           '--std', '.25', '--reprob', '1', *flags])
+    augment = main_finetune.build_augmentation(args, main_finetune.build_loss(args, 4)[1], torch.device('cpu'))
+    bytes_ = torch.arange(4)[:, None, None, None].expand(4, 32, 48, in_chans).contiguous().byte() * 60
+    plain = ours.Normalize.of(vars(args))(bytes_)
+    images, labels = augment(bytes_, torch.arange(4))
+    assert images.shape == (4, in_chans, 32, 48) and len(labels) == 4
+    assert all((image != before).any() for image, before in zip(images, plain))
+
+
+def test_positions_go_from_one_wide_grid_to_another_by_the_flags_of_the_source():
+    """A ramp along the rows stays one along the rows, which a square or swapped source grid would break."""
+    source, model = vit([32, 48]), vit([48, 32])
+    ramp = torch.linspace(0, 1, 4)[:, None, None].expand(4, 6, 128).reshape(1, 24, 128)
+    values = {**source.state_dict(), 'pos_embed': torch.cat([torch.zeros(1, 1, 128), ramp], dim=1)}
+    weights.load_pretrained(model, values, 'x.pth', flags_of([32, 48]))
+    table = model.pos_embed[0, 1:].reshape(6, 4, 128)
+    assert torch.allclose(table, table[:, :1].expand(-1, 4, -1), atol=1e-6)
+    assert (table[1:, 0, 0] > table[:-1, 0, 0]).all()
+
+
+@pytest.mark.parametrize('source, target', [(32, [32, 48]), ([32, 48], 32), ([16, 64], [32, 32])])
+def test_weights_pass_between_squares_and_others(source, target):
+    model = vit(target)
+    weights.load_pretrained(model, vit(source).state_dict(), 'x.pth', flags_of(source))
+    assert model(torch.randn(1, 3, *input_size.sides(target))).shape == (1, 3)
+
+
+def test_a_square_source_needs_no_flags():
+    model, source = vit([32, 48]), vit(64)
+    weights.load_pretrained(model, source.state_dict(), 'x.pth')
+    assert model.pos_embed.shape == (1, 25, 128)
+    assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])
+
+
+def test_resuming_with_height_and_width_swapped_is_refused_and_evaluating_so_interpolates(tmp_path):
+    source = vit([32, 48])
+    save(str(tmp_path / 'x.pth'), {'model': source.state_dict(), 'args': flags_of([32, 48])})
+    resumed, model = Resumed(str(tmp_path / 'x.pth')), vit([48, 32])
+    with pytest.raises(UserError, match='was trained on 4 x 6 patches, this run has 6 x 4; see --input_size'):
+        resumed.restore_model(model)
+    resumed.restore_model(model, fit_positions=True)
+    assert not torch.equal(model.pos_embed, source.pos_embed)
+
+
+@pytest.mark.parametrize('flags', [None, 7, {}, {'model': 'x', 'input_size': 32}, flags_of('32'), flags_of([32]),
+                                   flags_of([32, 48, 1]), flags_of([32., 48.]), flags_of(0)])
+def test_flags_that_tell_of_no_grid_give_none(flags):
+    assert input_size.grid_of(flags) is None
+
+
+def test_published_flags_tell_of_their_grid():
+    assert input_size.grid_of({'model': 'mae_vit_huge_patch14', 'input_size': 224}) == (16, 16)
+
+
+def test_a_wide_model_comes_back_from_its_checkpoint_and_is_drawn_as_it_is(tmp_path):
+    model = models_mae.mae_vit_nano_patch16(img_size=(32, 48), patch_size=8).eval()
+    save(str(tmp_path / 'x.pth'), {'model': model.state_dict(), 'args': flags_of([32, 48], 'mae_vit_nano_patch16')})
+    again, flags, _ = trained.load_autoencoder(str(tmp_path / 'x.pth'))
+    imgs = torch.randn(2, 3, 32, 48)
+    assert flags['input_size'] == [32, 48] and torch.equal(model.patchify(imgs), again.patchify(imgs))
+    assert visualize.to_image(imgs[0]).size == (48, 32)
+
+
+@pytest.mark.parametrize('text, size', [('48', 48), ('48x48', 48), ('32x48', [32, 48])])
+def test_where_other_words_follow_height_and_width_are_one_word(text, size):
+    assert input_size.parse(text) == size
+
+
+@pytest.mark.parametrize('text', ['', '0', '-8', '32x', '32x0', '32x48x64', 'x32', '32 48', '3.5'])
+def test_words_that_are_no_size_are_refused(text):
+    with pytest.raises(ArgumentTypeError, match='HEIGHTxWIDTH'):
+        input_size.parse(text)
+
+
+@pytest.mark.parametrize('size', [None, 32, [48, 32]])
+def test_a_classifier_of_a_wide_input_predicts_at_that_and_other_sizes(tmp_path, size):
+    save(str(tmp_path / 'x.pth'), {'model': vit([32, 48]).state_dict(), 'args': flags_of([32, 48])})
+    again, flags, _ = trained.load_classifier(str(tmp_path / 'x.pth'), size)
+    transform, normalize = preprocessing.of(flags)
+    assert again(normalize(transform(Picture(np.array(noise(80, 60))))[None])).shape == (1, 3)
+    assert flags['input_size'] == (size or [32, 48])
+
+
+@pytest.mark.parametrize('size', [[32], [32, 48, 64], [32, '48'], [32, -48], [True, 32]])
+def test_sizes_that_no_training_had_are_refused(tmp_path, size):
+    save(str(tmp_path / 'x.pth'), {'model': {}, 'args': flags_of(size, 'mae_vit_nano_patch16')})
+    with pytest.raises(UserError, match='x.pth: was made with --input_size'):
+        trained.load_autoencoder(str(tmp_path / 'x.pth'))

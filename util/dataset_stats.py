@@ -1,0 +1,111 @@
+"""Mean and standard deviation of a dataset's channels: python -m util.dataset_stats DATA [flags]
+
+Prints the flags --mean and --std for training, and the same as JSON. The images are those that pre-training on DATA
+has, whole and in their own size; each counts the same, however large it is, as in training. Pixels are in units of
+0..1: 8-bit values divided by 255, 16-bit ones by 65535, floats as they are.
+"""
+import json
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from util import log
+from util.datasets import pretraining_set
+from util.device import Cpu
+from util.distributed import World
+from util.errors import UserError, run
+from util.input_statistics import flags_text, number_text
+from util.loader import default_workers, evaluation_loader
+from util.log import logger
+from util.parser import COUNT, INDEX, Parser
+from util.progress_bar import progress_bar
+from util.transforms import to_grey
+
+FLAT = 1e-9         # deviation, as a share of the mean, that comes of rounding
+
+
+def parse(argv=None):
+    """The flags."""
+    parser = Parser(prog='python -m util.dataset_stats', description=__doc__.split('\n')[0])
+    add = parser.add_argument
+    add('data', metavar='DATA', help='what is given to main_pretrain.py as --data_path; with train/ in it, only that')
+    add('--in_chans', type=COUNT, default=3, help='channels of the images, as in training')
+    add('--images', type=COUNT, help='measure so many images, drawn at random; default: all')
+    add('--seed', type=INDEX, default=0, help='seed of that draw')
+    add('--num_workers', type=INDEX, default=default_workers(), help='processes that read images')
+    return parser.parse_args(argv)
+
+
+class Moments:
+    """A transform: the mean and the variance of each channel of a picture, in units of 0..1: (2, C) float64 tensor."""
+
+    def __init__(self, in_chans):
+        self.in_chans = in_chans
+
+    def __call__(self, picture):
+        picture = picture.channels(self.in_chans)
+        size = picture.height, picture.width
+        pixels = picture.part(0, 0, *size, size)
+        if self.in_chans == 1:
+            pixels = to_grey(pixels)
+        values = pixels.reshape(-1, self.in_chans).numpy().astype(np.float64) / 255
+        return torch.from_numpy(np.stack([values.mean(axis=0), values.var(axis=0)]))
+
+
+class Sample(Dataset):
+    """`count` images of a dataset, drawn by a seed."""
+
+    def __init__(self, dataset, count, seed):
+        self.dataset, self.indices = dataset, np.random.RandomState(seed).permutation(len(dataset))[:count]
+
+    def __len__(self):
+        return len(self.indices)
+
+    def name_of(self, index):
+        """The file of an image."""
+        return self.dataset.name_of(self.indices[index])
+
+    def __getitem__(self, index):
+        return self.dataset[int(self.indices[index])]
+
+
+def measure(dataset, num_workers=0):
+    """(mean, std, images measured) of a dataset with the transform Moments: a number for each channel.
+
+    The result does not depend on the number of processes. Unreadable images are told and left out.
+    Raises:
+        UserError: no image can be read, or a channel has the same value everywhere.
+    """
+    loader = evaluation_loader(dataset, 16, World(), False, num_workers, False, Cpu())
+    found = []
+    with progress_bar('measuring', 'images', len(dataset)) as bar:
+        for moments, _ in loader:
+            found.append(moments)
+            bar.add(len(moments))
+    if not found:
+        raise UserError('DATA: none of the {} images can be read; see the lines above, and --in_chans'
+                        .format(len(dataset)))
+    means, variances = torch.cat(found).numpy().transpose(1, 0, 2)
+    mean, std = means.mean(axis=0), np.sqrt(variances.mean(axis=0) + means.var(axis=0))
+    flat = np.flatnonzero(std <= FLAT * np.abs(mean))
+    if len(flat):
+        raise UserError('DATA: channel {} (counted from 0) is {} in all of the images; leave it out of them'.format(
+            flat[0], number_text(mean[flat[0]])))
+    return mean.tolist(), std.tolist(), len(means)
+
+
+def main():
+    args = parse()
+    log.set_up(True)
+    torch.set_num_threads(1)
+    whole = pretraining_set(args.data, Moments(args.in_chans))
+    count = min(args.images or len(whole), len(whole))
+    mean, std, measured = measure(Sample(whole, count, args.seed) if count < len(whole) else whole, args.num_workers)
+    logger.info('%d of %d images measured', measured, len(whole))
+    print(flags_text(mean, std))
+    print(json.dumps({'mean': mean, 'std': std, 'images': measured, 'in_chans': args.in_chans}))
+
+
+if __name__ == '__main__':
+    run(main)

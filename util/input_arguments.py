@@ -1,0 +1,56 @@
+"""Flags of the model's input: its size, channels, mean and standard deviation. Nothing here imports torch."""
+from util import input_size
+from util.parser import COUNT, POSITIVE, number
+
+RECIPE_AA = 'rand-m9-mstd0.5-inc1'
+COLOURED = (1, 3)           # channels that augmentation of colours is defined for, and that have a usual mean and std
+
+
+def add(group):
+    """Add them to a group of a parser."""
+    add = group.add_argument
+    add('--input_size', type=COUNT, nargs='+', default=224, metavar=('H', 'W'),
+        help='side of the square input in pixels; or its height and width')
+    add('--patch_size', type=COUNT, help="side of a patch in pixels; default: the model's own")
+    add('--in_chans', type=COUNT, default=3,
+        help='image channels: 1 (grey), 3 (RGB), or as many as the files have (.npy arrays, RGBA)')
+    add('--mean', type=number(float), nargs='+',
+        help="mean of the pixels, for each channel or for all, white being 1; default: the checkpoint's, or ImageNet's")
+    add('--std', type=POSITIVE, nargs='+', help='standard deviation of the pixels, as --mean')
+
+
+def check(parser, args, patch_size):
+    """End the process with one line where they do not go together; settle `args.input_size` (util.input_size.plain)."""
+    if isinstance(args.input_size, list):
+        if len(args.input_size) > 2:
+            parser.error('argument --input_size: takes one number, or height and width; not {} numbers'
+                         .format(len(args.input_size)))
+        args.input_size = input_size.plain(args.input_size)
+    misfit = input_size.misfit(args.input_size, patch_size)
+    if misfit:
+        parser.error('argument --input_size: {}; or give --patch_size {}'.format(
+            misfit, ' or '.join(map(str, input_size.other_patches(args.input_size, patch_size)))))
+    for name, other in (('mean', 'std'), ('std', 'mean')):
+        values = getattr(args, name)
+        if values is not None and getattr(args, other) is None:
+            parser.error('argument --{}: give --{} too'.format(name, other))
+        if values is not None and len(values) not in (1, args.in_chans):
+            parser.error('argument --{}: {} numbers for {} channel{}; give one, or one a channel'
+                         .format(name, len(values), args.in_chans, 's'[:args.in_chans - 1]))
+    trained = any(getattr(args, name, '') for name in ('resume', 'finetune', 'init_from'))
+    if args.mean is None and args.in_chans not in COLOURED and not trained:
+        parser.error('argument --in_chans: {} channels have no usual mean and std; give --mean and --std, which '
+                     'python -m util.dataset_stats measures'.format(args.in_chans))
+
+
+def settle_colours(parser, args):
+    """Give --aa its default, which augments colours only where there are such; refuse what is for these."""
+    if args.in_chans not in COLOURED:
+        if args.aa not in (None, 'none'):
+            parser.error('argument --aa: {} is for images of 1 or 3 channels, not {}; leave it out'
+                         .format(args.aa, args.in_chans))
+        if args.color_jitter:
+            parser.error('argument --color_jitter: is for images of 1 or 3 channels, not {}; leave it out'
+                         .format(args.in_chans))
+    if args.aa is None:
+        args.aa = RECIPE_AA if args.in_chans in COLOURED else 'none'

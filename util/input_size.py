@@ -1,0 +1,56 @@
+"""--input_size, the side of a square, or height and width; and the patches in it. Nothing here imports torch."""
+import argparse
+import re
+
+
+def sides(size):
+    """224 or [160, 320] -> (height, width) in pixels."""
+    return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+
+
+def plain(numbers):
+    """What flags and checkpoints keep of one number or two: the side of a square as a number, else [height, width]."""
+    height, width = (list(numbers) * 2)[:2]
+    return height if height == width else [height, width]
+
+
+def parse(text):
+    """An argparse type: '224' -> 224, '160x320' -> [160, 320], for commands on which other words follow."""
+    sizes = re.match(r'([1-9]\d*)(?:x([1-9]\d*))?$', text)
+    if not sizes:
+        raise argparse.ArgumentTypeError('{!r} is neither a side in pixels nor HEIGHTxWIDTH'.format(text))
+    return plain([int(number) for number in sizes.groups() if number])
+
+
+def patch_in_name(model):
+    """Side in pixels of the patches that a model's name tells of: 16 in vit_base_patch16; None where it does not."""
+    found = re.search(r'_patch(\d+)', model)
+    return int(found.group(1)) if found else None
+
+
+def misfit(size, patch):
+    """Why patches of a side do not fill the input, with the nearest sizes that go; None where they do."""
+    odd = [length for length in sides(size) if length % patch]
+    if not odd:
+        return None
+    near = [str(length) for length in (odd[0] // patch * patch, -(-odd[0] // patch) * patch) if length]
+    return '{} is not a multiple of the patch size {}; the nearest that {}: {}'.format(
+        odd[0], patch, 'are' if len(near) > 1 else 'is', ', '.join(near))
+
+
+def other_patches(size, patch):
+    """The nearest patch sizes above and below that fill the input, as many as there are."""
+    fitting = [side for side in range(1, min(sides(size)) + 1) if not any(length % side for length in sides(size))]
+    return [side for side in fitting if side < patch][-1:] + [side for side in fitting if side > patch][:1]
+
+
+def grid_of(flags):
+    """(rows, columns) of patches in a training's flags: a dict or Namespace; None where it does not say."""
+    flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
+    if not isinstance(flags, dict):
+        return None
+    patch = flags.get('patch_size') or patch_in_name(str(flags.get('model')))
+    size = sides(flags.get('input_size'))
+    if len(size) != 2 or any(type(number) is not int or number < 1 for number in (patch, *size)):
+        return None
+    return size[0] // patch, size[1] // patch

@@ -6,7 +6,9 @@ from util import watchdog
 from util.errors import UserError
 from util.log import logger
 from util.metrics import count_correct
+from util.mistakes import Unwatched
 from util.progress import PRINT_EVERY
+from util.progress_bar import Silent, progress_bar
 from util.throughput import Throughput, per_second
 
 
@@ -36,21 +38,26 @@ def train_one_epoch(progress, updates, criterion, augment):
 
 
 @torch.no_grad()
-def evaluate(model, loader, precision, runtime, normalize):
+def evaluate(model, loader, precision, runtime, normalize, mistakes=None):
     """Top-1 and top-5 accuracy and cross-entropy over all readable images of all processes, each counted once.
 
     Args:
         model: not in DistributedDataParallel, since processes may have unequal numbers of batches.
         loader: of util.loader.evaluation_loader.
         normalize: images as the loader gives them -> as the model takes them.
+        mistakes: util.mistakes.Mistakes, which is shown the predictions.
     Returns:
         acc1 and acc5 in percent, loss, images, FPS; unreadable, where there are such images.
     Raises:
         UserError: no image can be read.
     """
     model.eval()
+    mistakes = mistakes or Unwatched()
+    mistakes.begin()
     totals = torch.zeros(4, device=runtime.device)                  # correct@1, correct@5, loss, images
     clock = Throughput(len(loader), warmup=0, synchronize=runtime.accelerator.synchronize)
+    bar = (progress_bar('evaluation', 'images', len(loader.sampler), patience=1., keep=False)
+           if runtime.world.size == 1 else Silent())
     for i, (images, labels) in watchdog.watched(clock.batches(loader), 'evaluation', alone=True):
         if runtime.stops.requested:
             break                               # the caller stops before it uses the result
@@ -58,15 +65,19 @@ def evaluate(model, loader, precision, runtime, normalize):
         images = normalize(images)
         with precision.autocast():
             logits = model(images)
+        mistakes.add(logits, labels)
         loss = F.cross_entropy(logits.float(), labels, reduction='sum')
         totals += torch.cat([count_correct(logits, labels), torch.stack([loss, torch.full_like(loss, len(images))])])
         if (i + 1) % PRINT_EVERY == 0:
             logger.info('Test:  [%d/%d]', i + 1, len(loader))
+        bar.add(len(images))
+    bar.close()
     totals = torch.cat([totals, totals.new_tensor([loader.unreadable])])
     correct1, correct5, loss, images, unreadable = runtime.world.sum(totals).tolist()
     if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images can be read; is the disk there?'
                         .format(unreadable))
+    mistakes.share(loader, runtime.world, runtime.device)
     shown = max(images, 1)                      # 0 only where all have been asked to stop
     result = {'acc1': 100 * correct1 / shown, 'acc5': 100 * correct5 / shown, 'loss': loss / shown,
               'images': int(images), 'FPS': round(per_second(images, clock.seconds), 2)}

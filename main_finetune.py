@@ -8,14 +8,25 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from util import bad_images, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
+from util import (
+    advice,
+    bad_images,
+    checkpoint,
+    checkpoint_file,
+    precision as precisions,
+    report,
+    runtime as runtimes,
+    weights,
+)
 from util.course import Course
 from util.datasets import labelled_set
+from util.held_out import split_settings
 from util.input_arguments import COLOURED
 from util.input_statistics import adopt_statistics
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
 from util.lr_schedule import peak_lr, warmup_cosine
+from util.mistakes import Mistakes
 from util.param_groups import layer_decay_groups
 from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, SoftTargetCrossEntropy
 from util.transforms import Normalize, evaluation_transform, finetuning_transform, random_erasing
@@ -66,7 +77,8 @@ def build_data(args, world, accelerator, classes=None):
     if args.in_chans not in COLOURED:
         logger.info('no augmentation of colours: there is none for %d channels', args.in_chans)
     train_set = labelled_set(args.data_path, 'train', finetuning_transform(
-        args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min), classes)
+        args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min), classes,
+        args.val_fraction, args.val_seed)
     train_loader = training_loader(train_set, args.batch_size, world, args.seed, args.num_workers, args.pin_mem,
                                    accelerator)
     return train_set, train_loader, build_evaluation(args, world, accelerator, train_set.classes)[1]
@@ -74,7 +86,8 @@ def build_data(args, world, accelerator, classes=None):
 
 def build_evaluation(args, world, accelerator, classes=None):
     """(evaluation set, its loader)."""
-    dataset = labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), classes)
+    dataset = labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), classes,
+                           args.val_fraction, args.val_seed)
     return dataset, evaluation_loader(dataset, args.batch_size, world, args.dist_eval, args.num_workers,
                                       args.pin_mem, accelerator)
 
@@ -84,6 +97,7 @@ def main(args):
     precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
     runtimes.describe(args, runtime, precision)
     resumed = checkpoint.find(args.resume, args.output_dir)
+    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, resumed.get('args'))
     (evaluate_checkpoint if args.eval else train)(args, runtime, precision, resumed)
     runtime.world.leave()
 
@@ -93,16 +107,21 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
     if resumed.path is None:
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
+    advice.before_evaluation(dataset)
     model = build_model(args, count_classes(args, dataset))
     adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model, fit_positions=True)
     logbook = runtimes.open_logbook(args, runtime)
     model = precision.prepare_inference(model.to(runtime.device))
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
-    result = evaluate(model, loader, precision, runtime, Normalize.of(vars(args)))
+    normalize = Normalize.of(vars(args))
+    mistakes = Mistakes(dataset, normalize)
+    result = evaluate(model, loader, precision, runtime, normalize, mistakes)
+    mistakes.after(0, True, logbook)
     loader.bad_images.share(runtime.world, runtime.device)
-    runtimes.finish(runtime, logbook, 'eval',
-                    {'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
+    result = runtimes.finish(runtime, logbook, 'eval', {
+        'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
+    report.of_evaluation(args, runtime, precision, result, mistakes)
     logbook.close()
 
 
@@ -133,20 +152,23 @@ def train(args, runtime, precision, resumed):
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
     parameters = runtimes.describe_training(train_set, model, effective_batch, lr)
+    advice.before_training(args, advice.FINETUNING, train_set, effective_batch, lr,
+                           min(group['lr_scale'] for group in groups), val_loader.dataset)
     criterion, mix = build_loss(args, classes)
     augment = build_augmentation(args, mix, runtime.device)
 
     # epochs
-    course = Course(args, runtime, updates, model, train_loader, resumed, 'loss', classes=train_set.classes,
+    normalize = Normalize.of(vars(args))
+    mistakes = Mistakes(val_loader.dataset, normalize)
+    course = Course(args, runtime, updates, model, train_loader, resumed, 'loss', mistakes, classes=train_set.classes,
                     best=resumed.get('best') or {'acc1': -1., 'epoch': -1})
     if course.nothing_left():
         return
-    normalize = Normalize.of(vars(args))
     with course:
         val_loader.bad_images = course.bad_images
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, criterion, augment)
-            result = evaluate(model, val_loader, precision, runtime, normalize)
+            result = evaluate(model, val_loader, precision, runtime, normalize, mistakes)
             course.agree()                              # a signal may have cut the evaluation short
             close_epoch(course, progress.epoch, stats, result, parameters)
         best = course.values['best']

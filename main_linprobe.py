@@ -9,15 +9,26 @@ from torch.nn import CrossEntropyLoss
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
 from main_finetune import build_evaluation, close_epoch, count_classes
-from util import bad_images, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
+from util import (
+    advice,
+    bad_images,
+    checkpoint,
+    checkpoint_file,
+    precision as precisions,
+    report,
+    runtime as runtimes,
+    weights,
+)
 from util.course import Course
 from util.datasets import labelled_set
+from util.held_out import split_settings
 from util.input_statistics import adopt_statistics
 from util.lars import LARS
 from util.linear_probe import LinearProbe, probing_head
 from util.loader import training_loader
 from util.log import logger
 from util.lr_schedule import peak_lr, warmup_cosine
+from util.mistakes import Mistakes
 from util.transforms import Normalize, pretraining_transform
 from util.updates import WeightUpdates
 
@@ -53,7 +64,8 @@ def load_encoder(model, args):
 def build_data(args, world, accelerator):
     """(training set, its loader, evaluation loader); crops and flips are all the augmentation."""
     train_set = labelled_set(args.data_path, 'train',
-                             pretraining_transform(args.input_size, args.in_chans, args.crop_min))
+                             pretraining_transform(args.input_size, args.in_chans, args.crop_min),
+                             val_fraction=args.val_fraction, val_seed=args.val_seed)
     train_loader = training_loader(train_set, args.batch_size, world, args.seed, args.num_workers, args.pin_mem,
                                    accelerator)
     return train_set, train_loader, build_evaluation(args, world, accelerator, train_set.classes)[1]
@@ -64,6 +76,7 @@ def main(args):
     precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype)
     runtimes.describe(args, runtime, precision)
     resumed = checkpoint.find(args.resume, args.output_dir)
+    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, resumed.get('args'))
     (evaluate_checkpoint if args.eval else train)(args, runtime, precision, resumed)
     runtime.world.leave()
 
@@ -73,16 +86,21 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
     if resumed.path is None:
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
+    advice.before_evaluation(dataset)
     model = build_model(args, count_classes(args, dataset))
     adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model, fit_positions=True)
     logbook = runtimes.open_logbook(args, runtime)
     probe = LinearProbe(model.to(runtime.device), precision)
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
-    result = evaluate(probe, loader, probe.precision, runtime, Normalize.of(vars(args)))
+    normalize = Normalize.of(vars(args))
+    mistakes = Mistakes(dataset, normalize)
+    result = evaluate(probe, loader, probe.precision, runtime, normalize, mistakes)
+    mistakes.after(0, True, logbook)
     loader.bad_images.share(runtime.world, runtime.device)
-    runtimes.finish(runtime, logbook, 'eval',
-                    {'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
+    result = runtimes.finish(runtime, logbook, 'eval', {
+        'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
+    report.of_evaluation(args, runtime, probe.precision, result, mistakes)
     logbook.close()
 
 
@@ -107,13 +125,15 @@ def train(args, runtime, precision, resumed):
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
     parameters = runtimes.describe_training(train_set, probe.head, effective_batch, lr)
+    advice.before_training(args, advice.PROBING, train_set, effective_batch, lr, val_set=val_loader.dataset)
 
     # epochs
-    course = Course(args, runtime, updates, probe, train_loader, resumed, 'loss', classes=train_set.classes,
+    normalize, criterion = Normalize.of(vars(args)), CrossEntropyLoss()
+    mistakes = Mistakes(val_loader.dataset, normalize)
+    course = Course(args, runtime, updates, probe, train_loader, resumed, 'loss', mistakes, classes=train_set.classes,
                     best=resumed.get('best') or {'acc1': -1., 'epoch': -1})
     if course.nothing_left():
         return
-    normalize, criterion = Normalize.of(vars(args)), CrossEntropyLoss()
     with course:
         val_loader.bad_images = course.bad_images
         for progress in course.epochs():
@@ -121,7 +141,7 @@ def train(args, runtime, precision, resumed):
                                     lambda images, labels: (probe.features(normalize(images)), labels))
             # Running statistics are each process's own: the first one's count, which checkpoints keep.
             runtime.world.share(probe.head)
-            result = evaluate(probe, val_loader, probe.precision, runtime, normalize)
+            result = evaluate(probe, val_loader, probe.precision, runtime, normalize, mistakes)
             course.agree()                              # a signal may have cut the evaluation short
             close_epoch(course, progress.epoch, stats, result, parameters)
         best = course.values['best']

@@ -6,14 +6,15 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import checkpoint, knn, precision as precisions, runtime as runtimes
+from util import advice, checkpoint, knn, precision as precisions, runtime as runtimes
 from util.course import Course
 from util.datasets import pretraining_set
+from util.gallery import NoGallery, Reconstructions
 from util.input_statistics import adopt_statistics
 from util.loader import training_loader
 from util.lr_schedule import peak_lr, warmup_cosine
 from util.param_groups import decay_groups
-from util.transforms import Normalize, pretraining_transform
+from util.transforms import Normalize, evaluation_transform, pretraining_transform
 from util.updates import WeightUpdates
 
 
@@ -26,7 +27,17 @@ def build_model(args):
 
 def build_data(args):
     """The images, as the model takes them but for their scale."""
-    return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min))
+    return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min),
+                           args.val_fraction, args.val_seed)
+
+
+def build_gallery(args, runtime, precision, dataset, model, normalize, resumed):
+    """What pictures the model's progress on a few of the images, on the main process."""
+    if not runtime.world.is_main:
+        return NoGallery()
+    return Reconstructions(model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize,
+                           args.mask_ratio, precision, runtime.device, args.epochs, resumed.get('reconstructions'),
+                           resumed.start(args.start_epoch)[0])
 
 
 def main(args):
@@ -61,9 +72,12 @@ def train(args, runtime, precision):
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
     parameters = runtimes.describe_training(dataset, model, effective_batch, lr)
+    advice.before_training(args, advice.PRETRAINING, dataset, effective_batch, lr)
 
     # epochs
-    course = Course(args, runtime, updates, model, loader, resumed, 'train_loss')
+    gallery = build_gallery(args, runtime, precision, dataset, model, normalize, resumed)
+    course = Course(args, runtime, updates, model, loader, resumed, 'train_loss', gallery,
+                    reconstructions=gallery.snapshots)
     if course.nothing_left():
         return
     judge = knn.periodic(args, model, normalize, runtime, precision)

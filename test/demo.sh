@@ -70,7 +70,7 @@ cat <<EOF
 table             $log
 images            $images
 reconstructions   $output/reconstructions.png
-pre-training      $output/pretrain   (log.txt, checkpoints, TensorBoard)
+pre-training      $output/pretrain   (report.html, log.txt, checkpoints, TensorBoard)
 fine-tuning       $output/finetune
 from scratch      $output/scratch
 EOF

@@ -34,7 +34,7 @@ def pretrain_parser():
     parser = Parser(prog='main_pretrain.py', description='Pre-train a masked autoencoder (arXiv:2111.06377).')
     _add_training(parser, batch_size=64, epochs=400, warmup_epochs=40, min_lr=0., save_every=20)
     _add_model(parser, PRETRAIN_MODELS, default='mae_vit_large_patch16')
-    _add_data(parser, crop_min=.2)
+    _add_data(parser, crop_min=.2, val_fraction=0.)
     _add_run(parser)
     _add_reliability(parser)
     _add_distribution(parser)
@@ -104,12 +104,19 @@ def _add_model(parser, models, default):
     input_arguments.add(group)
 
 
-def _add_data(parser, crop_min):
+def _add_data(parser, crop_min, val_fraction=None):
     group = parser.add_argument_group('data')
     add = group.add_argument
     add('--data_path', required=True,
-        help='folder with train/<class>/ and val/<class>/, the same packed into tar files (python -m '
-             'util.pack_shards), or the CIFAR-10 python batches; pre-training also takes any folder of images')
+        help='folder with train/<class>/ and val/<class>/, or <class>/ alone, the same packed into tar files (python '
+             '-m util.pack_shards), the CIFAR-10 or CIFAR-100 python batches, train.csv and val.csv, or one CSV file, '
+             'of path,label; pre-training also takes any folder of images')
+    as_trained = '' if val_fraction is not None else "; default: the checkpoint's, else {}"
+    add('--val_fraction', type=SHARE, default=val_fraction,
+        help='where the data have no val/, share of each class that is held out for it, the same images in training '
+        'and in evaluation; 0: none' + as_trained.format(.1))
+    add('--val_seed', type=INDEX, default=None if val_fraction is None else 0,
+        help='seed of that choice' + as_trained.format(0))
     add('--crop_min', type=number(float, 0, 1, open_low=True), default=crop_min,
         help='share of an image that a random crop takes at least, by area')
     add('--num_workers', type=INDEX,
@@ -121,13 +128,15 @@ def _add_data(parser, crop_min):
 def _add_run(parser):
     group = parser.add_argument_group('run')
     add = group.add_argument
-    add('--output_dir', default='./output_dir', help='folder for checkpoints, log.txt and summary.json')
+    add('--output_dir', default='./output_dir', help='folder for checkpoints, log.txt, summary.json and report.html')
     add('--log_dir', help='folder for TensorBoard files; default: output_dir')
     add('--seed', type=INDEX, default=0, help='seed of weights, order, augmentation and masks')
     add('--resume', default='',
         help="checkpoint to continue from (or to evaluate), a file or URL as for published weights "
              "(.../name-HASH.pth), or 'auto': the newest in output_dir")
     add('--start_epoch', type=INDEX, help='first epoch to run, counted from 0; default: the one after the checkpoint')
+    add('--report_every', type=INDEX, default=0,
+        help='epochs between rewritings of output_dir/report.html on the way; 0: only at the end')
     add('--prof', action='store_true', help='write a profiler trace of 10 iterations to output_dir/prof')
 
 
@@ -254,7 +263,7 @@ def parse_finetune(argv=None):
     parser = finetune_parser()
     args = parser.parse_args(argv)
     _check_shared(parser, args)
-    _check_eval(parser, args)
+    _check_classification(parser, args)
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
         parser.error('argument --batch_size: mixup and cutmix pair images, so {} must be even'.format(args.batch_size))
     input_arguments.settle_colours(parser, args)
@@ -266,7 +275,7 @@ def parse_linprobe(argv=None):
     parser = linprobe_parser()
     args = parser.parse_args(argv)
     _check_shared(parser, args)
-    _check_eval(parser, args)
+    _check_classification(parser, args)
     if args.batch_size == 1 and not args.eval:
         parser.error('argument --batch_size: the batch normalisation before the head needs 2 images at least')
     return args
@@ -279,8 +288,8 @@ def mixing(args):
 
 def _check_shared(parser, args):
     input_arguments.check(parser, args, _patch_size(args))
-    if not os.path.isdir(args.data_path):
-        parser.error('argument --data_path: {} is not a folder'.format(args.data_path))
+    if not (os.path.isdir(args.data_path) or is_csv(args.data_path)):
+        parser.error('argument --data_path: {} is not a folder or CSV file'.format(args.data_path))
     for flag in ('resume', 'finetune'):
         path = getattr(args, flag, '')
         if download.is_url(path):
@@ -295,9 +304,16 @@ def _check_shared(parser, args):
         parser.error('argument --dist_url: {!r} is neither env:// nor tcp://host:port'.format(args.dist_url))
 
 
-def _check_eval(parser, args):
+def _check_classification(parser, args):
     if args.eval and not args.resume:
         parser.error('argument --eval: name the checkpoint to evaluate with --resume')
+    if args.val_fraction == 1 and not args.eval:
+        parser.error('argument --val_fraction: 1 leaves nothing to train on')
+
+
+def is_csv(path):
+    """True where `path` is a file with the ending .csv."""
+    return path.lower().endswith('.csv') and os.path.isfile(path)
 
 
 def _patch_size(args):

@@ -14,7 +14,7 @@ from util.weights import check_grid, load_model, with_positions_for
 
 # Flags that say where a run happens, not what it computes.
 PLACES = ('data_path', 'output_dir', 'log_dir', 'resume', 'num_workers', 'pin_mem', 'local_rank', 'dist_url', 'addr',
-          'prof', 'save_every', 'save_every_minutes', 'keep_last', 'hang_timeout', 'finetune')
+          'prof', 'report_every', 'save_every', 'save_every_minutes', 'keep_last', 'hang_timeout', 'finetune')
 BEST = 'checkpoint-best.pth'            # of highest accuracy
 
 
@@ -115,7 +115,7 @@ def _checked(state, path):
         UserError: one is not.
     """
     kinds = {'epoch': int, 'images': int, 'processes': int, 'bad_steps_in_row': int, 'optimizer': dict, 'scaler': dict,
-             'best': dict, 'classes': list, 'log': list, 'progress': dict}
+             'best': dict, 'classes': list, 'log': list, 'progress': dict, 'reconstructions': list}
     for name, kind in kinds.items():
         if not isinstance(state.get(name), (kind, type(None))):
             what = type(state[name]).__name__

@@ -1,4 +1,6 @@
 """--compile: torch.compile, where it works; one line says so where it does not."""
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -19,6 +21,18 @@ def compile_blocks(model, device):
         return
     for block in [*model.blocks, *getattr(model, 'decoder_blocks', [])]:
         block.compile()
+
+
+@contextmanager
+def eagerly(model):
+    """The blocks as if --compile were not: for one batch of another size, compiling anew would take far longer."""
+    compiled = {block: vars(block).pop('_compiled_call_impl') for block in model.modules()
+                if '_compiled_call_impl' in vars(block)}
+    try:
+        yield
+    finally:
+        for block, call in compiled.items():
+            block._compiled_call_impl = call
 
 
 def _try(device):

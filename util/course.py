@@ -1,8 +1,9 @@
 """A training from where it stands to its last epoch: it saves on the way, stops when asked, gives up where it must."""
 import time
 
-from util import bad_images, checkpoint, runtime as runtimes
+from util import bad_images, checkpoint, live_line, report, runtime as runtimes
 from util.errors import Stopped, Unsaved
+from util.gallery import NoGallery
 from util.log import logger
 from util.progress import Progress
 from util.saver import Saver, SilentSaver
@@ -20,12 +21,13 @@ class Course:
         loader: of util.loader.training_loader.
         resumed: util.checkpoint.Resumed, restored already.
         loss_tag: TensorBoard's name of the training loss.
+        exhibit: pictures for the report: util.gallery.Reconstructions or util.mistakes.Mistakes.
         values: further plain values that checkpoints keep, such as classes.
     """
 
-    def __init__(self, args, runtime, updates, model, loader, resumed, loss_tag, **values):
+    def __init__(self, args, runtime, updates, model, loader, resumed, loss_tag, exhibit=None, **values):
         self._args, self._runtime, self._updates, self._model, self._loader = args, runtime, updates, model, loader
-        self._loss_tag, self.values, self._rate = loss_tag, values, Rate()
+        self._loss_tag, self.values, self._rate, self._exhibit = loss_tag, values, Rate(), exhibit or NoGallery()
         self._epoch, self._images, self._progress_state = resumed.start(args.start_epoch)
         runtime.check_agreement('epoch to start at', self._epoch)
         runtime.check_agreement('images to start after', self._images)
@@ -47,6 +49,8 @@ class Course:
         begin = self._epoch + self._images / len(self._loader.dataset)
         self._logbook = runtimes.open_logbook(args, self._runtime, self._resumed, (self._epoch, self._images), begin)
         self._resumed.forget()
+        self._report = report.of_training(args, self._runtime, self._updates.precision, len(self._loader.dataset),
+                                          self._logbook, self._exhibit)
         self._saver = (Saver(args.output_dir, args.save_every_minutes, args.keep_last) if self._runtime.world.is_main
                        else SilentSaver())
         self.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, self._loader.dataset, self._runtime)
@@ -56,11 +60,13 @@ class Course:
 
     def __exit__(self, kind, error, trace):
         self._saver.wait()
+        self._report.close(error)
         self._logbook.close()
 
     def epochs(self):
         """util.progress.Progress of each epoch that is left; the caller trains it, then calls close_epoch."""
         sampler, world = self._loader.sampler, self._runtime.world
+        live = live_line.of_training(self._args.epochs, self._args.batch_size, world.size)
         while self._epoch < self._args.epochs:
             sampler.epoch, sampler.start = self._epoch, self._images
             done = self._updates.first = round(self._images / (self._args.batch_size * world.size))
@@ -68,7 +74,7 @@ class Course:
                 self._begun_at = done, self._images
             self._progress = Progress(self._epoch, done, self._loader, self._runtime, self._updates,
                                       self._logbook, self._loss_tag, self._rate, self._before, self._after,
-                                      self._epoch == self._first_epoch, self._progress_state)
+                                      self._epoch == self._first_epoch, self._progress_state, live)
             self._progress_state = None
             yield self._progress
 
@@ -152,6 +158,9 @@ class Course:
         self._logbook.epoch({**record, 'epoch': epoch, 'device': self._runtime.accelerator.name,
                                     'precision': self._updates.precision.name})
         self._logbook.scalars(epoch + 1, dict(scalars))
+        if epoch == self._first_epoch:
+            self._logbook.hyperparameters(vars(self._args), [self._loss_tag, *dict(scalars)])
+        self._report.epoch(epoch)
         self._epoch, self._images = epoch + 1, 0
         last = self._epoch == self._args.epochs
         names = [checkpoint.name_after(epoch)] * (due or last) + [checkpoint.BEST] * improved
@@ -164,6 +173,6 @@ class Course:
         Raises:
             Unsaved: it is not.
         """
-        runtimes.finish(self._runtime, self._logbook, 'summary', {
-            'task': 'Training', 'images_per_sec': self._rate.fps, **result, 'epochs': self._args.epochs})
+        self._report.finish(runtimes.finish(self._runtime, self._logbook, 'summary', {
+            'task': 'Training', 'images_per_sec': self._rate.fps, **result, 'epochs': self._args.epochs}))
         self._end_saved()

@@ -80,6 +80,10 @@ class Cpu:
             fused = {}                  # some releases have it for some devices only
         return torch.optim.AdamW(param_groups, **options, **fused)
 
+    def versions(self):
+        """{name: version} of the software between PyTorch and the device."""
+        return {}
+
     def profile(self):
         """A profiler of host and device: a context that has export_chrome_trace(path) once it is left."""
         modern = getattr(torch, 'profiler', None)
@@ -151,6 +155,9 @@ class Cuda(Accelerator):
         # PyTorch also says yes where it only emulates bf16, slowly; native support starts at Ampere (8.0).
         return super().supports_bf16() and self.module.get_device_capability()[0] >= 8
 
+    def versions(self):
+        return {'CUDA': torch.version.cuda}
+
 
 class Npu(Accelerator):
     """Ascend NPUs, by torch.npu (of torch_npu, or built into Ascend's torch 1.5) and HCCL."""
@@ -168,6 +175,9 @@ class Npu(Accelerator):
 
     def loader_options(self):
         return {'pin_memory_device': self.type}
+
+    def versions(self):
+        return {'torch_npu': getattr(sys.modules.get('torch_npu'), '__version__', "PyTorch's own")}
 
     def repeats_drops(self):
         return hasattr(torch.utils.checkpoint, 'DefaultDeviceType')     # else it knows the CPU's and CUDA's generators

@@ -14,10 +14,11 @@ from util.datasets import labelled_set
 from util.distributed import World
 from util.encoder import pooled
 from util.errors import UserError, run
+from util.held_out import split_settings
 from util.inference_arguments import add_model, add_work, check_checkpoint
 from util.loader import default_workers, evaluation_loader
 from util.log import logger
-from util.parser import COUNT, INDEX, POSITIVE, Parser
+from util.parser import COUNT, INDEX, POSITIVE, SHARE_BELOW_1, Parser
 from util.progress_bar import Silent, progress_bar
 from util.runtime import Runtime
 
@@ -163,7 +164,7 @@ def periodic(args, model, normalize, runtime, precision):
     if not args.knn_every:
         return NoJudge()
     try:
-        train, held_out = _splits(args.data_path, vars(args))
+        train, held_out = _splits(args.data_path, vars(args), args.val_fraction, args.val_seed)
     except UserError as error:
         raise UserError('--knn_every {}: {}; leave the flag out where images have no classes'.format(
             args.knn_every, error)) from error
@@ -173,11 +174,15 @@ def periodic(args, model, normalize, runtime, precision):
     return PeriodicJudge(judge, args.knn_every, args.epochs)
 
 
-def _splits(data_path, flags):
-    """(training images, validation images), both as evaluation sees them; `flags` of the training, by name."""
+def _splits(data_path, flags, *split):
+    """(training images, validation images), both as evaluation sees them.
+
+    Args:
+        flags: of the training, by name; split: val_fraction and val_seed, see util.held_out.
+    """
     transform, _ = preprocessing.of(flags)
-    train = labelled_set(data_path, 'train', transform)
-    return train, labelled_set(data_path, 'val', transform, train.classes)
+    train = labelled_set(data_path, 'train', transform, None, *split)
+    return train, labelled_set(data_path, 'val', transform, train.classes, *split)
 
 
 def _flags():
@@ -185,6 +190,9 @@ def _flags():
     add_model(parser, 'main_pretrain.py, main_finetune.py or main_linprobe.py')
     add = parser.add_argument
     add('--data_path', required=True, help='folder with train/<class>/ and val/<class>/, or whatever fine-tuning takes')
+    add('--val_fraction', type=SHARE_BELOW_1,
+        help="share of each class to classify where there is no val/; default: the checkpoint's, else 0.1")
+    add('--val_seed', type=INDEX, help="seed that chooses these; default: the checkpoint's, else 0")
     add('--k', type=COUNT, default=K, help='neighbours that vote')
     add('--temperature', type=POSITIVE, default=TEMPERATURE, help='a vote weighs exp(cosine similarity / temperature)')
     add('--pool', choices=POOLS, default='mean', help='features: mean of the patch tokens, or the class token')
@@ -200,7 +208,7 @@ def _main():
     args = _flags()
     log.set_up(is_main=True)
     model, flags, _ = trained.load_either(args.resume, args.input_size)
-    train, held_out = _splits(args.data_path, flags)
+    train, held_out = _splits(args.data_path, flags, *split_settings(args.val_fraction, args.val_seed, flags))
     bank = train if args.images is None else Subset(train, spread(np.asarray(train.labels), args.images, args.seed))
     runtime = Runtime(device.select(args.device), World())
     precision = precisions.choose(runtime.accelerator, args.amp)

@@ -137,23 +137,29 @@ class Batches:
 
     def __init__(self, loader, dataset):
         self.loader, self.dataset, self.sampler, self.workers = loader, dataset, loader.sampler, loader.num_workers
-        self.bad_images, self.unreadable = Unlisted(), 0
+        self.bad_images, self.unreadable, self._left_out = Unlisted(), 0, set()
 
     def __len__(self):
         return len(self.loader)
 
     def __iter__(self):
         """Raises util.errors.Fault where a loader process has died."""
-        self.unreadable = 0
+        self.unreadable, self._left_out = 0, set()
         return self._batches(workers.start(self.loader))
 
     def _batches(self, iterator):
         for batch, found in iter(lambda: workers.following(iterator), None):
             found = [tuple(pair) for pair in found]     # memory pinning makes lists of them
             self.unreadable += len(found)
+            self._left_out.update(path for path, _ in found)
             self.bad_images.met(found)
             if batch is not None:
                 yield batch
+
+    def given(self):
+        """Indices of the images that the last pass of an evaluation gave, in their order."""
+        indices = list(self.sampler)
+        return [i for i in indices if self.dataset.name_of(i) not in self._left_out] if self._left_out else indices
 
 
 def seed_generators(seed):

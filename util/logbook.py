@@ -2,6 +2,9 @@
 import json
 import os
 
+import numpy as np
+
+from util.errors import one_line
 from util.files import lines, write_atomically
 from util.log import logger
 from util.output_dir import set_aside
@@ -47,6 +50,15 @@ class Logbook:
         for tag, value in values.items():
             self._tell_tensorboard('add_scalar', tag, value, int(epoch * STEPS_PER_EPOCH))
 
+    def picture(self, epoch, tag, picture):
+        """A PIL image for TensorBoard at a fractional epoch."""
+        pixels = np.array(picture.convert('RGB'))
+        self._tell_tensorboard('add_image', tag, pixels, int(epoch * STEPS_PER_EPOCH), None, 'HWC')
+
+    def hyperparameters(self, flags, tags):
+        """The flags of the run, {name: value}, for TensorBoard's table of runs, beside the scalars named `tags`."""
+        self._tell_tensorboard('add_hyperparameters', flags, tags)
+
     def _tell_tensorboard(self, method, *args):
         try:
             getattr(self._writer, method)(*args)
@@ -81,6 +93,12 @@ class SilentLogbook:
     def scalars(self, epoch, values):
         pass
 
+    def picture(self, epoch, tag, picture):
+        pass
+
+    def hyperparameters(self, flags, tags):
+        pass
+
     def finish(self, name, result):
         pass
 
@@ -91,8 +109,10 @@ class SilentLogbook:
 class _NoTensorBoard:
     """Stands in where tensorboard is not installed."""
 
-    def add_scalar(self, tag, value, step):
+    def add_scalar(self, *args):
         pass
+
+    add_image = add_hyperparameters = add_scalar
 
     def flush(self):
         pass
@@ -104,10 +124,24 @@ class _NoTensorBoard:
 def _tensorboard(log_dir, purge_step):
     try:
         from torch.utils.tensorboard import SummaryWriter
-        return SummaryWriter(log_dir=log_dir, purge_step=purge_step)
+        return _with_hyperparameters(SummaryWriter)(log_dir=log_dir, purge_step=purge_step)
     except (ImportError, OSError, UnicodeEncodeError) as error:      # the last of a folder whose name is no text
         logger.info('TensorBoard files are not written: %s', error)
         return _NoTensorBoard()
+
+
+def _with_hyperparameters(writer):
+    """A SummaryWriter whose hyper-parameters are of the run itself: those of add_hparams are of one in a subfolder."""
+    from torch.utils.tensorboard.summary import hparams
+
+    class Writer(writer):
+        def add_hyperparameters(self, flags, tags):
+            plain = {name: value if isinstance(value, (bool, int, float)) else one_line(value)
+                     for name, value in flags.items()}
+            experiment, start, _ = hparams(plain, dict.fromkeys(tags, 0.))      # the last would end the run
+            for summary in (experiment, start):
+                self.file_writer.add_summary(summary)
+    return Writer
 
 
 def final_result(result):

@@ -12,7 +12,7 @@ from util import run_lock
 from util.errors import UserError, one_line, run
 from util.files import lines
 
-RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json', 'bad_images.txt')
+RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json', 'bad_images.txt', 'report.html', 'eval.html')
 RESULTS_AND_LOGS = RESULTS + ('*.log',)
 
 
@@ -84,9 +84,10 @@ def set_aside(path):
 
 
 def set_log_aside(folder, records):
-    """Rename log.txt where it holds lines that are not in `records`, which are to take its place; returns new names."""
-    path = os.path.join(folder, 'log.txt')
-    return [set_aside(path)] if set(lines(path)) - set(records) else []
+    """Rename log.txt where it holds lines that are not in `records`, which are to take its place, and the report.html
+    that shows them; returns new names."""
+    paths = [os.path.join(folder, name) for name in ('log.txt', 'report.html')]
+    return [set_aside(path) for path in paths if os.path.exists(path)] if set(lines(paths[0])) - set(records) else []
 
 
 def _main(folder, *flags):

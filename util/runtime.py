@@ -128,13 +128,18 @@ def open_logbook(args, runtime, resumed=None, start=(0, 0), begin=None):
     return Logbook(args.output_dir, args.log_dir, lock, records, begin)
 
 
+def software():
+    """{name: version} of what results depend on."""
+    return {'Python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
+            'timm': timm.__version__}
+
+
 def describe(args, runtime, precision):
     """Say at the head of the log what the run uses, and why."""
     watchdog.at('the preparation of data and model')
     accelerator, world = runtime.accelerator, runtime.world
     logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
-    logger.info('software: Python %s, torch %s, torchvision %s, timm %s', platform.python_version(),
-                torch.__version__, torchvision.__version__, timm.__version__)
+    logger.info('software: %s', ', '.join('{} {}'.format(*pair) for pair in software().items()))
     logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)
     logger.info('processes: %d%s, %d loader processes each%s', world.size,
                 ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers,
@@ -152,7 +157,9 @@ def describe_training(dataset, model, effective_batch, lr):
 
 
 def finish(runtime, logbook, name, result):
-    """Write and print the Final result."""
+    """Write and print the Final result; returns all that it holds."""
     runtime.profiler.finish()
-    logbook.finish(name, {**result, 'duration_sec': round(runtime.elapsed, 1), 'processes': runtime.world.size,
-                          'device': runtime.accelerator.name})
+    result = {**result, 'duration_sec': round(runtime.elapsed, 1), 'processes': runtime.world.size,
+              'device': runtime.accelerator.name}
+    logbook.finish(name, result)
+    return result

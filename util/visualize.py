@@ -1,25 +1,33 @@
 """See what a masked autoencoder sees: python -m util.visualize --resume CHECKPOINT --output PICTURE.png IMAGES...
 
-Each row of the picture is one image: what the model was shown, what it made of it, and the original.
+Each row of the picture is one image: what the model was shown, what it made of it, the same with the visible patches as
+they are, and the original.
 """
 import argparse
 import os
+from collections import namedtuple
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 import models_mae
-from util import trained
+from util import preprocessing, trained
 from util.datasets import pretraining_set
 from util.errors import one_line, run
+from util.features import supported
 from util.files import atomic_file
 from util.parser import COUNT, INDEX, INSIDE_0_1
 from util.pictures import open_picture
-from util.transforms import Normalize, evaluation_transform, to_pil
+from util.thumbnails import scaled
+from util.transforms import Normalize, to_pil
 
-COLUMNS = ('masked', 'reconstructed', 'original')
-CELL, GAP, HEADER = 160, 4, 20        # pixels; CELL: an image's longer side
-NEAREST = 0         # by Pillow's number: release 9.1 warns of the name
+COLUMNS = ('masked', 'reconstruction', 'reconstruction\nwith visible patches', 'original')
+NORMALISED = '(true patch statistics)'     # which a model trained with norm_pix_loss does not predict
+CELL, TITLE, GAP = 160, 150, 4         # pixels: longer side of an image, width of a title, gaps
+LETTERS, LINE = 13, 17                  # pixels: height of letters, where this Pillow lets one choose, and of a line
+# (N, C, H, W) each, normalised. Hidden pixels of `masked` are 0; `predicted` is the model's work alone, visible patches
+# too; in `pasted` these are the original ones.
+Reconstruction = namedtuple('Reconstruction', 'masked predicted pasted')
 
 
 @torch.no_grad()
@@ -31,18 +39,19 @@ def reconstruct(model, imgs, mask_ratio, seed=0):
     Args:
         imgs: (N, C, H, W), normalised.
     Returns:
-        masked, reconstructed: (N, C, H, W) each, normalised; hidden pixels of `masked` are 0. Visible patches of
-        `reconstructed` are the original ones.
+        Reconstruction.
     """
     generator = torch.Generator()
     generator.manual_seed(seed)
     noise = torch.rand(len(imgs), model.grid_size[0] * model.grid_size[1], generator=generator)
-    _, pred, mask = model(imgs, mask_ratio, noise)
+    _, pred, mask = model(imgs, mask_ratio, noise.to(imgs.device))
     patches, hidden = model.patchify(imgs), mask[..., None]
+    pred = pred.to(patches.dtype)           # half precision has too few digits for the product
     if model.norm_pix_loss:
         mean, std = models_mae.patch_statistics(patches)
         pred = pred * std + mean
-    return (model.unpatchify(patches * (1 - hidden)), model.unpatchify(pred * hidden + patches * (1 - hidden)))
+    return Reconstruction(*map(model.unpatchify, (patches * (1 - hidden), pred,
+                                                  pred * hidden + patches * (1 - hidden))))
 
 
 def to_image(tensor, normalize=None):
@@ -54,19 +63,27 @@ def to_image(tensor, normalize=None):
     return to_pil((normalize or Normalize(len(tensor))).shown(tensor[None])[0])
 
 
+def titles(model):
+    """Headings of the columns, as lists of lines."""
+    note = [NORMALISED] if model.norm_pix_loss else []
+    return [title.split('\n') + (note if title.startswith('reconstruction') else []) for title in COLUMNS]
+
+
 def picture(model, imgs, mask_ratio, seed=0, normalize=None):
     """The grid of masked, reconstructed and original images as a PIL image."""
-    masked, reconstructed = reconstruct(model, imgs, mask_ratio, seed)
-    width, height = (CELL * side // max(imgs.shape[2:]) for side in (imgs.shape[3], imgs.shape[2]))
-    canvas = Image.new('RGB', (len(COLUMNS) * (width + GAP) + GAP, len(imgs) * (height + GAP) + GAP + HEADER), 'white')
-    pen = ImageDraw.Draw(canvas)
-    note = ' (patch means from the original)' if model.norm_pix_loss else ''
-    for column, (title, rows) in enumerate(zip(COLUMNS, (masked, reconstructed, imgs))):
-        left = GAP + column * (width + GAP)
-        pen.text((left, GAP), title if title != 'reconstructed' else title + note, fill='black')
-        for row, tensor in enumerate(rows):
-            canvas.paste(to_image(tensor, normalize).resize((width, height), NEAREST),
-                         (left, HEADER + GAP + row * (height + GAP)))
+    columns = [[scaled(to_image(img, normalize), CELL) for img in column]
+               for column in (*reconstruct(model, imgs, mask_ratio, seed), imgs)]
+    width, height = columns[0][0].size
+    words, across = titles(model), max(width, TITLE) + GAP
+    top = LINE * max(map(len, words)) + 2 * GAP
+    canvas = Image.new('RGB', (len(words) * across + GAP, top + len(imgs) * (height + GAP)), 'white')
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(**supported(ImageFont.load_default, size=LETTERS))
+    for column, (lines, images) in enumerate(zip(words, columns)):
+        left = GAP + column * across
+        for line, text in enumerate(reversed(lines), 1):
+            pen.text((left, top - GAP - line * LINE), text, fill='black', font=font)
+        for row, image in enumerate(images):
+            canvas.paste(image, (left, top + row * (height + GAP)))
     return canvas
 
 
@@ -93,8 +110,7 @@ def _main():
     parser.add_argument('--seed', type=INDEX, default=0, help='seed of the masks (default: %(default)s)')
     args = parser.parse_args()
     model, flags, _ = trained.load_autoencoder(args.resume)
-    transform = evaluation_transform(flags.get('input_size', 224), flags.get('in_chans', 3))
-    normalize = Normalize.of(flags)
+    transform, normalize = preprocessing.of(flags)
     pixels = torch.stack([transform(picture) for picture in find_images(args.images, args.count)])
     grid = picture(model, normalize(pixels), args.mask_ratio or flags.get('mask_ratio', .75), args.seed, normalize)
     with atomic_file(args.output) as file:

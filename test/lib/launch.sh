@@ -26,7 +26,7 @@ usage() {
 
 bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
 
-  --data_path=FOLDER      images: train/<class>/ and val/<class>/, or the CIFAR-10 python batches
+  --data_path=FOLDER      images: train/<class>/ and val/<class>/, the CIFAR-10 or CIFAR-100 python batches, or CSV files
   --finetune_pth=FILE     pre-trained checkpoint (fine-tuning, linear probing), or its URL (.../name-HASH.pth)
   --resume_pth=FILE       checkpoint to evaluate, or to go on from, or its URL
   --nproc=N               processes on this node, instead of $DEVICES
@@ -87,7 +87,8 @@ check_parameters() {
     for name in data_path finetune_pth resume_pth output_dir; do
         if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
     done
-    [[ -d $data_path ]] || die "--data_path: $data_path is not a folder"
+    [[ -d $data_path || -f $data_path && $data_path == *.[cC][sS][vV] ]] ||
+        die "--data_path: $data_path is not a folder or CSV file"
     for name in ${NEEDS[@]+"${NEEDS[@]}"}; do
         [[ -f ${!name} || ${!name} =~ ^https?:// ]] || die "--$name: ${!name} is not a file"
     done
@@ -117,13 +118,23 @@ build_command() {
 # run_logged LOG: run COMMAND with its output on the screen and in LOG; returns its status. Signals are passed on, so that
 # it can save and end every process that it started; Ctrl-C as TERM, since bash lets background processes ignore INT.
 run_logged() {
-    local pipe child writer process status ended
+    local pipe child writer process status ended shows_lines
     pipe=$(mktemp -u "${TMPDIR:-/tmp}/launch.XXXXXX")
     mkfifo -m 600 "$pipe"
     # The log's writer outlives a signal to all processes of the job: it ends with the last line.
-    (trap '' INT TERM HUP USR1 && exec tee -a "$1") <"$pipe" &
+    if [[ -t 1 && ${TERM:-dumb} != dumb ]]; then
+        # The line that util/terminal.py writes anew on a terminal, \r...\e[K, goes there and not into the log.
+        (
+            trap '' INT TERM HUP USR1
+            tee /dev/fd/3 | LC_ALL=C sed -u $'s/\r[^\r]*\e\\[K//g' >>"$1"
+        ) <"$pipe" 3>&1 &
+        shows_lines=yes
+    else
+        (trap '' INT TERM HUP USR1 && exec tee -a "$1") <"$pipe" &
+        shows_lines=
+    fi
     writer=$!
-    MAE_LAUNCHER=$$ "${COMMAND[@]}" >"$pipe" 2>&1 &     # without which it stops
+    MAE_LAUNCHER=$$ MAE_TERMINAL=$shows_lines "${COMMAND[@]}" >"$pipe" 2>&1 &     # without the first it stops
     child=$!
     trap 'kill -TERM "$child" 2>/dev/null || true' INT TERM HUP
     trap 'kill -USR1 "$child" 2>/dev/null || true' USR1

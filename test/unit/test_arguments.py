@@ -26,7 +26,7 @@ SPECIFIED = {
             'output_dir log_dir device seed resume start_epoch num_workers pin_mem no_pin_mem world_size local_rank '
             'local-rank dist_on_itp dist_url addr amp amp_backend amp_dtype prof save_every clip_grad '
             'patch_size in_chans save_every_minutes keep_last max_bad_steps max_bad_images hang_timeout '
-            'crop_min mean std',
+            'crop_min mean std report_every val_fraction val_seed',
     'pretrain': 'loss_scale compile grad_checkpoint mask_ratio norm_pix_loss knn_every knn_images',
     'finetune': 'loss_scale compile grad_checkpoint drop_path clip_grad layer_decay color_jitter aa smoothing reprob '
                 'remode recount resplit mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode finetune '
@@ -57,14 +57,16 @@ BAD = [('--batch_size', '0'), ('--batch_size', 'many'), ('--epochs', '-1'), ('--
        ('--clip_grad', '0'), ('--model', 'resnet50'), ('--lr', 'nan'), ('--blr', 'inf'),
        ('--input_size', '225'), ('--data_path', '/no/such/folder'), ('--resume', '/no/such/file'), ('--in_chans', '2'),
        ('--dist_url', 'http://x'), ('--world_size', '0'), ('--save_every', '0'), ('--start_epoch', '9999'),
-       ('--crop_min', '0'), ('--crop_min', '1.1')]
+        ('--crop_min', '0'), ('--crop_min', '1.1'), ('--report_every', '-1'), ('--val_fraction', '1.1'),
+        ('--val_fraction', '-0.1'), ('--val_seed', '-1')]
 BAD_PRETRAIN = [('--mask_ratio', '1'), ('--mask_ratio', '0'), ('--mask_ratio', '0.999'), ('--mask_ratio', '-0.5'),
                 ('--loss_scale', '0'), ('--knn_every', '-1'), ('--knn_images', '0')]
-BAD_LINPROBE = [('--nb_classes', '0'), ('--finetune', '/no/file'), ('--batch_size', '1')]
+BAD_LINPROBE = [('--nb_classes', '0'), ('--finetune', '/no/file'), ('--batch_size', '1'), ('--val_fraction', '1')]
 BAD_FINETUNE = [('--drop_path', '1'), ('--smoothing', '1.5'), ('--reprob', '2'), ('--mixup', '-1'),
                 ('--nb_classes', '0'), ('--layer_decay', '0'), ('--cutmix_minmax', '0'), ('--mixup_mode', 'all'),
                 ('--finetune', '/no/file'), ('--loss_scale', '0'),
-                ('--recount', '0'), ('--remode', 'black'), ('--mixup_prob', '1.1'), ('--color_jitter', '-1')]
+                ('--recount', '0'), ('--remode', 'black'), ('--mixup_prob', '1.1'), ('--color_jitter', '-1'),
+                ('--val_fraction', '1')]
 
 
 def one_line_for(parse, flags, flag, tmp_path, capsys):

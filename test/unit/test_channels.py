@@ -20,6 +20,7 @@ from util.errors import UserError
 from util.images import UnreadableImage
 from util.input_statistics import adopt_statistics, number_text, statistics
 from util.loader import collate
+from util.log import logger
 from util.pictures import ArrayPicture, open_picture
 from util.transforms import Normalize, evaluation_transform, finetuning_transform, pretraining_transform
 
@@ -164,10 +165,10 @@ def test_arrays_are_images_where_there_are_no_others(bands, tmp_path):
     assert [pretraining_set(str(tmp_path)).name_of(0)[-5:], len(pretraining_set(str(tmp_path)))] == ['y.png', 1]
 
 
-def test_arrays_are_packed_into_tar_files_and_read_from_there(bands, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['x', str(bands), str(tmp_path / 'packed'), '--num_workers', '0'])
-    monkeypatch.setattr(pack_shards.signal, 'signal', lambda *_: None)
-    pack_shards.main()
+def test_arrays_are_packed_into_tar_files_and_read_from_there(bands, tmp_path):
+    args = pack_shards.parse([str(bands), str(tmp_path / 'packed'), '--num_workers', '0'])
+    for split, dataset in pack_shards.split_sets(args.source):
+        assert pack_shards.pack(args, split, dataset) == 0
     transform = evaluation_transform([32, 40], 5)
     packed, plain = (labelled_set(str(folder), 'train', transform) for folder in (tmp_path / 'packed', bands))
     assert len(packed) == 16 and sorted(set(packed.labels)) == [0, 1]
@@ -261,7 +262,8 @@ def test_printed_numbers_have_no_exponent(value, text):
     (None, [.3], [.3], 'mean and std are those of x.pth: --mean 0.3 --std 0.3'), (None, None, None, ''),
     ([.3], [.3], [.3], ''), ([.3] * 3, [.3], [.3] * 3, ''), ([.4], [.3], [.4], 'was trained with --mean 0.3 --std 0.3'),
     ([.4], None, [.4], 'was trained with --mean 0.485 0.456 0.406')])
-def test_mean_and_std_come_from_the_checkpoint_unless_they_are_given(caplog, given, saved_as, taken, said):
+def test_mean_and_std_come_from_the_checkpoint_unless_they_are_given(caplog, monkeypatch, given, saved_as, taken, said):
+    monkeypatch.setattr(logger, 'propagate', True)
     caplog.set_level('INFO', 'mae')
     args = Namespace(in_chans=3, mean=given, std=given)
     adopt_statistics(args, {'in_chans': 3, 'mean': saved_as, 'std': saved_as}, 'x.pth')

@@ -67,3 +67,14 @@ def test_an_older_pytorch_goes_on_without_it(lines, monkeypatch):
     monkeypatch.delattr(nn.Module, 'compile', raising=False)
     compile_blocks(models_mae.mae_vit_nano_patch16(**SIZE), torch.device('cpu'))
     assert lines == ['--compile: torch {} does not compile modules; going on without'.format(torch.__version__)]
+
+
+def test_pictures_of_a_training_do_not_ask_the_compiler_anew():
+    block, calls = torch.nn.Linear(2, 2), []
+    if not hasattr(block, 'compile'):
+        pytest.skip('this torch does not compile modules')
+    block._compiled_call_impl = lambda x: calls.append(x)
+    with compiling.eagerly(torch.nn.Sequential(block)):
+        assert block(torch.zeros(1, 2)).shape == (1, 2) and not calls
+    block(torch.zeros(1, 2))
+    assert len(calls) == 1

@@ -17,18 +17,20 @@ def model(**options):
 
 def test_visible_patches_are_the_originals_and_hidden_ones_grey():
     imgs = torch.randn(2, 3, 32, 32)
-    masked, reconstructed = visualize.reconstruct(model(), imgs, .75)
+    masked, predicted, reconstructed = visualize.reconstruct(model(), imgs, .75)
     shown = masked != 0
     assert shown.float().mean() == pytest.approx(.25)
     assert torch.equal(reconstructed[shown], imgs[shown])
     assert not torch.equal(reconstructed, imgs)
+    assert torch.equal(predicted[~shown], reconstructed[~shown])
+    assert (predicted[shown] != imgs[shown]).float().mean() > .9
 
 
 def test_a_prediction_under_norm_pix_loss_gets_its_patch_statistics_back():
     net, imgs = model(norm_pix_loss=True), torch.randn(2, 3, 32, 32) * 5 + 3
     for parameter in net.decoder_pred.parameters():
         torch.nn.init.zeros_(parameter)
-    _, reconstructed = visualize.reconstruct(net, imgs, .75)
+    _, _, reconstructed = visualize.reconstruct(net, imgs, .75)
     mean = net.patchify(imgs).mean(dim=-1, keepdim=True)
     patches = net.patchify(reconstructed)
     hidden = patches.var(dim=-1) < 1e-6
@@ -36,9 +38,20 @@ def test_a_prediction_under_norm_pix_loss_gets_its_patch_statistics_back():
     assert torch.allclose(patches[hidden], mean.expand_as(patches)[hidden], atol=1e-4)
 
 
+def test_the_picture_says_where_the_true_statistics_of_patches_are_used():
+    said = [[line for column in visualize.titles(model(norm_pix_loss=on)) for line in column] for on in (False, True)]
+    assert [lines.count('(true patch statistics)') for lines in said] == [0, 2]
+
+
+@pytest.mark.parametrize('size, expected', [((32, 64), (660, 143)), ((64, 32), (620, 223))])
+def test_images_keep_their_proportions(size, expected):
+    net = models_mae.mae_vit_nano_patch16(img_size=size, patch_size=8, norm_pix_loss=True).eval()
+    assert visualize.picture(net, torch.randn(1, 3, *size), .75).size == expected
+
+
 def test_an_image_survives_normalising_and_back(images):
     path = next(images.glob('val/*/*.jpg'))
-    pixels = visualize.evaluation_transform(32)(visualize.open_picture(str(path)))
+    pixels = transforms.evaluation_transform(32)(visualize.open_picture(str(path)))
     again = transforms.to_bytes(visualize.to_image(transforms.Normalize()(pixels[None])[0]))
     assert torch.equal(pixels, again)
 
@@ -49,7 +62,7 @@ def test_the_command_draws_a_picture_of_a_trained_model(images, pretrained, tmp_
                    target, '--count', 3, images / 'val'], PYTHONPATH=str(ROOT))
     assert run.status == 0, run.output
     with Image.open(str(target)) as picture:
-        assert picture.size == (496, 516)
+        assert picture.size == (660, 534)
         assert len(set(picture.tobytes())) > 50
 
 

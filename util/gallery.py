@@ -1,0 +1,106 @@
+"""The same few images as a masked autoencoder reconstructs them in the course of its pre-training."""
+import copy
+import os
+
+import torch
+
+from util import thumbnails
+from util.compiling import eagerly
+from util.images import UnreadableImage
+from util.report_page import strips
+from util.visualize import reconstruct, to_image
+
+IMAGES, SIDE = 6, 128       # of a strip, and pixels of the longer side of each
+MOMENTS = 8                 # of a training at which the images are reconstructed, beside the reports on the way
+MOST_TRIES = 20             # at images that may be unreadable
+NORMALISED = ('Trained with --norm_pix_loss, the model predicts patches without their mean and contrast: those of '
+              'hidden patches are taken from the original.')
+
+
+def moments(epochs, most=MOMENTS):
+    """The epochs, counted from 0, after which the images are reconstructed: dense at first, when most changes."""
+    return sorted({round(epochs ** (i / (most - 1))) - 1 for i in range(most)})
+
+
+class Reconstructions:
+    """Of the main process.
+
+    Args:
+        model: as its precision made it, not in DistributedDataParallel.
+        dataset: of the training; images at equal distances are taken, the same in every run.
+        transform, normalize: from a util.pictures.Picture to what the model takes.
+        precision, device, epochs: of the run.
+        earlier: `snapshots` as a checkpoint has kept it; what is not of these images is dropped.
+        start: epoch that the run begins at; what is from later epochs is dropped.
+    """
+
+    def __init__(self, model, dataset, transform, normalize, mask_ratio, precision, device, epochs, earlier, start):
+        self._model, self._normalize, self._mask_ratio = model, normalize, mask_ratio
+        self._dataset = copy.copy(dataset)
+        self._dataset.transform = transform
+        self._precision, self._device, self._moments = precision, device, moments(epochs)
+        # In plain values, for checkpoints: one for each moment, changed in place.
+        self.snapshots = [shot for shot in earlier or [] if _is_snapshot(shot) and shot['epoch'] < start]
+        self._imgs = None
+
+    def after(self, epoch, due, logbook):
+        """Reconstruct where it is one of the moments, or `due`; the pictures go to TensorBoard too."""
+        if not due and epoch not in self._moments:
+            return
+        if self._imgs is None:
+            self._open()
+        self._model.eval()
+        with self._precision.autocast(), eagerly(self._model):
+            shown = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
+        rows = [[thumbnails.scaled(to_image(img, self._normalize), SIDE) for img in imgs.float().cpu()]
+                for imgs in (shown.masked, shown.pasted, self._imgs)]
+        self._masked, pasted, self._original = ([thumbnails.jpeg(image) for image in row] for row in rows)
+        self.snapshots[:] = [shot for shot in self.snapshots if shot['epoch'] in self._moments and shot['epoch'] < epoch
+                             and shot['of'] == self._names]
+        self.snapshots.append({'epoch': epoch, 'of': self._names, 'jpegs': pasted})
+        logbook.picture(epoch + 1, 'reconstructions', thumbnails.grid(rows))
+
+    def _open(self):
+        """Read the images, of unreadable ones the next."""
+        pixels, names, count = [], [], len(self._dataset)
+        shown = min(IMAGES, count)
+        for place in range(shown):
+            first = place * count // shown
+            for index in range(first, min(first + MOST_TRIES, count)):
+                try:
+                    pixels.append(self._dataset[index][0])
+                except UnreadableImage:
+                    continue
+                names.append(os.path.basename(self._dataset.name_of(index)))
+                break
+        if not pixels:
+            raise ValueError('none of the images can be read')
+        self._imgs = self._normalize(torch.stack(pixels))
+        self._names = [*names, 'mask_ratio {}'.format(self._mask_ratio)]
+
+    def sections(self):
+        """[(heading, HTML)] of the report."""
+        if self._imgs is None:
+            return []
+        rows = [('masked', self._masked)]
+        rows += [('after epoch {}'.format(shot['epoch']), shot['jpegs']) for shot in self.snapshots]
+        rows += [('original', self._original)]
+        note = ('The same images of the training set each time; {:.0%} of their patches are hidden, visible ones are '
+                'shown as they are. '.format(self._mask_ratio))
+        return [('Reconstructions', strips(rows, note + (NORMALISED if self._model.norm_pix_loss else '')))]
+
+
+class NoGallery:
+    """Of the other processes, and of trainings that have no pictures."""
+    snapshots = ()
+
+    def after(self, epoch, due, logbook):
+        pass
+
+    def sections(self):
+        return []
+
+
+def _is_snapshot(shot):
+    return (isinstance(shot, dict) and type(shot.get('epoch')) is int and isinstance(shot.get('of'), list)
+            and isinstance(shot.get('jpegs'), list) and all(map(thumbnails.is_base64, shot['jpegs'])))

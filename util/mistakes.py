@@ -1,0 +1,107 @@
+"""Which classes a classifier takes for which others, and images to look at."""
+import numpy as np
+import torch
+
+from util import thumbnails
+from util.images import UnreadableImage
+from util.report_page import confusion_matrix, hardest_classes, pairs
+from util.transforms import to_pil
+
+PAIRS, EXAMPLES, SIDE = 12, 4, 128      # confused pairs that are shown, images of each, pixels of their longer side
+MOST_IN_MATRIX = 16         # classes of which all pairs are shown
+HARDEST = 10                # classes that are listed where there are more
+
+
+class Unwatched:
+    """Stands in where nobody asks for the mistakes."""
+
+    def begin(self):
+        pass
+
+    def add(self, logits, labels):
+        pass
+
+    def share(self, loader, world, device):
+        pass
+
+
+class Mistakes:
+    """Predictions on the validation images: they stay on the device during an evaluation and are read at its end.
+
+    Args:
+        dataset: the validation images; normalize: util.transforms.Normalize, for showing them.
+    """
+
+    def __init__(self, dataset, normalize):
+        self._dataset, self._normalize, self._seen, self._latest, self._shown = dataset, normalize, [], None, None
+
+    def begin(self):
+        """Forget the evaluation before."""
+        self._seen = []
+
+    def add(self, logits, labels):
+        """Take note of a batch: (N, classes), (N,). Never waits for the device."""
+        self._seen.append(torch.stack([labels, logits.argmax(dim=1)]))
+
+    def share(self, loader, world, device):
+        """Bring together what all processes have seen; each must call it, with its util.loader.Batches."""
+        found = torch.zeros(2, len(self._dataset), device=device)       # label and prediction + 1; 0: not seen
+        if self._seen:
+            seen = torch.cat(self._seen, dim=1)
+            places = torch.tensor(loader.given(), device=device)[:seen.shape[1]]
+            found[:, places] = (seen + 1).float()
+        self._latest = world.sum(found).cpu().numpy().astype(np.int64) - 1
+
+    def after(self, epoch, due, logbook):
+        """Show the latest evaluation from now on; one that was broken off never gets here."""
+        self._shown = self._latest
+
+    def sections(self):
+        """[(heading, HTML)] of the report."""
+        if self._shown is None:
+            return []
+        labels, guesses = self._shown
+        there = labels >= 0
+        sizes = np.bincount(labels[there], minlength=len(self._dataset.classes))
+        worst = worst_pairs(np.where(there, labels, -1), guesses)
+        rows = [(self._name(label), self._name(guess), len(places), int(sizes[label]), self._examples(places))
+                for label, guess, places in worst]
+        found = [('Worst-confused classes', pairs(rows))]
+        if len(sizes) <= MOST_IN_MATRIX and guesses.max() < len(sizes):
+            counts = np.zeros((len(sizes), len(sizes)), int)
+            np.add.at(counts, (labels[there], guesses[there]), 1)
+            return found + [('All classes', confusion_matrix(self._dataset.classes, counts.tolist()))]
+        right = np.bincount(labels[there & (labels == guesses)], minlength=len(sizes))
+        order = sorted(np.flatnonzero(sizes), key=lambda label: right[label] / sizes[label])[:HARDEST]
+        return found + [('Hardest classes', hardest_classes(
+            [(self._name(label), int(right[label]), int(sizes[label])) for label in order]))]
+
+    def _name(self, label):
+        classes = self._dataset.classes
+        return classes[label] if label < len(classes) else 'output {}, which has no class'.format(label)
+
+    def _examples(self, places):
+        found = []
+        for place in places:
+            if len(found) == EXAMPLES:
+                break
+            try:
+                pixels = self._normalize(self._dataset[int(place)][0][None])
+            except UnreadableImage:
+                continue
+            found.append(thumbnails.jpeg(thumbnails.scaled(to_pil(self._normalize.shown(pixels)[0]), SIDE)))
+        return found
+
+
+def worst_pairs(labels, guesses, most=PAIRS):
+    """(label, guess, indices of the images) of the pairs that are confused most often, most often first.
+
+    Args:
+        labels, guesses: (N,) whole numbers; a label of -1 does not count.
+    """
+    wrong = np.flatnonzero((labels >= 0) & (labels != guesses))
+    base = int(guesses.max(initial=0)) + 1
+    pair, counts = np.unique(labels[wrong] * base + guesses[wrong], return_counts=True)
+    worst = pair[np.argsort(-counts, kind='stable')[:most]]
+    return [(int(code // base), int(code % base), wrong[labels[wrong] * base + guesses[wrong] == code])
+            for code in worst]

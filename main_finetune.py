@@ -20,12 +20,13 @@ from util import (
 )
 from util.course import Course
 from util.datasets import labelled_set
+from util.freezing import check_resumed, freeze
 from util.held_out import split_settings
 from util.input_arguments import COLOURED
 from util.input_statistics import adopt_statistics
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
-from util.lr_schedule import peak_lr, warmup_cosine
+from util.lr_schedule import warmup_cosine
 from util.mistakes import Mistakes
 from util.param_groups import layer_decay_groups
 from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, SoftTargetCrossEntropy
@@ -110,7 +111,7 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
     advice.before_evaluation(dataset)
     model = build_model(args, count_classes(args, dataset))
     adopt_statistics(args, resumed.get('args'), resumed.path)
-    resumed.restore_model(model, fit_positions=True)
+    resumed.restore_model(model, fit_positions=True, averaged=True)
     logbook = runtimes.open_logbook(args, runtime)
     model = precision.prepare_inference(model.to(runtime.device))
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
@@ -127,6 +128,9 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
 
 def train(args, runtime, precision, resumed):
     """Fine-tune, or train from scratch, with an evaluation after each epoch."""
+    if args.freeze is not None and not (args.finetune or resumed.path):
+        raise UserError('--freeze {}: there are only random weights to freeze; name others with --finetune'
+                        .format(args.freeze))
     train_set, train_loader, val_loader = build_data(args, runtime.world, runtime.accelerator)
     classes = count_classes(args, train_set)
 
@@ -138,11 +142,12 @@ def train(args, runtime, precision, resumed):
         adopt_statistics(args, pretrained.get('args'), args.finetune)
         left_out, fresh = weights.load_pretrained(model, pretrained['model'], args.finetune, pretrained.get('args'))
         weights.report_pretrained(args.finetune, left_out, fresh)
+    check_resumed(resumed, args.freeze, len(model.blocks))
     adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model)
+    freeze(model, args.freeze)
     runtime.place(model)
-    effective_batch = args.batch_size * args.accum_iter * runtime.world.size
-    lr = peak_lr(args.lr, args.blr, effective_batch)
+    effective_batch, lr = runtimes.batch_and_lr(args, runtime.world)
     groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)
     optimizer = precision.adamw(runtime.accelerator, groups, lr=lr, betas=(.9, .999))
     model, optimizer = precision.prepare(model, optimizer)
@@ -150,7 +155,8 @@ def train(args, runtime, precision, resumed):
     resumed.restore_training(optimizer, precision)
     updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
-                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
+                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps),
+                            resumed.average(args.ema, precision.trained_weights(model, optimizer)))
     parameters = runtimes.describe_training(train_set, model, effective_batch, lr)
     advice.before_training(args, advice.FINETUNING, train_set, effective_batch, lr,
                            min(group['lr_scale'] for group in groups), val_loader.dataset)
@@ -168,7 +174,8 @@ def train(args, runtime, precision, resumed):
         val_loader.bad_images = course.bad_images
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, criterion, augment)
-            result = evaluate(model, val_loader, precision, runtime, normalize, mistakes)
+            result = updates.average.judge(
+                model, lambda: evaluate(model, val_loader, precision, runtime, normalize, mistakes))
             course.agree()                              # a signal may have cut the evaluation short
             close_epoch(course, progress.epoch, stats, result, parameters)
         best = course.values['best']
@@ -182,7 +189,7 @@ def close_epoch(course, epoch, stats, result, parameters):
     if improved:
         course.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
     logger.info('Max accuracy: %.2f%% (epoch %d)', course.values['best']['acc1'], course.values['best']['epoch'])
-    tests = {'test_' + name: result[name] for name in ('acc1', 'acc5', 'loss')}
+    tests = {'test_' + name: value for name, value in result.items() if name.endswith(('acc1', 'acc5', 'loss'))}
     course.close_epoch({**stats, **tests, 'n_parameters': parameters}, improved,
                        {'perf/' + name: value for name, value in tests.items()})
 

@@ -27,7 +27,7 @@ from util.lars import LARS
 from util.linear_probe import LinearProbe, probing_head
 from util.loader import training_loader
 from util.log import logger
-from util.lr_schedule import peak_lr, warmup_cosine
+from util.lr_schedule import warmup_cosine
 from util.mistakes import Mistakes
 from util.transforms import Normalize, pretraining_transform
 from util.updates import WeightUpdates
@@ -117,8 +117,7 @@ def train(args, runtime, precision, resumed):
     resumed.restore_model(model)
     runtime.place(model)
     probe = LinearProbe(model, precision)
-    effective_batch = args.batch_size * args.accum_iter * runtime.world.size
-    lr = peak_lr(args.lr, args.blr, effective_batch)
+    effective_batch, lr = runtimes.batch_and_lr(args, runtime.world)
     optimizer = LARS(probe.head.parameters(), lr=lr, weight_decay=args.weight_decay)
     resumed.restore_training(optimizer, probe.precision)
     updates = WeightUpdates(runtime.wrap(probe.head, probe.precision), optimizer, probe.precision,

@@ -71,7 +71,7 @@ class MaskedAutoencoderViT(nn.Module):
         """
         if noise is None:
             noise = torch.rand(imgs.shape[0], self.pos_embed.shape[1] - 1, device=imgs.device)
-        ids = torch.argsort(noise, dim=1)
+        ids = noise.sort(dim=1)[1]          # argsort by a name that every ONNX exporter knows
         keep = int(ids.shape[1] * (1 - mask_ratio))
         patches = self.patchify(imgs)
         latent = self.forward_encoder(patches, ids[:, :keep])
@@ -79,7 +79,7 @@ class MaskedAutoencoderViT(nn.Module):
         loss = self.forward_loss(patches, pred[:, keep - ids.shape[1]:], ids[:, keep:])
         if loss_only:
             return loss
-        ids_restore = torch.argsort(ids, dim=1)
+        ids_restore = ids.sort(dim=1)[1]
         return loss, gather_tokens(pred, ids_restore), (ids_restore >= keep).float()
 
     def forward_encoder(self, patches, ids_keep):
@@ -89,9 +89,9 @@ class MaskedAutoencoderViT(nn.Module):
         """
         weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)             # (D, p * p * C)
         x = F.linear(gather_tokens(patches, ids_keep), weight, self.patch_embed.proj.bias)
-        x = x + gather_tokens(self.pos_embed[:, 1:].expand(x.shape[0], -1, -1), ids_keep)
+        x = x + gather_tokens(self.pos_embed[:, 1:].expand(ids_keep.shape[0], -1, -1), ids_keep)
 
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(ids_keep.shape[0], -1, -1)
         x = torch.cat([cls_token.to(x.dtype), x], dim=1)
         for block in self.blocks:
             x = self.run_block(block, x)
@@ -106,9 +106,9 @@ class MaskedAutoencoderViT(nn.Module):
         """
         x = self.decoder_embed(latent)                                                   # (N, 1 + K, E)
         visible = x.shape[1]
-        hidden = self.mask_token.to(x.dtype).expand(x.shape[0], ids.shape[1] + 1 - visible, -1)
-        cls_position = self.decoder_pos_embed[:, :1].expand(x.shape[0], -1, -1)
-        positions = gather_tokens(self.decoder_pos_embed[:, 1:].expand(x.shape[0], -1, -1), ids)
+        hidden = self.mask_token.to(x.dtype).expand(ids.shape[0], ids.shape[1] + 1 - visible, -1)
+        cls_position = self.decoder_pos_embed[:, :1].expand(ids.shape[0], -1, -1)
+        positions = gather_tokens(self.decoder_pos_embed[:, 1:].expand(ids.shape[0], -1, -1), ids)
         x = torch.cat([x, hidden], dim=1) + torch.cat([cls_position, positions], dim=1)
         for block in self.decoder_blocks[:-1]:
             x = self.run_block(block, x)
@@ -126,8 +126,8 @@ class MaskedAutoencoderViT(nn.Module):
     def patchify(self, imgs):
         """(N, C, H, W) -> (N, L, p * p * C), the order of the prediction."""
         p, (rows, columns) = self.patch_size, self.grid_size
-        x = imgs.reshape(imgs.shape[0], self.in_chans, rows, p, columns, p)
-        return x.permute(0, 2, 4, 3, 5, 1).reshape(imgs.shape[0], rows * columns, p * p * self.in_chans)
+        x = imgs.reshape(-1, self.in_chans, rows, p, columns, p)
+        return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, rows * columns, p * p * self.in_chans)
 
     def unpatchify(self, patches):
         """(N, L, p * p * C) -> (N, C, H, W)."""

@@ -31,7 +31,7 @@ def before_training(args, recipe, train_set, effective_batch, lr, lowest_scale=1
         val_set: the validation images, where there are classes.
     """
     lines = schedule(args.epochs, args.warmup_epochs, lr, args.min_lr, lowest_scale)
-    lines += batch(effective_batch, args.accum_iter, len(train_set), args.lr, recipe)
+    lines += batch(effective_batch, args.accum_iter, len(train_set), lr if args.lr else None, recipe)
     if val_set is None:
         lines += folders(getattr(train_set, 'paths', None))
     else:
@@ -74,7 +74,7 @@ def batch(effective_batch, accum_iter, images, lr, recipe):
     """Lines about an effective batch that the data or the recipe do not fit.
 
     Args:
-        lr: the flag --lr; None where the learning rate follows the batch.
+        lr: the peak that --lr gives; None where the learning rate follows the batch.
     """
     lines = []
     if effective_batch > images:

@@ -28,8 +28,6 @@ def inspect(file, size):
     Raises:
         UnpicklingError: the file is damaged, or not what torch.save writes of tensors and plain values.
     """
-    if size > _memory():
-        raise UnpicklingError('it has {:.0f} GB, more than the memory of this machine'.format(size / 1e9))
     start = file.read(4)
     file.seek(0)
     if start == b'PK\x03\x04':
@@ -40,9 +38,10 @@ def inspect(file, size):
         raise UnpicklingError('it is cut off' if len(start) < 4 else 'it is no file of torch.save')
 
 
-def _memory():
-    """Bytes of this machine's memory."""
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+def check_fits(size):
+    """Raise UnpicklingError where so many bytes are more than this machine's memory."""
+    if size > os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'):
+        raise UnpicklingError('it has {:.0f} GB, more than the memory of this machine'.format(size / 1e9))
 
 
 def _inspect_zip(file, size):

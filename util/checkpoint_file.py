@@ -1,19 +1,20 @@
 """Checkpoint files: dicts of tensors and plain types, written whole, read without running anything that they hold."""
 import argparse
-import io
+import json
 import os
 import pickle
-import stat
 
 import torch
 
-from util import checkpoint_pickle, download
-from util.checkpoint_archive import inspect
+from util import checkpoint_pickle, download, hugging_face, safetensors_file
+from util.checkpoint_archive import check_fits, inspect
 from util.errors import UserError
 from util.features import accepts
-from util.files import atomic_file
+from util.files import atomic_file, regular_file
 from util.log import logger
 from util.plain_values import plain_copy
+
+DESCRIPTION = ('args', 'classes')       # what of a checkpoint beside its weights says which model it is
 
 
 def save(path, state):
@@ -29,51 +30,72 @@ def save(path, state):
         torch.save(state, file, _use_new_zipfile_serialization=True)    # PyTorch 1.5 knows it, but has another default
 
 
-def load(path):
-    """Read a checkpoint of ours or a published one onto the CPU.
+def load(path, as_trained=False):
+    """Read a checkpoint of ours, a published one, or another library's weights onto the CPU.
 
-    The file is read twice: first its structure and checksums are checked, which takes a third of a second a gigabyte.
+    A file of torch.save is read twice: first its structure and checksums are checked, which takes a third of a second a
+    gigabyte.
     Args:
-        path: of a file; or a URL whose last part holds a hash, see util.download.
+        path: of a file of torch.save or of safetensors; of a folder, see util.hugging_face; or a URL whose last part
+            holds a hash, see util.download.
+        as_trained: leave 'model' and 'model_ema' as they are; else averaged weights (--ema) take the place of those as
+            trained, since they are what the training was judged by.
     Returns:
-        a dict with 'model', a dict of tensors by name; a bare state_dict is put under that key. Beside tensors, which
-        are dense, there are only the types of util.plain_values.
+        a dict with 'model', a dict of tensors by this program's names; a bare state_dict is put under that key. Beside
+        tensors, which are dense, there are only the types of util.plain_values.
     Raises:
         UserError: the file is no checkpoint, is damaged, or holds anything but tensors and plain values.
     """
     local = download.fetch(path) if download.is_url(path) else path
     try:
-        with _opened(local) as file:
-            inspect(file, os.stat(file.raw.fileno()).st_size)
-            file.seek(0)
-            state = plain_copy(_torch_load(file), _dense)
+        folder = hugging_face.folder_of(local)
+        state = hugging_face.read_folder(folder, _weights) if folder else _read(local)
+        if not folder and _is_state_dict(state.get('model')) and hugging_face.is_foreign(state['model']):
+            state = hugging_face.translate(state['model'], path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
             AssertionError, ArithmeticError, MemoryError) as error:
         raise UserError('{}: not a readable checkpoint ({})'.format(path, _reason(error))) from error
-    if type(state) is dict and 'model' not in state and state and _is_state_dict(state):
-        state = {'model': state}
-    if type(state) is not dict or not _is_state_dict(state.get('model')):
+    if not _is_state_dict(state.get('model')):
         raise UserError("{}: holds no 'model'; is it a checkpoint?".format(path))
     unsound = [name for name, value in state['model'].items() if not _is_finite(value)]
     if unsound:
         logger.info('warning: %s: %d of its weights are not finite, the first is %s', path, len(unsound), unsound[0])
-    return state
+    if not (_is_state_dict(state.get('model_ema')) and state['model_ema']):
+        state.pop('model_ema', None)
+    return state if as_trained else judged_weights(state, path)
 
 
-class _Opened(io.BufferedReader):
-    """A file that torch.load reads through Python: given its number, torch would first try it as a tar archive."""
+def judged_weights(state, path):
+    """A checkpoint whose 'model' are its averaged weights, where it has some."""
+    if 'model_ema' not in state:
+        return state
+    logger.info('%s: taking its averaged weights (--ema)', path)
+    return {**{name: value for name, value in state.items() if name != 'model_ema'}, 'model': state['model_ema']}
 
-    def fileno(self):
-        raise io.UnsupportedOperation('fileno')
+
+def _read(path):
+    """What a file holds, as a dict: of a bare state_dict, and of weights of safetensors, under 'model'."""
+    with regular_file(path) as file:
+        size, head = os.stat(file.raw.fileno()).st_size, file.read(9)
+        file.seek(0)
+        check_fits(size)
+        if safetensors_file.begins(head):
+            model, metadata = safetensors_file.read(file, size)
+            # What util.export adds: the flags that build the model, and its classes.
+            return {'model': model, **{name: json.loads(metadata[name]) for name in DESCRIPTION if name in metadata}}
+        inspect(file, size)
+        file.seek(0)
+        state = plain_copy(_torch_load(file), _dense)
+    if type(state) is not dict:
+        return {}
+    return {'model': state} if 'model' not in state and state and _is_state_dict(state) else state
 
 
-def _opened(path):
-    # Opening a named pipe would wait for who writes into it, but for O_NONBLOCK.
-    raw = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NONBLOCK', 0)))
-    if not stat.S_ISREG(os.stat(raw.fileno()).st_mode):
-        raw.close()
-        raise OSError('a pipe or device')
-    return _Opened(raw)
+def _weights(path):
+    state = _read(path)
+    if not _is_state_dict(state.get('model')):
+        raise ValueError('{} holds no weights'.format(os.path.basename(path)))
+    return state['model']
 
 
 def _torch_load(file):

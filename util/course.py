@@ -127,7 +127,7 @@ class Course:
     def _save(self, names):
         state = checkpoint.training_state(
             self._model, self._updates.optimizer, self._updates.precision, self._epoch - 1, self._args,
-            images=self._images, progress=self._progress.state() if self._images else None,
+            self._updates.average, images=self._images, progress=self._progress.state() if self._images else None,
             processes=self._runtime.world.size, bad_steps_in_row=self._updates.bad_steps.in_row,
             log=list(self._logbook.records), **self.values)
         self._saver.save(state, names)

@@ -8,6 +8,7 @@ from torchvision import datasets
 from util import cifar, csv_list
 from util.errors import UserError
 from util.held_out import VAL_FRACTION, VAL_SEED, held_out
+from util.images import ARRAYS
 from util.listing import Chosen, Listing
 from util.log import logger
 from util.pictures import open_picture
@@ -130,7 +131,7 @@ def place(data_path, split, labelled=True):
 def has_classes(root):
     """Whether a folder has subfolders or tar files, or a CSV file has labels."""
     if os.path.isfile(root):
-        return csv_list.has_labels(root, EXTENSIONS)
+        return csv_list.has_labels(root, EXTENSIONS + ARRAYS)
     return bool(_subfolders(root) or tar_files(root))
 
 
@@ -171,7 +172,7 @@ def _tell_left_out(data_path, train):
 def _unsplit(root, transform, labelled, classes=None):
     """All images of a folder of class folders or tar files, or of a CSV file."""
     if os.path.isfile(root):
-        paths, own, labels = csv_list.read(root, EXTENSIONS, labelled)
+        paths, own, labels = csv_list.read(root, EXTENSIONS + ARRAYS, labelled)
         shared = classes_shared(root, own, classes)
         return ImageList(paths, np.array([shared.index(name) for name in own], np.int64)[labels], shared, transform)
     if tar_files(root):

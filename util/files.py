@@ -1,5 +1,7 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+import io
 import os
+import stat
 from contextlib import contextmanager
 
 
@@ -58,6 +60,27 @@ def write_atomically(path, content):
     """Put bytes at `path`, whole or not at all."""
     with atomic_file(path) as file:
         file.write(content)
+
+
+class _Regular(io.BufferedReader):
+    """A file that torch.load reads through Python: given its number, torch would first try it as a tar archive."""
+
+    def fileno(self):
+        raise io.UnsupportedOperation('fileno')
+
+
+def regular_file(path):
+    """A file opened to read bytes; torch.load and others get no number of it, and no bytes but by reading.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or device.
+    """
+    # Opening a named pipe would wait for who writes into it, but for O_NONBLOCK.
+    raw = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NONBLOCK', 0)))
+    if not stat.S_ISREG(os.stat(raw.fileno()).st_mode):
+        raw.close()
+        raise OSError('a pipe or device')
+    return _Regular(raw)
 
 
 def lines(path):

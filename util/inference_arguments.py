@@ -34,7 +34,8 @@ def parse_predict(argv=None):
 def add_model(parser, scripts):
     """Add what names the model; `scripts` are those that train it."""
     parser.add_argument('--resume', required=True,
-                        help='checkpoint of {}, a file or a URL with a hash in its name'.format(scripts))
+                        help='checkpoint of {}, or weights of timm or Hugging Face: a file, a folder, or a URL with a '
+                             'hash in its name'.format(scripts))
     parser.add_argument('--input_size', type=input_size.parse, metavar='SIDE or HxW',
                         help='side of the square input in pixels, or its height and width, as 160x320; positions are '
                              'interpolated; default: as in training')
@@ -65,7 +66,7 @@ def add_work(parser):
 def check_checkpoint(parser, args):
     """End the process with one line where --resume names no file and no URL that could be fetched."""
     url = download.is_url(args.resume)
-    fault = download.fault_of(args.resume) if url else None if os.path.isfile(args.resume) else 'is not a file'
+    fault = download.fault_of(args.resume) if url else None if os.path.exists(args.resume) else 'is not a file'
     if fault:
         parser.error('argument --resume: {} {}'.format(args.resume, fault))
 

@@ -19,6 +19,7 @@ from util.inference_arguments import add_model, add_work, check_checkpoint
 from util.loader import default_workers, evaluation_loader
 from util.log import logger
 from util.parser import COUNT, INDEX, POSITIVE, SHARE_BELOW_1, Parser
+from util.precision import nothing
 from util.progress_bar import Silent, progress_bar
 from util.runtime import Runtime
 
@@ -134,16 +135,21 @@ class KnnJudge:
 
 
 class PeriodicJudge:
-    """A KnnJudge after every `every` epochs, and after the last."""
+    """A KnnJudge after every `every` epochs, and after the last.
 
-    def __init__(self, judge, every, epochs):
-        self._judge, self._every, self._epochs = judge, every, epochs
+    Args:
+        within: gives a context in which the model has the weights to judge (see util.weight_average).
+    """
+
+    def __init__(self, judge, every, epochs, within=nothing):
+        self._judge, self._every, self._epochs, self._within = judge, every, epochs, within
 
     def __call__(self, epoch, course):
         """{'knn_acc1': percent} after an epoch in which it is due, else {}; raises what course.agree does."""
         if (epoch + 1) % self._every and epoch + 1 != self._epochs:
             return {}
-        accuracy = self._judge.accuracy(course.bad_images)
+        with self._within():
+            accuracy = self._judge.accuracy(course.bad_images)
         course.agree()                      # a signal may have cut it short
         return {'knn_acc1': accuracy}
 
@@ -155,9 +161,11 @@ class NoJudge:
         return {}
 
 
-def periodic(args, model, normalize, runtime, precision):
+def periodic(args, model, normalize, runtime, precision, average):
     """What main_pretrain.py calls after each epoch, by its flags.
 
+    Args:
+        average: util.weight_average.WeightAverage, which is judged in place of the weights.
     Raises:
         UserError: the images have no classes.
     """
@@ -171,7 +179,7 @@ def periodic(args, model, normalize, runtime, precision):
     bank = Subset(train, spread(np.asarray(train.labels), args.knn_images, args.seed))
     judge = KnnJudge(model, normalize, runtime, precision, bank, held_out, len(train.classes),
                      batch_size=args.batch_size, num_workers=args.num_workers, pin_memory=args.pin_mem)
-    return PeriodicJudge(judge, args.knn_every, args.epochs)
+    return PeriodicJudge(judge, args.knn_every, args.epochs, lambda: average.within(model))
 
 
 def _splits(data_path, flags, *split):

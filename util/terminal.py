@@ -22,15 +22,20 @@ class Screen:
     def show(self, line):
         """Write the line anew, as much of it as fits."""
         _shown[:] = [self]
-        self._stream.write('\r{}\x1b[K'.format(fitting(line, self.columns - 1)))    # and clears what a longer line left
-        self._stream.flush()
+        self._write('\r{}\x1b[K'.format(fitting(line, self.columns - 1)))      # and clears what a longer line left
 
     def end(self, keep=False):
         """Take the line away; or keep it, on a terminal, and go on below."""
         if self in _shown:
             _shown.remove(self)
-            self._stream.write('\n' if keep and not _is_our_pipe(self._stream) else CLEAR)
+            self._write('\n' if keep and not _is_our_pipe(self._stream) else CLEAR)
+
+    def _write(self, text):
+        try:
+            self._stream.write(text)
             self._stream.flush()
+        except OSError:
+            pass                # the terminal is gone, and the run goes on
 
     @property
     def columns(self):

@@ -63,17 +63,17 @@ class _Attention(Attention):
     """Softmax attention."""
 
     def forward(self, x, first=0):
-        n, length, dim = x.shape
-        qkv = self.qkv(x).reshape(n, length, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
+        _, length, dim = x.shape        # the number of images is left open, which an exported graph needs
+        qkv = self.qkv(x).reshape(-1, length, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
         x = attention(qkv[0, :, :, first:], qkv[1], qkv[2])
-        return self.proj(x.transpose(1, 2).reshape(n, length - first, dim))
+        return self.proj(x.transpose(1, 2).reshape(-1, length - first, dim))
 
 
 def attention(q, k, v):
     """(N, heads, queries, d), (N, heads, L, d) twice -> (N, heads, queries, d), by PyTorch's own where that pays."""
     if _FUSED and not (q.dtype == torch.bfloat16 and q.device.type == 'cpu'):      # whose backward takes thrice as long
         return F.scaled_dot_product_attention(q, k, v)
-    return ((q * q.shape[-1] ** -.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return ((q * int(q.shape[-1]) ** -.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
 
 
 _FUSED = hasattr(F, 'scaled_dot_product_attention')

@@ -1,10 +1,13 @@
 """Trained models as their checkpoints describe them: no flags of the training have to be said again."""
 import argparse
 from collections import namedtuple
+from functools import partial
+
+from torch import nn
 
 import models_mae
 import models_vit
-from util import checkpoint_file, input_statistics, linear_probe, weights
+from util import checkpoint_file, input_statistics, linear_probe, recognition, weights
 from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 from util.input_size import misfit, sides
@@ -35,7 +38,8 @@ def load_classifier(path, input_size=None):
 
 
 def load_either(path, input_size=None):
-    """The model of a checkpoint of any of the scripts, as Trained; see load_classifier."""
+    """The model of a checkpoint of any of the scripts, or an encoder alone as a classifier without head; see
+    load_classifier."""
     return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py', input_size)
 
 
@@ -47,7 +51,9 @@ def _load(path, models, scripts, input_size=None):
                         'python main_finetune.py --finetune {0} --data_path ...'.format(path))
     flags = state.get('args')
     flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
-    if not isinstance(flags, dict) or flags.get('model') not in models:
+    if not isinstance(flags, dict) or 'model' not in flags:
+        flags = {**recognition.flags_of(values, path), **(flags if isinstance(flags, dict) else {})}
+    if flags['model'] not in models:
         raise UserError('{}: is no checkpoint of {}'.format(path, scripts))
     for name in ('input_size', 'patch_size', 'in_chans'):
         if not _is_size(flags.get(name), 2 if name == 'input_size' else 1):
@@ -56,13 +62,20 @@ def _load(path, models, scripts, input_size=None):
         raise UserError('{}: was made with --mean {} --std {}?'.format(path, flags.get('mean'), flags.get('std')))
     if type(flags.get('mask_ratio', .75)) is not float or not 0 < flags.get('mask_ratio', .75) < 1:
         raise UserError('{}: was made with --mask_ratio {}?'.format(path, flags['mask_ratio']))
-    build = _autoencoder if flags['model'] in PRETRAIN_MODELS else _classifier
+    if type(flags.get('layer_norm_eps', 1e-6)) is not float or not 0 < flags.get('layer_norm_eps', 1e-6) < 1:
+        raise UserError('{}: has a layer_norm_eps of {}?'.format(path, flags['layer_norm_eps']))
+    before = flags
     if input_size:
         _check_size(input_size, values)
-    before, flags = flags, {**flags, 'input_size': input_size or flags.get('input_size')}
-    model = build(flags, values, path)
+        flags = {**flags, 'input_size': input_size}
+    if flags['model'] in PRETRAIN_MODELS:
+        model = _autoencoder(flags)
+    elif 'head.weight' in values or models is FINETUNE_MODELS:
+        model = _classifier(flags, values, path)
+    else:
+        model = _encoder(flags, values)
     weights.load_model(model, _fitted(model, values, before) if input_size else values, path)
-    classes = state.get('classes')
+    classes = state.get('classes', state.get('labels'))
     if not isinstance(classes, (list, type(None))) or not all(isinstance(name, str) for name in classes or ()):
         raise UserError('{}: is no checkpoint of {}: its class names are no list of names'.format(path, scripts))
     return Trained(model.eval(), flags, classes)
@@ -88,7 +101,7 @@ def _fitted(model, values, flags):
     return {**weights.with_positions_for(model, values, flags), **own}
 
 
-def _autoencoder(flags, values, path):
+def _autoencoder(flags):
     return getattr(models_mae, flags['model'])(norm_pix_loss=bool(flags.get('norm_pix_loss')), **_size(flags))
 
 
@@ -100,7 +113,15 @@ def _classifier(flags, values, path):
                                                **_size(flags))
 
 
+def _encoder(flags, values):
+    model = getattr(models_vit, flags['model'])(global_pool='fc_norm.weight' in values, num_classes=1, **_size(flags))
+    model.head = nn.Identity()
+    return model
+
+
 def _size(flags):
     """What both kinds of model take of the flags."""
     size = {'patch_size': flags['patch_size']} if flags.get('patch_size') else {}
+    if 'layer_norm_eps' in flags:           # of another library
+        size['norm_layer'] = partial(nn.LayerNorm, eps=flags['layer_norm_eps'])
     return {'img_size': flags.get('input_size') or 224, 'in_chans': flags.get('in_chans') or 3, **size}

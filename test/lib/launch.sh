@@ -37,7 +37,8 @@ bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
   --max_restarts=N        start a run that a fault has ended again, up to N times, from its last checkpoint
   --stop_timeout=SECONDS  time to save and end after a signal, until processes are killed (300)
   --output_dir=FOLDER     instead of $(dirname "$OUTPUT")
-Any other flag goes to $SCRIPT and overrides the recipe; python $SCRIPT --help lists them.
+  --config=FILE           YAML file of flags for $SCRIPT, which overrides the recipe
+Any other flag goes to $SCRIPT and overrides recipe and file; python $SCRIPT --help lists them.
 DRY_RUN=1 prints the command instead of running it. PYTHON=... chooses the interpreter.
 EOF
 }
@@ -45,7 +46,7 @@ EOF
 # read_parameters "$@": the launcher's own parameters into variables of their names, everything else into PASSED_ON.
 # Nodes may also be named in the environment.
 read_parameters() {
-    data_path='' finetune_pth='' resume_pth='' nproc='' output_dir='' max_restarts='' stop_timeout=''
+    data_path='' finetune_pth='' resume_pth='' nproc='' output_dir='' config='' max_restarts='' stop_timeout=''
     nnodes=${NNODES:-$NODES} node_rank=${NODE_RANK:-} master_addr=${MASTER_ADDR:-} master_port=${MASTER_PORT:-}
     PASSED_ON=()
     local name
@@ -56,13 +57,13 @@ read_parameters() {
                 exit 0
                 ;;
             --data_path | --finetune_pth | --resume_pth | --nproc | --nnodes | --node_rank | --master_addr | \
-                --master_port | --output_dir | --max_restarts | --stop_timeout)
+                --master_port | --output_dir | --config | --max_restarts | --stop_timeout)
                 (($# > 1)) || die "$1: give a value"
                 printf -v "${1#--}" '%s' "$2"
                 shift
                 ;;
             --data_path=* | --finetune_pth=* | --resume_pth=* | --nproc=* | --nnodes=* | --node_rank=* | \
-                --master_addr=* | --master_port=* | --output_dir=* | --max_restarts=* | --stop_timeout=*)
+                --master_addr=* | --master_port=* | --output_dir=* | --config=* | --max_restarts=* | --stop_timeout=*)
                 name=${1%%=*}
                 printf -v "${name#--}" '%s' "${1#*=}"
                 ;;
@@ -84,17 +85,32 @@ check_parameters() {
     done
     [[ ${max_restarts:-0} =~ ^[0-9]+$ ]] || die "--max_restarts: $max_restarts is not a number"
     # A name may begin like a flag: said from the folder where it lies, it is none.
-    for name in data_path finetune_pth resume_pth output_dir; do
+    for name in data_path finetune_pth resume_pth output_dir config; do
         if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
     done
     [[ -d $data_path || -f $data_path && $data_path == *.[cC][sS][vV] ]] ||
         die "--data_path: $data_path is not a folder or CSV file"
     for name in ${NEEDS[@]+"${NEEDS[@]}"}; do
-        [[ -f ${!name} || ${!name} =~ ^https?:// ]] || die "--$name: ${!name} is not a file"
+        [[ -f ${!name} || -f ${!name}/config.json || ${!name} =~ ^https?:// ]] || die "--$name: ${!name} is not a file"
     done
     if ((nnodes > 1)) && [[ -z $node_rank || -z $master_addr ]]; then
         die "$nnodes nodes: give --node_rank=0 on the first node (1 on the next) and --master_addr=ADDRESS of it"
     fi
+}
+
+# yield_to_config: RECIPE without the flags that the file of --config sets.
+yield_to_config() {
+    local names word left_out='' kept=()
+    [[ -n $config ]] || return 0
+    names=$(PYTHONPATH=$ROOT "$PYTHON" -m util.config "$config")
+    for word in "${RECIPE[@]}"; do
+        if [[ $word == --* ]]; then
+            left_out=''
+            if grep -qxF -e "${word#--}" <<<"$names"; then left_out=yes; fi
+        fi
+        if [[ -z $left_out ]]; then kept+=("$word"); fi
+    done
+    RECIPE=(${kept[@]+"${kept[@]}"} --config "$config")
 }
 
 # build_command FOLDER: COMMAND, from the recipe, the declarations and the user's parameters; FOLDER gets its output.
@@ -109,7 +125,6 @@ build_command() {
         if [[ -n $stop_timeout ]]; then COMMAND+=(--stop_timeout "$stop_timeout"); fi
     fi
     COMMAND+=("$ROOT/$SCRIPT" --data_path "$data_path" --output_dir "$1" "${RECIPE[@]}")
-    if [[ -n $EPOCHS ]]; then COMMAND+=(--epochs "$EPOCHS"); fi
     if [[ -n $finetune_pth ]]; then COMMAND+=(--finetune "$finetune_pth"); fi
     if [[ -n $resume_pth ]]; then COMMAND+=(--resume "$resume_pth"); fi
     COMMAND+=(${PASSED_ON[@]+"${PASSED_ON[@]}"})
@@ -157,6 +172,8 @@ launch() {
     check_parameters
     local folder=${output_dir:-$ROOT/${OUTPUT%/*}} log=${OUTPUT##*/}
     find_python
+    if [[ -n $EPOCHS ]]; then RECIPE+=(--epochs "$EPOCHS"); fi
+    yield_to_config
     build_command "$folder"
     if [[ -n ${DRY_RUN:-} ]]; then
         printf '%q ' "${COMMAND[@]}"

@@ -19,6 +19,7 @@ from util.errors import UserError
 from util.precision import FullPrecision
 from util.runtime import Runtime
 from util.transforms import Normalize, evaluation_transform
+from util.weight_average import NoAverage
 
 
 def by_formula(queries, bank, labels, classes, k, temperature):
@@ -140,7 +141,7 @@ def test_it_is_due_every_so_many_epochs_and_after_the_last(every, due):
 def test_knn_images_bounds_the_bank(images, pretrained):
     model, flags, _ = trained.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
     args = argparse.Namespace(**{**flags, 'knn_every': 1, 'knn_images': 16, 'data_path': str(images)})
-    judge = knn.periodic(args, model, Normalize(), Runtime(Cpu(), World()), FullPrecision())
+    judge = knn.periodic(args, model, Normalize(), Runtime(Cpu(), World()), FullPrecision(), NoAverage())
     assert [len(dataset) for dataset in (judge._judge._bank, judge._judge._held_out)] == [16, 19]
 
 

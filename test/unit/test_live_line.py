@@ -106,6 +106,16 @@ def test_a_line_on_standard_error_makes_way_for_standard_output():
     assert error.getvalue() == '\repoch\x1b[K\r\x1b[K' and out.getvalue() == 'text'
 
 
+def test_a_terminal_that_is_gone_ends_nothing():
+    class Gone(Terminal):
+        def flush(self):
+            raise OSError(5, 'Input/output error')
+    screen = terminal.screen(Gone())
+    screen.show('epoch')
+    screen.end()
+    assert not terminal._shown
+
+
 @pytest.mark.parametrize('text, columns, expected', [
     ('abcdef', 4, 'abcd'), ('\u6c49\u5b57\u6c49', 5, '\u6c49\u5b57'), ('e\u0301e', 2, 'e\u0301e'), ('', 3, '')])
 def test_a_text_is_cut_by_the_columns_that_it_takes(text, columns, expected):

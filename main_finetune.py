@@ -8,14 +8,25 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from util import bad_images, checkpoint, checkpoint_file, precision as precisions, report, runtime as runtimes, weights
+from util import (
+    advice,
+    bad_images,
+    checkpoint,
+    checkpoint_file,
+    precision as precisions,
+    report,
+    runtime as runtimes,
+    weights,
+)
 from util.course import Course
 from util.datasets import labelled_set
+from util.freezing import check_resumed, freeze
+from util.held_out import split_settings
 from util.input_arguments import COLOURED
 from util.input_statistics import adopt_statistics
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
-from util.lr_schedule import peak_lr, warmup_cosine
+from util.lr_schedule import warmup_cosine
 from util.mistakes import Mistakes
 from util.param_groups import layer_decay_groups
 from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, SoftTargetCrossEntropy
@@ -67,7 +78,8 @@ def build_data(args, world, accelerator, classes=None):
     if args.in_chans not in COLOURED:
         logger.info('no augmentation of colours: there is none for %d channels', args.in_chans)
     train_set = labelled_set(args.data_path, 'train', finetuning_transform(
-        args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min), classes)
+        args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min), classes,
+        args.val_fraction, args.val_seed)
     train_loader = training_loader(train_set, args.batch_size, world, args.seed, args.num_workers, args.pin_mem,
                                    accelerator)
     return train_set, train_loader, build_evaluation(args, world, accelerator, train_set.classes)[1]
@@ -75,7 +87,8 @@ def build_data(args, world, accelerator, classes=None):
 
 def build_evaluation(args, world, accelerator, classes=None):
     """(evaluation set, its loader)."""
-    dataset = labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), classes)
+    dataset = labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), classes,
+                           args.val_fraction, args.val_seed)
     return dataset, evaluation_loader(dataset, args.batch_size, world, args.dist_eval, args.num_workers,
                                       args.pin_mem, accelerator)
 
@@ -85,6 +98,7 @@ def main(args):
     precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
     runtimes.describe(args, runtime, precision)
     resumed = checkpoint.find(args.resume, args.output_dir)
+    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, resumed.get('args'))
     (evaluate_checkpoint if args.eval else train)(args, runtime, precision, resumed)
     runtime.world.leave()
 
@@ -94,9 +108,10 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
     if resumed.path is None:
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
+    advice.before_evaluation(dataset)
     model = build_model(args, count_classes(args, dataset))
     adopt_statistics(args, resumed.get('args'), resumed.path)
-    resumed.restore_model(model, fit_positions=True)
+    resumed.restore_model(model, fit_positions=True, averaged=True)
     logbook = runtimes.open_logbook(args, runtime)
     model = precision.prepare_inference(model.to(runtime.device))
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
@@ -113,6 +128,9 @@ def evaluate_checkpoint(args, runtime, precision, resumed):
 
 def train(args, runtime, precision, resumed):
     """Fine-tune, or train from scratch, with an evaluation after each epoch."""
+    if args.freeze is not None and not (args.finetune or resumed.path):
+        raise UserError('--freeze {}: there are only random weights to freeze; name others with --finetune'
+                        .format(args.freeze))
     train_set, train_loader, val_loader = build_data(args, runtime.world, runtime.accelerator)
     classes = count_classes(args, train_set)
 
@@ -124,11 +142,12 @@ def train(args, runtime, precision, resumed):
         adopt_statistics(args, pretrained.get('args'), args.finetune)
         left_out, fresh = weights.load_pretrained(model, pretrained['model'], args.finetune, pretrained.get('args'))
         weights.report_pretrained(args.finetune, left_out, fresh)
+    check_resumed(resumed, args.freeze, len(model.blocks))
     adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model)
+    freeze(model, args.freeze)
     runtime.place(model)
-    effective_batch = args.batch_size * args.accum_iter * runtime.world.size
-    lr = peak_lr(args.lr, args.blr, effective_batch)
+    effective_batch, lr = runtimes.batch_and_lr(args, runtime.world)
     groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)
     optimizer = precision.adamw(runtime.accelerator, groups, lr=lr, betas=(.9, .999))
     model, optimizer = precision.prepare(model, optimizer)
@@ -136,8 +155,11 @@ def train(args, runtime, precision, resumed):
     resumed.restore_training(optimizer, precision)
     updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
-                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
+                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps),
+                            resumed.average(args.ema, precision.trained_weights(model, optimizer)))
     parameters = runtimes.describe_training(train_set, model, effective_batch, lr)
+    advice.before_training(args, advice.FINETUNING, train_set, effective_batch, lr,
+                           min(group['lr_scale'] for group in groups), val_loader.dataset)
     criterion, mix = build_loss(args, classes)
     augment = build_augmentation(args, mix, runtime.device)
 
@@ -152,7 +174,8 @@ def train(args, runtime, precision, resumed):
         val_loader.bad_images = course.bad_images
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, criterion, augment)
-            result = evaluate(model, val_loader, precision, runtime, normalize, mistakes)
+            result = updates.average.judge(
+                model, lambda: evaluate(model, val_loader, precision, runtime, normalize, mistakes))
             course.agree()                              # a signal may have cut the evaluation short
             close_epoch(course, progress.epoch, stats, result, parameters)
         best = course.values['best']
@@ -166,7 +189,7 @@ def close_epoch(course, epoch, stats, result, parameters):
     if improved:
         course.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
     logger.info('Max accuracy: %.2f%% (epoch %d)', course.values['best']['acc1'], course.values['best']['epoch'])
-    tests = {'test_' + name: result[name] for name in ('acc1', 'acc5', 'loss')}
+    tests = {'test_' + name: value for name, value in result.items() if name.endswith(('acc1', 'acc5', 'loss'))}
     course.close_epoch({**stats, **tests, 'n_parameters': parameters}, improved,
                        {'perf/' + name: value for name, value in tests.items()})
 

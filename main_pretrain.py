@@ -6,13 +6,13 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import checkpoint, precision as precisions, runtime as runtimes
+from util import advice, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import pretraining_set
 from util.gallery import NoGallery, Reconstructions
 from util.input_statistics import adopt_statistics
 from util.loader import training_loader
-from util.lr_schedule import peak_lr, warmup_cosine
+from util.lr_schedule import warmup_cosine
 from util.param_groups import decay_groups
 from util.transforms import Normalize, evaluation_transform, pretraining_transform
 from util.updates import WeightUpdates
@@ -27,7 +27,8 @@ def build_model(args):
 
 def build_data(args):
     """The images, as the model takes them but for their scale."""
-    return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min))
+    return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min),
+                           args.val_fraction, args.val_seed)
 
 
 def build_gallery(args, runtime, precision, dataset, model, normalize, resumed):
@@ -56,21 +57,27 @@ def train(args, runtime, precision):
     # model, optimizer, and what an earlier run left
     runtime.seed(args.seed, epoch=-1)
     resumed = checkpoint.find(args.resume, args.output_dir)
+    model = build_model(args)
+    if args.init_from and resumed.path is None:
+        before = checkpoint_file.load(args.init_from)
+        adopt_statistics(args, before.get('args'), args.init_from)
+        left_out, fresh = weights.load_for_pretraining(model, before['model'], args.init_from)
+        weights.report_pretrained(args.init_from, left_out, fresh)
     adopt_statistics(args, resumed.get('args'), resumed.path)
     normalize = Normalize.of(vars(args))
-    model = build_model(args)
     resumed.restore_model(model)
     runtime.place(model)
-    effective_batch = args.batch_size * args.accum_iter * runtime.world.size
-    lr = peak_lr(args.lr, args.blr, effective_batch)
+    effective_batch, lr = runtimes.batch_and_lr(args, runtime.world)
     optimizer = precision.adamw(runtime.accelerator, decay_groups(model, args.weight_decay), lr=lr, betas=(.9, .95))
     model, optimizer = precision.prepare(model, optimizer)
     runtime.speed_up(model, args.compile, args.grad_checkpoint)
     resumed.restore_training(optimizer, precision)
     updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
-                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
+                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps),
+                            resumed.average(args.ema, precision.trained_weights(model, optimizer)))
     parameters = runtimes.describe_training(dataset, model, effective_batch, lr)
+    advice.before_training(args, advice.PRETRAINING, dataset, effective_batch, lr)
 
     # epochs
     gallery = build_gallery(args, runtime, precision, dataset, model, normalize, resumed)

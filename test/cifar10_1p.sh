@@ -47,6 +47,7 @@ read_flags() {
                 printf -v "${name#--}" '%s' "${1#*=}"
                 ;;
             --epochs | --epochs=*) die "--epochs: give --pretrain_epochs and --finetune_epochs" ;;
+            --config | --config=*) die "--config: one file does not fit all stages; give flags" ;;
             --resume | --resume=*) die "--resume: the same command goes on by itself" ;;
             *) passed_on+=("$1") ;;
         esac

@@ -25,6 +25,10 @@ def _loss_scale(text):
     return text if text == 'dynamic' else POSITIVE(text)
 
 
+def _blocks(text):
+    return text if text == 'all' else INDEX(text)
+
+
 def _jitter(text):
     return None if text.lower() == 'none' else NOT_NEGATIVE(text)
 
@@ -34,16 +38,20 @@ def pretrain_parser():
     parser = Parser(prog='main_pretrain.py', description='Pre-train a masked autoencoder (arXiv:2111.06377).')
     _add_training(parser, batch_size=64, epochs=400, warmup_epochs=40, min_lr=0., save_every=20)
     _add_model(parser, PRETRAIN_MODELS, default='mae_vit_large_patch16')
-    _add_data(parser, crop_min=.2)
+    _add_data(parser, crop_min=.2, val_fraction=0.)
     _add_run(parser)
     _add_reliability(parser)
     _add_distribution(parser)
     _add_precision(parser)
     _add_speed(parser)
+    _add_averaging(parser)
     mae = parser.add_argument_group('masked autoencoder')
     mae.add_argument('--mask_ratio', type=INSIDE_0_1, default=.75, help='share of patches to hide, between 0 and 1')
     mae.add_argument('--norm_pix_loss', action='store_true',
                      help="predict each patch's pixels normalised by its own mean and variance")
+    mae.add_argument('--init_from', default='',
+                     help='checkpoint whose encoder, and decoder where there is one, a new pre-training starts from, a '
+                          'file or a URL as for --resume; default: random weights')
     return parser
 
 
@@ -58,6 +66,7 @@ def finetune_parser():
     _add_distribution(parser)
     _add_precision(parser)
     _add_speed(parser)
+    _add_averaging(parser)
     _add_finetuning(parser)
     _add_augmentation(parser)
     return parser
@@ -73,6 +82,10 @@ def _add_training(parser, batch_size, epochs, warmup_epochs, min_lr, save_every)
     add('--weight_decay', type=NOT_NEGATIVE, default=.05, help='AdamW weight decay')
     add('--lr', type=POSITIVE, help='peak learning rate; default: blr x effective batch / 256')
     add('--blr', type=POSITIVE, default=1e-3, help='base learning rate, for 256 images')
+    add('--base_batch_size', type=COUNT,
+        help='effective batch, in images, that --lr is for; a line says where that of this run is another one')
+    add('--auto_scale_lr', action='store_true',
+        help='scale --lr linearly from base_batch_size to the effective batch of this run')
     add('--min_lr', type=NOT_NEGATIVE, default=min_lr, help='learning rate at which the cosine ends')
     add('--warmup_epochs', type=NOT_NEGATIVE, default=warmup_epochs, help='epochs of linear warm-up from 0')
     add('--clip_grad', type=POSITIVE, help='clip the gradient to this 2-norm; default: no clipping')
@@ -86,12 +99,19 @@ def _add_model(parser, models, default):
     input_arguments.add(group)
 
 
-def _add_data(parser, crop_min):
+def _add_data(parser, crop_min, val_fraction=None):
     group = parser.add_argument_group('data')
     add = group.add_argument
     add('--data_path', required=True,
-        help='folder with train/<class>/ and val/<class>/, the same packed into tar files (python -m '
-             'util.pack_shards), or the CIFAR-10 python batches; pre-training also takes any folder of images')
+        help='folder with train/<class>/ and val/<class>/, or <class>/ alone, the same packed into tar files (python '
+             '-m util.pack_shards), the CIFAR-10 or CIFAR-100 python batches, train.csv and val.csv, or one CSV file, '
+             'of path,label; pre-training also takes any folder of images')
+    as_trained = '' if val_fraction is not None else "; default: the checkpoint's, else {}"
+    add('--val_fraction', type=SHARE, default=val_fraction,
+        help='where the data have no val/, share of each class that is held out for it, the same images in training '
+        'and in evaluation; 0: none' + as_trained.format(.1))
+    add('--val_seed', type=INDEX, default=None if val_fraction is None else 0,
+        help='seed of that choice' + as_trained.format(0))
     add('--crop_min', type=number(float, 0, 1, open_low=True), default=crop_min,
         help='share of an image that a random crop takes at least, by area')
     add('--num_workers', type=INDEX,
@@ -112,7 +132,17 @@ def _add_run(parser):
     add('--start_epoch', type=INDEX, help='first epoch to run, counted from 0; default: the one after the checkpoint')
     add('--report_every', type=INDEX, default=0,
         help='epochs between rewritings of output_dir/report.html on the way; 0: only at the end')
+    add('--config', metavar='FILE',
+        help='YAML file of lines "flag: value", for any flags; the command line wins. Each run writes its flags to '
+             'output_dir/config.yaml in this form')
     add('--prof', action='store_true', help='write a profiler trace of 10 iterations to output_dir/prof')
+
+
+def _add_averaging(parser):
+    group = parser.add_argument_group('average of the weights')
+    group.add_argument('--ema', type=INSIDE_0_1, metavar='DECAY',
+                       help='keep a moving average of the weights, of which a step replaces the share 1 - DECAY, e.g. '
+                            '0.9999 (at first more); checkpoints are judged and used by it; default: none')
 
 
 def _add_reliability(parser):
@@ -173,6 +203,9 @@ def _add_finetuning(parser):
     add('--eval', action='store_true', help='evaluate the --resume checkpoint and end')
     add('--dist_eval', action='store_true', help='share evaluation among all processes; else rank 0 does it')
     add('--nb_classes', type=COUNT, help='number of classes; default: as many as the data has')
+    add('--freeze', type=_blocks, metavar='N',
+        help='train without the patch embedding, class token, positions and the first N blocks; all: nothing but the '
+             'head and its norm trains; default: all is trained')
     add('--drop_path', type=SHARE_BELOW_1, default=.1, help='stochastic depth of the last block')
     add('--layer_decay', type=number(float, 0, 1, open_low=True), default=.75,
         help='factor of the learning rate from one layer to the one below it')
@@ -222,6 +255,8 @@ def parse_finetune(argv=None):
     _check_shared(parser, args)
     if args.eval and not args.resume:
         parser.error('argument --eval: name the checkpoint to evaluate with --resume')
+    if args.val_fraction == 1 and not args.eval:
+        parser.error('argument --val_fraction: 1 leaves nothing to train on')
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
         parser.error('argument --batch_size: mixup and cutmix pair images, so {} must be even'.format(args.batch_size))
     input_arguments.settle_colours(parser, args)
@@ -235,9 +270,9 @@ def mixing(args):
 
 def _check_shared(parser, args):
     input_arguments.check(parser, args, _patch_size(args))
-    if not os.path.isdir(args.data_path):
-        parser.error('argument --data_path: {} is not a folder'.format(args.data_path))
-    for flag in ('resume', 'finetune'):
+    if not (os.path.isdir(args.data_path) or is_csv(args.data_path)):
+        parser.error('argument --data_path: {} is not a folder or CSV file'.format(args.data_path))
+    for flag in ('resume', 'finetune', 'init_from'):
         path = getattr(args, flag, '')
         if download.is_url(path):
             fault = download.fault_of(path)
@@ -245,10 +280,19 @@ def _check_shared(parser, args):
             fault = None if path in ('', 'auto') or os.path.exists(path) else 'is not a file'
         if fault:
             parser.error('argument --{}: {} {}'.format(flag, path, fault))
+    if args.auto_scale_lr and args.lr is None:
+        parser.error('argument --auto_scale_lr: is for --lr; --blr is scaled to the batch anyway')
+    if args.auto_scale_lr and args.base_batch_size is None:
+        parser.error('argument --auto_scale_lr: give the batch that --lr is for by --base_batch_size')
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
         parser.error('argument --start_epoch: {} leaves nothing of --epochs {}'.format(args.start_epoch, args.epochs))
     if not (args.dist_url == 'env://' or args.dist_url.startswith('tcp://')):
         parser.error('argument --dist_url: {!r} is neither env:// nor tcp://host:port'.format(args.dist_url))
+
+
+def is_csv(path):
+    """True where `path` is a file with the ending .csv."""
+    return path.lower().endswith('.csv') and os.path.isfile(path)
 
 
 def _patch_size(args):

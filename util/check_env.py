@@ -18,7 +18,7 @@ from util.parser import Parser
 CANN_FOLDERS = ('ascend-toolkit', 'nnae', 'cann')       # the last since CANN 8.5
 CANN_VERSION_FILES = ('latest/*-linux/ascend_*_install.info', 'latest/ascend_*_install.info',
                       '*-linux/ascend_*_install.info', 'latest/version.cfg')
-MAY_BE_MISSING = ('simplejpeg', 'tensorboard')      # then JPEG files take longer, and no curves are written
+MAY_BE_MISSING = ('simplejpeg', 'tensorboard', 'yaml')      # then JPEG files take longer; no curves; no --config
 
 
 def row(what, how):

@@ -5,16 +5,18 @@ import os
 import re
 
 from util.bad_steps import BadSteps
-from util.checkpoint_file import load
+from util.checkpoint_file import judged_weights, load
 from util.errors import UserError
 from util.files import lines
 from util.log import logger
 from util.output_dir import set_aside
+from util.weight_average import NoAverage, WeightAverage
 from util.weights import check_grid, load_model, with_positions_for
 
 # Flags that say where a run happens, not what it computes.
 PLACES = ('data_path', 'output_dir', 'log_dir', 'resume', 'num_workers', 'pin_mem', 'local_rank', 'dist_url', 'addr',
-          'prof', 'report_every', 'save_every', 'save_every_minutes', 'keep_last', 'hang_timeout', 'finetune')
+          'prof', 'report_every', 'config', 'save_every', 'save_every_minutes', 'keep_last', 'hang_timeout', 'finetune',
+          'init_from')
 BEST = 'checkpoint-best.pth'            # of highest accuracy
 
 
@@ -97,15 +99,17 @@ def optimizer_state(optimizer, saved, path):
     return {'state': state, 'param_groups': groups}
 
 
-def training_state(model, optimizer, precision, epoch, args, **more):
+def training_state(model, optimizer, precision, epoch, args, average=None, **more):
     """All that a run needs to go on after `epoch`, in tensors and plain types.
 
     Args:
         model: not in DistributedDataParallel.
+        average: util.weight_average.WeightAverage.
         more: further plain values, such as best and classes.
     """
-    return {'model': precision.model_state(model, optimizer), 'optimizer': optimizer.state_dict(), 'epoch': epoch,
-            'scaler': precision.state_dict(), 'args': dict(vars(args)), **more}
+    weights = precision.model_state(model, optimizer)
+    return {'model': weights, **(average or NoAverage()).state(weights), 'optimizer': optimizer.state_dict(),
+            'epoch': epoch, 'scaler': precision.state_dict(), 'args': dict(vars(args)), **more}
 
 
 def _checked(state, path):
@@ -115,7 +119,7 @@ def _checked(state, path):
         UserError: one is not.
     """
     kinds = {'epoch': int, 'images': int, 'processes': int, 'bad_steps_in_row': int, 'optimizer': dict, 'scaler': dict,
-             'best': dict, 'classes': list, 'log': list, 'progress': dict, 'reconstructions': list}
+             'best': dict, 'classes': list, 'log': list, 'progress': dict, 'reconstructions': list, 'ema_updates': int}
     for name, kind in kinds.items():
         if not isinstance(state.get(name), (kind, type(None))):
             what = type(state[name]).__name__
@@ -129,16 +133,18 @@ class Resumed:
     """The checkpoint that a run goes on from; where `path` is None, one that restores nothing."""
 
     def __init__(self, path):
-        self.path, self.state = path, _checked(load(path), path) if path else {}
+        self.path, self.state = path, _checked(load(path, as_trained=True), path) if path else {}
 
-    def restore_model(self, model, fit_positions=False):
+    def restore_model(self, model, fit_positions=False, averaged=False):
         """Fill the bare model, before its precision is set up.
 
         Args:
             fit_positions: interpolate the positions where the model takes another input size.
+            averaged: take the averaged weights (--ema) where there are some.
         """
         if self.path:
-            weights, flags = self.state['model'], self.state.get('args')
+            state = judged_weights(self.state, self.path) if averaged else self.state
+            weights, flags = state['model'], state.get('args')
             if fit_positions:
                 weights = with_positions_for(model, weights, flags)
             else:
@@ -191,9 +197,34 @@ class Resumed:
         """util.bad_steps.BadSteps that goes on counting."""
         return BadSteps(limit, self.state.get('bad_steps_in_row', 0))
 
+    def average(self, decay, weights):
+        """util.weight_average.WeightAverage that goes on; NoAverage where `decay` is None.
+
+        Args:
+            weights: {name: parameter} that the optimizer updates, restored already.
+        """
+        if decay is None:
+            return NoAverage()
+        average = WeightAverage(decay, weights)
+        if self.goes_on and 'model_ema' in self.state:
+            average.load(self.state, self.path)
+        elif self.goes_on:
+            logger.info('--ema: %s has no average; it starts from the weights', self.path)
+        return average
+
     def forget(self):
         """Let go of the tensors, which are in the model and the optimizer now."""
         self.state = {}
+
+    @property
+    def goes_on(self):
+        """True where a training continues, False where one starts from these weights."""
+        return 'optimizer' in self.state
+
+    def trained_with(self, flag):
+        """The value of a flag in the training that wrote the checkpoint; None where that does not say."""
+        saved = self.state.get('args')
+        return saved.get(flag) if isinstance(saved, dict) else None
 
     @property
     def next_epoch(self):

@@ -30,7 +30,7 @@ def save(path, state):
         torch.save(state, file, _use_new_zipfile_serialization=True)    # PyTorch 1.5 knows it, but has another default
 
 
-def load(path):
+def load(path, as_trained=False):
     """Read a checkpoint of ours, a published one, or another library's weights onto the CPU.
 
     A file of torch.save is read twice: first its structure and checksums are checked, which takes a third of a second a
@@ -38,6 +38,8 @@ def load(path):
     Args:
         path: of a file of torch.save or of safetensors; of a folder, see util.hugging_face; or a URL whose last part
             holds a hash, see util.download.
+        as_trained: leave 'model' and 'model_ema' as they are; else averaged weights (--ema) take the place of those as
+            trained, since they are what the training was judged by.
     Returns:
         a dict with 'model', a dict of tensors by this program's names; a bare state_dict is put under that key. Beside
         tensors, which are dense, there are only the types of util.plain_values.
@@ -58,7 +60,17 @@ def load(path):
     unsound = [name for name, value in state['model'].items() if not _is_finite(value)]
     if unsound:
         logger.info('warning: %s: %d of its weights are not finite, the first is %s', path, len(unsound), unsound[0])
-    return state
+    if not (_is_state_dict(state.get('model_ema')) and state['model_ema']):
+        state.pop('model_ema', None)
+    return state if as_trained else judged_weights(state, path)
+
+
+def judged_weights(state, path):
+    """A checkpoint whose 'model' are its averaged weights, where it has some."""
+    if 'model_ema' not in state:
+        return state
+    logger.info('%s: taking its averaged weights (--ema)', path)
+    return {**{name: value for name, value in state.items() if name != 'model_ema'}, 'model': state['model_ema']}
 
 
 def _read(path):

@@ -1,7 +1,7 @@
 """A training from where it stands to its last epoch: it saves on the way, stops when asked, gives up where it must."""
 import time
 
-from util import bad_images, checkpoint, report, runtime as runtimes
+from util import bad_images, checkpoint, live_line, report, runtime as runtimes
 from util.errors import Stopped, Unsaved
 from util.gallery import NoGallery
 from util.log import logger
@@ -66,6 +66,7 @@ class Course:
     def epochs(self):
         """util.progress.Progress of each epoch that is left; the caller trains it, then calls close_epoch."""
         sampler, world = self._loader.sampler, self._runtime.world
+        live = live_line.of_training(self._args.epochs, self._args.batch_size, world.size)
         while self._epoch < self._args.epochs:
             sampler.epoch, sampler.start = self._epoch, self._images
             done = self._updates.first = round(self._images / (self._args.batch_size * world.size))
@@ -73,7 +74,7 @@ class Course:
                 self._begun_at = done, self._images
             self._progress = Progress(self._epoch, done, self._loader, self._runtime, self._updates,
                                       self._logbook, self._loss_tag, self._rate, self._before, self._after,
-                                      self._epoch == self._first_epoch, self._progress_state)
+                                      self._epoch == self._first_epoch, self._progress_state, live)
             self._progress_state = None
             yield self._progress
 
@@ -126,7 +127,7 @@ class Course:
     def _save(self, names):
         state = checkpoint.training_state(
             self._model, self._updates.optimizer, self._updates.precision, self._epoch - 1, self._args,
-            images=self._images, progress=self._progress.state() if self._images else None,
+            self._updates.average, images=self._images, progress=self._progress.state() if self._images else None,
             processes=self._runtime.world.size, bad_steps_in_row=self._updates.bad_steps.in_row,
             log=list(self._logbook.records), **self.values)
         self._saver.save(state, names)

@@ -1,21 +1,21 @@
-"""Images on disk: ImageFolder trees, tar shards, CIFAR-10's python batches, and plain folders for pre-training."""
+"""Where the images of --data_path are: class folders, tar shards, CSV files, CIFAR's batches, or a plain folder."""
 import os
 
 import numpy as np
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from util import safe_pickle
+from util import cifar, csv_list
 from util.errors import UserError
-from util.listing import Listing
+from util.held_out import VAL_FRACTION, VAL_SEED, held_out
+from util.images import ARRAYS
+from util.listing import Chosen, Listing
 from util.log import logger
-from util.pictures import Picture, open_picture
+from util.pictures import open_picture
 from util.shards import ShardList, classes_shared, tar_files
 
 EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
-CIFAR_FOLDER = 'cifar-10-batches-py'
-CIFAR_TRAIN = ['data_batch_{}'.format(i) for i in range(1, 6)]
-CIFAR_VAL = ['test_batch']
+VAL_NAMES = ('val', 'validation', 'valid', 'test')      # of the folder or CSV file of a validation set, the first there
 
 
 class ImageList(Dataset):
@@ -33,6 +33,14 @@ class ImageList(Dataset):
     def __len__(self):
         return len(self.paths)
 
+    def part(self, places):
+        """The images at some places of this dataset, with the same classes."""
+        return ImageList(Chosen(self.paths, places), self.labels[places], self.classes, self.transform)
+
+    def names(self):
+        """The paths within the dataset, which tell the images apart wherever it lies."""
+        return (self.paths.relative(i) for i in range(len(self)))
+
     def name_of(self, index):
         """The file of an image."""
         return self.paths[index]
@@ -42,86 +50,137 @@ class ImageList(Dataset):
         return (self.transform(picture) if self.transform else picture), int(self.labels[index])
 
 
-class CifarBatches(Dataset):
-    """CIFAR-10 in its official python batches: dicts of b'data' (M, 3072) uint8 and b'labels' (M,)."""
+def pretraining_set(data_path, transform=None, val_fraction=0., val_seed=VAL_SEED):
+    """Images to pre-train on: those of train/ or train.csv where there is one, else all; see README, "Dataset".
 
-    def __init__(self, folder, files, transform=None):
-        batches = [_read_batch(os.path.join(folder, name), _images_and_labels) for name in files]
-        self.images = np.concatenate([images for images, _ in batches])
-        self.labels = [label for _, labels in batches for label in labels]
-        self.classes = _read_batch(os.path.join(folder, 'batches.meta'),
-                                   lambda meta: [name.decode() for name in meta[b'label_names']])
-        self.transform = transform
-
-    def __len__(self):
-        return len(self.labels)
-
-    def name_of(self, index):
-        """Which image of the batches it is, counted from 0."""
-        return 'image {}'.format(index)
-
-    def __getitem__(self, index):
-        picture = Picture(self.images[index])
-        return (self.transform(picture) if self.transform else picture), self.labels[index]
-
-
-def _images_and_labels(batch):
-    """(M, 32, 32, 3) uint8 and M numbers of a batch."""
-    images = np.asarray(batch[b'data'], dtype=np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    labels = [int(label) for label in batch[b'labels']]
-    if len(images) != len(labels):
-        raise ValueError('{} images, {} labels'.format(len(images), len(labels)))
-    return np.ascontiguousarray(images), labels
-
-
-def _read_batch(path, part):
-    """What `part` takes of the dict in a file."""
-    try:
-        with open(path, 'rb') as file:
-            return part(safe_pickle.load(file, encoding='bytes'))
-    except (OSError, EOFError, safe_pickle.UnpicklingError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError('--data_path: {} is not a CIFAR-10 batch ({})'.format(path, error)) from error
-
-
-def pretraining_set(data_path, transform=None):
-    """Images to pre-train on: <data_path>/train/<class>/, CIFAR-10's training batches, any folder of images or shards.
-
+    Args:
+        val_fraction, val_seed: hold out what `labelled_set` would.
     Raises:
         UserError: there are no images.
     """
-    cifar = _cifar_folder(data_path)
-    if cifar:
-        return CifarBatches(cifar, CIFAR_TRAIN, transform)
-    train = os.path.join(data_path, 'train')
-    root = train if os.path.isdir(train) else data_path
-    if tar_files(root):
-        return ShardList(root, EXTENSIONS, labelled=False, transform=transform)
+    if val_fraction:
+        return labelled_set(data_path, 'train', transform, None, val_fraction, val_seed)
+    batches = cifar.found(data_path)
+    if batches:
+        return cifar.CifarBatches(*batches, 'train', transform)
+    root = place(data_path, 'train', labelled=False) or data_path
+    if root != data_path and os.path.isdir(root):
+        _tell_left_out(data_path, root)
+    if os.path.isfile(root) or tar_files(root):
+        return _unsplit(root, transform, labelled=False)
     paths = Listing(root, EXTENSIONS)
     if not paths:
         raise UserError('--data_path: {} holds no images ({})'.format(root, ' '.join(EXTENSIONS)))
     return ImageList(paths, np.zeros(len(paths), np.int64), ['unlabelled'], transform)
 
 
-def labelled_set(data_path, split, transform=None, classes=None):
-    """Images with classes: <data_path>/<split>/<class>/, tar files in <data_path>/<split>/, or CIFAR-10's batches.
+def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VAL_FRACTION, val_seed=VAL_SEED):
+    """Images with classes: <data_path>/<split>/<class>/, tar files there, <split>.csv, or CIFAR's batches.
+
+    Where there is no validation set, images of the training set are held out for it; where there is no train/ either,
+    of <data_path>/<class>/ or of a CSV file that data_path names.
 
     Args:
-        split: 'train' or 'val', in whose place test/ is taken where that is missing.
+        split: 'train' or 'val'.
         classes: class names by label that the result must share; default: the split's own.
+        val_fraction, val_seed: see util.held_out; 0: hold nothing out, and miss a validation set.
     Raises:
-        UserError: the folder is missing, empty, or has a class that is not in `classes`.
+        UserError: the images are missing, or have a class that is not in `classes`.
     """
-    cifar = _cifar_folder(data_path)
-    if cifar:
-        return CifarBatches(cifar, CIFAR_TRAIN if split == 'train' else CIFAR_VAL, transform)
-    root, test = os.path.join(data_path, split), os.path.join(data_path, 'test')
-    if split == 'val' and not os.path.isdir(root) and os.path.isdir(test):
-        logger.info('--data_path: %s is missing; %s takes its place', root, test)
-        root = test
-    if not os.path.isdir(root):
-        raise UserError('--data_path: {} is missing; expected {}/<class>/<images>'.format(root, root))
+    batches = cifar.found(data_path)
+    if batches:
+        return cifar.CifarBatches(*batches, split, transform)
+    train, val = place(data_path, 'train'), place(data_path, 'val')
+    if split == 'val' and val:
+        usual = os.path.join(data_path, 'val')
+        if val not in (usual, usual + '.csv'):
+            logger.info('--data_path: %s is missing; %s takes its place', usual, val)
+        return _unsplit(val, transform, True, classes)
+    if train is None and val is None:
+        train = _undivided(data_path)
+    if train is None or split == 'val' and not val_fraction:
+        missing = os.path.join(data_path, split)
+        raise UserError('--data_path: {} is missing; expected {}/<class>/<images>{}'.format(
+            missing, missing, ' (or --val_fraction above 0)' if split == 'val' else ''))
+    whole = _unsplit(train, transform, True, classes)
+    if val or not val_fraction:
+        return whole
+    chosen = held_out(whole.labels, whole.names(), val_fraction, val_seed)
+    part = whole.part(np.flatnonzero(chosen == (split == 'val')))
+    logger.info('%s: %s has no validation images of its own; these are %d of its %d images (--val_fraction %g, '
+                '--val_seed %d)', 'validation' if split == 'val' else 'training', data_path, len(part), len(whole),
+                val_fraction, val_seed)
+    return part
+
+
+def place(data_path, split, labelled=True):
+    """The folder or CSV file of a split; None where there is none, and where data_path is a CSV file for all.
+
+    In the place of val/ only what has classes is taken: test/ is often without.
+    """
+    for name in ('train',) if split == 'train' else VAL_NAMES:
+        folder, table = os.path.join(data_path, name), os.path.join(data_path, name + '.csv')
+        there = [path for path in (folder, table) if (os.path.isdir if path == folder else os.path.isfile)(path)]
+        # Beside images without class folders, the table says what they are.
+        with_classes = [path for path in there if has_classes(path)] if labelled else []
+        if with_classes or there and name in ('train', 'val'):
+            return (with_classes + there)[0]
+    return None
+
+
+def has_classes(root):
+    """Whether a folder has subfolders or tar files, or a CSV file has labels."""
+    if os.path.isfile(root):
+        return csv_list.has_labels(root, EXTENSIONS + ARRAYS)
+    return bool(_subfolders(root) or tar_files(root))
+
+
+def _undivided(data_path):
+    """data_path itself, where it holds class folders or is a CSV file.
+
+    Raises:
+        UserError: it rather seems to hold a dataset.
+    """
+    folders = [] if os.path.isfile(data_path) else _subfolders(data_path)
+    for name in folders:
+        inner = set(_subfolders(os.path.join(data_path, name)))
+        if inner & {'train', *VAL_NAMES}:
+            raise UserError('--data_path: {} has no train/, but {} has; name that one'.format(
+                data_path, os.path.join(data_path, name)) if 'train' in inner else
+                '--data_path: {} has no train/, and {} has {}/ alone'.format(
+                    data_path, os.path.join(data_path, name), sorted(inner & set(VAL_NAMES))[0]))
+        if name.lower() in ('train', 'training'):
+            raise UserError('--data_path: {} has no train/; rename {} to it'.format(data_path, name))
+    return data_path if folders or os.path.isfile(data_path) or tar_files(data_path) else None
+
+
+def _subfolders(folder):
+    """Names of the folders in a folder, in order."""
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError:
+        return []                               # whoever lists the folder says it
+
+
+def _tell_left_out(data_path, train):
+    others = [name for name in _subfolders(data_path) if name not in ('train', *VAL_NAMES)]
+    if others:
+        logger.info('--data_path: %s alone is used; left out beside it: %s%s', train, ', '.join(others[:3]),
+                    ', ...' if len(others) > 3 else '')
+
+
+def _unsplit(root, transform, labelled, classes=None):
+    """All images of a folder of class folders or tar files, or of a CSV file."""
+    if os.path.isfile(root):
+        paths, own, labels = csv_list.read(root, EXTENSIONS + ARRAYS, labelled)
+        shared = classes_shared(root, own, classes)
+        return ImageList(paths, np.array([shared.index(name) for name in own], np.int64)[labels], shared, transform)
     if tar_files(root):
-        return ShardList(root, EXTENSIONS, True, classes, transform)
+        return ShardList(root, EXTENSIONS, labelled, classes, transform)
+    return _class_folders(root, transform, classes)
+
+
+def _class_folders(root, transform, classes):
     paths = Listing(root, EXTENSIONS, own_files=False)
     class_of = [folder.split(os.sep)[0] for folder in paths.folders]
     own = sorted(set(class_of) - {''})
@@ -136,10 +195,3 @@ def labelled_set(data_path, split, transform=None, classes=None):
         raise UserError('--data_path: {} holds no images ({})'.format(os.path.join(root, empty[0]),
                                                                       ' '.join(EXTENSIONS)))
     return ImageList(paths, labels, classes, transform)
-
-
-def _cifar_folder(data_path):
-    for folder in (data_path, os.path.join(data_path, CIFAR_FOLDER)):
-        if os.path.isfile(os.path.join(folder, CIFAR_TRAIN[0])):
-            return folder
-    return None

@@ -1,11 +1,13 @@
-"""The images that a command line names: files, folders, CIFAR-10's batches and folders of tar files, as one dataset."""
+"""The images that a command line names: files, folders, also of tar files, CSV lists and CIFAR's batches, as one."""
 import itertools
 import os
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from util.datasets import CIFAR_FOLDER, CIFAR_TRAIN, CIFAR_VAL, EXTENSIONS, CifarBatches, ImageList
+from util import cifar, csv_list
+from util.arguments import is_csv
+from util.datasets import EXTENSIONS, ImageList
 from util.errors import UserError
 from util.listing import Listing
 from util.shards import ShardList, tar_files
@@ -17,10 +19,10 @@ class ImageSources(Dataset):
     """(what `transform` makes of the picture, index) pairs; util.images.UnreadableImage where a file gives none.
 
     Folders are searched at any depth; their images come in the order of util.listing.Listing. `classes` are the names
-    of the folders right below a named one (below its train/, val/ or test/), of CIFAR-10 or of the tar files; None
-    where an image has none.
+    of the folders right below a named one (below its train/, val/ or test/), of CIFAR, of a CSV file's labels or of the
+    tar files; None where an image has none.
     Args:
-        paths: files and folders, in this order; a batch file of CIFAR-10 stands for its images.
+        paths: files and folders, in this order; a CSV file or a batch of CIFAR stands for its images.
         transform: takes a util.pictures.Picture.
     Raises:
         UserError: a path is missing, or a folder holds no images.
@@ -57,12 +59,13 @@ class ImageSources(Dataset):
         return part, index - int(self._edges[part])
 
 
-class _CifarBatch(CifarBatches):
-    """One batch file of CIFAR-10, whose images are named file:number."""
+class _CifarBatch(cifar.CifarBatches):
+    """One batch file of CIFAR, whose images are named file:number."""
 
     def __init__(self, path):
         self._path = path
-        super().__init__(os.path.dirname(path), [os.path.basename(path)])
+        folder, name = os.path.split(path)
+        super().__init__(folder, cifar.form_of(path), files=[name])
 
     def name_of(self, index):
         return '{}:{}'.format(self._path, index)
@@ -83,9 +86,9 @@ def _kind(path):
     """What makes datasets of paths such as this one."""
     if os.path.isdir(path):
         return _folders
-    if os.path.basename(path) in CIFAR_TRAIN + CIFAR_VAL:
+    if cifar.form_of(path):
         return _cifar
-    return _files
+    return _tables if is_csv(path) else _files
 
 
 def _files(paths):
@@ -99,15 +102,25 @@ def _cifar(paths):
     return [_CifarBatch(path) for path in paths]
 
 
+def _tables(paths):
+    found = []
+    for path in paths:
+        labelled = csv_list.has_labels(path, EXTENSIONS)
+        files, classes, labels = csv_list.read(path, EXTENSIONS, labelled)
+        found.append(ImageList(files, labels, classes if labelled else None))
+    return found
+
+
 def _folders(paths):
     return [part for path in paths for part in _in_folder(path)]
 
 
 def _in_folder(path):
-    for folder in (path, os.path.join(path, CIFAR_FOLDER)):
-        if os.path.isfile(os.path.join(folder, CIFAR_TRAIN[0])):
-            batches = [os.path.join(folder, name) for name in CIFAR_TRAIN + CIFAR_VAL]
-            return _cifar([batch for batch in batches if os.path.isfile(batch)])
+    batches = cifar.found(path)
+    if batches:
+        folder, form = batches
+        files = [os.path.join(folder, name) for name in form.train + form.val]
+        return _cifar([file for file in files if os.path.isfile(file)])
     if tar_files(path):
         return [_shards(path)]
     files = Listing(path, EXTENSIONS)

@@ -44,7 +44,7 @@ def add_model(parser, scripts):
 def add_images(parser):
     """Add what names the images."""
     parser.add_argument('images', nargs='+', metavar='IMAGES',
-                        help='image files, folders of images at any depth or of tar files, CIFAR-10 batches')
+                        help='image files, folders of images at any depth or of tar files, CSV lists, CIFAR batches')
 
 
 def add_device(parser):

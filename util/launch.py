@@ -18,7 +18,7 @@ import time
 if not __package__:     # run as a file: find the repository from any directory
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from util import device
+from util import config, device
 from util.checkpoint import numbered
 from util.errors import FAULT_STATUS, STOPPED_STATUS, UNSAVED_STATUS, USER_ERROR_STATUS, UserError, run
 from util.loader import default_workers
@@ -52,8 +52,11 @@ def parse(argv):
 def main(argv):
     flags, command = parse(argv)
     if flags.nproc is None:
-        check_devices(flags.devices, _value_of('--device', command) or 'auto')
+        check_devices(flags.devices, config.value_of('--device', command) or 'auto')
     processes = flags.nproc or flags.devices
+    if flags.max_restarts and config.value_of('--start_epoch', _without_start_epoch(command)):
+        raise UserError('--max_restarts: give --start_epoch on the command line, not in the file of --config, where a '
+                        'restart, which goes on from the last checkpoint, cannot leave it out')
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
     signals, status = Signals(flags.stop_timeout), STOPPED_STATUS
     threading.Thread(target=stop_without, args=(Launcher(),), daemon=True).start()
@@ -95,12 +98,19 @@ def run_once(flags, command, processes, port, signals):
 
 def going_on(command):
     """The command that continues a failed run: from its newest checkpoint where it has one, else as it was."""
-    resumes = command[-2:] == ['--resume', 'auto'] or '--eval' in command
-    if resumes or not numbered(_value_of('--output_dir', command) or './output_dir'):
+    resumes = command[-2:] == ['--resume', 'auto'] or _evaluates(command)
+    if resumes or not numbered(config.value_of('--output_dir', command) or './output_dir'):
         return command
-    kept = [word for i, word in enumerate(command) if not word.startswith('--start_epoch')
+    return _without_start_epoch(command) + ['--resume', 'auto']
+
+
+def _without_start_epoch(command):
+    return [word for i, word in enumerate(command) if not word.startswith('--start_epoch')
             and (i == 0 or command[i - 1] != '--start_epoch')]
-    return kept + ['--resume', 'auto']
+
+
+def _evaluates(command):
+    return '--eval' in command or config.switched(config.value_of('--eval', command))
 
 
 class Signals:
@@ -249,17 +259,6 @@ def _report(rank, status, signals):
     if status not in SAID and not signals.received:
         print('error: process {} {}; the others were stopped'.format(rank, what), file=sys.stderr, flush=True)
     return status
-
-
-def _value_of(flag, command):
-    """The value of a flag, the last one where it is repeated; None where it is not given."""
-    value = None
-    for i, word in enumerate(command):
-        if word == flag and i + 1 < len(command):
-            value = command[i + 1]
-        if word.startswith(flag + '='):
-            value = word.split('=', 1)[1]
-    return value
 
 
 if __name__ == '__main__':

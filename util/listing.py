@@ -49,6 +49,19 @@ class Strings:
         return Strings(self.text, self.edges[count:])
 
 
+class Chosen:
+    """Some of a sequence of paths, by their places in it."""
+
+    def __init__(self, paths, places):
+        self._paths, self._places = paths, places
+
+    def __len__(self):
+        return len(self._places)
+
+    def __getitem__(self, index):
+        return self._paths[self._places[index]]
+
+
 class Listing:
     """A sequence of the paths of the image files below `root`: each folder's own first, all in order of their names.
 
@@ -73,8 +86,11 @@ class Listing:
         return len(self._names)
 
     def __getitem__(self, index):
-        name = self._names[index]
-        return os.path.join(self.root, self.folders[self.folder_of[index]], name)
+        return os.path.join(self.root, self.relative(index))
+
+    def relative(self, index):
+        """A path below `root`."""
+        return os.path.join(self.folders[self.folder_of[index]], self._names[index])
 
     def _current(self, found):
         """Whether no folder has changed since; a file that is only written anew changes none."""
@@ -87,7 +103,7 @@ class Listing:
         with progress_bar('list of files of {}'.format(self.root), 'images', patience=remember.SLOW) as bar:
             for folder, subfolders, files in os.walk(self.root, onerror=_unlisted, followlinks=True):
                 watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
-                subfolders.sort()
+                subfolders[:] = sorted(name for name in subfolders if not _leads_back(folder, name))
                 images = sorted(name for name in files if name.lower().endswith((*endings, *ARRAYS)))
                 folder_of += [len(folders)] * len(images)
                 names += images
@@ -103,6 +119,13 @@ class Listing:
         for name, strings in (('endings', endings), ('folders', folders), ('names', names)):
             made.update(Strings.of(strings).arrays(name))
         return made, max(changed) / 1e9
+
+
+def _leads_back(folder, name):
+    """Whether an entry is a link to a folder that it lies in."""
+    path = os.path.join(folder, name)
+    return os.path.islink(path) and os.path.join(os.path.realpath(folder), '').startswith(
+        os.path.join(os.path.realpath(path), ''))
 
 
 def _changed(folder):

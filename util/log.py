@@ -2,6 +2,7 @@
 import logging
 import sys
 
+from util import terminal
 from util.errors import one_line
 
 logger = logging.getLogger('mae')
@@ -18,6 +19,7 @@ class _OneLineValues(logging.Formatter):
 
 def set_up(is_main):
     """Send the logger's lines to standard output; processes other than the main one only warn."""
+    terminal.guard()
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_OneLineValues('%(message)s'))
     logger.handlers[:] = [handler]

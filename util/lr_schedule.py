@@ -16,9 +16,16 @@ def warmup_cosine(epoch, peak, epochs, warmup_epochs, floor=0.):
     return floor + (peak - floor) * .5 * (1. + math.cos(math.pi * progress))
 
 
-def peak_lr(lr, blr, effective_batch):
-    """The peak learning rate: `lr` where given, else `blr` scaled linearly to the batch (arXiv:1706.02677)."""
-    return lr if lr is not None else blr * effective_batch / 256
+def peak_lr(lr, blr, effective_batch, lr_batch=None):
+    """The peak learning rate: `lr` where given, else `blr`, which is for 256 images, scaled to the batch.
+
+    Scaling is linear (arXiv:1706.02677).
+    Args:
+        lr_batch: effective batch that `lr` is for, where it is to be scaled too (--auto_scale_lr).
+    """
+    if lr is None:
+        return blr * effective_batch / 256
+    return lr * effective_batch / lr_batch if lr_batch else lr
 
 
 def set_lr(optimizer, lr):

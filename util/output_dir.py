@@ -8,7 +8,7 @@ import re
 import sys
 import time
 
-from util import run_lock
+from util import config, run_lock
 from util.errors import UserError, one_line, run
 from util.files import lines
 
@@ -91,14 +91,8 @@ def set_log_aside(folder, records):
 
 
 def _main(folder, *flags):
-    resume = ''
-    for flag, value in zip(flags, flags[1:] + ('',)):
-        if flag == '--resume':
-            resume = value
-        elif flag.startswith('--resume='):
-            resume = flag.split('=', 1)[1]
     run_lock.check(folder)
-    aside = prepare(folder, resume, RESULTS_AND_LOGS)
+    aside = prepare(folder, config.value_of('--resume', flags) or '', RESULTS_AND_LOGS)
     if aside:
         print('earlier results kept in {}'.format(one_line(aside)))
 

@@ -18,7 +18,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from util import log, remember, shards, workers
-from util.datasets import EXTENSIONS, ImageList, labelled_set, pretraining_set
+from util.arguments import is_csv
+from util.datasets import EXTENSIONS, ImageList, has_classes, labelled_set, place, pretraining_set
 from util.errors import UserError, first_line, run
 from util.files import write_atomically
 from util.images import ARRAYS, UnreadableImage, open_file
@@ -37,7 +38,8 @@ def parse(argv=None):
     """The flags."""
     parser = Parser(prog='python -m util.pack_shards', description=__doc__.split('\n')[0])
     add = parser.add_argument
-    add('source', metavar='SOURCE', help='folder with train/ and val/, or any folder of images')
+    add('source', metavar='SOURCE', help='images as --data_path has them: a folder with train/ and val/, any folder '
+        'of images, or CSV files')
     add('target', metavar='TARGET', help='new folder for the tar files, which is then the --data_path of training')
     add('--short_side', type=COUNT, help='shrink larger images to this short side in pixels, as JPEG files; default: '
         'all files stay as they are')
@@ -73,18 +75,19 @@ def stop(number, frame):
 
 def split_sets(source, short_side=None):
     """(folder within TARGET, ImageList) of each part of SOURCE, which can be shrunk where that is asked for."""
-    if not os.path.isdir(source):
-        raise UserError('SOURCE: {} is no folder'.format(source))
-    train, val = (os.path.join(source, split) for split in ('train', 'val'))
-    if os.path.isdir(train) and any(entry.is_dir() for entry in os.scandir(train)):
-        first = labelled_set(source, 'train')
+    if not (os.path.isdir(source) or is_csv(source)):
+        raise UserError('SOURCE: {} is no folder and no CSV file'.format(source))
+    train = source if is_csv(source) else place(source, 'train')
+    if train and has_classes(train):
+        first = labelled_set(source, 'train', val_fraction=0.)
         found = [('train', first)] + ([('val', labelled_set(source, 'val', classes=first.classes))]
-                                      if os.path.isdir(val) else [])
+                                      if place(source, 'val') else [])
     else:
-        found = [('train' if os.path.isdir(train) else '', pretraining_set(source))]
+        found = [('train' if train else '', pretraining_set(source))]
     for split, dataset in found:
         if not isinstance(dataset, ImageList):
-            raise UserError('SOURCE: {} is packed already'.format(os.path.join(source, split)))
+            raise UserError('SOURCE: {} is packed already, as tar files or CIFAR batches'.format(
+                os.path.join(source, split)))
         if short_side and dataset.name_of(0).lower().endswith(ARRAYS):
             raise UserError('--short_side: makes JPEG files, and {} holds .npy arrays; leave it out'.format(source))
     return found
@@ -175,7 +178,8 @@ def member_names(paths):
     """The name in a tar file of each path: folders as they are, one dot, none twice but for the ending."""
     taken, names = set(), []
     for path in paths:
-        folder, file = os.path.split(os.path.relpath(path, paths.root))
+        inside = os.path.relpath(path, paths.root or os.curdir).split(os.sep)
+        folder, file = os.path.split(os.path.join(*(part for part in inside if part != os.pardir)))     # from CSV files
         stem, ending = os.path.splitext(file)
         stem = unique = os.path.join(folder, stem.replace('.', '_'))
         number = 1

@@ -2,26 +2,85 @@
 import argparse
 import difflib
 import math
+import re
+import sys
 
-from util.errors import USER_ERROR_STATUS, one_line
+from util import config
+from util.errors import USER_ERROR_STATUS, UserError, one_line
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line that names the flag, and which takes no abbreviated flags."""
+    """An ArgumentParser whose errors are one line that names the flag, and which takes no abbreviated flags.
+
+    Where it has a flag --config, the YAML file of that name gives values to any flag; the command line wins.
+    """
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=_HelpWithDefaults, **options)
+        self._places = {}           # where in a file a flag was set, by its attribute
 
     def error(self, message):
-        self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(one_line(message), self.prog))
+        flag = re.match(r'argument (--[\w-]+)|', message).group(1)
+        action = self._option_string_actions.get(flag)
+        place = self._places.get(action.dest, '') if action else ''
+        self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(one_line(place + message), self.prog))
 
     def parse_args(self, args=None, namespace=None):
-        parsed, unknown = self.parse_known_args(args, namespace)
+        words = sys.argv[1:] if args is None else list(args)
+        path = config.value_of('--config', words) if '--config' in self._option_string_actions else None
+        if path is not None:
+            namespace = self._read(path, words)
+        parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
             flag = unknown[0].split('=')[0]
-            close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-            self.error('unknown argument {}{}'.format(flag, '; did you mean {}?'.format(close[0]) if close else ''))
+            self.error('unknown argument {}{}'.format(flag, self._meant(flag)))
         return parsed
+
+    def _meant(self, flag):
+        close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        return '; did you mean {}?'.format(close[0]) if close else ''
+
+    def _read(self, path, words):
+        """The defaults and what a file sets, as a Namespace; what it sets is no longer required of the command line."""
+        try:
+            settings = config.read(path)
+        except UserError as error:
+            self.error(str(error))
+        required = [action for action in self._actions if action.required]
+        for action in required:
+            action.required = False
+        values = argparse.Namespace()
+        for name, (line, value) in settings.items():
+            self._set(values, '--' + name, value, '--config {}, line {}: '.format(path, line))
+        for action in required:
+            action.required = action.dest not in self._places
+        for word in words:
+            action = self._option_string_actions.get(word.split('=')[0])
+            self._places.pop(getattr(action, 'dest', None), None)       # set anew
+        return values
+
+    def _set(self, values, flag, value, place):
+        action = self._option_string_actions.get(flag)
+        if action is None:
+            self.error('{}unknown flag {}{}'.format(place, flag, self._meant(flag)))
+        if action.dest in ('help', 'config'):
+            self.error('{}{} belongs on the command line'.format(place, flag))
+        if value is None:
+            return
+        set_before, before = action.dest in self._places, getattr(values, action.dest, None)
+        self._places[action.dest] = place
+        if action.nargs == 0:
+            switched = config.switched(value)
+            if switched is None:
+                self.error('argument {}: is a switch, true or false'.format(flag))
+            setattr(values, action.dest, switched == action.const)
+        else:
+            words = [flag] + value if isinstance(value, list) else ['{}={}'.format(flag, value)]
+            _, unknown = self.parse_known_args(words, values)
+            if unknown:
+                self.error('argument {}: takes one value'.format(flag))
+        if set_before and getattr(values, action.dest) != before:
+            self.error('argument {}: contradicts an earlier line'.format(flag))
 
 
 class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):

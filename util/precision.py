@@ -74,6 +74,10 @@ class FullPrecision:
         """state_dict of the bare model in fp32."""
         return model.state_dict()
 
+    def trained_weights(self, model, optimizer):
+        """{name: the fp32 parameter that the optimizer updates}."""
+        return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
     def state_dict(self):
         """What the loss scaler remembers; plain types."""
         return {}
@@ -229,8 +233,11 @@ class ApexO2(FullPrecision):
         state = {name: value.float() if value.is_floating_point() else value
                  for name, value in model.state_dict().items()}
         state.update(self._frozen)
-        state.update(zip(self._names, (p.detach() for p in self._trained_parameters(optimizer))))
+        state.update((name, p.detach()) for name, p in self.trained_weights(model, optimizer).items())
         return state
+
+    def trained_weights(self, model, optimizer):
+        return dict(zip(self._names, self._trained_parameters(optimizer)))
 
     def state_dict(self):
         return self._apex.amp.state_dict()

@@ -1,8 +1,8 @@
 """One line on a terminal that is written anew as work goes on: bar, count, pace and time left; elsewhere, nothing."""
-import shutil
 import sys
 import time
 
+from util import terminal
 from util.errors import one_line
 from util.throughput import duration
 
@@ -18,7 +18,10 @@ class Silent:
         return self
 
     def __exit__(self, *raised):
-        pass
+        self.close()
+
+    def close(self):
+        """The work is done."""
 
     def add(self, count=1, earlier=False):
         """Count what is done; `earlier` where it was done before this began, and says nothing of the pace."""
@@ -35,8 +38,9 @@ class Bar(Silent):
     """The line, from `patience` seconds after the beginning; see `progress_bar`."""
     live = True
 
-    def __init__(self, what, unit, total, patience, stream, now=time.monotonic):
-        self._what, self._unit, self._total, self._stream, self._now = one_line(what), unit, total, stream, now
+    def __init__(self, what, unit, total, patience, screen, keep=True, now=time.monotonic):
+        self._what, self._unit, self._total, self._now = one_line(what), unit, total, now
+        self._screen, self._keep = screen, keep
         self._done, self._earlier, self._began = 0, 0, now()
         self._due, self._shown = self._began + patience, False
 
@@ -46,18 +50,13 @@ class Bar(Silent):
         now = self._now()
         if now >= self._due:
             self._due, self._shown = now + EVERY, True
-            self._write(now)
+            self._screen.show(self._line(now - self._began))
 
-    def __exit__(self, *raised):
+    def close(self):
         if self._shown:
-            self._write(self._now())
-            self._stream.write('\n')
-            self._stream.flush()
-
-    def _write(self, now):
-        line = self._line(now - self._began)[:shutil.get_terminal_size().columns - 1]
-        self._stream.write('\r{}\x1b[K'.format(line))       # and clears what a longer line left
-        self._stream.flush()
+            if self._keep:
+                self._screen.show(self._line(self._now() - self._began))
+            self._screen.end(self._keep)
 
     def _line(self, seconds):
         pace = (self._done - self._earlier) / max(seconds, 1e-9)
@@ -69,13 +68,14 @@ class Bar(Silent):
             self._what, '#' * full, '.' * (WIDTH - full), self._done, self._total, self._unit, pace, left)
 
 
-def progress_bar(what, unit, total=None, patience=0., stream=None):
+def progress_bar(what, unit, total=None, patience=0., stream=None, keep=True):
     """A context that tells of work as its `add` is called, where standard error (or `stream`) is a terminal.
 
     Args:
         what: the words before the bar; unit: what is counted, in the plural.
         total: how many there will be, if that is known.
         patience: seconds for which nothing is shown; work that takes less is not told of.
+        keep: let the line stand when the work is done.
     """
-    stream = sys.stderr if stream is None else stream
-    return Bar(what, unit, total, patience, stream) if stream.isatty() else Silent()
+    screen = terminal.screen(sys.stderr if stream is None else stream)
+    return Silent() if screen is None else Bar(what, unit, total, patience, screen, keep)

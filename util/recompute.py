@@ -18,6 +18,9 @@ def directly(block, x, *options):
 
 def recomputed(block, x, *options):
     """Call a block of which nothing but x is kept for the backward pass; dropped paths are the same again."""
-    if not torch.is_grad_enabled():
+    trained = any(parameter.requires_grad for parameter in block.parameters())
+    if not torch.is_grad_enabled() or not (trained or x.requires_grad):
         return block(x, *options)
+    if not (x.requires_grad or _OPTIONS):
+        x = x.detach().requires_grad_()     # as behind frozen blocks: the reentrant way would give no gradient at all
     return checkpoint(lambda tokens: block(tokens, *options), x, **_OPTIONS)     # 1.5 takes nothing but tensors

@@ -7,12 +7,13 @@ import timm
 import torch
 import torchvision
 
-from util import affinity, checkpoint, device, distributed, log, output_dir, profiler, watchdog
+from util import affinity, checkpoint, config_record, device, distributed, log, output_dir, profiler, watchdog
 from util.compiling import compile_blocks
 from util.errors import UserError
 from util.loader import default_workers, seed_generators
 from util.log import logger
 from util.logbook import Logbook, SilentLogbook
+from util.lr_schedule import peak_lr
 from util.recompute import recomputed
 from util.stops import NoStops, Stops
 from util.timm_compat import drops_paths
@@ -123,6 +124,8 @@ def open_logbook(args, runtime, resumed=None, start=(0, 0), begin=None):
         records = resumed.records_before(start[0], args.output_dir)
         if args.resume != 'auto' or not resumed.path:       # else the course is the same: lines are written again
             asides += output_dir.set_log_aside(args.output_dir, records)
+    asides += config_record.save(args, runtime.world.size,
+                                 config_record.EVALUATION if resumed is None else config_record.TRAINING)
     for aside in asides:
         logger.info('earlier results kept in %s', aside)
     return Logbook(args.output_dir, args.log_dir, lock, records, begin)
@@ -145,6 +148,18 @@ def describe(args, runtime, precision):
                 ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers,
                 ', cores {} of this one'.format(affinity.text(runtime.cores)) if runtime.cores else '')
     logger.info('precision: %s', precision.name)
+
+
+def batch_and_lr(args, world):
+    """(effective batch size, peak learning rate) of the flags; says where --lr is for another batch and stays."""
+    effective_batch, lr_batch = args.batch_size * args.accum_iter * world.size, args.base_batch_size
+    lr = peak_lr(args.lr, args.blr, effective_batch, lr_batch if args.auto_scale_lr else None)
+    if args.auto_scale_lr:
+        logger.info('lr scaled from %.3e for a batch of %d images', args.lr, lr_batch)
+    elif args.lr is not None and lr_batch not in (None, effective_batch):
+        logger.warning('--lr %g is for a batch of %d images, the effective batch is %d: --auto_scale_lr would make it '
+                       '%.3e', args.lr, lr_batch, effective_batch, peak_lr(args.lr, None, effective_batch, lr_batch))
+    return effective_batch, lr
 
 
 def describe_training(dataset, model, effective_batch, lr):

@@ -4,6 +4,7 @@ x.cls holds the label as a number; classes.txt beside the tar files may name the
 folder of x within the tar file is its class. Where there are no other images, .npy arrays are the images. They are read
 at random places, so that order, epoch and resuming are those of the same images in a folder. Made by util.pack_shards.
 """
+import copy
 import os
 import tarfile
 from functools import lru_cache
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 from util import remember, watchdog
 from util.errors import UserError, first_line, one_line
 from util.images import ARRAYS, UnreadableImage, without_arrays
-from util.listing import Strings, arrays_of
+from util.listing import Chosen, Strings, arrays_of
 from util.pictures import open_picture
 from util.progress_bar import progress_bar
 
@@ -52,6 +53,16 @@ class ShardList(Dataset):
     def __len__(self):
         return len(self._names)
 
+    def part(self, places):
+        """The images at some places of this dataset, with the same classes."""
+        part = copy.copy(self)
+        part._names, part._places, part.labels = Chosen(self._names, places), self._places[places], self.labels[places]
+        return part
+
+    def names(self):
+        """The names of the images, which tell them apart wherever the dataset lies."""
+        return iter(self._names)
+
     def name_of(self, index):
         """Tar file and member of an image."""
         return os.path.join(self.root, self._tars[self._places[index, 0]], self._names[index])
@@ -83,7 +94,9 @@ def classes_shared(root, own, classes):
     """`classes`, or a folder's own where that is None; UserError where its own are not all among them."""
     strange = sorted(set(own) - set(classes or own))
     if strange:
-        raise UserError('--data_path: {} has the class {!r}, which train/ has not'.format(root, strange[0]))
+        near = next((name for name in classes if name.casefold() == strange[0].casefold()), None)
+        raise UserError('--data_path: {} has the class {!r}, which the training data have not{}'.format(
+            root, strange[0], '; they have {!r}'.format(near) if near else ''))
     return classes or own
 
 

@@ -7,6 +7,7 @@ import torch
 from util.bad_steps import BadSteps
 from util.distributed import gradient_sync
 from util.lr_schedule import set_lr
+from util.weight_average import NoAverage
 
 
 class WeightUpdates:
@@ -19,12 +20,14 @@ class WeightUpdates:
         schedule: learning rate as a function of the fractional epoch; asked once when a window opens.
         clip_grad: 2-norm that a step's gradient is clipped to, or None.
         bad_steps: util.bad_steps.BadSteps, told of every step.
+        average: util.weight_average.WeightAverage, told of every step.
     """
 
-    def __init__(self, model, optimizer, precision, schedule, accum_iter=1, clip_grad=None, bad_steps=None):
+    def __init__(self, model, optimizer, precision, schedule, accum_iter=1, clip_grad=None, bad_steps=None,
+                 average=None):
         self.model, self.optimizer, self.precision, self.schedule = model, optimizer, precision, schedule
         self.accum_iter, self.clip_grad = accum_iter, clip_grad
-        self.bad_steps = bad_steps or BadSteps(math.inf)
+        self.bad_steps, self.average = bad_steps or BadSteps(math.inf), average or NoAverage()
         self.lr = 0.
         self.first = 0              # iteration that the first window of this epoch opens at: not 0 after a resume
         self.complete = True        # no window is open
@@ -43,7 +46,9 @@ class WeightUpdates:
         with gradient_sync(self.model, wanted=self.complete or not self.precision.gradients_stay_in_model):
             yield
         if self.complete:
-            self.bad_steps.add(self.precision.step(self.optimizer, self.clip_grad))
+            skipped = self.precision.step(self.optimizer, self.clip_grad)
+            self.bad_steps.add(skipped)
+            self.average.update(skipped)
 
     def backward(self, loss):
         """Add the gradients of this iteration's loss to the window's."""

@@ -57,6 +57,31 @@ def load_pretrained(model, weights, path, flags=None):
     return left_out, fresh
 
 
+def load_for_pretraining(model, weights, path):
+    """Start a masked autoencoder from an encoder, and from its decoder where that is whole and of this size.
+
+    Positions are the model's own: fixed, and of its grid. A last norm that the checkpoint lacks, as a classifier of the
+    mean does, starts anew.
+    Returns:
+        names left out, names that start anew.
+    Raises:
+        UserError: the encoder is not this model's.
+    """
+    own = model.state_dict()
+    fixed = [name for name in own if name.endswith('pos_embed')]
+    decoder = [name for name in own if _of_decoder(name) and name not in fixed]
+    whole = all(name in weights and weights[name].shape == own[name].shape for name in decoder)
+    wanted = [name for name in own if name not in fixed and (whole or name not in decoder)]
+    kept = {name: weights[name] for name in wanted if name in weights}
+    fresh = [name for name in own if name not in fixed and name not in kept]
+    foreign = [name for name in fresh if name not in decoder and not name.startswith('norm.')]
+    if foreign:
+        raise UserError('{}: is of another model, it lacks {}; see --model'.format(path, foreign[0]))
+    _check_shapes(own, kept, path)
+    model.load_state_dict(kept, strict=False)
+    return [name for name in weights if name not in kept and name not in fixed], fresh
+
+
 def with_positions_for(model, weights, flags=None):
     """`weights` with pos_embed interpolated to the model's grid, from that of the training's flags or else a square."""
     table, own = weights.get('pos_embed'), model.pos_embed
@@ -96,9 +121,15 @@ def _check_shapes(own, weights, path):
 
 
 def report_pretrained(path, left_out, fresh):
-    """Say in two lines what load_pretrained did."""
-    decoder = [name for name in left_out if name.startswith('decoder') or name == 'mask_token']
-    others = [name for name in left_out if name not in decoder]
-    logger.info('loaded %s; left out: %s', path,
-                ', '.join((['the decoder'] if decoder else []) + others) or 'nothing')
-    logger.info('starting from random weights: %s', ', '.join(fresh) or 'nothing')
+    """Say in two lines what load_pretrained or load_for_pretraining did."""
+    logger.info('loaded %s; left out: %s', path, _listed(left_out))
+    logger.info('starting from random weights: %s', _listed(fresh))
+
+
+def _listed(names):
+    others = [name for name in names if not _of_decoder(name)]
+    return ', '.join(['the decoder'] * (len(others) < len(names)) + others) or 'nothing'
+
+
+def _of_decoder(name):
+    return name.startswith('decoder') or name == 'mask_token'

@@ -26,7 +26,7 @@ usage() {
 
 bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
 
-  --data_path=FOLDER      images: train/<class>/ and val/<class>/, or the CIFAR-10 python batches
+  --data_path=FOLDER      images: train/<class>/ and val/<class>/, the CIFAR-10 or CIFAR-100 python batches, or CSV files
   --finetune_pth=FILE     pre-trained checkpoint (fine-tuning), or its URL (.../name-HASH.pth)
   --resume_pth=FILE       checkpoint to evaluate, or to go on from, or its URL
   --nproc=N               processes on this node, instead of $DEVICES
@@ -37,7 +37,8 @@ bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
   --max_restarts=N        start a run that a fault has ended again, up to N times, from its last checkpoint
   --stop_timeout=SECONDS  time to save and end after a signal, until processes are killed (300)
   --output_dir=FOLDER     instead of $(dirname "$OUTPUT")
-Any other flag goes to $SCRIPT and overrides the recipe; python $SCRIPT --help lists them.
+  --config=FILE           YAML file of flags for $SCRIPT, which overrides the recipe
+Any other flag goes to $SCRIPT and overrides recipe and file; python $SCRIPT --help lists them.
 DRY_RUN=1 prints the command instead of running it. PYTHON=... chooses the interpreter.
 EOF
 }
@@ -45,7 +46,7 @@ EOF
 # read_parameters "$@": the launcher's own parameters into variables of their names, everything else into PASSED_ON.
 # Nodes may also be named in the environment.
 read_parameters() {
-    data_path='' finetune_pth='' resume_pth='' nproc='' output_dir='' max_restarts='' stop_timeout=''
+    data_path='' finetune_pth='' resume_pth='' nproc='' output_dir='' config='' max_restarts='' stop_timeout=''
     nnodes=${NNODES:-$NODES} node_rank=${NODE_RANK:-} master_addr=${MASTER_ADDR:-} master_port=${MASTER_PORT:-}
     PASSED_ON=()
     local name
@@ -56,13 +57,13 @@ read_parameters() {
                 exit 0
                 ;;
             --data_path | --finetune_pth | --resume_pth | --nproc | --nnodes | --node_rank | --master_addr | \
-                --master_port | --output_dir | --max_restarts | --stop_timeout)
+                --master_port | --output_dir | --config | --max_restarts | --stop_timeout)
                 (($# > 1)) || die "$1: give a value"
                 printf -v "${1#--}" '%s' "$2"
                 shift
                 ;;
             --data_path=* | --finetune_pth=* | --resume_pth=* | --nproc=* | --nnodes=* | --node_rank=* | \
-                --master_addr=* | --master_port=* | --output_dir=* | --max_restarts=* | --stop_timeout=*)
+                --master_addr=* | --master_port=* | --output_dir=* | --config=* | --max_restarts=* | --stop_timeout=*)
                 name=${1%%=*}
                 printf -v "${name#--}" '%s' "${1#*=}"
                 ;;
@@ -84,16 +85,32 @@ check_parameters() {
     done
     [[ ${max_restarts:-0} =~ ^[0-9]+$ ]] || die "--max_restarts: $max_restarts is not a number"
     # A name may begin like a flag: said from the folder where it lies, it is none.
-    for name in data_path finetune_pth resume_pth output_dir; do
+    for name in data_path finetune_pth resume_pth output_dir config; do
         if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
     done
-    [[ -d $data_path ]] || die "--data_path: $data_path is not a folder"
+    [[ -d $data_path || -f $data_path && $data_path == *.[cC][sS][vV] ]] ||
+        die "--data_path: $data_path is not a folder or CSV file"
     for name in ${NEEDS[@]+"${NEEDS[@]}"}; do
         [[ -f ${!name} || -f ${!name}/config.json || ${!name} =~ ^https?:// ]] || die "--$name: ${!name} is not a file"
     done
     if ((nnodes > 1)) && [[ -z $node_rank || -z $master_addr ]]; then
         die "$nnodes nodes: give --node_rank=0 on the first node (1 on the next) and --master_addr=ADDRESS of it"
     fi
+}
+
+# yield_to_config: RECIPE without the flags that the file of --config sets.
+yield_to_config() {
+    local names word left_out='' kept=()
+    [[ -n $config ]] || return 0
+    names=$(PYTHONPATH=$ROOT "$PYTHON" -m util.config "$config")
+    for word in "${RECIPE[@]}"; do
+        if [[ $word == --* ]]; then
+            left_out=''
+            if grep -qxF -e "${word#--}" <<<"$names"; then left_out=yes; fi
+        fi
+        if [[ -z $left_out ]]; then kept+=("$word"); fi
+    done
+    RECIPE=(${kept[@]+"${kept[@]}"} --config "$config")
 }
 
 # build_command FOLDER: COMMAND, from the recipe, the declarations and the user's parameters; FOLDER gets its output.
@@ -108,7 +125,6 @@ build_command() {
         if [[ -n $stop_timeout ]]; then COMMAND+=(--stop_timeout "$stop_timeout"); fi
     fi
     COMMAND+=("$ROOT/$SCRIPT" --data_path "$data_path" --output_dir "$1" "${RECIPE[@]}")
-    if [[ -n $EPOCHS ]]; then COMMAND+=(--epochs "$EPOCHS"); fi
     if [[ -n $finetune_pth ]]; then COMMAND+=(--finetune "$finetune_pth"); fi
     if [[ -n $resume_pth ]]; then COMMAND+=(--resume "$resume_pth"); fi
     COMMAND+=(${PASSED_ON[@]+"${PASSED_ON[@]}"})
@@ -117,13 +133,23 @@ build_command() {
 # run_logged LOG: run COMMAND with its output on the screen and in LOG; returns its status. Signals are passed on, so that
 # it can save and end every process that it started; Ctrl-C as TERM, since bash lets background processes ignore INT.
 run_logged() {
-    local pipe child writer process status ended
+    local pipe child writer process status ended shows_lines
     pipe=$(mktemp -u "${TMPDIR:-/tmp}/launch.XXXXXX")
     mkfifo -m 600 "$pipe"
     # The log's writer outlives a signal to all processes of the job: it ends with the last line.
-    (trap '' INT TERM HUP USR1 && exec tee -a "$1") <"$pipe" &
+    if [[ -t 1 && ${TERM:-dumb} != dumb ]]; then
+        # The line that util/terminal.py writes anew on a terminal, \r...\e[K, goes there and not into the log.
+        (
+            trap '' INT TERM HUP USR1
+            tee /dev/fd/3 | LC_ALL=C sed -u $'s/\r[^\r]*\e\\[K//g' >>"$1"
+        ) <"$pipe" 3>&1 &
+        shows_lines=yes
+    else
+        (trap '' INT TERM HUP USR1 && exec tee -a "$1") <"$pipe" &
+        shows_lines=
+    fi
     writer=$!
-    MAE_LAUNCHER=$$ "${COMMAND[@]}" >"$pipe" 2>&1 &     # without which it stops
+    MAE_LAUNCHER=$$ MAE_TERMINAL=$shows_lines "${COMMAND[@]}" >"$pipe" 2>&1 &     # without the first it stops
     child=$!
     trap 'kill -TERM "$child" 2>/dev/null || true' INT TERM HUP
     trap 'kill -USR1 "$child" 2>/dev/null || true' USR1
@@ -146,6 +172,8 @@ launch() {
     check_parameters
     local folder=${output_dir:-$ROOT/${OUTPUT%/*}} log=${OUTPUT##*/}
     find_python
+    if [[ -n $EPOCHS ]]; then RECIPE+=(--epochs "$EPOCHS"); fi
+    yield_to_config
     build_command "$folder"
     if [[ -n ${DRY_RUN:-} ]]; then
         printf '%q ' "${COMMAND[@]}"

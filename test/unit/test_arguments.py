@@ -8,6 +8,7 @@ from conftest import FINETUNE, PRETRAIN, finetune, pretrain
 
 import main_finetune
 import main_pretrain
+from util import runtime as runtimes
 from util.arguments import finetune_parser, parse_finetune, parse_pretrain, pretrain_parser
 from util.device import Cpu
 from util.distributed import World
@@ -19,11 +20,12 @@ SPECIFIED = {
             'output_dir log_dir device seed resume start_epoch num_workers pin_mem no_pin_mem world_size local_rank '
             'local-rank dist_on_itp dist_url addr amp amp_backend amp_dtype loss_scale prof save_every clip_grad '
             'patch_size in_chans save_every_minutes keep_last max_bad_steps max_bad_images hang_timeout '
-            'crop_min compile grad_checkpoint mean std report_every',
-    'pretrain': 'mask_ratio norm_pix_loss',
+            'crop_min compile grad_checkpoint mean std report_every val_fraction val_seed config ema base_batch_size '
+            'auto_scale_lr',
+    'pretrain': 'mask_ratio norm_pix_loss init_from',
     'finetune': 'drop_path clip_grad layer_decay color_jitter aa smoothing reprob remode recount resplit mixup cutmix '
                 'cutmix_minmax mixup_prob mixup_switch_prob mixup_mode finetune global_pool cls_token nb_classes eval '
-                'dist_eval'}
+                'dist_eval freeze'}
 
 
 @pytest.mark.parametrize('parser, own', [(pretrain_parser(), 'pretrain'), (finetune_parser(), 'finetune')])
@@ -48,12 +50,16 @@ BAD = [('--batch_size', '0'), ('--batch_size', 'many'), ('--epochs', '-1'), ('--
        ('--loss_scale', '0'), ('--clip_grad', '0'), ('--model', 'resnet50'), ('--lr', 'nan'), ('--blr', 'inf'),
        ('--input_size', '225'), ('--data_path', '/no/such/folder'), ('--resume', '/no/such/file'), ('--in_chans', '2'),
        ('--dist_url', 'http://x'), ('--world_size', '0'), ('--save_every', '0'), ('--start_epoch', '9999'),
-       ('--crop_min', '0'), ('--crop_min', '1.1'), ('--report_every', '-1')]
-BAD_PRETRAIN = [('--mask_ratio', '1'), ('--mask_ratio', '0'), ('--mask_ratio', '0.999'), ('--mask_ratio', '-0.5')]
+        ('--crop_min', '0'), ('--crop_min', '1.1'), ('--report_every', '-1'), ('--val_fraction', '1.1'),
+        ('--val_fraction', '-0.1'), ('--val_seed', '-1'), ('--ema', '1'), ('--ema', '0'), ('--base_batch_size', '0'),
+        ('--config', '/no/such/file')]
+BAD_PRETRAIN = [('--mask_ratio', '1'), ('--mask_ratio', '0'), ('--mask_ratio', '0.999'), ('--mask_ratio', '-0.5'),
+                ('--init_from', '/no/file')]
 BAD_FINETUNE = [('--drop_path', '1'), ('--smoothing', '1.5'), ('--reprob', '2'), ('--mixup', '-1'),
                 ('--nb_classes', '0'), ('--layer_decay', '0'), ('--cutmix_minmax', '0'), ('--mixup_mode', 'all'),
-                ('--finetune', '/no/file'),
-                ('--recount', '0'), ('--remode', 'black'), ('--mixup_prob', '1.1'), ('--color_jitter', '-1')]
+                ('--finetune', '/no/file'), ('--freeze', '-1'), ('--freeze', 'some'),
+                ('--recount', '0'), ('--remode', 'black'), ('--mixup_prob', '1.1'), ('--color_jitter', '-1'),
+                ('--val_fraction', '1')]
 
 
 def one_line_for(parse, flags, flag, tmp_path, capsys):
@@ -74,8 +80,10 @@ def test_a_bad_value_in_finetuning_gets_one_line_that_names_the_flag(tmp_path, c
 
 
 @pytest.mark.parametrize('flags, flag', [
-    (['--eval'], '--eval'), (['--mixup', '.8', '--batch_size', '7'], '--batch_size'),
-    (['--global_pool', '--cls_token'], '--cls_token')])
+    (['--eval'], '--eval'), (['--auto_scale_lr'], '--auto_scale_lr'),
+    (['--auto_scale_lr', '--blr', '1e-3', '--base_batch_size', '64'], '--auto_scale_lr'),
+    (['--auto_scale_lr', '--lr', '1e-3'], '--base_batch_size'),
+    (['--mixup', '.8', '--batch_size', '7'], '--batch_size'), (['--global_pool', '--cls_token'], '--cls_token')])
 def test_flags_that_do_not_go_together_are_named(tmp_path, capsys, flags, flag):
     one_line_for(parse_finetune, flags, flag, tmp_path, capsys)
 
@@ -181,6 +189,19 @@ def test_random_erasing_flags_reach_the_batch(tmp_path, flags, expected):
     images, _ = augment(torch.full((4, 32, 32, 3), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
     assert [int(image[0].max() - image[0].min() > .1) for image in images] == expected
     assert '--remode' not in flags or all((image == 0).any() for image in images)
+
+
+@pytest.mark.parametrize('flags, expected, said', [
+    ([], 1e-3 / 8, ''), (['--lr', '.1'], .1, ''), (['--lr', '.1', '--base_batch_size', '32'], .1, ''),
+    (['--lr', '.1', '--base_batch_size', '64'], .1, '--auto_scale_lr would make it 5.000e-02'),
+    (['--lr', '.1', '--base_batch_size', '64', '--auto_scale_lr'], .05, 'lr scaled from 1.000e-01')])
+def test_an_lr_for_another_batch_is_scaled_where_asked_and_else_told_of(tmp_path, monkeypatch, flags, expected, said):
+    lines = []
+    for level in ('info', 'warning'):
+        monkeypatch.setattr(runtimes.logger, level, lambda text, *values: lines.append(text % values))
+    args = parsed(parse_pretrain, PRETRAIN, tmp_path, '--accum_iter', 2, *flags)
+    assert runtimes.batch_and_lr(args, World(0, 2)) == (32, pytest.approx(expected))
+    assert len(lines) == bool(said) and said in ''.join(lines)
 
 
 def epochs_of(folder):

@@ -21,7 +21,7 @@ def copy(images, tmp_path):
 
 
 def test_a_missing_path(tmp_path):
-    one_line(pretrain('--data_path', tmp_path / 'none'), 'argument --data_path: {} is not a folder'.format(
+    one_line(pretrain('--data_path', tmp_path / 'none'), 'argument --data_path: {} is not a folder or CSV file'.format(
         tmp_path / 'none'))
 
 

@@ -175,6 +175,9 @@ def test_arrays_are_packed_into_tar_files_and_read_from_there(bands, tmp_path):
     sums = [sorted(round(float(pixels.sum())) for pixels, _ in (dataset[i] for i in range(16)))
             for dataset in (packed, plain)]
     assert sums[0] == sums[1]
+    measured = [dataset_stats.measure(pretraining_set(str(folder), dataset_stats.Moments(5)))
+                for folder in (tmp_path / 'packed', bands)]
+    assert measured[0][0] == pytest.approx(measured[1][0]) and measured[0][1] == pytest.approx(measured[1][1])
 
 
 def test_shrinking_arrays_to_jpeg_files_is_refused(bands):
@@ -309,6 +312,17 @@ def test_the_numbers_do_not_depend_on_processes_and_a_sample_on_its_seed_alone(i
     assert one == again != other and one[2] == 5
 
 
+def test_every_flag_of_the_measurement_is_explained_and_checked(capsys):
+    with pytest.raises(SystemExit):
+        dataset_stats.parse(['--help'])
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in ('DATA', '--in_chans', '--images', '--seed', '--num_workers'))
+    for flag, value in (('--in_chans', '0'), ('--images', '0'), ('--seed', '-1'), ('--num_workers', '-1')):
+        with pytest.raises(SystemExit) as ended:
+            dataset_stats.parse(['x', flag, value])
+        assert ended.value.code == 2 and flag in capsys.readouterr().err
+
+
 def test_data_that_cannot_be_measured_gets_a_line(bands, tmp_path):
     with pytest.raises(UserError, match='none of the 16 images can be read'):
         dataset_stats.measure(pretraining_set(str(bands), dataset_stats.Moments(4)))
@@ -322,8 +336,8 @@ def test_data_that_cannot_be_measured_gets_a_line(bands, tmp_path):
 @pytest.fixture(scope='module')
 def course(bands, tmp_path_factory):
     """Measured; pre-trained on 32 x 48; fine-tuned on 48 x 32 from there: (flags measured, outputs, folders)."""
-    measured = execute([sys.executable, '-m', 'util.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0],
-                       PYTHONPATH=str(ROOT))
+    measured = execute([sys.executable, '-m', 'util.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0,
+                        '--images', 12, '--seed', 1], PYTHONPATH=str(ROOT))
     assert measured.status == 0, measured.output
     line, numbers = measured.output.strip().split('\n')[-2:]
     folders = [tmp_path_factory.mktemp(name) for name in ('pretrained', 'finetuned')]
@@ -339,7 +353,7 @@ def course(bands, tmp_path_factory):
 @pytest.mark.slow
 def test_what_is_measured_is_recorded_by_pretraining_and_taken_over_by_finetuning(course):
     line, numbers, output, folders = course
-    assert numbers['in_chans'] == 5 and numbers['images'] == 16 and 'mean and std are those of' in output
+    assert numbers['in_chans'] == 5 and numbers['images'] == 12 and 'mean and std are those of' in output
     flags = [trained.load_either(str(folder / 'checkpoint-0.pth')).flags for folder in folders]
     assert flags[0]['mean'] == flags[1]['mean'] == pytest.approx(numbers['mean'], rel=1e-5)
     assert flags[0]['std'] == flags[1]['std'] == pytest.approx(numbers['std'], rel=1e-5)

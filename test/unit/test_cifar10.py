@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, launcher
 
-from util import datasets
+from util import cifar
 
 SMALL = ['--model=vit_nano_patch16', '--patch_size=8', '--device=cpu', '--num_workers=0', '--warmup_epochs=1',
          '--batch_size=8']
@@ -24,7 +24,7 @@ def batches(tmp_path_factory):
     folder = tmp_path_factory.mktemp('cifar10') / 'cifar-10-batches-py'
     folder.mkdir()
     rng = np.random.RandomState(0)
-    for name, count in [(name, 8) for name in datasets.CIFAR_TRAIN] + [(name, 20) for name in datasets.CIFAR_VAL]:
+    for name, count in [(name, 8) for name in cifar.CIFAR_10.train] + [(name, 20) for name in cifar.CIFAR_10.val]:
         batch = {b'data': rng.randint(0, 256, (count, 3072)).astype(np.uint8),
                  b'labels': [int(label) for label in rng.permutation(count) % 10]}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
@@ -59,7 +59,7 @@ def test_the_stages_are_those_of_the_recipe(batches):
     (['--data_path=/', '--mixup=1'], 'unknown argument --mixup.*main_pretrain.py'),
     (['--data_path=/', '--mask_ratio=.5'], 'unknown argument --mask_ratio.*main_finetune.py'),
     (['--data_path=/', '--model=resnet'], "argument --model: invalid choice: 'mae_resnet'"),
-    (['--data_path=/'], '--data_path: /train is missing')])
+    (['--data_path={}/test/lib'.format(ROOT)], '--data_path: .*/test/lib/train is missing')])
 def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, flags, words):
     run = launcher('cifar10_1p', '--output_dir', tmp_path / 'o', *flags)
     assert (run.status, run.output.count('\n')) == (2, 1) and not (tmp_path / 'o').exists(), run.output

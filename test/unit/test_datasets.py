@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from util import datasets, watchdog
+from util.cifar import CIFAR_10
 from util.drawn_dataset import CLASSES
 from util.errors import UserError
 from util.images import UnreadableImage
@@ -18,7 +19,7 @@ def cifar(tmp_path_factory):
     folder = tmp_path_factory.mktemp('cifar') / 'cifar-10-batches-py'
     folder.mkdir()
     rng = np.random.RandomState(0)
-    for name in datasets.CIFAR_TRAIN + datasets.CIFAR_VAL:
+    for name in CIFAR_10.train + CIFAR_10.val:
         pixels = rng.randint(0, 256, (6, 3072)).astype(np.uint8)
         batch = {b'data': pixels, b'labels': list(range(6)), b'batch_label': b'x'}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
@@ -87,12 +88,70 @@ def test_a_cifar_batch_that_would_run_code_is_refused(cifar, tmp_path):
         datasets.pretraining_set(str(tmp_path / 'c'))
 
 
-def test_val_is_missed_only_where_it_is_asked_for(images, tmp_path):
+@pytest.fixture
+def cifar_100(tmp_path):
+    """A folder laid out as CIFAR-100's python version, with 7 training images and 3 others."""
+    folder = tmp_path / 'cifar-100-python'
+    folder.mkdir()
+    rng = np.random.RandomState(0)
+    for name, count in (('train', 7), ('test', 3)):
+        batch = {b'data': rng.randint(0, 256, (count, 3072)).astype(np.uint8), b'coarse_labels': [0] * count,
+                 b'fine_labels': list(range(90, 90 + count)), b'filenames': [b'x.png'] * count, b'batch_label': b'x'}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    names = [b'fine %d' % i for i in range(100)]
+    meta = {b'fine_label_names': names, b'coarse_label_names': [b'coarse']}
+    (folder / 'meta').write_bytes(pickle.dumps(meta, protocol=2))
+    return folder
+
+
+@pytest.mark.parametrize('inside', [True, False])
+def test_cifar_100_gives_its_fine_labels(cifar_100, inside):
+    path = str(cifar_100 if inside else cifar_100.parent)
+    train, val = datasets.labelled_set(path, 'train'), datasets.labelled_set(path, 'val')
+    assert (len(train), len(val), len(datasets.pretraining_set(path))) == (7, 3, 7)
+    assert train.classes[92] == 'fine 92' and [train[i][1] for i in range(7)] == list(range(90, 97))
+    data = pickle.loads((cifar_100 / 'test').read_bytes())[b'data'][2]
+    assert np.array_equal(val[2][0].part(0, 0, 32, 32, (32, 32)), data.reshape(3, 32, 32).transpose(1, 2, 0))
+
+
+def test_a_cifar_100_batch_with_a_class_without_a_name_is_refused(cifar_100):
+    (cifar_100 / 'meta').write_bytes(pickle.dumps({b'fine_label_names': [b'cat']}, protocol=2))
+    with pytest.raises(UserError, match='meta names 1 classes, but there are images of others'):
+        datasets.labelled_set(str(cifar_100), 'train')
+
+
+def test_cifar_10_beside_cifar_100_must_be_named(cifar, cifar_100):
+    shutil.copytree(str(cifar), str(cifar_100.parent / cifar.name))
+    with pytest.raises(UserError, match='holds CIFAR-10 and CIFAR-100; name the folder of one'):
+        datasets.pretraining_set(str(cifar_100.parent))
+    assert len(datasets.pretraining_set(str(cifar_100))) == 7
+
+
+def test_val_is_missed_only_where_it_is_asked_for_and_nothing_is_held_out(images, tmp_path):
     shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
-    datasets.pretraining_set(str(tmp_path))
-    datasets.labelled_set(str(tmp_path), 'train')
+    assert len(datasets.pretraining_set(str(tmp_path))) == 32
+    assert len(datasets.labelled_set(str(tmp_path), 'train', val_fraction=0)) == 32
     with pytest.raises(UserError, match=r'val is missing'):
-        datasets.labelled_set(str(tmp_path), 'val')
+        datasets.labelled_set(str(tmp_path), 'val', val_fraction=0)
+
+
+def test_a_line_names_the_folders_beside_train_that_pretraining_leaves_out(images, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(datasets.logger, 'propagate', True)
+    shutil.copytree(str(images / 'train' / 'star_checks'), str(tmp_path / 'train' / 'deep' / 'deeper'))
+    for name in ('val', 'b', 'a'):
+        (tmp_path / name).mkdir()
+    with caplog.at_level('INFO', 'mae'):
+        assert len(datasets.pretraining_set(str(tmp_path))) == 4
+    assert caplog.messages == ['--data_path: {}/train alone is used; left out beside it: a, b'.format(tmp_path)]
+
+
+def test_a_link_back_to_a_folder_around_it_is_not_followed(images, tmp_path):
+    shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / 'a' / 'b'))
+    for place in ('a', 'a/b'):
+        os.symlink(str(tmp_path), str(tmp_path / place / 'loop'))
+    os.symlink(str(images / 'val' / 'disc_checks'), str(tmp_path / 'a' / 'elsewhere'))
+    count = len(os.listdir(str(images / 'val' / 'star_checks'))) + len(os.listdir(str(images / 'val' / 'disc_checks')))
+    assert len(datasets.pretraining_set(str(tmp_path))) == count
 
 
 def test_test_takes_the_place_of_a_val_that_is_missing_and_a_line_says_so(images, tmp_path, caplog, monkeypatch):

@@ -107,7 +107,7 @@ def test_two_nodes_without_their_names_are_asked_for(images, pth):
 
 @pytest.mark.parametrize('name, flags, words', [
     ('pretrain_performance_1p', [], '--data_path=... is required'),
-    ('pretrain_performance_1p', ['--data_path=/no/where'], '--data_path: /no/where is not a folder'),
+    ('pretrain_performance_1p', ['--data_path=/no/where'], '--data_path: /no/where is not a folder or CSV file'),
     ('pretrain_performance_1p', ['--data_path'], '--data_path: give a value'),
     ('pretrain_performance_1p', ['--data_path=/', '--nproc=two'], '--nproc: two is not a positive number'),
     ('finetune_full_8p', ['--data_path=/'], '--finetune_pth=... is required'),

@@ -26,6 +26,7 @@ def test_a_run_shorter_than_its_warmup_only_warms_up():
 def test_the_peak_is_blr_for_256_images_unless_lr_is_given():
     assert peak_lr(None, 3e-4, 2048) == pytest.approx(2.4e-3)
     assert peak_lr(5e-4, 3e-4, 2048) == 5e-4
+    assert peak_lr(5e-4, 3e-4, 2048, lr_batch=4096) == pytest.approx(2.5e-4)
 
 
 def test_each_group_gets_its_own_share():

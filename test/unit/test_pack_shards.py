@@ -136,7 +136,7 @@ def test_a_disk_that_gives_back_something_else_is_noticed(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize('make, words', [
-    (lambda path: None, 'SOURCE: .* is no folder'), (lambda path: path.mkdir(), 'holds no images'),
+    (lambda path: None, 'SOURCE: .* is no folder and no CSV file'), (lambda path: path.mkdir(), 'holds no images'),
     (lambda path: [path.mkdir(), tarfile.open(str(path / 'x.tar'), 'w').close()], 'no images|packed already')])
 def test_a_source_without_images_is_refused(tmp_path, make, words):
     make(tmp_path / 'source')
@@ -154,3 +154,27 @@ def test_a_target_that_holds_something_else_stays_as_it_is(images, tmp_path):
 def test_a_class_folder_whose_name_breaks_the_line_is_named(tmp_path):
     with pytest.raises(UserError, match='line break in its name'):
         pack_shards.write_classes(str(tmp_path / 'classes.txt'), ['a\nb'])
+
+
+def test_csv_files_are_packed_with_their_classes_wherever_the_images_are(images, tmp_path):
+    lists = tmp_path / 'lists'
+    lists.mkdir()
+    for split in ('train', 'test'):
+        paths = sorted(images.glob('{}/*/*.jpg'.format('val' if split == 'test' else split)))
+        (lists / (split + '.csv')).write_text('path,label\n' + ''.join(
+            '{},{}\n'.format(os.path.relpath(str(path), str(lists)), path.parent.name) for path in paths))
+    run = pack(lists, tmp_path / 'x', '--num_workers', 0)
+    assert run.status == 0, run.output
+    for split in ('train', 'val'):
+        ours, theirs = labelled_set(str(tmp_path / 'x'), split), labelled_set(str(images), split)
+        assert ours.classes == theirs.classes and sorted(ours.labels) == sorted(theirs.labels)
+        assert all(os.pardir not in ours.name_of(i) and ours.classes[ours.labels[i]] in ours.name_of(i)
+                   for i in range(len(ours)))
+
+
+def test_all_images_are_packed_where_there_is_no_val_and_test_goes_to_val(images, tmp_path):
+    shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
+    assert [(split, len(found)) for split, found in pack_shards.split_sets(str(tmp_path))] == [('train', 32)]
+    shutil.copytree(str(images / 'val'), str(tmp_path / 'test'))
+    assert [(split, len(found)) for split, found in pack_shards.split_sets(str(tmp_path))] == [('train', 32),
+                                                                                              ('val', 19)]

@@ -10,6 +10,7 @@ from conftest import ROOT
 
 from util.listing import Listing
 from util.progress_bar import Bar, Silent, progress_bar
+from util.terminal import Screen
 
 
 class Clock:
@@ -20,10 +21,10 @@ class Clock:
         return self.time
 
 
-def written(total, patience=0.):
+def written(total, patience=0., keep=True):
     """What a bar writes that counts 2, 10 and 28 in a second each, of which the first 2 were there before."""
     clock, stream = Clock(), io.StringIO()
-    with Bar('packing', 'images', total, patience, stream, clock) as bar:
+    with Bar('packing', 'images', total, patience, Screen(stream), keep, clock) as bar:
         bar.add(2, earlier=True)
         for count in (10, 28):
             clock.time += 1
@@ -52,13 +53,17 @@ def test_nothing_is_told_of_work_that_takes_less_than_the_patience():
     assert written(80, patience=3.) == [] and len(written(80, patience=2.)) == 2
 
 
+def test_a_line_that_is_not_kept_is_taken_away():
+    assert written(80, keep=False) == written(80)[:-1] + ['']
+
+
 def test_a_line_stays_within_the_terminal(monkeypatch):
     monkeypatch.setenv('COLUMNS', '30')
     assert {len(line.rstrip('\n')) for line in written(80)} == {29}
 
 
 def test_names_of_files_break_no_line():
-    assert '\n' not in Bar('a\nb', 'images', None, 0., io.StringIO())._line(1.)
+    assert '\n' not in Bar('a\nb', 'images', None, 0., Screen(io.StringIO()))._line(1.)
 
 
 def test_what_is_no_terminal_gets_nothing():
@@ -89,6 +94,6 @@ def test_packing_on_a_terminal_shows_one_line_that_moves(images, tmp_path):
 def test_listing_a_folder_counts_its_images(images, monkeypatch):
     clock, stream = Clock(), io.StringIO()
     monkeypatch.setattr('util.listing.progress_bar',
-                        lambda what, unit, patience: Bar(what, unit, None, 0., stream, clock))
+                        lambda what, unit, patience: Bar(what, unit, None, 0., Screen(stream), now=clock))
     Listing(str(images), ('.jpg',))
     assert stream.getvalue().replace('\x1b[K', '').endswith(': 51 images, 51,000,000,000/s\n')

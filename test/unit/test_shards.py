@@ -114,7 +114,7 @@ def test_a_damaged_tar_file_is_named(tmp_path, damage):
 
 def test_classes_that_train_has_not_are_named(tmp_path):
     tar(tmp_path / 'val' / 'x.tar', {'unicorn/0.jpg': jpeg(1)})
-    with pytest.raises(UserError, match="has the class 'unicorn', which train/ has not"):
+    with pytest.raises(UserError, match="has the class 'unicorn', which the training data have not"):
         labelled_set(str(tmp_path), 'val', classes=['cat'])
 
 

@@ -30,7 +30,7 @@ def test_ruff_finds_nothing():
 
 
 def test_shellcheck_finds_nothing():
-    scripts = [*ROOT.glob('test/**/*.sh'), ROOT / '.ci' / 'run']
+    scripts = [*ROOT.glob('test/**/*.sh'), ROOT / 'test' / 'slurm.sbatch', ROOT / '.ci' / 'run']
     assert len(scripts) > 12
     run = execute([tool('shellcheck'), '-x', '-P', 'SCRIPTDIR', *scripts])
     assert run.status == 0, run.output
@@ -79,6 +79,7 @@ def test_what_may_be_missing_is_imported_in_one_place_each():
                        'util/precision.py',         # apex
                        'util/timm_compat.py',       # what moved within timm
                        'util/compiling.py',         # torch.compile's compilers
+                       'util/config.py',            # PyYAML
                        'util/launch.py',            # torch.distributed.run
                        'util/logbook.py',           # tensorboard
                        'util/export.py',            # transformers, onnxruntime

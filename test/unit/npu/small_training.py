@@ -61,7 +61,7 @@ def train_naively(apex, steps, optimizer_class=None, overflow=None, **options):
 class Training:
     """What main_pretrain.train does, on drawn images: a nano masked autoencoder, restored from `path` if given."""
 
-    def __init__(self, precision, path=None):
+    def __init__(self, precision, path=None, ema=None):
         torch.manual_seed(0)
         self.precision, resumed = precision, checkpoint.Resumed(path)
         model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8)
@@ -69,7 +69,9 @@ class Training:
         optimizer = precision.adamw(Cpu(), decay_groups(model, .05), lr=1e-3, betas=(.9, .95))
         self.model, self.optimizer = precision.prepare(model, optimizer)
         resumed.restore_training(self.optimizer, precision)
-        self.updates = WeightUpdates(self.model, self.optimizer, precision, lambda epoch: 1e-3, clip_grad=1.)
+        self.average = resumed.average(ema, precision.trained_weights(self.model, self.optimizer))
+        self.updates = WeightUpdates(self.model, self.optimizer, precision, lambda epoch: 1e-3, clip_grad=1.,
+                                     average=self.average)
 
     def steps(self, first, end, overflow=None):
         """Losses of steps `first` to `end` - 1; the gradients of step `overflow` are not finite."""
@@ -85,16 +87,19 @@ class Training:
 
     def save(self, path, **changes):
         """A checkpoint at `path`; gives `path`."""
-        state = checkpoint.training_state(self.model, self.optimizer, self.precision, 0, argparse.Namespace())
+        state = checkpoint.training_state(self.model, self.optimizer, self.precision, 0, argparse.Namespace(),
+                                          self.average)
         checkpoint_file.save(str(path), {**state, **changes})
         return str(path)
 
     def state(self):
         """All that training goes on from, as one flat dict."""
-        held = checkpoint.training_state(self.model, self.optimizer, self.precision, 0, argparse.Namespace())
+        held = checkpoint.training_state(self.model, self.optimizer, self.precision, 0, argparse.Namespace(),
+                                         self.average)
+        average = {('average', name): value for name, value in held.get('model_ema', {}).items()}
         moments = {(key, name): value for key, state in held['optimizer']['state'].items()
                    for name, value in state.items()}
-        return {**held['model'], **moments, 'scaler': held['scaler']}
+        return {**held['model'], **moments, **average, 'scaler': held['scaler']}
 
 
 def differing(one, other):

@@ -1,0 +1,228 @@
+"""Slurm, Kubernetes, Volcano, the images for them and the GitHub workflow: linted, and their commands run as far as
+they go without a cluster."""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, execute
+from printed_commands import check_printed
+from test_style import tool
+
+SLURM = ROOT / 'test' / 'slurm.sbatch'
+DOCKERFILES = sorted(ROOT.glob('docker/*.Dockerfile'))
+WORKFLOW = ROOT / '.github' / 'workflows' / 'ci.yml'
+
+newest = pytest.mark.skipif(sys.version_info < (3, 10), reason='the linters of clusters\' files need Python 3.10')
+
+# Starts one task a node on this machine, in the foreground, as `srun --ntasks-per-node=1` does, and passes signals on;
+# shows the output of one after the other's.
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+tasks=() status=0
+for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do
+    SLURM_NODEID=$node SLURM_PROCID=$node SLURM_NTASKS=$SLURM_JOB_NUM_NODES "$@" >"$0.$node" 2>&1 &
+    tasks+=($!)
+done
+trap 'kill -USR1 "${tasks[@]}"' USR1
+for task in "${tasks[@]}"; do
+    while true; do
+        ended=0
+        wait "$task" || ended=$?
+        kill -0 "$task" 2>/dev/null || break
+    done
+    ((ended > status)) && status=$ended
+done
+cat "$0".*
+exit $status
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [[ $1 == show ]]; then echo gpu7 && sleep .1 && echo gpu8; else echo "asked: scontrol $*"; fi
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The variables of a job on this machine, with an srun and a scontrol of its own."""
+    for name, text in (('srun', SRUN), ('scontrol', SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    return {'PATH': '{}:{}'.format(tmp_path, os.environ['PATH']), 'SLURM_JOB_ID': '4711', 'SLURM_JOB_NUM_NODES': '1',
+            'SLURM_JOB_NODELIST': 'gpu[7-8]', 'PYTHON': sys.executable}
+
+
+def submit(cluster, *words, **environ):
+    return execute(['bash', SLURM, *words], **{**cluster, **environ})
+
+
+def test_a_job_on_one_node_runs_the_launchers_command_and_resumes(cluster, images):
+    run = submit(cluster, ROOT / 'test' / 'pretrain_full_8p.sh', '--data_path', images, DRY_RUN='1')
+    started, flags = check_printed(run.output)
+    assert run.status == 0 and (started.devices, started.nnodes) == (8, 1)
+    assert (flags.resume, flags.epochs, flags.data_path) == ('auto', 400, str(images))
+
+
+def test_a_job_on_two_nodes_starts_a_launcher_on_each_which_meet_at_the_first(cluster, images, pretrained):
+    run = submit(cluster, ROOT / 'test' / 'finetune_full_large_16p.sh', '--data_path', images, '--finetune_pth',
+                 pretrained / 'checkpoint-0.pth', DRY_RUN='1', SLURM_JOB_NUM_NODES='2')
+    nodes = [check_printed(line)[0] for line in sorted(run.output.splitlines())]
+    assert run.status == 0 and [node.node_rank for node in nodes] == [0, 1]
+    assert {(node.nnodes, node.devices, node.master_addr, node.master_port) for node in nodes} \
+        == {(2, 8, 'gpu7', 24711)}
+
+
+def test_the_number_of_nodes_is_the_jobs(cluster, images):
+    run = submit(cluster, ROOT / 'test' / 'pretrain_full_8p.sh', '--data_path', images, DRY_RUN='1',
+                 SLURM_JOB_NUM_NODES='2')
+    assert [check_printed(line)[0].nnodes for line in run.output.splitlines()] == [2, 2]
+
+
+def test_a_resume_that_the_user_gives_stays(cluster, images, pretrained):
+    checkpoint = pretrained / 'checkpoint-0.pth'
+    for name, flag in (('pretrain_full_8p', '--resume'), ('finetune_eval_8p', '--resume_pth')):
+        run = submit(cluster, ROOT / 'test' / (name + '.sh'), '--data_path', images, flag, checkpoint, DRY_RUN='1')
+        assert check_printed(run.output)[1].resume == str(checkpoint)
+
+
+def test_a_script_that_takes_no_resume_gets_none(cluster, tmp_path):
+    run = submit(cluster, ROOT / 'test' / 'cifar10_1p.sh', '--data_path', tmp_path, DRY_RUN='1')
+    assert run.status == 0, run.output
+
+
+@pytest.mark.parametrize('status, requeued', [(75, True), (0, False), (2, False), (70, False), (137, False)])
+def test_a_job_is_queued_again_only_after_a_stop_that_saved(cluster, tmp_path, status, requeued):
+    (tmp_path / 'launcher.sh').write_text('exit {}\n'.format(status))
+    run = submit(cluster, tmp_path / 'launcher.sh')
+    assert run.status == status and ('asked: scontrol requeue 4711' in run.output) == requeued
+
+
+def test_a_warning_to_the_batch_shell_reaches_the_launcher_of_every_node(cluster, tmp_path):
+    (tmp_path / 'launcher.sh').write_text('trap "echo saved; exit 75" USR1\n: >{}/at_work-$NODE_RANK\n'
+                                          'for ((i = 0; i < 600; i++)); do sleep .1; done\n'.format(tmp_path))
+    job = subprocess.Popen(['bash', str(SLURM), str(tmp_path / 'launcher.sh')], stdout=subprocess.PIPE,
+                           env={**os.environ, **cluster, 'SLURM_JOB_NUM_NODES': '2'})
+    deadline = time.time() + 60
+    while len(list(tmp_path.glob('at_work-*'))) < 2 and time.time() < deadline:
+        time.sleep(.05)
+    job.send_signal(signal.SIGUSR1)
+    output = job.communicate(timeout=60)[0].decode()
+    assert job.returncode == 75 and output.count('saved\n') == 2 and output.count('asked: scontrol requeue') == 1
+
+
+@pytest.mark.parametrize('words, environ, message', [
+    ([], {}, 'no launcher: not a file'), (['/no/launcher.sh'], {}, '/no/launcher.sh: not a file'),
+    ([ROOT / 'test' / 'demo.sh'], {'SLURM_JOB_ID': ''}, 'not a Slurm job')])
+def test_a_wrong_call_of_the_job_script_is_one_line(cluster, words, environ, message):
+    run = submit(cluster, *words, **environ)
+    assert (run.status, run.output.count('\n')) == (2, 1) and message in run.output
+
+
+def manifests(name):
+    """The documents of a file of test/k8s."""
+    import yaml
+    with open(str(ROOT / 'test' / 'k8s' / name)) as file:
+        return list(yaml.safe_load_all(file))
+
+
+def containers():
+    """(kind of job, its nodes, the container, what the cluster adds to the environment of node 1)."""
+    _, job = manifests('job.yaml')
+    spec = job['spec']
+    assert spec['completions'] == spec['parallelism'] and spec['completionMode'] == 'Indexed'
+    yield 'job', spec['completions'], spec['template']['spec'], {'NODE_RANK': '1'}
+    volcano, = manifests('vcjob.yaml')
+    task, = volcano['spec']['tasks']
+    assert volcano['spec']['minAvailable'] == task['replicas'] and {'env', 'svc'} <= set(volcano['spec']['plugins'])
+    hosts = ','.join('{0}-{1}-{2}.{0}'.format(volcano['metadata']['name'], task['name'], node)
+                     for node in range(task['replicas']))
+    # By these names the plugins env and svc hand them over.
+    yield 'volcano', task['replicas'], task['template']['spec'], \
+        {'VC_TASK_INDEX': '1', 'VC_{}_HOSTS'.format(task['name'].upper()): hosts}
+
+
+@pytest.mark.parametrize('kind, nodes, pod, environ', list(containers()), ids=['job', 'volcano'])
+def test_a_pod_runs_a_launcher_with_all_its_devices(images, pretrained, tmp_path, kind, nodes, pod, environ):
+    container, = pod['containers']
+    given = {entry['name']: entry.get('value', '') for entry in container['env']}
+    words = [word.replace('/data/imagenet', str(images)).replace('/data/mae_pretrain_vit_large.pth',
+                                                                 str(pretrained / 'checkpoint-0.pth'))
+             for word in container['command'] + container['args']]
+    run = subprocess.run(words, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         env={**os.environ, **given, **environ, 'DRY_RUN': '1', 'PYTHON': sys.executable})
+    started, flags = check_printed(run.stdout.decode())
+    devices, = [int(count) for name, count in container['resources']['limits'].items()
+                if name in ('nvidia.com/gpu', 'huawei.com/Ascend910')]
+    assert (started.devices, started.nnodes, started.node_rank) == (devices, nodes, 1)
+    assert re.match(r'mae(-node)?-0\.mae$', started.master_addr) and flags.resume == 'auto'
+    assert flags.output_dir.startswith('/output/')
+    # A stop may take the launcher 300 s, and batches need shared memory.
+    assert pod['terminationGracePeriodSeconds'] > started.stop_timeout and pod['restartPolicy'] == 'Never'
+    assert [mount['mountPath'] for mount in container['volumeMounts']] == ['/data', '/output', '/dev/shm']
+
+
+def test_the_pods_of_a_job_find_node_0_by_the_name_that_its_service_gives():
+    service, job = manifests('job.yaml')
+    name, pod = job['metadata']['name'], job['spec']['template']['spec']
+    values = {entry['name']: entry.get('value') for entry in pod['containers'][0]['env']}
+    assert service['metadata']['name'] == pod['subdomain'] and service['spec']['selector'] == {'job-name': name}
+    assert values['MASTER_ADDR'] == '{}-0.{}'.format(name, pod['subdomain'])
+
+
+def test_there_is_an_image_for_each_kind_of_device_which_the_jobs_name():
+    kinds = [path.name.split('.')[0] for path in DOCKERFILES]
+    assert kinds == ['ascend', 'cpu', 'cuda']
+    used = {pod['containers'][0]['image'] for _, _, pod, _ in containers()}
+    assert used == {'mae-pytorch:cuda', 'mae-pytorch:ascend'}
+    for path, kind in zip(DOCKERFILES, kinds):
+        assert path.read_text().startswith('# docker build -f docker/{0}.Dockerfile -t mae-pytorch:{0} .'.format(kind))
+
+
+@pytest.mark.parametrize('path', DOCKERFILES, ids=lambda path: path.name)
+def test_an_image_has_the_tested_torch_and_files_that_exist(path):
+    text = path.read_text()
+    release = re.search(r'2\.x\) TORCH=\((\S+) (\S+)\)', (ROOT / 'test' / 'lib' / 'python.sh').read_text()).groups()
+    if 'pip install torch' in text:
+        assert 'pip install {} {}'.format(*release) in text
+    else:
+        assert re.search(r'^FROM pytorch/pytorch:(\S+?)-cuda', text, re.M).group(1) == release[0].split('==')[1]
+    for name in re.findall(r'-r (\S+)', text):
+        assert (ROOT / name).is_file() and '\nCOPY {} .\n'.format(name) in text
+    command = re.search(r'^CMD \[(.*)\]$', text, re.M).group(1).replace('"', '').split(', ')
+    assert (ROOT / (command[-1].replace('.', '/') + '.py' if command[-2] == '-m' else command[-1])).is_file()
+    for script in re.findall(r'bash (test/\S+\.sh)', text):
+        assert (ROOT / script).is_file()
+
+
+@newest
+def test_hadolint_finds_nothing():
+    run = execute([tool('hadolint'), '--no-color', *DOCKERFILES])
+    assert run.status == 0 and not run.output, run.output
+
+
+@newest
+def test_yamllint_finds_nothing():
+    rules = '{extends: default, rules: {line-length: {max: 120}, document-start: disable, truthy: {check-keys: false}}}'
+    run = execute([tool('yamllint'), '--strict', '-d', rules, ROOT / 'test' / 'k8s', ROOT / '.github'])
+    assert run.status == 0, run.output
+
+
+@newest
+def test_the_workflow_is_one_that_github_takes():
+    run = execute([tool('check-jsonschema'), '--builtin-schema', 'vendor.github-workflows', WORKFLOW])
+    assert run.status == 0, run.output
+
+
+def test_the_workflow_runs_what_ci_runs_with_a_python_for_every_generation():
+    import yaml
+    job, = yaml.safe_load(WORKFLOW.read_text())['jobs'].values()
+    assert [step['run'] for step in job['steps'] if 'run' in step] == ['bash .ci/run']
+    pythons = [step['with']['python-version'] for step in job['steps'] if step.get('uses', '').startswith(
+        'actions/setup-python@')]
+    wanted = re.findall(r'VERSIONS=\(([\d. ]+)\)', (ROOT / 'test' / 'lib' / 'python.sh').read_text())
+    assert len(wanted) == 2 and all(set(pythons) & set(versions.split()) for versions in wanted)
+    assert pythons[-1] != '3.7' and '3.7' in pythons        # the last one is python3
+    for step in job['steps']:
+        assert 'uses' not in step or re.match(r'actions/[a-z-]+@v\d+$', step['uses'])

@@ -1,0 +1,217 @@
+"""--config: flags from a YAML file, and the file in which a run keeps its own."""
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, execute, launcher, pretrain
+
+from util import config, config_record, launch, output_dir
+from util.arguments import finetune_parser, parse_finetune, parse_pretrain, pretrain_parser
+from util.errors import UserError
+
+PARSE = {'main_pretrain.py': parse_pretrain, 'main_finetune.py': parse_finetune}
+
+
+@pytest.fixture
+def parsed(tmp_path):
+    """A function that parses flags with a file of the given text."""
+    def parse(text, *flags, script='main_pretrain.py'):
+        (tmp_path / 'recipe.yaml').write_bytes(text if isinstance(text, bytes) else text.encode())
+        return PARSE[script](['--data_path', str(tmp_path), *flags, '--config', str(tmp_path / 'recipe.yaml')])
+    return parse
+
+
+# Reading
+
+@pytest.mark.parametrize('line, flag, value', [
+    ('batch_size: 8', 'batch_size', 8), ('--batch_size: 8', 'batch_size', 8), ('"batch_size": "8"', 'batch_size', 8),
+    ('blr: 1e-3', 'blr', 1e-3), ('seed: 010', 'seed', 10), ('loss_scale: 2048', 'loss_scale', 2048.),
+    ('norm_pix_loss: true', 'norm_pix_loss', True), ('norm_pix_loss: no', 'norm_pix_loss', False),
+    ('no_pin_mem: on', 'pin_mem', False), ('no_pin_mem: False', 'pin_mem', True), ('pin_mem: off', 'pin_mem', False),
+    ('input_size: [32, 64]', 'input_size', [32, 64]), ('lr:', 'lr', None),
+    ('blr: null', 'blr', 1e-3), ('local-rank: 1', 'local_rank', 1),
+    ('output_dir: on', 'output_dir', 'on'), ('output_dir: -x=1', 'output_dir', '-x=1'), ('', 'batch_size', 64),
+    ('{"batch_size": 8}', 'batch_size', 8)])
+def test_a_line_means_what_the_flag_would(parsed, line, flag, value):
+    assert getattr(parsed(line), flag) == value
+
+
+@pytest.mark.parametrize('line, flag, value', [
+    ('cutmix_minmax: [.2, .4]', 'cutmix_minmax', [.2, .4]), ('cutmix_minmax:\n- .2\n- .4', 'cutmix_minmax', [.2, .4]),
+    ('cls_token: true', 'global_pool', False), ('cls_token: false', 'global_pool', True),
+    ('global_pool: false', 'global_pool', False), ('aa: none', 'aa', 'none'), ('freeze: all', 'freeze', 'all')])
+def test_a_line_of_finetuning_means_what_the_flag_would(parsed, line, flag, value):
+    assert getattr(parsed(line, script='main_finetune.py'), flag) == value
+
+
+@pytest.mark.parametrize('flags, expected', [
+    (['--batch_size', '4'], (4, True)), (['--batch_size=4', '--cls_token'], (4, False))])
+def test_the_command_line_wins_over_the_file_wherever_it_stands(parsed, flags, expected):
+    args = parsed('batch_size: 8\nglobal_pool: true', *flags, script='main_finetune.py')
+    assert (args.batch_size, args.global_pool) == expected
+
+
+def test_a_required_flag_may_stand_in_the_file(tmp_path):
+    (tmp_path / 'x.yaml').write_text('data_path: "{}"'.format(tmp_path))
+    assert parse_pretrain(['--config={}'.format(tmp_path / 'x.yaml')]).data_path == str(tmp_path)
+    (tmp_path / 'x.yaml').write_text('seed: 1')
+    with pytest.raises(SystemExit):
+        parse_pretrain(['--config={}'.format(tmp_path / 'x.yaml')])
+
+
+@pytest.mark.parametrize('text, said', [
+    ('seed: 1\nmask_ration: .5', 'recipe.yaml, line 2: unknown flag --mask_ration; did you mean --mask_ratio?'),
+    ('batch_size: many', "recipe.yaml, line 1: argument --batch_size: 'many' is not a whole number"),
+    ('blr: true', "recipe.yaml, line 1: argument --blr: 'true' is not a number"),
+    ('batch_size: 8.5', 'line 1: argument --batch_size'), ('blr: [1, 2]', 'line 1: argument --blr'),
+    ('blr: {a: 1}', 'line 1: blr is neither'), ('model: resnet', 'line 1: argument --model'),
+    ('amp: maybe', 'line 1: argument --amp: is a switch'), ('amp: [true]', 'line 1: argument --amp: is a switch'),
+    ('pin_mem: true\nno_pin_mem: true', 'line 2: argument --no_pin_mem: contradicts'),
+    ('seed: 1\nseed: 1', 'line 2: seed is set a second time, after line 1'),
+    ('seed: 1\n input_size: 2', 'recipe.yaml, line 2: is no YAML'), ('[' * 500, 'recipe.yaml'),
+    (b'seed: \xff', 'recipe.yaml: is no YAML'), ('just words', 'recipe.yaml: is no list of lines'),
+    ('[a]: 1', 'line 1: what stands before the colon'), ('config: x', 'line 1: --config belongs'),
+    ('help: true', 'line 1: --help belongs'), ('seed: !!python/object/apply:os.abort []', 'line 1: argument --seed'),
+    ('input_size: 225', 'recipe.yaml, line 1: argument --input_size: ')])
+def test_a_mistake_gets_one_line_with_file_line_and_flag(parsed, capsys, text, said):
+    with pytest.raises(SystemExit) as ended:
+        parsed(text)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count('\n') == 1 and said in error, error
+
+
+def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(parsed, capsys):
+    with pytest.raises(SystemExit):
+        parsed('input_size: 225', '--input_size', '33')
+    assert capsys.readouterr().err.startswith('error: argument --input_size: ')
+
+
+@pytest.mark.parametrize('path', ['/no/such/file', '/', ''])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys, path):
+    with pytest.raises(SystemExit) as ended:
+        parse_pretrain(['--data_path', str(tmp_path), '--config', path])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and '--config {}: cannot be read'.format(path) in error and error.count('\n') == 1
+
+
+def test_without_pyyaml_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'yaml', None)
+    with pytest.raises(UserError, match='--config x: PyYAML.*pip install pyyaml'):
+        config.read('x')
+
+
+def test_neither_yaml_nor_torch_is_imported_before_a_file_is_named():
+    code = 'import sys; from util.arguments import pretrain_parser; pretrain_parser(); print(sorted(sys.modules))'
+    run = execute([sys.executable, '-c', code])
+    assert run.status == 0 and "'argparse'" in run.output
+    assert "'yaml'" not in run.output and "'torch'" not in run.output
+
+
+# What a run keeps
+
+@pytest.mark.parametrize('parser, script', [(pretrain_parser(), 'main_pretrain.py'),
+                                            (finetune_parser(), 'main_finetune.py')])
+def test_the_file_of_a_run_gives_back_all_its_flags(tmp_path, parser, script):
+    odd = 'a "b" \\ \n\t#: \x7f\u2028\udc80é\U0001f600'
+    flags = {'main_pretrain.py': ['--norm_pix_loss', '--no_pin_mem'],
+             'main_finetune.py': ['--cls_token', '--cutmix_minmax', '.2', '.4', '--freeze', '3', '--finetune', '']}
+    args = PARSE[script](['--data_path', str(tmp_path), '--output_dir', str(tmp_path), '--addr', odd, '--blr', '1e-6',
+                          '--log_dir', 'null', *flags[script]])
+    assert config_record.save(args, 1, config_record.TRAINING) == []
+    again = PARSE[script](['--config', str(tmp_path / 'config.yaml')])
+    assert vars(again) == {**vars(args), 'config': str(tmp_path / 'config.yaml')}
+
+
+def saved(folder, *flags):
+    args = parse_pretrain(['--data_path', str(folder), '--output_dir', str(folder), *map(str, flags)])
+    return config_record.save(args, 4, config_record.TRAINING), (folder / 'config.yaml').read_text()
+
+
+def test_a_file_of_other_flags_is_renamed_and_one_of_the_same_is_not(tmp_path):
+    assert saved(tmp_path)[0] == [] and saved(tmp_path, '--resume', 'auto')[0] == []
+    asides, text = saved(tmp_path, '--seed', 2)
+    assert len(asides) == 1 and 'seed: 0' in Path(asides[0]).read_text() and 'seed: 2' in text
+
+
+def test_going_on_in_the_same_folder_is_no_part_of_the_recipe(tmp_path):
+    (tmp_path / 'checkpoint-3.pth').write_bytes(b'')
+    _, text = saved(tmp_path, '--resume', tmp_path / 'checkpoint-3.pth', '--start_epoch', 4)
+    assert 'resume: ""' in text and 'start_epoch: null' in text and '# It went on by --resume ' in text
+    (tmp_path / 'elsewhere').mkdir()
+    other = tmp_path / 'elsewhere' / 'x.pth'
+    other.write_bytes(b'')
+    assert 'resume: "{}"'.format(other) in saved(tmp_path, '--resume', other)[1]
+
+
+def test_the_batch_that_an_absolute_lr_was_used_with_is_put_down(tmp_path):
+    assert 'base_batch_size: null' in saved(tmp_path)[1]
+    assert 'base_batch_size: 512' in saved(tmp_path, '--lr', 1, '--batch_size', 64, '--accum_iter', 2)[1]
+    assert 'base_batch_size: 99' in saved(tmp_path, '--lr', 1, '--base_batch_size', 99)[1]
+
+
+def test_the_file_of_a_run_repeats_it(images, pretrained, tmp_path):
+    run = execute([sys.executable, ROOT / 'main_pretrain.py', '--config', pretrained / 'config.yaml',
+                   '--output_dir', tmp_path / 'again'])
+    assert run.status == 0, run.output
+    loss = ['"train_loss": ' + (folder / 'log.txt').read_text().split('"train_loss": ')[1].split(',')[0]
+            for folder in (pretrained, tmp_path / 'again')]
+    assert loss[0] == loss[1]
+
+
+# Launchers
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / 'my recipe.yaml').write_text('blr: 1e-2\namp: false\nepochs: 3\n')
+    return tmp_path / 'my recipe.yaml'
+
+
+def test_a_launchers_recipe_yields_to_the_file_and_the_file_to_flags(recipe, tmp_path):
+    run = launcher('pretrain_performance_1p', '--data_path', tmp_path, '--epochs=7', '--config', recipe, DRY_RUN='1')
+    words = run.output.split()
+    assert run.status == 0 and words[words.index('--batch_size') + 1] == '256' and '--norm_pix_loss' in words
+    assert not {'--blr', '3e-4', '--amp', '--epochs'} & set(words) and words[-1] == '--epochs=7'
+    assert 'my\\ recipe.yaml' in run.output
+
+
+def test_a_launcher_names_the_file_that_it_cannot_read(tmp_path):
+    run = launcher('pretrain_performance_1p', '--data_path', tmp_path, '--config=no.yaml', DRY_RUN='1')
+    assert run.status == 2 and run.output == 'error: --config no.yaml: cannot be read (No such file or directory)\n'
+
+
+def test_the_cifar10_launcher_takes_no_file(recipe, tmp_path):
+    run = launcher('cifar10_1p', '--data_path', tmp_path, '--config', recipe)
+    assert run.status == 2 and run.output.startswith('error: --config: ')
+
+
+def test_a_restart_goes_on_in_the_folder_that_the_file_names(tmp_path):
+    (tmp_path / 'x.yaml').write_text('output_dir: {}\n'.format(tmp_path))
+    command = ['main_pretrain.py', '--config', str(tmp_path / 'x.yaml')]
+    assert launch.going_on(command) == command
+    (tmp_path / 'checkpoint-0.pth').write_bytes(b'')
+    assert launch.going_on(command) == command + ['--resume', 'auto']
+    (tmp_path / 'x.yaml').write_text('output_dir: {}\neval: true'.format(tmp_path))
+    assert launch.going_on(command) == command
+
+
+def test_a_start_epoch_in_the_file_does_not_go_with_restarts(tmp_path):
+    (tmp_path / 'x.yaml').write_text('start_epoch: 3\n')
+    with pytest.raises(UserError, match='--start_epoch on the command line'):
+        launch.main(['--nproc', '1', '--max_restarts', '1', 'main_pretrain.py', '--config', str(tmp_path / 'x.yaml')])
+
+
+def test_a_resume_in_the_file_keeps_the_launcher_from_setting_results_aside(tmp_path):
+    folder = tmp_path / 'out'
+    folder.mkdir()
+    (folder / 'log.txt').write_text('{}\n')
+    (tmp_path / 'x.yaml').write_text('resume: auto\n')
+    output_dir._main(str(folder), 'main_pretrain.py', '--config', str(tmp_path / 'x.yaml'))
+    assert (folder / 'log.txt').exists()
+    output_dir._main(str(folder), 'main_pretrain.py')
+    assert not (folder / 'log.txt').exists()
+
+
+def test_a_bad_file_ends_a_run_before_anything_is_written(images, tmp_path):
+    (tmp_path / 'x.yaml').write_text('epochs: 0')
+    run = pretrain('--data_path', images, '--output_dir', tmp_path / 'out', '--config', tmp_path / 'x.yaml')
+    assert run.status == 2 and run.output.count('\n') == 1 and not (tmp_path / 'out').exists()

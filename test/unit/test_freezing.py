@@ -1,0 +1,113 @@
+"""--freeze: blocks that stay as they are."""
+import pytest
+import torch
+from conftest import FINETUNE, finetune
+
+import main_finetune
+import models_vit
+from util import encoder
+from util.arguments import parse_finetune
+from util.checkpoint import Resumed
+from util.checkpoint_file import load, save
+from util.errors import UserError
+from util.freezing import check_resumed, freeze
+from util.param_groups import layer_decay_groups
+from util.recompute import recomputed
+
+
+def classifier(flag, **options):
+    """A nano classifier of 6 blocks in training mode, with --freeze `flag`."""
+    torch.manual_seed(0)
+    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=4, drop_path_rate=.5, **options).train()
+    freeze(model, flag)
+    return model
+
+
+def trained(model):
+    """Blocks, and layers outside of them, that have parameters which train."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return {'.'.join(name.split('.')[:2]) if name.startswith('blocks.') else name.rsplit('.', 1)[0] for name in names}
+
+
+BLOCKS = ['blocks.{}'.format(i) for i in range(6)]
+
+
+@pytest.mark.parametrize('flag, pool, expected', [
+    (None, True, {'cls_token', 'pos_embed', 'patch_embed.proj', *BLOCKS, 'head', 'fc_norm'}),
+    (0, True, {*BLOCKS, 'head', 'fc_norm'}), (4, True, {*BLOCKS[4:], 'head', 'fc_norm'}),
+    (6, True, {'head', 'fc_norm'}), ('all', True, {'head', 'fc_norm'}), ('all', False, {'head', 'norm'})])
+def test_what_trains_is_what_the_flag_leaves(flag, pool, expected):
+    assert trained(classifier(flag, global_pool=pool)) == expected
+
+
+def test_the_optimizer_gets_what_trains_at_the_rates_that_it_has_without():
+    rates = {group['name']: group['lr_scale'] for group in layer_decay_groups(classifier(None), .05, .5)}
+    groups = layer_decay_groups(classifier(4), .05, .5)
+    assert {group['name'].split('_')[1] for group in groups} == {'5', '6', '7'}
+    assert all(group['lr_scale'] == rates[group['name']] and group['params'] for group in groups)
+
+
+def test_autograd_keeps_nothing_of_frozen_blocks():
+    outputs = list(encoder.block_outputs(classifier(4), torch.randn(2, 3, 32, 32)))
+    assert [output.requires_grad for output in outputs] == [False] * 4 + [True] * 2
+
+
+def test_frozen_blocks_drop_no_paths_and_the_others_do():
+    model = classifier(4)
+    images = torch.randn(64, 3, 32, 32)
+    first, second = (list(encoder.block_outputs(model, images)) for _ in range(2))
+    assert [torch.equal(a, b) for a, b in zip(first, second)] == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize('flag', [0, 4, 'all'])
+def test_recomputing_gives_the_same_gradients(flag):
+    gradients = []
+    for run_block in (None, recomputed):
+        model = classifier(flag)
+        model.run_block = run_block or model.run_block
+        torch.manual_seed(1)
+        model(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))).square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+
+
+def test_more_blocks_than_there_are_get_one_line():
+    with pytest.raises(UserError, match='^--freeze 7: the model has 6 blocks; give at most 6, or all$'):
+        classifier(7)
+
+
+def resumed(tmp_path, saved):
+    args = {} if saved == 'of an older version' else {'freeze': saved}
+    save(str(tmp_path / 'x.pth'), {'model': {'a': torch.ones(1)}, 'epoch': 0, 'args': args,
+                                   'optimizer': {'state': {}, 'param_groups': []}})
+    return Resumed(str(tmp_path / 'x.pth'))
+
+
+@pytest.mark.parametrize('before, now', [(4, 4), ('all', 6), (None, None), ('of an older version', None)])
+def test_a_run_goes_on_with_the_same_blocks_frozen(tmp_path, before, now):
+    check_resumed(resumed(tmp_path, before), now, 6)
+
+
+@pytest.mark.parametrize('before, now, said', [
+    (4, 5, 'with --freeze 4, this run is with --freeze 5'), (0, None, 'with --freeze 0, this run is without --freeze'),
+    (None, 'all', 'without --freeze, this run is with --freeze all')])
+def test_a_run_with_other_blocks_frozen_is_refused(tmp_path, before, now, said):
+    with pytest.raises(UserError, match='x.pth: was trained ' + said):
+        check_resumed(resumed(tmp_path, before), now, 6)
+
+
+def test_random_weights_are_not_frozen(images, tmp_path):
+    args = parse_finetune([*FINETUNE, '--data_path', str(images), '--freeze', '1'])
+    with pytest.raises(UserError, match='^--freeze 1: there are only random weights'):
+        main_finetune.train(args, None, None, Resumed(None))
+
+
+def test_a_run_with_all_blocks_frozen_trains_the_head_and_counts_it(images, pretrained, tmp_path):
+    run = finetune('--data_path', images, '--finetune', pretrained / 'checkpoint-0.pth', '--output_dir', tmp_path,
+                   '--epochs', 1, '--warmup_epochs', 0, '--lr', .01, '--freeze', 'all')
+    assert run.status == 0 and 'and 6 of 6 blocks' in run.output, run.output
+    state, before = load(str(tmp_path / 'checkpoint-0.pth')), load(str(pretrained / 'checkpoint-0.pth'))['model']
+    assert '"n_parameters": {},'.format(8 * 128 + 8 + 2 * 128) in (tmp_path / 'log.txt').read_text()
+    assert len(state['optimizer']['state']) == 4
+    assert all(torch.equal(value, before[name]) for name, value in state['model'].items() if name in before)
+    assert state['model']['fc_norm.bias'].abs().max() > 0

@@ -1,0 +1,144 @@
+"""The validation part of data that have none: its size, that it is always the same, and that it is never trained on."""
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from conftest import FINETUNE, ROOT, finetune, two_processes
+
+from util import datasets
+from util.datasets import labelled_set, pretraining_set
+from util.drawn_dataset import CLASSES
+from util.errors import UserError
+from util.held_out import held_out, split_settings
+
+
+@pytest.fixture(scope='module')
+def folders(images, tmp_path_factory):
+    """32 images in 8 class folders, without train/ and val/."""
+    folder = tmp_path_factory.mktemp('own') / 'data'
+    shutil.copytree(str(images / 'train'), str(folder))
+    return folder
+
+
+def names(dataset):
+    return {dataset.name_of(i).split('/data/')[-1] for i in range(len(dataset))}
+
+
+def chosen(counts, fraction, seed=0):
+    """Held-out images of classes with so many images each."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return np.bincount(labels[held_out(labels, map(str, range(len(labels))), fraction, seed)], minlength=len(counts))
+
+
+def test_each_class_gives_its_share_at_least_one_and_never_all():
+    assert chosen([100, 24, 25, 3, 2, 1], .1).tolist() == [10, 2, 3, 1, 1, 0]
+    assert chosen([100, 3, 1], .9).tolist() == [90, 2, 0] and chosen([5, 1], 1).tolist() == [5, 1]
+
+
+def test_the_choice_depends_on_names_and_seed_alone_and_a_smaller_share_is_part_of_a_larger():
+    labels, texts = np.arange(200) % 3, np.array(['x/{}.jpg'.format(i) for i in range(200)])
+    order = np.random.RandomState(1).permutation(200)
+    small, large = held_out(labels, texts, .1, 0), held_out(labels, texts, .4, 0)
+    assert np.array_equal(small[order], held_out(labels[order], texts[order], .1, 0))
+    assert not (small & ~large).any() and small.sum() == 21
+    assert not np.array_equal(small, held_out(labels, texts, .1, 1))
+    assert np.flatnonzero(small)[:5].tolist() == [5, 6, 22, 29, 34]     # on every machine
+
+
+@pytest.mark.parametrize('inside', ['', 'train'])
+def test_no_image_is_in_both_parts_and_all_are_in_one(folders, tmp_path, inside):
+    root = tmp_path / 'data'
+    shutil.copytree(str(folders), str(root / inside))
+    train, val = (labelled_set(str(root), split, val_fraction=.3) for split in ('train', 'val'))
+    assert not names(train) & names(val) and len(train) == 24 and len(val) == 8
+    assert names(train) | names(val) == {('train/' if inside else '') + str(path.relative_to(folders))
+                                         for path in folders.glob('*/*.jpg')}
+    assert train.classes == val.classes == sorted(CLASSES) and set(val.labels) == set(range(8))
+    for part in (train, val):
+        assert all(part.classes[part[i][1]] in part.name_of(i) for i in range(len(part)))
+
+
+def test_folder_tar_files_and_csv_hold_out_the_same_images(folders, tmp_path):
+    paths = sorted(folders.glob('*/*.jpg'))
+    (tmp_path / 'tar').mkdir()
+    for number in range(2):
+        with tarfile.open(str(tmp_path / 'tar' / '{}.tar'.format(number)), 'w') as file:
+            for path in paths[number::2]:
+                info = tarfile.TarInfo('{}/{}'.format(path.parent.name, path.name))
+                info.size = path.stat().st_size
+                file.addfile(info, io.BytesIO(path.read_bytes()))
+    rows = ['{}/{},{}\n'.format(path.parent.name, path.name, path.parent.name) for path in reversed(paths)]
+    (folders / 'x.csv').write_text(''.join(rows))
+    found = [labelled_set(str(root), 'val') for root in (folders, tmp_path / 'tar', folders / 'x.csv')]
+    (folders / 'x.csv').unlink()
+    assert len({frozenset('/'.join(part.name_of(i).split('/')[-2:]) for i in range(len(part))) for part in found}) == 1
+    assert all(part.classes == sorted(CLASSES) for part in found)
+    assert all(part.classes[part[i][1]] == part.name_of(i).split('/')[-2] for part in found for i in range(len(part)))
+    assert len(found[1]) + len(labelled_set(str(tmp_path / 'tar'), 'train')) == 32
+
+
+def test_a_val_that_is_there_is_taken_and_nothing_is_held_out(images):
+    assert len(labelled_set(str(images), 'train', val_fraction=.5)) == 32
+    assert len(labelled_set(str(images), 'val', val_fraction=.5)) == 19
+
+
+def test_a_test_folder_without_classes_is_no_validation_set(images, folders, tmp_path):
+    shutil.copytree(str(folders), str(tmp_path / 'data' / 'train'))
+    shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / 'data' / 'test'))
+    assert len(labelled_set(str(tmp_path / 'data'), 'val')) == 8
+
+
+def test_pretraining_leaves_the_same_images_out_where_it_is_asked_to(folders):
+    assert len(pretraining_set(str(folders))) == 32
+    kept = pretraining_set(str(folders), None, .1, 0)
+    assert names(kept) == names(labelled_set(str(folders), 'train'))
+
+
+def test_the_log_says_how_many_images_are_in_which_part(folders, caplog, monkeypatch):
+    monkeypatch.setattr(datasets.logger, 'propagate', True)
+    with caplog.at_level('INFO', 'mae'):
+        labelled_set(str(folders), 'train')
+        labelled_set(str(folders), 'val')
+    words = '{} has no validation images of its own; these are {} of its 32 images (--val_fraction 0.1, --val_seed 0)'
+    assert caplog.messages == ['training: ' + words.format(folders, 24), 'validation: ' + words.format(folders, 8)]
+
+
+@pytest.mark.parametrize('made, words', [
+    (['Train/a', 'Val/a'], 'has no train/; rename Train to it'), (['x/train/a'], 'x has; name that one'),
+    (['x/test/a'], 'x has test/ alone'), ([], 'train is missing'), (['val/a'], 'train is missing')])
+def test_folders_that_are_no_classes_are_not_taken_for_some(images, tmp_path, made, words):
+    for name in made:
+        shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / name))
+    with pytest.raises(UserError, match='^--data_path: .*' + words):
+        labelled_set(str(tmp_path), 'train')
+
+
+@pytest.mark.parametrize('flags, trained, expected, warned', [
+    ((None, None), None, (.1, 0), False), ((.2, 3), None, (.2, 3), False), ((None, None), (.3, 5), (.3, 5), False),
+    ((.2, None), (.3, 5), (.2, 5), False), ((.4, None), (.3, 5), (.4, 5), True), ((None, 6), (.3, 5), (.3, 6), True),
+    ((None, None), ('x', []), (.1, 0), False), ((1., None), (.1, 0), (1., 0), True)])
+def test_a_run_takes_the_part_of_its_checkpoint_and_warns_of_another(flags, trained, expected, warned, caplog,
+                                                                     monkeypatch):
+    monkeypatch.setattr(datasets.logger, 'propagate', True)
+    with caplog.at_level('INFO', 'mae'):
+        saved = trained and dict(zip(('val_fraction', 'val_seed'), trained))
+        assert split_settings(*flags, saved) == expected
+    assert bool(caplog.messages) == warned
+
+
+@pytest.mark.slow
+def test_training_resuming_and_evaluating_on_two_processes_hold_out_the_same(folders, tmp_path):
+    flags = ['--data_path', folders, '--output_dir', tmp_path / 'o', '--val_fraction', .5, '--val_seed', 7]
+    run = two_processes(ROOT / 'main_finetune.py', *FINETUNE, *flags, '--epochs', 1, '--dist_eval', '--batch_size', 4)
+    assert run.status == 0 and '(16 images)' in run.output, run.output
+    again = finetune('--data_path', folders, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', 'auto')
+    assert 'these are 16 of its 32 images (--val_fraction 0.5, --val_seed 7)' in again.output, again.output
+    records = [json.loads(line) for line in (tmp_path / 'o' / 'log.txt').read_text().splitlines()]
+    checked = finetune('--data_path', folders, '--output_dir', tmp_path / 'e', '--eval', '--seed', 5,
+                       '--resume', tmp_path / 'o' / 'checkpoint-1.pth')
+    assert checked.status == 0 and '(16 images)' in checked.output, checked.output
+    result = json.loads((tmp_path / 'e' / 'eval.json').read_text())
+    assert result['loss'] == pytest.approx(records[1]['test_loss'], rel=1e-5)

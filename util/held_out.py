@@ -1,0 +1,65 @@
+"""The validation images of data that have none of their own: a share of each class, the same in every run.
+
+An image is chosen by a hash of its name within the data. So all processes choose alike, as do a resumed run, --eval and
+every other tool; and a smaller share is a part of a larger one.
+"""
+import hashlib
+
+import numpy as np
+
+from util import watchdog
+from util.log import logger
+from util.progress_bar import progress_bar
+from util.remember import SLOW
+
+VAL_FRACTION = .1       # of each class
+VAL_SEED = 0
+
+
+def held_out(labels, names, fraction, seed):
+    """Which images are for validation: (N,) truth values.
+
+    Of a class with n images it is fraction x n, rounded; at least 1 and at most n - 1, so that a class of one image
+    stays in training. A fraction of 1 takes all.
+
+    Args:
+        labels: (N,) numbers.
+        names: N texts that tell the images apart, whatever their order and place.
+    """
+    labels = np.asarray(labels)
+    if fraction == 1:
+        return np.ones(len(labels), bool)
+    hashes = np.empty(len(labels), np.uint64)
+    salt = '{}:'.format(seed).encode()
+    bar = progress_bar('choosing validation images', 'images', len(labels), SLOW)
+    for i, name in bar.over(enumerate(names)):
+        if i % 100000 == 0:
+            watchdog.at('the choice of validation images')
+        text = salt + name.encode('utf-8', 'surrogateescape')
+        hashes[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
+    order = np.lexsort((hashes, labels))
+    chosen, first = np.zeros(len(labels), bool), 0
+    for count in np.bincount(labels, minlength=1):
+        wanted = min(max(int(count * fraction + .5), 1), max(count - 1, 0))
+        chosen[order[first:first + wanted]] = True
+        first += count
+    return chosen
+
+
+def split_settings(fraction, seed, trained_with):
+    """(fraction, seed) of a run: as given, else those of the checkpoint that it starts from, else the defaults.
+
+    Args:
+        fraction, seed: the flags, None where not given.
+        trained_with: the checkpoint's flags as a dict; anything else counts as none.
+    """
+    before = trained_with if isinstance(trained_with, dict) else {}
+    old_fraction, old_seed = before.get('val_fraction'), before.get('val_seed')
+    if type(old_fraction) not in (int, float) or not 0 <= old_fraction <= 1 or type(old_seed) is not int:
+        return VAL_FRACTION if fraction is None else fraction, VAL_SEED if seed is None else seed
+    fraction, seed = old_fraction if fraction is None else fraction, old_seed if seed is None else seed
+    if fraction > old_fraction or seed != old_seed:
+        logger.info('warning: --val_fraction %g, --val_seed %d: the checkpoint was trained with %g and %d; where '
+                    'validation images are held out, some of them were trained on', fraction, seed, old_fraction,
+                    old_seed)
+    return fraction, seed

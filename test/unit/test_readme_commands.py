@@ -73,6 +73,7 @@ RULES = [Rule(start, *rule) for start, rule in [
     ('python main_predict.py', real('--device', 'cpu', '--num_workers', 0)),
     ('python -m util.extract_features', real('--device', 'cpu', '--num_workers', 0)),
     ('python -m util.attention', real('--device', 'cpu')),
+    ('python -m util.export', real()),
     ('python main_finetune.py', real(*FINETUNE, '--epochs', 1)),
     ('python util/launch.py', real(*PRETRAIN, '--epochs', 1)),
     ('torchrun', real(*PRETRAIN, '--epochs', 1)),

@@ -42,7 +42,7 @@ def _name(url):
 
 
 def fault_of_path(path):
-    """Why `path` names no weights, as the end of a sentence; None for a file or a folder that util.hugging_face reads."""
+    """Why `path` names no weights, as the end of a sentence; None for a file, or a folder for util.hugging_face."""
     if os.path.isdir(path):
         return None if os.path.isfile(os.path.join(path, 'config.json')) else 'is not a file, and has no config.json'
     return None if os.path.isfile(path) else 'is not a file'

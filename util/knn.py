@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from util import device, log, precision as precisions, preprocessing, trained, watchdog
-from util.datasets import labelled_set
+from util.datasets import has_validation, labelled_set
 from util.distributed import World
 from util.encoder import pooled
 from util.errors import UserError, run
@@ -216,7 +216,10 @@ def _main():
     args = _flags()
     log.set_up(is_main=True)
     model, flags, _ = trained.load_either(args.resume, args.input_size)
-    train, held_out = _splits(args.data_path, flags, *split_settings(args.val_fraction, args.val_seed, flags))
+    # A training that held nothing out says nothing of data without a validation set.
+    split = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path), False,
+                           flags if flags.get('val_fraction') else None)
+    train, held_out = _splits(args.data_path, flags, *split)
     bank = train if args.images is None else Subset(train, spread(np.asarray(train.labels), args.images, args.seed))
     runtime = Runtime(device.select(args.device), World())
     precision = precisions.choose(runtime.accelerator, args.amp)

@@ -28,7 +28,8 @@ set -- ${passed_on[@]+"${passed_on[@]}"}
 
 # environment GENERATION: PYTHON, with all that the tests need.
 environment() {
-    make_environment "$1" "torch torchvision timm PIL simplejpeg numpy tensorboard yaml pytest transformers ruff" \
+    make_environment "$1" "torch torchvision timm PIL simplejpeg numpy tensorboard yaml pytest transformers onnxruntime \
+ruff" \
         "$ROOT/test/requirements.txt"
 }
 

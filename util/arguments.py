@@ -323,7 +323,7 @@ def _check_shared(parser, args):
         if download.is_url(path):
             fault = download.fault_of(path)
         else:
-            fault = None if path in ('', 'auto') or os.path.exists(path) else 'is not a file'
+            fault = None if path in ('', 'auto') else download.fault_of_path(path)
         if fault:
             parser.error('argument --{}: {} {}'.format(flag, path, fault))
     if args.auto_scale_lr and args.lr is None:

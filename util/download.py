@@ -41,6 +41,13 @@ def _name(url):
     return path.rsplit('/', 1)[-1]
 
 
+def fault_of_path(path):
+    """Why `path` names no weights, as the end of a sentence; None for a file, or a folder for util.hugging_face."""
+    if os.path.isdir(path):
+        return None if os.path.isfile(os.path.join(path, 'config.json')) else 'is not a file, and has no config.json'
+    return None if os.path.isfile(path) else 'is not a file'
+
+
 def fetch(url):
     """Where the file of `url` lies on this machine; it is downloaded unless it is there already.
 

@@ -54,7 +54,8 @@ def export(path, form, output, kind=None):
     Raises:
         UserError: the part has no such form, its library is missing, or its outputs differ there.
     """
-    from util import exported_part
+    from util import exported_part, log
+    log.set_up(True)
     try:
         writer = importlib.import_module('util.export_' + form)
     except ImportError as error:

@@ -33,6 +33,9 @@ def write(part, path):
         UserError: transformers misses weights, or its outputs differ.
     """
     name, prefix = _form(part)
+    if part.kind == MAE and part.size[0] != part.size[1]:
+        raise UserError("--to hf: transformers' ViTMAE takes square inputs, and this one has {} x {}; give "
+                        '--part encoder'.format(*part.size))
     if name.startswith(('ViTModel', 'ViTFor')) and not hasattr(torch.nn.init, 'trunc_normal_'):
         raise UserError("--to hf: transformers' {} does not run on torch {}; take a newer one".format(
             name, torch.__version__))
@@ -48,7 +51,7 @@ def write(part, path):
         else:
             torch.save(weights, file)
     _write_json(path, hugging_face.CONFIG, config)
-    if part.in_chans == 3:
+    if _has_processor(part):
         _write_json(path, hugging_face.PREPROCESSOR, _preprocessor(part))
     transformers.logging.set_verbosity_error()
     model, info = getattr(transformers, name).from_pretrained(path, output_loading_info=True, **_options(name))
@@ -56,7 +59,7 @@ def write(part, path):
         raise UserError('--to hf: {} of transformers {} misses {} and does not know {}; nothing was written'.format(
             name, transformers.__version__, list(info['missing_keys']), list(info['unexpected_keys'])))
     checks = [part.compare(_outputs(part, model.eval()), 'transformers {}, {}'.format(transformers.__version__, name))]
-    return checks + ([_compare_pixels(part, path)] if part.in_chans == 3 else [])
+    return checks + ([_compare_pixels(part, path)] if _has_processor(part) else [])
 
 
 def _form(part):
@@ -102,19 +105,22 @@ def _config(part, name):
     return config
 
 
+def _has_processor(part):
+    """Of other inputs than square RGB images, no class of transformers makes what evaluation does."""
+    return part.in_chans == 3 and part.size[0] == part.size[1]
+
+
 def _preprocessor(part):
     """As evaluation does it: the short side resized, the centre cropped. Of transformers' classes, CLIP's does that."""
     mean, std = statistics(part.in_chans, part.flags.get('mean'), part.flags.get('std'))
-    height, width = part.size
     return {'image_processor_type': 'CLIPImageProcessor', 'feature_extractor_type': 'CLIPFeatureExtractor',
             'do_resize': True, 'size': _short_side(part), 'resample': 3, 'do_center_crop': True,
-            'crop_size': height if height == width else {'height': height, 'width': width}, 'do_rescale': True,
-            'rescale_factor': 1 / 255, 'do_normalize': True, 'image_mean': list(mean), 'image_std': list(std),
-            'do_convert_rgb': True}
+            'crop_size': part.size[0], 'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True,
+            'image_mean': list(mean), 'image_std': list(std), 'do_convert_rgb': True}
 
 
 def _short_side(part):
-    return int(max(part.size) / EVAL_CROP) if max(part.size) <= 224 else max(part.size)
+    return int(part.size[0] / EVAL_CROP) if part.size[0] <= 224 else part.size[0]
 
 
 def _write_json(folder, name, value):
@@ -156,7 +162,7 @@ def loading(part, path):
     """Lines of Python that load it."""
     name = _form(part)[0]
     options = ''.join(', {}={!r}'.format(*option) for option in _options(name).items())
-    lines = ['from transformers import {}{}'.format(name, ', ' + PROCESSOR.__name__ if part.in_chans == 3 else ''),
+    lines = ['from transformers import {}{}'.format(name, ', ' + PROCESSOR.__name__ if _has_processor(part) else ''),
              'model = {}.from_pretrained({!r}{})'.format(name, path, options)]
     return lines + (['processor = {}.from_pretrained({!r})'.format(PROCESSOR.__name__, path)]
-                    if part.in_chans == 3 else [])
+                    if _has_processor(part) else [])

@@ -65,8 +65,8 @@ def add_work(parser):
 
 def check_checkpoint(parser, args):
     """End the process with one line where --resume names no file and no URL that could be fetched."""
-    url = download.is_url(args.resume)
-    fault = download.fault_of(args.resume) if url else None if os.path.exists(args.resume) else 'is not a file'
+    path = args.resume
+    fault = download.fault_of(path) if download.is_url(path) else download.fault_of_path(path)
     if fault:
         parser.error('argument --resume: {} {}'.format(args.resume, fault))
 

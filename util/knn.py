@@ -216,8 +216,10 @@ def _main():
     args = _flags()
     log.set_up(is_main=True)
     model, flags, _ = trained.load_either(args.resume, args.input_size)
-    train, held_out = _splits(args.data_path, flags, *split_settings(
-        args.val_fraction, args.val_seed, has_validation(args.data_path), False, flags))
+    # A training that held nothing out says nothing of data without a validation set.
+    split = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path), False,
+                           flags if flags.get('val_fraction') else None)
+    train, held_out = _splits(args.data_path, flags, *split)
     bank = train if args.images is None else Subset(train, spread(np.asarray(train.labels), args.images, args.seed))
     runtime = Runtime(device.select(args.device), World())
     precision = precisions.choose(runtime.accelerator, args.amp)

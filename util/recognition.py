@@ -57,8 +57,8 @@ def flags_of(weights, path):
     """`recognise`, which is said in the log, with what it leaves unknown."""
     flags = recognise(weights, path)
     part = '' if flags['model'].startswith('mae_') or 'head.weight' in weights else ', the encoder alone'
-    logger.info('%s holds no flags of a training; by its shapes it is %s%s, input size %d, patch size %d', path,
-                flags['model'], part, flags['input_size'], flags['patch_size'])
+    logger.warning('%s holds no flags of a training; by its shapes it is %s%s, input size %d, patch size %d', path,
+                   flags['model'], part, flags['input_size'], flags['patch_size'])
     if flags['model'].startswith('mae_'):
-        logger.info('%s: whether it was trained with --norm_pix_loss is not known; taken as without', path)
+        logger.warning('%s: whether it was trained with --norm_pix_loss is not known; taken as without', path)
     return flags

@@ -378,8 +378,9 @@ def test_weights_that_are_not_finite_are_told_of(tmp_path, caplog):
 def test_a_folder_a_pipe_and_a_device_are_refused_at_once(tmp_path):
     os.mkfifo(str(tmp_path / 'pipe'))
     os.symlink('loop', str(tmp_path / 'loop'))
-    for path in (tmp_path, tmp_path / 'pipe', '/dev/zero', tmp_path / 'loop', tmp_path / 'none'):
+    for path in (tmp_path / 'pipe', '/dev/zero', tmp_path / 'loop', tmp_path / 'none'):
         refused(path, 'not a readable checkpoint (')
+    refused(tmp_path, 'is a folder without config.json')
 
 
 def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path, monkeypatch):

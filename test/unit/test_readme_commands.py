@@ -73,6 +73,7 @@ RULES = [Rule(start, *rule) for start, rule in [
     ('python main_predict.py', real('--device', 'cpu', '--num_workers', 0)),
     ('python -m util.extract_features', real('--device', 'cpu', '--num_workers', 0)),
     ('python -m util.attention', real('--device', 'cpu')),
+    ('python -m util.export', real()),
     ('python main_finetune.py', real(*FINETUNE, '--epochs', 1)),
     ('python main_linprobe.py', real(*FINETUNE, '--epochs', 1)),
     ('python -m util.drawn_dataset', real('--train', 32, '--val', 16)),

@@ -82,13 +82,16 @@ def test_what_may_be_missing_is_imported_in_one_place_each():
                        'util/config.py',            # PyYAML
                        'util/launch.py',            # torch.distributed.run
                        'util/logbook.py',           # tensorboard
+                       'util/export.py',            # transformers, onnxruntime
+                       'util/export_safetensors.py',
                        'util/pictures.py',          # simplejpeg
                        'util/images.py'}            # whatever a damaged file makes Pillow raise
     imports = nodes_of((ast.Import, ast.ImportFrom))
     using_timm = {module for module, node in imports
                   if 'timm' in {name.split('.')[0] for name in
                                 [getattr(node, 'module', None) or '', *(alias.name for alias in node.names)]}}
-    assert using_timm == {'util/timm_compat.py', 'util/runtime.py'}     # the latter prints its version
+    # One prints its version, one hands models over to it.
+    assert using_timm == {'util/timm_compat.py', 'util/runtime.py', 'util/export_timm.py'}
 
 
 def test_help_answers_without_loading_torch():

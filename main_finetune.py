@@ -19,7 +19,7 @@ from util import (
     weights,
 )
 from util.course import Course
-from util.datasets import labelled_set
+from util.datasets import has_validation, labelled_set
 from util.freezing import check_resumed, freeze
 from util.held_out import split_settings
 from util.input_arguments import COLOURED
@@ -98,7 +98,8 @@ def main(args):
     precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
     runtimes.describe(args, runtime, precision)
     resumed = checkpoint.find(args.resume, args.output_dir)
-    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, resumed.get('args'))
+    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
+                                                      args.eval, resumed.get('args'))
     (evaluate_checkpoint if args.eval else train)(args, runtime, precision, resumed)
     runtime.world.leave()
 

@@ -6,7 +6,7 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import advice, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
+from util import advice, checkpoint, checkpoint_file, knn, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import pretraining_set
 from util.gallery import NoGallery, Reconstructions
@@ -85,11 +85,14 @@ def train(args, runtime, precision):
                     reconstructions=gallery.snapshots)
     if course.nothing_left():
         return
+    judge = knn.periodic(args, model, normalize, runtime, precision, updates.average)
     with course:
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, args.mask_ratio, normalize)
-            course.close_epoch({**stats, 'n_parameters': parameters})
-        course.finish({'loss': stats['train_loss']})
+            judged = judge(progress.epoch, course)
+            course.close_epoch({**stats, **judged, 'n_parameters': parameters},
+                               scalars={'perf/' + name: value for name, value in judged.items()})
+        course.finish({'loss': stats['train_loss'], **judged})
 
 
 if __name__ == '__main__':

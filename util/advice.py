@@ -10,9 +10,9 @@ from util.datasets import VAL_NAMES, ImageList
 from util.listing import Listing
 from util.log import logger
 
-# Of arXiv:2111.06377, tables 8 and 9: effective batch, and base learning rate for 256 images.
+# Of arXiv:2111.06377, tables 8, 9 and 10: effective batch, and base learning rate for 256 images.
 Recipe = namedtuple('Recipe', 'batch blr')
-PRETRAINING, FINETUNING = Recipe(4096, 1.5e-4), Recipe(1024, 1e-3)
+PRETRAINING, FINETUNING, PROBING = Recipe(4096, 1.5e-4), Recipe(1024, 1e-3), Recipe(16384, .1)
 # AdamW moves a weight by about the learning rate. Weights start with a standard deviation of 0.02, where fp32 numbers
 # are 1.9e-9 apart: less than half of that changes nothing.
 LEAST_LR = float(np.spacing(np.float32(.02))) / 2

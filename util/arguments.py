@@ -52,6 +52,7 @@ def pretrain_parser():
     mae.add_argument('--init_from', default='',
                      help='checkpoint whose encoder, and decoder where there is one, a new pre-training starts from, a '
                           'file or a URL as for --resume; default: random weights')
+    _add_judging(parser)
     return parser
 
 
@@ -67,21 +68,38 @@ def finetune_parser():
     _add_precision(parser)
     _add_speed(parser)
     _add_averaging(parser)
+    _add_classification(parser, global_pool=True)
     _add_finetuning(parser)
     _add_augmentation(parser)
     return parser
 
 
-def _add_training(parser, batch_size, epochs, warmup_epochs, min_lr, save_every):
+def linprobe_parser():
+    """Flags of main_linprobe.py; the defaults are the protocol of arXiv:2111.06377, appendix A.1."""
+    parser = Parser(prog='main_linprobe.py', description='Train or evaluate a linear classifier on a frozen encoder.')
+    _add_training(parser, batch_size=512, epochs=90, warmup_epochs=10, min_lr=0., save_every=5, blr=.1,
+                  weight_decay=0., optimizer='LARS')
+    _add_model(parser, FINETUNE_MODELS, default='vit_large_patch16')
+    _add_data(parser, crop_min=.08)
+    _add_run(parser)
+    _add_reliability(parser)
+    _add_distribution(parser)
+    _add_precision(parser, gradients=False)
+    _add_classification(parser, global_pool=False)
+    return parser
+
+
+def _add_training(parser, batch_size, epochs, warmup_epochs, min_lr, save_every, blr=1e-3, weight_decay=.05,
+                  optimizer='AdamW'):
     group = parser.add_argument_group('training')
     add = group.add_argument
     add('--batch_size', type=COUNT, default=batch_size,
         help='images per device and iteration; the effective batch is this x accum_iter x number of devices')
     add('--epochs', type=COUNT, default=epochs, help='passes over the data in the whole schedule')
     add('--accum_iter', type=COUNT, default=1, help='iterations whose gradients make one optimizer step')
-    add('--weight_decay', type=NOT_NEGATIVE, default=.05, help='AdamW weight decay')
+    add('--weight_decay', type=NOT_NEGATIVE, default=weight_decay, help='weight decay of ' + optimizer)
     add('--lr', type=POSITIVE, help='peak learning rate; default: blr x effective batch / 256')
-    add('--blr', type=POSITIVE, default=1e-3, help='base learning rate, for 256 images')
+    add('--blr', type=POSITIVE, default=blr, help='base learning rate, for 256 images')
     add('--base_batch_size', type=COUNT,
         help='effective batch, in images, that --lr is for; a line says where that of this run is another one')
     add('--auto_scale_lr', action='store_true',
@@ -109,7 +127,7 @@ def _add_data(parser, crop_min, val_fraction=None):
     as_trained = '' if val_fraction is not None else "; default: the checkpoint's, else {}"
     add('--val_fraction', type=SHARE, default=val_fraction,
         help='where the data have no val/, share of each class that is held out for it, the same images in training '
-        'and in evaluation; 0: none' + as_trained.format(.1))
+        'and in evaluation; 0: none, 1: all (--eval alone)' + as_trained.format(.1))
     add('--val_seed', type=INDEX, default=None if val_fraction is None else 0,
         help='seed of that choice' + as_trained.format(0))
     add('--crop_min', type=number(float, 0, 1, open_low=True), default=crop_min,
@@ -173,7 +191,7 @@ def _add_distribution(parser):
     add('--addr', help='address of the master, where MASTER_ADDR is not set')
 
 
-def _add_precision(parser):
+def _add_precision(parser, gradients=True):
     group = parser.add_argument_group('mixed precision')
     add = group.add_argument
     add('--amp', action='store_true',
@@ -182,7 +200,8 @@ def _add_precision(parser):
         help='auto: apex O2 on an NPU that has it, else native; apex and native also switch --amp on')
     add('--amp_dtype', default='auto', choices=('auto', 'fp16', 'bf16'),
         help='type of native mixed precision; auto: bf16 where the device has it; fp16 and bf16 also switch --amp on')
-    add('--loss_scale', type=_loss_scale, default='dynamic', help="fp16 loss scale: 'dynamic' or a number")
+    if gradients:
+        add('--loss_scale', type=_loss_scale, default='dynamic', help="fp16 loss scale: 'dynamic' or a number")
 
 
 def _add_speed(parser):
@@ -195,23 +214,40 @@ def _add_speed(parser):
         help="recompute the blocks' activations in the backward pass: less memory, about a third more time")
 
 
-def _add_finetuning(parser):
-    group = parser.add_argument_group('fine-tuning and evaluation')
+def _add_judging(parser):
+    group = parser.add_argument_group('judging the representation')
+    add = group.add_argument
+    add('--knn_every', type=INDEX, default=0,
+        help='epochs between two k-NN classifications of the validation images, which need class folders (see python '
+             '-m util.knn); the last epoch gets one too; 0: none')
+    add('--knn_images', type=COUNT, default=20000,
+        help='training images that these compare with, at most, spread evenly over the classes')
+
+
+def _add_classification(parser, global_pool):
+    group = parser.add_argument_group('classification')
     add = group.add_argument
     add('--finetune', default='', help='pre-trained checkpoint to start from, a file or a URL with a hash in its name '
                                    '(.../name-HASH.pth); default: random weights')
     add('--eval', action='store_true', help='evaluate the --resume checkpoint and end')
     add('--dist_eval', action='store_true', help='share evaluation among all processes; else rank 0 does it')
     add('--nb_classes', type=COUNT, help='number of classes; default: as many as the data has')
+    pool = group.add_mutually_exclusive_group()
+    pool.add_argument('--global_pool', action='store_true', default=global_pool,
+                      help='classify the mean of the patch tokens' + ', the default' * global_pool)
+    pool.add_argument('--cls_token', action='store_false', dest='global_pool',
+                      help='classify the class token' + ', the default' * (not global_pool))
+
+
+def _add_finetuning(parser):
+    group = parser.add_argument_group('fine-tuning')
+    add = group.add_argument
     add('--freeze', type=_blocks, metavar='N',
         help='train without the patch embedding, class token, positions and the first N blocks; all: nothing but the '
              'head and its norm trains; default: all is trained')
     add('--drop_path', type=SHARE_BELOW_1, default=.1, help='stochastic depth of the last block')
     add('--layer_decay', type=number(float, 0, 1, open_low=True), default=.75,
         help='factor of the learning rate from one layer to the one below it')
-    pool = group.add_mutually_exclusive_group()
-    pool.add_argument('--global_pool', action='store_true', default=True, help='classify the mean of the patch tokens')
-    pool.add_argument('--cls_token', action='store_false', dest='global_pool', help='classify the class token')
 
 
 def _add_augmentation(parser):
@@ -253,13 +289,21 @@ def parse_finetune(argv=None):
     parser = finetune_parser()
     args = parser.parse_args(argv)
     _check_shared(parser, args)
-    if args.eval and not args.resume:
-        parser.error('argument --eval: name the checkpoint to evaluate with --resume')
-    if args.val_fraction == 1 and not args.eval:
-        parser.error('argument --val_fraction: 1 leaves nothing to train on')
+    _check_classification(parser, args)
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
         parser.error('argument --batch_size: mixup and cutmix pair images, so {} must be even'.format(args.batch_size))
     input_arguments.settle_colours(parser, args)
+    return args
+
+
+def parse_linprobe(argv=None):
+    """Parse and check the flags of linear probing; a bad one ends the process with one line."""
+    parser = linprobe_parser()
+    args = parser.parse_args(argv)
+    _check_shared(parser, args)
+    _check_classification(parser, args)
+    if args.batch_size == 1 and not args.eval:
+        parser.error('argument --batch_size: the batch normalisation before the head needs 2 images at least')
     return args
 
 
@@ -272,6 +316,8 @@ def _check_shared(parser, args):
     input_arguments.check(parser, args, _patch_size(args))
     if not (os.path.isdir(args.data_path) or is_csv(args.data_path)):
         parser.error('argument --data_path: {} is not a folder or CSV file'.format(args.data_path))
+    if args.val_fraction == 1 and not getattr(args, 'eval', False):
+        parser.error('argument --val_fraction: 1 leaves nothing to train on')
     for flag in ('resume', 'finetune', 'init_from'):
         path = getattr(args, flag, '')
         if download.is_url(path):
@@ -288,6 +334,11 @@ def _check_shared(parser, args):
         parser.error('argument --start_epoch: {} leaves nothing of --epochs {}'.format(args.start_epoch, args.epochs))
     if not (args.dist_url == 'env://' or args.dist_url.startswith('tcp://')):
         parser.error('argument --dist_url: {!r} is neither env:// nor tcp://host:port'.format(args.dist_url))
+
+
+def _check_classification(parser, args):
+    if args.eval and not args.resume:
+        parser.error('argument --eval: name the checkpoint to evaluate with --resume')
 
 
 def is_csv(path):

@@ -172,7 +172,8 @@ def _check_files(path, names, lines):
     """Raise UserError where one of the files that are looked for is missing."""
     chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), CHECKED)).astype(int))
     root = os.path.dirname(path)
-    missing = [i for i in chosen if not os.path.exists(os.path.join(root, names[i]))]
+    bar = progress_bar('looking for the images of {}'.format(path), 'images', len(chosen), remember.SLOW)
+    missing = [i for i in bar.over(chosen) if not os.path.exists(os.path.join(root, names[i]))]
     if missing:
         first, more = missing[0], len(missing) - 1
         raise _fault(path, lines[first], '{} is missing{}; paths are relative to the folder of the CSV file'.format(

@@ -101,7 +101,7 @@ def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VA
     if train is None or split == 'val' and not val_fraction:
         missing = os.path.join(data_path, split)
         raise UserError('--data_path: {} is missing; expected {}/<class>/<images>{}'.format(
-            missing, missing, ' (or --val_fraction above 0)' if split == 'val' else ''))
+            missing, missing, ', or --val_fraction (1: all images)' if split == 'val' and train else ''))
     whole = _unsplit(train, transform, True, classes)
     if val or not val_fraction:
         return whole
@@ -113,6 +113,11 @@ def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VA
     return part
 
 
+def has_validation(data_path):
+    """Whether the data have a validation set of their own."""
+    return bool(cifar.found(data_path) or place(data_path, 'val'))
+
+
 def place(data_path, split, labelled=True):
     """The folder or CSV file of a split; None where there is none, and where data_path is a CSV file for all.
 
@@ -120,7 +125,7 @@ def place(data_path, split, labelled=True):
     """
     for name in ('train',) if split == 'train' else VAL_NAMES:
         folder, table = os.path.join(data_path, name), os.path.join(data_path, name + '.csv')
-        there = [path for path in (folder, table) if (os.path.isdir if path == folder else os.path.isfile)(path)]
+        there = [folder] * os.path.isdir(folder) + [table] * os.path.isfile(table)
         # Beside images without class folders, the table says what they are.
         with_classes = [path for path in there if has_classes(path)] if labelled else []
         if with_classes or there and name in ('train', 'val'):
@@ -174,7 +179,8 @@ def _unsplit(root, transform, labelled, classes=None):
     if os.path.isfile(root):
         paths, own, labels = csv_list.read(root, EXTENSIONS + ARRAYS, labelled)
         shared = classes_shared(root, own, classes)
-        return ImageList(paths, np.array([shared.index(name) for name in own], np.int64)[labels], shared, transform)
+        label_of = {name: label for label, name in enumerate(shared)}
+        return ImageList(paths, np.array([label_of[name] for name in own], np.int64)[labels], shared, transform)
     if tar_files(root):
         return ShardList(root, EXTENSIONS, labelled, classes, transform)
     return _class_folders(root, transform, classes)

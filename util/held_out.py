@@ -46,20 +46,25 @@ def held_out(labels, names, fraction, seed):
     return chosen
 
 
-def split_settings(fraction, seed, trained_with):
+def split_settings(fraction, seed, own, evaluating, trained_with):
     """(fraction, seed) of a run: as given, else those of the checkpoint that it starts from, else the defaults.
 
     Args:
         fraction, seed: the flags, None where not given.
+        own: whether the data have a validation set of their own, of which checkpoints are to tell by a fraction of 0.
+        evaluating: hold nothing out where no training is known to have done so.
         trained_with: the checkpoint's flags as a dict; anything else counts as none.
     """
+    if own:
+        return 0., VAL_SEED
     before = trained_with if isinstance(trained_with, dict) else {}
     old_fraction, old_seed = before.get('val_fraction'), before.get('val_seed')
     if type(old_fraction) not in (int, float) or not 0 <= old_fraction <= 1 or type(old_seed) is not int:
-        return VAL_FRACTION if fraction is None else fraction, VAL_SEED if seed is None else seed
+        usual = 0. if evaluating else VAL_FRACTION
+        return usual if fraction is None else fraction, VAL_SEED if seed is None else seed
     fraction, seed = old_fraction if fraction is None else fraction, old_seed if seed is None else seed
-    if fraction > old_fraction or seed != old_seed:
-        logger.info('warning: --val_fraction %g, --val_seed %d: the checkpoint was trained with %g and %d; where '
-                    'validation images are held out, some of them were trained on', fraction, seed, old_fraction,
+    if old_fraction and (fraction > old_fraction or seed != old_seed):
+        logger.info('warning: --val_fraction %g, --val_seed %d: the checkpoint was trained with %g and %d; if on these '
+                    'data, validation images are among those that it was trained on', fraction, seed, old_fraction,
                     old_seed)
     return fraction, seed

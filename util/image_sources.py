@@ -9,6 +9,7 @@ from util import cifar, csv_list
 from util.arguments import is_csv
 from util.datasets import EXTENSIONS, ImageList
 from util.errors import UserError
+from util.images import ARRAYS
 from util.listing import Listing
 from util.shards import ShardList, tar_files
 
@@ -105,8 +106,8 @@ def _cifar(paths):
 def _tables(paths):
     found = []
     for path in paths:
-        labelled = csv_list.has_labels(path, EXTENSIONS)
-        files, classes, labels = csv_list.read(path, EXTENSIONS, labelled)
+        labelled = csv_list.has_labels(path, EXTENSIONS + ARRAYS)
+        files, classes, labels = csv_list.read(path, EXTENSIONS + ARRAYS, labelled)
         found.append(ImageList(files, labels, classes if labelled else None))
     return found
 

@@ -8,7 +8,7 @@ import numpy
 import PIL
 
 from util import affinity, report_page, runtime as runtimes
-from util.arguments import finetune_parser, pretrain_parser
+from util.arguments import finetune_parser, linprobe_parser, pretrain_parser
 from util.command import reproducing
 from util.curves import figure, short
 from util.errors import Stopped, first_line
@@ -21,7 +21,8 @@ from util.throughput import duration
 NAME, EVALUATION = 'report.html', 'eval.html'
 # A full disk, a device without memory for the pictures, lines of log.txt that another program has written.
 FAILURES = (OSError, RuntimeError, ValueError, LookupError, TypeError)
-_NAMES = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5'}
+_NAMES = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',
+          'knn_acc1': 'k-NN'}
 
 
 class Report:
@@ -133,7 +134,7 @@ def _tell(path, error):
 
 
 def is_finetuning(args):
-    """Whether the flags are those of main_finetune.py."""
+    """Whether the flags are those of main_finetune.py or main_linprobe.py."""
     return hasattr(args, 'nb_classes')
 
 
@@ -181,7 +182,8 @@ def _how(args, runtime, precision, result):
     """Sections on how the run came about: result, command, flags, environment."""
     final = report_page.facts([(name.replace('_', ' '), short(value) if isinstance(value, float) else value)
                                for name, value in result.items()]) if result else ''
-    parser = finetune_parser() if is_finetuning(args) else pretrain_parser()
+    parser = (pretrain_parser() if not is_finetuning(args) else finetune_parser() if hasattr(args, 'layer_decay')
+              else linprobe_parser())
     flags = [('--' + name, _in_words(value)) for name, value in sorted(vars(args).items())]
     changed = [flag for flag in flags if _in_words(parser.get_default(flag[0][2:])) != flag[1]]
     others = [flag for flag in flags if flag not in changed]

@@ -7,7 +7,7 @@ from torch import nn
 
 import models_mae
 import models_vit
-from util import checkpoint_file, input_statistics, recognition, weights
+from util import checkpoint_file, input_statistics, linear_probe, recognition, weights
 from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 from util.input_size import misfit, sides
@@ -27,7 +27,7 @@ def load_autoencoder(path):
 
 
 def load_classifier(path, input_size=None):
-    """The classifier of a checkpoint of main_finetune.py, as Trained.
+    """The classifier of a checkpoint of main_finetune.py or main_linprobe.py, as Trained.
 
     Args:
         input_size: another one than that of the training, see util.input_size; positions are interpolated.
@@ -38,20 +38,21 @@ def load_classifier(path, input_size=None):
 
 
 def load_either(path, input_size=None):
-    """The model of a checkpoint of either script, or an encoder alone as a classifier without head; see
+    """The model of a checkpoint of any of the scripts, or an encoder alone as a classifier without head; see
     load_classifier."""
     return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py', input_size)
 
 
 def _load(path, models, scripts, input_size=None):
     state = checkpoint_file.load(path)
-    if models is FINETUNE_MODELS and 'cls_token' in state['model'] and 'head.weight' not in state['model']:
+    values = linear_probe.folded(state['model'])
+    if models is FINETUNE_MODELS and 'cls_token' in values and 'head.weight' not in values:
         raise UserError('{0}: is a pre-trained model, which knows no classes; fine-tune it first: '
                         'python main_finetune.py --finetune {0} --data_path ...'.format(path))
     flags = state.get('args')
     flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
     if not isinstance(flags, dict) or 'model' not in flags:
-        flags = {**recognition.flags_of(state['model'], path), **(flags if isinstance(flags, dict) else {})}
+        flags = {**recognition.flags_of(values, path), **(flags if isinstance(flags, dict) else {})}
     if flags['model'] not in models:
         raise UserError('{}: is no checkpoint of {}'.format(path, scripts))
     for name in ('input_size', 'patch_size', 'in_chans'):
@@ -63,7 +64,7 @@ def _load(path, models, scripts, input_size=None):
         raise UserError('{}: was made with --mask_ratio {}?'.format(path, flags['mask_ratio']))
     if type(flags.get('layer_norm_eps', 1e-6)) is not float or not 0 < flags.get('layer_norm_eps', 1e-6) < 1:
         raise UserError('{}: has a layer_norm_eps of {}?'.format(path, flags['layer_norm_eps']))
-    values, before = state['model'], flags
+    before = flags
     if input_size:
         _check_size(input_size, values)
         flags = {**flags, 'input_size': input_size}

@@ -27,7 +27,7 @@ usage() {
 bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
 
   --data_path=FOLDER      images: train/<class>/ and val/<class>/, the CIFAR-10 or CIFAR-100 python batches, or CSV files
-  --finetune_pth=FILE     pre-trained checkpoint (fine-tuning), or its URL (.../name-HASH.pth)
+  --finetune_pth=FILE     pre-trained checkpoint (fine-tuning, linear probing), or its URL (.../name-HASH.pth)
   --resume_pth=FILE       checkpoint to evaluate, or to go on from, or its URL
   --nproc=N               processes on this node, instead of $DEVICES
   --nnodes=N              nodes, instead of $NODES (or NNODES in the environment)
@@ -79,7 +79,7 @@ check_parameters() {
     for name in data_path ${NEEDS[@]+"${NEEDS[@]}"}; do
         [[ -n ${!name} ]] || die "--$name=... is required (--help explains)"
     done
-    [[ -z $finetune_pth || $SCRIPT == main_finetune.py ]] || die "--finetune_pth: pre-training takes none"
+    [[ -z $finetune_pth || $SCRIPT != main_pretrain.py ]] || die "--finetune_pth: pre-training takes none"
     for name in nproc nnodes stop_timeout; do
         [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"
     done

@@ -38,6 +38,11 @@ def finetune(*flags, **environ):
     return execute([sys.executable, ROOT / 'main_finetune.py', *FINETUNE, *flags], **environ)
 
 
+def linprobe(*flags, **environ):
+    """python main_linprobe.py with a nano model on the CPU."""
+    return execute([sys.executable, ROOT / 'main_linprobe.py', *FINETUNE, *flags], **environ)
+
+
 def two_processes(script, *flags, **environ):
     """A script in two processes, which share the CPU."""
     return execute([sys.executable, ROOT / 'util' / 'launch.py', '--nproc', 2, script, *flags], **environ)

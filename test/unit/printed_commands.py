@@ -6,7 +6,8 @@ from conftest import ROOT
 
 from util import arguments, launch
 
-PARSERS = {'main_pretrain.py': arguments.parse_pretrain, 'main_finetune.py': arguments.parse_finetune}
+PARSERS = {'main_pretrain.py': arguments.parse_pretrain, 'main_finetune.py': arguments.parse_finetune,
+           'main_linprobe.py': arguments.parse_linprobe}
 
 
 def check_printed(command, root=ROOT):

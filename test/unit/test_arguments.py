@@ -9,32 +9,40 @@ from conftest import FINETUNE, PRETRAIN, finetune, pretrain
 import main_finetune
 import main_pretrain
 from util import runtime as runtimes
-from util.arguments import finetune_parser, parse_finetune, parse_pretrain, pretrain_parser
+from util.arguments import (
+    finetune_parser,
+    linprobe_parser,
+    parse_finetune,
+    parse_linprobe,
+    parse_pretrain,
+    pretrain_parser,
+)
 from util.device import Cpu
 from util.distributed import World
 from util.inference_arguments import predict_parser
 from util.transforms import finetuning_transform
 
 SPECIFIED = {
-    'both': 'batch_size epochs accum_iter model input_size weight_decay lr blr min_lr warmup_epochs data_path '
+    'all': 'batch_size epochs accum_iter model input_size weight_decay lr blr min_lr warmup_epochs data_path '
             'output_dir log_dir device seed resume start_epoch num_workers pin_mem no_pin_mem world_size local_rank '
-            'local-rank dist_on_itp dist_url addr amp amp_backend amp_dtype loss_scale prof save_every clip_grad '
+            'local-rank dist_on_itp dist_url addr amp amp_backend amp_dtype prof save_every clip_grad '
             'patch_size in_chans save_every_minutes keep_last max_bad_steps max_bad_images hang_timeout '
-            'crop_min compile grad_checkpoint mean std report_every val_fraction val_seed config ema base_batch_size '
-            'auto_scale_lr',
-    'pretrain': 'mask_ratio norm_pix_loss init_from',
-    'finetune': 'drop_path clip_grad layer_decay color_jitter aa smoothing reprob remode recount resplit mixup cutmix '
-                'cutmix_minmax mixup_prob mixup_switch_prob mixup_mode finetune global_pool cls_token nb_classes eval '
-                'dist_eval freeze'}
+            'crop_min mean std report_every val_fraction val_seed config base_batch_size auto_scale_lr',
+    'pretrain': 'loss_scale compile grad_checkpoint ema mask_ratio norm_pix_loss init_from knn_every knn_images',
+    'finetune': 'loss_scale compile grad_checkpoint ema drop_path clip_grad layer_decay color_jitter aa smoothing '
+                'reprob remode recount resplit mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode '
+                'finetune global_pool cls_token nb_classes eval dist_eval freeze',
+    'linprobe': 'finetune global_pool cls_token nb_classes eval dist_eval'}
+PARSERS = [pretrain_parser(), finetune_parser(), linprobe_parser()]
 
 
-@pytest.mark.parametrize('parser, own', [(pretrain_parser(), 'pretrain'), (finetune_parser(), 'finetune')])
+@pytest.mark.parametrize('parser, own', list(zip(PARSERS, ['pretrain', 'finetune', 'linprobe'])))
 def test_the_specified_flags_are_there_and_no_others(parser, own):
-    expected = {'--' + name for name in (SPECIFIED['both'] + ' ' + SPECIFIED[own]).split()} | {'--help', '-h'}
+    expected = {'--' + name for name in (SPECIFIED['all'] + ' ' + SPECIFIED[own]).split()} | {'--help', '-h'}
     assert set(parser._option_string_actions) == expected
 
 
-@pytest.mark.parametrize('parser', [pretrain_parser(), finetune_parser(), predict_parser()])
+@pytest.mark.parametrize('parser', [*PARSERS, predict_parser()])
 def test_every_flag_has_a_help_text_and_its_default(parser):
     text = ' '.join(parser.format_help().split())
     for action in parser._actions:
@@ -47,19 +55,21 @@ def test_every_flag_has_a_help_text_and_its_default(parser):
 BAD = [('--batch_size', '0'), ('--batch_size', 'many'), ('--epochs', '-1'), ('--accum_iter', '1.5'), ('--lr', '-1'),
        ('--blr', '0'), ('--min_lr', '-1e-3'), ('--weight_decay', '-0.1'), ('--warmup_epochs', '-5'), ('--seed', '-1'),
        ('--input_size', '-224'), ('--num_workers', '-1'), ('--device', 'tpu'), ('--amp_dtype', 'fp8'),
-       ('--loss_scale', '0'), ('--clip_grad', '0'), ('--model', 'resnet50'), ('--lr', 'nan'), ('--blr', 'inf'),
+       ('--clip_grad', '0'), ('--model', 'resnet50'), ('--lr', 'nan'), ('--blr', 'inf'),
        ('--input_size', '225'), ('--data_path', '/no/such/folder'), ('--resume', '/no/such/file'), ('--in_chans', '2'),
        ('--dist_url', 'http://x'), ('--world_size', '0'), ('--save_every', '0'), ('--start_epoch', '9999'),
         ('--crop_min', '0'), ('--crop_min', '1.1'), ('--report_every', '-1'), ('--val_fraction', '1.1'),
-        ('--val_fraction', '-0.1'), ('--val_seed', '-1'), ('--ema', '1'), ('--ema', '0'), ('--base_batch_size', '0'),
+        ('--val_fraction', '-0.1'), ('--val_seed', '-1'), ('--val_fraction', '1'), ('--base_batch_size', '0'),
         ('--config', '/no/such/file')]
 BAD_PRETRAIN = [('--mask_ratio', '1'), ('--mask_ratio', '0'), ('--mask_ratio', '0.999'), ('--mask_ratio', '-0.5'),
-                ('--init_from', '/no/file')]
+                ('--init_from', '/no/file'), ('--ema', '1'), ('--ema', '0'), ('--loss_scale', '0'),
+                ('--knn_every', '-1'), ('--knn_images', '0')]
+BAD_LINPROBE = [('--nb_classes', '0'), ('--finetune', '/no/file'), ('--batch_size', '1')]
 BAD_FINETUNE = [('--drop_path', '1'), ('--smoothing', '1.5'), ('--reprob', '2'), ('--mixup', '-1'),
                 ('--nb_classes', '0'), ('--layer_decay', '0'), ('--cutmix_minmax', '0'), ('--mixup_mode', 'all'),
-                ('--finetune', '/no/file'), ('--freeze', '-1'), ('--freeze', 'some'),
-                ('--recount', '0'), ('--remode', 'black'), ('--mixup_prob', '1.1'), ('--color_jitter', '-1'),
-                ('--val_fraction', '1')]
+                ('--finetune', '/no/file'), ('--freeze', '-1'), ('--freeze', 'some'), ('--loss_scale', '0'),
+                ('--ema', '1'), ('--ema', '0'),
+                ('--recount', '0'), ('--remode', 'black'), ('--mixup_prob', '1.1'), ('--color_jitter', '-1')]
 
 
 def one_line_for(parse, flags, flag, tmp_path, capsys):
@@ -77,6 +87,23 @@ def test_a_bad_value_in_pretraining_gets_one_line_that_names_the_flag(tmp_path, 
 @pytest.mark.parametrize('flag, value', BAD + BAD_FINETUNE)
 def test_a_bad_value_in_finetuning_gets_one_line_that_names_the_flag(tmp_path, capsys, flag, value):
     one_line_for(parse_finetune, [flag, value], flag, tmp_path, capsys)
+
+
+@pytest.mark.parametrize('flag, value', BAD + BAD_LINPROBE)
+def test_a_bad_value_in_linear_probing_gets_one_line_that_names_the_flag(tmp_path, capsys, flag, value):
+    one_line_for(parse_linprobe, [flag, value], flag, tmp_path, capsys)
+
+
+def test_linear_probing_follows_the_paper_unless_told_otherwise(tmp_path):
+    args = parse_linprobe(['--data_path', str(tmp_path)])
+    assert (args.blr, args.weight_decay, args.epochs, args.warmup_epochs, args.min_lr, args.batch_size,
+            args.global_pool, args.crop_min) == (.1, 0, 90, 10, 0, 512, False, .08)
+
+
+@pytest.mark.parametrize('flags, flag', [
+    (['--eval'], '--eval'), (['--global_pool', '--cls_token'], '--cls_token')])
+def test_flags_of_linear_probing_that_do_not_go_together_are_named(tmp_path, capsys, flags, flag):
+    one_line_for(parse_linprobe, flags, flag, tmp_path, capsys)
 
 
 @pytest.mark.parametrize('flags, flag', [

@@ -68,7 +68,7 @@ def test_too_few_classes(images, tmp_path):
 def test_val_missing_where_it_is_needed(images, tmp_path):
     data = copy(images, tmp_path)
     shutil.rmtree(str(data / 'val'))
-    one_line(finetune('--data_path', data, '--output_dir', tmp_path / 'o'), 'val is missing')
+    one_line(finetune('--data_path', data, '--output_dir', tmp_path / 'o', '--val_fraction', 0), 'val is missing')
 
 
 def test_a_checkpoint_of_another_model(images, pretrained, tmp_path):

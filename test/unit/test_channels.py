@@ -17,6 +17,7 @@ from util.arguments import parse_finetune, parse_pretrain
 from util.checkpoint_file import save
 from util.datasets import labelled_set, pretraining_set
 from util.errors import UserError
+from util.image_sources import ImageSources
 from util.images import UnreadableImage
 from util.input_statistics import adopt_statistics, number_text, statistics
 from util.loader import collate
@@ -163,6 +164,14 @@ def test_arrays_are_images_where_there_are_no_others(bands, tmp_path):
     assert len(pretraining_set(str(tmp_path))) == 1
     Image.fromarray(ramp(3)).save(str(tmp_path / 'y.png'))
     assert [pretraining_set(str(tmp_path)).name_of(0)[-5:], len(pretraining_set(str(tmp_path)))] == ['y.png', 1]
+
+
+def test_a_table_may_name_arrays_for_training_and_for_prediction(bands, tmp_path):
+    table = tmp_path / 'x.csv'
+    table.write_text('path,label\n' + ''.join('{},{}\n'.format(path, path.parent.name)
+                                             for path in sorted(bands.glob('train/*/*.npy'))))
+    assert len(pretraining_set(str(table), evaluation_transform(32, 5))) == 16
+    assert len(ImageSources([str(table)], evaluation_transform(32, 5))) == 16
 
 
 def test_arrays_are_packed_into_tar_files_and_read_from_there(bands, tmp_path):

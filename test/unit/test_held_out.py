@@ -119,14 +119,31 @@ def test_folders_that_are_no_classes_are_not_taken_for_some(images, tmp_path, ma
 @pytest.mark.parametrize('flags, trained, expected, warned', [
     ((None, None), None, (.1, 0), False), ((.2, 3), None, (.2, 3), False), ((None, None), (.3, 5), (.3, 5), False),
     ((.2, None), (.3, 5), (.2, 5), False), ((.4, None), (.3, 5), (.4, 5), True), ((None, 6), (.3, 5), (.3, 6), True),
-    ((None, None), ('x', []), (.1, 0), False), ((1., None), (.1, 0), (1., 0), True)])
+    ((None, None), ('x', []), (.1, 0), False), ((1., None), (.1, 0), (1., 0), True),
+    ((1., 1), (0., 0), (1., 1), False)])
 def test_a_run_takes_the_part_of_its_checkpoint_and_warns_of_another(flags, trained, expected, warned, caplog,
                                                                      monkeypatch):
     monkeypatch.setattr(datasets.logger, 'propagate', True)
     with caplog.at_level('INFO', 'mae'):
         saved = trained and dict(zip(('val_fraction', 'val_seed'), trained))
-        assert split_settings(*flags, saved) == expected
+        assert split_settings(*flags, False, False, saved) == expected
     assert bool(caplog.messages) == warned
+
+
+def test_nothing_is_held_out_beside_a_validation_set_or_where_no_training_did():
+    assert split_settings(.3, 5, True, False, {'val_fraction': .2, 'val_seed': 1}) == (0., 0)
+    assert split_settings(None, None, False, True, None) == (0., 0)
+    assert split_settings(None, None, False, True, {'val_fraction': 0., 'val_seed': 0}) == (0., 0)
+
+
+def test_an_evaluation_of_class_folders_asks_what_to_evaluate_where_training_held_nothing_out(images, tmp_path):
+    run = finetune('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 1)
+    assert run.status == 0, run.output
+    words = ['--data_path', images / 'val', '--eval', '--resume', tmp_path / 'o' / 'checkpoint-0.pth', '--output_dir',
+             tmp_path / 'e']
+    asked, whole = finetune(*words), finetune(*words, '--val_fraction', 1)
+    assert asked.status == 2 and asked.output.splitlines()[-1].endswith(', or --val_fraction (1: all images)')
+    assert whole.status == 0 and '(19 images)' in whole.output, whole.output
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ FINETUNE_BASE = 'main_finetune.py --data_path {data} --output_dir {out} --model 
 FINETUNE_LARGE = 'main_finetune.py --data_path {data} --output_dir {out} --model vit_large_patch16 --batch_size 128 ' \
                  '--blr 1e-3 --layer_decay 0.65 --drop_path 0.2 --mixup 0.8 --cutmix 1.0 --dist_eval --amp ' \
                  '--loss_scale 2048'
+LINPROBE_BASE = 'main_linprobe.py --data_path {data} --output_dir {out} --model vit_base_patch16 --cls_token ' \
+                '--batch_size 512 --accum_iter 4 --blr 0.1 --weight_decay 0 --dist_eval --amp'
 EIGHT = 'util/launch.py --devices 8 {root}'
 
 LAUNCHERS = {
@@ -37,6 +39,8 @@ LAUNCHERS = {
                                 ['--finetune_pth={pth}', '--node_rank=1', '--master_addr=10.0.0.1'],
                                 'util/launch.py --devices 8 --nnodes 2 --node_rank 1 --master_addr 10.0.0.1 {root}'
                                 + FINETUNE_LARGE + ' --epochs 50 --finetune {pth}'),
+    'linprobe_full_8p': ('output_linprobe_full_8p', ['--finetune_pth={pth}'],
+                         EIGHT + LINPROBE_BASE + ' --epochs 90 --finetune {pth}'),
     'finetune_eval_8p': ('output_finetune_eval_8p', ['--resume_pth={pth}'],
                          EIGHT + 'main_finetune.py --data_path {data} --output_dir {out} --eval '
                          '--model vit_base_patch16 --batch_size 256 --dist_eval --amp --resume {pth}'),
@@ -47,7 +51,8 @@ LOGS = {
     'finetune_performance_8p': '910A_8p_finetune.log', 'finetune_full_8p': '910A_8p_finetune_full.log',
     'finetune_performance_large_8p': '910B_8p_finetune_large.log',
     'finetune_full_large_8p': '910B_8p_finetune_full_large.log',
-    'finetune_full_large_16p': '910B_16p_finetune_full_large.log', 'finetune_eval_8p': '910A_8p_finetune_eval.log'}
+    'finetune_full_large_16p': '910B_16p_finetune_full_large.log', 'finetune_eval_8p': '910A_8p_finetune_eval.log',
+    'linprobe_full_8p': '910A_8p_linprobe_full.log'}
 
 
 @pytest.fixture
@@ -73,9 +78,9 @@ def test_a_launcher_runs_exactly_its_documented_command(images, pth, name):
     assert re.search(r'^output +{}/{}$'.format(folder, LOGS[name]), text, re.M)
 
 
-def test_there_are_ten_launchers_and_each_is_pinned():
+def test_there_are_eleven_launchers_and_each_is_pinned():
     scripts = {path.stem for path in ROOT.glob('test/*.sh')} - {'demo', 'check', 'cifar10_1p'}
-    assert scripts == set(LAUNCHERS) == set(LOGS) and len(scripts) == 10
+    assert scripts == set(LAUNCHERS) == set(LOGS) and len(scripts) == 11
 
 
 def test_values_may_follow_a_space_and_other_flags_come_last_so_that_they_win(images):
@@ -113,6 +118,7 @@ def test_two_nodes_without_their_names_are_asked_for(images, pth):
     ('finetune_full_8p', ['--data_path=/'], '--finetune_pth=... is required'),
     ('finetune_full_8p', ['--data_path=/', '--finetune_pth=/no.pth'], '--finetune_pth: /no.pth is not a file'),
     ('pretrain_full_8p', ['--data_path=/', '--finetune_pth=x'], '--finetune_pth: pre-training takes none'),
+    ('linprobe_full_8p', ['--data_path=/'], '--finetune_pth=... is required'),
     ('finetune_eval_8p', ['--data_path=/'], '--resume_pth=... is required')])
 def test_a_wrong_parameter_is_one_line_that_names_it(name, flags, words):
     one_line(launcher(name, *flags), words)

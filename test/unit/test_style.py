@@ -96,7 +96,7 @@ def test_what_may_be_missing_is_imported_in_one_place_each():
 
 def test_help_answers_without_loading_torch():
     for script, flag in (('main_pretrain.py', '--data_path'), ('main_finetune.py', '--data_path'),
-                         ('main_predict.py', '--class_names')):
+                         ('main_linprobe.py', '--data_path'), ('main_predict.py', '--class_names')):
         run = execute([sys.executable, '-X', 'importtime', ROOT / script, '--help'])
         assert run.status == 0 and flag in run.output
         assert '| torch' not in run.output.replace('|   ', '| ').replace('|  ', '| ')

@@ -1,11 +1,13 @@
-"""All ten launchers with all their devices, on emulated NPUs, with a nano model and 32 images."""
+"""All eleven launchers with all their devices, on emulated NPUs, with a nano model and 32 images."""
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, launcher
+from test_end_to_end import weights_of
 from test_launchers import LOGS
 
 from util.launch import free_port
@@ -16,12 +18,12 @@ require_emulator()
 pytestmark = pytest.mark.slow
 
 TINY = ['--input_size=32', '--patch_size=8', '--num_workers=0', '--batch_size=2', '--warmup_epochs=1']
-MODEL = {'pretrain': 'mae_vit_nano_patch16', 'finetune': 'vit_nano_patch16'}
+MODEL = {'pretrain': 'mae_vit_nano_patch16', 'finetune': 'vit_nano_patch16', 'linprobe': 'vit_nano_patch16'}
 
 
 def flags(name, images, folder, start):
     """Of a launcher: its own parameters, and what makes the recipe small."""
-    needed = {'pretrain': [], 'finetune': ['--finetune_pth={}'.format(start)]}[name.split('_')[0]]
+    needed = [] if name.startswith('pretrain') else ['--finetune_pth={}'.format(start), '--accum_iter=1']
     if name == 'finetune_eval_8p':
         needed = ['--resume_pth={}'.format(start)]
     epochs = [] if 'performance' in name or 'eval' in name else ['--epochs=2']
@@ -72,7 +74,7 @@ def test_a_launcher_trains_on_its_devices(trained, name):
     assert 'Final result' in (folder / LOGS[name]).read_text()
     record = json.loads((folder / 'log.txt').read_text().splitlines()[0])
     assert record['device'] == device and record['train_loss'] > 0
-    assert ('(19 images)' in output) == name.startswith('finetune')
+    assert ('(19 images)' in output) != name.startswith('pretrain')
 
 
 def test_a_finetuned_model_is_evaluated_on_eight_devices(images, trained, tmp_path):
@@ -83,6 +85,14 @@ def test_a_finetuned_model_is_evaluated_on_eight_devices(images, trained, tmp_pa
     assert '(19 images)' in output and result['acc1'] == last['test_acc1']
     assert result['loss'] == pytest.approx(last['test_loss'], rel=1e-3)
     assert 'Final Accuracy' in (tmp_path / LOGS['finetune_eval_8p']).read_text()
+
+
+def test_a_probed_encoder_is_in_the_checkpoint_as_it_was_though_apex_halves_it(pretrained, trained):
+    encoder = weights_of(pretrained / 'checkpoint-0.pth')['model']
+    weights = weights_of(trained('linprobe_full_8p')[0] / 'checkpoint-1.pth')['model']
+    assert {name.split('.')[1] for name in weights if name not in encoder} == {'0', '1'}
+    assert all(torch.equal(value, encoder[name]) for name, value in weights.items() if name in encoder)
+    assert weights['head.0.running_var'].ne(1).all() and weights['head.1.weight'].dtype == torch.float32
 
 
 @pytest.mark.parametrize('name', ['pretrain_full_8p', 'finetune_full_8p'])

@@ -1,0 +1,171 @@
+"""k-NN classification of features: by its formula, alone and during pre-training, which it does not disturb."""
+import argparse
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import PRETRAIN, ROOT, pretrain, two_processes
+from test_bad_input import one_line
+from test_end_to_end import epochs_of, same, weights_of
+from test_resume import ends_alike, killer  # noqa: F401  (a fixture)
+
+from util import datasets, encoder, knn, trained
+from util.device import Cpu
+from util.distributed import World
+from util.errors import UserError
+from util.precision import FullPrecision
+from util.runtime import Runtime
+from util.transforms import Normalize, evaluation_transform
+from util.weight_average import NoAverage
+
+
+def by_formula(queries, bank, labels, classes, k, temperature):
+    """Weighted k-NN of arXiv:1805.01978, query by query, in numpy and float64; features of any length."""
+    found = []
+    for query in queries.astype(np.float64):
+        cosine = bank @ query / np.linalg.norm(query) / np.linalg.norm(bank, axis=1)
+        votes = np.zeros(classes)
+        for i in np.argsort(-cosine)[:k]:
+            votes[labels[i]] += np.exp(cosine[i] / temperature)
+        found.append(votes.argmax())
+    return np.array(found)
+
+
+@pytest.mark.parametrize('k, temperature', [(1, .07), (20, .07), (20, 10.), (500, .5)])
+def test_votes_follow_the_formula(k, temperature):
+    rng = np.random.RandomState(0)
+    queries, bank, labels = rng.randn(50, 8), rng.randn(100, 8), rng.randint(0, 5, 100)
+    unit = [torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True)) for x in (queries, bank)]
+    found = knn.classify(*[x.float() for x in unit], torch.from_numpy(labels).float(), 5, k, temperature)
+    assert np.array_equal(found.numpy(), by_formula(queries, bank, labels, 5, k, temperature))
+
+
+def test_a_low_temperature_lets_the_nearest_win_over_the_many():
+    bank = torch.tensor([[1., 0.], [.8, .6], [.8, -.6]])
+    for temperature, label in ((.07, 0), (10., 1)):
+        found = knn.classify(torch.tensor([[1., 0.]]), bank, torch.tensor([0., 1., 1.]), 2, 3, temperature)
+        assert found.tolist() == [label]
+
+
+def test_a_choice_of_images_is_even_over_the_classes_and_depends_on_the_seed_alone():
+    labels = np.array([0] * 50 + [1] * 3 + [2] * 50)
+    chosen = knn.spread(labels, 21, seed=1)
+    assert np.bincount(labels[chosen]).tolist() == [9, 3, 9] and len(set(chosen)) == 21
+    assert np.array_equal(chosen, knn.spread(labels, 21, seed=1))
+    assert not np.array_equal(chosen, knn.spread(labels, 21, seed=2))
+    assert np.array_equal(knn.spread(labels, 1000, seed=1), np.arange(103))
+
+
+def features_of(path, folder, split, pool, input_size):
+    model, _, _ = trained.load_either(str(path), input_size)
+    pairs = list(datasets.labelled_set(str(folder), split, evaluation_transform(input_size)))
+    with torch.no_grad():
+        imgs = Normalize()(torch.stack([image for image, _ in pairs]))
+        return encoder.pooled(model, imgs, pool).numpy(), np.array([label for _, label in pairs])
+
+
+def expected(path, folder, pool='mean', k=20, temperature=.07, input_size=32):
+    """Accuracy by the formula, in percent."""
+    bank, labels = features_of(path, folder, 'train', pool, input_size)
+    queries, truth = features_of(path, folder, 'val', pool, input_size)
+    return 100 * float((by_formula(queries, bank, labels, 8, k, temperature) == truth).mean())
+
+
+def stand_alone(monkeypatch, capsys, *flags):
+    """(accuracy, the line) of `python -m util.knn`, in this process."""
+    monkeypatch.setattr(sys, 'argv', ['knn', '--device', 'cpu', '--num_workers', '0', *[str(flag) for flag in flags]])
+    knn._main()
+    line = capsys.readouterr().out.strip().split('\n')[-1]
+    return float(line.split()[3]), line
+
+
+@pytest.mark.parametrize('flags', [{}, {'k': 3}, {'pool': 'cls'}, {'k': 32, 'temperature': 5.}, {'input_size': 48}])
+def test_the_stand_alone_command_gives_what_the_formula_gives(images, pretrained, monkeypatch, capsys, flags):
+    path = pretrained / 'checkpoint-0.pth'
+    words = ['--resume', path, '--data_path', images, '--batch_size', 7]
+    words += [word for name, value in flags.items() for word in ('--' + name, value)]
+    accuracy, line = stand_alone(monkeypatch, capsys, *words)
+    assert accuracy == pytest.approx(expected(path, images, **flags), abs=1e-3)
+    assert line.endswith('(k {}, 19 validation images among 32 training images)'.format(flags.get('k', 20)))
+
+
+def test_images_and_seed_choose_the_bank(images, pretrained, monkeypatch, capsys):
+    flags = ['--resume', pretrained / 'checkpoint-0.pth', '--data_path', images, '--k', 1, '--images', 8, '--seed']
+    found = [stand_alone(monkeypatch, capsys, *flags, seed) for seed in (0, 0, 1, 2, 3)]
+    assert all(line.endswith('among 8 training images)') for _, line in found)
+    assert found[0] == found[1] and len({accuracy for accuracy, _ in found}) > 1
+
+
+def test_unreadable_images_are_left_out_and_none_left_is_a_mistake(images, pretrained, tmp_path, monkeypatch, capsys):
+    shutil.copytree(str(images), str(tmp_path / 'data'))
+    flags = ['--resume', pretrained / 'checkpoint-0.pth', '--data_path', tmp_path / 'data']
+    for path in sorted(tmp_path.glob('data/*/*/*.jpg'))[::3]:
+        path.write_bytes(b'no picture')
+    assert stand_alone(monkeypatch, capsys, *flags)[1].endswith(' 13 validation images among 21 training images)')
+    for path in tmp_path.glob('data/train/*/*.jpg'):
+        path.write_bytes(b'no picture')
+    with pytest.raises(UserError, match='none of the training images can be read'):
+        stand_alone(monkeypatch, capsys, *flags)
+
+
+def test_pretraining_without_classes_is_one_line(images, tmp_path):
+    flat = images / 'train' / 'cross_checks'
+    run = pretrain('--data_path', flat, '--output_dir', tmp_path / 'o', '--knn_every', 1, '--batch_size', 4)
+    one_line(run, '--knn_every 1: --data_path: {}'.format(flat))
+    assert not (tmp_path / 'o').exists()
+
+
+class Course:
+    """What a judge needs of util.course.Course."""
+    bad_images, agreed = None, 0
+
+    def agree(self):
+        self.agreed += 1
+
+
+@pytest.mark.parametrize('every, due', [(0, []), (1, [0, 1, 2, 3, 4]), (2, [1, 3, 4]), (9, [4])])
+def test_it_is_due_every_so_many_epochs_and_after_the_last(every, due):
+    class Judge:
+        def accuracy(self, bad_images):
+            return 7.
+
+    judge = knn.PeriodicJudge(Judge(), every, 5) if every else knn.NoJudge()
+    course = Course()
+    assert [epoch for epoch in range(5) if judge(epoch, course) == {'knn_acc1': 7.}] == due
+    assert course.agreed == len(due)
+
+
+def test_knn_images_bounds_the_bank(images, pretrained):
+    model, flags, _ = trained.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
+    args = argparse.Namespace(**{**flags, 'knn_every': 1, 'knn_images': 16, 'data_path': str(images)})
+    judge = knn.periodic(args, model, Normalize(), Runtime(Cpu(), World()), FullPrecision(), NoAverage())
+    assert [len(dataset) for dataset in (judge._judge._bank, judge._judge._held_out)] == [16, 19]
+
+
+@pytest.mark.slow
+def test_pretraining_ends_with_the_same_weights_with_it_and_without_also_where_it_is_killed(images, tmp_path,
+                                                                                          killer):  # noqa: F811
+    flags = ['--data_path', images, '--num_workers', 1]
+    ends_alike('main_pretrain.py', [*flags, '--knn_every', 1], tmp_path, killer, [(6, 0)])
+    without = tmp_path / 'without'
+    assert pretrain(*flags, '--output_dir', without, '--epochs', 3).status == 0
+    ends = [weights_of(folder / 'checkpoint-2.pth') for folder in (tmp_path / 'whole', without)]
+    assert same(ends[0]['model'], ends[1]['model'])
+
+
+@pytest.mark.slow
+def test_two_processes_get_the_accuracy_of_one_and_record_it(images, tmp_path):
+    run = two_processes(ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', tmp_path,
+                        '--epochs', 3, '--knn_every', 2, '--batch_size', 4)
+    assert run.status == 0, run.output
+    accuracies = [record.get('knn_acc1') for record in epochs_of(tmp_path)]
+    assert accuracies[0] is None and accuracies[1] is not None
+    assert accuracies[2] == pytest.approx(expected(tmp_path / 'checkpoint-2.pth', images), abs=1e-3)
+    assert json.loads((tmp_path / 'summary.json').read_text())['knn_acc1'] == accuracies[2]
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator').EventAccumulator(
+        str(tmp_path))
+    accumulator.Reload()
+    assert [event.step for event in accumulator.Scalars('perf/knn_acc1')] == [2000, 3000]

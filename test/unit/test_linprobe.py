@@ -1,0 +1,190 @@
+"""Linear probing: the encoder stays, the head learns, and a checkpoint is enough to evaluate."""
+import json
+import math
+
+import pytest
+import torch
+from conftest import FINETUNE, linprobe
+from test_end_to_end import epochs_of, weights_of
+from test_resume import ends_alike, killer  # noqa: F401  (a fixture)
+
+import main_finetune
+import main_linprobe
+import models_vit
+from engine_finetune import evaluate
+from util import checkpoint_file, encoder, precision, trained
+from util.arguments import parse_linprobe
+from util.device import Cpu
+from util.distributed import World
+from util.errors import UserError
+from util.lars import LARS
+from util.linear_probe import LinearProbe, probing_head
+from util.log import logger
+from util.runtime import Runtime
+from util.transforms import Normalize
+
+
+@pytest.fixture(scope='module')
+def probed(images, pretrained, tmp_path_factory):
+    """The output folder of a linear probing of two epochs."""
+    folder = tmp_path_factory.mktemp('probed')
+    run = linprobe('--data_path', images, '--output_dir', folder, '--epochs', 2, '--save_every', 1, '--lr', 3,
+                   '--finetune', pretrained / 'checkpoint-0.pth')
+    assert run.status == 0, run.output
+    assert 'left out: the decoder\n' in run.output and 'starting from random weights: head.0.running_mean' in run.output
+    return folder
+
+
+@pytest.mark.slow
+def test_schedule_and_optimizer_flags_reach_training(images, pretrained, tmp_path):
+    run = linprobe('--data_path', images, '--output_dir', tmp_path, '--epochs', 2, '--finetune',
+                   pretrained / 'checkpoint-0.pth', '--blr', 48, '--accum_iter', 2, '--min_lr', 1, '--warmup_epochs', 0,
+                   '--weight_decay', 100, '--clip_grad', 1e-6)
+    assert run.status == 0, run.output
+    assert [record['train_lr'] for record in epochs_of(tmp_path)] == pytest.approx(
+        [1 + (3 - 1) * .5 * (1 + math.cos(math.pi * done)) for done in (.25, .75)])
+    # the gradient is clipped to nothing, so the decay alone is left, which scales weights and leaves biases
+    head = weights_of(tmp_path / 'checkpoint-1.pth')['model']
+    Runtime(Cpu(), World()).seed(0, epoch=-1)
+    before = main_linprobe.build_model(parse_linprobe([*FINETUNE, '--data_path', str(images)]), 8).head[1].weight
+    shrunk = head['head.1.weight'] / before.detach()
+    assert shrunk.min() > .9 and shrunk.max() < .999 and shrunk.max() - shrunk.min() < 1e-4
+    assert head['head.1.bias'].abs().max() < 1e-4
+
+
+def vit(**options):
+    torch.manual_seed(0)
+    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=8, **options)
+    model.head = probing_head(128, 8)
+    return model
+
+
+def test_only_the_head_learns(pretrained, probed):
+    encoder_weights = weights_of(pretrained / 'checkpoint-0.pth')['model']
+    states = [weights_of(probed / 'checkpoint-{}.pth'.format(epoch)) for epoch in (0, 1)]
+    for state in states:
+        own = {name for name in state['model'] if name not in encoder_weights}
+        assert own == {'head.0.running_mean', 'head.0.running_var', 'head.0.num_batches_tracked', 'head.1.weight',
+                       'head.1.bias'}
+        assert all(torch.equal(value, encoder_weights[name]) for name, value in state['model'].items()
+                   if name not in own)
+    assert not torch.equal(states[0]['model']['head.1.weight'], states[1]['model']['head.1.weight'])
+    assert epochs_of(probed)[0]['n_parameters'] == 128 * 8 + 8
+
+
+def test_a_step_of_the_head_follows_the_formulas():
+    probe = LinearProbe(vit(), precision.FullPrecision())
+    optimizer = LARS(probe.head.parameters(), lr=40.)
+    features, labels = probe.features(torch.randn(6, 3, 32, 32)), torch.tensor([0, 1, 2, 3, 7, 7])
+    weight, bias = (p.detach().clone().double() for p in probe.head[1].parameters())
+    probe.head.train()
+    torch.nn.functional.cross_entropy(probe.head(features), labels).backward()
+    optimizer.step()
+
+    x = features.double()
+    x = (x - x.mean(dim=0)) / (x.var(dim=0, unbiased=False) + 1e-6).sqrt()
+    error = (x @ weight.t() + bias).softmax(dim=1)
+    error[torch.arange(6), labels] -= 1
+    gradient = error.t() @ x / 6
+    expected = weight - 40 * .001 * gradient * weight.norm() / gradient.norm()
+    assert torch.allclose(probe.head[1].weight.detach().double(), expected, atol=1e-6)
+    assert torch.allclose(probe.head[1].bias.detach().double(), bias - 40 * error.mean(dim=0), atol=1e-5)
+
+
+@pytest.mark.parametrize('global_pool, pool', [(False, 'cls'), (True, 'mean')])
+def test_features_are_those_of_the_encoder_at_rest_without_gradients(global_pool, pool):
+    model = vit(global_pool=global_pool, drop_path_rate=.9)
+    probe = LinearProbe(model, precision.FullPrecision())
+    probe.head.train()
+    imgs = torch.randn(4, 3, 32, 32)
+    features = probe.features(imgs)
+    assert not features.requires_grad
+    assert torch.allclose(features, encoder.pooled(model.eval(), imgs, pool))
+
+
+def test_the_class_token_is_classified_unless_the_mean_is_asked_for(tmp_path):
+    flags = [*FINETUNE, '--data_path', str(tmp_path)]
+    for more, name in (([], 'norm'), (['--cls_token'], 'norm'), (['--global_pool'], 'fc_norm')):
+        assert hasattr(main_linprobe.build_model(parse_linprobe(flags + more), 8), name)
+
+
+def test_crops_and_flips_are_all_the_augmentation(images):
+    args = parse_linprobe([*FINETUNE, '--data_path', str(images), '--crop_min', '.5'])
+    steps = main_linprobe.build_data(args, World(), Cpu())[0].transform.transforms
+    assert [getattr(step, '__name__', type(step).__name__) for step in steps] == ['RandomResizedCrop', 'flip_at_random']
+    assert steps[0].scale == (.5, 1.)
+
+
+def test_a_checkpoint_is_enough_to_evaluate(images, probed, tmp_path):
+    run = linprobe('--eval', '--data_path', images, '--resume', probed / 'checkpoint-1.pth', '--output_dir', tmp_path)
+    assert run.status == 0, run.output
+    result, last = json.loads((tmp_path / 'eval.json').read_text()), epochs_of(probed)[-1]
+    assert (result['acc1'], result['acc5']) == (last['test_acc1'], last['test_acc5'])
+    assert result['loss'] == pytest.approx(last['test_loss'], rel=1e-5) and result['images'] == 19
+
+
+def test_a_checkpoint_is_an_ordinary_classifier_to_whoever_uses_trained_models(probed):
+    path = str(probed / 'checkpoint-1.pth')
+    model = vit()
+    model.load_state_dict(checkpoint_file.load(path)['model'])
+    imgs = torch.randn(4, 3, 32, 32)
+    classifier, flags, classes = trained.load_classifier(path)
+    assert torch.allclose(classifier(imgs), model.eval()(imgs), atol=1e-4)
+    assert not flags['global_pool'] and len(classes) == 8
+
+
+@pytest.mark.parametrize('name, shape', [('0.running_mean', (64,)), ('0.running_var', ()), ('1.bias', (9,)),
+                                         ('1.weight', (8,)), ('1.weight', (8, 128, 1))])
+def test_a_head_that_no_probing_wrote_is_refused_in_one_line(probed, tmp_path, name, shape):
+    state = checkpoint_file.load(str(probed / 'checkpoint-1.pth'))
+    state['model']['head.' + name] = torch.zeros(shape)
+    checkpoint_file.save(str(tmp_path / 'x.pth'), state)
+    with pytest.raises(UserError, match='x.pth: '):
+        trained.load_either(str(tmp_path / 'x.pth'))
+
+
+def flags_of(folder, path):
+    return parse_linprobe([*FINETUNE, '--data_path', str(folder), '--finetune', str(path)])
+
+
+def test_a_classifier_of_the_mean_has_no_norm_for_the_class_token(images, tmp_path):
+    torch.manual_seed(0)
+    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=5, global_pool=True)
+    checkpoint_file.save(str(tmp_path / 'fine.pth'), {'model': model.state_dict()})
+    with pytest.raises(UserError, match='fine.pth: has no norm for the class token, .*; add --global_pool'):
+        main_linprobe.load_encoder(vit(), flags_of(tmp_path, tmp_path / 'fine.pth'))
+    probing = vit(global_pool=True)
+    main_linprobe.load_encoder(probing, flags_of(tmp_path, tmp_path / 'fine.pth'))
+    assert torch.equal(probing.blocks[5].mlp.fc2.weight, model.blocks[5].mlp.fc2.weight)
+
+
+def test_probing_random_weights_is_said(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logger, 'warning', lines.append)
+    main_linprobe.load_encoder(vit(), parse_linprobe([*FINETUNE, '--data_path', str(tmp_path)]))
+    assert lines == ['--finetune is not given: the features are those of random weights']
+
+
+@pytest.mark.skipif(not hasattr(torch, 'autocast'), reason='this torch has no autocast for the CPU')
+def test_in_half_precision_the_head_computes_in_fp32():
+    probe = LinearProbe(vit(), precision.choose(Cpu(), dtype='bf16'))
+    assert probe.precision.name == 'native bf16 for the frozen encoder, fp32 for the head'
+    probe.eval()
+    logits = probe(torch.randn(4, 3, 32, 32))
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_killed_end_as_the_uninterrupted_ones(images, pretrained, tmp_path,
+                                                                            killer):  # noqa: F811
+    flags = ['--data_path', images, '--batch_size', 4, '--accum_iter', 2, '--num_workers', 1, '--dist_eval', '--lr', 30,
+             '--finetune', pretrained / 'checkpoint-0.pth']
+    ends_alike('main_linprobe.py', flags, tmp_path, killer, [(5, 1)], processes=2)
+
+    # both evaluate with the first one's running statistics, which are in the checkpoint
+    args, model, place = parse_linprobe([*FINETUNE, '--data_path', str(images)]), vit(), Runtime(Cpu(), World())
+    model.load_state_dict(weights_of(tmp_path / 'whole' / 'checkpoint-2.pth')['model'])
+    probe = LinearProbe(model, precision.FullPrecision())
+    _, loader = main_finetune.build_evaluation(args, World(), Cpu())
+    result = evaluate(probe, loader, probe.precision, place, Normalize())
+    assert result['loss'] == pytest.approx(epochs_of(tmp_path / 'whole')[-1]['test_loss'], rel=1e-5)

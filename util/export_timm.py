@@ -1,5 +1,5 @@
 """--to timm: a bare state_dict for timm.create_model, or for timm's VisionTransformer where no name fits."""
-from functools import partial
+from functools import lru_cache, partial
 
 import timm
 import torch
@@ -38,6 +38,7 @@ def write(part, path):
     return [part.compare({part.output_names[0]: found}, 'timm {}, {}'.format(timm.__version__, name or 'a ViT'))]
 
 
+@lru_cache(maxsize=1)       # it builds a model
 def _form(part):
     """(name for timm.create_model, or None for VisionTransformer; keywords that differ from its defaults)."""
     options = {'num_classes': 0 if part.kind == ENCODER else part.model.head.out_features}

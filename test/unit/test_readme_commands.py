@@ -146,7 +146,7 @@ def workspace(tmp_path_factory, images, batches):  # noqa: F811
             (folder / path.name).symlink_to(path)
     (folder / 'data').mkdir()
     places = [('data/imagenet', images), ('data/cifar-10-batches-py', batches), ('photos', images / 'train'),
-              ('mine', images), ('cifar', images)]
+              ('mine', images), ('data/mine', images), ('cifar', images)]
     for name, target in places:
         (folder / name).symlink_to(target)
     for name in ('photo.jpg', 'cat.jpg'):
@@ -155,6 +155,9 @@ def workspace(tmp_path_factory, images, batches):  # noqa: F811
     for i in range(16):
         np.save(str(folder / 'data' / 'bands' / '{}.npy'.format(i)), np.full((40, 40, 5), i * 4000, np.uint16))
     (folder / 'stats.txt').write_text('--mean .1 .2 .3 .4 .5 --std 1 1 1 1 1\n')
+    recipe = re.search(r'^```yaml\n# recipe.yaml\n(.*?)^```', (ROOT / 'README.en.md').read_text(encoding='utf-8'),
+                       re.S | re.M).group(1)
+    (folder / 'recipe.yaml').write_text(recipe.replace('/data/', 'data/'))
     return folder
 
 
@@ -189,12 +192,13 @@ def checkpoints(warm, images, pretrained, tmp_path_factory):
 
 
 def provide(folder, checkpoints, command):
-    """Put a checkpoint where the command names one that is not there, of the kind that the folder's name tells."""
-    for name in re.findall(r'[\w./-]+\.pth', command):
-        path = folder / name
+    """Put a checkpoint where the command names one that is not there, of the kind that the folder's name tells; and
+    the flags of a run, likewise."""
+    for name in re.findall(r'[\w./-]+\.pth|\w+/config\.yaml', command):
+        path, source = folder / name, checkpoints['pretrain' in name or 'photos' in name]
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(str(checkpoints['pretrain' in name or 'photos' in name]), str(path))
+            shutil.copy(str(source if name.endswith('.pth') else source.parent / 'config.yaml'), str(path))
 
 
 def run_in(folder, command, **environ):

@@ -104,17 +104,22 @@ def main(args):
     runtime.world.leave()
 
 
-def evaluate_checkpoint(args, runtime, precision, resumed):
-    """--eval: accuracy of the --resume checkpoint on the validation images."""
+def prepared(model, precision):
+    """(model, precision) as evaluation takes them, of a model on its device."""
+    return precision.prepare_inference(model), precision
+
+
+def evaluate_checkpoint(args, runtime, precision, resumed, build=build_model, prepare=prepared):
+    """--eval: accuracy of the --resume checkpoint, of what `build` builds, on the validation images."""
     if resumed.path is None:
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
     advice.before_evaluation(dataset)
-    model = build_model(args, count_classes(args, dataset))
+    model = build(args, count_classes(args, dataset))
     adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model, fit_positions=True, averaged=True)
     logbook = runtimes.open_logbook(args, runtime)
-    model = precision.prepare_inference(model.to(runtime.device))
+    model, precision = prepare(model.to(runtime.device), precision)
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
     normalize = Normalize.of(vars(args))
     mistakes = Mistakes(dataset, normalize)

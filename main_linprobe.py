@@ -8,17 +8,8 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from main_finetune import build_evaluation, close_epoch, count_classes
-from util import (
-    advice,
-    bad_images,
-    checkpoint,
-    checkpoint_file,
-    precision as precisions,
-    report,
-    runtime as runtimes,
-    weights,
-)
+from main_finetune import build_evaluation, close_epoch, count_classes, evaluate_checkpoint
+from util import advice, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, labelled_set
 from util.held_out import split_settings
@@ -78,31 +69,17 @@ def main(args):
     resumed = checkpoint.find(args.resume, args.output_dir)
     args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
                                                       args.eval, resumed.get('args'))
-    (evaluate_checkpoint if args.eval else train)(args, runtime, precision, resumed)
+    if args.eval:
+        evaluate_checkpoint(args, runtime, precision, resumed, build_model, prepared)
+    else:
+        train(args, runtime, precision, resumed)
     runtime.world.leave()
 
 
-def evaluate_checkpoint(args, runtime, precision, resumed):
-    """--eval: accuracy of the --resume checkpoint on the validation images."""
-    if resumed.path is None:
-        raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
-    dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
-    advice.before_evaluation(dataset)
-    model = build_model(args, count_classes(args, dataset))
-    adopt_statistics(args, resumed.get('args'), resumed.path)
-    resumed.restore_model(model, fit_positions=True)
-    logbook = runtimes.open_logbook(args, runtime)
-    probe = LinearProbe(model.to(runtime.device), precision)
-    loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
-    normalize = Normalize.of(vars(args))
-    mistakes = Mistakes(dataset, normalize)
-    result = evaluate(probe, loader, probe.precision, runtime, normalize, mistakes)
-    mistakes.after(0, True, logbook)
-    loader.bad_images.share(runtime.world, runtime.device)
-    result = runtimes.finish(runtime, logbook, 'eval', {
-        'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
-    report.of_evaluation(args, runtime, probe.precision, result, mistakes)
-    logbook.close()
+def prepared(model, precision):
+    """(model, precision) as evaluation takes them, of a model on its device."""
+    probe = LinearProbe(model, precision)
+    return probe, probe.precision
 
 
 def train(args, runtime, precision, resumed):

@@ -68,7 +68,7 @@ tbody th { font-weight: 500; color: var(--dim) }
 .matrix th { border: 0; padding: 4px 9px; max-width: 11em; overflow: hidden; text-overflow: ellipsis;
   white-space: nowrap; font-weight: 500; color: var(--dim) }
 .matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg); max-width: none; max-height: 11em;
-  vertical-align: bottom; text-align: left } .matrix td.right { font-weight: 700 }
+  padding: 8px 4px; vertical-align: bottom; text-align: left } .matrix td.right { font-weight: 700 }
 .fit { width: fit-content; max-width: 100% }
 pre { margin: 0; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .86rem;
   font-family: ui-monospace, "Cascadia Mono", "DejaVu Sans Mono", Menlo, Consolas, monospace }

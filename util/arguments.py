@@ -11,6 +11,7 @@ from util.parser import (
     SHARE,
     SHARE_BELOW_1,
     Parser,
+    add_device,
     number,
 )
 
@@ -181,8 +182,7 @@ def _add_reliability(parser):
 def _add_distribution(parser):
     group = parser.add_argument_group('devices and processes')
     add = group.add_argument
-    add('--device', default='auto', choices=('auto', 'npu', 'cuda', 'cpu'),
-        help='where to run; auto: NPU, then CUDA, then CPU')
+    add_device(add)
     add('--world_size', type=COUNT, help='number of processes, where no launcher says it in the environment')
     add('--local_rank', '--local-rank', type=number(int, -1), default=-1,
         help='index of this process on its node, where no launcher says it in the environment')

@@ -16,9 +16,9 @@ from util.columns import fitted
 from util.errors import UserError, one_line, run
 from util.features import supported
 from util.inference import Inference
-from util.inference_arguments import add_device, add_images, add_model, check_checkpoint, check_output
+from util.inference_arguments import add_images, add_model, check_checkpoint, check_output
 from util.output_file import output_file
-from util.parser import COUNT, Parser
+from util.parser import COUNT, Parser, add_device
 from util.pictures import BICUBIC
 
 # In pixels: longer side of an image, between images, height of a line, width of a letter.
@@ -100,7 +100,7 @@ def _flags(argv):
              'for a classifier of the mean (--global_pool), whose class token serves nothing in the end; else cls')
     add('--heads', action='store_true', help='show each head too, beside their mean')
     add('--count', type=COUNT, default=8, help='images at most, spread over those named')
-    add_device(parser)
+    add_device(add)
     args = parser.parse_args(argv)
     check_checkpoint(parser, args)
     check_output(parser, args)

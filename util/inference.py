@@ -48,7 +48,7 @@ class Inference:
 
     Args:
         trained: util.trained.Trained.
-        device: 'auto', 'npu', 'cuda' or 'cpu'; amp: as the flags of that name.
+        device, amp: as the flags of that name.
     Raises:
         UserError: the device cannot be used here.
     """

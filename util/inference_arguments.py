@@ -2,7 +2,7 @@
 import os
 
 from util import download, input_size
-from util.parser import COUNT, INDEX, Parser
+from util.parser import COUNT, INDEX, Parser, add_device
 
 
 def predict_parser():
@@ -47,16 +47,10 @@ def add_images(parser):
                         help='image files, folders of images at any depth or of tar files, CSV lists, CIFAR batches')
 
 
-def add_device(parser):
-    """Add the choice of the device."""
-    parser.add_argument('--device', default='auto', choices=('auto', 'npu', 'cuda', 'cpu'),
-                        help='where to run; auto: NPU, then CUDA, then CPU')
-
-
 def add_work(parser):
     """Add how many images are worked on."""
-    add_device(parser)
     add = parser.add_argument
+    add_device(add)
     add('--amp', action='store_true', help='mixed precision where the device gains by it, as in training')
     add('--batch_size', type=COUNT, default=64, help='images that the model takes at once')
     add('--num_workers', type=INDEX,

@@ -117,3 +117,9 @@ POSITIVE = number(float, 0, open_low=True)
 SHARE = number(float, 0, 1)
 SHARE_BELOW_1 = number(float, 0, 1, open_high=True)
 INSIDE_0_1 = number(float, 0, 1, open_low=True, open_high=True)
+
+
+def add_device(add):
+    """Add --device by `add`, which is add_argument of a parser or group."""
+    add('--device', default='auto', choices=('auto', 'npu', 'cuda', 'cpu'),
+        help='where to run; auto: NPU, then CUDA, then CPU')

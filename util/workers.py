@@ -75,10 +75,12 @@ def start(loader):
     DataLoader would also raise it by a handler of SIGCHLD, in the midst of whatever the training process does then.
     """
     handler = signal.getsignal(signal.SIGCHLD)
-    iterator = iter(loader)
+    # Not by name: Python 3.7's getsignal leaves this frame in a cycle, and garbage that a forked loader process collects
+    # would end the processes of its elder brothers, which hangs.
+    made = [iter(loader)]
     if handler is not None and signal.getsignal(signal.SIGCHLD) is not handler:     # None: not set from Python
         signal.signal(signal.SIGCHLD, handler)
-    return iterator
+    return made.pop()
 
 
 def following(iterator):

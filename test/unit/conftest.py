@@ -1,4 +1,5 @@
 """What the tests share: the repository on the path, a small drawn dataset, and running the program as a user does."""
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 
 import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
 from util import drawn_dataset
+from util.log import logger
 
 Run = namedtuple('Run', 'status output')
 
@@ -51,6 +53,13 @@ def two_processes(script, *flags, **environ):
 def launcher(name, *flags, **environ):
     """bash test/<name>.sh with this interpreter."""
     return execute(['bash', ROOT / 'test' / (name + '.sh'), *flags], PYTHON=sys.executable, **environ)
+
+
+@pytest.fixture(autouse=True)
+def quiet_logger():
+    """The logger as it is before a run sets it up, which commands that a test calls have done."""
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope='session')

@@ -114,7 +114,7 @@ def test_accelerators_are_named_in_few_modules_only():
         if lines:
             found[path.relative_to(ROOT).as_posix()] = lines
     assert 'util/device.py' in found
-    helps = found.pop('util/arguments.py', [])
+    helps = found.pop('util/parser.py', [])
     assert all('choices=' in line or 'help=' in line or "'--" in line for line in helps), helps
     allowed = {'util/device.py', 'util/precision.py',
                'util/check_env.py',         # says what an NPU host has and lacks

@@ -1,6 +1,7 @@
 """Killed anywhere and resumed, a run ends as if nothing had happened: weights, moments, log.txt, best accuracy."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -156,7 +157,9 @@ def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(images, tmp
     assert pretrain(*flags).status == 0
     newest = (tmp_path / 'checkpoint-2.pth').read_bytes()
     run = pretrain(*flags, '--resume', tmp_path / 'checkpoint-0.pth', '--lr', 1e-3)
-    assert run.status == 0 and run.output.count('earlier results kept in') == 3, run.output    # log.txt is the third
+    assert run.status == 0, run.output
+    kept = re.findall(r'earlier results kept in .*/(\S+?)\.', run.output)
+    assert sorted(kept) == ['checkpoint-1', 'checkpoint-2', 'config', 'log', 'report'], run.output
     aside, = tmp_path.glob('checkpoint-2.*.pth')
     assert aside.read_bytes() == newest != (tmp_path / 'checkpoint-2.pth').read_bytes()
     assert len((tmp_path / 'log.txt').read_text().splitlines()) == 3

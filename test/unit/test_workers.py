@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 import torch
 from conftest import execute
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from util import workers
 from util.device import Cpu
@@ -111,6 +112,20 @@ def no_process_left():
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(.05)
     assert not multiprocessing.active_children()
+
+
+def test_an_iterator_goes_with_its_last_reference():
+    """One that is left to a collection of garbage may be collected in a younger loader process, where PyTorch 1.5 hangs."""
+    gc.collect()
+    gc.disable()
+    try:
+        iterator = workers.start(DataLoader([0] * 8, num_workers=1))
+        gone = weakref.ref(iterator)
+        assert len(list(iterator)) == 8
+        del iterator
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def no_process_left():
 
 
 def test_an_iterator_goes_with_its_last_reference():
-    """One that is left to a collection of garbage may be collected in a younger loader process, where PyTorch 1.5 hangs."""
+    """Left to a collection of garbage, it may be collected in a younger loader process, where PyTorch 1.5 hangs."""
     gc.collect()
     gc.disable()
     try:

@@ -75,8 +75,8 @@ def start(loader):
     DataLoader would also raise it by a handler of SIGCHLD, in the midst of whatever the training process does then.
     """
     handler = signal.getsignal(signal.SIGCHLD)
-    # Not by a name of its own: Python 3.7's getsignal leaves this frame in a cycle, and an iterator that a younger loader
-    # process collects as garbage waits there for processes that are not its own.
+    # Not by a name of its own: Python 3.7's getsignal leaves this frame in a cycle, and an iterator that a younger
+    # loader process collects as garbage waits there for processes that are not its own.
     made = [iter(loader)]
     if handler is not None and signal.getsignal(signal.SIGCHLD) is not handler:     # None: not set from Python
         signal.signal(signal.SIGCHLD, handler)

@@ -184,9 +184,7 @@ def train(args, runtime, precision, resumed):
                 model, lambda: evaluate(model, val_loader, precision, runtime, normalize, mistakes))
             course.agree()                              # a signal may have cut the evaluation short
             close_epoch(course, progress.epoch, stats, result, parameters)
-        best = course.values['best']
-        course.finish({'loss': stats['train_loss'], 'acc1': result['acc1'], 'acc5': result['acc5'],
-                       'best_acc1': best['acc1'], 'best_epoch': best['epoch']})
+        finish(course, stats, result)
 
 
 def close_epoch(course, epoch, stats, result, parameters):
@@ -198,6 +196,13 @@ def close_epoch(course, epoch, stats, result, parameters):
     tests = {'test_' + name: value for name, value in result.items() if name.endswith(('acc1', 'acc5', 'loss'))}
     course.close_epoch({**stats, **tests, 'n_parameters': parameters}, improved,
                        {'perf/' + name: value for name, value in tests.items()})
+
+
+def finish(course, stats, result):
+    """Write the Final result, of the last epoch and the best."""
+    best = course.values['best']
+    course.finish({'loss': stats['train_loss'], 'acc1': result['acc1'], 'acc5': result['acc5'],
+                   'best_acc1': best['acc1'], 'best_epoch': best['epoch']})
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from main_finetune import build_evaluation, close_epoch, count_classes, evaluate_checkpoint
+from main_finetune import build_evaluation, close_epoch, count_classes, evaluate_checkpoint, finish
 from util import advice, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, labelled_set
@@ -121,9 +121,7 @@ def train(args, runtime, precision, resumed):
             result = evaluate(probe, val_loader, probe.precision, runtime, normalize, mistakes)
             course.agree()                              # a signal may have cut the evaluation short
             close_epoch(course, progress.epoch, stats, result, parameters)
-        best = course.values['best']
-        course.finish({'loss': stats['train_loss'], 'acc1': result['acc1'], 'acc5': result['acc5'],
-                       'best_acc1': best['acc1'], 'best_epoch': best['epoch']})
+        finish(course, stats, result)
 
 
 if __name__ == '__main__':

@@ -320,10 +320,7 @@ def _check_shared(parser, args):
         parser.error('argument --val_fraction: 1 leaves nothing to train on')
     for flag in ('resume', 'finetune', 'init_from'):
         path = getattr(args, flag, '')
-        if download.is_url(path):
-            fault = download.fault_of(path)
-        else:
-            fault = None if path in ('', 'auto') else download.fault_of_path(path)
+        fault = None if path in ('', 'auto') else download.fault_of_weights(path)
         if fault:
             parser.error('argument --{}: {} {}'.format(flag, path, fault))
     if args.auto_scale_lr and args.lr is None:

@@ -48,6 +48,11 @@ def fault_of_path(path):
     return None if os.path.isfile(path) else 'is not a file'
 
 
+def fault_of_weights(place):
+    """Why a URL or path names no weights, as the end of a sentence; None where it does."""
+    return fault_of(place) if is_url(place) else fault_of_path(place)
+
+
 def fetch(url):
     """Where the file of `url` lies on this machine; it is downloaded unless it is there already.
 

@@ -59,8 +59,7 @@ def add_work(parser):
 
 def check_checkpoint(parser, args):
     """End the process with one line where --resume names no file and no URL that could be fetched."""
-    path = args.resume
-    fault = download.fault_of(path) if download.is_url(path) else download.fault_of_path(path)
+    fault = download.fault_of_weights(args.resume)
     if fault:
         parser.error('argument --resume: {} {}'.format(args.resume, fault))
 

@@ -133,7 +133,7 @@ build_command() {
 # run_logged LOG: run COMMAND with its output on the screen and in LOG; returns its status. Signals are passed on, so that
 # it can save and end every process that it started; Ctrl-C as TERM, since bash lets background processes ignore INT.
 run_logged() {
-    local pipe child writer process status ended shows_lines
+    local pipe child writer process status ended signalled shows_lines
     pipe=$(mktemp -u "${TMPDIR:-/tmp}/launch.XXXXXX")
     mkfifo -m 600 "$pipe"
     # The log's writer outlives a signal to all processes of the job: it ends with the last line.
@@ -151,13 +151,13 @@ run_logged() {
     writer=$!
     MAE_LAUNCHER=$$ MAE_TERMINAL=$shows_lines "${COMMAND[@]}" >"$pipe" 2>&1 &     # without the first it stops
     child=$!
-    trap 'kill -TERM "$child" 2>/dev/null || true' INT TERM HUP
-    trap 'kill -USR1 "$child" 2>/dev/null || true' USR1
+    trap 'signalled=yes; kill -TERM "$child" 2>/dev/null || true' INT TERM HUP
+    trap 'signalled=yes; kill -USR1 "$child" 2>/dev/null || true' USR1
     for process in "$child" "$writer"; do
-        while true; do
-            status=0
+        signalled=yes
+        while [[ $signalled ]]; do      # a wait that a signal cuts short returns that signal, not the process's status
+            signalled='' status=0
             wait "$process" || status=$?
-            kill -0 "$process" 2>/dev/null || break
         done
         if [[ $process == "$child" ]]; then ended=$status; fi
     done

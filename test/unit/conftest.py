@@ -1,8 +1,10 @@
 """What the tests share: the repository on the path, a small drawn dataset, and running the program as a user does."""
 import logging
 import os
+import re
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -28,6 +30,22 @@ def execute(command, **environ):
     done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1', **environ})
     return Run(done.returncode, done.stdout.decode(errors='replace'))
+
+
+def slow_kill(pause):
+    """Environment in which bash goes on only `pause` seconds after it sent a signal: until then the other may end."""
+    return {'BASH_FUNC_kill%%': '() { local ended=0\n builtin kill "$@" || ended=$?\n sleep %s\n return $ended\n}' % pause}
+
+
+def signal_when_trapped(process, signum):
+    """Send a bash script a signal as soon as its trap for it is set."""
+    deadline = time.time() + 60
+    while time.time() < deadline:
+        caught = re.search(r'^SigCgt:\t(\w+)$', Path('/proc/{}/status'.format(process.pid)).read_text(), re.M).group(1)
+        if int(caught, 16) >> (signum - 1) & 1:
+            break
+        time.sleep(.01)
+    process.send_signal(signum)
 
 
 def pretrain(*flags, **environ):

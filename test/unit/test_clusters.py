@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, execute
+from conftest import ROOT, execute, signal_when_trapped, slow_kill
 from printed_commands import check_printed
 from test_style import tool
 
@@ -27,12 +27,12 @@ for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do
     SLURM_NODEID=$node SLURM_PROCID=$node SLURM_NTASKS=$SLURM_JOB_NUM_NODES "$@" >"$0.$node" 2>&1 &
     tasks+=($!)
 done
-trap 'kill -USR1 "${tasks[@]}"' USR1
+trap 'signalled=yes; builtin kill -USR1 "${tasks[@]}"' USR1
 for task in "${tasks[@]}"; do
-    while true; do
-        ended=0
+    signalled=yes
+    while [[ $signalled ]]; do
+        signalled='' ended=0
         wait "$task" || ended=$?
-        kill -0 "$task" 2>/dev/null || break
     done
     ((ended > status)) && status=$ended
 done
@@ -99,15 +99,16 @@ def test_a_job_is_queued_again_only_after_a_stop_that_saved(cluster, tmp_path, s
     assert run.status == status and ('asked: scontrol requeue 4711' in run.output) == requeued
 
 
-def test_a_warning_to_the_batch_shell_reaches_the_launcher_of_every_node(cluster, tmp_path):
+@pytest.mark.parametrize('pause', [0, .5], ids=['at_work', 'ended_before_the_shell_looks'])
+def test_a_warning_to_the_batch_shell_reaches_the_launcher_of_every_node(cluster, tmp_path, pause):
     (tmp_path / 'launcher.sh').write_text('trap "echo saved; exit 75" USR1\n: >{}/at_work-$NODE_RANK\n'
                                           'for ((i = 0; i < 600; i++)); do sleep .1; done\n'.format(tmp_path))
     job = subprocess.Popen(['bash', str(SLURM), str(tmp_path / 'launcher.sh')], stdout=subprocess.PIPE,
-                           env={**os.environ, **cluster, 'SLURM_JOB_NUM_NODES': '2'})
+                           env={**os.environ, **cluster, 'SLURM_JOB_NUM_NODES': '2', **slow_kill(pause)})
     deadline = time.time() + 60
     while len(list(tmp_path.glob('at_work-*'))) < 2 and time.time() < deadline:
         time.sleep(.05)
-    job.send_signal(signal.SIGUSR1)
+    signal_when_trapped(job, signal.SIGUSR1)
     output = job.communicate(timeout=60)[0].decode()
     assert job.returncode == 75 and output.count('saved\n') == 2 and output.count('asked: scontrol requeue') == 1
 

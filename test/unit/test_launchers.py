@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FINETUNE, PRETRAIN, ROOT, execute, launcher
+from conftest import FINETUNE, PRETRAIN, ROOT, execute, launcher, signal_when_trapped, slow_kill
 
 PRETRAIN_BASE = 'main_pretrain.py --data_path {data} --output_dir {out} --model mae_vit_base_patch16 ' \
                 '--batch_size 256 --blr 3e-4 --norm_pix_loss --amp'
@@ -221,6 +221,17 @@ def test_a_signal_to_the_launcher_stops_all_processes_saved(images, tmp_path, np
     while processes_with(str(out)) and time.time() < deadline:      # loader processes notice it within seconds
         time.sleep(.2)
     assert not processes_with(str(out))
+
+
+@pytest.mark.parametrize('pause', [0, .5], ids=['at_work', 'ended_before_the_shell_looks'])
+def test_a_run_that_ends_at_a_signal_keeps_its_status(tmp_path, pause):
+    script = 'trap "exit 75" USR1; echo at work; for ((i = 0; i < 600; i++)); do sleep .1; done'
+    running = subprocess.Popen(
+        ['bash', '-c', 'source "$0"; COMMAND=(bash -c "$1"); run_logged "$2"', str(ROOT / 'test' / 'lib' / 'launch.sh'),
+         script, str(tmp_path / 'log')], env={**os.environ, **slow_kill(pause)}, stdout=subprocess.PIPE)
+    assert running.stdout.readline() == b'at work\n'
+    signal_when_trapped(running, signal.SIGUSR1)
+    assert running.wait(timeout=60) == 75 and (tmp_path / 'log').read_text() == 'at work\n'
 
 
 def by(supervisor, *words):

@@ -21,6 +21,8 @@ from PIL import Image
 from printed_commands import check_printed
 from test_cifar10 import batches  # noqa: F401  (a fixture)
 
+from util.arguments import finetune_parser, linprobe_parser, pretrain_parser
+
 PAIRS = [('README.md', 'README.en.md'), ('RECIPES.md', 'RECIPES.en.md'), ('CONTRIBUTING.md', 'CONTRIBUTING.en.md')]
 DOCUMENTS = [name for pair in PAIRS for name in pair]
 
@@ -327,3 +329,33 @@ def test_the_tree_of_files_has_every_file(name):
     there = {path.name for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
     missing = sorted(there - named)
     assert not missing
+
+
+@pytest.mark.parametrize('name', PAIRS[0])
+def test_the_tree_of_files_has_each_once_and_none_that_is_gone(name):
+    tree = re.search(r'^```text\n(├── main_pretrain.*?)^```', (ROOT / name).read_text(encoding='utf-8'), re.S | re.M)
+    folders, paths = [], []
+    for indent, file in re.findall(r'^([│ ]*)[├└]── (\S+)', tree.group(1), re.M):
+        folders[len(indent) // 4:] = [file]
+        paths.append('/'.join(folders))
+    assert not [path for path in set(paths) if paths.count(path) > 1 or not (ROOT / path).exists()]
+
+
+def flags_in_tables(name):
+    """{heading: the flags that the first columns of its tables name, in order} of a document."""
+    sections = re.split(r'^#+ (.*)$', (ROOT / name).read_text(encoding='utf-8'), flags=re.M)
+    return {heading: [flag for cell in re.findall(r'^\| (`--[^|]*) \|', text, re.M)
+                      for flag in re.findall(r'`(--[\w-]+)', cell)]
+            for heading, text in zip(sections[1::2], sections[2::2])}
+
+
+@pytest.mark.parametrize('name', PAIRS[0])
+def test_the_tables_of_the_parameters_have_each_flag_once(name):
+    public, shared, pretraining, classifying = [flags for flags in flags_in_tables(name).values() if flags][-4:]
+    for flags in (public, shared + pretraining + classifying):
+        assert not [flag for flag in flags if flags.count(flag) > 1]
+    parsers = [{flag for action in parser()._actions for flag in action.option_strings if flag.startswith('--')}
+               - {'--help'} for parser in (pretrain_parser, finetune_parser, linprobe_parser)]
+    assert set(shared) == parsers[0] & parsers[1]
+    assert set(pretraining) == parsers[0] - parsers[1] and set(classifying) == parsers[1] - parsers[0]
+    assert parsers[2] == set(shared[:-4] + classifying[:classifying.index('--cls_token') + 1])

@@ -31,13 +31,13 @@ def build_data(args):
                            args.val_fraction, args.val_seed)
 
 
-def build_gallery(args, runtime, precision, dataset, model, normalize, resumed):
-    """What pictures the model's progress on a few of the images, on the main process."""
+def build_gallery(args, runtime, precision, dataset, model, normalize, resumed, average):
+    """What pictures the progress of the model, or of its average, on a few of the images, on the main process."""
     if not runtime.world.is_main:
         return NoGallery()
     return Reconstructions(model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize,
                            args.mask_ratio, precision, runtime.device, args.epochs, resumed.get('reconstructions'),
-                           resumed.start(args.start_epoch)[0])
+                           resumed.start(args.start_epoch)[0], lambda: average.within(model))
 
 
 def main(args):
@@ -80,7 +80,7 @@ def train(args, runtime, precision):
     advice.before_training(args, advice.PRETRAINING, dataset, effective_batch, lr)
 
     # epochs
-    gallery = build_gallery(args, runtime, precision, dataset, model, normalize, resumed)
+    gallery = build_gallery(args, runtime, precision, dataset, model, normalize, resumed, updates.average)
     course = Course(args, runtime, updates, model, loader, resumed, 'train_loss', gallery,
                     reconstructions=gallery.snapshots)
     if course.nothing_left():

@@ -15,7 +15,6 @@ from util.errors import UserError, first_line
 from util.features import supported
 from util.prefetch import Beside, InTurn
 
-CHOICES = ('auto', 'npu', 'cuda', 'cpu')
 _BF16_INSTRUCTIONS = {'avx512_bf16', 'amx_bf16'}        # as /proc/cpuinfo names them
 
 

@@ -7,6 +7,7 @@ import torch
 from util import thumbnails
 from util.compiling import eagerly
 from util.images import UnreadableImage
+from util.precision import nothing
 from util.report_page import strips
 from util.visualize import reconstruct, to_image
 
@@ -32,10 +33,12 @@ class Reconstructions:
         precision, device, epochs: of the run.
         earlier: `snapshots` as a checkpoint has kept it; what is not of these images is dropped.
         start: epoch that the run begins at; what is from later epochs is dropped.
+        within: gives a context in which the model has the weights to judge (see util.weight_average).
     """
 
-    def __init__(self, model, dataset, transform, normalize, mask_ratio, precision, device, epochs, earlier, start):
-        self._model, self._normalize, self._mask_ratio = model, normalize, mask_ratio
+    def __init__(self, model, dataset, transform, normalize, mask_ratio, precision, device, epochs, earlier, start,
+                 within=nothing):
+        self._model, self._normalize, self._mask_ratio, self._within = model, normalize, mask_ratio, within
         self._dataset = copy.copy(dataset)
         self._dataset.transform = transform
         self._precision, self._device, self._moments = precision, device, moments(epochs)
@@ -50,7 +53,7 @@ class Reconstructions:
         if self._imgs is None:
             self._open()
         self._model.eval()
-        with self._precision.autocast(), eagerly(self._model):
+        with self._within(), self._precision.autocast(), eagerly(self._model):
             shown = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
         rows = [[thumbnails.scaled(to_image(img, self._normalize), SIDE) for img in imgs.float().cpu()]
                 for imgs in (shown.masked, shown.pasted, self._imgs)]

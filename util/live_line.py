@@ -38,7 +38,7 @@ class Line(NoLine):
 
     def __init__(self, epochs, images, screen, now=time.monotonic):
         self._epochs, self._images, self._screen, self._now = epochs, images, screen, now
-        self._loss, self._ended, self._between, self._pace = None, None, 0., None
+        self._loss, self._ended, self._between = None, None, 0.
         self._due = now() + EVERY
 
     def begin(self, epoch, done, iterations):

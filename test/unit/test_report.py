@@ -19,6 +19,7 @@ from util.errors import Stopped
 from util.gallery import IMAGES, MOMENTS, NoGallery, Reconstructions, moments
 from util.logbook import SilentLogbook
 from util.transforms import Normalize, evaluation_transform
+from util.weight_average import WeightAverage
 
 VOID = {'meta', 'img', 'br', 'path', 'circle', 'polyline'}
 HOSTILE = '"><script>alert(1)</script><img src=http://x onerror=alert(1)>&amp;\'\n\x1b\udcff'
@@ -232,6 +233,23 @@ def test_pictures_leave_the_random_generators_alone(images):
     torch.manual_seed(5)
     shown.after(0, True, SilentLogbook())
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_pictures_are_of_the_average_where_there_is_one(images):
+    torch.manual_seed(0)
+    model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8).eval()
+    average = WeightAverage(.9, dict(model.named_parameters()))
+    dataset = datasets.pretraining_set(str(images))
+
+    def pictures(*within):
+        shown = Reconstructions(model, dataset, evaluation_transform(32), Normalize(), .75, plain(),
+                                torch.device('cpu'), 1, None, 0, *within)
+        shown.after(0, True, SilentLogbook())
+        return shown.snapshots[0]['jpegs']
+
+    before = pictures()
+    torch.nn.init.zeros_(model.decoder_pred.weight)
+    assert pictures() != before == pictures(lambda: average.within(model))
 
 
 def test_the_note_on_normalised_patches_is_there_where_they_are(images):

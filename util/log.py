@@ -17,10 +17,14 @@ class _OneLineValues(logging.Formatter):
         return super().format(record)
 
 
-def set_up(is_main):
-    """Send the logger's lines to standard output; processes other than the main one only warn."""
+def set_up(is_main, stream='stdout'):
+    """Send the logger's lines to standard output; processes other than the main one only warn.
+
+    Args:
+        stream: 'stderr' where standard output is for results.
+    """
     terminal.guard()
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(getattr(sys, stream))
     handler.setFormatter(_OneLineValues('%(message)s'))
     logger.handlers[:] = [handler]
     logger.propagate = False

@@ -93,7 +93,7 @@ def _flags(argv):
     add_model(parser, 'main_pretrain.py or main_finetune.py')
     add_images(parser)
     add = parser.add_argument
-    add('--output', required=True, help='PNG file to write')
+    add('--output', required=True, help='PNG file to write; one that is there is renamed')
     add('--block', type=COUNT, help='block whose attention is shown, counted from 1; default: the last')
     add('--query', choices=sorted(QUERIES),
         help='whose attention: cls, that of the class token; mean, the mean over that of all patches; default: mean '
@@ -125,7 +125,7 @@ def main(argv=None):
             rows.append(cells(inference.shown(images[i][0]), weights, name, args.heads))
     heading = 'Block {} of {}: what {}'.format(number, depth, QUERIES[query])
     picture = grid(rows, heading)
-    with output_file(args.output, keep=False) as file:
+    with output_file(args.output) as file:
         picture.save(file, 'PNG')
     print('{}: {}'.format(heading, one_line(args.output)))
 

@@ -31,8 +31,8 @@ class CsvPaths:
         return os.path.join(self.root, self._names[index])
 
     def relative(self, index):
-        """The path as the file has it."""
-        return self._names[index]
+        """The path from the folder of the file."""
+        return os.path.relpath(self[index], self.root or os.curdir)
 
 
 def read(path, endings, labelled):

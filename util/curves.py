@@ -14,14 +14,16 @@ def figure(title, x, series, from_zero=False):
     Args:
         title: with the unit.
         x: the epochs, ascending whole numbers.
-        series: {name: values at x, numbers or None}; what is not finite is left out as a gap.
+        series: {name: values at x}; a line passes over None, where nothing was measured, and breaks where a value is
+            not finite.
         from_zero: the vertical axis begins at 0.
     Returns:
         '' where there is nothing to draw.
     """
     kept = _spread(len(x))
     x = [x[i] for i in kept]
-    series = {name: [_finite(values[i]) for i in kept] for name, values in series.items()}
+    measured = {name: [values[i] for i in kept] for name, values in series.items()}
+    series = {name: [_finite(value) for value in values] for name, values in measured.items()}
     series = {name: values for name, values in series.items() if any(value is not None for value in values)}
     if not series:
         return ''
@@ -30,7 +32,7 @@ def figure(title, x, series, from_zero=False):
     y_ticks = ticks(*_range([value / 10. ** power for value in values], from_zero))
     plane = _Plane(x, [tick * 10. ** power for tick in (y_ticks[0], y_ticks[-1])])
     body = _grid(plane, y_ticks, power) + ''.join(
-        _line(plane, x, line, number) for number, line in enumerate(series.values(), 1))
+        _line(plane, x, measured[name], number) for number, name in enumerate(series, 1))
     words = '; '.join(_in_words(name, x, line) for name, line in series.items())
     unit = ', 10<sup>{}</sup>'.format(str(power).replace('-', '−')) if power else ''
     return ('<figure class="card chart"><figcaption><b>{}{}</b>{}</figcaption>'
@@ -127,11 +129,11 @@ def _line(plane, x, values, number):
     """A curve with a dot at its last point; where a point has no neighbours, it is a dot too."""
     runs, points = [[]], []
     for epoch, value in zip(x, values):
-        if value is None:
-            runs.append([])
-        else:
+        if _finite(value) is not None:
             points.append('{:.1f},{:.1f}'.format(*plane.at(epoch, value)))
             runs[-1].append(points[-1])
+        elif value is not None:
+            runs.append([])
     lines = ['<polyline class="s{}" points="{}"/>'.format(number, ' '.join(run)) for run in runs if len(run) > 1]
     dots = [run[0] for run in runs if len(run) == 1]
     dots += [points[-1]] if points[-1] not in dots else []

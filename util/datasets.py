@@ -100,8 +100,9 @@ def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VA
         train = _undivided(data_path)
     if train is None or split == 'val' and not val_fraction:
         missing = os.path.join(data_path, split)
+        other = '--val_fraction (1: all images)' if train else os.path.join(data_path, '<class>', '<images>')
         raise UserError('--data_path: {} is missing; expected {}/<class>/<images>{}'.format(
-            missing, missing, ', or --val_fraction (1: all images)' if split == 'val' and train else ''))
+            missing, missing, '' if val else ', or ' + other))
     whole = _unsplit(train, transform, True, classes)
     if val or not val_fraction:
         return whole

@@ -4,7 +4,6 @@ Eight classes, four shapes in two textures each, as JPEG files in train/<class>/
 size, angle and background are drawn at random for every image, so neither the mean colour nor the place tells the
 class: shape and texture must both be seen.
 """
-import argparse
 import math
 import os
 
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from util.errors import UserError, run
+from util.parser import COUNT, INDEX, Parser
 
 SIDE = 64                   # pixels of a finished image
 SHAPES = ('cross', 'disc', 'star', 'triangle')
@@ -108,13 +108,16 @@ def write(folder, train, val, seed):
 
 
 def _main():
-    parser = argparse.ArgumentParser(prog='python -m util.drawn_dataset', description=__doc__.split('\n')[0])
-    parser.add_argument('folder', help='where train/ and val/ go; must be new or empty')
-    parser.add_argument('--train', type=int, default=4000, help='training images (default: %(default)s)')
-    parser.add_argument('--val', type=int, default=800, help='validation images (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='seed of all drawings (default: %(default)s)')
+    parser = Parser(prog='python -m util.drawn_dataset', description=__doc__.split('\n')[0])
+    parser.add_argument('folder', metavar='FOLDER', help='where train/ and val/ go; must be new or empty')
+    parser.add_argument('--train', type=COUNT, default=4000, help='training images')
+    parser.add_argument('--val', type=COUNT, default=800, help='validation images')
+    parser.add_argument('--seed', type=INDEX, default=0, help='seed of all drawings')
     args = parser.parse_args()
-    write(args.folder, args.train, args.val, args.seed)
+    try:
+        write(args.folder, args.train, args.val, args.seed)
+    except OSError as error:
+        raise UserError('{}: cannot be written ({})'.format(args.folder, error.strerror)) from error
 
 
 if __name__ == '__main__':

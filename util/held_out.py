@@ -1,9 +1,10 @@
 """The validation images of data that have none of their own: a share of each class, the same in every run.
 
-An image is chosen by a hash of its name within the data. So all processes choose alike, as do a resumed run, --eval and
-every other tool; and a smaller share is a part of a larger one.
+An image is chosen by a hash of its name within the data, as far as util.pack_shards leaves that alone. So all processes
+choose alike, as do a resumed run, --eval and every other tool; and a smaller share is a part of a larger one.
 """
 import hashlib
+import os
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def held_out(labels, names, fraction, seed):
 
     Args:
         labels: (N,) numbers.
-        names: N texts that tell the images apart, whatever their order and place.
+        names: N paths within the data, which tell the images apart.
     """
     labels = np.asarray(labels)
     if fraction == 1:
@@ -35,7 +36,7 @@ def held_out(labels, names, fraction, seed):
     for i, name in bar.over(enumerate(names)):
         if i % 100000 == 0:
             watchdog.at('the choice of validation images')
-        text = salt + name.encode('utf-8', 'surrogateescape')
+        text = salt + lasting(name).encode('utf-8', 'surrogateescape')
         hashes[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
     order = np.lexsort((hashes, labels))
     chosen, first = np.zeros(len(labels), bool), 0
@@ -44,6 +45,12 @@ def held_out(labels, names, fraction, seed):
         chosen[order[first:first + wanted]] = True
         first += count
     return chosen
+
+
+def lasting(name):
+    """What a path keeps where its file is packed into a tar file, shrunk, or listed in a CSV file beside the folder."""
+    *folders, file = [part for part in name.split(os.sep) if part not in ('', os.curdir, os.pardir)]
+    return os.sep.join([*folders, os.path.splitext(file)[0].replace('.', '_')])
 
 
 def split_settings(fraction, seed, own, evaluating, trained_with):

@@ -9,11 +9,10 @@ from util.output_dir import set_aside
 
 
 @contextmanager
-def output_file(path, keep=True):
-    """A binary file to write to, at `path` when the block ends well; its `check` tells at once what a disk refuses.
+def output_file(path):
+    """A binary file to write to, at `path` when the block ends well, and what was there has another name; its `check`
+    tells at once what a disk refuses.
 
-    Args:
-        keep: rename what is at `path`; else it is replaced.
     Raises:
         UserError: it cannot be written; what was at `path` is still there.
     """
@@ -21,7 +20,7 @@ def output_file(path, keep=True):
         with atomic_file(path) as file:
             yield file
             file.check()
-            if keep and os.path.lexists(path):
+            if os.path.lexists(path):
                 print('earlier results kept in {}'.format(one_line(set_aside(path))), file=sys.stderr)
     except OSError as error:
         raise UserError('{}: cannot be written ({})'.format(path, error.strerror or error)) from error

@@ -7,7 +7,7 @@ from util.errors import one_line
 from util.throughput import duration
 
 EVERY = .2          # seconds from one writing to the next
-WIDTH = 24          # characters of the bar
+BAR = (8, 24)       # characters that the bar has at least and at most
 
 
 class Silent:
@@ -61,11 +61,22 @@ class Bar(Silent):
     def _line(self, seconds):
         pace = (self._done - self._earlier) / max(seconds, 1e-9)
         if not self._total:
-            return '{}: {:,} {}, {:,.0f}/s'.format(self._what, self._done, self._unit, pace)
-        full = WIDTH * min(self._done, self._total) // self._total
+            figures = '{:,} {}, {:,.0f}/s'.format(self._done, self._unit, pace)
+            return '{}: {}'.format(self._fitted(len(figures) + 2), figures)
         left = duration((self._total - self._done) / pace) if pace else '?'
-        return '{}: [{}{}] {:,} of {:,} {}, {:,.0f}/s, {} left'.format(
-            self._what, '#' * full, '.' * (WIDTH - full), self._done, self._total, self._unit, pace, left)
+        figures = '{:,} of {:,} {}, {:,.0f}/s, {} left'.format(self._done, self._total, self._unit, pace, left)
+        beside = len(figures) + len(': [] ')
+        what = self._fitted(beside + BAR[0])
+        width = min(max(self._screen.columns - 1 - beside - terminal.width(what), BAR[0]), BAR[1])
+        full = width * min(self._done, self._total) // self._total
+        return '{}: [{}{}] {}'.format(what, '#' * full, '.' * (width - full), figures)
+
+    def _fitted(self, beside):
+        """The words, of which only the end is left where they do not fit beside so many characters."""
+        room = max(self._screen.columns - 1 - beside, BAR[0])
+        if terminal.width(self._what) <= room:
+            return self._what
+        return '...' + terminal.fitting(self._what[::-1], room - 3)[::-1]
 
 
 def progress_bar(what, unit, total=None, patience=0., stream=None, keep=True):

@@ -22,7 +22,8 @@ NAME, EVALUATION = 'report.html', 'eval.html'
 # A full disk, a device without memory for the pictures, lines of log.txt that another program has written.
 FAILURES = (OSError, RuntimeError, ValueError, LookupError, TypeError)
 _NAMES = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',
-          'knn_acc1': 'k-NN'}
+          'knn_acc1': 'k-NN', 'test_raw_loss': 'validation, not averaged', 'test_raw_acc1': 'Acc@1, not averaged',
+          'test_raw_acc5': 'Acc@5, not averaged'}
 
 
 class Report:

@@ -90,7 +90,8 @@ def epochs(records):
     """The lines of log.txt as a table, newest first."""
     if not records:
         return ''
-    names = [name for name in records[-1] if isinstance(records[-1][name], (int, float)) and name != 'n_parameters']
+    names = list(dict.fromkeys(name for record in records for name, value in record.items()
+                               if isinstance(value, (int, float)) and name != 'n_parameters'))
     names.sort(key=lambda name: name != 'epoch')
     step = -(-len(records) // MOST_ROWS)
     shown = records[::-1][::step]

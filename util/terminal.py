@@ -93,11 +93,17 @@ def _is_our_pipe(stream):
         return False
 
 
+def width(text):
+    """Columns that a text takes; Chinese letters take two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in 'WF' else not unicodedata.combining(letter)
+               for letter in text)
+
+
 def fitting(text, columns):
-    """The beginning of a text that takes at most so many columns; Chinese letters take two."""
+    """The beginning of a text that takes at most so many columns."""
     used = 0
     for i, letter in enumerate(text):
-        used += 2 if unicodedata.east_asian_width(letter) in 'WF' else not unicodedata.combining(letter)
+        used += width(letter)
         if used > columns:
             return text[:i]
     return text

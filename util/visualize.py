@@ -3,7 +3,6 @@
 Each row of the picture is one image: what the model was shown, what it made of it, the same with the visible patches as
 they are, and the original.
 """
-import argparse
 import os
 from collections import namedtuple
 
@@ -15,8 +14,9 @@ from util import preprocessing, trained
 from util.datasets import pretraining_set
 from util.errors import one_line, run
 from util.features import supported
-from util.files import atomic_file
-from util.parser import COUNT, INDEX, INSIDE_0_1
+from util.inference_arguments import check_checkpoint, check_output
+from util.output_file import output_file
+from util.parser import COUNT, INDEX, INSIDE_0_1, Parser
 from util.pictures import open_picture
 from util.thumbnails import scaled
 from util.transforms import Normalize, to_pil
@@ -101,19 +101,21 @@ def find_images(paths, count):
 
 
 def _main():
-    parser = argparse.ArgumentParser(prog='python -m util.visualize', description=__doc__.split('\n')[0])
-    parser.add_argument('images', nargs='+', help='image files or folders of images')
+    parser = Parser(prog='python -m util.visualize', description=__doc__.split('\n')[0])
+    parser.add_argument('images', nargs='+', metavar='IMAGES', help='image files or folders of images')
     parser.add_argument('--resume', required=True, help='checkpoint of main_pretrain.py')
-    parser.add_argument('--output', required=True, help='PNG file to write')
+    parser.add_argument('--output', required=True, help='PNG file to write; one that is there is renamed')
     parser.add_argument('--mask_ratio', type=INSIDE_0_1, help='share of patches to hide; default: as in training')
-    parser.add_argument('--count', type=COUNT, default=8, help='images at most (default: %(default)s)')
-    parser.add_argument('--seed', type=INDEX, default=0, help='seed of the masks (default: %(default)s)')
+    parser.add_argument('--count', type=COUNT, default=8, help='images at most')
+    parser.add_argument('--seed', type=INDEX, default=0, help='seed of the masks')
     args = parser.parse_args()
+    check_checkpoint(parser, args)
+    check_output(parser, args)
     model, flags, _ = trained.load_autoencoder(args.resume)
     transform, normalize = preprocessing.of(flags)
     pixels = torch.stack([transform(picture) for picture in find_images(args.images, args.count)])
     grid = picture(model, normalize(pixels), args.mask_ratio or flags.get('mask_ratio', .75), args.seed, normalize)
-    with atomic_file(args.output) as file:
+    with output_file(args.output) as file:
         grid.save(file, 'PNG')
     print('reconstructions: {}'.format(one_line(args.output)))
 

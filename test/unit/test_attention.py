@@ -74,10 +74,11 @@ def test_the_picture_has_a_cell_for_each_map(images, pretrained, tmp_path, capsy
 
 def test_block_and_query_change_the_picture(images, pretrained, tmp_path):
     pictures = set()
-    for flags in ([], ['--query', 'mean'], ['--block', 2], ['--input_size', 48]):
-        show('--resume', pretrained / 'checkpoint-0.pth', '--output', tmp_path / 'a.png', '--count', 1, images, *flags)
-        pictures.add((tmp_path / 'a.png').read_bytes())
-    assert len(pictures) == 4 and [path.name for path in tmp_path.iterdir()] == ['a.png']
+    for i, flags in enumerate(([], ['--query', 'mean'], ['--block', 2], ['--input_size', 48])):
+        picture = tmp_path / '{}.png'.format(i)
+        show('--resume', pretrained / 'checkpoint-0.pth', '--output', picture, '--count', 1, images, *flags)
+        pictures.add(picture.read_bytes())
+    assert len(pictures) == len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_block_that_is_not_there_is_named(images, pretrained, tmp_path):

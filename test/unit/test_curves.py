@@ -29,7 +29,13 @@ def test_a_curve_of_one_epoch_is_a_dot_with_its_value():
     assert svg.count('<circle') == 1 and '<polyline' not in svg and '<b>1.5</b>' in svg and texts(svg, 'x') == ['0']
 
 
-def test_values_that_are_missing_or_not_finite_are_gaps():
+def test_a_line_passes_over_epochs_in_which_nothing_was_measured():
+    svg = curves.figure('Accuracy', list(range(7)), {'k-NN': [None, None, 20., None, None, 30., 40.]})
+    line, = re.findall(r'points="([^"]*)"', svg.replace('data-points', ''))
+    assert line.count(',') == 3 and svg.count('<circle') == 1
+
+
+def test_values_that_are_not_finite_are_gaps_and_a_curve_without_values_is_none():
     svg = curves.figure('Loss', [0, 1, 2, 3, 4], {'a': [1, 2, float('nan'), 3, 4], 'b': [None] * 5})
     lines = re.findall(r'points="([^"]*)"', svg.replace('data-points', ''))
     assert [line.count(',') for line in lines] == [2, 2] and '>b ' not in svg

@@ -1,6 +1,9 @@
 """The dataset that the program draws for itself."""
+import sys
+
 import numpy as np
 import pytest
+from conftest import ROOT, execute
 from PIL import Image
 
 from util import drawn_dataset
@@ -57,3 +60,12 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     (tmp_path / 'mine.txt').write_text('')
     with pytest.raises(UserError, match='is not empty; name a new folder'):
         drawn_dataset.write(str(tmp_path), 1, 1, 0)
+
+
+@pytest.mark.parametrize('words, said', [
+    (['new', '--train', 'x'], 'argument --train: '), (['new', '--val', '0'], 'argument --val: '),
+    (['new', '--tra', '5'], 'unknown argument --tra'), (['file', '--train', '8'], 'file: cannot be written (')])
+def test_a_mistake_is_one_line(tmp_path, words, said):
+    (tmp_path / 'file').write_text('')
+    run = execute([sys.executable, '-m', 'util.drawn_dataset', tmp_path / words[0], *words[1:]], PYTHONPATH=str(ROOT))
+    assert (run.status, run.output.count('\n')) == (2, 1) and said in run.output

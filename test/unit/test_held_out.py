@@ -1,18 +1,21 @@
 """The validation part of data that have none: its size, that it is always the same, and that it is never trained on."""
 import io
 import json
+import re
 import shutil
+import sys
 import tarfile
 
 import numpy as np
 import pytest
-from conftest import FINETUNE, ROOT, finetune, two_processes
+from conftest import FINETUNE, ROOT, execute, finetune, two_processes
+from PIL import Image
 
 from util import datasets
 from util.datasets import labelled_set, pretraining_set
 from util.drawn_dataset import CLASSES
 from util.errors import UserError
-from util.held_out import held_out, split_settings
+from util.held_out import held_out, lasting, split_settings
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +48,32 @@ def test_the_choice_depends_on_names_and_seed_alone_and_a_smaller_share_is_part_
     assert np.array_equal(small[order], held_out(labels[order], texts[order], .1, 0))
     assert not (small & ~large).any() and small.sum() == 21
     assert not np.array_equal(small, held_out(labels, texts, .1, 1))
-    assert np.flatnonzero(small)[:5].tolist() == [5, 6, 22, 29, 34]     # on every machine
+    assert np.flatnonzero(small)[:5].tolist() == [7, 12, 16, 19, 30]     # on every machine
+
+
+def test_a_name_counts_without_what_packing_and_lists_change_of_it():
+    assert {lasting(name) for name in ('a.b/x.y.png', './a.b/x_y.jpg', '../a.b//x.y.JPEG')} == {'a.b/x_y'}
+    assert lasting('b/x') != lasting('a/x') != lasting('a/y')
+
+
+def test_packed_shrunk_and_listed_images_are_held_out_as_in_their_folder(tmp_path):
+    root, pixels = tmp_path / 'data', np.zeros((40, 48, 3), np.uint8)
+    rows = {}
+    for i in range(40):
+        path = root / 'class.{}'.format(i % 2) / 'IMG.{:02d}.png'.format(i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels + i).save(str(path))
+        rows[i] = [path, '{},{}\n'.format(path, path.parent.name)]
+    (root / 'absolute.csv').write_text(''.join(row for _, row in rows.values()))
+    (root / 'relative.csv').write_text(''.join(row.replace(str(root), '.') for _, row in rows.values()))
+    for name, flags in (('whole', []), ('shrunk', ['--short_side', '32'])):
+        run = execute([sys.executable, '-m', 'util.pack_shards', root, tmp_path / name, *flags, '--num_workers', '0'],
+                      PYTHONPATH=str(ROOT))
+        assert run.status == 0, run.output
+    places = [root, root / 'absolute.csv', root / 'relative.csv', tmp_path / 'whole', tmp_path / 'shrunk']
+    found = [labelled_set(str(place), 'val') for place in places]
+    numbers = [sorted(re.search(r'IMG.(\d+)', part.name_of(i)).group(1) for i in range(len(part))) for part in found]
+    assert len(numbers[0]) == 4 and numbers == numbers[:1] * 5
 
 
 @pytest.mark.parametrize('inside', ['', 'train'])
@@ -108,7 +136,8 @@ def test_the_log_says_how_many_images_are_in_which_part(folders, caplog, monkeyp
 
 @pytest.mark.parametrize('made, words', [
     (['Train/a', 'Val/a'], 'has no train/; rename Train to it'), (['x/train/a'], 'x has; name that one'),
-    (['x/test/a'], 'x has test/ alone'), ([], 'train is missing'), (['val/a'], 'train is missing')])
+    (['x/test/a'], 'x has test/ alone'), (['val/a'], 'train is missing; expected [^,]*/train/<class>/<images>$'),
+    ([], 'train is missing; expected .*/train/<class>/<images>, or .*[^n]/<class>/<images>$')])
 def test_folders_that_are_no_classes_are_not_taken_for_some(images, tmp_path, made, words):
     for name in made:
         shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / name))

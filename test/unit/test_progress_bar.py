@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from util.listing import Listing
 from util.progress_bar import Bar, Silent, progress_bar
-from util.terminal import Screen
+from util.terminal import Screen, width
 
 
 class Clock:
@@ -55,6 +55,17 @@ def test_nothing_is_told_of_work_that_takes_less_than_the_patience():
 
 def test_a_line_that_is_not_kept_is_taken_away():
     assert written(80, keep=False) == written(80)[:-1] + ['']
+
+
+@pytest.mark.parametrize('what, expected', [
+    ('/data/imagenet-shards/train', '...hards/train: [########]'), ('/data/x', '/data/x: [###############]'),
+    ('/数据/训练', '/数据/训练: [############]')])
+def test_a_narrow_terminal_gets_pace_and_time_left_and_the_end_of_a_long_name(what, expected, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
+    bar = Bar(what, 'images', 1200000, 0., Screen(io.StringIO()), now=Clock())
+    bar.add(1200000)
+    line = bar._line(1000.)
+    assert line == expected + ' 1,200,000 of 1,200,000 images, 1,200/s, 0:00:00 left' and width(line) == 79
 
 
 def test_a_line_stays_within_the_terminal(monkeypatch):

@@ -167,6 +167,23 @@ def test_lines_of_the_log_that_are_not_ours_end_nothing(tmp_path, caplog, monkey
     assert len(caplog.messages) == 1
 
 
+def test_the_table_of_epochs_has_what_only_some_epochs_have(tmp_path):
+    logbook = Records()
+    logbook.records[1] = json.dumps({**json.loads(logbook.records[1]), 'knn_acc1': 12.5})
+    written(tmp_path, logbook=logbook).close(Stopped('x'))
+    assert 'knn_acc1' in read(tmp_path / 'report.html').text
+
+
+def test_curves_are_named_in_words_also_those_beside_an_average(tmp_path):
+    logbook = Records()
+    logbook.records = [json.dumps({**json.loads(line), 'test_raw_acc1': 1., 'test_raw_acc5': 2., 'test_raw_loss': 3.})
+                       for line in logbook.records]
+    written(tmp_path, logbook=logbook).close(Stopped('x'))
+    keys = re.findall('<i class="s.">', (tmp_path / 'report.html').read_text(encoding='utf-8'))
+    page = read(tmp_path / 'report.html').text.split('Values of each epoch')[0]
+    assert len(keys) == 7 and 'Acc@5, not averaged' in page and 'test_raw' not in page
+
+
 def test_other_processes_write_nothing(tmp_path):
     args = parse_pretrain(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)])
     other = runtime.Runtime(Cpu(), World())

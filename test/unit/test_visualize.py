@@ -66,6 +66,26 @@ def test_the_command_draws_a_picture_of_a_trained_model(images, pretrained, tmp_
         assert len(set(picture.tobytes())) > 50
 
 
+@pytest.mark.parametrize('flags, said', [
+    (['--mask_ratio', '2'], 'argument --mask_ratio: '), (['--mask', '.5'], 'unknown argument --mask'),
+    (['--output', 'missing/x.png'], 'argument --output: there is no folder '),
+    (['--resume', 'missing.pth'], 'argument --resume: missing.pth ')], ids=lambda value: str(value))
+def test_a_wrong_flag_is_one_line(images, pretrained, flags, said, tmp_path):
+    run = execute([sys.executable, '-m', 'util.visualize', '--resume', pretrained / 'checkpoint-0.pth', '--output',
+                   tmp_path / 'x.png', images, *flags], PYTHONPATH=str(ROOT))
+    assert (run.status, run.output.count('\n')) == (2, 1) and said in run.output
+
+
+def test_a_file_that_is_there_is_renamed_and_not_overwritten(images, pretrained, tmp_path):
+    photo = tmp_path / 'photo.png'
+    photo.write_bytes(b'a photograph that the shell has put behind --output')
+    run = execute([sys.executable, '-m', 'util.visualize', '--resume', pretrained / 'checkpoint-0.pth', '--output',
+                   photo, '--count', 1, images / 'val'], PYTHONPATH=str(ROOT))
+    assert run.status == 0, run.output
+    kept, = tmp_path.glob('photo.*-*.png')
+    assert kept.read_bytes().startswith(b'a photograph') and photo.read_bytes().startswith(b'\x89PNG')
+
+
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path, images):
     torch.save({'model': {}, 'args': {'model': 'vit_base_patch16'}}, str(tmp_path / 'x.pth'))
     run = execute([sys.executable, '-m', 'util.visualize', '--resume', tmp_path / 'x.pth', '--output', 'y.png', images],

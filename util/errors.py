@@ -82,8 +82,8 @@ def run(main, *args):
 def let_the_first_speak():
     """Pause, on all ranks of a node but the first, before a mistake is told.
 
-    Every rank usually makes the same one. Rank 0 speaks and ends, which makes the launcher stop the others; a rank whose
-    mistake is its own outlives the pause and speaks too.
+    Every rank usually makes the same one. Rank 0 speaks and ends, which makes the launcher stop the others; a rank
+    whose mistake is its own outlives the pause and speaks too.
     """
     if int(os.environ.get('LOCAL_RANK', 0)):
         time.sleep(3)

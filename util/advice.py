@@ -92,8 +92,9 @@ def batch(effective_batch, accum_iter, images, lr, recipe):
                                                                    recipe.batch))
     usual = recipe.blr * effective_batch / 256
     if lr is not None and lr >= LEAST_LR and not usual / 10 <= lr <= usual * 100:
-        lines.append('--lr {:g} is {:.2g} times what the published recipe takes for an effective batch of {}, {:.2g}; '
-                     '--blr {:g} follows the batch'.format(lr, lr / usual, effective_batch, usual, recipe.blr))
+        lines.append('--lr {:g} is {:g} times what the published recipe takes for an effective batch of {}, {:.2g}; '
+                     '--blr {:g} follows the batch'.format(lr, float('{:.2g}'.format(lr / usual)), effective_batch,
+                                                           usual, recipe.blr))
     return lines
 
 

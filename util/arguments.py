@@ -52,7 +52,7 @@ def pretrain_parser():
                      help="predict each patch's pixels normalised by its own mean and variance")
     mae.add_argument('--init_from', default='',
                      help='checkpoint whose encoder, and decoder where there is one, a new pre-training starts from, a '
-                          'file or a URL as for --resume; default: random weights')
+                          'file, folder or URL as for --finetune of main_finetune.py; default: random weights')
     _add_judging(parser)
     return parser
 
@@ -146,8 +146,8 @@ def _add_run(parser):
     add('--log_dir', help='folder for TensorBoard files; default: output_dir')
     add('--seed', type=INDEX, default=0, help='seed of weights, order, augmentation and masks')
     add('--resume', default='',
-        help="checkpoint to continue from (or to evaluate), a file or URL as for published weights "
-             "(.../name-HASH.pth), or 'auto': the newest in output_dir")
+        help='checkpoint to continue from (or to evaluate): a file, a folder of Hugging Face, a URL with a hash in its '
+             "name (.../name-HASH.pth), or 'auto': the newest in output_dir")
     add('--start_epoch', type=INDEX, help='first epoch to run, counted from 0; default: the one after the checkpoint')
     add('--report_every', type=INDEX, default=0,
         help='epochs between rewritings of output_dir/report.html on the way; 0: only at the end')
@@ -227,8 +227,9 @@ def _add_judging(parser):
 def _add_classification(parser, global_pool):
     group = parser.add_argument_group('classification')
     add = group.add_argument
-    add('--finetune', default='', help='pre-trained checkpoint to start from, a file or a URL with a hash in its name '
-                                   '(.../name-HASH.pth); default: random weights')
+    add('--finetune', default='',
+        help='pre-trained checkpoint to start from: a file, a folder of Hugging Face, or a URL with a hash in its name '
+             '(.../name-HASH.pth); default: random weights')
     add('--eval', action='store_true', help='evaluate the --resume checkpoint and end')
     add('--dist_eval', action='store_true', help='share evaluation among all processes; else rank 0 does it')
     add('--nb_classes', type=COUNT, help='number of classes; default: as many as the data has')

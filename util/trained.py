@@ -55,7 +55,8 @@ def _load(path, models, scripts, input_size=None):
     if not isinstance(flags, dict) or 'model' not in flags:
         flags = {**recognition.flags_of(values, path), **(flags if isinstance(flags, dict) else {})}
     if flags['model'] not in models:
-        raise UserError('{}: is no checkpoint of {}'.format(path, scripts))
+        raise UserError('{}: is no checkpoint of {}{}'.format(
+            path, scripts, '; it has no decoder to reconstruct with' if models is PRETRAIN_MODELS else ''))
     for name in ('input_size', 'patch_size', 'in_chans'):
         if not _is_size(flags.get(name), 2 if name == 'input_size' else 1):
             raise UserError('{}: was made with --{} {}?'.format(path, name, flags[name]))

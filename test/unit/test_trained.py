@@ -36,7 +36,7 @@ def test_a_classifier_comes_back_with_its_classes_and_logits(tmp_path, pool):
     again, flags, classes = trained.load_either(str(tmp_path / 'x.pth'))
     imgs = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(imgs), again(imgs)) and flags['patch_size'] == 8 and classes == ['cat', 'cow', 'dog']
-    with pytest.raises(UserError, match='x.pth: is no checkpoint of main_pretrain.py'):
+    with pytest.raises(UserError, match='x.pth: is no checkpoint of main_pretrain.py; it has no decoder'):
         trained.load_autoencoder(str(tmp_path / 'x.pth'))
 
 

@@ -8,8 +8,9 @@ import models_mae
 from engine_pretrain import train_one_epoch
 from util import advice, checkpoint, checkpoint_file, knn, precision as precisions, runtime as runtimes, weights
 from util.course import Course
-from util.datasets import pretraining_set
+from util.datasets import has_validation, pretraining_set
 from util.gallery import NoGallery, Reconstructions
+from util.held_out import split_settings
 from util.input_statistics import adopt_statistics
 from util.loader import training_loader
 from util.lr_schedule import warmup_cosine
@@ -50,6 +51,9 @@ def main(args):
 
 def train(args, runtime, precision):
     """Pre-train for the epochs that are left."""
+    if args.val_fraction:
+        args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed,
+                                                          has_validation(args.data_path), False, None)
     dataset = build_data(args)
     loader = training_loader(dataset, args.batch_size, runtime.world, args.seed, args.num_workers, args.pin_mem,
                              runtime.accelerator)

@@ -64,10 +64,7 @@ def run(main, *args):
     try:
         main(*args)
     except UserError as error:
-        # Every rank usually makes the same mistake. Rank 0 of a node speaks and ends, which makes the launcher
-        # stop the others; a rank whose mistake is its own outlives the pause and speaks too.
-        if int(os.environ.get('LOCAL_RANK', 0)):
-            time.sleep(3)
+        let_the_first_speak()
         _end('error: {}'.format(error), USER_ERROR_STATUS)
     except Fault as error:
         _end('error: {}'.format(error), FAULT_STATUS)
@@ -80,6 +77,16 @@ def run(main, *args):
     except RuntimeError:
         others.explain_failure()        # what a collective operation raises when a process that takes part has died
         raise
+
+
+def let_the_first_speak():
+    """Pause, on all ranks of a node but the first, before a mistake is told.
+
+    Every rank usually makes the same one. Rank 0 speaks and ends, which makes the launcher stop the others; a rank
+    whose mistake is its own outlives the pause and speaks too.
+    """
+    if int(os.environ.get('LOCAL_RANK', 0)):
+        time.sleep(3)
 
 
 def _end(line, status):

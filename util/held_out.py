@@ -63,6 +63,9 @@ def split_settings(fraction, seed, own, evaluating, trained_with):
         trained_with: the checkpoint's flags as a dict; anything else counts as none.
     """
     if own:
+        if fraction:
+            logger.info('warning: --val_fraction %g is not used: the data have validation images of their own',
+                        fraction)
         return 0., VAL_SEED
     before = trained_with if isinstance(trained_with, dict) else {}
     old_fraction, old_seed = before.get('val_fraction'), before.get('val_seed')

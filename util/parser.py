@@ -6,7 +6,7 @@ import re
 import sys
 
 from util import config
-from util.errors import USER_ERROR_STATUS, UserError, one_line
+from util.errors import USER_ERROR_STATUS, UserError, let_the_first_speak, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +23,7 @@ class Parser(argparse.ArgumentParser):
         flag = re.match(r'argument (--[\w-]+)|', message).group(1)
         action = self._option_string_actions.get(flag)
         place = self._places.get(action.dest, '') if action else ''
+        let_the_first_speak()
         self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(one_line(place + message), self.prog))
 
     def parse_args(self, args=None, namespace=None):

@@ -31,8 +31,7 @@ recipe_finetune_large() {
 recipe_linprobe_base() {
     SCRIPT=main_linprobe.py
     NEEDS=(finetune_pth)
-    RECIPE=(--model vit_base_patch16 --cls_token --batch_size 512 --accum_iter 4 --blr 0.1 --weight_decay 0
-        --dist_eval --amp)
+    RECIPE=(--model vit_base_patch16 --batch_size 512 --accum_iter 4 --blr 0.1 --weight_decay 0 --dist_eval --amp)
 }
 
 # Evaluation of a fine-tuned ViT-B/16.

@@ -34,7 +34,8 @@ def execute(command, **environ):
 
 def slow_kill(pause):
     """Environment in which bash goes on only `pause` seconds after it sent a signal: until then the other may end."""
-    return {'BASH_FUNC_kill%%': '() { local ended=0\n builtin kill "$@" || ended=$?\n sleep %s\n return $ended\n}' % pause}
+    return {'BASH_FUNC_kill%%': '() {{ local ended=0\n builtin kill "$@" || ended=$?\n sleep {}\n return $ended\n}}'
+            .format(pause)}
 
 
 def signal_when_trapped(process, signum):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, execute, launcher, pretrain
+from printed_commands import check_printed
 
 from util import config, config_record, launch, output_dir
 from util.arguments import finetune_parser, parse_finetune, parse_pretrain, pretrain_parser
@@ -172,6 +173,13 @@ def test_a_launchers_recipe_yields_to_the_file_and_the_file_to_flags(recipe, tmp
     assert run.status == 0 and words[words.index('--batch_size') + 1] == '256' and '--norm_pix_loss' in words
     assert not {'--blr', '3e-4', '--amp', '--epochs'} & set(words) and words[-1] == '--epochs=7'
     assert 'my\\ recipe.yaml' in run.output
+
+
+def test_no_recipe_keeps_a_file_from_choosing_between_mean_and_class_token(images, tmp_path):
+    (tmp_path / 'x.yaml').write_text('global_pool: true\n')
+    run = launcher('linprobe_full_8p', '--data_path', images, '--finetune_pth', __file__, '--config',
+                   tmp_path / 'x.yaml', DRY_RUN='1')
+    assert check_printed(run.output)[1].global_pool is True
 
 
 def test_a_launcher_names_the_file_that_it_cannot_read(tmp_path):

@@ -8,7 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest import FINETUNE, ROOT, execute, finetune, two_processes
+from conftest import FINETUNE, ROOT, execute, finetune, pretrain, two_processes
 from PIL import Image
 
 from util import datasets
@@ -163,6 +163,20 @@ def test_nothing_is_held_out_beside_a_validation_set_or_where_no_training_did():
     assert split_settings(.3, 5, True, False, {'val_fraction': .2, 'val_seed': 1}) == (0., 0)
     assert split_settings(None, None, False, True, None) == (0., 0)
     assert split_settings(None, None, False, True, {'val_fraction': 0., 'val_seed': 0}) == (0., 0)
+
+
+@pytest.mark.parametrize('fraction, told', [(None, False), (0., False), (.3, True)])
+def test_a_share_that_is_not_taken_is_told(fraction, told, caplog, monkeypatch):
+    monkeypatch.setattr(datasets.logger, 'propagate', True)
+    with caplog.at_level('INFO', 'mae'):
+        split_settings(fraction, None, True, False, None)
+    assert caplog.messages == ['warning: --val_fraction 0.3 is not used: the data have validation images of their own'
+                               ] * told
+
+
+def test_a_pretraining_tells_it_too(images, tmp_path):
+    run = pretrain('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 1, '--val_fraction', .5)
+    assert run.status == 0 and run.output.count('warning: --val_fraction 0.5 is not used') == 1, run.output
 
 
 def test_an_evaluation_of_class_folders_asks_what_to_evaluate_where_training_held_nothing_out(images, tmp_path):

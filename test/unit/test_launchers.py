@@ -17,7 +17,7 @@ FINETUNE_BASE = 'main_finetune.py --data_path {data} --output_dir {out} --model 
 FINETUNE_LARGE = 'main_finetune.py --data_path {data} --output_dir {out} --model vit_large_patch16 --batch_size 128 ' \
                  '--blr 1e-3 --layer_decay 0.65 --drop_path 0.2 --mixup 0.8 --cutmix 1.0 --dist_eval --amp ' \
                  '--loss_scale 2048'
-LINPROBE_BASE = 'main_linprobe.py --data_path {data} --output_dir {out} --model vit_base_patch16 --cls_token ' \
+LINPROBE_BASE = 'main_linprobe.py --data_path {data} --output_dir {out} --model vit_base_patch16 ' \
                 '--batch_size 512 --accum_iter 4 --blr 0.1 --weight_decay 0 --dist_eval --amp'
 EIGHT = 'util/launch.py --devices 8 {root}'
 
@@ -132,12 +132,15 @@ def test_fewer_devices_than_asked_is_one_line_that_names_nproc(images, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_mistake_that_all_processes_make_is_said_once(images, tmp_path):
+@pytest.mark.parametrize('flag, words', [
+    ('--batch_size=30', '--batch_size 30: the training set has 32 images for 2 processes'),
+    ('--epochs=0', 'argument --epochs: ')])
+def test_a_mistake_that_all_processes_make_is_said_once(images, tmp_path, flag, words):
     run = launcher('pretrain_performance_8p', '--nproc=2', '--data_path', images, '--output_dir', tmp_path, *PRETRAIN,
-                   '--batch_size=30')
+                   flag)
     errors = [line for line in run.output.splitlines() if 'error' in line.lower()]
     assert run.status == 2 and len(errors) == 1, run.output
-    assert errors[0].startswith('error: --batch_size 30: the training set has 32 images for 2 processes')
+    assert errors[0].startswith('error: ' + words)
 
 
 def test_help_tells_what_the_launcher_is_and_takes():

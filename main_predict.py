@@ -8,7 +8,7 @@ import os
 import sys
 from contextlib import contextmanager
 
-from util import predictions, trained
+from util import log, predictions, trained
 from util.inference import Inference
 from util.output_file import output_file
 
@@ -56,6 +56,7 @@ def standard_output():
 
 
 def main(args):
+    log.set_up(True, results=True)
     classifier = trained.load_classifier(args.resume, args.input_size)
     names = name_classes(classifier, args.class_names)
     inference = Inference(classifier, args.device, args.amp)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import Subset
 
-from util import trained
+from util import log, trained
 from util.attention_maps import attention_maps, fitting_query
 from util.columns import fitted
 from util.errors import UserError, one_line, run
@@ -109,6 +109,7 @@ def _flags(argv):
 
 def main(argv=None):
     args = _flags(argv)
+    log.set_up(True, results=True)
     loaded = trained.load_either(args.resume, args.input_size)
     depth, query = len(loaded.model.blocks), args.query or fitting_query(loaded.model)
     number = args.block or depth

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from util import encoder, trained
+from util import encoder, log, trained
 from util.bad_images import NAME as BAD_IMAGES, escaped
 from util.errors import UserError, one_line, run
 from util.inference import Inference
@@ -150,6 +150,7 @@ def _converted(rows, dtype, name):
 
 def main(argv=None):
     args = _flags(argv)
+    log.set_up(True, results=True)
     loaded = trained.load_either(args.resume, args.input_size)
     blocks = choose_blocks(args.blocks, len(loaded.model.blocks)) if args.blocks else None
     pool = args.pool or ('mean' if getattr(loaded.model, 'global_pool', True) else 'cls')

@@ -93,17 +93,11 @@ def _is_our_pipe(stream):
         return False
 
 
-def width(text):
-    """Columns that a text takes; Chinese letters take two."""
-    return sum(2 if unicodedata.east_asian_width(letter) in 'WF' else not unicodedata.combining(letter)
-               for letter in text)
-
-
 def fitting(text, columns):
-    """The beginning of a text that takes at most so many columns."""
+    """The beginning of a text that takes at most so many columns; Chinese letters take two."""
     used = 0
     for i, letter in enumerate(text):
-        used += width(letter)
+        used += 2 if unicodedata.east_asian_width(letter) in 'WF' else not unicodedata.combining(letter)
         if used > columns:
             return text[:i]
     return text

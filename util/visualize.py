@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import models_mae
-from util import preprocessing, trained
+from util import log, preprocessing, trained
 from util.datasets import pretraining_set
 from util.errors import one_line, run
 from util.features import supported
@@ -111,6 +111,7 @@ def _main():
     args = parser.parse_args()
     check_checkpoint(parser, args)
     check_output(parser, args)
+    log.set_up(True, results=True)
     model, flags, _ = trained.load_autoencoder(args.resume)
     transform, normalize = preprocessing.of(flags)
     pixels = torch.stack([transform(picture) for picture in find_images(args.images, args.count)])

@@ -12,7 +12,7 @@ from PIL import Image
 
 import models_mae
 from util import datasets, output_dir, precision, report, report_page, runtime, thumbnails
-from util.arguments import parse_finetune, parse_pretrain
+from util.arguments import parse_finetune, parse_linprobe, parse_pretrain
 from util.device import Cpu
 from util.distributed import World
 from util.errors import Stopped
@@ -165,6 +165,13 @@ def test_lines_of_the_log_that_are_not_ours_end_nothing(tmp_path, caplog, monkey
     logbook.records[1] = '{"epoch": 1, "data_wait": "x"}'
     written(tmp_path, logbook=logbook).close(Stopped('x'))
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize('parse, name', [
+    (parse_pretrain, 'Pre-training'), (parse_finetune, 'Fine-tuning'), (parse_linprobe, 'Linear probing')])
+def test_a_report_is_called_what_the_run_was(tmp_path, parse, name):
+    written(tmp_path, parse=parse).close(Stopped('x'))
+    assert '<h1>' + name + ' · ' in (tmp_path / 'report.html').read_text(encoding='utf-8')
 
 
 def test_the_table_of_epochs_has_what_only_some_epochs_have(tmp_path):

@@ -8,10 +8,12 @@ import torch
 from conftest import FINETUNE, ROOT, finetune, two_processes
 
 import main_finetune
-from util import checkpoint_file, trained, weight_average
+import main_predict
+from util import attention, checkpoint_file, extract_features, trained, weight_average
 from util.arguments import parse_finetune
 from util.checkpoint import Resumed, training_state
 from util.errors import UserError
+from util.inference_arguments import parse_predict
 from util.precision import FullPrecision
 from util.updates import WeightUpdates
 from util.weight_average import NoAverage, WeightAverage
@@ -203,6 +205,16 @@ def test_evaluation_finds_what_training_has_told_and_leaves_its_flags(images, fi
     assert result['acc1'] == last['test_acc1'] and result['loss'] == pytest.approx(last['test_loss'], rel=1e-5)
     assert 'eval: false' in (finetuned / 'config.yaml').read_text()
     assert 'eval: true' in (finetuned / 'eval_config.yaml').read_text()
+
+
+@pytest.mark.parametrize('tool, output', [(main_predict, 'x.jsonl'), (extract_features, 'x'), (attention, 'x.png')],
+                         ids=lambda value: getattr(value, '__name__', ''))
+def test_a_tool_says_beside_its_results_that_it_takes_the_average(images, finetuned, tmp_path, capsys, tool, output):
+    words = ['--resume', str(finetuned / 'checkpoint-1.pth'), '--output', str(tmp_path / output), '--device', 'cpu',
+             str(images / 'val')]
+    tool.main(parse_predict(words) if tool is main_predict else words)
+    out, err = capsys.readouterr()
+    assert err.count('taking its averaged weights (--ema)\n') == 1 and 'averaged' not in out
 
 
 def differing(one, other):

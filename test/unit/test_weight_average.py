@@ -1,7 +1,5 @@
 """--ema: the average of the weights, and who uses it."""
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -135,16 +133,6 @@ def test_whoever_uses_a_checkpoint_gets_the_average(checkpoint):
     assert not torch.equal(state['model']['head.bias'], state['model_ema']['head.bias'])
     assert torch.equal(checkpoint_file.load(path)['model']['head.bias'], state['model_ema']['head.bias'])
     assert torch.equal(trained.load_classifier(path).model.head.bias, state['model_ema']['head.bias'])
-
-
-@pytest.mark.parametrize('tool, output', [
-    ('main_predict.py --json', ''), ('-m util.extract_features', 'features'), ('-m util.attention', 'a.png')])
-def test_tools_say_that_they_take_the_average_and_not_among_their_results(checkpoint, images, tmp_path, tool, output):
-    words = [*tool.split(), '--resume', checkpoint[0], *(['--output', str(tmp_path / output)] if output else [])]
-    run = subprocess.run([sys.executable, *words, str(images / 'val')], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                         cwd=str(ROOT), timeout=100, universal_newlines=True)
-    assert run.returncode == 0 and run.stderr.startswith(checkpoint[0] + ': taking its averaged weights (--ema)\n')
-    assert run.stdout and 'averaged' not in run.stdout
 
 
 @pytest.mark.parametrize('averaged, name', [(False, 'model'), (True, 'model_ema')])

@@ -23,6 +23,7 @@ from util.pictures import BICUBIC
 
 # In pixels: longer side of an image, between images, height of a line, width of a letter.
 CELL, GAP, TEXT, LETTER = 192, 6, 18, 7
+HEADING = 400                           # that the lines on top need
 BATCH = 8
 ACROSS = 6                              # images side by side, where a row of heads needs no more
 STRENGTH = .65                          # of the colours over the grey image
@@ -58,10 +59,10 @@ def cells(pixels, weights, name, heads):
     image = Image.fromarray(array if array.shape[2] == 3 else array[..., 0]).convert('RGB')
     scale = CELL / max(image.size)
     image = image.resize([max(round(side * scale), 1) for side in image.size], BICUBIC)
-    maps = [('mean of heads', weights.mean(axis=0))]
+    maps = [('mean', weights.mean(axis=0))]
     if heads:
         maps += [('head {}'.format(i), head) for i, head in enumerate(weights, 1)]
-    return [(name, image)] + [('{}, up to {:.1%}'.format(title, shares.max()), coloured(image, shares))
+    return [(name, image)] + [('{}: {:.1%}'.format(title, shares.max()), coloured(image, shares))
                               for title, shares in maps]
 
 
@@ -71,18 +72,19 @@ def grid(rows, heading):
     width, height = rows[0][0][1].size
     side_by_side = max(1, min(ACROSS // len(rows[0]), len(rows)))
     row_width, row_height, top = len(rows[0]) * (width + GAP) + 2 * GAP, TEXT + height + GAP, 2 * TEXT + 2 * GAP
-    canvas = Image.new('RGB', (side_by_side * row_width - GAP, top + -(-len(rows) // side_by_side) * row_height),
-                       'white')
+    canvas = Image.new('RGB', (max(side_by_side * row_width - GAP, HEADING),
+                               top + -(-len(rows) // side_by_side) * row_height), 'white')
     pen = ImageDraw.Draw(canvas)
     pen.text((GAP, GAP), heading, fill='black', font=font)
     key = coloured(Image.new('L', (CELL // 2, TEXT // 2)), np.arange(CELL // 2)[None])
     canvas.paste(key, (GAP, GAP + TEXT + TEXT // 4))
-    pen.text((2 * GAP + key.size[0], GAP + TEXT), 'from nothing to the maximum of each map', fill='black', font=font)
+    pen.text((2 * GAP + key.size[0], GAP + TEXT), 'from nothing to the maximum in a title', fill='black', font=font)
     for i, row in enumerate(rows):
         x, y = GAP + i % side_by_side * row_width, top + i // side_by_side * row_height
         for title, image in row:
-            shown = fitted(one_line(title), width // LETTER, end=True).encode('latin-1', 'replace').decode('latin-1')
-            pen.text((x, y), shown, fill='black', font=font)        # the font has no other letters
+            shown = fitted(one_line(title), (width - GAP) // LETTER, end=True)
+            shown = shown.encode('latin-1', 'replace').decode('latin-1')        # the font has no other letters
+            pen.text((x, y), shown, fill='black', font=font)
             canvas.paste(image, (x, y + TEXT))
             x += width + GAP
     return canvas

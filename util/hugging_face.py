@@ -21,6 +21,7 @@ CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 MOST_JSON = 2 ** 24         # bytes
 OURS = 'mae_model'          # in a config.json that util.export wrote; its labels are names of class folders
+STATISTICS = ('mae_mean', 'mae_std')        # there, where no class of transformers could normalise by them
 EPS = 1e-6                  # of this program's layer norms
 # (theirs, ours), the first that fits; of transformers 4 and, where they differ, 5
 STEM = [('embeddings.cls_token', 'cls_token'), ('embeddings.position_embeddings', 'pos_embed'),
@@ -269,6 +270,6 @@ def _statistics(folder, config):
     elif type(config.get('pretrained_cfg')) is dict:            # timm's
         found = config['pretrained_cfg'].get('mean'), config['pretrained_cfg'].get('std')
     else:
-        return {}
+        found = tuple(map(config.get, STATISTICS))
     flags = {'mean': found[0], 'std': found[1]}
     return flags if None not in found and input_statistics.sound({**flags, 'in_chans': len(found[0])}) else {}

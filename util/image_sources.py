@@ -122,8 +122,9 @@ def _in_folder(path):
         folder, form = batches
         files = [os.path.join(folder, name) for name in form.train + form.val]
         return _cifar([file for file in files if os.path.isfile(file)])
-    if tar_files(path):
-        return [_shards(path)]
+    packed = [folder for folder in (path, *(os.path.join(path, name) for name in SPLITS)) if tar_files(folder)]
+    if packed:
+        return [_shards(folder) for folder in packed]
     files = Listing(path, EXTENSIONS)
     if not files:
         raise UserError('{}: holds no images ({})'.format(path, ' '.join(EXTENSIONS)))

@@ -10,6 +10,7 @@ import models_vit
 from util import checkpoint_file, input_statistics, linear_probe, recognition, weights
 from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
+from util.input_arguments import COLOURED
 from util.input_size import misfit, sides
 
 LARGEST_SIZE = 2 ** 13              # pixels of an input
@@ -60,6 +61,9 @@ def _load(path, models, scripts, input_size=None):
             raise UserError('{}: was made with --{} {}?'.format(path, name, flags[name]))
     if not input_statistics.sound(flags):
         raise UserError('{}: was made with --mean {} --std {}?'.format(path, flags.get('mean'), flags.get('std')))
+    if flags.get('mean') is None and (flags.get('in_chans') or 3) not in COLOURED:
+        raise UserError('{}: does not say by which mean and std its {} channels are normalised; name the checkpoint of '
+                        'its training'.format(path, flags['in_chans']))
     if type(flags.get('mask_ratio', .75)) is not float or not 0 < flags.get('mask_ratio', .75) < 1:
         raise UserError('{}: was made with --mask_ratio {}?'.format(path, flags['mask_ratio']))
     if type(flags.get('layer_norm_eps', 1e-6)) is not float or not 0 < flags.get('layer_norm_eps', 1e-6) < 1:

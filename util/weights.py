@@ -42,7 +42,7 @@ def load_pretrained(model, weights, path, flags=None):
     """
     own = model.state_dict()
     kept = {name: value for name, value in with_positions_for(model, weights, flags).items() if name in own}
-    if any(name in kept and kept[name].shape != own[name].shape for name in ('head.weight', 'head.bias')):
+    if any(name.startswith('head.') and value.shape != own[name].shape for name, value in kept.items()):
         kept = {name: value for name, value in kept.items() if not name.startswith('head.')}
     fresh = [name for name in own if name not in kept]
     foreign = [name for name in fresh if not name.startswith(('head.', 'fc_norm.', 'norm.'))]

@@ -63,7 +63,8 @@ def show(*flags):
     attention.main(['--device', 'cpu', *[str(flag) for flag in flags]])
 
 
-@pytest.mark.parametrize('flags, size', [([], (1218, 264)), (['--heads'], (1194, 696)), (['--count', '1'], (402, 264))])
+@pytest.mark.parametrize('flags, size', [([], (1218, 264)), (['--heads'], (1194, 696)), (['--count', '1'], (402, 264)),
+                                         (['--count', '1', '--input_size', '64x16'], (400, 264))])
 def test_the_picture_has_a_cell_for_each_map(images, pretrained, tmp_path, capsys, flags, size):
     show('--resume', pretrained / 'checkpoint-0.pth', '--output', tmp_path / 'a.png', '--count', 3, images / 'val',
          *flags)

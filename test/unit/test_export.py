@@ -83,6 +83,17 @@ def test_what_goes_out_comes_in_again_with_its_flags_and_classes(checkpoints, tm
     assert all(after.flags[name] == before.flags[name] for name in after.flags if name in before.flags)
 
 
+@pytest.mark.parametrize('size, in_chans', [([16, 32], 3), (16, 4), (16, 1)], ids=str)
+def test_mean_and_std_go_out_and_come_in_where_transformers_has_no_processor(tmp_path, size, in_chans):
+    model = models_vit.vit_nano_patch16(global_pool=True, num_classes=3, img_size=size, patch_size=8, in_chans=in_chans)
+    given = {'mean': [.1 + i / 10 for i in range(in_chans)], 'std': [.3] * in_chans}
+    checkpoint_file.save(str(tmp_path / 'x.pth'), {'model': model.state_dict(), 'args': {
+        'model': 'vit_nano_patch16', 'input_size': size, 'patch_size': 8, 'in_chans': in_chans, **given}})
+    export.export(str(tmp_path / 'x.pth'), 'hf', str(tmp_path / 'x'))
+    flags = trained.load_either(str(tmp_path / 'x')).flags
+    assert {name: flags[name] for name in given} == given
+
+
 def test_a_hugging_face_folder_says_all_that_its_user_needs(checkpoints, tmp_path):
     export.export(str(checkpoints / 'mean'), 'hf', str(tmp_path / 'x'))
     config, pixels = (json.loads((tmp_path / 'x' / name).read_text())

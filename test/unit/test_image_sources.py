@@ -57,6 +57,15 @@ def test_tar_files_hold_images_and_classes(images, tmp_path):
     assert len(sources(tmp_path)) == 20 and sources(tmp_path).classes is None
 
 
+def test_a_packed_dataset_is_all_its_tar_files(images, tmp_path):
+    for split in ('train', 'val'):
+        (tmp_path / split).mkdir()
+        with tarfile.open(str(tmp_path / split / 'a.tar'), 'w') as tar:
+            tar.add(str(images / split), '')
+    found = sources(tmp_path)
+    assert len(found) == 32 + 19 and len(found.classes) == 8
+
+
 def test_cifar_batches_are_named_alone_or_by_their_folder(cifar):  # noqa: F811
     alone, all_of_them = sources(cifar / 'test_batch'), sources(cifar.parent)
     assert alone.name_of(1) == str(cifar / 'test_batch') + ':1' and alone[1] == ((32, 32), 1)

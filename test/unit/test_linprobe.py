@@ -12,7 +12,7 @@ import main_finetune
 import main_linprobe
 import models_vit
 from engine_finetune import evaluate
-from util import checkpoint_file, encoder, precision, trained
+from util import checkpoint_file, encoder, precision, trained, weights
 from util.arguments import parse_linprobe
 from util.device import Cpu
 from util.distributed import World
@@ -145,6 +145,13 @@ def test_a_head_that_no_probing_wrote_is_refused_in_one_line(probed, tmp_path, n
 
 def flags_of(folder, path):
     return parse_linprobe([*FINETUNE, '--data_path', str(folder), '--finetune', str(path)])
+
+
+def test_the_head_starts_anew_where_the_checkpoint_is_a_probe_of_other_classes():
+    one, other = (models_vit.vit_nano_patch16(img_size=32, patch_size=8) for _ in range(2))
+    one.head, other.head = probing_head(128, 8), probing_head(128, 3)
+    left_out, fresh = weights.load_pretrained(one, other.state_dict(), 'x.pth')
+    assert left_out == fresh == [name for name in one.state_dict() if name.startswith('head.')]
 
 
 def test_a_classifier_of_the_mean_has_no_norm_for_the_class_token(images, tmp_path):

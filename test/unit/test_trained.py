@@ -20,6 +20,13 @@ def test_flags_that_no_training_had_are_refused(tmp_path, flags):
         trained.load_autoencoder(str(tmp_path / 'x.pth'))
 
 
+def test_weights_of_other_channels_that_say_no_mean_are_refused(tmp_path):
+    model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8, in_chans=4)
+    torch.save(model.state_dict(), str(tmp_path / 'x.pth'))
+    with pytest.raises(UserError, match='x.pth: does not say by which mean and std its 4 channels are normalised'):
+        trained.load_either(str(tmp_path / 'x.pth'))
+
+
 @pytest.mark.parametrize('pool', ['--global_pool', '--cls_token'])
 def test_a_classifier_comes_back_with_its_classes_and_logits(tmp_path, pool):
     args = parse_finetune(['--model', 'vit_nano_patch16', pool, *NANO, '--data_path', str(tmp_path)])

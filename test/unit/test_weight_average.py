@@ -1,17 +1,17 @@
 """--ema: the average of the weights, and who uses it."""
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import FINETUNE, ROOT, finetune, two_processes
 
 import main_finetune
-from util import checkpoint_file, trained, weight_average
+import main_predict
+from util import attention, checkpoint_file, extract_features, trained, weight_average
 from util.arguments import parse_finetune
 from util.checkpoint import Resumed, training_state
 from util.errors import UserError
+from util.inference_arguments import parse_predict
 from util.precision import FullPrecision
 from util.updates import WeightUpdates
 from util.weight_average import NoAverage, WeightAverage
@@ -135,16 +135,6 @@ def test_whoever_uses_a_checkpoint_gets_the_average(checkpoint):
     assert torch.equal(trained.load_classifier(path).model.head.bias, state['model_ema']['head.bias'])
 
 
-@pytest.mark.parametrize('tool, output', [
-    ('main_predict.py --json', ''), ('-m util.extract_features', 'features'), ('-m util.attention', 'a.png')])
-def test_tools_say_that_they_take_the_average_and_not_among_their_results(checkpoint, images, tmp_path, tool, output):
-    words = [*tool.split(), '--resume', checkpoint[0], *(['--output', str(tmp_path / output)] if output else [])]
-    run = subprocess.run([sys.executable, *words, str(images / 'val')], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                         cwd=str(ROOT), timeout=100, universal_newlines=True)
-    assert run.returncode == 0 and run.stderr.startswith(checkpoint[0] + ': taking its averaged weights (--ema)\n')
-    assert run.stdout and 'averaged' not in run.stdout
-
-
 @pytest.mark.parametrize('averaged, name', [(False, 'model'), (True, 'model_ema')])
 def test_going_on_takes_the_weights_as_trained_and_evaluation_the_average(checkpoint, averaged, name):
     path, state = checkpoint
@@ -203,6 +193,16 @@ def test_evaluation_finds_what_training_has_told_and_leaves_its_flags(images, fi
     assert result['acc1'] == last['test_acc1'] and result['loss'] == pytest.approx(last['test_loss'], rel=1e-5)
     assert 'eval: false' in (finetuned / 'config.yaml').read_text()
     assert 'eval: true' in (finetuned / 'eval_config.yaml').read_text()
+
+
+@pytest.mark.parametrize('tool, output', [(main_predict, 'x.jsonl'), (extract_features, 'x'), (attention, 'x.png')],
+                         ids=lambda value: getattr(value, '__name__', ''))
+def test_a_tool_says_beside_its_results_that_it_takes_the_average(images, finetuned, tmp_path, capsys, tool, output):
+    words = ['--resume', str(finetuned / 'checkpoint-1.pth'), '--output', str(tmp_path / output), '--device', 'cpu',
+             str(images / 'val')]
+    tool.main(parse_predict(words) if tool is main_predict else words)
+    out, err = capsys.readouterr()
+    assert err.count('taking its averaged weights (--ema)\n') == 1 and 'averaged' not in out
 
 
 def differing(one, other):

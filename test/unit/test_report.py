@@ -236,6 +236,14 @@ def test_a_resumed_run_keeps_the_pictures_from_before_it(images):
     assert resumed.snapshots[:2] == first.snapshots[:2]
 
 
+def test_a_resumed_run_that_ends_before_its_first_picture_shows_those_from_before_it(images):
+    first = gallery(images)
+    for epoch in range(2):
+        first.after(epoch, True, SilentLogbook())
+    assert gallery(images, earlier=list(first.snapshots), start=2).sections() == first.sections() != []
+    assert gallery(images, earlier=list(first.snapshots), start=2, mask_ratio=.5).sections() == []
+
+
 def test_pictures_of_other_images_or_masks_are_dropped(images):
     first = gallery(images)
     first.after(0, True, SilentLogbook())

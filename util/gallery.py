@@ -76,7 +76,7 @@ class Reconstructions:
             first = place * count // shown
             for index in range(first, min(first + MOST_TRIES, count)):
                 try:
-                    pixels.append(self._dataset[index][0])
+                    pixels.append(self._dataset[index][0].float())      # some may be bytes, and some floats
                 except UnreadableImage:
                     continue
                 names.append(os.path.basename(self._dataset.name_of(index)))

@@ -72,8 +72,8 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes=None):
             logger.info('Test:  [%d/%d]', i + 1, len(loader))
         bar.add(len(images))
     bar.close()
-    totals = torch.cat([totals, totals.new_tensor([loader.unreadable])])
-    correct1, correct5, loss, images, unreadable = runtime.world.sum(totals).tolist()
+    totals = torch.cat([totals, totals.new_tensor([loader.unreadable, bool(runtime.stops.requested)])])
+    correct1, correct5, loss, images, unreadable, stopped = runtime.world.sum(totals).tolist()
     if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images can be read; is the disk there?'
                         .format(unreadable))
@@ -83,6 +83,7 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes=None):
               'images': int(images), 'FPS': round(per_second(images, clock.seconds), 2)}
     if unreadable:
         result['unreadable'] = int(unreadable)
-    logger.info('* Acc@1 %.3f Acc@5 %.3f loss %.4f  (%d images%s)', result['acc1'], result['acc5'], result['loss'],
-                result['images'], ', {:.0f} more cannot be read'.format(unreadable) if unreadable else '')
+    if not stopped:
+        logger.info('* Acc@1 %.3f Acc@5 %.3f loss %.4f  (%d images%s)', result['acc1'], result['acc5'], result['loss'],
+                    result['images'], ', {:.0f} more cannot be read'.format(unreadable) if unreadable else '')
     return result

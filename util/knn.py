@@ -95,8 +95,9 @@ class KnnJudge:
             raise UserError('--data_path: none of the {} images can be read; is the disk there?'.format(
                 'validation' if len(bank) else 'training'))
         accuracy = 100 * right / max(images, 1)
-        logger.info('* k-NN Acc@1 %.3f  (k %d, %d validation images among %d training images)', accuracy, self._k,
-                    images, len(bank))
+        if not stopped:
+            logger.info('* k-NN Acc@1 %.3f  (k %d, %d validation images among %d training images)', accuracy, self._k,
+                        images, len(bank))
         return accuracy
 
     def _encode(self, dataset, what, bad_images):

@@ -38,14 +38,21 @@ def break_some(folder, every):
     return broken
 
 
-def result_of(folder, batch_size=4):
+def result_of(folder, batch_size=4, signal=''):
     torch.manual_seed(0)
     model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=8)
     dataset = datasets.labelled_set(str(folder), 'val', evaluation_transform(32))
     place = runtime.Runtime(Cpu(), World())
+    place.stops.requested = signal
     loader = evaluation_loader(dataset, batch_size, World(), False, 0, True, Cpu())
     result = evaluate(model, loader, precision.choose(Cpu(), False, 'none', 'auto', 'dynamic'), place, Normalize())
     return {name: value for name, value in result.items() if name != 'FPS'}
+
+
+def test_an_evaluation_that_a_signal_cuts_short_tells_no_accuracy(images, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
+    assert result_of(images, signal='SIGTERM')['images'] == 0 and not lines
 
 
 def test_unreadable_images_are_left_out_and_counted(folder, monkeypatch):

@@ -16,6 +16,7 @@ from util import datasets, encoder, knn, trained
 from util.device import Cpu
 from util.distributed import World
 from util.errors import UserError
+from util.log import logger
 from util.precision import FullPrecision
 from util.runtime import Runtime
 from util.transforms import Normalize, evaluation_transform
@@ -143,6 +144,16 @@ def test_knn_images_bounds_the_bank(images, pretrained):
     args = argparse.Namespace(**{**flags, 'knn_every': 1, 'knn_images': 16, 'data_path': str(images)})
     judge = knn.periodic(args, model, Normalize(), Runtime(Cpu(), World()), FullPrecision(), NoAverage())
     assert [len(dataset) for dataset in (judge._judge._bank, judge._judge._held_out)] == [16, 19]
+
+
+def test_a_judgement_that_a_signal_cuts_short_tells_no_accuracy(images, pretrained, monkeypatch):
+    model, flags, _ = trained.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
+    runtime, lines = Runtime(Cpu(), World()), []
+    runtime.stops.requested = 'SIGTERM'
+    args = argparse.Namespace(**{**flags, 'knn_every': 1, 'data_path': str(images)})
+    judge = knn.periodic(args, model, Normalize(), runtime, FullPrecision(), NoAverage())
+    monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
+    assert judge(0, Course()) == {'knn_acc1': 0} and not lines
 
 
 @pytest.mark.slow

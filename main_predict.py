@@ -56,7 +56,7 @@ def standard_output():
 
 
 def main(args):
-    log.set_up(True, 'stderr')
+    log.set_up(True, results=True)
     classifier = trained.load_classifier(args.resume, args.input_size)
     names = name_classes(classifier, args.class_names)
     inference = Inference(classifier, args.device, args.amp)

@@ -111,7 +111,7 @@ def _flags(argv):
 
 def main(argv=None):
     args = _flags(argv)
-    log.set_up(True, 'stderr')
+    log.set_up(True, results=True)
     loaded = trained.load_either(args.resume, args.input_size)
     depth, query = len(loaded.model.blocks), args.query or fitting_query(loaded.model)
     number = args.block or depth

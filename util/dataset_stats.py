@@ -14,7 +14,7 @@ from util import log
 from util.datasets import pretraining_set
 from util.device import Cpu
 from util.distributed import World
-from util.errors import UserError, run
+from util.errors import UserError, instead_of, run
 from util.input_statistics import flags_text, number_text
 from util.loader import default_workers, evaluation_loader
 from util.log import logger
@@ -99,7 +99,8 @@ def main():
     args = parse()
     log.set_up(True)
     torch.set_num_threads(1)
-    whole = pretraining_set(args.data, Moments(args.in_chans))
+    with instead_of('--data_path', 'DATA'):
+        whole = pretraining_set(args.data, Moments(args.in_chans))
     count = min(args.images or len(whole), len(whole))
     mean, std, measured = measure(Sample(whole, count, args.seed) if count < len(whole) else whole, args.num_workers)
     logger.info('%d of %d images measured', measured, len(whole))

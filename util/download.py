@@ -9,6 +9,7 @@ import http.client
 import os
 import re
 import socket
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -16,8 +17,10 @@ from contextlib import contextmanager
 
 from util.errors import UserError
 from util.log import logger
+from util.progress_bar import progress_bar
 
 NAMED_BY_HASH = re.compile(r'[\w.+%-]*-([0-9a-f]{8,64})\.(pth|pt)', re.ASCII)
+MIB, SLOW = 2 ** 20, 1.     # bytes; seconds of checking a file before a bar is shown
 SILENCE = 60.       # seconds without a byte until a server counts as gone
 
 
@@ -85,10 +88,11 @@ def _folder():
 
 
 def _sha256(path):
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        for chunk in iter(lambda: file.read(2 ** 20), b''):
+    digest, name, size = hashlib.sha256(), os.path.basename(path), os.path.getsize(path)
+    with open(path, 'rb') as file, progress_bar('checking ' + name, 'MiB', -(-size // MIB), SLOW) as bar:
+        for chunk in iter(lambda: file.read(MIB), b''):
             digest.update(chunk)
+            bar.add()
     return digest.hexdigest()
 
 
@@ -122,7 +126,7 @@ def _download(url, path, expected):
     try:
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:      # leaves nothing half behind
             part = os.path.join(folder, os.path.basename(path))
-            download_url_to_file(url, part, hash_prefix=expected, progress=False)
+            download_url_to_file(url, part, hash_prefix=expected, progress=sys.stderr.isatty())
             os.replace(part, path)
     finally:
         urllib.request.install_opener(opener)

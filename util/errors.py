@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import sys
 import time
+from contextlib import contextmanager
 
 USER_ERROR_STATUS = 2       # the user can mend it; running again as it is ends the same way
 FAULT_STATUS = 70           # a process died or hangs: running again may well succeed
@@ -42,6 +43,15 @@ class Stopped(Exception):
 
 class Unsaved(Exception):
     """The last checkpoint of a run could not be written. The message says so; '' where another process does."""
+
+
+@contextmanager
+def instead_of(flag, words):
+    """Let the UserErrors of the block speak of `words` where they speak of `flag`, which the command has not."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(flag, words, 1)) from error
 
 
 def one_line(text):

@@ -150,7 +150,7 @@ def _converted(rows, dtype, name):
 
 def main(argv=None):
     args = _flags(argv)
-    log.set_up(True, 'stderr')
+    log.set_up(True, results=True)
     loaded = trained.load_either(args.resume, args.input_size)
     blocks = choose_blocks(args.blocks, len(loaded.model.blocks)) if args.blocks else None
     pool = args.pool or ('mean' if getattr(loaded.model, 'global_pool', True) else 'cls')

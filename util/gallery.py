@@ -50,6 +50,14 @@ class Reconstructions:
         """Reconstruct where it is one of the moments, or `due`; the pictures go to TensorBoard too."""
         if not due and epoch not in self._moments:
             return
+        rows, pasted = self._look()
+        self.snapshots[:] = [shot for shot in self.snapshots
+                             if shot['epoch'] in self._moments and shot['epoch'] < epoch]
+        self.snapshots.append({'epoch': epoch, 'of': self._names, 'jpegs': pasted})
+        logbook.picture(epoch + 1, 'reconstructions', thumbnails.grid(rows))
+
+    def _look(self):
+        """(rows of PIL images: masked, reconstructed, original; the second as base64 JPEGs)."""
         if self._imgs is None:
             self._open()
         self._model.eval()
@@ -58,10 +66,7 @@ class Reconstructions:
         rows = [[thumbnails.scaled(to_image(img, self._normalize), SIDE) for img in imgs.float().cpu()]
                 for imgs in (shown.masked, shown.pasted, self._imgs)]
         self._masked, pasted, self._original = ([thumbnails.jpeg(image) for image in row] for row in rows)
-        self.snapshots[:] = [shot for shot in self.snapshots if shot['epoch'] in self._moments and shot['epoch'] < epoch
-                             and shot['of'] == self._names]
-        self.snapshots.append({'epoch': epoch, 'of': self._names, 'jpegs': pasted})
-        logbook.picture(epoch + 1, 'reconstructions', thumbnails.grid(rows))
+        return rows, pasted
 
     def _open(self):
         """Read the images, of unreadable ones the next."""
@@ -71,7 +76,7 @@ class Reconstructions:
             first = place * count // shown
             for index in range(first, min(first + MOST_TRIES, count)):
                 try:
-                    pixels.append(self._dataset[index][0])
+                    pixels.append(self._dataset[index][0].float())      # some may be bytes, and some floats
                 except UnreadableImage:
                     continue
                 names.append(os.path.basename(self._dataset.name_of(index)))
@@ -80,10 +85,13 @@ class Reconstructions:
             raise ValueError('none of the images can be read')
         self._imgs = self._normalize(torch.stack(pixels))
         self._names = [*names, 'mask_ratio {}'.format(self._mask_ratio)]
+        self.snapshots[:] = [shot for shot in self.snapshots if shot['of'] == self._names]
 
     def sections(self):
         """[(heading, HTML)] of the report."""
-        if self._imgs is None:
+        if self._imgs is None and self.snapshots:       # a resumed run that ends before another was due
+            self._look()
+        if not self.snapshots:
             return []
         rows = [('masked', self._masked)]
         rows += [('after epoch {}'.format(shot['epoch']), shot['jpegs']) for shot in self.snapshots]

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from util import cifar, csv_list
 from util.arguments import is_csv
 from util.datasets import EXTENSIONS, ImageList
-from util.errors import UserError
+from util.errors import UserError, instead_of
 from util.images import ARRAYS
 from util.listing import Listing
 from util.shards import ShardList, tar_files
@@ -76,10 +76,8 @@ def _parts(paths):
     """The datasets that the paths stand for; neighbouring image files are one."""
     parts = []
     for kind, group in itertools.groupby(paths, _kind):
-        try:
+        with instead_of('--data_path: ', ''):
             parts += kind(list(group))
-        except UserError as error:          # datasets know only the flag of the training
-            raise UserError(str(error).replace('--data_path: ', '', 1)) from error
     return parts
 
 

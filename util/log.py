@@ -17,14 +17,14 @@ class _OneLineValues(logging.Formatter):
         return super().format(record)
 
 
-def set_up(is_main, stream='stdout'):
+def set_up(is_main, results=False):
     """Send the logger's lines to standard output; processes other than the main one only warn.
 
     Args:
-        stream: 'stderr' where standard output is for results.
+        results: standard output is for results, and the lines go to standard error.
     """
     terminal.guard()
-    handler = logging.StreamHandler(getattr(sys, stream))
+    handler = logging.StreamHandler(sys.stderr if results else sys.stdout)
     handler.setFormatter(_OneLineValues('%(message)s'))
     logger.handlers[:] = [handler]
     logger.propagate = False

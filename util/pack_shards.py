@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from util import log, remember, shards, workers
 from util.arguments import is_csv
 from util.datasets import EXTENSIONS, ImageList, has_classes, labelled_set, place, pretraining_set
-from util.errors import UserError, first_line, run
+from util.errors import UserError, first_line, instead_of, run
 from util.files import write_atomically
 from util.images import ARRAYS, UnreadableImage, open_file
 from util.loader import default_workers
@@ -57,7 +57,8 @@ def main():
     for wanted in (signal.SIGINT, signal.SIGTERM):
         signal.signal(wanted, stop)
     torch.set_num_threads(1)
-    sets = split_sets(args.source, args.short_side)
+    with instead_of('--data_path', 'SOURCE'):
+        sets = split_sets(args.source, args.short_side)
     open_target(args, sets)
     unread = sum([pack(args, split, dataset) for split, dataset in sets])
     if unread:

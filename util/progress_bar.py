@@ -3,6 +3,7 @@ import sys
 import time
 
 from util import terminal
+from util.columns import fitted, width
 from util.errors import one_line
 from util.throughput import duration
 
@@ -67,16 +68,14 @@ class Bar(Silent):
         figures = '{:,} of {:,} {}, {:,.0f}/s, {} left'.format(self._done, self._total, self._unit, pace, left)
         beside = len(figures) + len(': [] ')
         what = self._fitted(beside + BAR[0])
-        width = min(max(self._screen.columns - 1 - beside - terminal.width(what), BAR[0]), BAR[1])
-        full = width * min(self._done, self._total) // self._total
-        return '{}: [{}{}] {}'.format(what, '#' * full, '.' * (width - full), figures)
+        bar = min(max(self._screen.columns - 1 - beside - width(what), BAR[0]), BAR[1])
+        full = bar * min(self._done, self._total) // self._total
+        return '{}: [{}{}] {}'.format(what, '#' * full, '.' * (bar - full), figures)
 
     def _fitted(self, beside):
         """The words, of which only the end is left where they do not fit beside so many characters."""
         room = max(self._screen.columns - 1 - beside, BAR[0])
-        if terminal.width(self._what) <= room:
-            return self._what
-        return '...' + terminal.fitting(self._what[::-1], room - 3)[::-1]
+        return fitted(self._what, min(room, width(self._what)), end=True)
 
 
 def progress_bar(what, unit, total=None, patience=0., stream=None, keep=True):

@@ -72,7 +72,7 @@ class Report:
 
     def _page(self, state, words):
         records = [json.loads(line) for line in self._logbook.records]
-        title = '{} · {}'.format('Fine-tuning' if is_finetuning(self._args) else 'Pre-training', self._args.model)
+        title = '{} · {}'.format(_kind(self._args)[0], self._args.model)
         return report_page.page(title, ''.join([
             report_page.head(title, state, '{}: {}'.format(time.strftime('%Y-%m-%d %H:%M'), words),
                              '{:,} images of {}, results in {}'.format(self._images, self._args.data_path,
@@ -134,9 +134,11 @@ def _tell(path, error):
                  getattr(error, 'strerror', None) or first_line(error))
 
 
-def is_finetuning(args):
-    """Whether the flags are those of main_finetune.py or main_linprobe.py."""
-    return hasattr(args, 'nb_classes')
+def _kind(args):
+    """(what a run of these flags is called, the parser of its flags)."""
+    if not hasattr(args, 'nb_classes'):
+        return 'Pre-training', pretrain_parser()
+    return ('Fine-tuning', finetune_parser()) if hasattr(args, 'layer_decay') else ('Linear probing', linprobe_parser())
 
 
 def _figures(records, result, elapsed):
@@ -183,8 +185,7 @@ def _how(args, runtime, precision, result):
     """Sections on how the run came about: result, command, flags, environment."""
     final = report_page.facts([(name.replace('_', ' '), short(value) if isinstance(value, float) else value)
                                for name, value in result.items()]) if result else ''
-    parser = (pretrain_parser() if not is_finetuning(args) else finetune_parser() if hasattr(args, 'layer_decay')
-              else linprobe_parser())
+    _, parser = _kind(args)
     flags = [('--' + name, _in_words(value)) for name, value in sorted(vars(args).items())]
     changed = [flag for flag in flags if _in_words(parser.get_default(flag[0][2:])) != flag[1]]
     others = [flag for flag in flags if flag not in changed]

@@ -36,6 +36,8 @@ svg { display: block; width: 100%; height: auto; margin-top: 4px; touch-action: 
 svg:focus-visible, summary:focus-visible, .wide:focus-visible, pre:focus-visible { outline: 2px solid var(--s1);
   outline-offset: 2px; border-radius: 4px }
 svg text { fill: var(--dim); font-size: 12.5px; font-variant-numeric: tabular-nums }
+@media (min-width: 520px) and (max-width: 699px) { svg text { font-size: 9px } }
+@media (min-width: 700px) and (max-width: 899px) { .charts { grid-template-columns: 1fr 1fr } }
 @media (min-width: 900px) { svg text { font-size: 10.5px } }
 svg .y { text-anchor: end } svg .x, svg .name { text-anchor: middle } sup { line-height: 0 }
 svg path { stroke: var(--line); fill: none } svg .tick { stroke: var(--dim) } svg .cursor { stroke: var(--dim) }

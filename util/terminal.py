@@ -6,7 +6,8 @@ the line on the terminal and leaves it out of the log; MAE_TERMINAL says that it
 import os
 import stat
 import sys
-import unicodedata
+
+from util.columns import width
 
 CLEAR = '\r\x1b[K'
 _UNKNOWN = 80       # columns
@@ -93,14 +94,8 @@ def _is_our_pipe(stream):
         return False
 
 
-def width(text):
-    """Columns that a text takes; Chinese letters take two."""
-    return sum(2 if unicodedata.east_asian_width(letter) in 'WF' else not unicodedata.combining(letter)
-               for letter in text)
-
-
 def fitting(text, columns):
-    """The beginning of a text that takes at most so many columns."""
+    """The beginning of a text that takes at most so many columns; Chinese letters take two."""
     used = 0
     for i, letter in enumerate(text):
         used += width(letter)

@@ -111,10 +111,10 @@ def _main():
     args = parser.parse_args()
     check_checkpoint(parser, args)
     check_output(parser, args)
-    log.set_up(True, 'stderr')
+    log.set_up(True, results=True)
     model, flags, _ = trained.load_autoencoder(args.resume)
     transform, normalize = preprocessing.of(flags)
-    pixels = torch.stack([transform(picture) for picture in find_images(args.images, args.count)])
+    pixels = torch.stack([transform(picture).float() for picture in find_images(args.images, args.count)])
     grid = picture(model, normalize(pixels), args.mask_ratio or flags.get('mask_ratio', .75), args.seed, normalize)
     with output_file(args.output) as file:
         grid.save(file, 'PNG')

@@ -1,9 +1,10 @@
 """Mistakes that users make: one clear line, a non-zero status, nothing lost."""
 import shutil
+import sys
 
 import fuzzed_images
 import pytest
-from conftest import finetune, pretrain
+from conftest import ROOT, execute, finetune, pretrain
 
 
 def one_line(run, words):
@@ -23,6 +24,14 @@ def copy(images, tmp_path):
 def test_a_missing_path(tmp_path):
     one_line(pretrain('--data_path', tmp_path / 'none'), 'argument --data_path: {} is not a folder or CSV file'.format(
         tmp_path / 'none'))
+
+
+@pytest.mark.parametrize('tool, called', [('dataset_stats', 'DATA'), ('pack_shards', 'SOURCE')])
+def test_a_tool_speaks_of_its_own_words_and_not_of_a_flag_that_it_has_not(tmp_path, tool, called):
+    (tmp_path / 'data').mkdir()
+    run = execute([sys.executable, '-m', 'util.' + tool, tmp_path / 'data', *[tmp_path / 'x'] * (called == 'SOURCE')],
+                  PYTHONPATH=str(ROOT))
+    one_line(run, 'error: {}: {} holds no images'.format(called, tmp_path / 'data'))
 
 
 def test_an_empty_folder(tmp_path):

@@ -1,7 +1,11 @@
 """Published weights by URL: only with a hash in the name, downloaded once, checked each time."""
+import fcntl
 import hashlib
 import http.server
 import os
+import struct
+import sys
+import termios
 import threading
 from collections import Counter
 
@@ -71,6 +75,20 @@ def test_a_url_with_a_hash_is_loaded_and_downloaded_once(server, published, tmp_
     assert sum(server.asked.values()) == 1
     assert [os.path.basename(path) for path in kept(tmp_path)] == [published.rsplit('/', 1)[-1]]
     assert os.path.dirname(kept(tmp_path)[0]).endswith('checkpoints')
+
+
+def test_on_a_terminal_bars_tell_of_the_download_and_of_the_check(server, published, tmp_path, monkeypatch):
+    parent, child = os.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack('HHHH', 25, 80, 0, 0))
+    with os.fdopen(child, 'w') as terminal:
+        monkeypatch.setattr(sys, 'stderr', terminal)
+        monkeypatch.setattr(download, 'SLOW', 0.)
+        for _ in range(2):
+            checkpoint_file.load(published)
+        shown = os.read(parent, 100000).decode()
+    os.close(parent)
+    name = published.rsplit('/', 1)[-1]
+    assert '100%' in shown and 'checking {}: ['.format(name) in shown, shown
 
 
 def test_a_kept_file_that_was_damaged_is_downloaded_again(server, published, tmp_path):

@@ -8,9 +8,10 @@ import sys
 import pytest
 from conftest import ROOT
 
+from util.columns import width
 from util.listing import Listing
 from util.progress_bar import Bar, Silent, progress_bar
-from util.terminal import Screen, width
+from util.terminal import Screen
 
 
 class Clock:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import models_mae
 from util import datasets, output_dir, precision, report, report_page, runtime, thumbnails
-from util.arguments import parse_finetune, parse_pretrain
+from util.arguments import parse_finetune, parse_linprobe, parse_pretrain
 from util.device import Cpu
 from util.distributed import World
 from util.errors import Stopped
@@ -167,6 +167,13 @@ def test_lines_of_the_log_that_are_not_ours_end_nothing(tmp_path, caplog, monkey
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.parametrize('parse, name', [
+    (parse_pretrain, 'Pre-training'), (parse_finetune, 'Fine-tuning'), (parse_linprobe, 'Linear probing')])
+def test_a_report_is_called_what_the_run_was(tmp_path, parse, name):
+    written(tmp_path, parse=parse).close(Stopped('x'))
+    assert '<h1>' + name + ' · ' in (tmp_path / 'report.html').read_text(encoding='utf-8')
+
+
 def test_the_table_of_epochs_has_what_only_some_epochs_have(tmp_path):
     logbook = Records()
     logbook.records[1] = json.dumps({**json.loads(logbook.records[1]), 'knn_acc1': 12.5})
@@ -227,6 +234,14 @@ def test_a_resumed_run_keeps_the_pictures_from_before_it(images):
     resumed.after(2, False, SilentLogbook())
     assert [shot['epoch'] for shot in resumed.snapshots] == [0, 1, 2]
     assert resumed.snapshots[:2] == first.snapshots[:2]
+
+
+def test_a_resumed_run_that_ends_before_its_first_picture_shows_those_from_before_it(images):
+    first = gallery(images)
+    for epoch in range(2):
+        first.after(epoch, True, SilentLogbook())
+    assert gallery(images, earlier=list(first.snapshots), start=2).sections() == first.sections() != []
+    assert gallery(images, earlier=list(first.snapshots), start=2, mask_ratio=.5).sections() == []
 
 
 def test_pictures_of_other_images_or_masks_are_dropped(images):

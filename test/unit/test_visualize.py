@@ -1,6 +1,7 @@
 """The picture of reconstructions."""
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, execute
@@ -84,6 +85,14 @@ def test_a_file_that_is_there_is_renamed_and_not_overwritten(images, pretrained,
     assert run.status == 0, run.output
     kept, = tmp_path.glob('photo.*-*.png')
     assert kept.read_bytes().startswith(b'a photograph') and photo.read_bytes().startswith(b'\x89PNG')
+
+
+def test_arrays_of_bytes_and_of_floats_make_one_picture(pretrained, tmp_path):
+    for kind in (np.uint8, np.float32):
+        np.save(str(tmp_path / (kind.__name__ + '.npy')), np.full((40, 40, 3), .5, np.float32).astype(kind))
+    run = execute([sys.executable, '-m', 'util.visualize', '--resume', pretrained / 'checkpoint-0.pth', '--output',
+                   tmp_path / 'x.png', tmp_path], PYTHONPATH=str(ROOT))
+    assert run.status == 0 and (tmp_path / 'x.png').exists(), run.output
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path, images):

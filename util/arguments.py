@@ -324,8 +324,9 @@ def _check_shared(parser, args):
         fault = None if path in ('', 'auto') else download.fault_of_weights(path)
         if fault:
             parser.error('argument --{}: {} {}'.format(flag, path, fault))
-    if args.auto_scale_lr and args.lr is None:
-        parser.error('argument --auto_scale_lr: is for --lr; --blr is scaled to the batch anyway')
+    for flag in ('auto_scale_lr', 'base_batch_size'):
+        if getattr(args, flag) and args.lr is None:
+            parser.error('argument --{}: is for --lr; --blr is scaled to the batch anyway'.format(flag))
     if args.auto_scale_lr and args.base_batch_size is None:
         parser.error('argument --auto_scale_lr: give the batch that --lr is for by --base_batch_size')
     if args.start_epoch is not None and args.start_epoch >= args.epochs:

@@ -109,7 +109,7 @@ def test_flags_of_linear_probing_that_do_not_go_together_are_named(tmp_path, cap
 @pytest.mark.parametrize('flags, flag', [
     (['--eval'], '--eval'), (['--auto_scale_lr'], '--auto_scale_lr'),
     (['--auto_scale_lr', '--blr', '1e-3', '--base_batch_size', '64'], '--auto_scale_lr'),
-    (['--auto_scale_lr', '--lr', '1e-3'], '--base_batch_size'),
+    (['--auto_scale_lr', '--lr', '1e-3'], '--base_batch_size'), (['--base_batch_size', '64'], '--base_batch_size'),
     (['--mixup', '.8', '--batch_size', '7'], '--batch_size'), (['--global_pool', '--cls_token'], '--cls_token')])
 def test_flags_that_do_not_go_together_are_named(tmp_path, capsys, flags, flag):
     one_line_for(parse_finetune, flags, flag, tmp_path, capsys)

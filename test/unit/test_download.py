@@ -1,4 +1,5 @@
 """Published weights by URL: only with a hash in the name, downloaded once, checked each time."""
+import contextlib
 import fcntl
 import hashlib
 import http.server
@@ -80,13 +81,16 @@ def test_a_url_with_a_hash_is_loaded_and_downloaded_once(server, published, tmp_
 def test_on_a_terminal_bars_tell_of_the_download_and_of_the_check(server, published, tmp_path, monkeypatch):
     parent, child = os.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack('HHHH', 25, 80, 0, 0))
-    with os.fdopen(child, 'w') as terminal:
-        monkeypatch.setattr(sys, 'stderr', terminal)
-        monkeypatch.setattr(download, 'SLOW', 0.)
+    with os.fdopen(child, 'w') as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, 'stderr', terminal)
+        patch.setattr(download, 'SLOW', 0.)
         for _ in range(2):
             checkpoint_file.load(published)
-        shown = os.read(parent, 100000).decode()
-    os.close(parent)
+    shown = b''
+    with os.fdopen(parent, 'rb', buffering=0) as other_side, contextlib.suppress(OSError):      # at its end
+        for piece in iter(lambda: other_side.read(1 << 16), b''):
+            shown += piece
+    shown = shown.decode()
     name = published.rsplit('/', 1)[-1]
     assert '100%' in shown and 'checking {}: ['.format(name) in shown, shown
 

@@ -9,6 +9,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from warm_python import WarmPython, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -19,6 +20,8 @@ from util import drawn_dataset
 from util.log import logger
 
 Run = namedtuple('Run', 'status output')
+SCRIPTS = [ROOT / 'main_{}.py'.format(name) for name in ('pretrain', 'finetune', 'linprobe')]
+WARM = []       # the WarmPython, once it is needed
 
 NANO = ['--input_size', '32', '--patch_size', '8', '--num_workers', '0', '--device', 'cpu']
 PRETRAIN = ['--model', 'mae_vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
@@ -26,7 +29,14 @@ FINETUNE = ['--model', 'vit_nano_patch16', '--batch_size', '8', '--warmup_epochs
 
 
 def execute(command, **environ):
-    """Run a command to its end; standard output and error come in one text."""
+    """Run a command to its end; standard output and error come in one text.
+
+    One of the main_*.py is run by an interpreter that is warm, unless the environment is a special one.
+    """
+    if command[0] == sys.executable and command[1] in SCRIPTS and not environ:
+        WARM[:] = WARM or [WarmPython()]
+        if WARM[0].environ == environment():
+            return Run(*WARM[0].run(command[1:], os.getcwd()))
     done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1', **environ})
     return Run(done.returncode, done.stdout.decode(errors='replace'))

@@ -5,7 +5,6 @@ here, and so does a rule without a command. The commands run in a folder that lo
 /data within it. Whatever checkpoint a command names is there. What stands in prose as `python ...` or `bash ...` is not
 run, but names files and flags that exist.
 """
-import json
 import os
 import re
 import shlex
@@ -20,6 +19,7 @@ from conftest import FINETUNE, PRETRAIN, ROOT
 from PIL import Image
 from printed_commands import check_printed
 from test_cifar10 import batches  # noqa: F401  (a fixture)
+from warm_python import WarmPython
 
 from util.arguments import finetune_parser, linprobe_parser, pretrain_parser
 
@@ -93,28 +93,6 @@ SUBSTITUTES = [
 ]
 
 
-# One interpreter that has imported PyTorch runs every `python ...`, in a process forked for it: the import would be
-# most of the time. Reads lines of [arguments, log] and answers with the exit status of each.
-WARM = """
-import json, os, runpy, sys
-import main_finetune, main_pretrain
-for line in sys.stdin:
-    words, log = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 1)
-        os.dup2(1, 2)
-        if words[0] == '-m':
-            sys.argv = words[1:]
-            runpy.run_module(words[1], run_name='__main__', alter_sys=True)
-        else:
-            sys.argv = words
-            runpy.run_path(words[0], run_name='__main__')
-        sys.exit()
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-
 def commands_of(name):
     """The commands of a document's bash blocks, each on one line, without comments."""
     text = (ROOT / name).read_text(encoding='utf-8')
@@ -166,21 +144,8 @@ def workspace(tmp_path_factory, images, batches):  # noqa: F811
 @pytest.fixture(scope='module')
 def warm(workspace):
     """Run the words behind `python` in the workspace; returns (status, output)."""
-    server = subprocess.Popen([sys.executable, '-c', WARM], cwd=str(workspace), stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, universal_newlines=True,
-                              env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable})
-    log = workspace / 'log of a command'
-
-    def run(words):
-        print(json.dumps([words, str(log)]), file=server.stdin, flush=True)
-        status = int(server.stdout.readline())
-        output = log.read_text(errors='replace')
-        log.unlink()
-        return status, output
-
-    yield run
-    server.stdin.close()
-    assert server.wait(timeout=60) == 0
+    python = WarmPython()
+    return lambda words: python.run(words, workspace)
 
 
 @pytest.fixture(scope='module')

@@ -5,6 +5,7 @@ With or without a row of column names; separated by commas, semicolons or tabs; 
 import csv
 import os
 import re
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,7 +33,13 @@ class CsvPaths:
 
     def relative(self, index):
         """The path from the folder of the file."""
-        return os.path.relpath(self[index], self.root or os.curdir)
+        folder, name = os.path.split(self._names[index])
+        return os.path.normpath(os.path.join(_relative_folder(self.root, folder), name))
+
+
+@lru_cache(maxsize=None)        # a look at the current directory for each image would take most of the time
+def _relative_folder(root, folder):
+    return os.path.relpath(os.path.join(root, folder) or os.curdir, root or os.curdir)
 
 
 def read(path, endings, labelled):

@@ -9,6 +9,7 @@ from conftest import pretrain
 from util import csv_list, remember
 from util.datasets import labelled_set, pretraining_set
 from util.errors import UserError
+from util.listing import Strings
 
 FILES = ['a.jpg', 'b.jpg', 'sub/c, d.jpg', 'sub/\u6c49.jpg']
 
@@ -138,3 +139,11 @@ def test_a_file_is_remembered_until_it_changes(folder, tmp_path, monkeypatch):
     write(folder, 'a.jpg,cat\n')
     assert pairs(path) == [('a.jpg', 'cat')]
     assert np.array_equal(labelled_set(path, 'train', val_fraction=0).labels, [0])
+
+
+@pytest.mark.parametrize('root', ['', 'data', '/data', '../data'])
+def test_a_path_from_the_folder_of_the_file_is_the_same_however_it_is_written(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    inside = ['x.jpg', './x.jpg', 'a/../x.jpg', os.path.join(os.path.abspath(root), 'x.jpg')]
+    paths = csv_list.CsvPaths(root, Strings.of([*inside, 'a//b/x.jpg', '../x.jpg']))
+    assert [paths.relative(i) for i in range(len(paths))] == ['x.jpg'] * 4 + ['a/b/x.jpg', '../x.jpg']

@@ -15,7 +15,6 @@ from util import hugging_face, safetensors_file
 from util.errors import UserError
 from util.exported_part import CLASSIFIER, MAE, named
 from util.files import atomic_file, write_atomically
-from util.input_statistics import statistics
 from util.pictures import Picture
 from util.preprocessing import of as preprocessing
 from util.transforms import EVAL_CROP
@@ -91,7 +90,7 @@ def _config(part, name):
         'hidden_act': 'gelu', 'hidden_dropout_prob': 0., 'attention_probs_dropout_prob': 0., 'qkv_bias': True,
         'layer_norm_eps': part.eps, hugging_face.OURS: part.description()['model']}
     if not _has_processor(part):
-        config.update(zip(hugging_face.STATISTICS, map(list, _statistics(part))))
+        config.update(zip(hugging_face.STATISTICS, map(list, part.statistics)))
     if config['model_type'] == 'beit':
         config.update(hugging_face.FITTING['beit'], drop_path_rate=0., use_mask_token=False)
     if part.kind == MAE:
@@ -114,15 +113,11 @@ def _has_processor(part):
 
 def _preprocessor(part):
     """As evaluation does it: the short side resized, the centre cropped. Of transformers' classes, CLIP's does that."""
-    mean, std = _statistics(part)
+    mean, std = part.statistics
     return {'image_processor_type': 'CLIPImageProcessor', 'feature_extractor_type': 'CLIPFeatureExtractor',
             'do_resize': True, 'size': _short_side(part), 'resample': 3, 'do_center_crop': True,
             'crop_size': part.size[0], 'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True,
             'image_mean': list(mean), 'image_std': list(std), 'do_convert_rgb': True}
-
-
-def _statistics(part):
-    return statistics(part.in_chans, part.flags.get('mean'), part.flags.get('std'))
 
 
 def _short_side(part):

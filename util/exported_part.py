@@ -62,6 +62,11 @@ class Part:
         """Of its layer norms."""
         return self.model.blocks[0].norm1.eps
 
+    @property
+    def statistics(self):
+        """(mean, std) by which its inputs are normalised, a number in each for each channel."""
+        return statistics(self.in_chans, self.flags.get('mean'), self.flags.get('std'))
+
     def _inputs(self):
         generator = torch.Generator()
         generator.manual_seed(0)
@@ -87,7 +92,7 @@ class Part:
 
     def input_lines(self):
         """What the inputs are, for people."""
-        mean, std = statistics(self.in_chans, self.flags.get('mean'), self.flags.get('std'))
+        mean, std = self.statistics
         lines = ['imgs: (N, {}, {}, {}) float32, of 0..1 less mean {}, divided by {}'.format(
             self.in_chans, *self.size, ' '.join(map('{:g}'.format, mean)), ' '.join(map('{:g}'.format, std)))]
         if self.kind == MAE:

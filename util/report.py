@@ -135,10 +135,10 @@ def _tell(path, error):
 
 
 def _kind(args):
-    """(what a run of these flags is called, the parser of its flags)."""
+    """(what a run of these flags is called, what makes the parser of its flags)."""
     if not hasattr(args, 'nb_classes'):
-        return 'Pre-training', pretrain_parser()
-    return ('Fine-tuning', finetune_parser()) if hasattr(args, 'layer_decay') else ('Linear probing', linprobe_parser())
+        return 'Pre-training', pretrain_parser
+    return ('Fine-tuning', finetune_parser) if hasattr(args, 'layer_decay') else ('Linear probing', linprobe_parser)
 
 
 def _figures(records, result, elapsed):
@@ -185,7 +185,7 @@ def _how(args, runtime, precision, result):
     """Sections on how the run came about: result, command, flags, environment."""
     final = report_page.facts([(name.replace('_', ' '), short(value) if isinstance(value, float) else value)
                                for name, value in result.items()]) if result else ''
-    _, parser = _kind(args)
+    parser = _kind(args)[1]()
     flags = [('--' + name, _in_words(value)) for name, value in sorted(vars(args).items())]
     changed = [flag for flag in flags if _in_words(parser.get_default(flag[0][2:])) != flag[1]]
     others = [flag for flag in flags if flag not in changed]

@@ -16,8 +16,8 @@ def load_model(model, weights, path):
     if 'head.weight' in own and head is not None and head.dim() == 2 and len(head) != len(own['head.weight']):
         raise UserError('{}: was trained for {} classes, this run has {}; see --nb_classes and --data_path'
                         .format(path, len(head), len(own['head.weight'])))
-    for head, script in (('head.weight', 'main_finetune.py'), ('head.1.weight', 'main_linprobe.py')):
-        if head in weights and head not in own and 'cls_token' in own:
+    for name, script in (('head.weight', 'main_finetune.py'), ('head.1.weight', 'main_linprobe.py')):
+        if name in weights and name not in own and 'cls_token' in own:
             raise UserError('{}: is a classifier of {}, which goes on with it and evaluates it'.format(path, script))
     for name in own:
         if name not in weights:

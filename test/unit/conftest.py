@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from warm_python import WarmPython, environment
+from warm_python import TIMEOUT, WarmPython, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -38,8 +39,17 @@ def execute(command, **environ):
         if WARM[0].environ == environment():
             return Run(*WARM[0].run(command[1:], os.getcwd()))
     done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1', **environ})
+                          timeout=TIMEOUT, env={**environment(), **environ})
     return Run(done.returncode, done.stdout.decode(errors='replace'))
+
+
+def shown_on(terminal):
+    """All bytes that a terminal was sent, by its descriptor, which is closed: until nobody writes to it any more."""
+    shown = b''
+    with os.fdopen(terminal, 'rb', buffering=0) as file, suppress(OSError):         # its end, on Linux
+        for piece in iter(lambda: file.read(1 << 16), b''):
+            shown += piece
+    return shown
 
 
 def slow_kill(pause):

@@ -1,5 +1,4 @@
 """Published weights by URL: only with a hash in the name, downloaded once, checked each time."""
-import contextlib
 import fcntl
 import hashlib
 import http.server
@@ -12,7 +11,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import finetune, launcher
+from conftest import finetune, launcher, shown_on
 
 from util import checkpoint_file, download
 from util.errors import UserError
@@ -86,11 +85,7 @@ def test_on_a_terminal_bars_tell_of_the_download_and_of_the_check(server, publis
         patch.setattr(download, 'SLOW', 0.)
         for _ in range(2):
             checkpoint_file.load(published)
-    shown = b''
-    with os.fdopen(parent, 'rb', buffering=0) as other_side, contextlib.suppress(OSError):      # at its end
-        for piece in iter(lambda: other_side.read(1 << 16), b''):
-            shown += piece
-    shown = shown.decode()
+    shown = shown_on(parent).decode()
     name = published.rsplit('/', 1)[-1]
     assert '100%' in shown and 'checking {}: ['.format(name) in shown, shown
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PRETRAIN, ROOT, pretrain
+from conftest import PRETRAIN, ROOT, pretrain, shown_on
 
 from util import live_line, terminal
 from util.live_line import Line, NoLine, fitted
@@ -147,12 +147,7 @@ def on_a_terminal(command, columns=100, **environ):
     child = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs,
                              env=environ, start_new_session=True)
     os.close(theirs)
-    shown = b''
-    try:
-        while True:
-            shown += os.read(ours, 4096)
-    except OSError:                     # the end of a terminal, on Linux
-        os.close(ours)
+    shown = shown_on(ours)
     return child.wait(timeout=60), shown.decode(errors='replace').replace('\r\n', '\n')
 
 

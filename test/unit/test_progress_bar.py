@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, shown_on
 
 from util.columns import width
 from util.listing import Listing
@@ -91,13 +91,7 @@ def test_packing_on_a_terminal_shows_one_line_that_moves(images, tmp_path):
                              cwd=str(ROOT), stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, 'COLUMNS': '200'})
     os.close(theirs)
     told = child.communicate(timeout=100)[0].decode()
-    shown = b''
-    try:
-        while True:
-            shown += os.read(ours, 4096)
-    except OSError:                     # the end of a terminal, on Linux
-        os.close(ours)
-    lines = shown.decode().split('\r')
+    lines = shown_on(ours).decode().split('\r')
     assert child.returncode == 0, told
     assert any('] 19 of 19 images, ' in line and line.startswith('{}: ['.format(tmp_path / 'x')) for line in lines)
     assert len(told.splitlines()) == 1 and told.endswith('train with --data_path {}\n'.format(tmp_path / 'x'))

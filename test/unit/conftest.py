@@ -4,13 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import namedtuple
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from warm_python import TIMEOUT, WarmPython, environment
+from warm_python import WarmPython, read_at_start
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -21,25 +22,39 @@ from util import drawn_dataset
 from util.log import logger
 
 Run = namedtuple('Run', 'status output')
-SCRIPTS = [ROOT / 'main_{}.py'.format(name) for name in ('pretrain', 'finetune', 'linprobe')]
-WARM = []       # the WarmPython, once it is needed
+TIMEOUT = 600               # seconds
+WARM_PATHS = {os.environ['PYTHONPATH']}     # of the kinds of environment that a Python is kept warm in
+WARM = {}                   # PYTHONPATH -> WarmPython, once it is needed
 
 NANO = ['--input_size', '32', '--patch_size', '8', '--num_workers', '0', '--device', 'cpu']
 PRETRAIN = ['--model', 'mae_vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
 FINETUNE = ['--model', 'vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
 
 
-def execute(command, **environ):
-    """Run a command to its end; standard output and error come in one text.
+def environment(**changes):
+    """That of commands that tests run: one thread, as there are so many of them."""
+    environ = {**os.environ, 'OMP_NUM_THREADS': '1', **changes}
+    environ.pop('PYTEST_CURRENT_TEST', None)
+    return environ
 
-    One of the main_*.py is run by an interpreter that is warm, unless the environment is a special one.
-    """
-    if command[0] == sys.executable and command[1] in SCRIPTS and not environ:
-        WARM[:] = WARM or [WarmPython()]
-        if WARM[0].environ == environment():
-            return Run(*WARM[0].run(command[1:], os.getcwd()))
-    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          timeout=TIMEOUT, env={**environment(), **environ})
+
+def python(**changes):
+    """An interpreter for environment(**changes) that has imported PyTorch already, or just this one."""
+    environ = environment(**changes)
+    path = environ['PYTHONPATH']
+    if path not in WARM_PATHS or read_at_start(environ) != read_at_start(environment(PYTHONPATH=path)):
+        return sys.executable
+    if path not in WARM:
+        folder = tempfile.TemporaryDirectory(prefix='warm')
+        WARM[path] = WarmPython(folder.name, environ), folder
+    return WARM[path][0].program
+
+
+def execute(command, **environ):
+    """Run a command to its end; standard output and error come in one text. This interpreter is run warm."""
+    words = [python(**environ) if word == sys.executable else str(word) for word in command]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT,
+                          env=environment(**environ))
     return Run(done.returncode, done.stdout.decode(errors='replace'))
 
 
@@ -91,7 +106,7 @@ def two_processes(script, *flags, **environ):
 
 def launcher(name, *flags, **environ):
     """bash test/<name>.sh with this interpreter."""
-    return execute(['bash', ROOT / 'test' / (name + '.sh'), *flags], PYTHON=sys.executable, **environ)
+    return execute(['bash', ROOT / 'test' / (name + '.sh'), *flags], PYTHON=python(**environ), **environ)
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,14 @@
 """test/cifar10_1p.sh: its commands, every stage on a few images, going on after an interruption, mistakes."""
-import os
 import pickle
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, launcher
+from conftest import ROOT, environment, launcher, python
 
 from util import cifar
 
@@ -71,7 +69,7 @@ def test_all_stages_run_and_the_same_command_goes_on_where_it_was_stopped(batche
     out = tmp_path / 'o'
     flags = ['--data_path', str(batches), '--output_dir', str(out), '--pretrain_epochs=100', '--finetune_epochs=1']
     running = subprocess.Popen(['bash', str(ROOT / 'test' / 'cifar10_1p.sh'), *flags, *SMALL], stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, env={**os.environ, 'PYTHON': sys.executable})
+                               stdout=subprocess.DEVNULL, env={**environment(), 'PYTHON': python()})
     while not (out / 'pretrain' / 'log.txt').exists():
         assert running.poll() is None
         time.sleep(.05)

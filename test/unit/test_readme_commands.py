@@ -15,11 +15,10 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from conftest import FINETUNE, PRETRAIN, ROOT
+from conftest import FINETUNE, PRETRAIN, ROOT, environment, finetune, python
 from PIL import Image
 from printed_commands import check_printed
 from test_cifar10 import batches  # noqa: F401  (a fixture)
-from warm_python import WarmPython
 
 from util.arguments import finetune_parser, linprobe_parser, pretrain_parser
 
@@ -142,19 +141,11 @@ def workspace(tmp_path_factory, images, batches):  # noqa: F811
 
 
 @pytest.fixture(scope='module')
-def warm(workspace):
-    """Run the words behind `python` in the workspace; returns (status, output)."""
-    python = WarmPython()
-    return lambda words: python.run(words, workspace)
-
-
-@pytest.fixture(scope='module')
-def checkpoints(warm, images, pretrained, tmp_path_factory):
+def checkpoints(images, pretrained, tmp_path_factory):
     """A checkpoint of pre-training (True) and one of fine-tuning (False)."""
     folder = tmp_path_factory.mktemp('classifier')
-    status, output = warm(['main_finetune.py', *FINETUNE, '--data_path', str(images), '--output_dir', str(folder),
-                           '--epochs', '1'])
-    assert status == 0, output
+    run = finetune('--data_path', images, '--output_dir', folder, '--epochs', 1)
+    assert run.status == 0, run.output
     return {True: pretrained / 'checkpoint-0.pth', False: folder / 'checkpoint-0.pth'}
 
 
@@ -170,10 +161,9 @@ def provide(folder, checkpoints, command):
 
 def run_in(folder, command, **environ):
     """Run a line of bash in a folder, with this interpreter as python."""
-    settings = {'PATH': os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']]),
-                'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
+    folders = [os.path.dirname(path) for path in (python(), sys.executable)] + [os.environ['PATH']]
     done = subprocess.run(['bash', '-c', command], cwd=str(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          timeout=300, env={**os.environ, **settings, **environ})
+                          timeout=300, env=environment(PATH=os.pathsep.join(folders), PYTHON=python(), **environ))
     return done.returncode, done.stdout.decode(errors='replace')
 
 
@@ -203,10 +193,7 @@ def test_a_command_of_the_documents_works(command, rule, request, monkeypatch):
     else:
         flags, environ = rule.detail
         command = ' '.join([command, *map(str, flags)])
-        if command.startswith('python ') and not re.search(r'util/launch.py|[|$]', command):
-            status, output = request.getfixturevalue('warm')(shlex.split(command)[1:])
-        else:
-            status, output = run_in(folder, command, **environ)
+        status, output = run_in(folder, command, **environ)
         assert status == 0, output
 
 

@@ -1,69 +1,202 @@
-"""Runs Python scripts in processes that are forked from one which has imported PyTorch: the import would be most of
-their time."""
+"""A Python whose scripts start at once: in processes forked from one that has imported PyTorch, which takes seconds.
+
+WarmPython(folder, environ).program is an executable to call as one calls python. It hands its arguments, environment
+and standard streams to the server, passes signals on, and ends like the process that the server has forked; that
+process dies when it dies. What cannot be forked runs in a new interpreter as ever: code that is not a script or module,
+and whatever has another value of a variable that is read as an interpreter starts or PyTorch is imported.
+"""
+import array
+import gc
+import importlib
+import io
 import json
 import os
-import select
+import runpy
+import selectors
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
 
-TIMEOUT = 600       # seconds
-# Reads lines of [arguments, folder, file for the output] and answers with the wait status of each.
-SERVER = """
-import gc, json, os, runpy, sys
-import main_finetune, main_linprobe, main_pretrain
-try:
-    import torch.utils.tensorboard
-except ImportError:
-    pass
-gc.freeze()
-print('ready', flush=True)
-for line in sys.stdin:
-    words, folder, log = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.chdir(folder)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 1)
-        os.dup2(1, 2)
-        if words[0] == '-m':
-            sys.path[0], sys.argv = folder, words[1:]
-            runpy.run_module(words[1], run_name='__main__', alter_sys=True)
-        else:
-            sys.path[0], sys.argv = os.path.dirname(os.path.abspath(words[0])), words
-            runpy.run_path(words[0], run_name='__main__')
-        sys.exit()
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
+READ_AT_START = ('PYTHON', 'OMP_', 'MKL_', 'LC_', 'LANG', 'LD_', 'HF_', 'TORCH_DEVICE_BACKEND_AUTOLOAD')
+NOT_READ = ('PYTHON', 'PYTHONUNBUFFERED')       # the launchers' choice; what is done below
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
+WAIT = 120.         # seconds for the imports
+
+
+def read_at_start(environ):
+    """The part of an environment that an interpreter has to be started with."""
+    return {name: value for name, value in environ.items() if name.startswith(READ_AT_START) and name not in NOT_READ}
 
 
 class WarmPython:
-    """This interpreter, warm. What runs in it finds the environment of its start."""
+    """The server and its program.
 
-    def __init__(self):
-        self.environ = environment()
-        self._server = subprocess.Popen([sys.executable, '-c', SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        env=self.environ)
-        self._answer()
+    Args:
+        folder: an empty one, which is there for as long as the program is used.
+        environ: the environment that the server imports PyTorch in.
+    """
 
-    def run(self, words, folder):
-        """(status, output) of `python words...` in a folder; the status is as subprocess has it."""
-        with tempfile.NamedTemporaryFile() as log:
-            line = json.dumps([[str(word) for word in words], str(folder), log.name]) + '\n'
-            self._server.stdin.write(line.encode())
-            self._server.stdin.flush()
-            status = int(self._answer())
-            return os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status), log.read().decode(
-                errors='replace')
-
-    def _answer(self):
-        if not select.select([self._server.stdout], [], [], TIMEOUT)[0]:
-            self._server.kill()
-            raise TimeoutError('{} s'.format(TIMEOUT))
-        return self._server.stdout.readline()
+    def __init__(self, folder, environ):
+        self.program = str(Path(folder) / 'python')
+        address = str(Path(folder) / 'socket')
+        Path(self.program).write_text('#!/bin/sh\nexec "{}" -IS "{}" "{}" "$0" "$@"\n'.format(
+            sys.executable, __file__, address))
+        os.chmod(self.program, 0o700)
+        Path(address + '.json').write_text(json.dumps(read_at_start(environ)))
+        # It ends with this process: at the end of its standard input.
+        self._server = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE, env=environ,
+                                        stdout=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + WAIT
+        while not os.path.exists(address):
+            assert self._server.poll() is None and time.monotonic() < deadline, 'no warm Python'
+            time.sleep(.02)
 
 
-def environment():
-    """That of commands that tests run: one thread, as there are so many of them."""
-    return {**{name: value for name, value in os.environ.items() if name != 'PYTEST_CURRENT_TEST'},
-            'OMP_NUM_THREADS': '1'}
+def call(address, program, *words):
+    """The program: like `python words...`."""
+    with open(address + '.json') as file:
+        same = json.load(file) == read_at_start(os.environ)
+    plain = [word for word in words[:1] if word != '-u'] + list(words[1:])
+    if not same or not plain or not (plain[0] == '-m' or plain[0].endswith('.py')):
+        os.execv(sys.executable, [sys.executable, *words])
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(address)
+        request = {'words': plain, 'program': program, 'unbuffered': len(plain) < len(words), 'folder': os.getcwd(),
+                   'environ': dict(os.environ), 'cores': list(os.sched_getaffinity(0)),
+                   'ignored': [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]}
+        line = json.dumps(request).encode()
+        server.sendmsg([b'%8d' % len(line)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', (0, 1, 2)))])
+        server.sendall(line)
+        for number in PASSED_ON:
+            if number not in request['ignored']:
+                signal.signal(number, lambda number, frame: server.sendall(b'%d\n' % number))
+        status = json.loads(server.makefile().readline())
+    if status < 0:
+        with suppress(OSError):         # SIGKILL has no other action
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+class Server:
+    """Forks a process for each that calls at `address`, until standard input ends."""
+
+    def __init__(self, address):
+        self._listener, self._selector = socket.socket(socket.AF_UNIX), selectors.DefaultSelector()
+        self._callers = {}      # connection by pid
+        hears, told = socket.socketpair()
+        hears.setblocking(False)
+        told.setblocking(False)
+        signal.set_wakeup_fd(told.fileno())
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._own = [self._listener, hears, told]
+        self._listener.bind(address + '.new')
+        self._listener.listen(64)
+        os.rename(address + '.new', address)        # now it can be called
+        for source, act in ((self._listener, self._answer), (hears, self._reap), (sys.stdin, self._end)):
+            self._selector.register(source, selectors.EVENT_READ, act)
+
+    def run(self):
+        """Serve; returns a request in the process that is forked for it."""
+        while True:
+            for key, _ in self._selector.select():
+                request = key.data(key.fileobj)
+                if request:
+                    return request
+
+    def _answer(self, listener):
+        caller, _ = listener.accept()
+        size, ancillary, _, _ = caller.recvmsg(8, socket.CMSG_SPACE(3 * array.array('i').itemsize))
+        streams = array.array('i', ancillary[0][2])
+        request = json.loads(caller.recv(int(size), socket.MSG_WAITALL).decode())
+        pid = os.fork()
+        if not pid:
+            for one in [*self._own, *self._callers.values(), caller]:
+                one.close()
+            self._selector.close()
+            for i, stream in enumerate(streams):
+                os.dup2(stream, i)
+                os.close(stream)
+            return request
+        for stream in streams:
+            os.close(stream)
+        self._callers[pid] = caller
+        self._selector.register(caller, selectors.EVENT_READ, lambda caller: self._pass_on(caller, pid))
+
+    def _pass_on(self, caller, pid):
+        """Signals, which are sent as lines; none comes any more of a caller that was killed."""
+        received = caller.recv(1024)
+        for number in received.split() or [signal.SIGKILL]:
+            os.kill(pid, int(number))
+        if not received:
+            self._selector.unregister(caller)
+
+    def _reap(self, hears):
+        hears.recv(1024)
+        while self._callers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            caller = self._callers.pop(pid)
+            with suppress(KeyError):        # of one that was killed
+                self._selector.unregister(caller)
+            with suppress(OSError):
+                caller.sendall(b'%d\n' % (os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)))
+            caller.close()
+
+    def _end(self, stdin):
+        for pid in self._callers:
+            os.kill(pid, signal.SIGKILL)
+        os._exit(0)
+
+
+def stream(number, unbuffered, line_by_line, like):
+    """Text to a file descriptor, as an interpreter that starts would write it."""
+    return io.TextIOWrapper(open(number, 'wb', 0 if unbuffered else -1, closefd=False), like.encoding, like.errors,
+                            line_buffering=line_by_line, write_through=unbuffered)
+
+
+def become(words, program, unbuffered, folder, environ, cores, ignored):
+    """Run in this process what `python words...` runs."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environ)
+    os.sched_setaffinity(0, cores)
+    sys.executable, tempfile.tempdir = program, None
+    unbuffered = unbuffered or bool(environ.get('PYTHONUNBUFFERED'))
+    sys.stdout = sys.__stdout__ = stream(1, unbuffered, os.isatty(1), sys.stdout)
+    sys.stderr = sys.__stderr__ = stream(2, unbuffered, True, sys.stderr)
+    for name in ('random', 'numpy.random'):
+        sys.modules[name].seed()
+    if words[0] == '-m':
+        sys.path[0], sys.argv = folder, words[1:]
+        runpy.run_module(words[1], run_name='__main__', alter_sys=True)
+    else:
+        sys.path[0], sys.argv = os.path.dirname(os.path.realpath(words[0])), words
+        runpy.run_path(words[0], run_name='__main__')
+
+
+def serve(address):
+    for name in ('main_pretrain', 'main_finetune', 'main_linprobe'):
+        importlib.import_module(name)
+    for name in ('torch.utils.tensorboard', 'torch.distributed.run'):
+        with suppress(ImportError):         # not each generation has it
+            importlib.import_module(name)
+    gc.freeze()
+    become(**Server(address).run())
+
+
+if __name__ == '__main__':
+    if len(sys.argv) == 2:
+        serve(sys.argv[1])
+    else:
+        call(*sys.argv[1:])

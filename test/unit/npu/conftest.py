@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import WARM_PATHS
 
 FOLDER = str(Path(__file__).parent)
 WITH_STAND_INS = {'PYTHONPATH': os.pathsep.join([FOLDER, os.environ['PYTHONPATH']])}     # of another process
+WARM_PATHS.add(WITH_STAND_INS['PYTHONPATH'])
 
 
 def require_emulator():

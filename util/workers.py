@@ -10,8 +10,9 @@ import time
 from util.errors import Fault
 
 GRACE = 2.          # seconds
-LAST_SERVICE = 15   # seconds that a loader process still serves after SIGTERM
+LAST_SERVICE = 15   # seconds that a loader process still serves after a SIGTERM that others than its own process sent
 ORPHANED = 10       # seconds that a loader process may take to end after its training process
+_TELLS_SENDER = hasattr(signal, 'sigtimedwait')      # of a signal; not on macOS
 _CAUGHT = re.compile(r'Caught \w+ in DataLoader worker process')     # raised in a worker that lives
 _ADVICE = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
            signal.SIGBUS: 'most often shared memory ran out: enlarge /dev/shm or lower --num_workers',
@@ -21,12 +22,15 @@ _ADVICE = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
 def set_up(worker):
     """A DataLoader's worker_init_fn: this process leaves signals to its training process, and ends with it.
 
-    A batch system signals all processes of a job, and those that train still need batches for the step at hand.
+    A batch system signals all processes of a job, and those that train still need batches for the step at hand; the
+    training process itself means its SIGTERM.
     """
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _serve_a_little_longer)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if _TELLS_SENDER:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     parent = _parent()
     sys.excepthook = _Hook(parent, sys.excepthook)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -41,7 +45,15 @@ def _parent():
 def _end_with(parent):
     """DataLoader's own way to end waits for ever for a file that blocks, or for a lock of a process that was killed."""
     while os.getppid() == parent:
-        time.sleep(1.)
+        if not _TELLS_SENDER:
+            time.sleep(1.)
+            continue
+        told = signal.sigtimedwait([signal.SIGTERM], 1.)
+        if told and told.si_pid == parent:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif told:
+            signal.alarm(LAST_SERVICE)
     time.sleep(ORPHANED)
     os._exit(1)
 
@@ -62,11 +74,6 @@ class _Hook:
                 return
             time.sleep(.02)
         self._before(kind, error, trace)
-
-
-def _serve_a_little_longer(number, frame):
-    """Who sent the signal is not known: if it was the training process, it is enough to end soon."""
-    signal.alarm(LAST_SERVICE)
 
 
 def start(loader):

@@ -12,7 +12,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import execute
+from conftest import environment, execute
 from torch.utils.data import DataLoader, Dataset
 
 from util import workers
@@ -102,6 +102,13 @@ def apart(work):
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def whole(command):
+    """(status, all that a command and the processes that it has started print, to the end of the last one)."""
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60,
+                         env=environment(PYTHONPATH=os.pathsep.join(sys.path)))
+    return run.returncode, run.stdout.decode()
 
 
 @pytest.fixture(autouse=True)
@@ -196,17 +203,34 @@ def test_a_loader_process_serves_on_when_the_whole_job_is_signalled():
     assert len(list(loader_of(Terminated(), 1))) == 10
 
 
-def test_a_loader_process_ends_soon_after_the_signal_of_its_training_process(monkeypatch):
+@pytest.mark.parametrize('sender, by', [('another process', signal.SIGALRM), ('its training process', signal.SIGTERM)])
+def test_a_loader_process_ends_soon_after_a_signal_and_at_once_by_its_training_process(monkeypatch, sender, by):
     monkeypatch.setattr(workers, 'LAST_SERVICE', 1)
 
     def work():
         batches = iter(loader_of(Dying(), 1))
         next(batches)
         worker = multiprocessing.active_children()[0]
-        worker.terminate()
+        if sender == 'another process':
+            subprocess.call(['kill', '-TERM', str(worker.pid)])
+        else:
+            worker.terminate()
         worker.join(30)
         return str(worker.exitcode)
-    assert apart(work) == str(-signal.SIGALRM)
+    assert apart(work) == str(-by)
+
+
+KEPT = """
+import test_workers
+from util import workers
+workers.LAST_SERVICE = 1000
+batches = iter(test_workers.loader_of(test_workers.Dying(), 2))
+next(batches)
+"""
+
+
+def test_a_program_that_keeps_its_loader_to_the_end_ends():
+    assert whole([sys.executable, '-c', KEPT]) == (0, '')
 
 
 ORPHAN = """
@@ -230,8 +254,8 @@ else:
 
 @pytest.mark.parametrize('parent, said', [('dies', False), ('lives', True)])
 def test_a_loader_process_says_nothing_of_a_connection_that_its_killed_training_process_left(parent, said):
-    run = execute([sys.executable, '-c', ORPHAN, parent])
-    assert ('ConnectionResetError: mid-batch' in run.output) == said, run.output
+    _, output = whole([sys.executable, '-c', ORPHAN, parent])
+    assert ('ConnectionResetError: mid-batch' in output) == said, output
 
 
 class Stuck(Dying):
@@ -247,10 +271,7 @@ def be_killed():
 
 @pytest.mark.slow
 def test_a_loader_process_that_is_stuck_ends_with_its_killed_training_process():
-    # Its output ends when the last process has ended.
-    run = execute([sys.executable, '-c', 'import test_workers; test_workers.be_killed()'],
-                  PYTHONPATH=os.pathsep.join(sys.path))
-    assert (run.status, run.output) == (-signal.SIGKILL, '')
+    assert whole([sys.executable, '-c', 'import test_workers; test_workers.be_killed()']) == (-signal.SIGKILL, '')
 
 
 LATE = """
@@ -272,4 +293,4 @@ os.kill(parent, signal.SIGKILL)
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(multiprocessing, 'parent_process'), reason='Python 3.7 does not tell the parent')
 def test_a_loader_process_that_starts_after_the_end_of_its_training_process_ends_too():
-    assert execute([sys.executable, '-c', LATE]) == (-signal.SIGKILL, '')
+    assert whole([sys.executable, '-c', LATE]) == (-signal.SIGKILL, '')

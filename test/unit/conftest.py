@@ -53,9 +53,11 @@ def python(**changes):
 def execute(command, **environ):
     """Run a command to its end; standard output and error come in one text. This interpreter is run warm."""
     words = [python(**environ) if word == sys.executable else str(word) for word in command]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT,
-                          env=environment(**environ))
-    return Run(done.returncode, done.stdout.decode(errors='replace'))
+    with tempfile.TemporaryFile() as output:        # a pipe would end later, with the loader processes of a killed one
+        status = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, timeout=TIMEOUT,
+                                env=environment(**environ)).returncode
+        output.seek(0)
+        return Run(status, output.read().decode(errors='replace'))
 
 
 def shown_on(terminal):

@@ -15,6 +15,7 @@ from warm_python import WarmPython, read_at_start
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+os.environ['OMP_NUM_THREADS'] = '1'     # of tests and of what they run: small work, and much of it side by side
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
@@ -32,8 +33,8 @@ FINETUNE = ['--model', 'vit_nano_patch16', '--batch_size', '8', '--warmup_epochs
 
 
 def environment(**changes):
-    """That of commands that tests run: one thread, as there are so many of them."""
-    environ = {**os.environ, 'OMP_NUM_THREADS': '1', **changes}
+    """That of commands that tests run."""
+    environ = {**os.environ, **changes}
     environ.pop('PYTEST_CURRENT_TEST', None)
     return environ
 

@@ -4,7 +4,7 @@ import sys
 
 import fuzzed_images
 import pytest
-from conftest import ROOT, execute, finetune, pretrain
+from conftest import execute, finetune, pretrain
 
 
 def one_line(run, words):
@@ -29,8 +29,7 @@ def test_a_missing_path(tmp_path):
 @pytest.mark.parametrize('tool, called', [('dataset_stats', 'DATA'), ('pack_shards', 'SOURCE')])
 def test_a_tool_speaks_of_its_own_words_and_not_of_a_flag_that_it_has_not(tmp_path, tool, called):
     (tmp_path / 'data').mkdir()
-    run = execute([sys.executable, '-m', 'util.' + tool, tmp_path / 'data', *[tmp_path / 'x'] * (called == 'SOURCE')],
-                  PYTHONPATH=str(ROOT))
+    run = execute([sys.executable, '-m', 'util.' + tool, tmp_path / 'data', *[tmp_path / 'x'] * (called == 'SOURCE')])
     one_line(run, 'error: {}: {} holds no images'.format(called, tmp_path / 'data'))
 
 

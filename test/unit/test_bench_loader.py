@@ -10,7 +10,7 @@ from conftest import ROOT, execute
 def packed(images, tmp_path_factory):
     """The images in tar files."""
     folder = tmp_path_factory.mktemp('packed') / 'x'
-    run = execute([sys.executable, '-m', 'util.pack_shards', images, folder], PYTHONPATH=str(ROOT))
+    run = execute([sys.executable, '-m', 'util.pack_shards', images, folder])
     assert run.status == 0, run.output
     return folder
 

@@ -8,7 +8,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from conftest import FINETUNE, ROOT, execute, finetune, pretrain
+from conftest import FINETUNE, execute, finetune, pretrain
 from PIL import Image
 from test_datasets import cifar  # noqa: F401  (a fixture)
 
@@ -346,7 +346,7 @@ def test_data_that_cannot_be_measured_gets_a_line(bands, tmp_path):
 def course(bands, tmp_path_factory):
     """Measured; pre-trained on 32 x 48; fine-tuned on 48 x 32 from there: (flags measured, outputs, folders)."""
     measured = execute([sys.executable, '-m', 'util.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0,
-                        '--images', 12, '--seed', 1], PYTHONPATH=str(ROOT))
+                        '--images', 12, '--seed', 1])
     assert measured.status == 0, measured.output
     line, numbers = measured.output.strip().split('\n')[-2:]
     folders = [tmp_path_factory.mktemp(name) for name in ('pretrained', 'finetuned')]

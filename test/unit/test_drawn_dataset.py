@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, execute
+from conftest import execute
 from PIL import Image
 
 from util import drawn_dataset
@@ -67,5 +67,5 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     (['new', '--tra', '5'], 'unknown argument --tra'), (['file', '--train', '8'], 'file: cannot be written (')])
 def test_a_mistake_is_one_line(tmp_path, words, said):
     (tmp_path / 'file').write_text('')
-    run = execute([sys.executable, '-m', 'util.drawn_dataset', tmp_path / words[0], *words[1:]], PYTHONPATH=str(ROOT))
+    run = execute([sys.executable, '-m', 'util.drawn_dataset', tmp_path / words[0], *words[1:]])
     assert (run.status, run.output.count('\n')) == (2, 1) and said in run.output

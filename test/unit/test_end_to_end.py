@@ -1,12 +1,11 @@
 """The program as its users run it, on tiny data: pre-train, resume, fine-tune, evaluate, through launchers too."""
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, execute, finetune, launcher, pretrain
+from conftest import FINETUNE, PRETRAIN, ROOT, execute, finetune, launcher, pretrain, python
 from test_datasets import cifar  # noqa: F401  (a fixture)
 
 from util.launch import free_port
@@ -166,7 +165,7 @@ def test_bf16_on_the_cpu_trains_when_asked_for(images, tmp_path):
 @pytest.mark.slow
 def test_processes_started_by_hand_meet_by_the_flags(images, tmp_path):
     url = 'tcp://127.0.0.1:{}'.format(free_port())
-    running = [subprocess.Popen([sys.executable, str(ROOT / 'main_pretrain.py'), '--data_path', str(images), *PRETRAIN,
+    running = [subprocess.Popen([python(), str(ROOT / 'main_pretrain.py'), '--data_path', str(images), *PRETRAIN,
                                  '--output_dir', str(tmp_path), '--epochs', '1', '--world_size', '2', '--local_rank',
                                  str(rank), '--dist_url', url], stdout=subprocess.PIPE) for rank in (0, 1)]
     outputs = [process.communicate(timeout=120)[0].decode() for process in running]
@@ -176,7 +175,6 @@ def test_processes_started_by_hand_meet_by_the_flags(images, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_runs_every_step(tmp_path):
-    run = execute(['bash', ROOT / 'test' / 'demo.sh', '--quick', '--output_dir=' + str(tmp_path / 'demo')],
-                  PYTHON=sys.executable, OMP_NUM_THREADS=str(os.cpu_count()))
+    run = launcher('demo', '--quick', '--output_dir=' + str(tmp_path / 'demo'))
     assert run.status == 0, run.output
     assert 'pre-training gave' in run.output and (tmp_path / 'demo' / 'reconstructions.png').stat().st_size > 10000

@@ -67,8 +67,7 @@ def test_packed_shrunk_and_listed_images_are_held_out_as_in_their_folder(tmp_pat
     (root / 'absolute.csv').write_text(''.join(row for _, row in rows.values()))
     (root / 'relative.csv').write_text(''.join(row.replace(str(root), '.') for _, row in rows.values()))
     for name, flags in (('whole', []), ('shrunk', ['--short_side', '32'])):
-        run = execute([sys.executable, '-m', 'util.pack_shards', root, tmp_path / name, *flags, '--num_workers', '0'],
-                      PYTHONPATH=str(ROOT))
+        run = execute([sys.executable, '-m', 'util.pack_shards', root, tmp_path / name, *flags, '--num_workers', '0'])
         assert run.status == 0, run.output
     places = [root, root / 'absolute.csv', root / 'relative.csv', tmp_path / 'whole', tmp_path / 'shrunk']
     found = [labelled_set(str(place), 'val') for place in places]

@@ -37,7 +37,7 @@ def place(images, tmp_path_factory):
 
 def execute(place, *command):
     """Run a command in `place` on a terminal that knows nothing but ASCII."""
-    environ = {**os.environ, 'OMP_NUM_THREADS': '1', 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii',
+    environ = {**os.environ, 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii',
                'PYTHON': sys.executable}
     done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           timeout=300, env=environ, cwd=str(place))

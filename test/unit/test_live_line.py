@@ -143,7 +143,7 @@ def test_a_pipe_is_taken_for_a_terminal_only_where_the_launcher_says_so(monkeypa
 def on_a_terminal(command, columns=100, **environ):
     """(status, what a terminal of so many columns is sent) by a command."""
     ours, theirs = pty.openpty()
-    environ = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': str(columns), 'PYTHON': sys.executable, **environ}
+    environ = {**os.environ, 'COLUMNS': str(columns), 'PYTHON': sys.executable, **environ}
     child = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs,
                              env=environ, start_new_session=True)
     os.close(theirs)

@@ -20,7 +20,7 @@ def start(images, folder, *flags, words=(), until='log.txt'):
     """A training that would take for ever, once the file `until` is there."""
     process = subprocess.Popen([str(word) for word in (
         sys.executable, *words, ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', folder,
-        *LONG, *flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        *LONG, *flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 90
     while not (folder / until).exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()

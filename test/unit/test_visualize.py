@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, execute
+from conftest import execute
 from PIL import Image
 
 import models_mae
@@ -60,7 +60,7 @@ def test_an_image_survives_normalising_and_back(images):
 def test_the_command_draws_a_picture_of_a_trained_model(images, pretrained, tmp_path):
     target = tmp_path / 'picture.png'
     run = execute([sys.executable, '-m', 'util.visualize', '--resume', pretrained / 'checkpoint-0.pth', '--output',
-                   target, '--count', 3, images / 'val'], PYTHONPATH=str(ROOT))
+                   target, '--count', 3, images / 'val'])
     assert run.status == 0, run.output
     with Image.open(str(target)) as picture:
         assert picture.size == (660, 534)
@@ -73,7 +73,7 @@ def test_the_command_draws_a_picture_of_a_trained_model(images, pretrained, tmp_
     (['--resume', 'missing.pth'], 'argument --resume: missing.pth ')], ids=lambda value: str(value))
 def test_a_wrong_flag_is_one_line(images, pretrained, flags, said, tmp_path):
     run = execute([sys.executable, '-m', 'util.visualize', '--resume', pretrained / 'checkpoint-0.pth', '--output',
-                   tmp_path / 'x.png', images, *flags], PYTHONPATH=str(ROOT))
+                   tmp_path / 'x.png', images, *flags])
     assert (run.status, run.output.count('\n')) == (2, 1) and said in run.output
 
 
@@ -81,7 +81,7 @@ def test_a_file_that_is_there_is_renamed_and_not_overwritten(images, pretrained,
     photo = tmp_path / 'photo.png'
     photo.write_bytes(b'a photograph that the shell has put behind --output')
     run = execute([sys.executable, '-m', 'util.visualize', '--resume', pretrained / 'checkpoint-0.pth', '--output',
-                   photo, '--count', 1, images / 'val'], PYTHONPATH=str(ROOT))
+                   photo, '--count', 1, images / 'val'])
     assert run.status == 0, run.output
     kept, = tmp_path.glob('photo.*-*.png')
     assert kept.read_bytes().startswith(b'a photograph') and photo.read_bytes().startswith(b'\x89PNG')
@@ -91,12 +91,11 @@ def test_arrays_of_bytes_and_of_floats_make_one_picture(pretrained, tmp_path):
     for kind in (np.uint8, np.float32):
         np.save(str(tmp_path / (kind.__name__ + '.npy')), np.full((40, 40, 3), .5, np.float32).astype(kind))
     run = execute([sys.executable, '-m', 'util.visualize', '--resume', pretrained / 'checkpoint-0.pth', '--output',
-                   tmp_path / 'x.png', tmp_path], PYTHONPATH=str(ROOT))
+                   tmp_path / 'x.png', tmp_path])
     assert run.status == 0 and (tmp_path / 'x.png').exists(), run.output
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path, images):
     torch.save({'model': {}, 'args': {'model': 'vit_base_patch16'}}, str(tmp_path / 'x.pth'))
-    run = execute([sys.executable, '-m', 'util.visualize', '--resume', tmp_path / 'x.pth', '--output', 'y.png', images],
-                  PYTHONPATH=str(ROOT))
+    run = execute([sys.executable, '-m', 'util.visualize', '--resume', tmp_path / 'x.pth', '--output', 'y.png', images])
     assert (run.status, run.output.count('\n')) == (2, 1) and 'is no checkpoint of main_pretrain.py' in run.output

@@ -30,7 +30,9 @@ WAIT = 120.         # seconds for the imports
 
 def read_at_start(environ):
     """The part of an environment that an interpreter has to be started with."""
-    return {name: value for name, value in environ.items() if name.startswith(READ_AT_START) and name not in NOT_READ}
+    read = {name: value for name, value in environ.items() if name.startswith(READ_AT_START) and name not in NOT_READ}
+    read['PYTHONPATH'] = list(dict.fromkeys(read.get('PYTHONPATH', '').split(os.pathsep)))      # twice is as once
+    return read
 
 
 class WarmPython:
@@ -179,6 +181,7 @@ def become(words, program, unbuffered, folder, environ, cores, ignored):
         sys.modules[name].seed()
     if words[0] == '-m':
         sys.path[0], sys.argv = folder, words[1:]
+        sys.modules.pop(words[1], None)     # runpy would warn of it
         runpy.run_module(words[1], run_name='__main__', alter_sys=True)
     else:
         sys.path[0], sys.argv = os.path.dirname(os.path.realpath(words[0])), words

@@ -116,7 +116,7 @@ def test_hazard_6_a_step_count_that_is_a_tensor_is_counted_twice(apex, tmp_path)
     ours = Training(ApexO2(apex), path)
     assert ours.steps(3, 6) == pytest.approx(run.steps(3, 6), rel=3e-3)
     assert ours.optimizer.state_dict()['state'][0]['step'] == 3 + 3
-    expected = run.state()
-    deviations = [sum((other.state()[name] - expected[name]).abs().mean() for name in run.model.state_dict())
-                  for other in (ours, naive)]
+    expected, *states = run.state(), ours.state(), naive.state()
+    deviations = [sum((state[name] - expected[name]).abs().mean() for name in run.model.state_dict())
+                  for state in states]
     assert deviations[0] < .2 * deviations[1]

@@ -52,28 +52,36 @@ for generation in 1.5 1.8 1.11 2.x; do
     fi
 done
 
-# test_generation I [pytest arguments]: run the tests with the I-th that was found, and note its result and time.
+# test_generation I: run the tests with the I-th that was found, and note its result and time.
 test_generation() {
     local i=$1 begun=$SECONDS result=passed others=()
-    shift
     if ((i < last)); then
         others=(--ignore=test/unit/test_generations.py --ignore=test/unit/test_stress.py
             --ignore=test/unit/test_readme_commands.py)
     fi
     printf '\n=== PyTorch %s\n' "${found[i]}"
-    "${pythons[i]}" -m pytest ${others[@]+"${others[@]}"} "$@" || result=FAILED
+    "${pythons[i]}" -m pytest ${others[@]+"${others[@]}"} ${passed_on[@]+"${passed_on[@]}"} || result=FAILED
     printf 'PyTorch %s: %s in %d min %d s\n' "${found[i]}" "$result" $(((SECONDS - begun) / 60)) \
         $(((SECONDS - begun) % 60)) >"$results/$i"
 }
 
-# The older ones, one after the other, run beside the newest and are shown after it: most tests keep one core busy.
-last=$((${#pythons[@]} - 1)) results=$(mktemp -d)
+# test_all I...: one after the other, but for those that have begun.
+test_all() {
+    local i
+    for i in "$@"; do
+        if mkdir "$results/$i.begun" 2>/dev/null; then test_generation "$i"; fi
+    done
+}
+
+# Two at a time, since most tests keep one core busy: from the newest, shown as it goes, and from the oldest, shown after.
+last=$((${#pythons[@]} - 1)) results=$(mktemp -d) newest_first=() oldest_first=()
+for ((i = 0; i <= last; i++)); do newest_first=("$i" ${newest_first[@]+"${newest_first[@]}"}) oldest_first+=("$i"); done
 set -m      # a process group of its own, which ends with this script
-for ((i = 0; i < last; i++)); do test_generation "$i" "$@"; done >"$results/older" 2>&1 &
+test_all ${oldest_first[@]+"${oldest_first[@]:0:last}"} >"$results/older" 2>&1 &
 set +m
 older=$!
 trap 'kill -- "-$older" 2>/dev/null || true; rm -rf "$results"' EXIT
-if ((last >= 0)); then test_generation "$last" "$@"; fi
+test_all ${newest_first[@]+"${newest_first[@]}"}
 wait
 cat "$results/older"
 for ((i = 0; i <= last; i++)); do report+=("$(cat "$results/$i")"); done

@@ -67,7 +67,7 @@ def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, flags, words
 @pytest.mark.slow
 def test_all_stages_run_and_the_same_command_goes_on_where_it_was_stopped(batches, tmp_path):
     out = tmp_path / 'o'
-    flags = ['--data_path', str(batches), '--output_dir', str(out), '--pretrain_epochs=100', '--finetune_epochs=1']
+    flags = ['--data_path', str(batches), '--output_dir', str(out), '--pretrain_epochs=40', '--finetune_epochs=1']
     running = subprocess.Popen(['bash', str(ROOT / 'test' / 'cifar10_1p.sh'), *flags, *SMALL], stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, env={**environment(), 'PYTHON': python()})
     while not (out / 'pretrain' / 'log.txt').exists():
@@ -81,7 +81,7 @@ def test_all_stages_run_and_the_same_command_goes_on_where_it_was_stopped(batche
 
     run = launcher('cifar10_1p', *flags, *SMALL)
     assert run.status == 0 and 'pre-training gave' in run.output, run.output
-    assert 0 < epochs < 100 and (out / 'pretrain' / 'log.txt').read_text().count('\n') == 100
+    assert 0 < epochs < 40 and (out / 'pretrain' / 'log.txt').read_text().count('\n') == 40
     table = run.output[run.output.index('=== done'):].split('\n', 1)[1]
     assert 'from scratch' in table and '(20 validation images)' in table and 'total' in table
     assert (out / 'cifar10_1p.log').read_text().endswith(table)

@@ -65,6 +65,13 @@ def test_a_module_is_found_from_where_it_is_called(tmp_path):
     assert warm.returncode == 0 and told == expected
 
 
+def test_code_is_read_from_standard_input():
+    code = b'import sys; print(sys.argv, sys.path[0], __name__)'
+    warm, new = (run(interpreter, '-', 'a', input=code, env=environment())
+                 for interpreter in (python(), sys.executable))
+    assert warm.returncode == 0 and warm.stdout == new.stdout
+
+
 def test_pytorch_is_there_already(script):
     done = execute([sys.executable, script('import sys; print("torch" in sys.modules)')])
     assert done.output == 'True\n'

@@ -2,8 +2,8 @@
 
 WarmPython(folder, environ).program is an executable to call as one calls python. It hands its arguments, environment
 and standard streams to the server, passes signals on, and ends like the process that the server has forked; that
-process dies when it dies. What cannot be forked runs in a new interpreter as ever: code that is not a script or module,
-and whatever has another value of a variable that is read as an interpreter starts or PyTorch is imported.
+process dies when it dies. What is not forked runs in a new interpreter as ever: the code of -c, which tests look at an
+interpreter by, and whatever has another value of a variable that is read as an interpreter or PyTorch starts.
 """
 import array
 import gc
@@ -64,7 +64,7 @@ def call(address, program, *words):
     with open(address + '.json') as file:
         same = json.load(file) == read_at_start(os.environ)
     plain = [word for word in words[:1] if word != '-u'] + list(words[1:])
-    if not same or not plain or not (plain[0] == '-m' or plain[0].endswith('.py')):
+    if not same or not plain or not (plain[0] in ('-m', '-') or plain[0].endswith('.py')):
         os.execv(sys.executable, [sys.executable, *words])
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
@@ -183,6 +183,9 @@ def become(words, program, unbuffered, folder, environ, cores, ignored):
         sys.path[0], sys.argv = folder, words[1:]
         sys.modules.pop(words[1], None)     # runpy would warn of it
         runpy.run_module(words[1], run_name='__main__', alter_sys=True)
+    elif words[0] == '-':
+        sys.path[0], sys.argv = '', words
+        exec(compile(sys.stdin.read(), '<stdin>', 'exec'), {'__name__': '__main__'})
     else:
         sys.path[0], sys.argv = os.path.dirname(os.path.realpath(words[0])), words
         runpy.run_path(words[0], run_name='__main__')

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FINETUNE, PRETRAIN, ROOT, execute, launcher, signal_when_trapped, slow_kill
+from conftest import FINETUNE, PRETRAIN, ROOT, execute, launcher, python, signal_when_trapped, slow_kill
 
 PRETRAIN_BASE = 'main_pretrain.py --data_path {data} --output_dir {out} --model mae_vit_base_patch16 ' \
                 '--batch_size 256 --blr 3e-4 --norm_pix_loss --amp'
@@ -72,7 +72,7 @@ def dry_run(name, images, *flags, **environ):
 def test_a_launcher_runs_exactly_its_documented_command(images, pth, name):
     folder, flags, command = LAUNCHERS[name]
     places = {'data': images, 'out': ROOT / folder, 'pth': pth, 'root': str(ROOT) + '/'}
-    expected = '{} {}/{}'.format(sys.executable, ROOT, command).format(**places)
+    expected = '{} {}/{}'.format(python(), ROOT, command).format(**places)
     assert dry_run(name, images, *[flag.format(**places) for flag in flags]) == expected
     text = (ROOT / 'test' / (name + '.sh')).read_text()
     assert re.search(r'^output +{}/{}$'.format(folder, LOGS[name]), text, re.M)

@@ -85,8 +85,9 @@ class Cpu:
 
     def profile(self):
         """A profiler of host and device: a context that has export_chrome_trace(path) once it is left."""
-        modern = getattr(torch, 'profiler', None)
-        return modern.profile() if hasattr(modern, 'profile') else torch.autograd.profiler.profile()
+        modern = getattr(getattr(torch, 'profiler', None), 'profile', None)
+        # Kept beyond the end, or newer ones warn that they are not.
+        return modern(**supported(modern, acc_events=True)) if modern else torch.autograd.profiler.profile()
 
 
 class Accelerator(Cpu):

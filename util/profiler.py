@@ -2,6 +2,9 @@
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
+
+import torch
 
 from util.log import logger
 
@@ -45,7 +48,8 @@ class WindowProfiler:
 
     def _write(self):
         self._accelerator.synchronize()
-        self._trace.__exit__(None, None, None)
+        with _events_as_they_are():
+            self._trace.__exit__(None, None, None)
         os.makedirs(os.path.dirname(self._path), exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:       # torch itself takes no path that is not UTF-8
             trace = os.path.join(folder, 'trace.json')
@@ -53,6 +57,20 @@ class WindowProfiler:
             shutil.move(trace, self._path)
         self._trace = None
         logger.info('profiler trace: %s (open in chrome://tracing)', self._path)
+
+
+@contextmanager
+def _events_as_they_are():
+    """Without the merging of nested events of one name, which a trace needs not: it takes PyTorch 1.8 minutes."""
+    events = getattr(torch.autograd.profiler, 'EventList', None)
+    merge = getattr(events, '_remove_dup_nodes', None)
+    if merge is not None:
+        events._remove_dup_nodes = lambda self: None
+    try:
+        yield
+    finally:
+        if merge is not None:
+            events._remove_dup_nodes = merge
 
 
 def start(accelerator, folder):

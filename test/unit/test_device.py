@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from util import device
+from util import device, profiler
 from util.errors import UserError
 
 BROKEN = {
@@ -133,6 +133,19 @@ def test_an_older_npu_build_is_profiled_by_the_profiler_that_knows_it(monkeypatc
     monkeypatch.delitem(sys.modules, 'torch_npu', raising=False)
     device.Npu(fake_npu()).profile()
     assert asked == [True]
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_trace_is_written_without_merging_its_events(monkeypatch, tmp_path):
+    def merge(self):
+        pytest.fail('PyTorch 1.8 takes minutes for it')
+    monkeypatch.setattr(getattr(torch.autograd.profiler, 'EventList', None), '_remove_dup_nodes', merge, raising=False)
+    window = profiler.start(device.Cpu(), str(tmp_path))
+    for _ in range(profiler.SKIP + profiler.TRACE):
+        torch.ones(2).add(1)
+        window.step()
+    assert 'add' in (tmp_path / 'prof' / 'trace.json').read_text()
+    assert torch.autograd.profiler.EventList._remove_dup_nodes is merge
 
 
 def test_the_cpu_takes_a_fused_adamw_where_pytorch_has_one_for_it():

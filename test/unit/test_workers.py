@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import weakref
 
 import pytest
@@ -78,6 +79,7 @@ def raised_by(work, kind):
     try:
         work()
     except kind as error:
+        traceback.clear_frames(error.__traceback__)     # PyTorch's hold the iterator until garbage is collected
         return str(error)
     return 'nothing was raised'
 

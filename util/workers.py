@@ -43,7 +43,10 @@ def _parent():
 
 
 def _end_with(parent):
-    """DataLoader's own way to end waits for ever for a file that blocks, or for a lock of a process that was killed."""
+    """End after the training process, or at once by its SIGTERM; a little after the SIGTERM of any other.
+
+    DataLoader's own way to end waits for ever for a file that blocks, or for a lock of a process that was killed.
+    """
     while os.getppid() == parent:
         if not _TELLS_SENDER:
             time.sleep(1.)

@@ -10,7 +10,7 @@ import time
 from util.errors import Fault
 
 GRACE = 2.          # seconds
-LAST_SERVICE = 15   # seconds that a loader process still serves after a SIGTERM that others than its own process sent
+LAST_SERVICE = 15   # seconds that a loader process still serves after a SIGTERM of another than its training process
 ORPHANED = 10       # seconds that a loader process may take to end after its training process
 _TELLS_SENDER = hasattr(signal, 'sigtimedwait')      # of a signal; not on macOS
 _CAUGHT = re.compile(r'Caught \w+ in DataLoader worker process')     # raised in a worker that lives

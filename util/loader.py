@@ -202,8 +202,8 @@ def _loader(dataset, sampler, batch_size, num_workers, pin_memory, accelerator, 
         options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
     if num_workers:
         options.update(supported(DataLoader, persistent_workers=True))
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, drop_last=drop_last,
-                      collate_fn=collate, worker_init_fn=workers.set_up, **options)
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, collate_fn=collate,
+                      **workers.options(num_workers), **options)
 
 
 def default_workers(local_processes=1, most=MAX_DEFAULT_WORKERS):

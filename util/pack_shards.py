@@ -232,7 +232,7 @@ class Contents(Dataset):
 
     def read(self, num_workers):
         """All of them in order, by processes; raises util.errors.Fault where one of these dies."""
-        loader = DataLoader(self, batch_size=8, collate_fn=list, num_workers=num_workers, worker_init_fn=workers.set_up)
+        loader = DataLoader(self, batch_size=8, collate_fn=list, **workers.options(num_workers))
         iterator = workers.start(loader)
         for batch in iter(lambda: workers.following(iterator), None):
             yield from batch

@@ -11,12 +11,23 @@ from util.errors import Fault
 
 GRACE = 2.          # seconds
 LAST_SERVICE = 15   # seconds that a loader process still serves after a SIGTERM of another than its training process
-ORPHANED = 10       # seconds that a loader process may take to end after its training process
 _TELLS_SENDER = hasattr(signal, 'sigtimedwait')      # of a signal; not on macOS
 _CAUGHT = re.compile(r'Caught \w+ in DataLoader worker process')     # raised in a worker that lives
 _ADVICE = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
            signal.SIGBUS: 'most often shared memory ran out: enlarge /dev/shm or lower --num_workers',
            signal.SIGTERM: 'somebody or the batch system stopped it'}
+
+
+def options(num_workers):
+    """DataLoader keywords for so many loader processes.
+
+    On Linux they are forked: started anew, as Python 3.14 does unless told, each would take seconds for its imports,
+    and hold lists of its own.
+    """
+    found = {'num_workers': num_workers, 'worker_init_fn': set_up}
+    if num_workers and sys.platform.startswith('linux'):
+        found['multiprocessing_context'] = 'fork'
+    return found
 
 
 def set_up(worker):
@@ -43,9 +54,10 @@ def _parent():
 
 
 def _end_with(parent):
-    """End after the training process, or at once by its SIGTERM; a little after the SIGTERM of any other.
+    """End with the training process, or at once by its SIGTERM; a little after the SIGTERM of any other.
 
-    DataLoader's own way to end waits for ever for a file that blocks, or for a lock of a process that was killed.
+    DataLoader's own way to end takes seconds, in which the memory and the terminal are not free, and for ever where a
+    file blocks or a process that was killed held a lock.
     """
     while os.getppid() == parent:
         if not _TELLS_SENDER:
@@ -57,7 +69,6 @@ def _end_with(parent):
             os.kill(os.getpid(), signal.SIGTERM)
         elif told:
             signal.alarm(LAST_SERVICE)
-    time.sleep(ORPHANED)
     os._exit(1)
 
 

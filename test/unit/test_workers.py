@@ -222,6 +222,24 @@ def test_a_loader_process_ends_soon_after_a_signal_and_at_once_by_its_training_p
     assert apart(work) == str(-by)
 
 
+FORKED = """
+import multiprocessing
+multiprocessing.set_start_method('forkserver')
+import test_workers
+print(len(list(test_workers.loader_of(test_workers.Unportable()))))
+"""
+
+
+class Unportable(Dying):
+    def __init__(self):
+        super().__init__()
+        self.generator = (i for i in range(3))      # cannot be copied to a process that starts anew
+
+
+def test_loader_processes_are_forked_where_python_would_rather_start_them_anew():
+    assert whole([sys.executable, '-c', FORKED]) == (0, '10\n')
+
+
 KEPT = """
 import test_workers
 from util import workers

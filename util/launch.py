@@ -7,6 +7,7 @@ its last checkpoint, as often as --max_restarts says.
 """
 import glob
 import logging
+import math
 import os
 import signal
 import socket
@@ -121,20 +122,22 @@ class Signals:
     """
 
     def __init__(self, stop_timeout):
-        self.received, self._stop_timeout = False, stop_timeout
+        self.received, self._stop_timeout, self._deadline = False, stop_timeout, math.inf
+        threading.Thread(target=self._kill_late, daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:       # as under nohup
                 signal.signal(number, self._pass_on)
 
     def _pass_on(self, number, frame):
+        """Takes no lock, so starts no thread: it may come in the midst of what holds one, and would wait for itself."""
         if not self.received:
-            timer = threading.Timer(self._stop_timeout, self._kill)
-            timer.daemon = True
-            timer.start()
+            self._deadline = time.monotonic() + self._stop_timeout
         self.received = True
         send(signal.SIGTERM if number == signal.SIGHUP else number, children())
 
-    def _kill(self):
+    def _kill_late(self):
+        while time.monotonic() < self._deadline:
+            time.sleep(.2)
         left = children()
         if left:
             print('error: still running {} s after the signal, killed: processes {}; see --stop_timeout'

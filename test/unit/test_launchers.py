@@ -237,6 +237,20 @@ def test_a_run_that_ends_at_a_signal_keeps_its_status(tmp_path, pause):
     assert running.wait(timeout=60) == 75 and (tmp_path / 'log').read_text() == 'at work\n'
 
 
+IN_THE_MIDST = """
+import os, signal, threading
+from util import launch
+signals = launch.Signals(100)
+with threading._active_limbo_lock:      # which the start of a thread holds
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(signals.received)
+"""
+
+
+def test_a_signal_is_taken_in_the_midst_of_whatever_the_launcher_does():
+    assert execute([sys.executable, '-c', IN_THE_MIDST]) == (0, 'True\n')
+
+
 def by(supervisor, *words):
     """util/launch.py with torchrun, or with the supervisor that older generations get."""
     if supervisor == 'torchrun':

@@ -60,10 +60,7 @@ def _end_with(parent):
     file blocks or a process that was killed held a lock.
     """
     while os.getppid() == parent:
-        if not _TELLS_SENDER:
-            time.sleep(1.)
-            continue
-        told = signal.sigtimedwait([signal.SIGTERM], 1.)
+        told = signal.sigtimedwait([signal.SIGTERM], 1.) if _TELLS_SENDER else time.sleep(1.)
         if told and told.si_pid == parent:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             os.kill(os.getpid(), signal.SIGTERM)

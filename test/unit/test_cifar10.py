@@ -69,7 +69,7 @@ def test_all_stages_run_and_the_same_command_goes_on_where_it_was_stopped(batche
     out = tmp_path / 'o'
     flags = ['--data_path', str(batches), '--output_dir', str(out), '--pretrain_epochs=40', '--finetune_epochs=1']
     running = subprocess.Popen(['bash', str(ROOT / 'test' / 'cifar10_1p.sh'), *flags, *SMALL], stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, env={**environment(), 'PYTHON': python()})
+                               stdout=subprocess.DEVNULL, env=environment(PYTHON=python()))
     while not (out / 'pretrain' / 'log.txt').exists():
         assert running.poll() is None
         time.sleep(.05)

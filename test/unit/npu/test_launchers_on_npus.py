@@ -103,7 +103,7 @@ def test_eight_npus_have_the_losses_of_eight_cpu_processes(images, pretrained, t
 
 def test_two_nodes_of_eight_devices_train_together(images, pretrained, tmp_path):
     name, port = 'finetune_full_large_16p', free_port()
-    environ = {**environment(**WITH_STAND_INS), 'PYTHON': python(**WITH_STAND_INS), **chip(name)}
+    environ = environment(PYTHON=python(**WITH_STAND_INS), **chip(name), **WITH_STAND_INS)
     nodes = [subprocess.Popen(
         ['bash', str(ROOT / 'test' / (name + '.sh')), *flags(name, images, tmp_path, pretrained / 'checkpoint-0.pth'),
          '--node_rank={}'.format(rank), '--master_addr=127.0.0.1', '--master_port={}'.format(port)],

@@ -272,27 +272,6 @@ def test_links_between_documents_lead_somewhere(name):
             assert not anchor or anchor in anchors_of((ROOT / (path or name)).read_text(encoding='utf-8')), target
 
 
-@pytest.mark.parametrize('name', PAIRS[0])
-def test_the_tree_of_files_has_every_file(name):
-    tree = re.search(r'^```text\n(├── main_pretrain.*?)^```', (ROOT / name).read_text(encoding='utf-8'), re.S | re.M)
-    named = set(re.findall(r'[├└]── (\S+)', tree.group(1)))
-    patterns = ['*.py', '*.md', '*.txt', 'util/*.py', 'docker/*', 'test/*.sh', 'test/*.sbatch', 'test/k8s/*',
-                'test/lib/*', 'test/bench/*.py', 'test/unit/*.py', 'test/unit/npu/*.py']
-    there = {path.name for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
-    missing = sorted(there - named)
-    assert not missing
-
-
-@pytest.mark.parametrize('name', PAIRS[0])
-def test_the_tree_of_files_has_each_once_and_none_that_is_gone(name):
-    tree = re.search(r'^```text\n(├── main_pretrain.*?)^```', (ROOT / name).read_text(encoding='utf-8'), re.S | re.M)
-    folders, paths = [], []
-    for indent, file in re.findall(r'^([│ ]*)[├└]── (\S+)', tree.group(1), re.M):
-        folders[len(indent) // 4:] = [file]
-        paths.append('/'.join(folders))
-    assert not [path for path in set(paths) if paths.count(path) > 1 or not (ROOT / path).exists()]
-
-
 def flags_in_tables(name):
     """{heading: the flags that the first columns of its tables name, in order} of a document."""
     sections = re.split(r'^#+ (.*)$', (ROOT / name).read_text(encoding='utf-8'), flags=re.M)

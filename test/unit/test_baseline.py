@@ -1,0 +1,138 @@
+"""What commit eeec694 did still holds: its losses, files, flags, commands and statuses, and what it wrote loads.
+
+baseline/results.json holds the record. baseline/GENERATION is an output folder of a pre-training that SIGTERM stopped
+within its second epoch, as that PyTorch wrote it; the tensors of its checkpoint were given values that repeat, so that
+it packs well.
+"""
+import json
+import lzma
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PRETRAIN, ROOT, environment, execute, finetune, launcher, pretrain, python
+
+BASELINE = Path(__file__).with_name('baseline')
+RECORD = json.loads((BASELINE / 'results.json').read_text())
+GENERATION = '2.x' if torch.__version__.startswith('2.') else '.'.join(torch.__version__.split('.')[:2])
+WITHIN = 'checkpoint-1-16.pth'
+TIMES = ('FPS', 'data_wait')
+# On the machine of the record losses are equal to 1e-6; other processors round otherwise.
+REL = float(os.environ.get('MAE_BASELINE_REL', 1e-4))
+
+pytestmark = pytest.mark.compat
+
+
+def old_folder(folder):
+    """Fill `folder` with the output of the old run."""
+    folder.mkdir()
+    for path in (BASELINE / GENERATION).iterdir():
+        if path.suffix == '.xz':
+            (folder / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
+        else:
+            shutil.copy(str(path), str(folder / path.name))
+    return folder
+
+
+def run_of(task, images, folder):
+    """Run a task into `folder`; 'resume' takes its flags from the old run's config.yaml."""
+    flags = ['--data_path', images, '--output_dir', folder, '--resume', 'auto']
+    if task == 'resume':
+        config = old_folder(folder) / 'config.yaml'
+        return execute([sys.executable, ROOT / 'main_pretrain.py', '--config', config, *flags])
+    flags += ['--epochs', 2, '--save_every', 1, '--lr', 1e-3]
+    if task == 'pretrain':
+        return pretrain(*flags, '--norm_pix_loss', '--accum_iter', 2)
+    start = old_folder(folder.with_name('old')) / WITHIN
+    return finetune(*flags, '--finetune', start, '--mixup', .8, '--cutmix', 1, '--clip_grad', 5)
+
+
+def log_of(folder):
+    """The records of log.txt but for times."""
+    records = [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
+
+
+def files_of(folder):
+    """The names in an output folder, without what is set aside and with one name for all TensorBoard files."""
+    names = {re.sub(r'tfevents.*', 'tfevents', path.name) for path in folder.iterdir()}
+    return sorted(name for name in names if not re.search(r'\.\d{8}', name))
+
+
+def help_of(command):
+    """{flag: its default} by the help that a command prints; a default that it says in words counts as None."""
+    run = execute([sys.executable, *command.split()], COLUMNS='10000')
+    assert run.status == 0, run.output
+    found = {}
+    for option in re.split(r'\n(?=  -)', run.output)[1:]:
+        default = re.search(r'\(default: (.*)\)', option)
+        for flag in re.findall(r'--[\w-]+', re.split(r'\s{2,}', option.strip())[0]):
+            found[flag] = default and default.group(1)
+    return found
+
+
+def commands_of(name, images, folder):
+    """What a launcher prints under DRY_RUN=1, with placeholders."""
+    pth = folder / 'x.pth'
+    pth.write_bytes(b'')
+    flags = ['--data_path=' + str(images), '--output_dir=' + str(folder / 'out'), '--mask_ratio=.5']
+    if name == 'cifar10_1p':
+        flags = flags[:2]
+    elif not name.startswith('pretrain'):
+        flags += [('--resume_pth=' if 'eval' in name else '--finetune_pth=') + str(pth)]
+    nodes = {'NODE_RANK': '1', 'MASTER_ADDR': 'first', 'MASTER_PORT': '29501'} if '16p' in name else {}
+    run = launcher(name, *flags, DRY_RUN='1', **nodes)
+    assert run.status == 0, run.output
+    text = run.output
+    for place, word in ((python(), 'PYTHON'), (images, 'DATA'), (folder, 'FOLDER'), (ROOT, 'ROOT')):
+        text = text.replace(str(place), word)
+    return text.splitlines()
+
+
+def stopped(images, folder):
+    """The status of a pre-training that SIGTERM ends after its first epochs."""
+    command = [python(), str(ROOT / 'main_pretrain.py'), *PRETRAIN, '--data_path', str(images), '--output_dir',
+               str(folder), '--epochs', '10000']
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (folder / 'log.txt').exists():
+        time.sleep(.05)
+    process.send_signal(signal.SIGTERM)
+    return process.wait(timeout=60)
+
+
+@pytest.mark.parametrize('task', ['pretrain', 'finetune', 'resume'])
+def test_a_run_has_the_losses_and_files_of_the_record(images, tmp_path, task):
+    run = run_of(task, images, tmp_path / 'out')
+    assert run.status == 0, run.output
+    expected, found = RECORD['log'][GENERATION][task], log_of(tmp_path / 'out')
+    assert len(found) == len(expected)
+    for record, old in zip(found, expected):
+        for name, value in old.items():
+            assert record[name] == (pytest.approx(value, rel=REL) if isinstance(value, float) else value), name
+    assert set(files_of(tmp_path / 'out')) >= set(RECORD['files'][task])
+
+
+@pytest.mark.parametrize('command', RECORD['help'])
+def test_a_command_has_the_flags_and_defaults_of_the_record(command, monkeypatch):
+    monkeypatch.chdir(str(ROOT))
+    old, found = RECORD['help'][command], help_of(command)
+    assert {flag: found.get(flag, 'is gone') for flag in old} == old
+
+
+@pytest.mark.parametrize('name', RECORD['dry run'])
+def test_a_launcher_prints_the_command_of_the_record(images, tmp_path, name):
+    assert commands_of(name, images, tmp_path) == RECORD['dry run'][name]
+
+
+def test_statuses_are_those_of_the_record(images, tmp_path):
+    assert pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 'two').status == 2
+    assert pretrain('--data_path', images, '--output_dir', tmp_path, '--resume', tmp_path / 'no.pth').status == 2
+    assert stopped(images, tmp_path / 'stopped') == 75
+    assert list((tmp_path / 'stopped').glob('checkpoint-*.pth'))

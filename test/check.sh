@@ -29,9 +29,8 @@ set -- ${passed_on[@]+"${passed_on[@]}"}
 
 # environment GENERATION: PYTHON, with all that the tests need.
 environment() {
-    make_environment "$1" "torch torchvision timm PIL simplejpeg numpy tensorboard yaml pytest transformers onnxruntime \
-ruff" \
-        "$ROOT/test/requirements.txt"
+    make_environment "$1" "torch torchvision timm PIL simplejpeg numpy tensorboard yaml tqdm filelock safetensors pytest \
+transformers onnxruntime ruff" "$ROOT/test/requirements.txt"
 }
 
 if [[ $wanted != all ]]; then

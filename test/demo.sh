@@ -24,7 +24,7 @@ done
 if [[ $output == -* ]]; then output=./$output; fi       # a name that begins like a flag
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed: $seed is not a number"
 
-make_environment '' 'torch torchvision timm PIL simplejpeg numpy tensorboard'
+make_environment '' 'torch torchvision timm PIL simplejpeg numpy tensorboard yaml tqdm filelock safetensors'
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 source_npu_environment
 SECONDS=0

@@ -46,14 +46,26 @@ def test_the_mean_colour_does_not_tell_the_class():
     assert np.mean(hits) < .2
 
 
+def test_textures_differ_in_how_many_directions_they_vary_along():
+    checks, stripes = (np.stack([drawn_dataset._texture(name, 128, np.random.RandomState(i)) for i in range(8)])
+                       for name in drawn_dataset.TEXTURES)
+    for images, directions in ((checks, 2), (stripes, 1)):
+        spectrum = np.abs(np.fft.fft2(images - images.mean(axis=(1, 2), keepdims=True)))
+        strongest = spectrum.max(axis=(1, 2), keepdims=True)
+        peaks = (spectrum > .6 * strongest).sum(axis=(1, 2)) / 2        # each wave has two peaks
+        assert np.median(peaks) >= directions if directions == 2 else np.median(peaks) < 2
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     (tmp_path / 'mine.txt').write_text('')
-    with pytest.raises(UserError, match=tmp_path.name):
+    with pytest.raises(UserError, match='is not empty; name a new folder'):
         drawn_dataset.write(str(tmp_path), 1, 1, 0)
 
 
-@pytest.mark.parametrize('words, named', [(['new', '--train', 'x'], '--train'), (['file', '--train', '8'], 'file')])
-def test_a_mistake_is_one_line(tmp_path, words, named):
+@pytest.mark.parametrize('words, said', [
+    (['new', '--train', 'x'], 'argument --train: '), (['new', '--val', '0'], 'argument --val: '),
+    (['new', '--tra', '5'], 'unknown argument --tra'), (['file', '--train', '8'], 'file: cannot be written (')])
+def test_a_mistake_is_one_line(tmp_path, words, said):
     (tmp_path / 'file').write_text('')
     run = execute([sys.executable, '-m', 'util.drawn_dataset', tmp_path / words[0], *words[1:]])
-    assert (run.status, run.output.count('\n')) == (2, 1) and named in run.output
+    assert (run.status, run.output.count('\n')) == (2, 1) and said in run.output

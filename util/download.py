@@ -3,24 +3,18 @@
 PyTorch's hub names files so: name-HASH.pth, where HASH is the beginning of the SHA-256. They are kept where the hub
 keeps them, $TORCH_HOME/hub/checkpoints, and checked each time they are used.
 """
-import fcntl
 import hashlib
 import http.client
 import os
 import re
 import socket
 import sys
-import tempfile
-import urllib.error
-import urllib.request
-from contextlib import contextmanager
 
-from util.errors import UserError
+from util.errors import UserError, first_line
+from util.file_lock import file_lock
 from util.log import logger
-from util.progress_bar import progress_bar
 
 NAMED_BY_HASH = re.compile(r'[\w.+%-]*-([0-9a-f]{8,64})\.(pth|pt)', re.ASCII)
-MIB, SLOW = 2 ** 20, 1.     # bytes; seconds of checking a file before a bar is shown
 SILENCE = 60.       # seconds without a byte until a server counts as gone
 
 
@@ -68,66 +62,38 @@ def fetch(url):
         raise UserError('{}: {}'.format(url, fault))
     expected = NAMED_BY_HASH.fullmatch(_name(url)).group(1)
     try:
-        folder = _folder()
-        os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, _name(url))
-        with _alone(folder):
+        path = os.path.join(_folder(), _name(url))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with file_lock(path + '.lock'):
             if not os.path.isfile(path) or not _sha256(path).startswith(expected):
                 _download(url, path, expected)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, 'reason', error)
-        raise UserError('{}: cannot be downloaded ({})'.format(url, reason)) from error
+        raise UserError('{}: cannot be downloaded ({})'.format(url, first_line(error))) from error
     return path
 
 
 def _folder():
-    """Where torch.hub keeps checkpoints; PyTorch 1.5 had one level less."""
-    import torch.hub
-    home = torch.hub.get_dir() if hasattr(torch.hub, 'get_dir') else torch.hub._get_torch_home()
-    return os.path.join(home, 'checkpoints')
+    from torch import hub       # here, since --help needs no torch
+    if hasattr(hub, 'get_dir'):
+        return os.path.join(hub.get_dir(), 'checkpoints')
+    cache = os.environ.get('XDG_CACHE_HOME', '~/.cache')            # PyTorch 1.5, whose place has one level less
+    return os.path.join(os.path.expanduser(os.environ.get('TORCH_HOME', cache + '/torch')), 'checkpoints')
 
 
 def _sha256(path):
-    digest, name, size = hashlib.sha256(), os.path.basename(path), os.path.getsize(path)
-    with open(path, 'rb') as file, progress_bar('checking ' + name, 'MiB', -(-size // MIB), SLOW) as bar:
-        for chunk in iter(lambda: file.read(MIB), b''):
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for chunk in iter(lambda: file.read(2 ** 20), b''):
             digest.update(chunk)
-            bar.add()
     return digest.hexdigest()
-
-
-@contextmanager
-def _alone(folder):
-    """One process of the machine at a time. A file system without locks only means that each downloads for itself."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(handle)
-
-
-class _OnlyHttp(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, request, file, code, message, headers, url):
-        if not re.match('https?://', url):
-            raise urllib.error.URLError('it redirects to {}'.format(url))
-        return super().redirect_request(request, file, code, message, headers, url)
 
 
 def _download(url, path, expected):
     from torch.hub import download_url_to_file
     logger.info('downloading %s to %s', url, path)
-    patience, opener = socket.getdefaulttimeout(), urllib.request._opener
+    patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)
-    urllib.request.install_opener(urllib.request.build_opener(_OnlyHttp))
     try:
-        with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:      # leaves nothing half behind
-            part = os.path.join(folder, os.path.basename(path))
-            download_url_to_file(url, part, hash_prefix=expected, progress=sys.stderr.isatty())
-            os.replace(part, path)
+        download_url_to_file(url, path, hash_prefix=expected, progress=sys.stderr.isatty())
     finally:
-        urllib.request.install_opener(opener)
         socket.setdefaulttimeout(patience)

@@ -25,6 +25,7 @@ def progress_bar(what, unit, total=None, done=0, items=None):
         total: how many there will be, if that is known; done: how many were done before.
     """
     hidden = not what or os.environ.get('RANK', '0') != '0'
-    # None: hidden where standard error is not a terminal. miniters: a pace that drops is noticed.
+    # None: hidden where standard error is not a terminal. Without miniters a bar stands still when the pace drops;
+    # without smoothing the time left counts evaluations and checkpoints too.
     return Bar(items, one_line(what), total, leave=False, disable=hidden or None, unit=' ' + unit, initial=done,
-               dynamic_ncols=True, miniters=1)
+               dynamic_ncols=True, miniters=1, smoothing=0)

@@ -81,8 +81,9 @@ def grid(rows, heading):
     for i, row in enumerate(rows):
         x, y = GAP + i % side_by_side * row_width, top + i // side_by_side * row_height
         for title, image in row:
-            shown = one_line(title)[-((width - GAP) // LETTER):].encode('latin-1', 'replace').decode('latin-1')        # the font has no other letters
-            pen.text((x, y), shown, fill='black', font=font)
+            # The font has no other letters.
+            shown = one_line(title)[-((width - GAP) // LETTER):].encode('latin-1', 'replace')
+            pen.text((x, y), shown.decode('latin-1'), fill='black', font=font)
             canvas.paste(image, (x, y + TEXT))
             x += width + GAP
     return canvas

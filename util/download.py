@@ -73,7 +73,8 @@ def fetch(url):
 
 
 def _folder():
-    from torch import hub       # here, since --help needs no torch
+    # --help needs no torch: it is imported where it is needed.
+    from torch import hub
     if hasattr(hub, 'get_dir'):
         return os.path.join(hub.get_dir(), 'checkpoints')
     cache = os.environ.get('XDG_CACHE_HOME', '~/.cache')            # PyTorch 1.5, whose place has one level less

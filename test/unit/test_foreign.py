@@ -62,8 +62,9 @@ def test_tensors_of_every_type_survive_safetensors(tmp_path):
         assert torch.equal(loaded[name].double(), value.double()), name
 
 
+@pytest.mark.skipif(not hasattr(torch, 'frombuffer'), reason="safetensors' PyTorch part needs a newer PyTorch")
 def test_the_safetensors_library_and_this_program_read_each_others_files(tmp_path):
-    library = pytest.importorskip('safetensors.torch', reason='not for Python 3.7')
+    from safetensors import torch as library
     saved = tensors()
     theirs = library.load_file(write(tmp_path / 'ours.safetensors', saved, a='b'))
     library.save_file(saved, str(tmp_path / 'theirs.safetensors'))

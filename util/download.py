@@ -14,7 +14,8 @@ from util.errors import UserError, first_line
 from util.file_lock import file_lock
 from util.log import logger
 
-NAMED_BY_HASH = re.compile(r'[\w.+%-]*-([0-9a-f]{8,64})\.(pth|pt)', re.ASCII)
+WEIGHTS = re.compile(r'https?://[^/?#\s][!-~]*?/(?P<name>[\w.+%-]*-(?P<hash>[0-9a-f]{8,64})\.(pth|pt))([?#][!-~]*)?',
+                     re.ASCII)
 SILENCE = 60.       # seconds without a byte until a server counts as gone
 
 
@@ -25,29 +26,21 @@ def is_url(path):
 
 def fault_of(url):
     """Why `url` is not loaded and what to do instead, or None where it may be."""
-    if not re.fullmatch(r'https?://[^/?#\s][\x21-\x7e]*', url):
+    if not re.match('https?://', url):
         return 'is not an http:// or https:// address; download it and give the path of the file'
-    if not NAMED_BY_HASH.fullmatch(_name(url)):
+    if not WEIGHTS.fullmatch(url):
         return 'has no hash in its name (name-<8 or more digits of its SHA-256>.pth), so what arrives could not be ' \
                'checked; download it, check it, and give the path of the file'
     return None
 
 
-def _name(url):
-    path = re.match('https?://[^/?#]+([^?#]*)', url).group(1)
-    return path.rsplit('/', 1)[-1]
-
-
-def fault_of_path(path):
-    """Why `path` names no weights, as the end of a sentence; None for a file, or a folder for util.hugging_face."""
-    if os.path.isdir(path):
-        return None if os.path.isfile(os.path.join(path, 'config.json')) else 'is not a file, and has no config.json'
-    return None if os.path.isfile(path) else 'is not a file'
-
-
 def fault_of_weights(place):
-    """Why a URL or path names no weights, as the end of a sentence; None where it does."""
-    return fault_of(place) if is_url(place) else fault_of_path(place)
+    """Why a URL or path names no weights, as the end of a sentence; None for a file, or a folder of Hugging Face."""
+    if is_url(place):
+        return fault_of(place)
+    if os.path.isdir(place):
+        return None if os.path.isfile(os.path.join(place, 'config.json')) else 'is not a file, and has no config.json'
+    return None if os.path.isfile(place) else 'is not a file'
 
 
 def fetch(url):
@@ -57,24 +50,30 @@ def fetch(url):
     Raises:
         UserError: the URL has no hash, cannot be reached, or its content is of another hash.
     """
+    # Not above, since --help needs the rest of this module, and no torch.
+    from torch import hub
+
     fault = fault_of(url)
     if fault:
         raise UserError('{}: {}'.format(url, fault))
-    expected = NAMED_BY_HASH.fullmatch(_name(url)).group(1)
+    name, expected = WEIGHTS.fullmatch(url).group('name', 'hash')
+    patience = socket.getdefaulttimeout()
     try:
-        path = os.path.join(_folder(), _name(url))
+        path = os.path.join(_folder(hub), name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with file_lock(path + '.lock'):
             if not os.path.isfile(path) or not _sha256(path).startswith(expected):
-                _download(url, path, expected)
+                logger.info('downloading %s to %s', url, path)
+                socket.setdefaulttimeout(SILENCE)
+                hub.download_url_to_file(url, path, hash_prefix=expected, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         raise UserError('{}: cannot be downloaded ({})'.format(url, first_line(error))) from error
+    finally:
+        socket.setdefaulttimeout(patience)
     return path
 
 
-def _folder():
-    # --help needs no torch: it is imported where it is needed.
-    from torch import hub
+def _folder(hub):
     if hasattr(hub, 'get_dir'):
         return os.path.join(hub.get_dir(), 'checkpoints')
     cache = os.environ.get('XDG_CACHE_HOME', '~/.cache')            # PyTorch 1.5, whose place has one level less
@@ -87,14 +86,3 @@ def _sha256(path):
         for chunk in iter(lambda: file.read(2 ** 20), b''):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _download(url, path, expected):
-    from torch.hub import download_url_to_file
-    logger.info('downloading %s to %s', url, path)
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENCE)
-    try:
-        download_url_to_file(url, path, hash_prefix=expected, progress=sys.stderr.isatty())
-    finally:
-        socket.setdefaulttimeout(patience)

@@ -7,31 +7,27 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from util import watchdog
 from util.log import logger
 
 
 @contextmanager
-def file_lock(path, patience=float('inf')):
-    """Hold the lock at `path`, a file that stays; where the file system has no locks, warn and go without.
+def file_lock(path, patience=float('inf'), waiting=lambda: None):
+    """Hold the lock at `path`, a file that stays; where the file system has no locks, warn and continue without.
 
     Args:
-        patience: seconds to wait for another process that holds it.
+        patience: seconds to wait for another process that holds it; waiting: called about once a second meanwhile.
     Raises:
         filelock.Timeout: it still does.
         OSError: the folder cannot be written.
     """
-    if not _has_locks(os.path.dirname(path)):
-        yield
-        return
-    lock, began = FileLock(path), time.monotonic()
-    while not lock.is_locked:
+    lock, end, usable = FileLock(path), time.monotonic() + patience, _has_locks(os.path.dirname(path))
+    while usable and not lock.is_locked:
         try:
             lock.acquire(timeout=min(patience, 1.))
         except Timeout:
-            if time.monotonic() - began >= patience:
+            if time.monotonic() >= end:
                 raise
-            watchdog.at('the wait for {}'.format(path))
+            waiting()
     try:
         yield
     finally:
@@ -43,8 +39,8 @@ def _has_locks(folder):
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except OSError as error:
             logger.warning('warning: %s: its file system has no locks (%s); nothing keeps two processes apart there',
                            folder, error.strerror)
             return False
-    return True

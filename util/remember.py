@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
+from util import watchdog
 from util.file_lock import file_lock
 from util.files import write_atomically
 from util.log import logger
@@ -37,10 +38,15 @@ def arrays(what, source, names, current, make, beside=None):
         with ExitStack() as turn:
             with suppress(OSError):                     # without a cache directory, each process for itself
                 os.makedirs(folder(), exist_ok=True)
-                turn.enter_context(file_lock(path + '.lock'))
+                turn.enter_context(file_lock(os.path.join(folder(), 'lock-' + name[:2]),      # 256 at most
+                                             waiting=lambda: watchdog.at('the wait for the ' + what)))
             kept = _current((path,), names, current)    # another process may have made it meanwhile
             if kept is None:
-                return _made(what, source, make, path)
+                begun, clock = time.time(), time.monotonic()
+                made, changed = make()
+                if time.monotonic() - clock > SLOW and changed < begun - SETTLED:
+                    _keep(made, path, '{} of {}'.format(what, source))
+                return made
     logger.info('%s of %s: as remembered in %s', what, source, kept[1])
     return kept[0]
 
@@ -63,16 +69,12 @@ def _current(paths, names, current):
     return None
 
 
-def _made(what, source, make, path):
-    begun, clock = time.time(), time.monotonic()
-    made, changed = make()
-    if time.monotonic() - clock > SLOW and changed < begun - SETTLED:
-        try:
-            save(path, made)
-            logger.info('%s of %s: remembered in %s', what, source, path)
-        except OSError as error:
-            logger.info('%s of %s: cannot be remembered in %s (%s)', what, source, path, error.strerror)
-    return made
+def _keep(made, path, what):
+    try:
+        save(path, made)
+        logger.info('%s: remembered in %s', what, path)
+    except OSError as error:
+        logger.info('%s: cannot be remembered in %s (%s)', what, path, error.strerror)
 
 
 def save(path, made):

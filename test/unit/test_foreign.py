@@ -53,6 +53,7 @@ def tensors():
             's': torch.tensor(2.), 'u': torch.arange(3, dtype=torch.uint8)}
 
 
+@pytest.mark.compat
 def test_tensors_of_every_type_survive_safetensors(tmp_path):
     saved = tensors()
     loaded = checkpoint_file.load(write(tmp_path / 'x.safetensors', saved))['model']
@@ -82,6 +83,7 @@ def entry(begin, end, shape=(1,), dtype='F32'):
     return {'dtype': dtype, 'shape': list(shape), 'data_offsets': [begin, end]}
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize('content', [
     struct.pack('<Q', 2 ** 62) + b'{}', struct.pack('<Q', 99) + b'{}', raw(b'{'), raw(b'{' * 100000), raw(b'{}', b'x'),
     raw(b'{"a": ' + b'[' * 100000), raw(b'{"\xff": 1}'), raw(b'{"a": 1, "a": 1}'), raw({'a': entry(0, 8)}, b'x' * 8),

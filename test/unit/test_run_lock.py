@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,6 +15,8 @@ from conftest import PRETRAIN, ROOT, launcher, pretrain
 from util import run_lock
 from util.errors import UserError
 from util.run_lock import RunLock
+
+pytestmark = pytest.mark.compat
 
 
 def test_a_second_run_is_refused_with_the_name_of_the_first_and_may_begin_after_its_end(tmp_path, monkeypatch):
@@ -27,21 +30,11 @@ def test_a_second_run_is_refused_with_the_name_of_the_first_and_may_begin_after_
     assert not (tmp_path / 'run.lock').exists()
 
 
-def test_a_lock_that_a_forked_process_holds_a_little_longer_is_waited_for(tmp_path):
-    lock, (ready, started) = RunLock(str(tmp_path)), os.pipe()
-    child = os.fork()
-    if child == 0:
-        handle = os.open(str(tmp_path / '.lock'), os.O_RDWR)        # as a loader process that was forked has it
-        os.write(started, b'x')
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        time.sleep(1)
-        os._exit(0)
-    os.read(ready, 1)
-    time.sleep(.2)              # until it waits for the lock
-    lock.release()
-    time.sleep(.2)              # until it has it
+def test_a_lock_that_another_process_holds_a_little_longer_is_waited_for(tmp_path):
+    held = os.open(str(tmp_path / '.lock'), os.O_CREAT | os.O_RDWR)     # as a loader process whose run was killed
+    fcntl.flock(held, fcntl.LOCK_EX)
+    threading.Timer(1, os.close, (held,)).start()
     RunLock(str(tmp_path)).release()
-    os.waitpid(child, 0)
 
 
 def test_where_the_file_system_has_no_locks_runs_go_on_with_a_warning(tmp_path, monkeypatch, caplog):
@@ -55,7 +48,6 @@ def test_where_the_file_system_has_no_locks_runs_go_on_with_a_warning(tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.compat
 def test_a_second_run_in_the_folder_of_a_running_one_is_one_line_and_a_killed_one_holds_nothing(images, tmp_path):
     folder = tmp_path / 'o'
     flags = ['--data_path', str(images), '--output_dir', str(folder), '--num_workers', '1']

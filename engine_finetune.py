@@ -8,7 +8,7 @@ from util.log import logger
 from util.metrics import count_correct
 from util.mistakes import Unwatched
 from util.progress import PRINT_EVERY
-from util.progress_bar import Silent, progress_bar
+from util.progress_bar import progress_bar
 from util.throughput import Throughput, per_second
 
 
@@ -56,9 +56,8 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes=None):
     mistakes.begin()
     totals = torch.zeros(4, device=runtime.device)                  # correct@1, correct@5, loss, images
     clock = Throughput(len(loader), warmup=0, synchronize=runtime.accelerator.synchronize)
-    bar = (progress_bar('evaluation', 'images', len(loader.sampler), patience=1., keep=False)
-           if runtime.world.size == 1 else Silent())
-    for i, (images, labels) in watchdog.watched(clock.batches(loader), 'evaluation', alone=True):
+    batches = progress_bar('evaluation', 'batches', len(loader), items=clock.batches(loader))
+    for i, (images, labels) in watchdog.watched(batches, 'evaluation', alone=True):
         if runtime.stops.requested:
             break                               # the caller stops before it uses the result
         images, labels = runtime.accelerator.to_device((images, labels), runtime.device)
@@ -70,8 +69,6 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes=None):
         totals += torch.cat([count_correct(logits, labels), torch.stack([loss, torch.full_like(loss, len(images))])])
         if (i + 1) % PRINT_EVERY == 0:
             logger.info('Test:  [%d/%d]', i + 1, len(loader))
-        bar.add(len(images))
-    bar.close()
     totals = torch.cat([totals, totals.new_tensor([loader.unreadable, bool(runtime.stops.requested)])])
     correct1, correct5, loss, images, unreadable, stopped = runtime.world.sum(totals).tolist()
     if unreadable and not images:

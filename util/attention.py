@@ -12,7 +12,6 @@ from torch.utils.data import Subset
 
 from util import log, trained
 from util.attention_maps import attention_maps, fitting_query
-from util.columns import fitted
 from util.errors import UserError, one_line, run
 from util.features import supported
 from util.inference import Inference
@@ -82,9 +81,9 @@ def grid(rows, heading):
     for i, row in enumerate(rows):
         x, y = GAP + i % side_by_side * row_width, top + i // side_by_side * row_height
         for title, image in row:
-            shown = fitted(one_line(title), (width - GAP) // LETTER, end=True)
-            shown = shown.encode('latin-1', 'replace').decode('latin-1')        # the font has no other letters
-            pen.text((x, y), shown, fill='black', font=font)
+            # The font has no other letters.
+            shown = one_line(title)[-((width - GAP) // LETTER):].encode('latin-1', 'replace')
+            pen.text((x, y), shown.decode('latin-1'), fill='black', font=font)
             canvas.paste(image, (x, y + TEXT))
             x += width + GAP
     return canvas

@@ -1,11 +1,12 @@
 """A training from where it stands to its last epoch: it saves on the way, stops when asked, gives up where it must."""
 import time
 
-from util import bad_images, checkpoint, live_line, report, runtime as runtimes
+from util import bad_images, checkpoint, report, runtime as runtimes
 from util.errors import Stopped, Unsaved
 from util.gallery import NoGallery
 from util.log import logger
 from util.progress import Progress
+from util.progress_bar import progress_bar
 from util.saver import Saver, SilentSaver
 from util.throughput import Rate
 
@@ -56,9 +57,14 @@ class Course:
         self.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, self._loader.dataset, self._runtime)
         self._loader.bad_images = self.bad_images
         self._runtime.stops.wait_for_the_step()
+        images = args.batch_size * self._runtime.world.size         # of an iteration
+        iterations = len(self._loader.dataset) // images            # of an epoch
+        self._bar = progress_bar('training', 'iterations', args.epochs * iterations,
+                                 self._epoch * iterations + self._images // images)
         return self
 
     def __exit__(self, kind, error, trace):
+        self._bar.close()
         self._saver.wait()
         self._report.close(error)
         self._logbook.close()
@@ -66,7 +72,6 @@ class Course:
     def epochs(self):
         """util.progress.Progress of each epoch that is left; the caller trains it, then calls close_epoch."""
         sampler, world = self._loader.sampler, self._runtime.world
-        live = live_line.of_training(self._args.epochs, self._args.batch_size, world.size)
         while self._epoch < self._args.epochs:
             sampler.epoch, sampler.start = self._epoch, self._images
             done = self._updates.first = round(self._images / (self._args.batch_size * world.size))
@@ -74,7 +79,7 @@ class Course:
                 self._begun_at = done, self._images
             self._progress = Progress(self._epoch, done, self._loader, self._runtime, self._updates,
                                       self._logbook, self._loss_tag, self._rate, self._before, self._after,
-                                      self._epoch == self._first_epoch, self._progress_state, live)
+                                      self._epoch == self._first_epoch, self._progress_state)
             self._progress_state = None
             yield self._progress
 
@@ -84,6 +89,7 @@ class Course:
         self._runtime.seed(self._args.seed, self._epoch, iteration)
 
     def _after(self, iteration):
+        self._bar.update()
         self._pending += 1
         if not self._updates.complete:
             return

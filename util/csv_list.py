@@ -136,7 +136,7 @@ def _rows(path):
             raise _fault(path, 1, 'is no text in UTF-8; save it as CSV in UTF-8')
         file.seek(0)
         reader = csv.reader(file, delimiter=next((mark for mark in ',;\t' if mark in head), ','), strict=True)
-        with progress_bar('reading {}'.format(path), 'rows', patience=remember.SLOW) as bar:
+        with progress_bar('reading {}'.format(path), 'rows') as bar:
             while True:
                 line = reader.line_num + 1
                 try:
@@ -151,7 +151,7 @@ def _rows(path):
                     watchdog.at('the reading of {}'.format(one_line(path)))
                 if any(cells):
                     yield line, cells
-                bar.add()
+                bar.update()
 
 
 def _columns(path, cells, endings, labelled):
@@ -179,8 +179,8 @@ def _check_files(path, names, lines):
     """Raise UserError where one of the files that are looked for is missing."""
     chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), CHECKED)).astype(int))
     root = os.path.dirname(path)
-    bar = progress_bar('looking for the images of {}'.format(path), 'images', len(chosen), remember.SLOW)
-    missing = [i for i in bar.over(chosen) if not os.path.exists(os.path.join(root, names[i]))]
+    bar = progress_bar('looking for the images of {}'.format(path), 'images', items=chosen)
+    missing = [i for i in bar if not os.path.exists(os.path.join(root, names[i]))]
     if missing:
         first, more = missing[0], len(missing) - 1
         raise _fault(path, lines[first], '{} is missing{}; paths are relative to the folder of the CSV file'.format(

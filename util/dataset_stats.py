@@ -82,7 +82,7 @@ def measure(dataset, num_workers=0):
     with progress_bar('measuring', 'images', len(dataset)) as bar:
         for moments, _ in loader:
             found.append(moments)
-            bar.add(len(moments))
+            bar.update(len(moments))
     if not found:
         raise UserError('DATA: none of the {} images can be read; see the lines above, and --in_chans'
                         .format(len(dataset)))

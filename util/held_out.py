@@ -11,7 +11,6 @@ import numpy as np
 from util import watchdog
 from util.log import logger
 from util.progress_bar import progress_bar
-from util.remember import SLOW
 
 VAL_FRACTION = .1       # of each class
 VAL_SEED = 0
@@ -32,8 +31,8 @@ def held_out(labels, names, fraction, seed):
         return np.ones(len(labels), bool)
     hashes = np.empty(len(labels), np.uint64)
     salt = '{}:'.format(seed).encode()
-    bar = progress_bar('choosing validation images', 'images', len(labels), SLOW)
-    for i, name in bar.over(enumerate(names)):
+    bar = progress_bar('choosing validation images', 'images', len(labels), items=enumerate(names))
+    for i, name in bar:
         if i % 100000 == 0:
             watchdog.at('the choice of validation images')
         text = salt + lasting(name).encode('utf-8', 'surrogateescape')

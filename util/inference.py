@@ -6,12 +6,11 @@ import torch
 from util import device as devices, precision as precisions, preprocessing
 from util.bad_images import escaped
 from util.distributed import World
-from util.errors import UserError, one_line
+from util.errors import UserError
 from util.image_sources import ImageSources
 from util.loader import default_workers, evaluation_loader
+from util.log import logger
 from util.progress_bar import progress_bar
-
-PATIENCE = 2.       # seconds of work before a bar is shown
 
 
 class Unreadable:
@@ -22,9 +21,8 @@ class Unreadable:
 
     def met(self, found):
         """Take note of (path, reason) pairs."""
-        start = '\r\x1b[K' if sys.stderr.isatty() else ''       # where a bar may stand
         for path, reason in found:
-            print('{}{}'.format(start, one_line('{}: cannot be read ({})'.format(path, reason))), file=sys.stderr)
+            logger.warning('%s: cannot be read (%s)', path, reason)
         self.files += found
 
     def listed(self):
@@ -83,10 +81,10 @@ class Inference:
             num_workers = min(default_workers(), (len(images) - 1) // batch_size)
         loader = evaluation_loader(images, batch_size, World(), False, num_workers, True, self._accelerator)
         loader.bad_images = self.unreadable
-        with progress_bar(told, 'images', len(images), PATIENCE if told else float('inf')) as bar:
+        with progress_bar(told, 'images', len(images)) as bar:
             for pixels, indices in loader:
                 yield indices.tolist(), self._apply(function, pixels)
-                bar.add(len(indices))
+                bar.update(len(indices))
         self.unreadable.close(len(images))
 
     def _apply(self, function, pixels):

@@ -20,7 +20,7 @@ from util.loader import default_workers, evaluation_loader
 from util.log import logger
 from util.parser import COUNT, INDEX, POSITIVE, SHARE_BELOW_1, Parser
 from util.precision import nothing
-from util.progress_bar import Silent, progress_bar
+from util.progress_bar import progress_bar
 from util.runtime import Runtime
 
 K, TEMPERATURE = 20, .07
@@ -108,17 +108,15 @@ class KnnJudge:
                                    options['pin_memory'], runtime.accelerator)
         loader.bad_images = bad_images or loader.bad_images
         weight, features, labels = self._model.patch_embed.proj.weight, [], []
-        bar = progress_bar('features of the {} images'.format(what), 'batches', len(loader), patience=1.)
-        with bar if runtime.world.is_main else Silent():
-            for _, batch in watchdog.watched(loader, 'k-NN', alone=True):
-                if runtime.stops.requested:
-                    break
-                images, truth = runtime.accelerator.to_device(batch, runtime.device)
-                with self._precision.autocast():
-                    rows = pooled(self._model, self._normalize(images).to(weight.dtype), self._pool)
-                features.append(F.normalize(rows.float(), dim=1))
-                labels.append(truth.float())
-                bar.add()
+        batches = progress_bar('features of the {} images'.format(what), 'batches', items=loader)
+        for _, batch in watchdog.watched(batches, 'k-NN', alone=True):
+            if runtime.stops.requested:
+                break
+            images, truth = runtime.accelerator.to_device(batch, runtime.device)
+            with self._precision.autocast():
+                rows = pooled(self._model, self._normalize(images).to(weight.dtype), self._pool)
+            features.append(F.normalize(rows.float(), dim=1))
+            labels.append(truth.float())
         if not features:
             return weight.new_zeros(0, self._model.cls_token.shape[-1]).float(), weight.new_zeros(0).float()
         return torch.cat(features), torch.cat(labels)

@@ -100,7 +100,7 @@ class Listing:
 
     def _listed(self, endings):
         folders, changed, folder_of, names = [], [], [], []
-        with progress_bar('list of files of {}'.format(self.root), 'images', patience=remember.SLOW) as bar:
+        with progress_bar('list of files of {}'.format(self.root), 'images') as bar:
             for folder, subfolders, files in os.walk(self.root, onerror=_unlisted, followlinks=True):
                 watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
                 subfolders[:] = sorted(name for name in subfolders if not _leads_back(folder, name))
@@ -112,7 +112,7 @@ class Listing:
                 except OSError as error:
                     _unlisted(error)
                 folders.append(os.path.relpath(folder, self.root) if folders else '')
-                bar.add(len(images))
+                bar.update(len(images))
         places = without_arrays(names)
         folder_of, names = [folder_of[place] for place in places], [names[place] for place in places]
         made = {'folder_of': np.array(folder_of, np.int32), 'changed': np.array(changed, np.int64)}

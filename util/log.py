@@ -2,8 +2,8 @@
 import logging
 import sys
 
-from util import terminal
 from util.errors import one_line
+from util.progress_bar import Bar
 
 logger = logging.getLogger('mae')
 
@@ -17,14 +17,21 @@ class _OneLineValues(logging.Formatter):
         return super().format(record)
 
 
+class _BesideBars(logging.StreamHandler):
+    """A progress bar makes way for a line and comes back below it."""
+
+    def emit(self, record):
+        with Bar.external_write_mode(self.stream):
+            super().emit(record)
+
+
 def set_up(is_main, results=False):
     """Send the logger's lines to standard output; processes other than the main one only warn.
 
     Args:
         results: standard output is for results, and the lines go to standard error.
     """
-    terminal.guard()
-    handler = logging.StreamHandler(sys.stderr if results else sys.stdout)
+    handler = _BesideBars(sys.stderr if results else sys.stdout)
     handler.setFormatter(_OneLineValues('%(message)s'))
     logger.handlers[:] = [handler]
     logger.propagate = False

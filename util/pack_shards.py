@@ -139,8 +139,7 @@ def pack(args, split, dataset):
     missing = [(path, share) for path, share in shares if not os.path.exists(path)]
     todo = np.concatenate([share for _, share in missing] or [order[:0]])
     unreadable, skipped, done, began = 0, len(order) - len(todo), 0, time.monotonic()
-    with progress_bar(os.path.normpath(folder), 'images', len(order)) as bar:
-        bar.add(skipped, earlier=True)
+    with progress_bar(os.path.normpath(folder), 'images', len(order), skipped) as bar:
         contents = counted(Contents(dataset.paths, todo, args.short_side, args.quality).read(args.num_workers), bar)
         for path, share in missing:
             labels = [str(dataset.labels[i]).encode() if labelled else None for i in share]
@@ -148,7 +147,7 @@ def pack(args, split, dataset):
             note(os.path.join(args.target, UNREADABLE), unread)
             os.replace(path + '.part', path)
             unreadable, done = unreadable + len(unread), done + len(share)
-            if not bar.live:
+            if bar.disable:
                 pace = (time.monotonic() - began) / done
                 logger.info('%s: %d of %d images, %.0f images/s, %s left', path, skipped + done, len(order), 1 / pace,
                             duration(pace * (len(order) - skipped - done)))
@@ -162,7 +161,7 @@ def counted(samples, bar):
     for sample in samples:
         if _stopped:
             raise KeyboardInterrupt
-        bar.add()
+        bar.update()
         yield sample
 
 

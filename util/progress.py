@@ -2,7 +2,6 @@
 import time
 
 from util import watchdog
-from util.live_line import NoLine
 from util.log import logger
 from util.metrics import DeviceMean
 from util.throughput import WARMUP_ITERATIONS, Throughput, duration, workers_to_keep_up
@@ -25,11 +24,10 @@ class Progress:
         before, after: called with the index of each iteration.
         first_epoch: leave the first iterations out of the speed.
         state: what `state` gave in an earlier run, to go on from.
-        live: util.live_line.Line of the run.
     """
 
     def __init__(self, epoch, done, loader, runtime, updates, logbook, loss_tag, rate, before, after,
-                 first_epoch=False, state=None, live=None):
+                 first_epoch=False, state=None):
         self.epoch, self.done, self.iterations, self.loader = epoch, done, done + len(loader), loader
         self.runtime, self.updates = runtime, updates
         self._logbook, self._loss_tag, self._rate, self._before, self._after = logbook, loss_tag, rate, before, after
@@ -44,8 +42,6 @@ class Progress:
             images, seconds, waited = state['speed']
             self.throughput.go_on_from(images / runtime.world.size, seconds, waited)
         self._since, self._waited, self._lines_from = time.perf_counter(), 0., done
-        self._live = live or NoLine()
-        self._live.begin(epoch, done, self.iterations)
 
     def batches(self):
         """(index, tensors on the device) of each batch; the caller calls `add` for each."""
@@ -57,9 +53,7 @@ class Progress:
             self.runtime.profiler.step()
             if (i + 1) % PRINT_EVERY == 0 or i in (0, self.iterations - 1):
                 self._line(i)
-            self._live.step(i + 1, self.throughput.last_wait)
             self._after(i)
-        self._live.end()
 
     def add(self, loss, images):
         """Count an iteration by its loss (mean over `images`, on the device)."""
@@ -72,7 +66,6 @@ class Progress:
 
     def _line(self, i):
         loss = self.loss.read_window(self.runtime.world)
-        self._live.loss(loss)
         now, count = time.perf_counter(), i + 1 - self._lines_from
         per_iteration = (now - self._since) / count
         peak, skipped = self.runtime.accelerator.peak_memory(), self._skipped()

@@ -3,16 +3,17 @@
 They are kept in the user's cache directory, $XDG_CACHE_HOME/mae or ~/.cache/mae. Of several processes of a machine that
 need the same, one makes them while the others wait.
 """
-import fcntl
 import hashlib
 import io
 import os
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, suppress
 
 import numpy as np
 
+from util import watchdog
+from util.file_lock import file_lock
 from util.files import write_atomically
 from util.log import logger
 
@@ -30,14 +31,22 @@ def arrays(what, source, names, current, make, beside=None):
         make: () -> ({name: array}, newest change of the source in seconds since the epoch).
         beside: file that may hold the arrays, looked at first.
     """
-    name = hashlib.sha256(os.fsencode('{}:{}'.format(what, os.path.realpath(source)))).hexdigest()[:32] + '.npz'
-    path = os.path.join(folder(), name)
+    name = hashlib.sha256(os.fsencode('{}:{}'.format(what, os.path.realpath(source)))).hexdigest()[:32]
+    path = os.path.join(folder(), name + '.npz')
     kept = _current((beside, path), names, current)
     if kept is None:
-        with _turn(name):
+        with ExitStack() as turn:
+            with suppress(OSError):                     # without a cache directory, each process for itself
+                os.makedirs(folder(), exist_ok=True)
+                turn.enter_context(file_lock(os.path.join(folder(), 'lock-' + name[:2]),      # 256 at most
+                                             waiting=lambda: watchdog.at('the wait for the ' + what)))
             kept = _current((path,), names, current)    # another process may have made it meanwhile
             if kept is None:
-                return _made(what, source, make, path)
+                begun, clock = time.time(), time.monotonic()
+                made, changed = make()
+                if time.monotonic() - clock > SLOW and changed < begun - SETTLED:
+                    _keep(made, path, '{} of {}'.format(what, source))
+                return made
     logger.info('%s of %s: as remembered in %s', what, source, kept[1])
     return kept[0]
 
@@ -60,16 +69,12 @@ def _current(paths, names, current):
     return None
 
 
-def _made(what, source, make, path):
-    begun, clock = time.time(), time.monotonic()
-    made, changed = make()
-    if time.monotonic() - clock > SLOW and changed < begun - SETTLED:
-        try:
-            save(path, made)
-            logger.info('%s of %s: remembered in %s', what, source, path)
-        except OSError as error:
-            logger.info('%s of %s: cannot be remembered in %s (%s)', what, source, path, error.strerror)
-    return made
+def _keep(made, path, what):
+    try:
+        save(path, made)
+        logger.info('%s: remembered in %s', what, path)
+    except OSError as error:
+        logger.info('%s: cannot be remembered in %s (%s)', what, path, error.strerror)
 
 
 def save(path, made):
@@ -82,22 +87,3 @@ def save(path, made):
     file = io.BytesIO()
     np.savez(file, **made)
     write_atomically(path, file.getbuffer())
-
-
-@contextmanager
-def _turn(name):
-    """One process of the machine at a time for a name; without a cache directory or locks, each for itself."""
-    try:
-        os.makedirs(folder(), exist_ok=True)
-        handle = os.open(os.path.join(folder(), 'lock'), os.O_CREAT | os.O_RDWR, 0o600)
-    except OSError:
-        yield
-        return
-    try:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX, 1, int(name[:7], 16))       # a byte of its own for each name
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(handle)

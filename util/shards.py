@@ -155,8 +155,8 @@ def indexed(root, tars, endings):
         UserError: a file is no tar file, is cut short, or a label is no number.
     """
     names, places, labels, folders = [], [], [], []
-    bar = progress_bar('index of tar files of {}'.format(root), 'tar files', len(tars), remember.SLOW)
-    for number, tar in bar.over(enumerate(tars)):
+    bar = progress_bar('index of tar files of {}'.format(root), 'tar files', items=tars)
+    for number, tar in enumerate(bar):
         watchdog.at('the index of {}'.format(one_line(tar)))
         path = os.path.join(root, tar)
         try:

@@ -133,37 +133,24 @@ build_command() {
 # run_logged LOG: run COMMAND with its output on the screen and in LOG; returns its status. Signals are passed on, so that
 # it can save and end every process that it started; Ctrl-C as TERM, since bash lets background processes ignore INT.
 run_logged() {
-    local pipe child writer process status ended signalled shows_lines
-    pipe=$(mktemp -u "${TMPDIR:-/tmp}/launch.XXXXXX")
-    mkfifo -m 600 "$pipe"
+    local log writer child status=0 signalled=yes
     # The log's writer outlives a signal to all processes of the job: it ends with the last line.
-    if [[ -t 1 && ${TERM:-dumb} != dumb ]]; then
-        # The line that util/terminal.py writes anew on a terminal, \r...\e[K, goes there and not into the log.
-        (
-            trap '' INT TERM HUP USR1
-            tee /dev/fd/3 | LC_ALL=C sed -u $'s/\r[^\r]*\e\\[K//g' >>"$1"
-        ) <"$pipe" 3>&1 &
-        shows_lines=yes
-    else
-        (trap '' INT TERM HUP USR1 && exec tee -a "$1") <"$pipe" &
-        shows_lines=
-    fi
+    exec {log}> >(trap '' INT TERM HUP USR1 && exec tee -a "$1")
     writer=$!
-    MAE_LAUNCHER=$$ MAE_TERMINAL=$shows_lines "${COMMAND[@]}" >"$pipe" 2>&1 &     # without the first it stops
+    MAE_LAUNCHER=$$ "${COMMAND[@]}" >&"$log" 2>&1 {log}>&- &
     child=$!
+    exec {log}>&-
     trap 'signalled=yes; kill -TERM "$child" 2>/dev/null || true' INT TERM HUP
     trap 'signalled=yes; kill -USR1 "$child" 2>/dev/null || true' USR1
-    for process in "$child" "$writer"; do
-        signalled=yes
-        while [[ $signalled ]]; do      # a wait that a signal cuts short returns that signal, not the process's status
-            signalled='' status=0
-            wait "$process" || status=$?
-        done
-        if [[ $process == "$child" ]]; then ended=$status; fi
+    while [[ $signalled ]]; do      # a wait that a signal cuts short returns that signal, not the process's status
+        signalled='' status=0
+        wait "$child" || status=$?
+    done
+    while kill -0 "$writer" 2>/dev/null; do         # bash before 4.4 cannot wait for it
+        wait "$writer" 2>/dev/null || sleep .1
     done
     trap - INT TERM HUP USR1
-    rm -f "$pipe"
-    return "$ended"
+    return "$status"
 }
 
 launch() {

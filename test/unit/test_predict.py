@@ -13,11 +13,11 @@ import main_finetune
 import main_predict
 from util import checkpoint_file, inference, predictions, trained, transforms
 from util.arguments import parse_finetune
-from util.columns import fitted, width
 from util.device import Cpu
 from util.distributed import World
 from util.errors import UserError
 from util.inference_arguments import parse_predict, predict_parser
+from util.predictions import width
 
 FLAGS = 'resume input_size top json output class_names device amp batch_size num_workers'
 
@@ -179,13 +179,6 @@ def test_no_line_is_longer_than_the_terminal_is_wide(monkeypatch, columns):
     assert all(width(line) < columns for line in (header, first, second))
     assert '0.jpg' in first and '猫' in first and ' 99.9%' in first and '<0.1%' in second
     assert width(first.split('%')[0]) == width(second.split('%')[0]) == width(header) - 1
-
-
-@pytest.mark.parametrize('text', ['', 'abc', '猫的照片', 'é́', 'a longer text than that'])
-@pytest.mark.parametrize('columns', [0, 4, 7, 30])
-def test_a_fitted_text_takes_exactly_its_columns(text, columns):
-    for end in (False, True):
-        assert width(fitted(text, columns, end)) == columns or columns < 3
 
 
 @pytest.mark.slow

@@ -22,6 +22,12 @@ def depth_of(weights, blocks='blocks'):
     return max(numbers) + 1 if numbers else 0
 
 
+def heads_of(model):
+    """(heads of the encoder's attention, heads of the decoder's) of a model of this program, by its name."""
+    size = model.replace('mae_', '').split('_')[1]
+    return next(known.heads for known in ENCODERS.values() if known.size == size), DECODERS[size][2]
+
+
 def recognise(weights, path, input_size=None):
     """The flags that build the model of `weights`, dict of tensors by this program's names.
 
@@ -35,7 +41,7 @@ def recognise(weights, path, input_size=None):
     """
     embedding, positions = weights.get('patch_embed.proj.weight'), weights.get('pos_embed')
     if embedding is None or embedding.dim() != 4 or positions is None or positions.dim() != 3:
-        raise UserError('{}: is neither a checkpoint of this program nor the weights of a ViT'.format(path))
+        raise UserError('{}: neither a checkpoint of this program nor the weights of a ViT'.format(path))
     width, in_chans, patch, columns = embedding.shape
     found = ENCODERS.get((width, depth_of(weights)))
     side = round(max(positions.shape[1] - 1, 0) ** .5)
@@ -46,7 +52,7 @@ def recognise(weights, path, input_size=None):
     if 'decoder_embed.weight' in weights:
         decoder = len(weights['decoder_embed.weight']), depth_of(weights, 'decoder_blocks')
         if decoder != DECODERS[found.size][:2]:
-            raise UserError('{}: its decoder has width {} and {} blocks, that of mae_{} has {} and {}'
+            raise UserError('{}: its decoder has width {} and {} blocks, that of mae_{} {} and {}'
                             .format(path, *decoder, name, *DECODERS[found.size]))
         name = 'mae_' + name
     return {'model': name, 'input_size': input_size or side * patch, 'patch_size': patch, 'in_chans': in_chans,
@@ -54,7 +60,7 @@ def recognise(weights, path, input_size=None):
 
 
 def flags_of(weights, path):
-    """`recognise`, which is said in the log, with what it leaves unknown."""
+    """`recognise`, with a warning of what was assumed."""
     flags = recognise(weights, path)
     part = '' if flags['model'].startswith('mae_') or 'head.weight' in weights else ', the encoder alone'
     logger.warning('%s holds no flags of a training; by its shapes it is %s%s, input size %d, patch size %d', path,

@@ -7,7 +7,6 @@ import warnings
 from functools import partial
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 import models_mae
@@ -39,11 +38,15 @@ def write(part, path):
     size = sum(value.numel() * value.element_size() for value in part.weights().values())
     if size > MOST_BYTES:
         raise UserError('--to onnx: a file of ONNX holds at most 2 GB, and this model has {:.1f}'.format(size / 1e9))
-    content, names = io.BytesIO(), list(part.inputs)
+    model, content, names = part.model, io.BytesIO(), list(part.inputs)
+    # In what the exporters of PyTorch 1.5 and 1.8 know.
+    model.forward, model.patch_embed.forward = part.run, partial(_patches, model.patch_embed.proj)
+    if part.kind == MAE:
+        model.forward_loss = partial(_loss, model.norm_pix_loss)
     batched = [name for name in (*names, *part.output_names) if name != 'loss']
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')         # of what the trace keeps constant, and that PyTorch has newer ways
-        torch.onnx.export(_Graph(part).eval(), tuple(value[:-1] for value in part.inputs.values()), content,
+        torch.onnx.export(model, tuple(value[:-1] for value in part.inputs.values()), content,
                           input_names=names, output_names=list(part.output_names), opset_version=OPSET,
                           dynamic_axes={name: {0: 'batch'} for name in batched},
                           # The newer exporter needs one more library.
@@ -57,30 +60,10 @@ def write(part, path):
     return dict(zip(part.output_names, found)), loaded_by
 
 
-class _Graph(nn.Module):
-    """A part of a model, whose patch embedding and loss are written in what exporters of PyTorch 1.5 and 1.8 know."""
-
-    def __init__(self, part):
-        super().__init__()
-        self.model, self._run = part.model, part.run
-        self.model.patch_embed = _Patches(self.model.patch_embed.proj)
-        if part.kind == MAE:
-            self.model.forward_loss = partial(_loss, self.model.norm_pix_loss)
-
-    def forward(self, *inputs):
-        return self._run(*inputs)
-
-
-class _Patches(nn.Module):
-    """The patch embedding without checks of its input, and with the number of images left open."""
-
-    def __init__(self, proj):
-        super().__init__()
-        self.proj = proj
-
-    def forward(self, imgs):
-        x = self.proj(imgs)                                              # (N, D, rows, columns)
-        return x.reshape(x.shape[0], x.shape[1], -1).transpose(1, 2)
+def _patches(proj, imgs):
+    """PatchEmbed.forward without checks of its input, and with the number of images left open."""
+    x = proj(imgs)                                                       # (N, D, rows, columns)
+    return x.reshape(x.shape[0], x.shape[1], -1).transpose(1, 2)
 
 
 def _loss(norm_pix_loss, patches, pred, ids_hidden):

@@ -62,9 +62,8 @@ def recognise(weights, path, input_size=None):
 def flags_of(weights, path):
     """`recognise`, with a warning of what was assumed."""
     flags = recognise(weights, path)
-    part = '' if flags['model'].startswith('mae_') or 'head.weight' in weights else ', the encoder alone'
+    part = (', taken as trained without --norm_pix_loss' if flags['model'].startswith('mae_') else
+            '' if 'head.weight' in weights else ', the encoder alone')
     logger.warning('%s holds no flags of a training; by its shapes it is %s%s, input size %d, patch size %d', path,
                    flags['model'], part, flags['input_size'], flags['patch_size'])
-    if flags['model'].startswith('mae_'):
-        logger.warning('%s: whether it was trained with --norm_pix_loss is not known; taken as without', path)
     return flags

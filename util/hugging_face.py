@@ -15,7 +15,8 @@ from util.errors import UserError
 from util.files import regular_file
 from util.input_size import plain, sides
 from util.log import logger
-from util.recognition import heads_of, recognise
+from util.model_sizes import size_of
+from util.recognition import recognise
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
@@ -196,11 +197,11 @@ def _flags(config, weights, path):
         raise UserError('{}: image_size {}, layer_norm_eps {layer_norm_eps} and mask_ratio {mask_ratio} in its {}?'
                         .format(path, size, CONFIG, **shares))
     flags = {**recognise(weights, path, size), 'layer_norm_eps': shares['layer_norm_eps']}
-    heads, decoder_heads = heads_of(flags['model'])         # which the weights' shapes do not show
-    fitting = {'hidden_act': 'gelu', **FITTING[kind], 'num_attention_heads': heads,
+    own = size_of(flags['model'])
+    fitting = {'hidden_act': 'gelu', **FITTING[kind], 'num_attention_heads': own.heads,     # which no shape shows
                'patch_size': flags['patch_size'], 'num_channels': flags['in_chans']}
     if flags['model'].startswith('mae_'):
-        fitting['decoder_num_attention_heads'] = decoder_heads
+        fitting['decoder_num_attention_heads'] = own.decoder[2]
         if config:
             flags.update(norm_pix_loss=config.get('norm_pix_loss') is True, mask_ratio=shares['mask_ratio'])
     for name, value in fitting.items():

@@ -1,31 +1,15 @@
 """Which of the program's models weights are, where no flags of a training say it: by their names and shapes."""
 import re
-from collections import namedtuple
 
 from util.errors import UserError
 from util.log import logger
-
-# size: name; heads: of its attention.
-Size = namedtuple('Size', 'size heads')
-# By (width, depth); the shapes of weights do not show the heads.
-ENCODERS = {(128, 6): Size('nano', 4), (192, 12): Size('tiny', 3), (384, 12): Size('small', 6),
-            (768, 12): Size('base', 12), (1024, 24): Size('large', 16), (1280, 32): Size('huge', 16)}
-DECODERS = {'nano': (64, 2, 2), 'tiny': (192, 4, 3), 'small': (256, 4, 8), 'base': (512, 8, 16), 'large': (512, 8, 16),
-            'huge': (512, 8, 16)}           # width, depth, heads
-PATCHES = {'huge': 14}
-PATCH = 16                                  # in pixels, of all others
+from util.model_sizes import SIZES
 
 
 def depth_of(weights, blocks='blocks'):
     """Number of transformer blocks, by the names."""
     numbers = [int(found.group(1)) for found in map(re.compile(r'%s\.(\d{1,4})\.' % blocks).match, weights) if found]
     return max(numbers) + 1 if numbers else 0
-
-
-def heads_of(model):
-    """(heads of the encoder's attention, heads of the decoder's) of a model of this program, by its name."""
-    size = model.replace('mae_', '').split('_')[1]
-    return next(known.heads for known in ENCODERS.values() if known.size == size), DECODERS[size][2]
 
 
 def recognise(weights, path, input_size=None):
@@ -43,18 +27,18 @@ def recognise(weights, path, input_size=None):
     if embedding is None or embedding.dim() != 4 or positions is None or positions.dim() != 3:
         raise UserError('{}: neither a checkpoint of this program nor the weights of a ViT'.format(path))
     width, in_chans, patch, columns = embedding.shape
-    found = ENCODERS.get((width, depth_of(weights)))
+    encoder = width, depth_of(weights)
+    found = next((size for size, row in SIZES.items() if (row.width, row.depth) == encoder), None)
     side = round(max(positions.shape[1] - 1, 0) ** .5)
     if found is None or patch != columns or not (input_size or side ** 2 == positions.shape[1] - 1):
-        raise UserError('{}: a ViT of width {}, {} blocks, {} x {} patches and {} positions is none of the models of '
-                        'models_vit.py'.format(path, width, depth_of(weights), patch, columns, positions.shape[1]))
-    name = 'vit_{}_patch{}'.format(found.size, PATCHES.get(found.size, PATCH))
+        raise UserError('{}: a ViT of width {}, {} blocks, {} x {} patches and {} positions; no model here has that size'
+                        .format(path, *encoder, patch, columns, positions.shape[1]))
+    name = 'vit_{}_patch{}'.format(found, SIZES[found].patch)
     if 'decoder_embed.weight' in weights:
-        decoder = len(weights['decoder_embed.weight']), depth_of(weights, 'decoder_blocks')
-        if decoder != DECODERS[found.size][:2]:
-            raise UserError('{}: its decoder has width {} and {} blocks, that of mae_{} {} and {}'
-                            .format(path, *decoder, name, *DECODERS[found.size]))
-        name = 'mae_' + name
+        decoder, name = (len(weights['decoder_embed.weight']), depth_of(weights, 'decoder_blocks')), 'mae_' + name
+        if decoder != SIZES[found].decoder[:2]:
+            raise UserError('{}: its decoder has width {} and {} blocks, that of {} {} and {}'
+                            .format(path, *decoder, name, *SIZES[found].decoder))
     return {'model': name, 'input_size': input_size or side * patch, 'patch_size': patch, 'in_chans': in_chans,
             'global_pool': 'fc_norm.weight' in weights}
 

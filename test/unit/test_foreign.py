@@ -11,8 +11,7 @@ from conftest import finetune
 
 import models_mae
 import models_vit
-from util import checkpoint_file, export_timm, hugging_face, recognition, safetensors_file, trained, weights
-from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
+from util import checkpoint_file, export_timm, hugging_face, safetensors_file, trained, weights
 from util.errors import UserError
 
 SMALL = {'img_size': 32, 'patch_size': 8}
@@ -93,20 +92,6 @@ def test_metadata_that_describe_no_model_are_refused(tmp_path, metadata):
 
 
 # -- models without flags ---------------------------------------------------------------------------------------------
-def test_the_table_of_sizes_is_that_of_the_models(monkeypatch):
-    for module, kind, names in ((models_vit, 'VisionTransformer', FINETUNE_MODELS),
-                                (models_mae, 'MaskedAutoencoderViT', PRETRAIN_MODELS)):
-        monkeypatch.setattr(module, kind, lambda **options: options)
-        for name in names:
-            found = getattr(module, name)()
-            size = recognition.ENCODERS[found['embed_dim'], found['depth']]
-            assert size.size in name and size.heads == found['num_heads']
-            assert recognition.PATCHES.get(size.size, recognition.PATCH) == found['patch_size']
-            if 'decoder_depth' in found:
-                assert recognition.DECODERS[size.size] == (
-                    found['decoder_embed_dim'], found['decoder_depth'], found['decoder_num_heads'])
-
-
 @pytest.mark.parametrize('pools_mean', [True, False])
 def test_a_classifier_without_flags_is_recognised_by_its_shapes(tmp_path, pools_mean):
     model = models_vit.vit_nano_patch16(global_pool=pools_mean, num_classes=7, in_chans=1, **SMALL).eval()

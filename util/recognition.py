@@ -31,7 +31,7 @@ def recognise(weights, path, input_size=None):
     found = next((size for size, row in SIZES.items() if (row.width, row.depth) == encoder), None)
     side = round(max(positions.shape[1] - 1, 0) ** .5)
     if found is None or patch != columns or not (input_size or side ** 2 == positions.shape[1] - 1):
-        raise UserError('{}: a ViT of width {}, {} blocks, {} x {} patches and {} positions; no model here has that size'
+        raise UserError('{}: a ViT of width {}, {} blocks, {} x {} patches and {} positions; no model here is that'
                         .format(path, *encoder, patch, columns, positions.shape[1]))
     name = 'vit_{}_patch{}'.format(found, SIZES[found].patch)
     if 'decoder_embed.weight' in weights:

@@ -11,7 +11,9 @@ import transformers
 import models_mae
 import models_vit
 from util import hugging_face, recompute, timm_compat
+from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.features import accepts
+from util.model_sizes import SIZES
 from util.pos_embed import resize_positions, sincos_2d
 
 pytestmark = pytest.mark.compat
@@ -126,6 +128,13 @@ def test_a_named_size_has_its_published_parameter_count(monkeypatch, name, milli
         monkeypatch.setattr(torch.Tensor, fill, lambda tensor, *args, **options: tensor)
     model = getattr(models_mae, name)()
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+def test_every_model_that_can_be_asked_for_is_of_the_size_in_its_name():
+    for module, prefix, names in ((models_mae, 'mae_vit_', PRETRAIN_MODELS), (models_vit, 'vit_', FINETUNE_MODELS)):
+        for name in names:
+            size, = getattr(module, name).args
+            assert name.startswith('{}{}_patch{}'.format(prefix, size, SIZES[size].patch))
 
 
 # The classifier

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from util.input_size import sides
+from util.model_sizes import SIZES
 from util.pos_embed import sincos_2d
 from util.recompute import directly
 from util.timm_compat import PatchEmbed, transformer_block
@@ -153,47 +154,18 @@ def _init_linear(module):
             nn.init.zeros_(module.bias)
 
 
-def _mae(kwargs, **size):
-    size.update(mlp_ratio=4., norm_layer=partial(nn.LayerNorm, eps=1e-6))
-    return MaskedAutoencoderViT(**{**size, **kwargs})
+def _mae(name, **options):
+    """A masked autoencoder of a size of util.model_sizes; `options` are those of MaskedAutoencoderViT."""
+    size = SIZES[name]
+    decoder = dict(zip(('decoder_embed_dim', 'decoder_depth', 'decoder_num_heads'), size.decoder))
+    return MaskedAutoencoderViT(**{'patch_size': size.patch, 'embed_dim': size.width, 'depth': size.depth,
+                                   'num_heads': size.heads, 'norm_layer': partial(nn.LayerNorm, eps=1e-6),
+                                   **decoder, **options})
 
 
-_DEC512D8B = {'decoder_embed_dim': 512, 'decoder_depth': 8, 'decoder_num_heads': 16}
-
-
-def mae_vit_nano_patch16(**kwargs):
-    """A ViT of 1.4 M parameters, for lessons and tests on a CPU."""
-    return _mae(kwargs, patch_size=16, embed_dim=128, depth=6, num_heads=4,
-                decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=2)
-
-
-def mae_vit_tiny_patch16(**kwargs):
-    """ViT-Ti/16 with a decoder as narrow as itself; for small images."""
-    return _mae(kwargs, patch_size=16, embed_dim=192, depth=12, num_heads=3,
-                decoder_embed_dim=192, decoder_depth=4, decoder_num_heads=3)
-
-
-def mae_vit_small_patch16(**kwargs):
-    """ViT-S/16 with a decoder narrower than the published one."""
-    return _mae(kwargs, patch_size=16, embed_dim=384, depth=12, num_heads=6,
-                decoder_embed_dim=256, decoder_depth=4, decoder_num_heads=8)
-
-
-def mae_vit_base_patch16_dec512d8b(**kwargs):
-    """ViT-B/16."""
-    return _mae(kwargs, patch_size=16, embed_dim=768, depth=12, num_heads=12, **_DEC512D8B)
-
-
-def mae_vit_large_patch16_dec512d8b(**kwargs):
-    """ViT-L/16."""
-    return _mae(kwargs, patch_size=16, embed_dim=1024, depth=24, num_heads=16, **_DEC512D8B)
-
-
-def mae_vit_huge_patch14_dec512d8b(**kwargs):
-    """ViT-H/14."""
-    return _mae(kwargs, patch_size=14, embed_dim=1280, depth=32, num_heads=16, **_DEC512D8B)
-
-
-mae_vit_base_patch16 = mae_vit_base_patch16_dec512d8b
-mae_vit_large_patch16 = mae_vit_large_patch16_dec512d8b
-mae_vit_huge_patch14 = mae_vit_huge_patch14_dec512d8b
+mae_vit_nano_patch16 = partial(_mae, 'nano')
+mae_vit_tiny_patch16 = partial(_mae, 'tiny')
+mae_vit_small_patch16 = partial(_mae, 'small')
+mae_vit_base_patch16 = mae_vit_base_patch16_dec512d8b = partial(_mae, 'base')
+mae_vit_large_patch16 = mae_vit_large_patch16_dec512d8b = partial(_mae, 'large')
+mae_vit_huge_patch14 = mae_vit_huge_patch14_dec512d8b = partial(_mae, 'huge')

@@ -9,6 +9,7 @@ from torch import nn
 
 from util.encoder import pooled
 from util.input_size import sides
+from util.model_sizes import SIZES
 from util.recompute import directly
 from util.timm_compat import PatchEmbed, transformer_block, trunc_normal_
 
@@ -63,36 +64,16 @@ def _init_linear(module):
             nn.init.zeros_(module.bias)
 
 
-def _vit(kwargs, **size):
-    size.update(mlp_ratio=4., norm_layer=partial(nn.LayerNorm, eps=1e-6))
-    return VisionTransformer(**{**size, **kwargs})
+def _vit(name, **options):
+    """A classifier of a size of util.model_sizes; `options` are those of VisionTransformer."""
+    size = SIZES[name]
+    return VisionTransformer(**{'patch_size': size.patch, 'embed_dim': size.width, 'depth': size.depth,
+                                'num_heads': size.heads, 'norm_layer': partial(nn.LayerNorm, eps=1e-6), **options})
 
 
-def vit_nano_patch16(**kwargs):
-    """A ViT of 1.4 M parameters, for lessons and tests on a CPU."""
-    return _vit(kwargs, patch_size=16, embed_dim=128, depth=6, num_heads=4)
-
-
-def vit_tiny_patch16(**kwargs):
-    """ViT-Ti/16."""
-    return _vit(kwargs, patch_size=16, embed_dim=192, depth=12, num_heads=3)
-
-
-def vit_small_patch16(**kwargs):
-    """ViT-S/16."""
-    return _vit(kwargs, patch_size=16, embed_dim=384, depth=12, num_heads=6)
-
-
-def vit_base_patch16(**kwargs):
-    """ViT-B/16."""
-    return _vit(kwargs, patch_size=16, embed_dim=768, depth=12, num_heads=12)
-
-
-def vit_large_patch16(**kwargs):
-    """ViT-L/16."""
-    return _vit(kwargs, patch_size=16, embed_dim=1024, depth=24, num_heads=16)
-
-
-def vit_huge_patch14(**kwargs):
-    """ViT-H/14."""
-    return _vit(kwargs, patch_size=14, embed_dim=1280, depth=32, num_heads=16)
+vit_nano_patch16 = partial(_vit, 'nano')
+vit_tiny_patch16 = partial(_vit, 'tiny')
+vit_small_patch16 = partial(_vit, 'small')
+vit_base_patch16 = partial(_vit, 'base')
+vit_large_patch16 = partial(_vit, 'large')
+vit_huge_patch14 = partial(_vit, 'huge')

@@ -1,6 +1,6 @@
 """A trained model for other tools: python -m util.export --resume CHECKPOINT --to FORMAT --output PATH [--part PART].
 
-Nothing is at PATH before the other library has loaded it and its outputs have been found equal.
+Where the other library is installed, it runs what was written before that appears at PATH: outputs have to be equal.
 """
 import importlib
 import os
@@ -11,10 +11,9 @@ from util.errors import UserError, first_line, one_line, run
 from util.inference_arguments import check_checkpoint
 from util.parser import Parser
 
-# What a format's module needs beside the program's own requirements, for pip.
-NEEDS = {'timm': 'timm', 'hf': 'transformers', 'safetensors': '', 'onnx': 'onnx onnxruntime', 'torchscript': ''}
-ENDINGS = {'timm': ('.pth', '.pt', '.bin'), 'safetensors': ('.safetensors',), 'onnx': ('.onnx',),
-           'torchscript': ('.pt', '.ts', '.torchscript')}
+# By format: the endings that its file may have, and the packages to write and to try it with, for pip.
+FORMATS = {'timm': (('.pth', '.pt', '.bin'), 'timm'), 'hf': ((), 'transformers'),
+           'safetensors': (('.safetensors',), 'safetensors'), 'onnx': (('.onnx',), 'onnx onnxruntime')}
 
 
 def export_parser():
@@ -23,7 +22,7 @@ def export_parser():
     add = parser.add_argument
     add('--resume', required=True, help='checkpoint of main_pretrain.py or main_finetune.py, or weights of timm or '
                                         'Hugging Face: a file, a folder, or a URL with a hash in its name')
-    add('--to', required=True, choices=tuple(NEEDS), help='format')
+    add('--to', required=True, choices=tuple(FORMATS), help='format')
     add('--output', required=True, help='file to write, for hf a folder; must not exist')
     add('--part', choices=('encoder', 'classifier', 'mae'), help='what to write; default: all that the checkpoint has')
     return parser
@@ -38,53 +37,47 @@ def parse_export(argv=None):
         parser.error('argument --output: {} exists; name another place'.format(args.output))
     if not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
         parser.error('argument --output: there is no folder {}'.format(os.path.dirname(os.path.abspath(args.output))))
-    endings = ENDINGS.get(args.to)
+    endings, _ = FORMATS[args.to]
     if endings and not args.output.endswith(endings):
         parser.error('argument --output: for --to {} its name must end in {}'.format(args.to, ' or '.join(endings)))
     return args
 
 
 def export(path, form, output, kind=None):
-    """Write a part of a checkpoint for another tool, and try it there.
+    """Write a part of a checkpoint for another tool, and compare its outputs there where that tool is installed.
 
     Args:
-        form: one of NEEDS; kind: one of util.exported_part.PARTS, or None for the whole.
+        form: one of FORMATS; kind: one of util.exported_part.PARTS, or None for the whole.
     Returns:
-        (lines that say what was compared, lines that say what its inputs are, lines of Python that load it).
+        lines that say what was compared, what the inputs are, and how to load it.
     Raises:
-        UserError: the part has no such form, its library is missing, or its outputs differ there.
+        UserError: the part has no such form, what writes it is not installed, or its outputs differ there.
     """
     from util import exported_part, log
     log.set_up(True)
     try:
         writer = importlib.import_module('util.export_' + form)
     except ImportError as error:
-        raise UserError('--to {}: the result is tried in its library, which does not load ({}); pip install {}'
-                        .format(form, first_line(error), NEEDS[form])) from error
+        raise UserError('--to {}: {}; pip install {}'.format(form, first_line(error), FORMATS[form][1])) from error
     part = exported_part.Part(path, kind)
     place = '{}.tmp-{}'.format(os.path.abspath(output).rstrip(os.sep), os.getpid())
     try:
         os.mkdir(place)
         inner = os.path.join(place, os.path.basename(os.path.abspath(output)))      # some libraries go by the ending
-        checks = writer.write(part, inner)
+        outputs, loaded_by = writer.write(part, inner)
+        compared = part.compare(outputs, form) if outputs else 'not compared with {}'.format(FORMATS[form][1])
         os.rename(inner, output)
     except OSError as error:
         raise UserError('--output {}: cannot be written ({})'.format(output, error.strerror or error)) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    return checks, part.input_lines(), writer.loading(part, output)
+    return [compared, part.input_text(), 'to load it: ' + loaded_by.format(repr(output))]
 
 
 def main(args):
-    checks, inputs, loading = export(args.resume, args.to, args.output, args.part)
-    for line in checks:
-        print('compared: {}'.format(one_line(line)))
-    print('written: {}'.format(one_line(args.output)))
-    for line in inputs:
-        print('takes {}'.format(line))
-    print('\nto load it:\n')
-    for line in loading:
-        print('    {}'.format(one_line(line)))
+    lines = export(args.resume, args.to, args.output, args.part)
+    for line in ['written: ' + args.output, *lines]:
+        print(one_line(line))
 
 
 if __name__ == '__main__':

@@ -15,7 +15,8 @@ from util.errors import UserError
 from util.files import regular_file
 from util.input_size import plain, sides
 from util.log import logger
-from util.recognition import DECODERS, ENCODERS, recognise
+from util.model_sizes import size_of
+from util.recognition import recognise
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
@@ -63,7 +64,7 @@ def read_folder(folder, read_weights):
         a checkpoint: dict with 'model' and, of transformers, 'args' and perhaps 'classes' or 'labels' (names for the
         classes that are not those of a data folder).
     Raises:
-        UserError: it holds no model that this program has. ValueError, OSError: it is damaged.
+        UserError: it holds no model that this program has. ValueError, LookupError, OSError: it is damaged.
     """
     if not os.path.isfile(os.path.join(folder, CONFIG)):
         raise UserError('{}: is a folder without {}; name a checkpoint, or a folder of a Hugging Face ViTMAE or ViT'
@@ -81,174 +82,133 @@ def translate(weights, path, config=None):
     Args:
         config: content of config.json; None where there is only the file of weights.
     """
-    flags = _checked(config, path) if config else {}
-    left_out = [name for name in weights if _stem(name).startswith(NEEDLESS)]
-    ours = join_qkv({_renamed(name, path): value for name, value in weights.items() if name not in left_out})
-    found = recognise(ours, path, flags.get('input_size'))
-    different = [name for name in flags if flags[name] != found.get(name, flags[name])]
-    if different:
-        raise UserError('{}: its weights do not fit its {}, by which {} is {}'.format(path, CONFIG, different[0],
-                                                                                     flags[different[0]]))
-    _check_heads(config or {}, found, path)
+    stems = {name: re.sub(r'^(vit|beit)\.', '', name) for name in weights}
+    left_out = [name for name in weights if stems[name].startswith(NEEDLESS)]
+    ours = _join_qkv({_our_name(stems[name]): value for name, value in weights.items() if name not in left_out})
+    flags = _flags(config or {}, ours, path)
     logger.info('%s: %d tensors of a Hugging Face %s read as %s%s; left out: %s', path, len(weights) - len(left_out),
-                (config or {}).get('model_type', 'model without its config.json'), found['model'],
+                (config or {}).get('model_type', 'model without its config.json'), flags['model'],
                 '' if {'head.weight', 'mask_token'} & set(ours) else ', the encoder alone',
                 ', '.join(left_out) or 'nothing')
-    eps = flags.get('layer_norm_eps', 1e-12)
-    if eps != EPS:
+    if flags['layer_norm_eps'] != EPS:
         logger.info('%s: layer_norm_eps %g, which util.visualize, main_predict.py and util.export keep; training and '
-                    '--eval take %g, so their outputs differ a little', path, eps, EPS)
-    state = {'model': ours, 'args': {**flags, **found, 'layer_norm_eps': eps}}
+                    '--eval take %g, so their outputs differ a little', path, flags['layer_norm_eps'], EPS)
+    state = {'model': ours, 'args': flags}
     labels = _labels(config or {}, ours)
     if labels:
         state['classes' if OURS in config else 'labels'] = labels
     return state
 
 
-def join_qkv(weights):
-    """Queries, keys and values of each block become one tensor; where a bias is missing, it is 0, which is the same.
-
-    Raises:
-        ValueError: one of the three is missing.
-    """
-    joined = {name: value for name, value in weights.items() if not re.search(r'\.attn\.[qkv]\.', name)}
-    for name in weights:
-        if name.endswith('.attn.q.weight'):
-            stem = name[:-len('q.weight')]
-            missing = [stem + part + '.weight' for part in 'kv' if stem + part + '.weight' not in weights]
-            if missing:
-                raise ValueError('{} is missing'.format(missing[0]))
-            matrices = [weights[stem + part + '.weight'] for part in 'qkv']
-            joined[stem + 'qkv.weight'] = torch.cat(matrices)
-            joined[stem + 'qkv.bias'] = torch.cat([weights.get(stem + part + '.bias', matrix.new_zeros(len(matrix)))
-                                                   for part, matrix in zip('qkv', matrices)])
-    return joined
-
-
 def their_names(weights, prefix):
-    """This program's weights under transformers' names.
+    """This program's weights under the names of transformers 4.
 
     Args:
         prefix: 'vit.' or 'beit.' before the encoder's names; '' where the model is the encoder alone.
     """
     found = {}
     for name, value in weights.items():
-        stem, number, rest = re.match(r'((?:decoder_)?blocks\.)?(\d+\.)?(.*)', name).groups()
-        theirs = [_swapped(stem or rest, STEM)]
-        values = [value]
-        if stem and rest.startswith('attn.qkv.'):
-            values = value.chunk(3)
-            theirs = ['{}{}attention.attention.{}.{}'.format(theirs[0], number, part, rest[len('attn.qkv.'):])
-                      for part in ('query', 'key', 'value')]
-        elif stem:
-            theirs = [theirs[0] + number + _swapped(rest, BLOCK)]
-        outside = theirs[0].startswith(('decoder.', 'classifier.'))
-        found.update({('' if outside else prefix) + key: part.clone() for key, part in zip(theirs, values)})
+        parts = {name: value}
+        if '.attn.qkv.' in name:
+            parts = {name.replace('.qkv.', '.{}.'.format(part)): third for part, third in zip('qkv', value.chunk(3))}
+        for ours, tensor in parts.items():
+            block, rest = _in_block(ours)
+            theirs = _swapped(block or rest, STEM, back=True) + (_swapped(rest, BLOCK, back=True) if block else '')
+            found[('' if theirs.startswith(('decoder.', 'classifier.')) else prefix) + theirs] = tensor.clone()
     return found
 
 
-def _swapped(name, table):
-    return next(theirs + name[len(ours):] for theirs, ours in table if name.startswith(ours))
+def _our_name(stem):
+    """Our name for one of theirs without its prefix, but for q, k and v, which are one tensor here."""
+    block, rest = _in_block(_swapped(stem, STEM))
+    return block + (_swapped(rest, BLOCK) if block else rest)
 
 
-def _stem(name):
-    return re.sub(r'^(vit|beit)\.', '', name)
+def _in_block(ours):
+    """('blocks.3.', 'attn.q.bias') of a block's tensor, ('', name) of any other."""
+    return re.match(r'((?:decoder_)?blocks\.\d+\.)?(.*)', ours).groups(default='')
 
 
-def _renamed(name, path):
-    """Our name for one of theirs, but for q, k and v."""
-    for theirs, ours in STEM:
-        rest = _stem(name)[len(theirs):]
-        if not _stem(name).startswith(theirs):
-            continue
-        if not ours.endswith('blocks.'):
-            return ours + rest
-        number, _, within = rest.partition('.')
-        for their_part, our_part in BLOCK:
-            if within.startswith(their_part):
-                return '{}{}.{}{}'.format(ours, number, our_part, within[len(their_part):])
-    raise UserError('{}: holds {}, which no model of this program has'.format(path, name))
+def _swapped(name, table, back=False):
+    """`name` with its beginning replaced; `back` from ours to theirs."""
+    for pair in table:
+        old, new = reversed(pair) if back else pair
+        if name.startswith(old):
+            return new + name[len(old):]
+    raise ValueError('holds {}, which no model of this program has'.format(name))
+
+
+def _join_qkv(weights):
+    """Queries, keys and values of each block become one tensor; where a bias is missing, it is 0, which is the same."""
+    for name in [name for name in weights if name.endswith('.attn.q.weight')]:
+        stem = name[:-len('q.weight')]
+        matrices = [weights.pop(stem + part + '.weight') for part in 'qkv']
+        weights[stem + 'qkv.weight'] = torch.cat(matrices)
+        weights[stem + 'qkv.bias'] = torch.cat([weights.pop(stem + part + '.bias', matrix.new_zeros(len(matrix)))
+                                                for part, matrix in zip('qkv', matrices)])
+    return weights
 
 
 def _json(folder, name):
     """The object in a JSON file of a folder."""
     with regular_file(os.path.join(folder, name)) as file:
         text = file.read(MOST_JSON + 1)
-    if len(text) > MOST_JSON:
-        raise ValueError('{} is too long'.format(name))
-    value = json.loads(text.decode('utf-8'))
+    value = json.loads(text.decode('utf-8')) if len(text) <= MOST_JSON else None
     if type(value) is not dict:
-        raise ValueError('{} is no JSON object'.format(name))
+        raise ValueError('{} is not a JSON object of at most {} bytes'.format(name, MOST_JSON))
     return value
 
 
 def _weights(folder, read_weights):
     """All weights of a folder, as they are named there."""
     for name in WEIGHTS:
-        index = name + '.index.json'
         if os.path.isfile(os.path.join(folder, name)):
             return read_weights(os.path.join(folder, name))
-        if os.path.isfile(os.path.join(folder, index)):
-            return _parts(folder, index, read_weights)
+        if os.path.isfile(os.path.join(folder, name + '.index.json')):
+            return _parts(folder, name + '.index.json', read_weights)
     raise UserError('{}: holds none of {}'.format(folder, ', '.join(WEIGHTS)))
 
 
 def _parts(folder, index, read_weights):
-    places = _json(folder, index).get('weight_map')
+    places, weights = _json(folder, index).get('weight_map'), {}
     if type(places) is not dict or not all(type(part) is str and part == os.path.basename(part) and part.strip('.')
                                            for part in places.values()):
         raise ValueError('{} names no files of its folder'.format(index))
-    weights = {}
     for part in sorted(set(places.values())):
-        found = read_weights(os.path.join(folder, part))
-        if set(found) != {name for name in places if places[name] == part}:
-            raise ValueError('{} holds other weights than {} says'.format(part, index))
-        weights.update(found)
+        weights.update(read_weights(os.path.join(folder, part)))
+    if set(weights) != set(places):
+        raise ValueError('its files hold other weights than {} says'.format(index))
     return weights
 
 
-def _checked(config, path):
-    """What a config.json says of the model, as flags.
+def _flags(config, weights, path):
+    """The flags that build the model of weights under our names, and of its config.json, {} where there is none.
 
     Raises:
         UserError: no model of this program computes as it says.
     """
-    kind = config.get('model_type')
-    if type(kind) is not str or kind not in FITTING:
+    kind, size = config.get('model_type', 'vit_mae'), config.get('image_size', 224 if config else None)
+    if kind not in list(FITTING):
         raise UserError('{}: is a Hugging Face {}; known are {}'.format(path, kind, ', '.join(FITTING)))
-    for name, fitting in {'hidden_act': 'gelu', **FITTING[kind]}.items():
-        if config.get(name, fitting) != fitting:
-            raise UserError("{}: {} {} in its {}; this program's models need {}"
-                            .format(path, name, config[name], CONFIG, fitting))
-    eps, ratio = config.get('layer_norm_eps', 1e-12), config.get('mask_ratio', .75)
-    if type(eps) is not float or not 0 < eps < 1 or type(ratio) is not float or not 0 < ratio < 1:
-        raise UserError('{}: layer_norm_eps {} and mask_ratio {} in its {}'.format(path, eps, ratio, CONFIG))
-    flags = {'input_size': _size(config, 'image_size', 224, path), 'patch_size': _size(config, 'patch_size', 16, path),
-             'in_chans': config.get('num_channels', 3), 'layer_norm_eps': eps}
-    if kind == 'vit_mae':
-        flags.update(norm_pix_loss=config.get('norm_pix_loss') is True, mask_ratio=ratio)
-    return flags
-
-
-def _size(config, name, default, path):
-    value = config.get(name, default)
-    if type(value) is list and len(value) == 2:
-        value = plain(value)
-    if any(type(side) is not int or not 0 < side < 2 ** 16 for side in sides(value)):
-        raise UserError('{}: {} {} in its {}?'.format(path, name, value, CONFIG))
-    return value
-
-
-def _check_heads(config, flags, path):
-    """The shapes of the weights do not show the number of heads."""
-    name = flags['model'].replace('mae_', '').split('_')[1]
-    expected = {'num_attention_heads': next(size.heads for size in ENCODERS.values() if size.size == name)}
+    size = plain(size) if type(size) is list and len(size) == 2 else size
+    shares = {'layer_norm_eps': config.get('layer_norm_eps', 1e-12), 'mask_ratio': config.get('mask_ratio', .75)}
+    if not all(type(side) is int and 0 < side < 2 ** 16 for side in sides(size or 1)) or \
+            not all(type(share) is float and 0 < share < 1 for share in shares.values()):
+        raise UserError('{}: image_size {}, layer_norm_eps {layer_norm_eps} and mask_ratio {mask_ratio} in its {}?'
+                        .format(path, size, CONFIG, **shares))
+    flags = {**recognise(weights, path, size), 'layer_norm_eps': shares['layer_norm_eps']}
+    own = size_of(flags['model'])
+    fitting = {'hidden_act': 'gelu', **FITTING[kind], 'num_attention_heads': own.heads,     # which no shape shows
+               'patch_size': flags['patch_size'], 'num_channels': flags['in_chans']}
     if flags['model'].startswith('mae_'):
-        expected['decoder_num_attention_heads'] = DECODERS[name][2]
-    for key, heads in expected.items():
-        if config.get(key, heads) != heads:
-            raise UserError('{}: {} {} in its {}; {} has {}'
-                            .format(path, key, config[key], CONFIG, flags['model'], heads))
+        fitting['decoder_num_attention_heads'] = own.decoder[2]
+        if config:
+            flags.update(norm_pix_loss=config.get('norm_pix_loss') is True, mask_ratio=shares['mask_ratio'])
+    for name, value in fitting.items():
+        if config.get(name, value) != value:
+            raise UserError('{}: {} {} in its {}; {} has {}'.format(path, name, config[name], CONFIG, flags['model'],
+                                                                    value))
+    return flags
 
 
 def _labels(config, weights):

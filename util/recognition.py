@@ -1,19 +1,9 @@
 """Which of the program's models weights are, where no flags of a training say it: by their names and shapes."""
 import re
-from collections import namedtuple
 
 from util.errors import UserError
 from util.log import logger
-
-# size: name; heads: of its attention.
-Size = namedtuple('Size', 'size heads')
-# By (width, depth); the shapes of weights do not show the heads.
-ENCODERS = {(128, 6): Size('nano', 4), (192, 12): Size('tiny', 3), (384, 12): Size('small', 6),
-            (768, 12): Size('base', 12), (1024, 24): Size('large', 16), (1280, 32): Size('huge', 16)}
-DECODERS = {'nano': (64, 2, 2), 'tiny': (192, 4, 3), 'small': (256, 4, 8), 'base': (512, 8, 16), 'large': (512, 8, 16),
-            'huge': (512, 8, 16)}           # width, depth, heads
-PATCHES = {'huge': 14}
-PATCH = 16                                  # in pixels, of all others
+from util.model_sizes import SIZES
 
 
 def depth_of(weights, blocks='blocks'):
@@ -35,30 +25,29 @@ def recognise(weights, path, input_size=None):
     """
     embedding, positions = weights.get('patch_embed.proj.weight'), weights.get('pos_embed')
     if embedding is None or embedding.dim() != 4 or positions is None or positions.dim() != 3:
-        raise UserError('{}: is neither a checkpoint of this program nor the weights of a ViT'.format(path))
+        raise UserError('{}: neither a checkpoint of this program nor the weights of a ViT'.format(path))
     width, in_chans, patch, columns = embedding.shape
-    found = ENCODERS.get((width, depth_of(weights)))
+    encoder = width, depth_of(weights)
+    found = next((size for size, row in SIZES.items() if (row.width, row.depth) == encoder), None)
     side = round(max(positions.shape[1] - 1, 0) ** .5)
     if found is None or patch != columns or not (input_size or side ** 2 == positions.shape[1] - 1):
-        raise UserError('{}: a ViT of width {}, {} blocks, {} x {} patches and {} positions is none of the models of '
-                        'models_vit.py'.format(path, width, depth_of(weights), patch, columns, positions.shape[1]))
-    name = 'vit_{}_patch{}'.format(found.size, PATCHES.get(found.size, PATCH))
+        raise UserError('{}: a ViT of width {}, {} blocks, {} x {} patches and {} positions; no model here is that'
+                        .format(path, *encoder, patch, columns, positions.shape[1]))
+    name = 'vit_{}_patch{}'.format(found, SIZES[found].patch)
     if 'decoder_embed.weight' in weights:
-        decoder = len(weights['decoder_embed.weight']), depth_of(weights, 'decoder_blocks')
-        if decoder != DECODERS[found.size][:2]:
-            raise UserError('{}: its decoder has width {} and {} blocks, that of mae_{} has {} and {}'
-                            .format(path, *decoder, name, *DECODERS[found.size]))
-        name = 'mae_' + name
+        decoder, name = (len(weights['decoder_embed.weight']), depth_of(weights, 'decoder_blocks')), 'mae_' + name
+        if decoder != SIZES[found].decoder[:2]:
+            raise UserError('{}: its decoder has width {} and {} blocks, that of {} {} and {}'
+                            .format(path, *decoder, name, *SIZES[found].decoder))
     return {'model': name, 'input_size': input_size or side * patch, 'patch_size': patch, 'in_chans': in_chans,
             'global_pool': 'fc_norm.weight' in weights}
 
 
 def flags_of(weights, path):
-    """`recognise`, which is said in the log, with what it leaves unknown."""
+    """`recognise`, with a warning of what was assumed."""
     flags = recognise(weights, path)
-    part = '' if flags['model'].startswith('mae_') or 'head.weight' in weights else ', the encoder alone'
+    part = (', taken as trained without --norm_pix_loss' if flags['model'].startswith('mae_') else
+            '' if 'head.weight' in weights else ', the encoder alone')
     logger.warning('%s holds no flags of a training; by its shapes it is %s%s, input size %d, patch size %d', path,
                    flags['model'], part, flags['input_size'], flags['patch_size'])
-    if flags['model'].startswith('mae_'):
-        logger.warning('%s: whether it was trained with --norm_pix_loss is not known; taken as without', path)
     return flags

@@ -33,31 +33,20 @@ def measure(sizes, step, wait=0., warmup=10, slow_first=0.):
     return throughput, clock
 
 
-def test_an_epoch_of_3_iterations_counts_the_last_two():
-    throughput, _ = measure([8, 8, 8], step=.5, slow_first=100)
-    assert (throughput.images, throughput.seconds) == (16, pytest.approx(1.))
-
-
-def test_warmup_iterations_are_left_out():
-    throughput, _ = measure([4] * 50, step=.1, slow_first=30)
-    assert throughput.images == 160
-    assert per_second(throughput.images, throughput.seconds) == pytest.approx(40)
-
-
-def test_a_last_short_batch_counts_the_images_that_it_has():
-    throughput, _ = measure([10, 10, 10, 3], step=1., warmup=0)
-    assert (throughput.images, throughput.seconds) == (33, pytest.approx(4.))
-
-
-def test_an_epoch_of_one_iteration_is_timed_whole():
-    throughput, _ = measure([8], step=2.)
-    assert per_second(throughput.images, throughput.seconds) == pytest.approx(4)
+@pytest.mark.parametrize('sizes, options, images, seconds', [
+    ([8, 8, 8], {'step': .5, 'slow_first': 100}, 16, 1.),           # the first of three warms up
+    ([4] * 50, {'step': .1, 'slow_first': 30}, 160, 4.),            # ten do
+    ([10, 10, 10, 3], {'step': 1., 'warmup': 0}, 33, 4.),           # a short last batch
+    ([8], {'step': 2.}, 8, 2.)], ids=str)                           # an epoch of one
+def test_iterations_after_the_warm_up_are_counted_and_timed(sizes, options, images, seconds):
+    throughput, _ = measure(sizes, **options)
+    assert (throughput.images, throughput.seconds) == (images, pytest.approx(seconds))
 
 
 def test_waiting_for_data_counts_in_the_time_and_is_told_apart():
     throughput, _ = measure([8] * 4, step=.3, wait=.1, warmup=0)
-    assert throughput.seconds == pytest.approx(1.6)
-    assert throughput.waited == pytest.approx(.4)
+    assert (throughput.seconds, throughput.waited) == pytest.approx((1.6, .4))
+    assert throughput.steady() == pytest.approx((1.5, .3))          # without the loader's start, which is no slowness
 
 
 def test_the_device_is_waited_for_at_the_edges_only():
@@ -78,11 +67,6 @@ def test_nothing_timed_is_no_speed_rather_than_an_error():
 
 def test_durations_read_as_hours_minutes_seconds():
     assert duration(3725.9) == '1:02:05'
-
-
-def test_the_start_of_the_loader_is_not_taken_for_slowness():
-    throughput, _ = measure([8] * 4, step=.3, wait=.1, warmup=0)
-    assert throughput.steady() == (pytest.approx(1.5), pytest.approx(.3))
 
 
 def test_advice_is_given_again_only_when_it_changes():

@@ -1,10 +1,9 @@
 """Half-precision training in one or several processes over the same batches.
 
-    python in_processes.py RESULT ACCUM_ITER DEVICE BACKEND [moved | unshared]
+    python in_processes.py RESULT ACCUM_ITER BACKEND
 
-DEVICE is cpu or npu, BACKEND apex or native. RESULT becomes JSON: the losses, and the weights of each process. `moved`
-lets DistributedDataParallel move gradients; `unshared` leaves it to share the weights, which each process has drawn for
-itself. PYTHONPATH must find the stand-ins that this needs.
+BACKEND is apex or native. RESULT becomes JSON: the losses, and the weights of each process. PYTHONPATH must find the
+emulated npu, and the stand-in for apex.
 """
 import importlib
 import json
@@ -19,21 +18,17 @@ from util.runtime import Runtime
 from util.updates import WeightUpdates
 
 
-def train(runtime, accum_iter, backend, naive=None, windows=6):
+def train(runtime, accum_iter, backend, windows=6):
     """(loss of each iteration, weights)."""
     torch.manual_seed(runtime.world.rank)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 1))
-    if naive == 'unshared':
-        model.to(runtime.device)
-    else:
-        runtime.place(model)
+    runtime.place(model)
     # A dynamic loss scale would skip other steps for other batches.
     precision = (ApexO2(importlib.import_module('apex'), 128.) if backend == 'apex'
                  else NativeAmp(runtime.accelerator, torch.float16, 128.))
     optimizer = precision.adamw(runtime.accelerator, model.parameters(), lr=.01)
     model, optimizer = precision.prepare(model, optimizer)
-    wrapped = runtime.world.wrap(model, runtime.device, True) if naive == 'moved' else runtime.wrap(model, precision)
-    updates = WeightUpdates(wrapped, optimizer, precision, lambda epoch: .01, accum_iter)
+    updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision, lambda epoch: .01, accum_iter)
     losses, iterations, world = [], windows * accum_iter, runtime.world
     for i in range(iterations):
         x = torch.randn(16, 8, generator=torch.Generator().manual_seed(i))[world.rank::world.size].to(runtime.device)
@@ -46,11 +41,11 @@ def train(runtime, accum_iter, backend, naive=None, windows=6):
     return losses, torch.cat([p.flatten() for p in precision.model_state(model, optimizer).values()])
 
 
-def main(path, accum_iter, kind, backend, *naive):
-    runtime = Runtime(device.select(kind), world_from_environment())
+def main(path, accum_iter, backend):
+    runtime = Runtime(device.select('npu'), world_from_environment())
     world = runtime.world
     world.join(runtime.accelerator)
-    losses, weights = train(runtime, int(accum_iter), backend, *naive)
+    losses, weights = train(runtime, int(accum_iter), backend)
     everyones = torch.zeros(world.size, len(weights), device=runtime.device)
     everyones[world.rank] = weights
     world.sum(everyones)

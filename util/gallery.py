@@ -8,7 +8,6 @@ from util import thumbnails
 from util.compiling import eagerly
 from util.images import UnreadableImage
 from util.precision import nothing
-from util.report_page import strips
 from util.visualize import reconstruct, to_image
 
 IMAGES, SIDE = 6, 128       # of a strip, and pixels of the longer side of each
@@ -88,7 +87,7 @@ class Reconstructions:
         self.snapshots[:] = [shot for shot in self.snapshots if shot['of'] == self._names]
 
     def sections(self):
-        """[(heading, HTML)] of the report."""
+        """What util.report.page takes."""
         if self._imgs is None and self.snapshots:       # a resumed run that ends before another was due
             self._look()
         if not self.snapshots:
@@ -97,8 +96,8 @@ class Reconstructions:
         rows += [('after epoch {}'.format(shot['epoch']), shot['jpegs']) for shot in self.snapshots]
         rows += [('original', self._original)]
         note = ('The same images of the training set each time; {:.0%} of their patches are hidden, visible ones are '
-                'shown as they are. '.format(self._mask_ratio))
-        return [('Reconstructions', strips(rows, note + (NORMALISED if self._model.norm_pix_loss else '')))]
+                'shown as they are. '.format(self._mask_ratio) + (NORMALISED if self._model.norm_pix_loss else ''))
+        return [('Reconstructions', [('note', note), ('strips', rows)])]
 
 
 class NoGallery:

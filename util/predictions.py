@@ -1,13 +1,26 @@
 """What a classifier says of images, for people and for programs: an aligned table, or JSON lines."""
 import json
 import shutil
+import unicodedata
 
-from util.columns import fitted, width
 from util.errors import UserError, first_line, one_line
 
 PROBABILITY = 6         # columns of '100.0%'
 LONGEST_BAR = 20
 MEASURED = 1000         # file names that are looked at to find the width of their column
+
+
+def width(text):
+    """Columns of a terminal that a text takes; a Chinese character takes two."""
+    return sum(0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
+               for letter in text)
+
+
+def fitted(text, columns, end=False):
+    """`text` in exactly so many columns: padded with spaces, or cut; `end`: at its beginning, as suits a path."""
+    while text and width(text) > columns:
+        text = text[1:] if end else text[:-1]
+    return text + ' ' * (columns - width(text))
 
 
 def class_names(classes, count):

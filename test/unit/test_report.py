@@ -214,7 +214,8 @@ def test_a_browser_draws_it(tmp_path):
         (1, 1, ['0.0', '0.2', '0.4', '0.6', '0.8', '1.0'])], found
     assert '10<sup>−4</sup>' in charts[2] and re.search('points="48,176 105.3[0-9]*,134.5"', charts[0])
     assert '&lt;i&gt;a</b> taken for' in drawn and drawn.count('<img') == 1
-    assert [float(share) for share in re.findall(r'rgba\(var\(--hot\), ([0-9.]+)\)', drawn)] == pytest.approx([.2, .4, 0, 0])
+    shares = re.findall(r'rgba\(var\(--hot\), ([0-9.]+)\)', drawn)
+    assert list(map(float, shares)) == pytest.approx([.2, .4, 0, 0])
 
 
 def test_other_processes_write_nothing(tmp_path):

@@ -46,13 +46,17 @@ def page(title, state, words, lead, figures, sections):
     """
     data = json.dumps(_plain({'title': title, 'state': state, 'words': words, 'lead': lead, 'figures': figures,
                               'sections': [part for part in sections if part[1]]}), allow_nan=False)
-    rows = [(title, '{}, {}'.format(state, words)), (lead, ''), *figures]
-    table = ''.join('<tr><th scope="row">{}</th><td>{}</td></tr>\n'.format(
-        *(html.escape(one_line(text)) for text in row)) for row in rows)
+    rows = ''.join('<tr><th scope="row">{}</th><td>{}</td></tr>\n'.format(_escaped(name), _escaped(text))
+                   for name, text in figures)
+    content = '<table class="facts">\n<caption>{}</caption>\n{}</table>\n<script type="application/json" id="data">' \
+              '{}</script>'.format(_escaped('{}, {} {}. {}'.format(title, state, words, lead)), rows,
+                                   data.replace('<', '\\u003c'))
     with open(TEMPLATE, encoding='utf-8') as file:
-        template = file.read()
-    return template.replace(PLACEHOLDER, '<table class="facts">\n{}</table>\n<script type="application/json" id="data">'
-                            '{}</script>'.format(table, data.replace('<', '\\u003c'))).encode()
+        return file.read().replace(PLACEHOLDER, content).encode()
+
+
+def _escaped(text):
+    return html.escape(one_line(text))
 
 
 def _plain(value):
@@ -68,7 +72,7 @@ def _plain(value):
 
 
 class Report:
-    """Of a training. What cannot be drawn or written is told in one line; training goes on.
+    """Of a training, by the main process; nothing elsewhere. What fails is one line, and training continues.
 
     Args:
         images: of the training set.
@@ -106,10 +110,8 @@ class Report:
         self._try(lambda: write_atomically(self._path, self._page(state, words)))
 
     def _try(self, action):
-        try:
-            action()
-        except FAILURES as error:
-            _tell(self._path, error)
+        if self._runtime.world.is_main:
+            _attempt(self._path, action)
 
     def _page(self, state, words):
         records = [json.loads(line) for line in self._logbook.records]
@@ -119,26 +121,6 @@ class Report:
                     *_how(self._args, self._runtime, self._precision, state == 'finished' and self._result)]
         return page(title, state, '{}: {}'.format(time.strftime('%Y-%m-%d %H:%M'), words), lead,
                     _figures(records, self._result, self._runtime.elapsed), sections)
-
-
-class SilentReport:
-    """Of the other processes."""
-
-    def epoch(self, epoch):
-        pass
-
-    def finish(self, result):
-        pass
-
-    def close(self, error=None):
-        pass
-
-
-def of_training(args, runtime, precision, images, logbook, exhibit):
-    """The report of this process: see Report."""
-    if runtime.world.is_main:
-        return Report(args, runtime, precision, images, logbook, exhibit)
-    return SilentReport()
 
 
 def of_evaluation(args, runtime, precision, result, mistakes=None):
@@ -154,20 +136,23 @@ def of_evaluation(args, runtime, precision, result, mistakes=None):
     shown = [('Acc@1', '{:.2f}%'.format(result['acc1'])), ('Acc@5', '{:.2f}%'.format(result['acc5'])),
              ('loss', '{:.4f}'.format(result['loss'])), ('images', result['images']),
              ('images/s', short(result['images_per_sec'])), ('duration', duration(result['duration_sec']))]
-    try:
+
+    def write():
         content = page(title, 'finished', time.strftime('%Y-%m-%d %H:%M'),
                        '{} on {}'.format(result['checkpoint'], args.data_path), shown,
                        [*(mistakes or NoGallery()).sections(), *_how(args, runtime, precision, result)])
         if os.path.exists(path):
             set_aside(path)
         write_atomically(path, content)
+    _attempt(path, write)
+
+
+def _attempt(path, action):
+    try:
+        action()
     except FAILURES as error:
-        _tell(path, error)
-
-
-def _tell(path, error):
-    logger.error('error: %s: not written (%s); the run goes on without it', path,
-                 getattr(error, 'strerror', None) or first_line(error))
+        logger.error('error: %s: not written (%s); the run continues without it', path,
+                     getattr(error, 'strerror', None) or first_line(error))
 
 
 def _kind(args):
@@ -203,8 +188,8 @@ def _curves(records):
     if not records:
         return []
     records = records[::-1][::-(-len(records) // MOST_EPOCHS)][::-1]
-    columns = {name: [_rounded(record.get(name)) for record in records] for record in records
-               for name, value in record.items() if isinstance(value, (int, float))}
+    names = {name for record in records for name, value in record.items() if isinstance(value, (int, float))}
+    columns = {name: [_rounded(record.get(name)) for record in records] for name in sorted(names)}
     ordered = sorted(columns, key=lambda name: (not name.startswith('train'), name))
     charts = []
     for title, word, factor, zero in _CHARTS:
@@ -213,7 +198,7 @@ def _curves(records):
         charts += [{'title': title, 'curves': curves, 'zero': zero}] if curves else []
     head = sorted((name for name in columns if name != 'n_parameters'), key=lambda name: name != 'epoch')
     table = {'label': 'Values of each epoch', 'head': head, 'rows': list(zip(*(columns[name][::-1] for name in head)))}
-    return [('charts', {'x': [record['epoch'] for record in records], 'charts': charts}),
+    return [('charts', {'x': [int(record['epoch']) for record in records], 'charts': charts}),
             ('folded', ('Values of each epoch', 'table', table))]
 
 

@@ -222,9 +222,9 @@ def test_other_processes_write_nothing(tmp_path):
     args = parse_pretrain(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)])
     other = runtime.Runtime(Cpu(), World())
     other.world = World(1, 2)
-    silent = report.of_training(args, other, plain(), 32, Records(), NoGallery())
+    silent = report.Report(args, other, plain(), 32, Records(), NoGallery())
     silent.epoch(0)
-    silent.close()
+    silent.close(Stopped('x'))
     report.of_evaluation(args, other, plain(), {})
     assert os.listdir(str(tmp_path)) == []
 

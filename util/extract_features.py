@@ -162,6 +162,7 @@ def _lines(names):
 
 
 def _converted(rows, dtype, name):
+    """Features as an array of `dtype`; the first image of their batch is called `name`."""
     rows = rows.float().cpu().numpy()
     with np.errstate(over='ignore'):
         converted = rows.astype(dtype)

@@ -23,11 +23,6 @@ def fitted(text, columns, end=False):
     return text + ' ' * (columns - width(text))
 
 
-def class_names(classes, count):
-    """Names of `count` classes by number: those that there are, and else the number itself."""
-    return (classes or [])[:count] + list(range(len(classes or []), count))
-
-
 def read_class_names(path, count):
     """The lines of a text file of --class_names.
 

@@ -149,8 +149,9 @@ def test_another_input_size_reaches_model_and_images(images, named):
     assert sizes == [[19, 3, 48, 48]]
 
 
-def test_classes_without_a_name_are_numbers():
-    assert predictions.class_names(['a', 'b'], 4) == ['a', 'b', 2, 3]
+def test_classes_without_a_name_are_numbers(named):
+    loaded = trained.load_classifier(str(named))._replace(classes=['a', 'b'])
+    assert main_predict.name_classes(loaded, '') == ['a', 'b', 2, 3, 4, 5, 6, 7]
 
 
 class Terminal(io.StringIO):

@@ -1,12 +1,12 @@
 """The same few images as a masked autoencoder reconstructs them in the course of its pre-training."""
 import copy
+import itertools
 import os
 
 import torch
 
 from util import thumbnails
 from util.compiling import eagerly
-from util.images import UnreadableImage
 from util.precision import nothing
 from util.visualize import reconstruct, to_image
 
@@ -71,15 +71,11 @@ class Reconstructions:
         """Read the images, of unreadable ones the next."""
         pixels, names, count = [], [], len(self._dataset)
         shown = min(IMAGES, count)
-        for place in range(shown):
-            first = place * count // shown
-            for index in range(first, min(first + MOST_TRIES, count)):
-                try:
-                    pixels.append(self._dataset[index][0].float())      # some may be bytes, and some floats
-                except UnreadableImage:
-                    continue
+        for first in (place * count // shown for place in range(shown)):
+            tries = thumbnails.readable(self._dataset, range(first, min(first + MOST_TRIES, count)))
+            for index, image in itertools.islice(tries, 1):
+                pixels.append(image.float())                    # some may be bytes, and some floats
                 names.append(os.path.basename(self._dataset.name_of(index)))
-                break
         if not pixels:
             raise ValueError('none of the images can be read')
         self._imgs = self._normalize(torch.stack(pixels))

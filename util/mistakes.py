@@ -1,9 +1,10 @@
 """Which classes a classifier takes for which others, and images to look at."""
+import itertools
+
 import numpy as np
 import torch
 
 from util import thumbnails
-from util.images import UnreadableImage
 from util.transforms import to_pil
 
 PAIRS, EXAMPLES, SIDE = 12, 4, 128      # confused pairs that are shown, images of each, pixels of their longer side
@@ -84,16 +85,9 @@ class Mistakes:
         return classes[label] if label < len(classes) else 'output {}, which has no class'.format(label)
 
     def _examples(self, places):
-        found = []
-        for place in places:
-            if len(found) == EXAMPLES:
-                break
-            try:
-                pixels = self._normalize(self._dataset[int(place)][0][None])
-            except UnreadableImage:
-                continue
-            found.append(thumbnails.jpeg(thumbnails.scaled(to_pil(self._normalize.shown(pixels)[0]), SIDE)))
-        return found
+        imgs = [self._normalize(image[None]) for _, image in itertools.islice(
+            thumbnails.readable(self._dataset, places), EXAMPLES)]
+        return [thumbnails.jpeg(thumbnails.scaled(to_pil(self._normalize.shown(img)[0]), SIDE)) for img in imgs]
 
 
 def worst_pairs(labels, guesses, most=PAIRS):

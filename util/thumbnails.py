@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from util.errors import one_line
 from util.features import supported
+from util.images import UnreadableImage
 
 QUALITY = 85            # of the JPEG files
 NEAREST, LANCZOS = 0, 1         # by Pillow's numbers: release 9.1 warns of the names
@@ -49,6 +50,15 @@ def write(canvas, left, top, text, width):
     most, text = width // LETTER, one_line(text).encode('latin-1', 'replace').decode('latin-1')
     font = ImageFont.load_default(**supported(ImageFont.load_default, size=LETTERS))
     ImageDraw.Draw(canvas).text((left, top), text if len(text) <= most else '...' + text[3 - most:], 'black', font)
+
+
+def readable(dataset, indices):
+    """Yield (index, image) of those whose image can be read."""
+    for index in indices:
+        try:
+            yield index, dataset[int(index)][0]
+        except UnreadableImage:
+            continue
 
 
 def jpeg(image):

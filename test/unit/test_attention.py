@@ -64,12 +64,11 @@ def show(*flags):
     attention.main(['--device', 'cpu', *[str(flag) for flag in flags]])
 
 
-@pytest.mark.parametrize('flags, size', [([], (1182, 260)), (['--heads'], (1182, 690)), (['--count', '1'], (400, 260)),
+@pytest.mark.parametrize('flags, size', [([], (1182, 260)), (['--heads'], (1182, 690)),
                                          (['--count', '1', '--input_size', '64x16'], (400, 260))])
-def test_the_picture_has_a_cell_for_each_map(images, pretrained, tmp_path, capsys, flags, size):
+def test_the_picture_has_a_cell_for_each_map(images, pretrained, tmp_path, flags, size):
     show('--resume', pretrained / 'checkpoint-0.pth', '--output', tmp_path / 'a.png', '--count', 3, images / 'val',
          *flags)
-    assert 'Block 6 of 6' in capsys.readouterr().out
     with Image.open(str(tmp_path / 'a.png')) as picture:
         assert picture.size == size and len(set(picture.tobytes())) > 50
 

@@ -1,6 +1,4 @@
 """Accuracy over the images that can be read."""
-import io
-import itertools
 import json
 import shutil
 import sys
@@ -9,7 +7,6 @@ import pytest
 import torch
 from conftest import FINETUNE, ROOT, execute, finetune
 
-import engine_finetune
 import models_vit
 from engine_finetune import evaluate
 from util import datasets, precision, runtime
@@ -18,8 +15,6 @@ from util.distributed import World
 from util.errors import UserError
 from util.loader import evaluation_loader
 from util.log import logger
-from util.progress_bar import Bar
-from util.terminal import Screen
 from util.transforms import Normalize, evaluation_transform
 
 
@@ -72,17 +67,6 @@ def test_batches_without_a_readable_image_change_nothing(folder):
     result = result_of(folder, batch_size=1)
     assert (result['images'], result['unreadable']) == (12, 7)
     assert result == pytest.approx(result_of(folder))
-
-
-def test_an_evaluation_on_a_terminal_has_a_bar_that_goes_away(images, monkeypatch):
-    stream = io.StringIO()
-    monkeypatch.setenv('COLUMNS', '120')
-    monkeypatch.setattr(engine_finetune, 'progress_bar', lambda what, unit, total, patience, keep: Bar(
-        what, unit, total, 0., Screen(stream), keep, itertools.count().__next__))
-    result_of(images)
-    shown = stream.getvalue().replace('\x1b[K', '').split('\r')
-    assert shown[1].startswith('evaluation: [#####') and '] 4 of 19 images, ' in shown[1]
-    assert '] 19 of 19 images, ' in shown[-2] and shown[-1] == ''
 
 
 def test_an_evaluation_without_a_readable_image_is_a_mistake(folder):

@@ -107,10 +107,3 @@ def test_an_array_that_grows_is_an_npy_file_like_others(tmp_path, shape):
         assert not (tmp_path / 'x.npy').exists()
     assert np.array_equal(np.load(str(tmp_path / 'x.npy')), rows)
     assert (tmp_path / 'x.npy').stat().st_size == HEADER + rows.nbytes
-
-
-def test_an_array_whose_making_fails_leaves_nothing(tmp_path):
-    with pytest.raises(KeyError), growing_array(str(tmp_path / 'x.npy'), (), np.float64) as add:
-        add(np.zeros(3))
-        raise KeyError
-    assert not list(tmp_path.iterdir())

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import PRETRAIN, ROOT, pretrain, two_processes
-from test_bad_input import one_line
 from test_end_to_end import epochs_of, same, weights_of
 from test_resume import ends_alike, killer  # noqa: F401  (a fixture)
 
@@ -113,13 +112,6 @@ def test_unreadable_images_are_left_out_and_none_left_is_a_mistake(images, pretr
         stand_alone(monkeypatch, capsys, *flags)
 
 
-def test_pretraining_without_classes_is_one_line(images, tmp_path):
-    flat = images / 'train' / 'cross_checks'
-    run = pretrain('--data_path', flat, '--output_dir', tmp_path / 'o', '--knn_every', 1, '--batch_size', 4)
-    one_line(run, '--knn_every 1: --data_path: {}'.format(flat))
-    assert not (tmp_path / 'o').exists()
-
-
 class Course:
     """What the judgement needs of util.course.Course."""
     bad_images, agreed = None, 0
@@ -141,6 +133,12 @@ def test_it_is_due_every_so_many_epochs_and_after_the_last(images, pretrained, m
     judge, course = periodic(images, pretrained, knn_every=every), Course()
     assert [epoch for epoch in range(5) if judge(epoch, course) == {'knn_acc1': 7.}] == due
     assert course.agreed == len(due)
+
+
+def test_pretraining_without_classes_is_a_mistake(images, pretrained):
+    flat = images / 'train' / 'cross_checks'
+    with pytest.raises(UserError, match='--knn_every 1: --data_path: {}'.format(flat)):
+        periodic(flat, pretrained)
 
 
 def test_knn_images_bounds_the_bank(images, pretrained, monkeypatch):

@@ -122,24 +122,17 @@ def test_the_figures_are_there_without_a_script(tmp_path):
                for name, text in page.data['figures'])
 
 
-def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_path):
-    found = []
-    running = written(tmp_path, '--report_every', '2')
+@pytest.mark.parametrize('flags, expected', [(['--report_every', '2'], [False, True, True]), ([], 3 * [False])])
+def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_path, flags, expected):
+    running, found = written(tmp_path, *flags), []
     for epoch in range(3):
         running.epoch(epoch)
         found.append((tmp_path / 'report.html').exists())
-    assert found == [False, True, True] and Page(tmp_path / 'report.html').data['state'] == 'running'
+    assert found == expected and (not any(found) or Page(tmp_path / 'report.html').data['state'] == 'running')
     running.finish({'loss': .5, 'images_per_sec': 10., 'duration_sec': 3.})
     running.close()
     page = Page(tmp_path / 'report.html')
     assert page.data['state'] == 'finished' and ['loss', '0.5'] in page.parts['Final result']['facts']
-
-
-def test_without_report_every_nothing_is_written_on_the_way(tmp_path):
-    running = written(tmp_path)
-    for epoch in range(3):
-        running.epoch(epoch)
-    assert os.listdir(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize('error, state', [(Stopped('by SIGTERM'), 'stopped'), (ValueError('bad steps'), 'ended')])
@@ -229,54 +222,40 @@ def test_other_processes_write_nothing(tmp_path):
     assert os.listdir(str(tmp_path)) == []
 
 
-@pytest.mark.parametrize('epochs', [1, 2, 3, 50, 400, 1600])
-def test_reconstructions_are_few_and_include_the_first_and_the_last(epochs):
-    found = moments(epochs)
-    assert (found[0], found[-1]) == (0, epochs - 1) and len(found) <= MOMENTS and len(found) == len(set(found))
+def test_reconstructions_are_few_and_include_the_first_and_the_last():
+    for epochs in (1, 2, 3, 50, 400, 1600):
+        found = moments(epochs)
+        assert (found[0], found[-1]) == (0, epochs - 1) and len(found) <= MOMENTS and len(found) == len(set(found))
 
 
-def gallery(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, **size):
+def gallery(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75):
     torch.manual_seed(0)
-    options = {'img_size': 32, 'patch_size': 8, **size}
-    model = models_mae.mae_vit_nano_patch16(norm_pix_loss=norm_pix_loss, **options).eval()
+    model = models_mae.mae_vit_nano_patch16(norm_pix_loss=norm_pix_loss, img_size=32, patch_size=8).eval()
     dataset = datasets.pretraining_set(str(images))
     return Reconstructions(model, dataset, evaluation_transform(32), Normalize(), mask_ratio, plain(),
                            torch.device('cpu'), epochs, earlier, start)
 
 
 def test_pictures_stay_few_for_many_epochs_and_reports(images):
-    shown = gallery(images)
-    for epoch in range(0, 400, 7):
+    shown = gallery(images, norm_pix_loss=True)
+    for epoch in (*range(0, 400, 7), 399):
         shown.after(epoch, True, SilentLogbook())
-    shown.after(399, True, SilentLogbook())
     assert len(shown.snapshots) <= MOMENTS + 1 and shown.snapshots[-1]['epoch'] == 399
     assert len(json.dumps(shown.snapshots)) < 400000
+    assert '--norm_pix_loss' in dict(shown.sections()[0][1])['note']
 
 
-def test_a_resumed_run_keeps_the_pictures_from_before_it(images):
+def test_a_resumed_run_keeps_the_pictures_from_before_it_unless_they_are_of_other_masks(images):
     first = gallery(images, 3)
     for epoch in range(3):
         first.after(epoch, False, SilentLogbook())
-    resumed = gallery(images, 3, list(first.snapshots), start=2)
-    resumed.after(2, False, SilentLogbook())
-    assert [shot['epoch'] for shot in resumed.snapshots] == [0, 1, 2]
-    assert resumed.snapshots[:2] == first.snapshots[:2]
-
-
-def test_a_resumed_run_that_ends_before_its_first_picture_shows_those_from_before_it(images):
-    first = gallery(images)
-    for epoch in range(2):
-        first.after(epoch, True, SilentLogbook())
-    assert gallery(images, earlier=list(first.snapshots), start=2).sections() == first.sections() != []
-    assert gallery(images, earlier=list(first.snapshots), start=2, mask_ratio=.5).sections() == []
-
-
-def test_pictures_of_other_images_or_masks_are_dropped(images):
-    first = gallery(images)
-    first.after(0, True, SilentLogbook())
-    other = gallery(images, earlier=list(first.snapshots), start=1, mask_ratio=.5)
-    other.after(1, True, SilentLogbook())
-    assert [shot['epoch'] for shot in other.snapshots] == [1]
+    resumed, other = (gallery(images, 3, list(first.snapshots), 2, mask_ratio=ratio) for ratio in (.75, .5))
+    # also where it ends before its first picture
+    assert resumed.sections()[0][1][1][1] == first.sections()[0][1][1][1][:3] + first.sections()[0][1][1][1][-1:]
+    assert gallery(images, 3, list(first.snapshots), 2, mask_ratio=.5).sections() == []
+    for one in (resumed, other):
+        one.after(2, False, SilentLogbook())
+    assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
 
 
 @pytest.mark.parametrize('shot', ['x', {'epoch': '0', 'of': [], 'jpegs': []}, {'epoch': 0, 'of': 1, 'jpegs': []},
@@ -295,27 +274,14 @@ def test_pictures_leave_the_random_generators_alone(images):
 
 
 def test_pictures_are_of_the_average_where_there_is_one(images):
-    torch.manual_seed(0)
-    model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8).eval()
-    average = WeightAverage(.9, dict(model.named_parameters()))
-    dataset = datasets.pretraining_set(str(images))
-
-    def pictures(*within):
-        shown = Reconstructions(model, dataset, evaluation_transform(32), Normalize(), .75, plain(),
-                                torch.device('cpu'), 1, None, 0, *within)
-        shown.after(0, True, SilentLogbook())
-        return shown.snapshots[0]['jpegs']
-
-    before = pictures()
-    torch.nn.init.zeros_(model.decoder_pred.weight)
-    assert pictures() != before == pictures(lambda: average.within(model))
-
-
-def test_the_note_on_normalised_patches_is_there_where_they_are(images):
-    for on in (False, True):
-        shown = gallery(images, norm_pix_loss=on)
-        shown.after(0, True, SilentLogbook())
-        assert ('--norm_pix_loss' in dict(shown.sections()[0][1])['note']) == on
+    shown = gallery(images)
+    average = WeightAverage(.9, dict(shown._model.named_parameters()))
+    shown.after(0, True, SilentLogbook())
+    torch.nn.init.zeros_(shown._model.decoder_pred.weight)
+    averaged = Reconstructions(shown._model, shown._dataset, evaluation_transform(32), Normalize(), .75, plain(),
+                               torch.device('cpu'), 400, None, 0, lambda: average.within(shown._model))
+    averaged.after(0, True, SilentLogbook())
+    assert averaged.snapshots == shown.snapshots
 
 
 @pytest.mark.slow

@@ -2,12 +2,12 @@
 import copy
 import itertools
 import os
+from contextlib import nullcontext
 
 import torch
 
 from util import thumbnails
 from util.compiling import eagerly
-from util.precision import nothing
 from util.visualize import reconstruct, to_image
 
 IMAGES, SIDE = 6, 128       # of a strip, and pixels of the longer side of each
@@ -36,7 +36,7 @@ class Reconstructions:
     """
 
     def __init__(self, model, dataset, transform, normalize, mask_ratio, precision, device, epochs, earlier, start,
-                 within=nothing):
+                 within=nullcontext):
         self._model, self._normalize, self._mask_ratio, self._within = model, normalize, mask_ratio, within
         self._dataset = copy.copy(dataset)
         self._dataset.transform = transform

@@ -51,22 +51,16 @@ def test_an_evaluation_that_a_signal_cuts_short_tells_no_accuracy(images, monkey
 
 
 @pytest.mark.compat
-def test_unreadable_images_are_left_out_and_counted(folder, monkeypatch):
-    broken = break_some(folder, 3)
-    lines = []
+@pytest.mark.parametrize('batch_size', [4, 1])      # 1: some batches have no readable image
+def test_unreadable_images_are_left_out_and_counted(folder, monkeypatch, batch_size):
+    broken, lines = break_some(folder, 3), []
     monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
-    result = result_of(folder)
-    assert (result['images'], result.pop('unreadable')) == (12, 7)
+    result = result_of(folder, batch_size)
+    assert (result['images'], result.pop('unreadable')) == (12, 7) and '7' in lines[-1].split('(')[-1]
     for path in broken:
         path.unlink()
-    assert result == pytest.approx(result_of(folder)) and '7' not in lines[-1].split('(')[-1]
-
-
-def test_batches_without_a_readable_image_change_nothing(folder):
-    break_some(folder, 3)
-    result = result_of(folder, batch_size=1)
-    assert (result['images'], result['unreadable']) == (12, 7)
-    assert result == pytest.approx(result_of(folder))
+    whole = result_of(folder)
+    assert result == pytest.approx(whole) and 'unreadable' not in whole and '7' not in lines[-1].split('(')[-1]
 
 
 def test_an_evaluation_without_a_readable_image_is_a_mistake(folder):

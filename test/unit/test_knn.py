@@ -44,13 +44,6 @@ def test_votes_follow_the_formula(k, temperature):
     assert np.array_equal(found.numpy(), by_formula(queries, bank, labels, 5, k, temperature))
 
 
-def test_a_low_temperature_lets_the_nearest_win_over_the_many():
-    bank = torch.tensor([[1., 0.], [.8, .6], [.8, -.6]])
-    for temperature, label in ((.07, 0), (10., 1)):
-        found = knn.classify(torch.tensor([[1., 0.]]), bank, torch.tensor([0., 1., 1.]), 2, 3, temperature)
-        assert found.tolist() == [label]
-
-
 def test_a_choice_of_images_is_even_over_the_classes_and_depends_on_the_seed_alone():
     labels = np.array([0] * 50 + [1] * 3 + [2] * 50)
     chosen = knn.spread(labels, 21, seed=1)

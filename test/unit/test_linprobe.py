@@ -19,7 +19,6 @@ from util.distributed import World
 from util.errors import UserError
 from util.lars import LARS
 from util.linear_probe import LinearProbe, probing_head
-from util.log import logger
 from util.runtime import Runtime
 from util.transforms import Normalize
 
@@ -173,13 +172,6 @@ def test_a_classifier_of_the_mean_has_no_norm_for_the_class_token(images, tmp_pa
     probing = vit(global_pool=True)
     main_linprobe.load_encoder(probing, flags_of(tmp_path, tmp_path / 'fine.pth'))
     assert torch.equal(probing.blocks[5].mlp.fc2.weight, model.blocks[5].mlp.fc2.weight)
-
-
-def test_probing_random_weights_is_said(tmp_path, monkeypatch):
-    lines = []
-    monkeypatch.setattr(logger, 'warning', lines.append)
-    main_linprobe.load_encoder(vit(), parse_linprobe([*FINETUNE, '--data_path', str(tmp_path)]))
-    assert lines == ['--finetune is not given: the features are those of random weights']
 
 
 @pytest.mark.skipif(not hasattr(torch, 'autocast'), reason='this torch has no autocast for the CPU')

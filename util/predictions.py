@@ -17,9 +17,11 @@ def width(text):
 
 
 def fitted(text, columns, end=False):
-    """`text` in exactly so many columns: padded with spaces, or cut; `end`: at its beginning, as suits a path."""
-    while text and width(text) > columns:
-        text = text[1:] if end else text[:-1]
+    """`text` in exactly so many columns, 3 or more: padded with spaces, or cut; `end`: at its beginning, for a path."""
+    if width(text) > columns:
+        while width(text) > max(columns - 3, 0):
+            text = text[1:] if end else text[:-1]
+        text = '...' + text if end else text + '...'
     return text + ' ' * (columns - width(text))
 
 

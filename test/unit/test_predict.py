@@ -173,7 +173,7 @@ def test_no_line_is_longer_than_the_terminal_is_wide(monkeypatch, columns):
 
 def test_a_fitted_text_takes_exactly_its_columns():
     for text in ('', 'abc', '猫的照片', 'e\u0301', 'a longer text than that'):
-        for columns in (0, 4, 7, 30):
+        for columns in (3, 4, 7, 30):
             assert width(fitted(text, columns)) == width(fitted(text, columns, end=True)) == columns
 
 

@@ -13,20 +13,15 @@ from util.inference import Inference
 from util.output_file import output_file
 
 
-def most_likely(count):
-    """What gives (probabilities (N, count), classes (N, count)) of (model, imgs), the most likely class first."""
-    return lambda model, imgs: model(imgs).float().softmax(dim=1).topk(count, dim=1)
-
-
 def name_classes(classifier, path):
     """Names of the classifier's classes, numbers where it has none; those in the file at `path`, unless that is ''."""
-    count = classifier.model.head.out_features
+    count, names = classifier.model.head.out_features, classifier.classes or []
     if path:
         return predictions.read_class_names(path, count)
-    if not classifier.classes:
+    if not names:
         print('the checkpoint has no class names, so classes are numbers, from 0; --class_names FILE names them',
               file=sys.stderr)
-    return predictions.class_names(classifier.classes, count)
+    return names[:count] + list(range(len(names), count))
 
 
 @contextmanager
@@ -61,8 +56,10 @@ def main(args):
     names = name_classes(classifier, args.class_names)
     inference = Inference(classifier, args.device, args.amp)
     images = inference.images(args.images)
+    count = min(args.top, len(names))
     told = 'predictions' if args.output or not sys.stdout.isatty() else ''      # else rows and bar would mix
-    batches = inference.over(images, most_likely(min(args.top, len(names))), args.batch_size, args.num_workers, told)
+    batches = inference.over(images, lambda model, imgs: model(imgs).float().softmax(dim=1).topk(count, dim=1),
+                             args.batch_size, args.num_workers, told)
     with open_output(args, images, names) as output:
         for indices, (probabilities, classes) in batches:
             for index, shares, numbers in zip(indices, probabilities.tolist(), classes.tolist()):

@@ -3,32 +3,68 @@
 Beside each image, its attention in one block as colours over it: what the class token, or the mean of the patches,
 attends to; the mean over the heads, or each head too.
 """
+import itertools
 import os
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from torch.utils.data import Subset
+from PIL import Image
 
-from util import log, trained
-from util.attention_maps import attention_maps, fitting_query
+from util import encoder, log, trained
 from util.errors import UserError, one_line, run
-from util.features import supported
 from util.inference import Inference
 from util.inference_arguments import add_images, add_model, check_checkpoint, check_output
 from util.output_file import output_file
 from util.parser import COUNT, Parser, add_device
 from util.pictures import BICUBIC
+from util.thumbnails import LINE, grid, write
 
-# In pixels: longer side of an image, between images, height of a line, width of a letter.
-CELL, GAP, TEXT, LETTER = 192, 6, 18, 7
-HEADING = 400                           # that the lines on top need
+CELL, GAP, HEADING = 192, 6, 400        # pixels: longer side of an image, between images, width of the lines on top
 BATCH = 8
 ACROSS = 6                              # images side by side, where a row of heads needs no more
 STRENGTH = .65                          # of the colours over the grey image
 QUERIES = {'cls': 'the class token attends to', 'mean': 'the patches attend to, on average'}
 # From least to most, of rising lightness: readable in grey, and by the colour-blind.
 COLOURS = np.array([(4, 3, 30), (80, 18, 123), (182, 54, 121), (251, 136, 97), (252, 253, 191)], np.float32)
+
+
+def attention_weights(model, imgs, number):
+    """softmax(q k^T / sqrt(d)) of a block (arXiv:1706.03762, section 3.2.1).
+
+    Args:
+        imgs: (N, C, H, W), normalised.
+        number: of the block, counted from 1.
+    Returns:
+        (N, heads, 1 + L, 1 + L): the rows are queries and sum to 1, the columns keys; the class token is first.
+    """
+    attention, taken = model.blocks[number - 1].attn, []
+    hook = attention.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
+    try:
+        for _ in itertools.islice(encoder.block_outputs(model, imgs), number):
+            pass
+    finally:
+        hook.remove()
+    tokens, = taken
+    count, length, width = tokens.shape
+    qkv = attention.qkv(tokens).reshape(count, length, 3, attention.num_heads, width // attention.num_heads)
+    q, k, _ = qkv.permute(2, 0, 3, 1, 4)
+    return ((q * q.shape[-1] ** -.5) @ k.transpose(-2, -1)).softmax(dim=-1)
+
+
+def attention_maps(model, imgs, number, query='cls'):
+    """The share of attention that each patch gets in a block: (N, heads, rows, columns) of patches.
+
+    Args:
+        query: 'cls', what the class token attends to; 'mean', the mean over what all patches attend to.
+    """
+    weights = attention_weights(model, imgs, number)
+    onto_patches = weights[:, :, 0, 1:] if query == 'cls' else weights[:, :, 1:, 1:].mean(dim=2)
+    return onto_patches.reshape(*onto_patches.shape[:2], *model.grid_size)
+
+
+def fitting_query(model):
+    """'mean' for a classifier of the mean, whose class token learns to attend to nothing in the end; else 'cls'."""
+    return 'mean' if getattr(model, 'global_pool', False) else 'cls'
 
 
 def coloured(pixels, weights):
@@ -48,14 +84,12 @@ def coloured(pixels, weights):
     return Image.fromarray((grey * (1 - STRENGTH) + colours * STRENGTH).round().astype(np.uint8))
 
 
-def cells(pixels, weights, name, heads):
-    """[(title, PIL image)] of an image (H, W, 1 or 3), uint8, called `name`, and its attention (heads, rows, columns).
+def cells(image, weights, name, heads):
+    """[(title, PIL image)] of a PIL image called `name` and its attention (heads, rows, columns).
 
     Args:
         heads: whether each head comes too, beside their mean.
     """
-    array = pixels.numpy()
-    image = Image.fromarray(array if array.shape[2] == 3 else array[..., 0]).convert('RGB')
     scale = CELL / max(image.size)
     image = image.resize([max(round(side * scale), 1) for side in image.size], BICUBIC)
     maps = [('mean', weights.mean(axis=0))]
@@ -65,27 +99,17 @@ def cells(pixels, weights, name, heads):
                               for title, shares in maps]
 
 
-def grid(rows, heading):
+def sheet(rows, heading):
     """Rows of (title, image) cells, all of one size, in one PIL image below a line and the key to the colours."""
-    font = ImageFont.load_default(**supported(ImageFont.load_default, size=13))
-    width, height = rows[0][0][1].size
-    side_by_side = max(1, min(ACROSS // len(rows[0]), len(rows)))
-    row_width, row_height, top = len(rows[0]) * (width + GAP) + 2 * GAP, TEXT + height + GAP, 2 * TEXT + 2 * GAP
-    canvas = Image.new('RGB', (max(side_by_side * row_width - GAP, HEADING),
-                               top + -(-len(rows) // side_by_side) * row_height), 'white')
-    pen = ImageDraw.Draw(canvas)
-    pen.text((GAP, GAP), heading, fill='black', font=font)
-    key = coloured(Image.new('L', (CELL // 2, TEXT // 2)), np.arange(CELL // 2)[None])
-    canvas.paste(key, (GAP, GAP + TEXT + TEXT // 4))
-    pen.text((2 * GAP + key.size[0], GAP + TEXT), 'from nothing to the maximum in a title', fill='black', font=font)
-    for i, row in enumerate(rows):
-        x, y = GAP + i % side_by_side * row_width, top + i // side_by_side * row_height
-        for title, image in row:
-            # The font has no other letters.
-            shown = one_line(title)[-((width - GAP) // LETTER):].encode('latin-1', 'replace')
-            pen.text((x, y), shown.decode('latin-1'), fill='black', font=font)
-            canvas.paste(image, (x, y + TEXT))
-            x += width + GAP
+    joined = max(1, ACROSS // len(rows[0]))
+    rows = [sum(rows[i:i + joined], []) for i in range(0, len(rows), joined)]
+    cells = grid([[image for _, image in row] for row in rows], [[[title] for title, _ in row] for row in rows], GAP)
+    canvas = Image.new('RGB', (max(cells.size[0], HEADING), 3 * LINE + cells.size[1]), 'white')
+    canvas.paste(cells, (0, 3 * LINE))
+    write(canvas, 0, 0, heading, HEADING)
+    key = coloured(Image.new('L', (CELL // 2, LINE // 2)), np.arange(CELL // 2)[None])
+    canvas.paste(key, (0, LINE + LINE // 4))
+    write(canvas, key.size[0] + GAP, LINE, 'from nothing to the maximum in a title', HEADING)
     return canvas
 
 
@@ -117,16 +141,14 @@ def main(argv=None):
     if number > depth:
         raise UserError('--block {}: the model has {} blocks, counted from 1'.format(number, depth))
     inference = Inference(loaded, args.device)
-    images = inference.images(args.images)
-    shown = min(args.count, len(images))
-    some = Subset(images, [i * len(images) // shown for i in range(shown)])
-    rows = []
-    for indices, maps in inference.over(some, partial(attention_maps, number=number, query=query), BATCH):
+    images, rows = inference.images(args.images), []
+    for indices, maps in inference.over(inference.some(images, args.count),
+                                        partial(attention_maps, number=number, query=query), BATCH):
         for i, weights in zip(indices, maps.float().cpu().numpy()):
             name = os.sep.join(images.name_of(i).split(os.sep)[-2:])
             rows.append(cells(inference.shown(images[i][0]), weights, name, args.heads))
     heading = 'Block {} of {}: what {}'.format(number, depth, QUERIES[query])
-    picture = grid(rows, heading)
+    picture = sheet(rows, heading)
     with output_file(args.output) as file:
         picture.save(file, 'PNG')
     print('{}: {}'.format(heading, one_line(args.output)))

@@ -50,8 +50,8 @@ class Course:
         begin = self._epoch + self._images / len(self._loader.dataset)
         self._logbook = runtimes.open_logbook(args, self._runtime, self._resumed, (self._epoch, self._images), begin)
         self._resumed.forget()
-        self._report = report.of_training(args, self._runtime, self._updates.precision, len(self._loader.dataset),
-                                          self._logbook, self._exhibit)
+        self._report = report.Report(args, self._runtime, self._updates.precision, len(self._loader.dataset),
+                                     self._logbook, self._exhibit)
         self._saver = (Saver(args.output_dir, args.save_every_minutes, args.keep_last) if self._runtime.world.is_main
                        else SilentSaver())
         self.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, self._loader.dataset, self._runtime)

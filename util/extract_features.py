@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,6 @@ from util.bad_images import NAME as BAD_IMAGES, escaped
 from util.errors import UserError, one_line, run
 from util.inference import Inference
 from util.inference_arguments import add_images, add_model, add_work, check_checkpoint
-from util.npy_file import growing_array
 from util.output_dir import set_aside
 from util.output_file import output_file
 from util.parser import COUNT, Parser
@@ -28,6 +27,7 @@ from util.throughput import per_second
 
 ALL = 'all'
 ABOUT = 'features.json'
+MAGIC, HEADER = b'\x93NUMPY\x01\x00', 128      # version 1.0 of .npy (NEP 1), and bytes before the rows
 # What the folder may hold.
 OURS = ('features.npy', 'block-*.npy', 'files.txt', 'labels.npy', 'classes.txt', BAD_IMAGES, ABOUT, '*.tmp-*')
 
@@ -102,6 +102,29 @@ def prepare(folder):
         raise UserError('--output {}: cannot be made ({})'.format(folder, error.strerror)) from error
 
 
+@contextmanager
+def growing_array(path, shape, dtype):
+    """What takes arrays (M, *shape) one after the other; at the block's end they are at `path`, as one .npy array.
+
+    Rows go to the disk as they come: their number is known only at the end, and they need not fit into memory.
+    Raises:
+        UserError: see util.output_file.output_file.
+    """
+    dtype, count = np.dtype(dtype), 0
+    with output_file(path) as file:
+        def add(rows):
+            nonlocal count
+            file.write(np.ascontiguousarray(rows, dtype).tobytes())
+            file.check()
+            count += len(rows)
+        file.write(bytes(HEADER))
+        yield add
+        text = repr({'descr': dtype.str, 'fortran_order': False, 'shape': (count, *shape)}).encode()
+        length = HEADER - len(MAGIC) - 2
+        file.seek(0)
+        file.write(MAGIC + length.to_bytes(2, 'little') + text.ljust(length - 1) + b'\n')
+
+
 def write(folder, names, batches, images, dtype, width, unreadable):
     """Write features to a folder; see the head of this module.
 
@@ -125,7 +148,7 @@ def write(folder, names, batches, images, dtype, width, unreadable):
                 add(_converted(rows, dtype, images.name_of(indices[0])))
             files.write(_lines(images.name_of(index) for index in indices))
             if labels:
-                labels(np.array([images.label_of(index) for index in indices]))
+                labels([images.label_of(index) for index in indices])
             count += len(indices)
         if images.classes:
             opened('classes.txt').write(_lines(images.classes))
@@ -139,6 +162,7 @@ def _lines(names):
 
 
 def _converted(rows, dtype, name):
+    """Features as an array of `dtype`; the first image of their batch is called `name`."""
     rows = rows.float().cpu().numpy()
     with np.errstate(over='ignore'):
         converted = rows.astype(dtype)

@@ -1,14 +1,13 @@
 """The same few images as a masked autoencoder reconstructs them in the course of its pre-training."""
 import copy
+import itertools
 import os
+from contextlib import nullcontext
 
 import torch
 
 from util import thumbnails
 from util.compiling import eagerly
-from util.images import UnreadableImage
-from util.precision import nothing
-from util.report_page import strips
 from util.visualize import reconstruct, to_image
 
 IMAGES, SIDE = 6, 128       # of a strip, and pixels of the longer side of each
@@ -37,7 +36,7 @@ class Reconstructions:
     """
 
     def __init__(self, model, dataset, transform, normalize, mask_ratio, precision, device, epochs, earlier, start,
-                 within=nothing):
+                 within=nullcontext):
         self._model, self._normalize, self._mask_ratio, self._within = model, normalize, mask_ratio, within
         self._dataset = copy.copy(dataset)
         self._dataset.transform = transform
@@ -72,15 +71,11 @@ class Reconstructions:
         """Read the images, of unreadable ones the next."""
         pixels, names, count = [], [], len(self._dataset)
         shown = min(IMAGES, count)
-        for place in range(shown):
-            first = place * count // shown
-            for index in range(first, min(first + MOST_TRIES, count)):
-                try:
-                    pixels.append(self._dataset[index][0].float())      # some may be bytes, and some floats
-                except UnreadableImage:
-                    continue
+        for first in (place * count // shown for place in range(shown)):
+            tries = thumbnails.readable(self._dataset, range(first, min(first + MOST_TRIES, count)))
+            for index, image in itertools.islice(tries, 1):
+                pixels.append(image.float())                    # some may be bytes, and some floats
                 names.append(os.path.basename(self._dataset.name_of(index)))
-                break
         if not pixels:
             raise ValueError('none of the images can be read')
         self._imgs = self._normalize(torch.stack(pixels))
@@ -88,7 +83,7 @@ class Reconstructions:
         self.snapshots[:] = [shot for shot in self.snapshots if shot['of'] == self._names]
 
     def sections(self):
-        """[(heading, HTML)] of the report."""
+        """What util.report.page takes."""
         if self._imgs is None and self.snapshots:       # a resumed run that ends before another was due
             self._look()
         if not self.snapshots:
@@ -97,8 +92,8 @@ class Reconstructions:
         rows += [('after epoch {}'.format(shot['epoch']), shot['jpegs']) for shot in self.snapshots]
         rows += [('original', self._original)]
         note = ('The same images of the training set each time; {:.0%} of their patches are hidden, visible ones are '
-                'shown as they are. '.format(self._mask_ratio))
-        return [('Reconstructions', strips(rows, note + (NORMALISED if self._model.norm_pix_loss else '')))]
+                'shown as they are. '.format(self._mask_ratio) + (NORMALISED if self._model.norm_pix_loss else ''))
+        return [('Reconstructions', [('note', note), ('strips', rows)])]
 
 
 class NoGallery:

@@ -2,6 +2,7 @@
 import sys
 
 import torch
+from torch.utils.data import Subset
 
 from util import device as devices, precision as precisions, preprocessing
 from util.bad_images import escaped
@@ -11,6 +12,7 @@ from util.image_sources import ImageSources
 from util.loader import default_workers, evaluation_loader
 from util.log import logger
 from util.progress_bar import progress_bar
+from util.transforms import to_pil
 
 
 class Unreadable:
@@ -56,16 +58,21 @@ class Inference:
         self._device = self._accelerator.use(0)
         self._precision = precisions.choose(self._accelerator, amp)
         self.model = self._precision.prepare_inference(trained.model.to(self._device))
-        self._transform, self._normalize = preprocessing.of(trained.flags)
+        self._transform, self.normalize = preprocessing.of(trained.flags)
         self.unreadable = Unreadable()
 
     def images(self, paths):
         """The images of a command line as the model takes them; see ImageSources."""
         return ImageSources(paths, self._transform)
 
+    def some(self, images, count):
+        """At most `count` of the `images`, at equal distances."""
+        shown = min(count, len(images))
+        return Subset(images, [i * len(images) // shown for i in range(shown)])
+
     def shown(self, pixels):
-        """One of the `images` (H, W, C) -> (H, W, 1 or 3) uint8 to look at."""
-        return self._normalize.shown(self._normalize(pixels[None]))[0]
+        """One of the `images` (H, W, C) -> PIL image."""
+        return to_pil(self.normalize.shown(self.normalize(pixels[None]))[0])
 
     def over(self, images, function, batch_size, num_workers=None, told=''):
         """Yield (indices of a batch's images, what `function` makes of (model, imgs (N, C, H, W))), in order.
@@ -90,6 +97,6 @@ class Inference:
     def _apply(self, function, pixels):
         pixels, = self._accelerator.to_device([pixels], self._device)
         # apex gives a model half weights, and only its forward half images.
-        imgs = self._normalize(pixels).to(self.model.patch_embed.proj.weight.dtype)
+        imgs = self.normalize(pixels).to(self.model.patch_embed.proj.weight.dtype)
         with torch.no_grad(), self._precision.autocast():
             return function(self.model, imgs)

@@ -19,12 +19,10 @@ from util.inference_arguments import add_model, add_work, check_checkpoint
 from util.loader import default_workers, evaluation_loader
 from util.log import logger
 from util.parser import COUNT, INDEX, POSITIVE, SHARE_BELOW_1, Parser
-from util.precision import nothing
 from util.progress_bar import progress_bar
 from util.runtime import Runtime
 
 K, TEMPERATURE = 20, .07
-POOLS = ('mean', 'cls')
 
 
 def classify(queries, bank, labels, classes, k=K, temperature=TEMPERATURE):
@@ -133,35 +131,9 @@ class KnnJudge:
         return world.sum(everything)
 
 
-class PeriodicJudge:
-    """A KnnJudge after every `every` epochs, and after the last.
-
-    Args:
-        within: gives a context in which the model has the weights to judge (see util.weight_average).
-    """
-
-    def __init__(self, judge, every, epochs, within=nothing):
-        self._judge, self._every, self._epochs, self._within = judge, every, epochs, within
-
-    def __call__(self, epoch, course):
-        """{'knn_acc1': percent} after an epoch in which it is due, else {}; raises what course.agree does."""
-        if (epoch + 1) % self._every and epoch + 1 != self._epochs:
-            return {}
-        with self._within():
-            accuracy = self._judge.accuracy(course.bad_images)
-        course.agree()                      # a signal may have cut it short
-        return {'knn_acc1': accuracy}
-
-
-class NoJudge:
-    """Of a run without --knn_every."""
-
-    def __call__(self, epoch, course):
-        return {}
-
-
 def periodic(args, model, normalize, runtime, precision, average):
-    """What main_pretrain.py calls after each epoch, by its flags.
+    """What main_pretrain.py calls with (epoch, course) after each epoch: {'knn_acc1': percent} where --knn_every makes
+    it due, and after the last; else {}. It raises what course.agree does.
 
     Args:
         average: util.weight_average.WeightAverage, which is judged in place of the weights.
@@ -169,27 +141,36 @@ def periodic(args, model, normalize, runtime, precision, average):
         UserError: the images have no classes.
     """
     if not args.knn_every:
-        return NoJudge()
+        return lambda epoch, course: {}
     try:
-        train, held_out = _splits(args.data_path, vars(args), args.val_fraction, args.val_seed)
+        datasets = _datasets(args.data_path, vars(args), args.knn_images, args.seed, args.val_fraction, args.val_seed)
     except UserError as error:
         raise UserError('--knn_every {}: {}; leave the flag out where images have no classes'.format(
             args.knn_every, error)) from error
-    bank = Subset(train, spread(np.asarray(train.labels), args.knn_images, args.seed))
-    judge = KnnJudge(model, normalize, runtime, precision, bank, held_out, len(train.classes),
-                     batch_size=args.batch_size, num_workers=args.num_workers, pin_memory=args.pin_mem)
-    return PeriodicJudge(judge, args.knn_every, args.epochs, lambda: average.within(model))
+    judge = KnnJudge(model, normalize, runtime, precision, *datasets, batch_size=args.batch_size,
+                     num_workers=args.num_workers, pin_memory=args.pin_mem)
+
+    def after(epoch, course):
+        if (epoch + 1) % args.knn_every and epoch + 1 != args.epochs:
+            return {}
+        with average.within(model):
+            accuracy = judge.accuracy(course.bad_images)
+        course.agree()                      # a signal may have cut it short
+        return {'knn_acc1': accuracy}
+    return after
 
 
-def _splits(data_path, flags, *split):
-    """(training images, validation images), both as evaluation sees them.
+def _datasets(data_path, flags, count, seed, *split):
+    """(images of the bank, validation images, number of classes), as evaluation sees them.
 
     Args:
-        flags: of the training, by name; split: val_fraction and val_seed, see util.held_out.
+        flags: of the training, by name; count, seed: see `spread`; None for all images.
+        split: val_fraction and val_seed, see util.held_out.
     """
     transform, _ = preprocessing.of(flags)
     train = labelled_set(data_path, 'train', transform, None, *split)
-    return train, labelled_set(data_path, 'val', transform, train.classes, *split)
+    bank = train if count is None else Subset(train, spread(np.asarray(train.labels), count, seed))
+    return bank, labelled_set(data_path, 'val', transform, train.classes, *split), len(train.classes)
 
 
 def _flags():
@@ -202,7 +183,7 @@ def _flags():
     add('--val_seed', type=INDEX, help="seed that chooses these; default: the checkpoint's, else 0")
     add('--k', type=COUNT, default=K, help='neighbours that vote')
     add('--temperature', type=POSITIVE, default=TEMPERATURE, help='a vote weighs exp(cosine similarity / temperature)')
-    add('--pool', choices=POOLS, default='mean', help='features: mean of the patch tokens, or the class token')
+    add('--pool', choices=('mean', 'cls'), default='mean', help='features: mean of the patches, or class token')
     add('--images', type=COUNT, help='training images to compare with, spread evenly over the classes; default: all')
     add('--seed', type=INDEX, default=0, help='seed of the choice of --images')
     add_work(parser)
@@ -218,14 +199,13 @@ def _main():
     # A training that held nothing out says nothing of data without a validation set.
     split = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path), False,
                            flags if flags.get('val_fraction') else None)
-    train, held_out = _splits(args.data_path, flags, *split)
-    bank = train if args.images is None else Subset(train, spread(np.asarray(train.labels), args.images, args.seed))
+    datasets = _datasets(args.data_path, flags, args.images, args.seed, *split)
     runtime = Runtime(device.select(args.device), World())
     precision = precisions.choose(runtime.accelerator, args.amp)
     model = precision.prepare_inference(model.to(runtime.device))
     workers = default_workers() if args.num_workers is None else args.num_workers
-    KnnJudge(model, preprocessing.of(flags)[1], runtime, precision, bank, held_out, len(train.classes), args.pool,
-             args.k, args.temperature, batch_size=args.batch_size, num_workers=workers, pin_memory=True).accuracy()
+    KnnJudge(model, preprocessing.of(flags)[1], runtime, precision, *datasets, args.pool, args.k, args.temperature,
+             batch_size=args.batch_size, num_workers=workers, pin_memory=True).accuracy()
 
 
 if __name__ == '__main__':

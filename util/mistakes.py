@@ -1,15 +1,16 @@
 """Which classes a classifier takes for which others, and images to look at."""
+import itertools
+
 import numpy as np
 import torch
 
 from util import thumbnails
-from util.images import UnreadableImage
-from util.report_page import confusion_matrix, hardest_classes, pairs
 from util.transforms import to_pil
 
 PAIRS, EXAMPLES, SIDE = 12, 4, 128      # confused pairs that are shown, images of each, pixels of their longer side
 MOST_IN_MATRIX = 16         # classes of which all pairs are shown
 HARDEST = 10                # classes that are listed where there are more
+MATRIX = ('Validation images by their class (rows) and what they are taken for (columns); the diagonal is right.')
 
 
 class Unwatched:
@@ -57,40 +58,36 @@ class Mistakes:
         self._shown = self._latest
 
     def sections(self):
-        """[(heading, HTML)] of the report."""
+        """What util.report.page takes."""
         if self._shown is None:
             return []
         labels, guesses = self._shown
         there = labels >= 0
         sizes = np.bincount(labels[there], minlength=len(self._dataset.classes))
-        worst = worst_pairs(np.where(there, labels, -1), guesses)
         rows = [(self._name(label), self._name(guess), len(places), int(sizes[label]), self._examples(places))
-                for label, guess, places in worst]
-        found = [('Worst-confused classes', pairs(rows))]
+                for label, guess, places in worst_pairs(np.where(there, labels, -1), guesses)]
+        worst = ('pairs', rows) if rows else ('text', 'No validation image was taken for another class.')
+        found = [('Worst-confused classes', [worst])]
         if len(sizes) <= MOST_IN_MATRIX and guesses.max() < len(sizes):
             counts = np.zeros((len(sizes), len(sizes)), int)
             np.add.at(counts, (labels[there], guesses[there]), 1)
-            return found + [('All classes', confusion_matrix(self._dataset.classes, counts.tolist()))]
+            return found + [('All classes', [('note', MATRIX), ('matrix', {
+                'names': self._dataset.classes, 'counts': counts.tolist()})])]
         right = np.bincount(labels[there & (labels == guesses)], minlength=len(sizes))
         order = sorted(np.flatnonzero(sizes), key=lambda label: right[label] / sizes[label])[:HARDEST]
-        return found + [('Hardest classes', hardest_classes(
-            [(self._name(label), int(right[label]), int(sizes[label])) for label in order]))]
+        return found + [('Hardest classes', [('table', {
+            'label': 'Hardest classes', 'named': True, 'head': ['class', 'recognised', 'images'],
+            'rows': [(self._name(label), '{:.1%}'.format(right[label] / sizes[label]), int(sizes[label]))
+                     for label in order]})])]
 
     def _name(self, label):
         classes = self._dataset.classes
         return classes[label] if label < len(classes) else 'output {}, which has no class'.format(label)
 
     def _examples(self, places):
-        found = []
-        for place in places:
-            if len(found) == EXAMPLES:
-                break
-            try:
-                pixels = self._normalize(self._dataset[int(place)][0][None])
-            except UnreadableImage:
-                continue
-            found.append(thumbnails.jpeg(thumbnails.scaled(to_pil(self._normalize.shown(pixels)[0]), SIDE)))
-        return found
+        imgs = [self._normalize(image[None]) for _, image in itertools.islice(
+            thumbnails.readable(self._dataset, places), EXAMPLES)]
+        return [thumbnails.jpeg(thumbnails.scaled(to_pil(self._normalize.shown(img)[0]), SIDE)) for img in imgs]
 
 
 def worst_pairs(labels, guesses, most=PAIRS):

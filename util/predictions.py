@@ -17,15 +17,12 @@ def width(text):
 
 
 def fitted(text, columns, end=False):
-    """`text` in exactly so many columns: padded with spaces, or cut; `end`: at its beginning, as suits a path."""
-    while text and width(text) > columns:
-        text = text[1:] if end else text[:-1]
+    """`text` in exactly so many columns, 3 or more: padded with spaces, or cut; `end`: at its beginning, for a path."""
+    if width(text) > columns:
+        while width(text) > max(columns - 3, 0):
+            text = text[1:] if end else text[:-1]
+        text = '...' + text if end else text + '...'
     return text + ' ' * (columns - width(text))
-
-
-def class_names(classes, count):
-    """Names of `count` classes by number: those that there are, and else the number itself."""
-    return (classes or [])[:count] + list(range(len(classes or []), count))
 
 
 def read_class_names(path, count):

@@ -1,5 +1,10 @@
-"""report.html: what a run did, for people to look at; eval.html of an evaluation. Written whole, by process 0."""
+"""report.html: what a run did, for people to look at; eval.html of an evaluation. Written whole, by process 0.
+
+The page is the file report.html beside this one, with what is to be shown in it as JSON: see `page`.
+"""
+import html
 import json
+import math
 import os
 import platform
 import time
@@ -7,11 +12,10 @@ import time
 import numpy
 import PIL
 
-from util import affinity, report_page, runtime as runtimes
+from util import affinity, runtime as runtimes
 from util.arguments import finetune_parser, linprobe_parser, pretrain_parser
 from util.command import reproducing
-from util.curves import figure, short
-from util.errors import Stopped, first_line
+from util.errors import Stopped, first_line, one_line
 from util.files import write_atomically
 from util.gallery import NoGallery
 from util.log import logger
@@ -19,15 +23,56 @@ from util.output_dir import set_aside
 from util.throughput import duration
 
 NAME, EVALUATION = 'report.html', 'eval.html'
+TEMPLATE, PLACEHOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html'), '<!-- report -->'
+MOST_EPOCHS = 1000      # in curves and table; of a longer run, epochs at equal distances, and the last
 # A full disk, a device without memory for the pictures, lines of log.txt that another program has written.
 FAILURES = (OSError, RuntimeError, ValueError, LookupError, TypeError)
 _NAMES = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',
           'knn_acc1': 'k-NN', 'test_raw_loss': 'validation, not averaged', 'test_raw_acc1': 'Acc@1, not averaged',
-          'test_raw_acc5': 'Acc@5, not averaged'}
+          'test_raw_acc5': 'Acc@5, not averaged', 'train_lr': 'lr', 'data_wait': 'data wait'}
+# Title, what the names of its values have in them, their factor, and whether the vertical axis begins at 0.
+_CHARTS = (('Loss', 'loss', 1, False), ('Accuracy, %', 'acc', 1, False), ('Learning rate', 'train_lr', 1, True),
+           ('Throughput, images/s', 'FPS', 1, True), ('Waiting for data, % of the time', 'data_wait', 100, True))
+
+
+def page(title, state, words, lead, figures, sections):
+    """The whole document as bytes. All that users name is data of its script, or escaped.
+
+    Args:
+        title, words, lead: plain text: heading, how the run stands, what it was about.
+        state: 'running', 'finished', 'stopped' or 'ended'.
+        figures: [(name, text)] of those that matter most; without JavaScript they alone are shown.
+        sections: [(heading, [(kind, content)])], the kinds being those of `draw` in report.html.
+    """
+    data = json.dumps(_plain({'title': title, 'state': state, 'words': words, 'lead': lead, 'figures': figures,
+                              'sections': [part for part in sections if part[1]]}), allow_nan=False)
+    rows = ''.join('<tr><th scope="row">{}</th><td>{}</td></tr>\n'.format(_escaped(name), _escaped(text))
+                   for name, text in figures)
+    content = '<table class="facts">\n<caption>{}</caption>\n{}</table>\n<script type="application/json" id="data">' \
+              '{}</script>'.format(_escaped('{}, {} {}. {}'.format(title, state, words, lead)), rows,
+                                   data.replace('<', '\\u003c'))
+    with open(TEMPLATE, encoding='utf-8') as file:
+        return file.read().replace(PLACEHOLDER, content).encode()
+
+
+def _escaped(text):
+    return html.escape(one_line(text))
+
+
+def _plain(value):
+    """A value for the page's script: texts in one line that shows all of them, a number that is not finite as text."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, int) or isinstance(value, float) and math.isfinite(value):
+        return value
+    text = str(value)
+    return text if text.isprintable() else one_line(text)
 
 
 class Report:
-    """Of a training. What cannot be drawn or written is told in one line; training goes on.
+    """Of a training, by the main process; nothing elsewhere. What fails is one line, and training continues.
 
     Args:
         images: of the training set.
@@ -65,42 +110,17 @@ class Report:
         self._try(lambda: write_atomically(self._path, self._page(state, words)))
 
     def _try(self, action):
-        try:
-            action()
-        except FAILURES as error:
-            _tell(self._path, error)
+        if self._runtime.world.is_main:
+            _attempt(self._path, action)
 
     def _page(self, state, words):
         records = [json.loads(line) for line in self._logbook.records]
         title = '{} · {}'.format(_kind(self._args)[0], self._args.model)
-        return report_page.page(title, ''.join([
-            report_page.head(title, state, '{}: {}'.format(time.strftime('%Y-%m-%d %H:%M'), words),
-                             '{:,} images of {}, results in {}'.format(self._images, self._args.data_path,
-                                                                     self._args.output_dir)),
-            report_page.tiles(_figures(records, self._result, self._runtime.elapsed)),
-            report_page.section('Curves', report_page.charts(_curves(records)) + report_page.epochs(records)),
-            *(report_page.section(*part) for part in self._exhibit.sections()),
-            *_how(self._args, self._runtime, self._precision, state == 'finished' and self._result)]))
-
-
-class SilentReport:
-    """Of the other processes."""
-
-    def epoch(self, epoch):
-        pass
-
-    def finish(self, result):
-        pass
-
-    def close(self, error=None):
-        pass
-
-
-def of_training(args, runtime, precision, images, logbook, exhibit):
-    """The report of this process: see Report."""
-    if runtime.world.is_main:
-        return Report(args, runtime, precision, images, logbook, exhibit)
-    return SilentReport()
+        lead = '{:,} images of {}, results in {}'.format(self._images, self._args.data_path, self._args.output_dir)
+        sections = [('Curves', _curves(records)), *self._exhibit.sections(),
+                    *_how(self._args, self._runtime, self._precision, state == 'finished' and self._result)]
+        return page(title, state, '{}: {}'.format(time.strftime('%Y-%m-%d %H:%M'), words), lead,
+                    _figures(records, self._result, self._runtime.elapsed), sections)
 
 
 def of_evaluation(args, runtime, precision, result, mistakes=None):
@@ -116,22 +136,23 @@ def of_evaluation(args, runtime, precision, result, mistakes=None):
     shown = [('Acc@1', '{:.2f}%'.format(result['acc1'])), ('Acc@5', '{:.2f}%'.format(result['acc5'])),
              ('loss', '{:.4f}'.format(result['loss'])), ('images', result['images']),
              ('images/s', short(result['images_per_sec'])), ('duration', duration(result['duration_sec']))]
-    try:
-        content = report_page.page(title, ''.join([
-            report_page.head(title, 'finished', time.strftime('%Y-%m-%d %H:%M'),
-                             '{} on {}'.format(result['checkpoint'], args.data_path)),
-            report_page.tiles(shown), *(report_page.section(*part) for part in (mistakes or NoGallery()).sections()),
-            *_how(args, runtime, precision, result)]))
+
+    def write():
+        content = page(title, 'finished', time.strftime('%Y-%m-%d %H:%M'),
+                       '{} on {}'.format(result['checkpoint'], args.data_path), shown,
+                       [*(mistakes or NoGallery()).sections(), *_how(args, runtime, precision, result)])
         if os.path.exists(path):
             set_aside(path)
         write_atomically(path, content)
+    _attempt(path, write)
+
+
+def _attempt(path, action):
+    try:
+        action()
     except FAILURES as error:
-        _tell(path, error)
-
-
-def _tell(path, error):
-    logger.error('error: %s: not written (%s); the run goes on without it', path,
-                 getattr(error, 'strerror', None) or first_line(error))
+        logger.error('error: %s: not written (%s); the run continues without it', path,
+                     getattr(error, 'strerror', None) or first_line(error))
 
 
 def _kind(args):
@@ -163,37 +184,53 @@ def _figures(records, result, elapsed):
 
 
 def _curves(records):
-    """The charts, as HTML."""
-    x = [record['epoch'] for record in records]
-    if not x:
+    """Charts, and the table of the epochs, newest first."""
+    if not records:
         return []
-    numbers = sorted({name for record in records for name, value in record.items()
-                      if isinstance(value, (int, float))}, key=lambda name: (not name.startswith('train'), name))
+    records = records[::-1][::-(-len(records) // MOST_EPOCHS)][::-1]
+    names = {name for record in records for name, value in record.items() if isinstance(value, (int, float))}
+    columns = {name: [_rounded(record.get(name)) for record in records] for name in sorted(names)}
+    ordered = sorted(columns, key=lambda name: (not name.startswith('train'), name))
+    charts = []
+    for title, word, factor, zero in _CHARTS:
+        curves = [{'name': _NAMES.get(name, name), 'values': [_rounded(value, factor) for value in columns[name]]}
+                  for name in ordered if word in name and any(map(_is_finite, columns[name]))]
+        charts += [{'title': title, 'curves': curves, 'zero': zero}] if curves else []
+    head = sorted((name for name in columns if name != 'n_parameters'), key=lambda name: name != 'epoch')
+    table = {'label': 'Values of each epoch', 'head': head, 'rows': list(zip(*(columns[name][::-1] for name in head)))}
+    return [('charts', {'x': [int(record['epoch']) for record in records], 'charts': charts}),
+            ('folded', ('Values of each epoch', 'table', table))]
 
-    def named(*words):
-        return {_NAMES.get(name, name): [record.get(name) for record in records] for name in numbers
-                if any(word in name for word in words)}
 
-    waits = [None if wait is None else 100 * wait for wait in named('data_wait').get('data_wait', [])]
-    return [figure('Loss', x, named('loss')), figure('Accuracy, %', x, named('acc')),
-            figure('Learning rate', x, {'lr': named('train_lr').get('train_lr', [])}, from_zero=True),
-            figure('Throughput, images/s', x, {'FPS': named('FPS').get('FPS', [])}, from_zero=True),
-            figure('Waiting for data, % of the time', x, {'data wait': waits}, from_zero=True)]
+def _is_finite(value):
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _rounded(value, factor=1):
+    """A number in eight significant digits, which keeps the file small."""
+    return float('{:.8g}'.format(factor * value)) if isinstance(value, (int, float)) else value
 
 
 def _how(args, runtime, precision, result):
     """Sections on how the run came about: result, command, flags, environment."""
-    final = report_page.facts([(name.replace('_', ' '), short(value) if isinstance(value, float) else value)
-                               for name, value in result.items()]) if result else ''
+    final = [(name.replace('_', ' '), short(value) if isinstance(value, float) else value)
+             for name, value in (result or {}).items()]
     parser = _kind(args)[1]()
     flags = [('--' + name, _in_words(value)) for name, value in sorted(vars(args).items())]
     changed = [flag for flag in flags if _in_words(parser.get_default(flag[0][2:])) != flag[1]]
     others = [flag for flag in flags if flag not in changed]
-    return [report_page.section('Final result', final),
-            report_page.section('Command', report_page.command(reproducing(runtime.world))),
-            report_page.section('Configuration', report_page.facts(changed) + report_page.folded(
-                '{} flags at their defaults'.format(len(others)), report_page.facts(others))),
-            report_page.section('Environment', report_page.facts(_environment(args, runtime, precision)))]
+    return [('Final result', [('facts', final)] if final else []),
+            ('Command', [('command', reproducing(runtime.world).split('\n'))]),
+            ('Configuration', [('facts', changed),
+                               ('folded', ('{} flags at their defaults'.format(len(others)), 'facts', others))]),
+            ('Environment', [('facts', _environment(args, runtime, precision))])]
+
+
+def short(value):
+    """A number in at most five significant digits: '0.41073', '2515', '1.5e-06'."""
+    if value and abs(value) < 1e-3:
+        return '{:.3g}'.format(value)
+    return '{:.0f}'.format(value) if abs(value) >= 1e4 else '{:.5g}'.format(value)
 
 
 def _in_words(value):

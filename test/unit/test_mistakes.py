@@ -36,19 +36,13 @@ def test_the_pairs_that_are_confused_most_come_first():
     labels, guesses = np.array([0, 0, 0, 1, 1, 2, 2, -1]), np.array([0, 2, 2, 2, 1, 0, 2, 5])
     assert [(label, guess, list(places)) for label, guess, places in worst_pairs(labels, guesses, 2)] == [
         (0, 2, [1, 2]), (1, 2, [3])]
-
-
-def test_a_thousand_classes_give_no_more_than_asked_for():
-    random = np.random.RandomState(0)
-    labels, guesses = random.randint(0, 1000, (2, 50000))
-    found = worst_pairs(labels, guesses)
-    assert len(found) == 12 and len(found[0][2]) >= len(found[-1][2]) >= 1
+    assert len(worst_pairs(*np.random.RandomState(0).randint(0, 1000, (2, 50000)))) == 12
 
 
 def test_nothing_confused_is_said(images):
     mistakes, dataset = mistakes_of(images)
     mistakes._shown[1][:] = mistakes._shown[0]
-    assert 'No validation image was taken for another class' in mistakes.sections()[0][1]
+    assert [kind for kind, _ in mistakes.sections()[0][1]] == ['text']
 
 
 def test_every_image_has_its_own_prediction_on_whichever_process(images):
@@ -68,7 +62,7 @@ def test_images_that_cannot_be_read_do_not_shift_the_others(images, tmp_path):
     seen = broken._shown[0] >= 0
     assert list(np.flatnonzero(~seen)) == list(range(0, 19, 3))
     assert np.array_equal(broken._shown[:, seen], whole._shown[:, seen])
-    assert 'taken for' in broken.sections()[0][1]
+    assert [kind for kind, _ in broken.sections()[0][1]] == ['pairs']
 
 
 def test_an_evaluation_that_was_broken_off_is_not_shown(images):

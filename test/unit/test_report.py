@@ -1,17 +1,20 @@
 """report.html and eval.html: whole, alone, and without markup from outside."""
+import base64
+import hashlib
+import html
 import json
+import math
 import os
 import re
 import shutil
-from html.parser import HTMLParser
+import subprocess
 
 import pytest
 import torch
 from conftest import FINETUNE, finetune, pretrain, two_processes
-from PIL import Image
 
 import models_mae
-from util import datasets, output_dir, precision, report, report_page, runtime, thumbnails
+from util import datasets, output_dir, precision, report, runtime
 from util.arguments import parse_finetune, parse_linprobe, parse_pretrain
 from util.device import Cpu
 from util.distributed import World
@@ -21,41 +24,24 @@ from util.logbook import SilentLogbook
 from util.transforms import Normalize, evaluation_transform
 from util.weight_average import WeightAverage
 
-VOID = {'meta', 'img', 'br', 'path', 'circle', 'polyline'}
-HOSTILE = '"><script>alert(1)</script><img src=http://x onerror=alert(1)>&amp;\'\n\x1b\udcff'
+HOSTILE = '"></script><script>alert(1)</script><!--<img src=http://x onerror=alert(1)>&amp;\'\n\x1b\x7f\u2028\udcff'
+SHOWN = HOSTILE[:-5] + '\\n\\x1b\\x7f\\u2028\\udcff'       # in one line
 
 
-class Page(HTMLParser):
-    """The elements and text of a page, which must be well-formed and want nothing from elsewhere."""
+class Page:
+    """A report as the file has it: the data of its script, by section and kind, and the text beside them."""
 
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.text, self.images = [], [], '', []
-        self.feed(html)
-        assert not self.open, self.open
-        self.images = [attrs for tag, attrs in self.tags if tag == 'img']
-        assert all(attrs['alt'] and attrs['src'].startswith('data:image/jpeg;base64,') for attrs in self.images)
+    def __init__(self, path):
+        self.text = path.read_text(encoding='utf-8')
+        raw = re.search(r'<script type="application/json" id="data">(.*)</script>\n', self.text).group(1)
+        assert not set(raw) & set('<\n\x1b\x7f')
+        self.data = json.loads(raw)
+        self.parts = {heading: dict(parts) for heading, parts in self.data['sections']}
+        self.curves = {chart['title']: {curve['name']: curve['values'] for curve in chart['curves']}
+                       for chart in self.parts.get('Curves', {'charts': {'charts': []}})['charts']['charts']}
 
-    def handle_starttag(self, tag, attrs):
-        assert tag not in ('link', 'iframe', 'object', 'embed', 'base', 'form', 'a')
-        self.tags.append((tag, dict(attrs)))
-        assert not {'href', 'srcset', 'action'} & set(dict(attrs)) and not [a for a, _ in attrs if a.startswith('on')]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def count(self, tag):
-        return [name for name, _ in self.tags].count(tag)
-
-
-def read(path):
-    return Page(path.read_text(encoding='utf-8'))
+    def flags(self):
+        return dict(self.parts['Configuration']['facts']), dict(self.parts['Configuration']['folded'][2])
 
 
 def place():
@@ -67,11 +53,12 @@ def plain():
 
 
 class Records(SilentLogbook):
-    """A logbook of a few epochs."""
+    """A logbook of a few epochs; the last one's record has `more`."""
 
-    def __init__(self, count=3):
-        self.records = [json.dumps({'train_loss': 2. / (i + 1), 'train_lr': 1e-4, 'FPS': 100., 'data_wait': .01,
-                                    'epoch': i, 'device': 'CPU'}) for i in range(count)]
+    def __init__(self, count=3, **more):
+        records = [{'train_loss': 2. / (i + 1), 'train_lr': 1e-4, 'FPS': 100., 'data_wait': .01, 'epoch': i,
+                    'device': 'CPU'} for i in range(count)]
+        self.records = [json.dumps(record) for record in records[:-1] + [{**record, **more} for record in records[-1:]]]
 
 
 def written(folder, *flags, logbook=None, exhibit=None, parse=parse_pretrain):
@@ -81,69 +68,77 @@ def written(folder, *flags, logbook=None, exhibit=None, parse=parse_pretrain):
     return report.Report(args, place(), plain(), 32, logbook or Records(), exhibit or NoGallery())
 
 
-def test_a_run_of_one_epoch_has_its_curves_pictures_flags_and_command(pretrained, images):
-    page = read(pretrained / 'report.html')
-    assert page.count('svg') == 4 and page.count('polyline') == 0 and len(page.images) == 3 * IMAGES
-    for words in ('finished', '1 epoch', 'mae_vit_nano_patch16', '--patch_size', 'flags at their defaults',
-                  'torchvision', 'masked', 'after epoch 0', 'original',
-                  'python main_pretrain.py --model mae_vit_nano_patch16'):
-        assert words in page.text.replace(' \\\n   ', ''), words
+def page_of(folder, error=None, **options):
+    """The Page of a run that was stopped."""
+    written(folder, **options).close(error or Stopped('stopped by SIGTERM'))
+    return Page(folder / 'report.html')
+
+
+@pytest.mark.compat
+def test_a_run_of_one_epoch_has_its_curves_pictures_flags_and_command(pretrained):
+    page = Page(pretrained / 'report.html')
+    assert list(page.parts) == ['Curves', 'Reconstructions', 'Final result', 'Command', 'Configuration', 'Environment']
+    assert page.data['state'] == 'finished' and len(page.curves) == 4 and all(
+        len(values) == 1 for curves in page.curves.values() for values in curves.values())
+    assert [(what, len(jpegs)) for what, jpegs in page.parts['Reconstructions']['strips']] == [
+        ('masked', IMAGES), ('after epoch 0', IMAGES), ('original', IMAGES)]
+    changed, defaults = page.flags()
+    assert changed['--patch_size'] == '8' and '--mask_ratio' in defaults
+    assert page.parts['Command']['command'][:2] == ['python main_pretrain.py \\',
+                                                    '    --model mae_vit_nano_patch16 \\']
     state = torch.load(str(pretrained / 'checkpoint-0.pth'))
     assert [shot['epoch'] for shot in state['reconstructions']] == [0]
 
 
-def test_only_the_page_s_own_script_may_run(pretrained):
-    text = (pretrained / 'report.html').read_text()
-    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-" in text
-    assert text.count('<script') == 1 and not re.search(r'https?:|url\(|@import|src="(?!data:)', text)
+def test_only_the_page_s_own_style_and_script_count():
+    with open(report.TEMPLATE, encoding='utf-8') as file:
+        text = file.read()
+    policy = re.search('Content-Security-Policy" content="([^"]*)"', text).group(1)
+    hashes = [base64.b64encode(hashlib.sha256(re.search('<{0}>(.*)</{0}>'.format(tag), text, re.S).group(1).encode())
+                               .digest()).decode() for tag in ('style', 'script')]
+    assert ' '.join(policy.split()) == "default-src 'none'; img-src data:; style-src 'sha256-{}'; " \
+                                       "script-src 'sha256-{}'".format(*hashes)
+    assert text.count(report.PLACEHOLDER) == 1 and 'innerHTML' not in text
 
 
-def test_what_users_name_is_text_and_no_markup(tmp_path):
+def test_what_users_name_is_data_and_no_markup(tmp_path):
     folder = tmp_path / ('x' + HOSTILE.replace('/', '|'))
     folder.mkdir()
     exhibit = NoGallery()
-    picture = thumbnails.jpeg(Image.new('RGB', (8, 8)))
-    exhibit.sections = lambda: [('Worst', report_page.pairs([(HOSTILE, HOSTILE, 1, 2, [picture])])),
-                                ('All', report_page.confusion_matrix([HOSTILE, 'b'], [[1, 2], [0, 0]])),
-                                ('Hardest', report_page.hardest_classes([(HOSTILE, 1, 2)])),
-                                ('Rows', report_page.strips([(HOSTILE, [picture, HOSTILE])], HOSTILE))]
-    logbook = Records()
-    logbook.records[-1] = json.dumps({**json.loads(logbook.records[-1]), HOSTILE: 1., HOSTILE + 'acc': 2.})
-    written(folder, '--aa', HOSTILE, logbook=logbook, exhibit=exhibit, parse=parse_finetune).close(Stopped(HOSTILE))
-    plain = Page((folder / 'report.html').read_text(encoding='utf-8').replace(HOSTILE, ''))
-    assert plain.count('script') == 1 and plain.text.count('alert(1)') > 6
-    assert len(plain.images) == 3
+    exhibit.sections = lambda: [(HOSTILE, [('strips', [(HOSTILE, [HOSTILE])]), ('pairs', [[HOSTILE, 1]])])]
+    logbook = Records(**{HOSTILE: 1., HOSTILE + 'acc': 2.})
+    page = page_of(folder, Stopped(HOSTILE), logbook=logbook, exhibit=exhibit)
+    assert page.parts[SHOWN] == {'strips': [[SHOWN, [SHOWN]]], 'pairs': [[SHOWN, 1]]}
+    assert page.data['words'].endswith(': ' + SHOWN) and SHOWN.replace('/', '|') in page.data['lead']
+    assert page.curves['Accuracy, %'] == {SHOWN + 'acc': [None, None, 2.]}
+    assert page.text.count('<script') == 2 and '<img' not in page.text and '<!--<' not in page.text
+    assert html.escape(SHOWN) in page.text
 
 
-def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_path):
-    found = []
-    running = written(tmp_path, '--report_every', '2')
+def test_the_figures_are_there_without_a_script(tmp_path):
+    page = page_of(tmp_path, logbook=Records(test_acc1=12.5))
+    assert ['Acc@1', '12.50%'] in page.data['figures']
+    assert all('<tr><th scope="row">{}</th><td>{}</td></tr>'.format(name, text) in page.text
+               for name, text in page.data['figures'])
+
+
+@pytest.mark.parametrize('flags, expected', [(['--report_every', '2'], [False, True, True]), ([], 3 * [False])])
+def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_path, flags, expected):
+    running, found = written(tmp_path, *flags), []
     for epoch in range(3):
         running.epoch(epoch)
         found.append((tmp_path / 'report.html').exists())
-    assert found == [False, True, True] and 'epoch 2 of 3 is done' in read(tmp_path / 'report.html').text
+    assert found == expected and (not any(found) or Page(tmp_path / 'report.html').data['state'] == 'running')
     running.finish({'loss': .5, 'images_per_sec': 10., 'duration_sec': 3.})
     running.close()
-    assert 'all 3 epochs' in read(tmp_path / 'report.html').text
+    page = Page(tmp_path / 'report.html')
+    assert page.data['state'] == 'finished' and ['loss', '0.5'] in page.parts['Final result']['facts']
 
 
-def test_without_report_every_nothing_is_written_on_the_way(tmp_path):
-    running = written(tmp_path)
-    for epoch in range(3):
-        running.epoch(epoch)
-    assert os.listdir(str(tmp_path)) == []
-
-
-@pytest.mark.parametrize('error, words', [(Stopped('stopped by SIGTERM in epoch 1'), 'stopped by SIGTERM'),
-                                          (ValueError('too many bad steps'), 'too many bad steps')])
-def test_a_run_that_ends_early_says_why(tmp_path, error, words):
-    written(tmp_path).close(error)
-    assert words in read(tmp_path / 'report.html').text
-
-
-def test_a_run_that_was_stopped_before_its_first_epoch_has_a_report_too(tmp_path):
-    written(tmp_path, logbook=Records(0)).close(Stopped('stopped by SIGTERM'))
-    assert read(tmp_path / 'report.html').count('svg') == 0
+@pytest.mark.parametrize('error, state', [(Stopped('by SIGTERM'), 'stopped'), (ValueError('bad steps'), 'ended')])
+def test_a_run_that_ends_early_also_before_its_first_epoch_says_why(tmp_path, error, state):
+    page = page_of(tmp_path, error, logbook=Records(0))
+    assert page.data['state'] == state and page.data['words'].endswith(str(error)) and 'Curves' not in page.parts
 
 
 def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog, monkeypatch):
@@ -153,15 +148,14 @@ def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog
     for epoch in range(3):
         running.epoch(epoch)
     running.close(Stopped(''))
-    assert len(caplog.messages) == 3 and all('not written (' in line and '\n' not in line for line in caplog.messages)
+    assert len(caplog.messages) == 3 and all('\n' not in line for line in caplog.messages)
 
 
 def test_lines_of_the_log_that_are_not_ours_end_nothing(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(report.logger, 'propagate', True)
     logbook = Records()
     logbook.records[1] = '{"epoch": 1}'
-    written(tmp_path, logbook=logbook).close(Stopped('x'))
-    assert read(tmp_path / 'report.html').count('svg') == 4 and not caplog.messages
+    assert len(page_of(tmp_path, logbook=logbook).curves) == 4 and not caplog.messages
     logbook.records[1] = '{"epoch": 1, "data_wait": "x"}'
     written(tmp_path, logbook=logbook).close(Stopped('x'))
     assert len(caplog.messages) == 1
@@ -170,86 +164,98 @@ def test_lines_of_the_log_that_are_not_ours_end_nothing(tmp_path, caplog, monkey
 @pytest.mark.parametrize('parse, name', [
     (parse_pretrain, 'Pre-training'), (parse_finetune, 'Fine-tuning'), (parse_linprobe, 'Linear probing')])
 def test_a_report_is_called_what_the_run_was(tmp_path, parse, name):
-    written(tmp_path, parse=parse).close(Stopped('x'))
-    assert '<h1>' + name + ' · ' in (tmp_path / 'report.html').read_text(encoding='utf-8')
+    assert page_of(tmp_path, parse=parse).data['title'].startswith(name + ' · ')
 
 
-def test_the_table_of_epochs_has_what_only_some_epochs_have(tmp_path):
+def test_curves_are_named_in_words_and_the_table_has_what_only_some_epochs_have(tmp_path):
+    page = page_of(tmp_path, logbook=Records(knn_acc1=12.5, test_raw_acc5=2., test_raw_loss=math.nan, test_loss=3.))
+    assert page.curves['Accuracy, %'] == {'k-NN': [None, None, 12.5], 'Acc@5, not averaged': [None, None, 2.]}
+    assert page.curves['Loss'] == {'training': [2., 1., .66666667], 'validation': [None, None, 3.]}
+    table = page.parts['Curves']['folded'][2]
+    newest = dict(zip(table['head'], table['rows'][0]))
+    assert (newest['epoch'], newest['knn_acc1'], newest['test_raw_loss']) == (2, 12.5, 'nan')
+    assert (table['head'][0], len(table['rows'])) == ('epoch', 3)
+
+
+def test_a_long_run_is_thinned_and_keeps_its_end(tmp_path):
+    x = page_of(tmp_path, logbook=Records(10001)).parts['Curves']['charts']['x']
+    assert len(x) <= report.MOST_EPOCHS and x[-1] == 10000
+
+
+@pytest.mark.slow
+def test_a_browser_draws_it(tmp_path):
+    browser = shutil.which('chromium') or pytest.skip('no Chromium here')
+    losses, knn = (1, 2, math.nan, 3, math.nan, 4, 5), {2: 20., 6: 30.}
     logbook = Records()
-    logbook.records[1] = json.dumps({**json.loads(logbook.records[1]), 'knn_acc1': 12.5})
-    written(tmp_path, logbook=logbook).close(Stopped('x'))
-    assert 'knn_acc1' in read(tmp_path / 'report.html').text
-
-
-def test_curves_are_named_in_words_also_those_beside_an_average(tmp_path):
-    logbook = Records()
-    logbook.records = [json.dumps({**json.loads(line), 'test_raw_acc1': 1., 'test_raw_acc5': 2., 'test_raw_loss': 3.})
-                       for line in logbook.records]
-    written(tmp_path, logbook=logbook).close(Stopped('x'))
-    keys = re.findall('<i class="s.">', (tmp_path / 'report.html').read_text(encoding='utf-8'))
-    page = read(tmp_path / 'report.html').text.split('Values of each epoch')[0]
-    assert len(keys) == 7 and 'Acc@5, not averaged' in page and 'test_raw' not in page
+    logbook.records = [json.dumps({'epoch': i, 'train_loss': loss, 'train_lr': 1e-4, 'FPS': 300, 'data_wait': 0,
+                                   **({'knn_acc1': knn[i]} if i in knn else {})}) for i, loss in enumerate(losses)]
+    exhibit = NoGallery()
+    exhibit.sections = lambda: [('Worst', [('pairs', [('<i>a', 'b', 1, 2, ['AAAA'])]),
+                                           ('matrix', {'names': ['a', 'b'], 'counts': [[1, 2], [0, 0]]})])]
+    page_of(tmp_path, logbook=logbook, exhibit=exhibit)
+    command = [browser, '--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-sync', '--dump-dom',
+               '--disable-background-networking', '--disable-component-update',
+               '--user-data-dir={}'.format(tmp_path / 'profile'), str(tmp_path / 'report.html')]
+    drawn = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60).stdout.decode()
+    charts = [text.rsplit('<figcaption>')[-1] for text in drawn.split('</svg>')[:-1]]
+    found = [(chart.count('<polyline'), chart.count('<circle'), re.findall(r'class="y"[^>]*>([^<]*)', chart))
+             for chart in charts]
+    assert found == [
+        (2, 2, ['1', '2', '3', '4', '5']),                      # broken where a loss is not finite; a lone one is a dot
+        (1, 1, ['20', '22', '24', '26', '28', '30']),           # passes over what was not measured
+        (1, 1, ['0.0', '0.2', '0.4', '0.6', '0.8', '1.0']), (1, 1, ['0', '100', '200', '300']),
+        (1, 1, ['0.0', '0.2', '0.4', '0.6', '0.8', '1.0'])], found
+    assert '10<sup>−4</sup>' in charts[2] and re.search('points="48,176 105.3[0-9]*,134.5"', charts[0])
+    assert '&lt;i&gt;a</b> taken for' in drawn and drawn.count('<img') == 1
+    shares = re.findall(r'rgba\(var\(--hot\), ([0-9.]+)\)', drawn)
+    assert list(map(float, shares)) == pytest.approx([.2, .4, 0, 0])
 
 
 def test_other_processes_write_nothing(tmp_path):
     args = parse_pretrain(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)])
     other = runtime.Runtime(Cpu(), World())
     other.world = World(1, 2)
-    silent = report.of_training(args, other, plain(), 32, Records(), NoGallery())
+    silent = report.Report(args, other, plain(), 32, Records(), NoGallery())
     silent.epoch(0)
-    silent.close()
+    silent.close(Stopped('x'))
     report.of_evaluation(args, other, plain(), {})
     assert os.listdir(str(tmp_path)) == []
 
 
-@pytest.mark.parametrize('epochs', [1, 2, 3, 50, 400, 1600])
-def test_reconstructions_are_few_and_include_the_first_and_the_last(epochs):
-    found = moments(epochs)
-    assert (found[0], found[-1]) == (0, epochs - 1) and len(found) <= MOMENTS and len(found) == len(set(found))
+def test_reconstructions_are_few_and_include_the_first_and_the_last():
+    for epochs in (1, 2, 3, 50, 400, 1600):
+        found = moments(epochs)
+        assert (found[0], found[-1]) == (0, epochs - 1) and len(found) <= MOMENTS and len(found) == len(set(found))
 
 
-def gallery(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, **size):
+def gallery(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75):
     torch.manual_seed(0)
-    options = {'img_size': 32, 'patch_size': 8, **size}
-    model = models_mae.mae_vit_nano_patch16(norm_pix_loss=norm_pix_loss, **options).eval()
+    model = models_mae.mae_vit_nano_patch16(norm_pix_loss=norm_pix_loss, img_size=32, patch_size=8).eval()
     dataset = datasets.pretraining_set(str(images))
     return Reconstructions(model, dataset, evaluation_transform(32), Normalize(), mask_ratio, plain(),
                            torch.device('cpu'), epochs, earlier, start)
 
 
 def test_pictures_stay_few_for_many_epochs_and_reports(images):
-    shown = gallery(images)
-    for epoch in range(0, 400, 7):
+    shown = gallery(images, norm_pix_loss=True)
+    for epoch in (*range(0, 400, 7), 399):
         shown.after(epoch, True, SilentLogbook())
-    shown.after(399, True, SilentLogbook())
     assert len(shown.snapshots) <= MOMENTS + 1 and shown.snapshots[-1]['epoch'] == 399
     assert len(json.dumps(shown.snapshots)) < 400000
+    assert '--norm_pix_loss' in dict(shown.sections()[0][1])['note']
 
 
-def test_a_resumed_run_keeps_the_pictures_from_before_it(images):
+def test_a_resumed_run_keeps_the_pictures_from_before_it_unless_they_are_of_other_masks(images):
     first = gallery(images, 3)
     for epoch in range(3):
         first.after(epoch, False, SilentLogbook())
-    resumed = gallery(images, 3, list(first.snapshots), start=2)
-    resumed.after(2, False, SilentLogbook())
-    assert [shot['epoch'] for shot in resumed.snapshots] == [0, 1, 2]
-    assert resumed.snapshots[:2] == first.snapshots[:2]
-
-
-def test_a_resumed_run_that_ends_before_its_first_picture_shows_those_from_before_it(images):
-    first = gallery(images)
-    for epoch in range(2):
-        first.after(epoch, True, SilentLogbook())
-    assert gallery(images, earlier=list(first.snapshots), start=2).sections() == first.sections() != []
-    assert gallery(images, earlier=list(first.snapshots), start=2, mask_ratio=.5).sections() == []
-
-
-def test_pictures_of_other_images_or_masks_are_dropped(images):
-    first = gallery(images)
-    first.after(0, True, SilentLogbook())
-    other = gallery(images, earlier=list(first.snapshots), start=1, mask_ratio=.5)
-    other.after(1, True, SilentLogbook())
-    assert [shot['epoch'] for shot in other.snapshots] == [1]
+    resumed, other = (gallery(images, 3, list(first.snapshots), 2, mask_ratio=ratio) for ratio in (.75, .5))
+    # also where it ends before its first picture
+    assert resumed.sections()[0][1][1][1] == first.sections()[0][1][1][1][:3] + first.sections()[0][1][1][1][-1:]
+    assert gallery(images, 3, list(first.snapshots), 2, mask_ratio=.5).sections() == []
+    for one in (resumed, other):
+        one.after(2, False, SilentLogbook())
+    assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
 
 
 @pytest.mark.parametrize('shot', ['x', {'epoch': '0', 'of': [], 'jpegs': []}, {'epoch': 0, 'of': 1, 'jpegs': []},
@@ -268,27 +274,14 @@ def test_pictures_leave_the_random_generators_alone(images):
 
 
 def test_pictures_are_of_the_average_where_there_is_one(images):
-    torch.manual_seed(0)
-    model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8).eval()
-    average = WeightAverage(.9, dict(model.named_parameters()))
-    dataset = datasets.pretraining_set(str(images))
-
-    def pictures(*within):
-        shown = Reconstructions(model, dataset, evaluation_transform(32), Normalize(), .75, plain(),
-                                torch.device('cpu'), 1, None, 0, *within)
-        shown.after(0, True, SilentLogbook())
-        return shown.snapshots[0]['jpegs']
-
-    before = pictures()
-    torch.nn.init.zeros_(model.decoder_pred.weight)
-    assert pictures() != before == pictures(lambda: average.within(model))
-
-
-def test_the_note_on_normalised_patches_is_there_where_they_are(images):
-    for on in (False, True):
-        shown = gallery(images, norm_pix_loss=on)
-        shown.after(0, True, SilentLogbook())
-        assert ('--norm_pix_loss' in shown.sections()[0][1]) == on
+    shown = gallery(images)
+    average = WeightAverage(.9, dict(shown._model.named_parameters()))
+    shown.after(0, True, SilentLogbook())
+    torch.nn.init.zeros_(shown._model.decoder_pred.weight)
+    averaged = Reconstructions(shown._model, shown._dataset, evaluation_transform(32), Normalize(), .75, plain(),
+                               torch.device('cpu'), 400, None, 0, lambda: average.within(shown._model))
+    averaged.after(0, True, SilentLogbook())
+    assert averaged.snapshots == shown.snapshots
 
 
 @pytest.mark.slow
@@ -296,15 +289,16 @@ def test_a_finetuning_shows_confused_classes_and_an_evaluation_leaves_its_report
     run = two_processes('main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', tmp_path, '--epochs', 1,
                         '--batch_size', 4, '--dist_eval')
     assert run.status == 0, run.output
-    trained = read(tmp_path / 'report.html')
-    assert trained.count('svg') == 5 and 'util/launch.py --nproc 2 main_finetune.py' in trained.text
-    assert 'taken for' in trained.text and trained.images
+    trained = Page(tmp_path / 'report.html')
+    assert len(trained.curves) == 5
+    assert trained.parts['Command']['command'][0].startswith('python util/launch.py --nproc 2 main_finetune.py')
+    assert all(jpegs for *_, jpegs in trained.parts['Worst-confused classes']['pairs'])
     before = (tmp_path / 'report.html').read_bytes()
     run = finetune('--data_path', images, '--output_dir', tmp_path, '--eval', '--resume', tmp_path / 'checkpoint-0.pth')
     assert run.status == 0 and (tmp_path / 'report.html').read_bytes() == before, run.output
-    matrices = [page.text.split('All classes')[1].split('Final')[0]
-                for page in (trained, read(tmp_path / 'eval.html'))]
-    assert matrices[0] == matrices[1]
+    evaluated = Page(tmp_path / 'eval.html')
+    assert evaluated.parts['All classes'] == trained.parts['All classes']
+    assert sum(map(sum, evaluated.parts['All classes']['matrix']['counts'])) == 19
 
 
 def test_an_older_report_of_an_evaluation_is_set_aside(tmp_path):
@@ -313,7 +307,8 @@ def test_an_older_report_of_an_evaluation_is_set_aside(tmp_path):
               'duration_sec': 2., 'checkpoint': 'x.pth'}
     for accuracy in (50., 75.):
         report.of_evaluation(args, place(), plain(), {**result, 'acc1': accuracy})
-    assert len(list(tmp_path.glob('eval*.html'))) == 2 and '75.00%' in read(tmp_path / 'eval.html').text
+    assert len(list(tmp_path.glob('eval*.html'))) == 2
+    assert ['Acc@1', '75.00%'] in Page(tmp_path / 'eval.html').data['figures']
 
 
 def test_the_report_of_a_course_that_was_left_is_set_aside_with_its_log(tmp_path):
@@ -329,8 +324,8 @@ def test_a_resumed_pretraining_goes_on_with_its_report(images, pretrained, tmp_p
     shutil.copytree(str(pretrained), str(tmp_path / 'o'))
     run = pretrain('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', 'auto')
     assert run.status == 0, run.output
-    text = read(tmp_path / 'o' / 'report.html').text
-    assert 'after epoch 0' in text and 'after epoch 1' in text and 'all 2 epochs' in text
+    strips = Page(tmp_path / 'o' / 'report.html').parts['Reconstructions']['strips']
+    assert [what for what, _ in strips] == ['masked', 'after epoch 0', 'after epoch 1', 'original']
 
 
 def test_tensorboard_has_pictures_and_flags_in_the_run_itself(pretrained):

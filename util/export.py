@@ -65,7 +65,7 @@ def export(path, form, output, kind=None):
         os.mkdir(place)
         inner = os.path.join(place, os.path.basename(os.path.abspath(output)))      # some libraries go by the ending
         outputs, loaded_by = writer.write(part, inner)
-        compared = part.compare(outputs, form) if outputs else 'not compared with {}'.format(FORMATS[form][1])
+        compared = part.compare(outputs, form) if outputs else 'not compared: no library at hand runs it'
         os.rename(inner, output)
     except OSError as error:
         raise UserError('--output {}: cannot be written ({})'.format(output, error.strerror or error)) from error

@@ -20,30 +20,15 @@ def ledger(folder, limit, dataset, runtime):
 
 
 class Unlisted:
-    """For a loader that nobody gave a BadImages: files get a line in the log, none is listed or limited."""
-
-    def __init__(self):
-        self._seen, self._logged = set(), 0
+    """For a loader that nobody gave a BadImages: each file gets a line in the log, none is listed or limited."""
 
     def met(self, found):
-        """Take note of (path, reason) pairs that this process has met, each path once."""
-        fresh = [pair for pair in dict(found).items() if pair[0] not in self._seen]
-        self._seen.update(path for path, _ in fresh)
-        self._take(fresh)
-
-    def _take(self, pairs):
-        self._log(pairs, 'further unreadable images are not logged')
-
-    def _log(self, pairs, rest):
-        """Warn of the first SHOWN pairs, and say once what becomes of the rest."""
-        for path, reason in pairs[:max(0, SHOWN - self._logged)]:
+        """Warn of (path, reason) pairs."""
+        for path, reason in found:
             logger.warning('%s: cannot be read (%s)', path, reason)
-        if self._logged <= SHOWN < self._logged + len(pairs):
-            logger.warning('%s', rest)
-        self._logged += len(pairs)
 
 
-class BadImages(Unlisted):
+class BadImages:
     """The unreadable files of a run. Every process has one, and all of them record the same.
 
     Args:
@@ -52,17 +37,19 @@ class BadImages(Unlisted):
     """
 
     def __init__(self, folder, limit):
-        super().__init__()
-        self.limit, self._met, self._recorded = limit, [], set()
-        self._path, self._text, self._writable = folder and os.path.join(folder, NAME), b'', True
+        self.limit, self._seen, self._met, self._recorded = limit, set(), [], set()
+        self._path, self._logged, self._writable = folder and os.path.join(folder, NAME), 0, True
         if folder:
             self._text = _content(self._path)
             self._listed = {line.split(b'\t')[0] for line in self._text.split(b'\n') if b'\t' in line}
             if self._listed:
                 logger.info('%s lists %d unreadable images from before', self._path, len(self._listed))
 
-    def _take(self, pairs):
-        self._met += pairs
+    def met(self, found):
+        """Take note of (path, reason) pairs that this process has met, each path once."""
+        fresh = [pair for pair in dict(found).items() if pair[0] not in self._seen]
+        self._seen.update(path for path, _ in fresh)
+        self._met += fresh
 
     def take(self):
         """The (path, reason) pairs that were met since the last call; a path comes once in a run."""
@@ -95,12 +82,18 @@ class BadImages(Unlisted):
                             .format(len(self._recorded), 's'[:len(self._recorded) - 1], self.limit, NAME, *fresh[-1]))
 
     def _list(self, pairs):
-        """Log and list the pairs that are not listed yet: a line a file, escaped path TAB reason."""
-        fresh = [(path, reason) for path, reason in pairs if escaped(path).encode() not in self._listed]
-        self._listed.update(escaped(path).encode() for path, _ in fresh)
-        self._log(fresh, 'further unreadable images are only listed, in ' + self._path)
-        self._text += ''.join('{}\t{}\n'.format(escaped(path), reason) for path, reason in fresh).encode(
-            errors='backslashreplace')
+        """List the pairs that are not listed yet, a line a file: escaped path TAB reason; log the first SHOWN."""
+        for path, reason in pairs:
+            line = '{}\t{}\n'.format(escaped(path), reason).encode(errors='backslashreplace')
+            if line.split(b'\t')[0] in self._listed:
+                continue
+            self._listed.add(line.split(b'\t')[0])
+            self._text += line
+            self._logged += 1
+            if self._logged <= SHOWN:
+                logger.warning('%s: cannot be read (%s)', path, reason)
+            elif self._logged == SHOWN + 1:
+                logger.warning('further unreadable images are only listed, in %s', self._path)
         try:
             write_atomically(self._path, self._text)
         except OSError as error:                # training continues; the next time writes these lines too

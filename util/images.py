@@ -50,7 +50,8 @@ def decoding(path):
 def read_bytes(path):
     """The bytes of a regular file of at most MOST_BYTES; OSError or ValueError for others."""
     with open_regular(path, buffering=0) as file:
-        return file.read(check_size(os.fstat(file.fileno()).st_size))
+        check_size(os.fstat(file.fileno()).st_size)
+        return file.read()
 
 
 def check_size(size):

@@ -133,8 +133,9 @@ def _pack_split(args, folder, split, dataset):
                     _add(tar, stem + (ending or own), data)
                     if labelled:
                         _add(tar, stem + '.cls', str(dataset.labels[i]).encode())
-            logger.info('%s: %d of %d images', os.path.basename(path), min(start + args.images_per_shard, len(order)),
-                        len(order))
+            if not bar.live:
+                logger.info('%s: %d of %d images', os.path.basename(path), min(start + args.images_per_shard, len(order)),
+                            len(order))
     made, _ = shards.indexed(folder, shards.tar_files(folder), EXTENSIONS)
     remember.save(os.path.join(folder, shards.INDEX), made)
     return unread
@@ -210,9 +211,8 @@ class Contents(Dataset):
 
     def read(self, num_workers):
         """All of them in order, by processes; raises util.errors.Fault where one of these dies."""
-        loader = DataLoader(self, batch_size=8, collate_fn=list, **workers.options(num_workers))
-        iterator = workers.start(loader)
-        for batch in iter(lambda: workers.following(iterator), None):
+        batches = workers.start(DataLoader(self, batch_size=8, collate_fn=list, **workers.options(num_workers)))
+        for batch in iter(lambda: workers.following(batches), None):
             yield from batch
 
 

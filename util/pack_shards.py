@@ -134,8 +134,8 @@ def _pack_split(args, folder, split, dataset):
                     if labelled:
                         _add(tar, stem + '.cls', str(dataset.labels[i]).encode())
             if not bar.live:
-                logger.info('%s: %d of %d images', os.path.basename(path), min(start + args.images_per_shard, len(order)),
-                            len(order))
+                done = min(start + args.images_per_shard, len(order))
+                logger.info('%s: %d of %d images', os.path.basename(path), done, len(order))
     made, _ = shards.indexed(folder, shards.tar_files(folder), EXTENSIONS)
     remember.save(os.path.join(folder, shards.INDEX), made)
     return unread

@@ -29,6 +29,7 @@ from util.pictures import open_picture
 from util.progress_bar import progress_bar
 
 SETTINGS, UNREADABLE = 'packing.json', 'unreadable.txt'
+_stopped = []           # signals that asked for the end
 
 
 def parse(argv=None):
@@ -49,15 +50,22 @@ def parse(argv=None):
 def main():
     args = parse()
     log.set_up(True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)       # so that what is half done is removed
     torch.set_num_threads(1)
     with instead_of('--data_path', 'SOURCE'):
         sets = split_sets(args.source, args.short_side)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
     unread = pack(args, sets)
     if unread:
         logger.info('%d image%s could not be read and %s left out: %s', unread, *(
             ('', 'is') if unread == 1 else ('s', 'are')), os.path.join(args.target, UNREADABLE))
     logger.info('%s is complete: train with --data_path %s', args.target, args.target)
+
+
+def _stop(signum, frame):
+    """End at the next image: an exception raised here is lost while Python forks; a second signal ends at once."""
+    _stopped.append(signum)
+    signal.signal(signum, signal.SIG_DFL)
 
 
 def split_sets(source, short_side=None):
@@ -125,6 +133,8 @@ def _pack_split(args, folder, split, dataset):
             path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', number))
             with tarfile.open(path, 'w', format=tarfile.GNU_FORMAT) as tar:
                 for i, (data, ending, reason) in zip(order[start:start + args.images_per_shard], contents):
+                    if _stopped:
+                        raise KeyboardInterrupt
                     bar.add()
                     if reason:
                         unread.append('{}\t{}\n'.format(dataset.name_of(i), reason))

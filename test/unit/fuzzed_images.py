@@ -51,46 +51,18 @@ def _saved(image, name, options):
 
 # Mutations: (generator, ending, bytes) -> bytes.
 
-def untouched(rng, kind, data):
-    return data
-
-
-def header_bytes(rng, kind, data):
-    return _overwritten(rng, data, 0, 64, rng.randint(1, 4))
-
-
-def body_bytes(rng, kind, data):
-    return _overwritten(rng, data, 64, len(data), rng.randint(1, 12))
-
-
 def chunk_bytes_with_right_checksums(rng, kind, data):
     """A PNG reader gives up at a wrong checksum, before it has parsed what is wrong."""
-    return _mended(_overwritten(rng, data, 16, len(data), rng.randint(1, 4))) if kind == 'png' else body_bytes(
-        rng, kind, data)
+    return _mended(_overwritten(rng, data, 16, len(data), rng.randint(1, 4))) if kind == 'png' else _overwritten(
+        rng, data, 64, len(data), rng.randint(1, 12))
 
 
-def cut_short(rng, kind, data):
-    return data[:rng.randrange(len(data))]
-
-
-def last_bytes_missing(rng, kind, data):
-    return data[:-rng.randint(1, 24)]
-
-
-def zeros_inside(rng, kind, data):
-    start = rng.randrange(len(data))
-    end = min(len(data), start + rng.randint(1, 400))
-    return data[:start] + bytes(end - start) + data[end:]
-
-
-def bytes_missing_inside(rng, kind, data):
-    start = rng.randrange(len(data))
-    return data[:start] + data[start + rng.randint(1, 40):]
-
-
-def bytes_repeated(rng, kind, data):
-    start = rng.randrange(len(data))
-    return data[:start + rng.randint(1, 200)] + data[start:]
+def inside(change):
+    """A mutation by change(generator, what stands before a place, what stands behind it)."""
+    def mutation(rng, kind, data):
+        place = rng.randrange(len(data))
+        return change(rng, data[:place], data[place:])
+    return mutation
 
 
 def other_dimensions(rng, kind, data):
@@ -105,26 +77,17 @@ def other_dimensions(rng, kind, data):
     return data[:at + 5] + struct.pack('>HH', height & 65535, width & 65535) + data[at + 9:]
 
 
-def empty(rng, kind, data):
-    return b''
-
-
-def zeros(rng, kind, data):
-    return bytes(len(data))
-
-
-def noise(rng, kind, data):
-    return rng.getrandbits(8 * len(data)).to_bytes(len(data), 'big')
-
-
-def text(rng, kind, data):
-    return b'<html><body>404 Not Found</body></html>\n'
-
-
-MUTATIONS = [untouched, header_bytes, header_bytes, header_bytes, body_bytes, body_bytes, body_bytes,
-             chunk_bytes_with_right_checksums, chunk_bytes_with_right_checksums, cut_short, cut_short,
-             last_bytes_missing, zeros_inside, bytes_missing_inside, bytes_repeated, other_dimensions,
-             other_dimensions, empty, zeros, noise, text]
+MUTATIONS = [
+    lambda rng, kind, data: data,
+    *3 * [lambda rng, kind, data: _overwritten(rng, data, 0, 64, rng.randint(1, 4))],
+    *3 * [lambda rng, kind, data: _overwritten(rng, data, 64, len(data), rng.randint(1, 12))],
+    *2 * [chunk_bytes_with_right_checksums], *2 * [other_dimensions], *2 * [inside(lambda rng, before, behind: before)],
+    inside(lambda rng, before, behind: before + bytes(min(len(behind), 200)) + behind[200:]),
+    inside(lambda rng, before, behind: before + behind[rng.randint(1, 40):]),
+    inside(lambda rng, before, behind: before + behind[:100] + behind),
+    lambda rng, kind, data: data[:-rng.randint(1, 24)], lambda rng, kind, data: b'',
+    lambda rng, kind, data: bytes(len(data)), lambda rng, kind, data: b'<html><body>404 Not Found</body></html>\n',
+    lambda rng, kind, data: rng.getrandbits(8 * len(data)).to_bytes(len(data), 'big')]
 
 
 def _overwritten(rng, data, start, end, count):

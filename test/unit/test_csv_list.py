@@ -92,8 +92,8 @@ def test_paths_alone_do_for_pretraining(folder):
 
 @pytest.mark.parametrize('text, named', [
     ('a.jpg,cat\nno.jpg,dog\nb.jpg,dog\n', r'/no\.jpg is missing'), ('file,class\na.jpg,cat\n', '/file is missing'),
-    ('a.jpg;cat\n', 'line 1'), ('path,label\na.jpg,cat\nb.jpg\n', 'line 3'), ('a.jpg,cat\nsub/c, d.jpg,cat\n', 'line 2'),
-    ('a.jpg,1,2\n', 'line 1'), ('a.jpg,cat\nb.jpg,\n', 'line 2'), ('a.jpg,cat\n,dog\n', 'line 2'),
+    ('a.jpg;cat\n', 'line 1'), ('path,label\na.jpg,cat\nb.jpg\n', 'line 3'), ('a.jpg,1,2\n', 'line 1'),
+    ('a.jpg,cat\nsub/c, d.jpg,cat\n', 'line 2'), ('a.jpg,cat\nb.jpg,\n', 'line 2'), ('a.jpg,cat\n,dog\n', 'line 2'),
     ('a.jpg,cat\n\n"b.jpg,dog\n', 'line 3'), ('a.jpg,cat\nb.jpg,dog\na.jpg,dog\n', "line 3: 'a.jpg'"),
     ('path,label\n', 'lists no images'), ('\n\n', 'lists no images'),
     ('a.jpg,cat\nb\0.jpg,dog\n', ''), ('path,label\na.jpg,cat\n'.encode('utf-16'), ''),

@@ -92,5 +92,5 @@ def test_a_damaged_file_is_an_unreadable_image_and_a_missing_one_a_mistake(tmp_p
     (tmp_path / 'x.jpg').write_bytes(b'no image')
     with pytest.raises(UnreadableImage):
         sources(tmp_path / 'x.jpg')[0]
-    with pytest.raises(UserError, match='^.*y.jpg: there is no such file or folder'):
+    with pytest.raises(UserError, match='y.jpg'):
         sources(tmp_path / 'x.jpg', tmp_path / 'y.jpg')

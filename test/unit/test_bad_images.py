@@ -85,7 +85,7 @@ def test_only_the_first_ten_are_logged_one_by_one(tmp_path, warned):
     bad = BadImages(str(tmp_path), 99)
     bad.record(pairs(*range(7)))
     bad.record(pairs(*range(7, 30)))
-    assert len(warned) == 11 and [words.split(':')[0] for words in warned[:10]] == [path for path, _ in pairs(*range(10))]
+    assert len(warned) == 11 and all(path in words for (path, _), words in zip(pairs(*range(10)), warned))
     assert len(lines(tmp_path)) == 30
 
 

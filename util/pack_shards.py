@@ -11,11 +11,12 @@ import shutil
 import signal
 import tarfile
 import time
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Subset
 
 from util import log, remember, shards, workers
 from util.arguments import is_csv
@@ -107,8 +108,7 @@ def pack(args, sets):
             json.dump({**settings, 'images': sum(len(dataset) for _, dataset in sets)}, file, indent=1)
         unread = sum([_pack_split(args, incomplete, split, dataset) for split, dataset in sets], [])
         if unread:
-            with open(os.path.join(incomplete, UNREADABLE), 'w', encoding='utf-8', errors='surrogateescape') as file:
-                file.writelines(unread)
+            _write_lines(os.path.join(incomplete, UNREADABLE), unread)
         os.sync()           # else a power cut could leave files that are empty below the final name
         os.rename(incomplete, target)
     except OSError as error:
@@ -123,11 +123,14 @@ def _pack_split(args, folder, split, dataset):
     folder, labelled, unread = os.path.join(folder, split), dataset.classes != ['unlabelled'], []
     os.makedirs(folder, exist_ok=True)
     if labelled:
-        write_classes(os.path.join(folder, shards.CLASSES), dataset.classes)
+        broken = [name for name in dataset.classes if '\n' in name]
+        if broken:
+            raise UserError('SOURCE: the class folder {!r} has a line break in its name; rename it'.format(broken[0]))
+        _write_lines(os.path.join(folder, shards.CLASSES), dataset.classes)
     names = member_names(dataset.paths)
     # Shuffled, so that tools which read tar files from their beginning meet the classes mixed.
     order = np.random.RandomState(0).permutation(len(dataset))
-    contents = Contents(dataset.paths, order, args.short_side, args.quality).read(args.num_workers)
+    contents = _read(Subset(dataset.paths, order), args.num_workers, args.short_side, args.quality)
     with progress_bar('packing {}'.format(split or 'images'), 'images', len(order)) as bar:
         for number, start in enumerate(range(0, len(order), args.images_per_shard)):
             path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', number))
@@ -137,7 +140,7 @@ def _pack_split(args, folder, split, dataset):
                         raise KeyboardInterrupt
                     bar.add()
                     if reason:
-                        unread.append('{}\t{}\n'.format(dataset.name_of(i), reason))
+                        unread.append('{}\t{}'.format(dataset.name_of(i), reason))
                         continue
                     stem, own = os.path.splitext(names[i])
                     _add(tar, stem + (ending or own), data)
@@ -151,19 +154,15 @@ def _pack_split(args, folder, split, dataset):
     return unread
 
 
+def _write_lines(path, lines):
+    with open(path, 'w', encoding='utf-8', errors='surrogateescape') as file:
+        file.writelines(line + '\n' for line in lines)
+
+
 def _add(tar, name, data):
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
-
-
-def write_classes(path, classes):
-    """Write class names by label, a line each."""
-    broken = [name for name in classes if '\n' in name]
-    if broken:
-        raise UserError('SOURCE: the class folder {!r} has a line break in its name; rename it'.format(broken[0]))
-    with open(path, 'w', encoding='utf-8', errors='surrogateescape') as file:
-        file.writelines(name + '\n' for name in classes)
 
 
 def member_names(paths):
@@ -183,47 +182,41 @@ def member_names(paths):
     return names
 
 
-class Contents(Dataset):
-    """(bytes, ending, why it cannot be read) of image files; the ending is None where it stays as it is.
+def _read(paths, num_workers, short_side, quality):
+    """(bytes, ending or None, why it cannot be read) of each file, by processes; see `_content`.
 
-    Args:
-        paths, order: of files, and which of them in which order.
+    Raises:
+        util.errors.Fault: one of the processes dies.
     """
+    loader = DataLoader(paths, batch_size=8, collate_fn=partial(_contents, short_side=short_side, quality=quality),
+                        **workers.options(num_workers))
+    batches = workers.start(loader)
+    for batch in iter(lambda: workers.following(batches), None):
+        yield from batch
 
-    def __init__(self, paths, order, short_side, quality):
-        self.paths, self.order, self.short_side, self.quality = paths, order, short_side, quality
 
-    def __len__(self):
-        return len(self.order)
-
-    def __getitem__(self, index):
-        path = self.paths[self.order[index]]
+def _contents(paths, short_side, quality):
+    found = []
+    for path in paths:
         try:
-            shrunk = self._shrunk(path) if self.short_side else None
-            if shrunk is not None:
-                return shrunk, '.jpg', None
             with decoding(path):
-                return read_bytes(path), None, None
+                found.append((*_content(path, short_side, quality), None))
         except UnreadableImage as error:
-            return b'', None, error.reason
+            found.append((b'', None, error.reason))
+    return found
 
-    def _shrunk(self, path):
-        """An image as an upright JPEG file; None where it is small enough."""
-        picture = open_picture(path)
-        scale = self.short_side / min(picture.height, picture.width)
-        if scale >= 1:
-            return None
-        size = round(picture.height * scale), round(picture.width * scale)
-        pixels = picture.part(0, 0, picture.height, picture.width, size).numpy()
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, 'JPEG', quality=self.quality)
-        return file.getvalue()
 
-    def read(self, num_workers):
-        """All of them in order, by processes; raises util.errors.Fault where one of these dies."""
-        batches = workers.start(DataLoader(self, batch_size=8, collate_fn=list, **workers.options(num_workers)))
-        for batch in iter(lambda: workers.following(batches), None):
-            yield from batch
+def _content(path, short_side, quality):
+    """The bytes of an image file and None; of one whose short side is longer, an upright JPEG file and '.jpg'."""
+    picture = open_picture(path) if short_side else None
+    if picture is None or short_side >= min(picture.height, picture.width):
+        return read_bytes(path), None
+    scale = short_side / min(picture.height, picture.width)
+    size = round(picture.height * scale), round(picture.width * scale)
+    pixels = picture.part(0, 0, picture.height, picture.width, size).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, 'JPEG', quality=quality)
+    return file.getvalue(), '.jpg'
 
 
 if __name__ == '__main__':

@@ -3,7 +3,6 @@ import os
 import re
 
 import pytest
-from conftest import pretrain
 
 from util import csv_list, remember
 from util.datasets import labelled_set, pretraining_set
@@ -109,12 +108,6 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         pretraining_set(str(tmp_path / 'x.csv'))
     with pytest.raises(UserError, match='x.csv'):
         ImageSources([str(tmp_path / 'x.csv')], None)[0]
-
-
-def test_a_mistake_is_one_line_of_the_program(folder):
-    run = pretrain('--data_path', write(folder, 'a.jpg\nno\x1b[31m.jpg\n'), '--output_dir', folder / 'o')
-    assert run.status == 2 and run.output.splitlines()[-1].startswith('error: --data_path: '), run.output
-    assert 'Traceback' not in run.output and '\x1b' not in run.output and not (folder / 'o').exists()
 
 
 def test_of_a_huge_file_some_images_are_looked_for(folder, monkeypatch):

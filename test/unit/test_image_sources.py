@@ -4,7 +4,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from test_datasets import cifar, cifar_100  # noqa: F401
+from test_datasets import cifar  # noqa: F401
 
 from util.errors import UserError
 from util.image_sources import ImageSources
@@ -72,12 +72,6 @@ def test_cifar_batches_are_named_alone_or_by_their_folder(cifar):  # noqa: F811
     assert len(all_of_them) > len(alone) and all_of_them.name_of(len(all_of_them) - len(alone)) == alone.name_of(0)
     labels = [all_of_them.label_of(len(all_of_them) - len(alone) + i) for i in range(len(alone))]
     assert np.array(all_of_them.classes)[labels].tolist() == [name for _, name in names_and_classes(alone)]
-
-
-def test_a_batch_of_cifar_100_gives_its_fine_classes(cifar_100):  # noqa: F811
-    assert names_and_classes(sources(cifar_100 / 'test')) == [
-        ('{}:{}'.format(cifar_100 / 'test', i), 'fine {}'.format(90 + i)) for i in range(3)]
-    assert len(sources(cifar_100)) == 10
 
 
 def test_a_csv_file_stands_for_the_images_that_it_lists(images, tmp_path):

@@ -93,6 +93,7 @@ def test_an_image_that_cannot_be_read_is_named_by_tar_file_and_member(tmp_path):
             assert caught.value.path == dataset.name_of(i) == str(tmp_path / 'a.tar' / 'x' / '{}.jpg'.format(i))
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize('members, named', [
     ({'0.jpg': b'x'}, 'class'), ({'a/0.jpg': b'x', '1.jpg': b'x', '1.cls': b'0'}, 'class'), ({'0.txt': b'x'}, 'images'),
     ({'0.jpg': b'x', '0.cls': b'cat'}, r'x\.tar.*0\.cls'), ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0\.cls'),

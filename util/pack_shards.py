@@ -131,7 +131,7 @@ def _pack_split(args, folder, split, dataset):
     # Shuffled, so that tools which read tar files from their beginning meet the classes mixed.
     order = np.random.RandomState(0).permutation(len(dataset))
     contents = _read(Subset(dataset.paths, order), args.num_workers, args.short_side, args.quality)
-    with progress_bar('packing {}'.format(split or 'images'), 'images', len(order)) as bar:
+    with progress_bar(os.path.normpath(os.path.join(args.target, split)), 'images', len(order)) as bar:
         for number, start in enumerate(range(0, len(order), args.images_per_shard)):
             path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', number))
             with tarfile.open(path, 'w', format=tarfile.GNU_FORMAT) as tar:

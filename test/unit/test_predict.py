@@ -84,7 +84,7 @@ def test_json_goes_to_standard_output_and_damaged_images_are_named_elsewhere(ima
     assert sorted(shown['classes']) == list(range(8)) and sum(shown['probabilities']) == pytest.approx(1, abs=1e-4)
     hint, named, counted = said.splitlines()
     assert '--class_names FILE' in hint and counted == '1 of 2 images cannot be read'
-    assert named == '{}: cannot be read (damaged or no image)'.format(tmp_path / 'b.jpg')
+    assert named.startswith('{}: cannot be read ('.format(tmp_path / 'b.jpg'))
 
 
 def test_where_no_image_can_be_read_that_is_an_error_and_the_earlier_output_stays(nameless, tmp_path):

@@ -1,13 +1,12 @@
-"""Image files that could not be read: counted over the whole run, told, listed in bad_images.txt, and not too many."""
+"""Image files that could not be read: counted over the whole run, logged, listed in bad_images.txt, and limited."""
 import os
-import re
 
 from util.errors import UserError
+from util.files import open_regular, write_atomically
 from util.log import logger
 
 NAME = 'bad_images.txt'
 SHOWN = 10          # files that get a line in the log
-_ESCAPE = re.compile(r'\\([\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}|U0010[0-9a-f]{4})')
 
 
 def default_limit(images):
@@ -20,149 +19,100 @@ def ledger(folder, limit, dataset, runtime):
     return BadImages(folder if runtime.world.is_main else None, default_limit(len(dataset)) if limit is None else limit)
 
 
+class Unlisted:
+    """For a loader that nobody gave a BadImages: each file gets a line in the log, none is listed or limited."""
+
+    def met(self, found):
+        """Warn of (path, reason) pairs."""
+        for path, reason in found:
+            logger.warning('%s: cannot be read (%s)', path, reason)
+
+
 class BadImages:
     """The unreadable files of a run. Every process has one, and all of them record the same.
 
     Args:
-        folder: where the main process keeps bad_images.txt; None on the others, which neither write nor speak.
-        limit: unreadable files that a run puts up with.
+        folder: where the main process keeps bad_images.txt; None on the others, which neither write nor log.
+        limit: maximum number of unreadable files.
     """
 
     def __init__(self, folder, limit):
-        self.limit = limit
-        self._list = _Nowhere() if folder is None else _List(os.path.join(folder, NAME))
-        self._seen, self._fresh, self._recorded = set(), [], set()
+        self.limit, self._seen, self._met, self._recorded = limit, set(), [], set()
+        self._path, self._logged, self._writable = folder and os.path.join(folder, NAME), 0, True
+        if folder:
+            self._text = _content(self._path)
+            self._listed = {line.split(b'\t')[0] for line in self._text.split(b'\n') if b'\t' in line}
+            if self._listed:
+                logger.info('%s lists %d unreadable images from before', self._path, len(self._listed))
 
     def met(self, found):
-        """Take note of (path, reason) pairs that this process has met."""
-        for path, reason in found:
-            if path not in self._seen:
-                self._seen.add(path)
-                self._fresh.append((path, reason))
+        """Take note of (path, reason) pairs that this process has met, each path once."""
+        fresh = [pair for pair in dict(found).items() if pair[0] not in self._seen]
+        self._seen.update(path for path, _ in fresh)
+        self._met += fresh
 
     def take(self):
         """The (path, reason) pairs that were met since the last call; a path comes once in a run."""
-        fresh, self._fresh = self._fresh, []
+        fresh, self._met = self._met, []
         return fresh
 
+    @property
+    def pending(self):
+        """Files that this process has met and nobody has recorded."""
+        return len(self._met)
+
+    def share(self, world, device):
+        """Record what all processes have met since the last time; each must call it."""
+        self.record([tuple(pair) for found in world.gather_values(self.take(), device) for pair in found])
+
     def record(self, pairs):
-        """Count, tell and list what all processes together have met; to be called by all with the same pairs.
+        """Count, log and list what all processes together have met; to be called by all with the same pairs.
 
         Files that bad_images.txt lists from before a resume count again only when they are met again: they may have
         been repaired.
         Raises:
             UserError: more files than the limit cannot be read.
         """
-        fresh = []
-        for path, reason in pairs:
-            if path not in self._recorded:
-                self._recorded.add(path)
-                fresh.append((path, reason))
-        if not fresh:
-            return
-        self._list.add(fresh)
-        if len(self._recorded) > self.limit:
+        fresh = [pair for pair in dict(pairs).items() if pair[0] not in self._recorded]
+        self._recorded.update(path for path, _ in fresh)
+        if self._path and fresh:
+            self._list(fresh)
+        if fresh and len(self._recorded) > self.limit:
             raise UserError('{} image file{} cannot be read, more than --max_bad_images {}; see {}; the last is {} ({})'
-                            .format(len(self._recorded), 's'[:len(self._recorded) - 1], self.limit, NAME,
-                                    fresh[-1][0], fresh[-1][1]))
+                            .format(len(self._recorded), 's'[:len(self._recorded) - 1], self.limit, NAME, *fresh[-1]))
 
-    @property
-    def pending(self):
-        """Files that this process has met and nobody has recorded."""
-        return len(self._fresh)
-
-    def share(self, world, device):
-        """Record what all processes have met since the last time; each must call it."""
-        self.record([tuple(pair) for found in world.gather_values(self.take(), device) for pair in found])
-
-
-class Unlisted:
-    """For a loader that nobody gave a BadImages: files are told, none is listed or limited."""
-
-    def __init__(self):
-        self._seen, self._voice = set(), _Voice('further unreadable images are not told')
-
-    def met(self, found):
-        """Warn of (path, reason) pairs."""
-        fresh = [pair for pair in found if pair[0] not in self._seen]
-        self._seen.update(path for path, _ in fresh)
-        self._voice.tell(fresh)
-
-
-class _Voice:
-    """Warns of the first few (path, reason) pairs, and says once what becomes of the others."""
-
-    def __init__(self, others):
-        self._others, self._told = others, 0
-
-    def tell(self, pairs):
-        for path, reason in pairs[:max(0, SHOWN - self._told)]:
-            logger.warning('%s: cannot be read (%s)', path, reason)
-        if self._told <= SHOWN < self._told + len(pairs):
-            logger.warning('%s', self._others)
-        self._told += len(pairs)
-
-
-class _Nowhere:
-    """The list of a process other than the main one."""
-
-    def add(self, pairs):
-        pass
-
-
-class _List:
-    """bad_images.txt: a line a file, path TAB reason, the path as `escaped` writes it; no file twice."""
-
-    def __init__(self, path):
-        self.path = path
-        self._known, self._unwritten, self._writable = _listed(path), [], True
-        self._voice = _Voice('further unreadable images are only listed, in ' + path)
-        if self._known:
-            logger.info('%s lists %d unreadable images from before', path, len(self._known))
-
-    def add(self, pairs):
-        """Tell and append the (path, reason) pairs that are not known yet."""
-        fresh = [(path, reason) for path, reason in pairs if path not in self._known]
-        self._known.update(path for path, _ in fresh)
-        self._voice.tell(fresh)
-        self._unwritten += fresh
-        self._write()
-
-    def _write(self):
-        """Append what is due. What a disk refuses stays due: training goes on without it."""
-        lines = ''.join('{}\t{}\n'.format(escaped(path), reason) for path, reason in self._unwritten)
+    def _list(self, pairs):
+        """List the pairs that are not listed yet, a line a file: escaped path TAB reason; log the first SHOWN."""
+        for path, reason in pairs:
+            line = '{}\t{}\n'.format(escaped(path), reason).encode(errors='backslashreplace')
+            if line.split(b'\t')[0] in self._listed:
+                continue
+            self._listed.add(line.split(b'\t')[0])
+            self._text += line
+            self._logged += 1
+            if self._logged <= SHOWN:
+                logger.warning('%s: cannot be read (%s)', path, reason)
+            elif self._logged == SHOWN + 1:
+                logger.warning('further unreadable images are only listed, in %s', self._path)
         try:
-            with open(self.path, 'ab+') as file:
-                # A write that was cut off, by a full disk or a kill, left a piece of a line.
-                cut_off = file.tell() and not _ends_a_line(file)
-                file.write(b'\n' * cut_off + lines.encode())
-            self._unwritten = []
-        except OSError as error:
+            write_atomically(self._path, self._text)
+        except OSError as error:                # training continues; the next time writes these lines too
             if self._writable:
-                logger.warning('%s: cannot be written (%s); going on without it', self.path, error.strerror or error)
+                logger.warning('%s: cannot be written (%s); continuing without it', self._path, error.strerror or error)
             self._writable = False
 
 
-def _ends_a_line(file):
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b'\n'
-
-
-def _listed(path):
-    """The paths that an earlier run has listed."""
+def _content(path):
+    """The list of an earlier run, its last line whole; b'' where there is none."""
     try:
-        with open(path, encoding='utf-8', errors='replace') as file:
-            return {unescaped(line.split('\t')[0]) for line in file if '\t' in line}
+        with open_regular(path) as file:
+            content = file.read()
     except OSError:
-        return set()
+        return b''
+    return content + b'\n' * (content[-1:] not in (b'', b'\n'))
 
 
 def escaped(path):
     """`path` with backslashes, and all that does not print (line ends, tabs, undecodable bytes), as \\-escapes."""
     return ''.join(char if char.isprintable() and char != '\\' else char.encode('unicode_escape').decode()
                    for char in path)
-
-
-def unescaped(text):
-    """The path that `escaped` made `text` of; any other text gives something too."""
-    return _ESCAPE.sub(lambda found: found.group().encode().decode('unicode_escape'), text)

@@ -8,10 +8,9 @@ import json
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from util import log
-from util.datasets import pretraining_set
+from util.datasets import Subset, pretraining_set
 from util.device import Cpu
 from util.distributed import World
 from util.errors import UserError, instead_of, run
@@ -53,21 +52,9 @@ class Moments:
         return torch.from_numpy(np.stack([values.mean(axis=0), values.var(axis=0)]))
 
 
-class Sample(Dataset):
+def sample(dataset, count, seed):
     """`count` images of a dataset, drawn by a seed."""
-
-    def __init__(self, dataset, count, seed):
-        self.dataset, self.indices = dataset, np.random.RandomState(seed).permutation(len(dataset))[:count]
-
-    def __len__(self):
-        return len(self.indices)
-
-    def name_of(self, index):
-        """The file of an image."""
-        return self.dataset.name_of(self.indices[index])
-
-    def __getitem__(self, index):
-        return self.dataset[int(self.indices[index])]
+    return Subset(dataset, np.random.RandomState(seed).permutation(len(dataset))[:count])
 
 
 def measure(dataset, num_workers=0):
@@ -101,8 +88,8 @@ def main():
     torch.set_num_threads(1)
     with instead_of('--data_path', 'DATA'):
         whole = pretraining_set(args.data, Moments(args.in_chans))
-    count = min(args.images or len(whole), len(whole))
-    mean, std, measured = measure(Sample(whole, count, args.seed) if count < len(whole) else whole, args.num_workers)
+    chosen = sample(whole, args.images, args.seed) if args.images and args.images < len(whole) else whole
+    mean, std, measured = measure(chosen, args.num_workers)
     logger.info('%d of %d images measured', measured, len(whole))
     print(flags_text(mean, std))
     print(json.dumps({'mean': mean, 'std': std, 'images': measured, 'in_chans': args.in_chans}))

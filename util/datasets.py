@@ -8,34 +8,25 @@ from torchvision import datasets
 from util import cifar, csv_list
 from util.errors import UserError
 from util.held_out import VAL_FRACTION, VAL_SEED, held_out
-from util.images import ARRAYS
-from util.listing import Chosen, Listing
+from util.listing import Listing
 from util.log import logger
-from util.pictures import open_picture
-from util.shards import ShardList, classes_shared, tar_files
+from util.pictures import PictureSet, open_picture
+from util.shards import ShardList, tar_files
 
 EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
 VAL_NAMES = ('val', 'validation', 'valid', 'test')      # of the folder or CSV file of a validation set, the first there
 
 
-class ImageList(Dataset):
-    """(util.pictures.Picture, label) pairs from files; util.images.UnreadableImage where a file gives none.
+class ImageList(PictureSet):
+    """Images from files.
 
     Args:
         paths, labels: sequences, best such that loader processes share; lists are copied by each of them.
-        classes: class names by label.
-        transform: takes the picture, and gives what stands in the pair for it.
     """
 
     def __init__(self, paths, labels, classes, transform=None):
-        self.paths, self.labels, self.classes, self.transform = paths, labels, classes, transform
-
-    def __len__(self):
-        return len(self.paths)
-
-    def part(self, places):
-        """The images at some places of this dataset, with the same classes."""
-        return ImageList(Chosen(self.paths, places), self.labels[places], self.classes, self.transform)
+        super().__init__(labels, classes, transform)
+        self.paths = paths
 
     def names(self):
         """The paths within the dataset, which tell the images apart wherever it lies."""
@@ -45,9 +36,26 @@ class ImageList(Dataset):
         """The file of an image."""
         return self.paths[index]
 
+    def picture(self, index):
+        return open_picture(self.paths[index])
+
+
+class Subset(Dataset):
+    """The images at some places of another dataset, with the same classes."""
+
+    def __init__(self, dataset, places):
+        self._dataset, self._places = dataset, places
+        self.labels, self.classes = dataset.labels[places], dataset.classes
+
+    def __len__(self):
+        return len(self._places)
+
+    def name_of(self, index):
+        """The file of an image."""
+        return self._dataset.name_of(self._places[index])
+
     def __getitem__(self, index):
-        picture = open_picture(self.paths[index])
-        return (self.transform(picture) if self.transform else picture), int(self.labels[index])
+        return self._dataset[int(self._places[index])]
 
 
 def pretraining_set(data_path, transform=None, val_fraction=0., val_seed=VAL_SEED):
@@ -65,12 +73,12 @@ def pretraining_set(data_path, transform=None, val_fraction=0., val_seed=VAL_SEE
         return cifar.CifarBatches(*batches, 'train', transform)
     root = place(data_path, 'train', labelled=False) or data_path
     if root != data_path and os.path.isdir(root):
-        _tell_left_out(data_path, root)
+        _log_left_out(data_path, root)
     if os.path.isfile(root) or tar_files(root):
-        return _unsplit(root, transform, labelled=False)
+        return _whole(root, transform, labelled=False)
     paths = Listing(root, EXTENSIONS)
     if not paths:
-        raise UserError('--data_path: {} holds no images ({})'.format(root, ' '.join(EXTENSIONS)))
+        raise _without_images(root)
     return ImageList(paths, np.zeros(len(paths), np.int64), ['unlabelled'], transform)
 
 
@@ -95,7 +103,7 @@ def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VA
         usual = os.path.join(data_path, 'val')
         if val not in (usual, usual + '.csv'):
             logger.info('--data_path: %s is missing; %s takes its place', usual, val)
-        return _unsplit(val, transform, True, classes)
+        return _whole(val, transform, True, classes)
     if train is None and val is None:
         train = _undivided(data_path)
     if train is None or split == 'val' and not val_fraction:
@@ -103,11 +111,11 @@ def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VA
         other = '--val_fraction (1: all images)' if train else os.path.join(data_path, '<class>', '<images>')
         raise UserError('--data_path: {} is missing; expected {}/<class>/<images>{}'.format(
             missing, missing, '' if val else ', or ' + other))
-    whole = _unsplit(train, transform, True, classes)
+    whole = _whole(train, transform, True, classes)
     if val or not val_fraction:
         return whole
     chosen = held_out(whole.labels, whole.names(), val_fraction, val_seed)
-    part = whole.part(np.flatnonzero(chosen == (split == 'val')))
+    part = Subset(whole, np.flatnonzero(chosen == (split == 'val')))
     logger.info('%s: %s has no validation images of its own; these are %d of its %d images (--val_fraction %g, '
                 '--val_seed %d)', 'validation' if split == 'val' else 'training', data_path, len(part), len(whole),
                 val_fraction, val_seed)
@@ -136,27 +144,21 @@ def place(data_path, split, labelled=True):
 
 def has_classes(root):
     """Whether a folder has subfolders or tar files, or a CSV file has labels."""
-    if os.path.isfile(root):
-        return csv_list.has_labels(root, EXTENSIONS + ARRAYS)
-    return bool(_subfolders(root) or tar_files(root))
+    return csv_list.has_labels(root) if os.path.isfile(root) else bool(_subfolders(root) or tar_files(root))
 
 
 def _undivided(data_path):
-    """data_path itself, where it holds class folders or is a CSV file.
+    """data_path itself, where it holds class folders or tar files or is a CSV file; else None.
 
     Raises:
-        UserError: it rather seems to hold a dataset.
+        UserError: it rather seems to hold a dataset, or parts of one under other names.
     """
     folders = [] if os.path.isfile(data_path) else _subfolders(data_path)
     for name in folders:
-        inner = set(_subfolders(os.path.join(data_path, name)))
-        if inner & {'train', *VAL_NAMES}:
-            raise UserError('--data_path: {} has no train/, but {} has; name that one'.format(
-                data_path, os.path.join(data_path, name)) if 'train' in inner else
-                '--data_path: {} has no train/, and {} has {}/ alone'.format(
-                    data_path, os.path.join(data_path, name), sorted(inner & set(VAL_NAMES))[0]))
-        if name.lower() in ('train', 'training'):
-            raise UserError('--data_path: {} has no train/; rename {} to it'.format(data_path, name))
+        inner = os.path.join(data_path, name)
+        if name.lower() in ('train', 'training') or {'train', *VAL_NAMES} & set(_subfolders(inner)):
+            raise UserError('--data_path: {} has no train/, and {} is not a class; name the folder that train/ is in, '
+                            'or rename it to that'.format(data_path, inner))
     return data_path if folders or os.path.isfile(data_path) or tar_files(data_path) else None
 
 
@@ -168,37 +170,47 @@ def _subfolders(folder):
         return []                               # whoever lists the folder says it
 
 
-def _tell_left_out(data_path, train):
+def _log_left_out(data_path, train):
     others = [name for name in _subfolders(data_path) if name not in ('train', *VAL_NAMES)]
     if others:
         logger.info('--data_path: %s alone is used; left out beside it: %s%s', train, ', '.join(others[:3]),
                     ', ...' if len(others) > 3 else '')
 
 
-def _unsplit(root, transform, labelled, classes=None):
-    """All images of a folder of class folders or tar files, or of a CSV file."""
+def _whole(root, transform, labelled, classes=None):
+    """All images of a folder of class folders or tar files, or of a CSV file, with labels by `classes` or their own."""
     if os.path.isfile(root):
-        paths, own, labels = csv_list.read(root, EXTENSIONS + ARRAYS, labelled)
-        shared = classes_shared(root, own, classes)
-        label_of = {name: label for label, name in enumerate(shared)}
-        return ImageList(paths, np.array([label_of[name] for name in own], np.int64)[labels], shared, transform)
-    if tar_files(root):
-        return ShardList(root, EXTENSIONS, labelled, classes, transform)
-    return _class_folders(root, transform, classes)
+        paths, own, labels = csv_list.read(root, labelled)
+        dataset = ImageList(paths, labels, own, transform)
+    elif tar_files(root):
+        dataset = ShardList(root, EXTENSIONS, labelled, transform)
+    else:
+        dataset = _class_folders(root, transform)
+    if classes:
+        label_of = {name: label for label, name in enumerate(classes)}
+        strange = sorted(set(dataset.classes) - set(classes))
+        if strange:
+            near = next((name for name in classes if name.casefold() == strange[0].casefold()), None)
+            raise UserError('--data_path: {} has the class {!r}, which the training data have not{}'.format(
+                root, strange[0], '; they have {!r}'.format(near) if near else ''))
+        dataset.labels = np.array([label_of[name] for name in dataset.classes], np.int64)[dataset.labels]
+        dataset.classes = classes
+    return dataset
 
 
-def _class_folders(root, transform, classes):
+def _class_folders(root, transform):
     paths = Listing(root, EXTENSIONS, own_files=False)
     class_of = [folder.split(os.sep)[0] for folder in paths.folders]
-    own = sorted(set(class_of) - {''})
-    if not own:
+    classes = sorted(set(class_of) - {''})
+    if not classes:
         raise UserError('--data_path: {} has no class folders; expected {}/<class>/<images>'.format(root, root))
-    classes = classes_shared(root, own, classes)
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of.get(name, -1) for name in class_of])[paths.folder_of]       # -1 is the root's: has none
-    counts = np.bincount(labels, minlength=len(classes))
-    empty = [name for name in own if not counts[label_of[name]]]
-    if empty:
-        raise UserError('--data_path: {} holds no images ({})'.format(os.path.join(root, empty[0]),
-                                                                      ' '.join(EXTENSIONS)))
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    if len(empty):
+        raise _without_images(os.path.join(root, classes[empty[0]]))
     return ImageList(paths, labels, classes, transform)
+
+
+def _without_images(folder):
+    return UserError('--data_path: {} holds no images ({})'.format(folder, ' '.join(EXTENSIONS)))

@@ -1,4 +1,5 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+import errno
 import io
 import os
 import stat
@@ -62,7 +63,18 @@ def write_atomically(path, content):
         file.write(content)
 
 
-class _Regular(io.BufferedReader):
+def open_regular(path, mode='rb', **options):
+    """open() for regular files alone: opening a FIFO would wait for a writer, and a device can be read without end.
+
+    Raises:
+        OSError: the file cannot be opened, or is a folder, a FIFO or a device, which are never opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, 'not a regular file', path)
+    return open(path, mode, **options)
+
+
+class _WithoutNumber(io.BufferedReader):
     """A file that torch.load reads through Python: given its number, torch would first try it as a tar archive."""
 
     def fileno(self):
@@ -70,17 +82,12 @@ class _Regular(io.BufferedReader):
 
 
 def regular_file(path):
-    """A file opened to read bytes; torch.load and others get no number of it, and no bytes but by reading.
+    """A regular file opened to read bytes, for torch.load and others that should use its bytes alone.
 
     Raises:
-        OSError: it cannot be read, or is a pipe or device.
+        OSError: see open_regular.
     """
-    # Opening a named pipe would wait for who writes into it, but for O_NONBLOCK.
-    raw = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, 'O_NONBLOCK', 0)))
-    if not stat.S_ISREG(os.stat(raw.fileno()).st_mode):
-        raw.close()
-        raise OSError('a pipe or device')
-    return _Regular(raw)
+    return _WithoutNumber(open_regular(path, buffering=0))
 
 
 def lines(path):

@@ -9,7 +9,6 @@ from util import cifar, csv_list
 from util.arguments import is_csv
 from util.datasets import EXTENSIONS, ImageList
 from util.errors import UserError, instead_of
-from util.images import ARRAYS
 from util.listing import Listing
 from util.shards import ShardList, tar_files
 
@@ -30,7 +29,10 @@ class ImageSources(Dataset):
     """
 
     def __init__(self, paths, transform):
-        self._parts, self._transform = _parts(paths), transform
+        with instead_of('--data_path: ', ''):
+            # Neighbouring image files are one dataset.
+            self._parts = [part for make, group in itertools.groupby(paths, _kind) for part in make(list(group))]
+        self._transform = transform
         self._edges = np.cumsum([0] + [len(part) for part in self._parts])
         self.classes = None
         if all(part.classes for part in self._parts):
@@ -65,20 +67,10 @@ class _CifarBatch(cifar.CifarBatches):
 
     def __init__(self, path):
         self._path = path
-        folder, name = os.path.split(path)
-        super().__init__(folder, cifar.form_of(path), files=[name])
+        super().__init__(os.path.dirname(path), cifar.form_of(path), files=[os.path.basename(path)])
 
     def name_of(self, index):
         return '{}:{}'.format(self._path, index)
-
-
-def _parts(paths):
-    """The datasets that the paths stand for; neighbouring image files are one."""
-    parts = []
-    for kind, group in itertools.groupby(paths, _kind):
-        with instead_of('--data_path: ', ''):
-            parts += kind(list(group))
-    return parts
 
 
 def _kind(path):
@@ -104,8 +96,8 @@ def _cifar(paths):
 def _tables(paths):
     found = []
     for path in paths:
-        labelled = csv_list.has_labels(path, EXTENSIONS + ARRAYS)
-        files, classes, labels = csv_list.read(path, EXTENSIONS + ARRAYS, labelled)
+        labelled = csv_list.has_labels(path)
+        files, classes, labels = csv_list.read(path, labelled)
         found.append(ImageList(files, labels, classes if labelled else None))
     return found
 
@@ -126,7 +118,9 @@ def _in_folder(path):
     files = Listing(path, EXTENSIONS)
     if not files:
         raise UserError('{}: holds no images ({})'.format(path, ' '.join(EXTENSIONS)))
-    return [ImageList(files, *_classes(files))]
+    class_of = np.array([_class(folder) for folder in files.folders])[files.folder_of]
+    names, labels = np.unique(class_of, return_inverse=True)
+    return [ImageList(files, labels, None if '' in names else names.tolist())]
 
 
 def _shards(path):
@@ -138,15 +132,7 @@ def _shards(path):
         return shards
 
 
-def _classes(files):
-    """(labels, class names) of the files of a Listing; (zeros, None) where one lies in no class's folder."""
-    class_of = np.array([_class(folder) for folder in files.folders])[files.folder_of]
-    if '' in class_of:
-        return np.zeros(len(files), np.int64), None
-    names, labels = np.unique(class_of, return_inverse=True)
-    return labels, names.tolist()
-
-
 def _class(folder):
+    """The class of a folder below a named one; '' where it is of none."""
     steps = folder.split(os.sep)
     return (steps[1:] + [''])[0] if steps[0] in SPLITS else steps[0]

@@ -1,23 +1,28 @@
-"""Image files: read as RGB whatever they hold, or in their own channels, or refused by one exception that says why."""
+"""Image files decoded by Pillow or numpy: as upright RGB, or in their own channels.
+
+`decoding` is the one boundary around opening and decoding an image: whatever goes wrong in it is an UnreadableImage.
+"""
 import io
 import os
-import stat
 import warnings
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from util.errors import UserError, first_line
+from util.files import open_regular
 
 # Of large photographs, transparent palettes and odd metadata, for every file and in every loader process.
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
 ARRAYS = ('.npy',)              # how the names of files end that hold arrays of any number of channels
+MOST_BYTES = 2 ** 30            # of an image file
 _ORIENTATION = 0x0112           # EXIF
-_TRANSPOSE = getattr(Image, 'Transpose', Image)
-_UPRIGHT = {2: _TRANSPOSE.FLIP_LEFT_RIGHT, 3: _TRANSPOSE.ROTATE_180, 4: _TRANSPOSE.FLIP_TOP_BOTTOM,
-            5: _TRANSPOSE.TRANSPOSE, 6: _TRANSPOSE.ROTATE_270, 7: _TRANSPOSE.TRANSVERSE, 8: _TRANSPOSE.ROTATE_90}
+# What turns an array upright, by EXIF orientation; none of these copies.
+UPRIGHT = {2: np.fliplr, 3: partial(np.rot90, k=2), 4: np.flipud, 5: lambda pixels: pixels.swapaxes(0, 1),
+           6: partial(np.rot90, k=-1), 7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1), 8: np.rot90}
 
 
 class UnreadableImage(UserError):
@@ -28,26 +33,66 @@ class UnreadableImage(UserError):
         self.path, self.reason = path, reason
 
 
-def read_image(path, data=None):
-    """An image file as an upright 8-bit RGB PIL image; transparency is dropped.
+@contextmanager
+def decoding(path):
+    """Turn whatever goes wrong in the block into an UnreadableImage: a damaged file makes parsers raise anything."""
+    try:
+        yield
+    except UnreadableImage:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableImage(path, 'damaged, or a kind of TIFF that Pillow does not read; .npy files hold any channels'
+                              if path.lower().endswith(('.tif', '.tiff')) else 'damaged or not an image') from error
+    except Exception as error:
+        raise UnreadableImage(path, getattr(error, 'strerror', None) or first_line(error)) from error
 
-    Args:
-        data: the file's bytes, where `path` only says what they are called.
-    Raises:
-        UnreadableImage: the file is missing, damaged, cut short, no image, or larger than Pillow allows.
+
+def read_bytes(path):
+    """The bytes of a regular file of at most MOST_BYTES; OSError or ValueError for others."""
+    with open_regular(path, buffering=0) as file:
+        check_size(os.fstat(file.fileno()).st_size)
+        return file.read()
+
+
+def check_size(size):
+    """`size` in bytes of an image file; ValueError where nobody should read that much."""
+    if size > MOST_BYTES:
+        raise ValueError('{:,} bytes, more than the {:,} that an image may have'.format(size, MOST_BYTES))
+    return size
+
+
+def read_image(path):
+    """An image file as an upright 8-bit RGB PIL image, without transparency; UnreadableImage where there is none."""
+    with decoding(path):
+        return Image.fromarray(decode(read_bytes(path))[0])
+
+
+def decode(data):
+    """A file's bytes as (upright (H, W, 3) uint8 array of RGB, PIL image in the file's own mode, as it is stored).
+
+    Transparency is dropped. Raises whatever Pillow makes of bytes that are damaged, cut short, not an image, or of more
+    pixels than it allows.
     """
-    return read_both(path, data)[0]
+    if not data:
+        raise ValueError('an empty file')
+    with Image.open(io.BytesIO(data)) as image:
+        if 0 in image.size:
+            raise ValueError('an image of {} x {} pixels'.format(*image.size))
+        image.load()        # a PNG's EXIF data may come after its pixels
+        rgb = _eight_bits(image) if image.mode[0] in 'IF' else image if image.mode == 'RGB' else image.convert('RGB')
+        return upright(image, rgb), image
 
 
-def read_both(path, data=None):
-    """(what read_image gives, the upright PIL image in the mode of the file): the same one where that is RGB."""
-    with _reading(path, data) as file, Image.open(file) as image:
-        return _upright(image)
+def upright(image, pixels):
+    """The array of `pixels`, a PIL image, turned as the EXIF data of `image` says."""
+    turn = None if image.format == 'TIFF' else UPRIGHT.get(orientation_of(image))      # Pillow turns TIFFs itself
+    array = np.array(pixels)
+    return np.ascontiguousarray(turn(array)) if turn else array
 
 
-def read_pages(path, data=None):
+def decode_pages(data):
     """The pages of a TIFF file of grey images as one (H, W, pages) array, as `checked` allows."""
-    with _reading(path, data) as file, Image.open(file) as image:
+    with Image.open(io.BytesIO(data)) as image:
         pages = []
         for number in range(getattr(image, 'n_frames', 1)):
             image.seek(number)
@@ -55,15 +100,16 @@ def read_pages(path, data=None):
         return checked(np.stack(pages, axis=-1))
 
 
-def read_array(path, data=None):
-    """The (H, W, C) array in an .npy file, as `checked` allows; (H, W) is one of one channel.
-
-    Raises:
-        UnreadableImage: the file is missing, damaged, or holds anything else.
-    """
-    with _reading(path, data) as file:
-        pixels = np.load(file, allow_pickle=False)
-        return checked(pixels[..., None] if pixels.ndim == 2 else pixels)
+def decode_array(data):
+    """The (H, W, C) array in the bytes of an .npy file, as `checked` allows; (H, W) is one of one channel."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = header(file)
+    # Unlike numpy.load, this allocates nothing for a header that claims more than the file has.
+    count = int(np.prod(shape, dtype=object))
+    pixels = np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order='F' if by_columns else 'C').copy()
+    return checked(pixels[..., None] if pixels.ndim == 2 else pixels)
 
 
 def checked(pixels):
@@ -78,7 +124,7 @@ def checked(pixels):
 
 
 def without_arrays(names):
-    """Places in a list of names of image files of those that are no arrays, or of all where there are only arrays.
+    """Places in a list of names of image files of those that are not arrays, or of all where there are only arrays.
 
     Beside pictures, arrays are masks, features or the like.
     """
@@ -86,62 +132,17 @@ def without_arrays(names):
     return places or range(len(names))
 
 
-@contextmanager
-def _reading(path, data):
-    """A file to read bytes from; whatever is raised on the way becomes an UnreadableImage."""
-    try:
-        with open_file(path) if data is None else io.BytesIO(data) as file:
-            yield file
-    except UnreadableImage:
-        raise
-    except Image.UnidentifiedImageError as error:
-        empty = not (os.path.getsize(path) if data is None else data)
-        raise UnreadableImage(path, 'an empty file' if empty else _unidentified(path)) from error
-    except Exception as error:      # a damaged file can raise anything that the parsers stumble over
-        raise UnreadableImage(path, getattr(error, 'strerror', None) or first_line(error)) from error
-
-
-def _unidentified(path):
-    if path.lower().endswith(('.tif', '.tiff')):
-        return 'damaged, or a kind of TIFF that Pillow does not read; .npy files hold any channels'
-    return 'damaged or no image'
-
-
-def open_file(path):
-    """A file to read bytes from; UnreadableImage where it is no regular one."""
-    if not stat.S_ISREG(os.stat(path).st_mode):         # opening a pipe would wait for ever
-        raise UnreadableImage(path, 'no regular file')
-    return open(path, 'rb')
-
-
-def _upright(image):
-    if 0 in image.size:
-        raise ValueError('an image of {} x {} pixels'.format(*image.size))
-    image.load()        # a PNG's EXIF data may come after its pixels
-    if image.mode[0] in 'IF':
-        rgb = _eight_bits(image).convert('RGB')
-    elif image.mode == 'RGB' and image.format == 'JPEG':
-        rgb = image                 # the ordinary photograph: convert() would only copy it
-    else:
-        rgb = image.convert('RGB')
-    turn = None if image.format == 'TIFF' else _UPRIGHT.get(orientation_of(image))     # Pillow turns TIFFs itself
-    if turn is None:
-        return rgb, image
-    upright = rgb.transpose(turn)
-    return upright, upright if rgb is image else image.transpose(turn)
-
-
 def orientation_of(image):
     """What the EXIF data of a PIL image says, 1 to 8; None where there is no such number, or the data is damaged."""
     try:
         found = image.getexif().get(_ORIENTATION)
-    except Exception:       # Pillow's parsers raise whatever a damaged file makes them
+    except Exception:       # damaged metadata does not make an image unreadable
         return None
     return found if found in range(1, 9) else None
 
 
 def _eight_bits(image):
-    """A grey image of integers (I, I;16, I;16B) or floats (F) with its white at 255, where convert() would clip.
+    """A grey image of integers (I, I;16, I;16B) or floats (F) as RGB with its white at 255, where convert() would clip.
 
     White is 65535 for integers and 1, 255 or 65535 for floats. Values beyond those, or below 0, are spread from the
     least to the greatest that occur.
@@ -158,4 +159,4 @@ def _eight_bits(image):
     else:
         values *= 255 / ((most - least) or 1)
         values += .5
-    return Image.fromarray(values.astype(np.uint8))
+    return Image.fromarray(values.astype(np.uint8)).convert('RGB')

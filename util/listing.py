@@ -1,14 +1,34 @@
-"""The image files below a folder, in arrays: loader processes share these, where they would copy a list of strings."""
+"""The image files below a folder, in arrays: loader processes share these, where they would copy a list of strings.
+
+`listing` is the one boundary around listing a data set: whatever goes wrong in it is a UserError that names the file.
+"""
 import os
+from contextlib import contextmanager
 
 import numpy as np
 
 from util import remember, watchdog
-from util.errors import UserError, one_line
+from util.errors import UserError, first_line, one_line
 from util.images import ARRAYS, without_arrays
 from util.progress_bar import progress_bar
 
 _TEXT, _EDGES = '_text', '_edges'
+
+
+@contextmanager
+def listing(path, fault='cannot be listed'):
+    """Turn whatever goes wrong in the block, while the data set at `path` is listed, into one UserError.
+
+    A MemoryError too: a header that claims more bytes than there is memory is what raises it here.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError('--data_path: {} {} ({})'.format(
+            getattr(error, 'filename', None) or path, fault, getattr(error, 'strerror', None) or first_line(error)
+        )) from error
 
 
 def arrays_of(*names):
@@ -30,8 +50,11 @@ class Strings:
 
     @classmethod
     def found(cls, arrays, name):
-        """Those that `arrays` gave."""
-        return cls(arrays[name + _TEXT], arrays[name + _EDGES])
+        """Those that `arrays` gave; ValueError where the arrays are not such."""
+        text, edges = arrays[name + _TEXT], arrays[name + _EDGES]
+        if (text.dtype, text.ndim, edges.dtype, edges.ndim) != (np.uint8, 1, np.int64, 1) or not len(edges):
+            raise ValueError(name)
+        return cls(text, edges)
 
     def arrays(self, name):
         """{name of an array: array}"""
@@ -49,19 +72,6 @@ class Strings:
         return Strings(self.text, self.edges[count:])
 
 
-class Chosen:
-    """Some of a sequence of paths, by their places in it."""
-
-    def __init__(self, paths, places):
-        self._paths, self._places = paths, places
-
-    def __len__(self):
-        return len(self._places)
-
-    def __getitem__(self, index):
-        return self._paths[self._places[index]]
-
-
 class Listing:
     """A sequence of the paths of the image files below `root`: each folder's own first, all in order of their names.
 
@@ -76,7 +86,8 @@ class Listing:
     def __init__(self, root, endings, own_files=True):
         self.root, self._endings = root, list(endings)
         names = 'folder_of', 'changed', *arrays_of('endings', 'folders', 'names')
-        found = remember.arrays('list of files', root, names, self._current, lambda: self._listed(endings))
+        with listing(root):
+            found = remember.arrays('list of files', root, names, self._current, self._listed)
         self.folders = list(Strings.found(found, 'folders'))    # relative to root, which is the first, ''
         first = 0 if own_files else np.count_nonzero(found['folder_of'] == 0)
         self.folder_of = found['folder_of'][first:]             # of each file: index in `folders`
@@ -98,26 +109,22 @@ class Listing:
         return list(Strings.found(found, 'endings')) == self._endings and all(
             _changed(os.path.join(self.root, folder)) == changed for folder, changed in zip(folders, found['changed']))
 
-    def _listed(self, endings):
+    def _listed(self):
         folders, changed, folder_of, names = [], [], [], []
         with progress_bar('list of files of {}'.format(self.root), 'images') as bar:
-            for folder, subfolders, files in os.walk(self.root, onerror=_unlisted, followlinks=True):
+            for folder, subfolders, files in os.walk(self.root, onerror=_raise, followlinks=True):
                 watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
                 subfolders[:] = sorted(name for name in subfolders if not _leads_back(folder, name))
-                images = sorted(name for name in files if name.lower().endswith((*endings, *ARRAYS)))
+                images = sorted(name for name in files if name.lower().endswith((*self._endings, *ARRAYS)))
                 folder_of += [len(folders)] * len(images)
                 names += images
-                try:
-                    changed.append(_changed(folder))
-                except OSError as error:
-                    _unlisted(error)
+                changed.append(_changed(folder))
                 folders.append(os.path.relpath(folder, self.root) if folders else '')
                 bar.update(len(images))
         places = without_arrays(names)
-        folder_of, names = [folder_of[place] for place in places], [names[place] for place in places]
-        made = {'folder_of': np.array(folder_of, np.int32), 'changed': np.array(changed, np.int64)}
-        for name, strings in (('endings', endings), ('folders', folders), ('names', names)):
-            made.update(Strings.of(strings).arrays(name))
+        made = {'folder_of': np.array([folder_of[place] for place in places], np.int32),
+                'changed': np.array(changed, np.int64), **Strings.of(self._endings).arrays('endings'),
+                **Strings.of(folders).arrays('folders'), **Strings.of([names[i] for i in places]).arrays('names')}
         return made, max(changed) / 1e9
 
 
@@ -133,5 +140,5 @@ def _changed(folder):
     return os.stat(folder).st_mtime_ns
 
 
-def _unlisted(error):
-    raise UserError('--data_path: {} cannot be listed ({})'.format(error.filename, error.strerror)) from error
+def _raise(error):
+    raise error

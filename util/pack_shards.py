@@ -1,37 +1,36 @@
 """Packs a folder of images into tar files, WebDataset's layout: python -m util.pack_shards SOURCE TARGET [flags]
 
-Millions of small files take long to list, to copy and to read from a shared disk; a few hundred tar files do not. Every
-tar file is read again and compared before it gets its name. A packing that was stopped goes on when started again.
+Millions of small files take long to list, to copy and to read from a shared disk; a few hundred tar files do not. They
+are written to a folder beside TARGET, which gets its name when it is complete.
 """
-import hashlib
+import glob
 import io
 import json
 import os
+import shutil
 import signal
 import tarfile
 import time
-import zlib
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Subset
 
 from util import log, remember, shards, workers
 from util.arguments import is_csv
 from util.datasets import EXTENSIONS, ImageList, has_classes, labelled_set, place, pretraining_set
-from util.errors import UserError, first_line, instead_of, run
-from util.files import write_atomically
-from util.images import ARRAYS, UnreadableImage, open_file
+from util.errors import UserError, instead_of, run
+from util.images import ARRAYS, UnreadableImage, decoding, read_bytes
 from util.loader import default_workers
 from util.log import logger
 from util.parser import COUNT, INDEX, Parser, number
 from util.pictures import open_picture
 from util.progress_bar import progress_bar
-from util.throughput import duration
 
 SETTINGS, UNREADABLE = 'packing.json', 'unreadable.txt'
-_stopped, _forking = [], []         # signals that asked for the end; whether a loader process is being started
+_stopped = []           # signals that asked for the end
 
 
 def parse(argv=None):
@@ -52,32 +51,28 @@ def parse(argv=None):
 def main():
     args = parse()
     log.set_up(True)
-    os.register_at_fork(before=lambda: _forking.append(True), after_in_parent=_forking.clear,
-                        after_in_child=_forking.clear)
-    for wanted in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(wanted, stop)
     torch.set_num_threads(1)
     with instead_of('--data_path', 'SOURCE'):
         sets = split_sets(args.source, args.short_side)
-    open_target(args, sets)
-    unread = sum([pack(args, split, dataset) for split, dataset in sets])
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
+    unread = pack(args, sets)
     if unread:
         logger.info('%d image%s could not be read and %s left out: %s', unread, *(
             ('', 'is') if unread == 1 else ('s', 'are')), os.path.join(args.target, UNREADABLE))
     logger.info('%s is complete: train with --data_path %s', args.target, args.target)
 
 
-def stop(number, frame):
-    """End by KeyboardInterrupt: now, or at the next image where Python would drop it, as at a fork."""
-    _stopped.append(number)
-    if not _forking:
-        raise KeyboardInterrupt
+def _stop(signum, frame):
+    """End at the next image: an exception raised here is lost while Python forks; a second signal ends at once."""
+    _stopped.append(signum)
+    signal.signal(signum, signal.SIG_DFL)
 
 
 def split_sets(source, short_side=None):
     """(folder within TARGET, ImageList) of each part of SOURCE, which can be shrunk where that is asked for."""
     if not (os.path.isdir(source) or is_csv(source)):
-        raise UserError('SOURCE: {} is no folder and no CSV file'.format(source))
+        raise UserError('SOURCE: {} is not a folder or CSV file'.format(source))
     train = source if is_csv(source) else place(source, 'train')
     if train and has_classes(train):
         first = labelled_set(source, 'train', val_fraction=0.)
@@ -94,84 +89,80 @@ def split_sets(source, short_side=None):
     return found
 
 
-def open_target(args, sets):
-    """Make TARGET, or see that it is of an earlier packing of the same.
+def pack(args, sets):
+    """Make TARGET of what `split_sets` gave; returns how many images could not be read.
 
     Raises:
-        UserError: it holds anything else.
+        UserError: TARGET is there already, or cannot be written.
     """
-    names = hashlib.sha256()
-    for _, dataset in sets:
-        for i in range(len(dataset)):
-            names.update(os.fsencode(dataset.name_of(i)) + b'\0')
-    settings = {'source': os.path.realpath(args.source), 'images': sum(len(dataset) for _, dataset in sets),
-                'sha256_of_names': names.hexdigest(), 'short_side': args.short_side,
-                'quality': args.quality if args.short_side else None, 'images_per_shard': args.images_per_shard}
-    path = os.path.join(args.target, SETTINGS)
+    target = os.path.normpath(args.target)
+    if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
+        raise UserError('TARGET: {} is there already; name a new folder'.format(target))
+    for left in glob.glob(glob.escape(target) + '.incomplete-*'):
+        logger.info('%s is of a packing that was killed, or of one that still runs; else remove it', left)
+    incomplete = '{}.incomplete-{:x}'.format(target, time.time_ns())
     try:
-        os.makedirs(args.target, exist_ok=True)
-        if not os.listdir(args.target):
-            return write_atomically(path, json.dumps(settings, indent=1).encode())
-        with open(path, encoding='utf-8') as file:
-            if json.load(file) == settings:
-                return None
-    except FileNotFoundError:
-        raise UserError('TARGET: {} is not empty; name a new folder'.format(args.target)) from None
-    except (OSError, ValueError) as error:
-        raise UserError('TARGET: {} cannot be used ({})'.format(path, first_line(error))) from error
-    raise UserError('TARGET: {} is of a packing of other images or with other flags ({}); name a new folder'.format(
-        args.target, path))
+        os.makedirs(incomplete)
+        settings = {name: value for name, value in vars(args).items() if name not in ('target', 'num_workers')}
+        with open(os.path.join(incomplete, SETTINGS), 'w', encoding='utf-8') as file:
+            json.dump({**settings, 'images': sum(len(dataset) for _, dataset in sets)}, file, indent=1)
+        unread = sum([_pack_split(args, incomplete, split, dataset) for split, dataset in sets], [])
+        if unread:
+            _write_lines(os.path.join(incomplete, UNREADABLE), unread)
+        os.sync()           # else a power cut could leave files that are empty below the final name
+        os.rename(incomplete, target)
+    except OSError as error:
+        raise UserError('TARGET: {} cannot be written ({})'.format(target, error.strerror or error)) from error
+    finally:
+        shutil.rmtree(incomplete, ignore_errors=True)
+    return len(unread)
 
 
-def pack(args, split, dataset):
-    """Write the tar files of a split that are not there yet; returns how many images could not be read."""
-    folder = os.path.join(args.target, split)
-    labelled = dataset.classes != ['unlabelled']
+def _pack_split(args, folder, split, dataset):
+    """Write the tar files of a split, its index and its classes below `folder`; returns lines about unread images."""
+    folder, labelled, unread = os.path.join(folder, split), dataset.classes != ['unlabelled'], []
     os.makedirs(folder, exist_ok=True)
     if labelled:
-        write_classes(os.path.join(folder, shards.CLASSES), dataset.classes)
+        broken = [name for name in dataset.classes if '\n' in name]
+        if broken:
+            raise UserError('SOURCE: the class folder {!r} has a line break in its name; rename it'.format(broken[0]))
+        _write_lines(os.path.join(folder, shards.CLASSES), dataset.classes)
     names = member_names(dataset.paths)
     # Shuffled, so that tools which read tar files from their beginning meet the classes mixed.
     order = np.random.RandomState(0).permutation(len(dataset))
-    places = range(0, len(order), args.images_per_shard)
-    shares = [(os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', i)),
-               order[start:start + args.images_per_shard]) for i, start in enumerate(places)]
-    missing = [(path, share) for path, share in shares if not os.path.exists(path)]
-    todo = np.concatenate([share for _, share in missing] or [order[:0]])
-    unreadable, skipped, done, began = 0, len(order) - len(todo), 0, time.monotonic()
-    with progress_bar(os.path.normpath(folder), 'images', len(order), skipped) as bar:
-        contents = counted(Contents(dataset.paths, todo, args.short_side, args.quality).read(args.num_workers), bar)
-        for path, share in missing:
-            labels = [str(dataset.labels[i]).encode() if labelled else None for i in share]
-            unread = write(path, zip([names[i] for i in share], labels, contents))
-            note(os.path.join(args.target, UNREADABLE), unread)
-            os.replace(path + '.part', path)
-            unreadable, done = unreadable + len(unread), done + len(share)
+    contents = _read(Subset(dataset.paths, order), args.num_workers, args.short_side, args.quality)
+    with progress_bar(os.path.normpath(os.path.join(args.target, split)), 'images', len(order)) as bar:
+        for number, start in enumerate(range(0, len(order), args.images_per_shard)):
+            path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', number))
+            with tarfile.open(path, 'w', format=tarfile.GNU_FORMAT) as tar:
+                for i, (data, ending, reason) in zip(order[start:start + args.images_per_shard], contents):
+                    if _stopped:
+                        raise KeyboardInterrupt
+                    bar.update()
+                    if reason:
+                        unread.append('{}\t{}'.format(dataset.name_of(i), reason))
+                        continue
+                    stem, own = os.path.splitext(names[i])
+                    _add(tar, stem + (ending or own), data)
+                    if labelled:
+                        _add(tar, stem + '.cls', str(dataset.labels[i]).encode())
             if bar.disable:
-                pace = (time.monotonic() - began) / done
-                logger.info('%s: %d of %d images, %.0f images/s, %s left', path, skipped + done, len(order), 1 / pace,
-                            duration(pace * (len(order) - skipped - done)))
+                done = min(start + args.images_per_shard, len(order))
+                logger.info('%s: %d of %d images', os.path.basename(path), done, len(order))
     made, _ = shards.indexed(folder, shards.tar_files(folder), EXTENSIONS)
     remember.save(os.path.join(folder, shards.INDEX), made)
-    return unreadable
+    return unread
 
 
-def counted(samples, bar):
-    """The samples, each counted; a signal that has not ended the program yet does it here."""
-    for sample in samples:
-        if _stopped:
-            raise KeyboardInterrupt
-        bar.update()
-        yield sample
-
-
-def write_classes(path, classes):
-    """Write class names by label, a line each."""
-    broken = [name for name in classes if '\n' in name]
-    if broken:
-        raise UserError('SOURCE: the class folder {!r} has a line break in its name; rename it'.format(broken[0]))
+def _write_lines(path, lines):
     with open(path, 'w', encoding='utf-8', errors='surrogateescape') as file:
-        file.writelines(name + '\n' for name in classes)
+        file.writelines(line + '\n' for line in lines)
+
+
+def _add(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
 
 
 def member_names(paths):
@@ -191,91 +182,41 @@ def member_names(paths):
     return names
 
 
-class Contents(Dataset):
-    """(path, bytes, ending, why it cannot be read) of image files; the ending is None where it stays as it is.
+def _read(paths, num_workers, short_side, quality):
+    """(bytes, ending or None, why it cannot be read) of each file, by processes; see `_content`.
 
-    Args:
-        paths, order: of files, and which of them in which order.
-    """
-
-    def __init__(self, paths, order, short_side, quality):
-        self.paths, self.order, self.short_side, self.quality = paths, order, short_side, quality
-
-    def __len__(self):
-        return len(self.order)
-
-    def __getitem__(self, index):
-        path = self.paths[self.order[index]]
-        try:
-            data = self._shrunk(path) if self.short_side else None
-            if data is not None:
-                return path, data, '.jpg', None
-            with open_file(path) as file:
-                return path, file.read(), None, None
-        except UnreadableImage as error:
-            return path, b'', None, error.reason
-        except OSError as error:
-            return path, b'', None, error.strerror
-
-    def _shrunk(self, path):
-        """An image as an upright JPEG file; None where it is small enough."""
-        picture = open_picture(path)
-        scale = self.short_side / min(picture.height, picture.width)
-        if scale >= 1:
-            return None
-        size = round(picture.height * scale), round(picture.width * scale)
-        pixels = picture.part(0, 0, picture.height, picture.width, size).numpy()
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, 'JPEG', quality=self.quality)
-        return file.getvalue()
-
-    def read(self, num_workers):
-        """All of them in order, by processes; raises util.errors.Fault where one of these dies."""
-        loader = DataLoader(self, batch_size=8, collate_fn=list, **workers.options(num_workers))
-        iterator = workers.start(loader)
-        for batch in iter(lambda: workers.following(iterator), None):
-            yield from batch
-
-
-def write(path, samples):
-    """Write path + '.part' and see that it holds what it should; returns lines about the images left out.
-
-    Args:
-        samples: (name, label or None, (path, bytes, ending, why it cannot be read)) of each.
     Raises:
-        UserError: it cannot be written, or holds something else when it is read again.
+        util.errors.Fault: one of the processes dies.
     """
-    sums, unread, part = [], [], path + '.part'
-    try:
-        with open(part, 'wb') as file:
-            with tarfile.open(fileobj=file, mode='w', format=tarfile.GNU_FORMAT) as tar:
-                for name, label, (source, image, ending, reason) in samples:
-                    if reason:
-                        unread.append('{}\t{}\n'.format(source, reason))
-                        continue
-                    stem, own = os.path.splitext(name)
-                    pieces = [(stem + (ending or own), image), (stem + '.cls', label)]
-                    for piece, data in pieces if label else pieces[:1]:
-                        info = tarfile.TarInfo(piece)
-                        info.size = len(data)
-                        tar.addfile(info, io.BytesIO(data))
-                        sums.append((piece, zlib.crc32(data)))
-            file.flush()
-            os.fsync(file.fileno())
-        with tarfile.open(part, 'r:') as tar:
-            again = [(member.name, zlib.crc32(tar.extractfile(member).read())) for member in tar]
-    except (OSError, tarfile.TarError) as error:
-        raise UserError('TARGET: {} cannot be written ({})'.format(part, first_line(error))) from error
-    if again != sums:
-        raise UserError('TARGET: {} holds something else than was written; is the disk in order?'.format(part))
-    return unread
+    loader = DataLoader(paths, batch_size=8, collate_fn=partial(_contents, short_side=short_side, quality=quality),
+                        **workers.options(num_workers))
+    batches = workers.start(loader)
+    for batch in iter(lambda: workers.following(batches), None):
+        yield from batch
 
 
-def note(path, lines):
-    """Add lines to a file, if there are any."""
-    if lines:
-        with open(path, 'a', encoding='utf-8', errors='surrogateescape') as file:
-            file.writelines(lines)
+def _contents(paths, short_side, quality):
+    found = []
+    for path in paths:
+        try:
+            with decoding(path):
+                found.append((*_content(path, short_side, quality), None))
+        except UnreadableImage as error:
+            found.append((b'', None, error.reason))
+    return found
+
+
+def _content(path, short_side, quality):
+    """The bytes of an image file and None; of one whose short side is longer, an upright JPEG file and '.jpg'."""
+    picture = open_picture(path) if short_side else None
+    if picture is None or short_side >= min(picture.height, picture.width):
+        return read_bytes(path), None
+    scale = short_side / min(picture.height, picture.width)
+    size = round(picture.height * scale), round(picture.width * scale)
+    pixels = picture.part(0, 0, picture.height, picture.width, size).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, 'JPEG', quality=quality)
+    return file.getvalue(), '.jpg'
 
 
 if __name__ == '__main__':

@@ -5,17 +5,15 @@ is needed, and at a reduced scale where that loses nothing; other files, damaged
 is missing, by Pillow.
 """
 import io
-import os
-import stat
-from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
-from util.errors import UserError
-from util.images import ARRAYS, UnreadableImage, orientation_of, read_array, read_both, read_image, read_pages
+from util import images
+from util.images import ARRAYS, UnreadableImage, decoding, read_bytes
 
 try:
     import simplejpeg
@@ -26,23 +24,19 @@ _FROM_RGB = (1, 3)      # channels that every image has
 BICUBIC = 3             # by Pillow's number: release 9.1 warns of the name
 MARGIN = 2              # a reduced picture keeps that many pixels a side for each one that is needed
 _COLOURS = ('YCbCr', 'RGB', 'Gray')         # what simplejpeg makes RGB of as Pillow does
-_MOST_BYTES = 2 ** 28
 _MARK = b'\xff\xd8'         # how a JPEG file begins
 _END = b'\xff\xd9'
 _SCAN = b'\xff\xda'         # how its pixels begin, and which segments stand before these
 _SEGMENTS = frozenset(bytes([kind]) for kind in [*range(0xc0, 0xd0), 0xdb, 0xdd, *range(0xe0, 0xf0), 0xfe])
 _SEQUENTIAL = (b'\xc0', b'\xc1')        # where the height stands in a file that holds its rows one after the other
 _APP1 = b'\xe1'             # where EXIF and XMP data stand
-# By EXIF orientation; none of these copies.
-_UPRIGHT = {2: np.fliplr, 3: partial(np.rot90, k=2), 4: np.flipud, 5: lambda pixels: pixels.swapaxes(0, 1),
-            6: partial(np.rot90, k=-1), 7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1), 8: np.rot90}
 
 
 class Picture:
-    """An upright RGB picture of `height` x `width` pixels, given as an (H, W, 3) uint8 array."""
+    """An upright RGB picture of `height` x `width` pixels, given as an (H, W, 3) uint8 array; `path` names it."""
 
-    def __init__(self, pixels):
-        self._pixels, (self.height, self.width) = pixels, pixels.shape[:2]
+    def __init__(self, pixels, path=''):
+        self._pixels, self._path, (self.height, self.width) = pixels, path, pixels.shape[:2]
 
     def channels(self, count):
         """The picture for a model of `count` channels: as it is for 3 (RGB) and for 1, as grey is made at the end; else
@@ -52,11 +46,12 @@ class Picture:
             UnreadableImage: it has others.
         """
         if count not in _FROM_RGB:
-            raise self._other_channels(count, 3)
+            raise self._with_other_channels(count, 3)
         return self
 
-    def _other_channels(self, count, own):
-        return UserError('--in_chans {}: the images of --data_path have {} channels'.format(count, own))
+    def _with_other_channels(self, count, own):
+        words = '{} channel{} and not the {} of --in_chans'.format(own, 's'[:own - 1], count)
+        return UnreadableImage(self._path, words)
 
     def step(self, height, width, size):
         """What the edges of a part of height x width should be multiples of, to get it in `size` for the least work."""
@@ -85,9 +80,6 @@ class JpegPicture(Picture):
         self._height_at = height_at
         self.height, self.width = (width, height) if (orientation or 1) >= 5 else (height, width)
 
-    def _other_channels(self, count, own):
-        return _other_channels(self._path, count, own)
-
     def step(self, height, width, size):
         return reduction(height, width, size)
 
@@ -96,12 +88,13 @@ class JpegPicture(Picture):
         edges = top, left, height, width, *(self._stored if self._orientation else ())
         while any(edge % scale for edge in edges):      # a reduced picture begins in a corner of the stored one
             scale //= 2
-        try:
-            pixels = self._upright(scale, top + height)
-        except ValueError:                  # damaged; what Pillow makes of it decides
-            scale, pixels = 1, np.array(read_image(self._path, self._data))
-            if pixels.shape[:2] != (self.height, self.width):
-                raise UnreadableImage(self._path, 'its header contradicts its contents') from None
+        with decoding(self._path):
+            try:
+                pixels = self._upright(scale, top + height)
+            except ValueError:                  # damaged; what Pillow makes of it decides
+                scale, pixels = 1, images.decode(self._data)[0]
+                if pixels.shape[:2] != (self.height, self.width):
+                    raise ValueError('its header contradicts its contents') from None
         top, left, height, width = (number // scale for number in (top, left, height, width))
         return _resized(pixels[top:top + height, left:left + width], size)
 
@@ -115,19 +108,19 @@ class JpegPicture(Picture):
         # Coarser interpolation of colours is a tenth faster for most photographs, and 0.1 grey levels away.
         pixels = simplejpeg.decode_jpeg(data, 'RGB', fastupsample=True, min_height=-(-stored[0] // scale),
                                         min_width=-(-stored[1] // scale), min_factor=scale, strict=whole)
-        return _UPRIGHT.get(self._orientation, lambda upright: upright)(pixels)
+        return images.UPRIGHT[self._orientation](pixels) if self._orientation in images.UPRIGHT else pixels
 
 
 class StoredPicture(Picture):
-    """An image file that Pillow has read, of which the channels can be had that it has.
+    """An image file that Pillow has decoded, of which the channels can be had that it has.
 
     Args:
-        image: upright PIL image; its pixels in RGB are `pixels`.
+        data: the file's bytes; `image`: upright PIL image in the file's mode, whose pixels in RGB are `pixels`.
     """
 
-    def __init__(self, path, data, pixels, image):
-        super().__init__(pixels)
-        self._path, self._data, self._image = path, data, image
+    def __init__(self, pixels, path, data, image):
+        super().__init__(pixels, path)
+        self._data, self._image = data, image
 
     def channels(self, count):
         if count in _FROM_RGB:
@@ -137,10 +130,12 @@ class StoredPicture(Picture):
             image = image.convert('RGBA')
         own = len(image.getbands())
         if own == count:
-            return ArrayPicture(self._path, np.array(image))
-        if own > 1 or image.format != 'TIFF':
-            raise _other_channels(self._path, count, own)
-        return ArrayPicture(self._path, read_pages(self._path, self._data)).channels(count)
+            return ArrayPicture(self._path, images.upright(self._image, image))
+        if own > 1 or self._image.format != 'TIFF':
+            raise self._with_other_channels(count, own)
+        with decoding(self._path):
+            pages = images.decode_pages(self._data)
+        return ArrayPicture(self._path, pages).channels(count)
 
 
 class ArrayPicture(Picture):
@@ -151,12 +146,11 @@ class ArrayPicture(Picture):
     """
 
     def __init__(self, path, pixels):
-        super().__init__(pixels)
-        self._path = path
+        super().__init__(pixels, path)
 
     def channels(self, count):
         if count != self._pixels.shape[2]:
-            raise _other_channels(self._path, count, self._pixels.shape[2])
+            raise self._with_other_channels(count, self._pixels.shape[2])
         return self
 
     def part(self, top, left, height, width, size):
@@ -166,58 +160,61 @@ class ArrayPicture(Picture):
         return _resized(pixels, size)
 
 
-def _other_channels(path, count, own):
-    return UnreadableImage(path, '{} channel{} and not the {} of --in_chans'.format(own, 's'[:own - 1], count))
+class PictureSet(Dataset):
+    """(Picture, label) pairs; with a `transform`, which takes the Picture, what it gives stands in the pair instead.
+
+    Looking a pair up raises UnreadableImage where its file gives no image. Subclasses have `picture(index)` and
+    `name_of(index)`, the file of an image.
+    Args:
+        labels: (N,) array; classes: class names by label.
+    """
+
+    def __init__(self, labels, classes, transform=None):
+        self.labels, self.classes, self.transform = labels, classes, transform
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        picture = self.picture(index)
+        return (self.transform(picture) if self.transform else picture), int(self.labels[index])
 
 
-def open_picture(path, data=None):
+def open_picture(path, read=read_bytes):
     """The Picture in an image file, of any kind that Pillow reads, or in an .npy file.
 
     Args:
-        data: the file's bytes, where `path` only says what they are called.
+        read: path -> the file's bytes, where they are not in a file of that name.
     Raises:
-        UnreadableImage: see util.images.read_image.
+        UnreadableImage: the file is missing, damaged, not an image, not a regular file, or too large.
     """
-    picture = None if simplejpeg is None else _jpeg(path, data)
-    if picture:
-        return picture
-    if path.lower().endswith(ARRAYS):
-        return ArrayPicture(path, read_array(path, data))
-    rgb, own = read_both(path, data)
-    return StoredPicture(path, data, np.array(rgb), own)
+    with decoding(path):
+        data = read(path)
+        picture = _jpeg(path, data)
+        if picture:
+            return picture
+        if path.lower().endswith(ARRAYS):
+            return ArrayPicture(path, images.decode_array(data))
+        pixels, image = images.decode(data)
+        return StoredPicture(pixels, path, data, image)
 
 
 def _jpeg(path, data):
     """A JpegPicture; None where Pillow shall see what there is."""
+    if simplejpeg is None or not data.startswith(_MARK):
+        return None
     try:
-        data = _read_jpeg(path) if data is None else data
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except (OSError, ValueError):
+    except ValueError:
         return None
     if colours not in _COLOURS or height * width > (Image.MAX_IMAGE_PIXELS or height * width):
         return None
     height_at, tagged = _layout(data)
-    return JpegPicture(path, data, height, width, _orientation(data) if tagged else None, height_at)
-
-
-def _read_jpeg(path):
-    """The bytes of a file that begins as a JPEG file does; of another, or a huge one, b''."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
-        return b''
-    with open(path, 'rb', buffering=0) as file:
-        if file.read(len(_MARK)) != _MARK:
-            return b''
-        file.seek(0)
-        return file.read()
-
-
-def _orientation(data):
-    try:
+    orientation = None
+    if tagged:
         with Image.open(io.BytesIO(data)) as image:
-            return orientation_of(image)
-    except Exception:                       # Pillow's parsers raise whatever a damaged file makes them
-        return None
+            orientation = images.orientation_of(image)
+    return JpegPicture(path, data, height, width, orientation, height_at)
 
 
 def _layout(data):

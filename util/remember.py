@@ -64,7 +64,7 @@ def _current(paths, names, current):
                 found = {name: file[name] for name in names}
             if current(found):
                 return found, path
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):     # missing, damaged, of another kind
+        except (OSError, ValueError, LookupError, EOFError, MemoryError, zipfile.BadZipFile):     # missing, damaged
             pass
     return None
 

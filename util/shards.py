@@ -4,60 +4,46 @@ x.cls holds the label as a number; classes.txt beside the tar files may name the
 folder of x within the tar file is its class. Where there are no other images, .npy arrays are the images. They are read
 at random places, so that order, epoch and resuming are those of the same images in a folder. Made by util.pack_shards.
 """
-import copy
 import os
 import tarfile
 from functools import lru_cache
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from util import remember, watchdog
-from util.errors import UserError, first_line, one_line
-from util.images import ARRAYS, UnreadableImage, without_arrays
-from util.listing import Chosen, Strings, arrays_of
-from util.pictures import open_picture
+from util.errors import UserError, one_line
+from util.files import open_regular
+from util.images import ARRAYS, check_size, without_arrays
+from util.listing import Strings, arrays_of, listing
+from util.pictures import PictureSet, open_picture
 from util.progress_bar import progress_bar
 
 CLASSES = 'classes.txt'
 INDEX = 'index.npz'         # beside the tar files, where util.pack_shards leaves it
+MOST_CLASSES = 2 ** 20
+_LONGEST_NUMBER = 20        # bytes of a .cls file
 _MOST_OPEN = 128            # tar files that a process keeps open
 
 
-class ShardList(Dataset):
-    """(util.pictures.Picture, label) pairs from the tar files of a folder, like util.datasets.ImageList.
+class ShardList(PictureSet):
+    """The images in the tar files of a folder, like util.datasets.ImageList.
 
     Args:
         labelled: whether labels are asked for; else all are 0.
-        classes: class names by label that the images must share; default: their own.
-        transform: takes the picture, and gives what stands in the pair for it.
     Raises:
-        UserError: a file is no tar file, holds no image, or the labels are missing or of another set of classes.
+        UserError: a file is not a tar file, holds no image, or labels are asked for and missing.
     """
 
-    def __init__(self, root, endings, labelled, classes=None, transform=None):
-        self.root, self.transform = root, transform
+    def __init__(self, root, endings, labelled, transform=None):
+        self.root = root
         self._tars = tar_files(root)
         found = index(root, self._tars, endings)
         self._names = Strings.found(found, 'names')
         self._places = found['places']                  # (N, 3): tar file, offset and size in bytes
         if not len(self._names):
             raise UserError('--data_path: the tar files of {} hold no images ({})'.format(root, ' '.join(endings)))
-        if labelled:
-            own, labels = _classes(root, found)
-            self.classes = classes_shared(root, own, classes)
-            self.labels = np.array([self.classes.index(name) for name in own])[labels]
-        else:
-            self.classes, self.labels = ['unlabelled'], np.zeros(len(self._names), np.int64)
-
-    def __len__(self):
-        return len(self._names)
-
-    def part(self, places):
-        """The images at some places of this dataset, with the same classes."""
-        part = copy.copy(self)
-        part._names, part._places, part.labels = Chosen(self._names, places), self._places[places], self.labels[places]
-        return part
+        labels, classes = np.zeros(len(self._names), np.int64), ['unlabelled']
+        super().__init__(*(_labels(root, found) if labelled else (labels, classes)), transform)
 
     def names(self):
         """The names of the images, which tell them apart wherever the dataset lies."""
@@ -67,19 +53,17 @@ class ShardList(Dataset):
         """Tar file and member of an image."""
         return os.path.join(self.root, self._tars[self._places[index, 0]], self._names[index])
 
-    def __getitem__(self, index):
+    def picture(self, index):
+        return open_picture(self.name_of(index), lambda name: self._bytes(index))
+
+    def _bytes(self, index):
         tar, offset, size = (int(number) for number in self._places[index])
-        try:
-            data = os.pread(_opened(os.path.join(self.root, self._tars[tar])).fileno(), size, offset)
-        except OSError as error:
-            raise UnreadableImage(self.name_of(index), error.strerror) from error
-        picture = open_picture(self.name_of(index), data)
-        return (self.transform(picture) if self.transform else picture), int(self.labels[index])
+        return os.pread(_opened(os.path.join(self.root, self._tars[tar])).fileno(), check_size(size), offset)
 
 
 @lru_cache(_MOST_OPEN)
 def _opened(path):
-    return open(path, 'rb', buffering=0)        # closed as the cache drops it
+    return open_regular(path, buffering=0)      # closed as the cache drops it
 
 
 def tar_files(root):
@@ -90,56 +74,58 @@ def tar_files(root):
         return []                               # whoever lists the folder says it
 
 
-def classes_shared(root, own, classes):
-    """`classes`, or a folder's own where that is None; UserError where its own are not all among them."""
-    strange = sorted(set(own) - set(classes or own))
-    if strange:
-        near = next((name for name in classes if name.casefold() == strange[0].casefold()), None)
-        raise UserError('--data_path: {} has the class {!r}, which the training data have not{}'.format(
-            root, strange[0], '; they have {!r}'.format(near) if near else ''))
-    return classes or own
-
-
-def _classes(root, found):
-    """(class names, index into them of each image)."""
+def _labels(root, found):
+    """(label of each image, class names)."""
     labels = found['labels']
     if (labels >= 0).all():
         names = _named_classes(root)
         if names is None:
-            return [str(label) for label in range(labels.max() + 1)], labels
+            return labels, [str(label) for label in range(labels.max() + 1)]
         if labels.max() >= len(names):
             raise UserError('--data_path: {} has {} lines, but there is an image of class {}'.format(
                 os.path.join(root, CLASSES), len(names), labels.max()))
-        return names, labels
+        return labels, names
     folders = list(Strings.found(found, 'folders'))
     if '' in folders:
         raise UserError('--data_path: the tar files of {} hold images without a class, which is a file .cls beside '
                         'the image or the folder that it is in'.format(root))
-    return folders, found['folder_of']
+    return found['folder_of'], folders
 
 
 def _named_classes(root):
     path = os.path.join(root, CLASSES)
-    try:
-        with open(path, encoding='utf-8', errors='surrogateescape') as file:
-            lines = file.read().split('\n')
-            return lines if lines[-1] else lines[:-1]
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError('--data_path: {} cannot be read ({})'.format(path, first_line(error))) from error
+    with listing(path, 'cannot be read'), open_regular(path, 'r', encoding='utf-8', errors='surrogateescape') as file:
+        lines = file.read().split('\n')
+        return lines if lines[-1] else lines[:-1]
 
 
 def index(root, tars, endings):
     """{name: array} of what lies where in the tar files of a folder: made once, and remembered."""
     names = 'places', 'labels', 'states', 'folder_of', *arrays_of('names', 'folders', 'tars', 'endings')
+    beside = os.path.join(root, INDEX)
     return remember.arrays('index of tar files', root, names, lambda found: _current(root, tars, endings, found),
-                           lambda: indexed(root, tars, endings), os.path.join(root, INDEX))
+                           lambda: indexed(root, tars, endings), beside if os.path.isfile(beside) else None)
 
 
 def _current(root, tars, endings, found):
-    return (list(Strings.found(found, 'tars')) == tars and list(Strings.found(found, 'endings')) == list(endings)
-            and np.array_equal(found['states'], _states(root, tars)))
+    """Whether an index is of these tar files, and leads to no place outside of them."""
+    states = _states(root, tars)
+    if not (list(Strings.found(found, 'tars')) == tars and list(Strings.found(found, 'endings')) == list(endings)
+            and np.array_equal(found['states'], states)):
+        return False
+    (tar, offset, size), labels, folder_of = found['places'].T, found['labels'], found['folder_of']
+    names, folders = Strings.found(found, 'names'), Strings.found(found, 'folders')
+    return (len(names) == len(tar) and labels.shape == folder_of.shape == tar.shape
+            and found['places'].dtype == labels.dtype == folder_of.dtype == np.int64
+            and _within(tar, 0, len(tars)) and _within(offset, 0, states[tar, 0] + 1)
+            and _within(size, 0, states[tar, 0] - offset + 1)
+            and _within(labels, -1, MOST_CLASSES) and _within(folder_of, 0, len(folders)))
+
+
+def _within(numbers, least, end):
+    return bool(((least <= numbers) & (numbers < end)).all())
 
 
 def _states(root, tars):
@@ -152,17 +138,15 @@ def indexed(root, tars, endings):
     """({name: array}, newest change in seconds since the epoch) of the tar files of a folder.
 
     Raises:
-        UserError: a file is no tar file, is cut short, or a label is no number.
+        UserError: a file is not a tar file, is cut short, or a label is not the number of a class.
     """
     names, places, labels, folders = [], [], [], []
     bar = progress_bar('index of tar files of {}'.format(root), 'tar files', items=tars)
     for number, tar in enumerate(bar):
         watchdog.at('the index of {}'.format(one_line(tar)))
         path = os.path.join(root, tar)
-        try:
+        with listing(path, 'is not a tar file of images'):
             images, classes = _members(path, (*endings, *ARRAYS))
-        except (OSError, tarfile.TarError, ValueError) as error:
-            raise UserError('--data_path: {} is no tar file of images ({})'.format(path, first_line(error))) from error
         for name, offset, size in images:
             names.append(name)
             places.append((number, offset, size))
@@ -186,15 +170,25 @@ def key(name):
 
 
 def _members(path, endings):
-    """([(name, offset, size) of each image], {key: label}) of a tar file."""
+    """([(name, offset, size) of each image], {key: label}) of a tar file, which claims nothing that is not there."""
     images, classes = [], {}
-    with open(path, 'rb') as file, tarfile.open(fileobj=file, mode='r:') as tar:
+    with open_regular(path) as file, tarfile.open(fileobj=file, mode='r:') as tar:
+        end = os.fstat(file.fileno()).st_size
         for member in tar:
             tar.members = []                    # else it remembers them all
+            if not 0 <= member.size <= end - member.offset_data:
+                raise ValueError('{} claims more bytes than there are'.format(member.name))
             if not member.isreg():
                 continue
             if member.name.lower().endswith(endings):
                 images.append((member.name, member.offset_data, member.size))
             elif member.name.endswith('.cls'):
-                classes[member.name[:-4]] = int(os.pread(file.fileno(), member.size, member.offset_data))
+                classes[member.name[:-4]] = _class(file, member)
     return images, classes
+
+
+def _class(file, member):
+    text = os.pread(file.fileno(), _LONGEST_NUMBER, member.offset_data)[:member.size]
+    if not (member.size <= _LONGEST_NUMBER and text.strip().isdigit() and int(text) < MOST_CLASSES):
+        raise ValueError('{} is not the number of a class, 0 to {}'.format(member.name, MOST_CLASSES - 1))
+    return int(text)

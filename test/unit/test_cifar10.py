@@ -1,14 +1,13 @@
 """test/cifar10_1p.sh: its commands, every stage on a few images, going on after an interruption, mistakes."""
-import pickle
 import re
 import shutil
 import signal
 import subprocess
 import time
 
-import numpy as np
 import pytest
 from conftest import ROOT, environment, launcher, python
+from test_datasets import write_cifar
 
 from util import cifar
 
@@ -19,16 +18,11 @@ SMALL = ['--model=vit_nano_patch16', '--patch_size=8', '--device=cpu', '--num_wo
 @pytest.fixture(scope='session')
 def batches(tmp_path_factory):
     """CIFAR-10's python batches, with 40 training and 20 test images."""
-    folder = tmp_path_factory.mktemp('cifar10') / 'cifar-10-batches-py'
-    folder.mkdir()
-    rng = np.random.RandomState(0)
-    for name, count in [(name, 8) for name in cifar.CIFAR_10.train] + [(name, 20) for name in cifar.CIFAR_10.val]:
-        batch = {b'data': rng.randint(0, 256, (count, 3072)).astype(np.uint8),
-                 b'labels': [int(label) for label in rng.permutation(count) % 10]}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     names = b'airplane automobile bird cat deer dog frog horse ship truck'.split()
-    (folder / 'batches.meta').write_bytes(pickle.dumps({b'label_names': names}, protocol=2))
-    return folder
+    counts = {**dict.fromkeys(cifar.CIFAR_10.train, 8), 'test_batch': 20}
+    return write_cifar(tmp_path_factory.mktemp('cifar10') / 'cifar-10-batches-py', {
+        name: {b'labels': [i % 10 for i in range(count)]} for name, count in counts.items()},
+        {'batches.meta': {b'label_names': names}})
 
 
 def test_the_stages_are_those_of_the_recipe(batches):
@@ -47,17 +41,11 @@ def test_the_stages_are_those_of_the_recipe(batches):
 
 
 @pytest.mark.parametrize('flags, words', [
-    ([], '--data_path=... is required'), (['--data_path=/no/where'], '--data_path: /no/where is not a folder'),
-    (['--data_path=/', '--pretrain_epochs=0'], '--pretrain_epochs: 0 is not a positive number'),
-    (['--data_path=/', '--images=many'], '--images: many is not a positive number'),
-    (['--data_path=/', '--seed=one'], '--seed: one is not a number'),
-    (['--data_path=/', '--epochs=3'], '--epochs: give --pretrain_epochs and --finetune_epochs'),
-    (['--data_path=/', '--resume=auto'], '--resume: the same command goes on by itself'),
-    (['--data_path=/', '--seed'], '--seed: give a value'),
-    (['--data_path=/', '--mixup=1'], 'unknown argument --mixup.*main_pretrain.py'),
-    (['--data_path=/', '--mask_ratio=.5'], 'unknown argument --mask_ratio.*main_finetune.py'),
-    (['--data_path=/', '--model=resnet'], "argument --model: invalid choice: 'mae_resnet'"),
-    (['--data_path={}/test/lib'.format(ROOT)], '--data_path: .*/test/lib/train is missing')])
+    ([], '--data_path'), (['--data_path=/no/where'], '--data_path'), (['--data_path=/', '--images=many'], '--images'),
+    (['--data_path=/', '--epochs=3'], '--pretrain_epochs'), (['--data_path=/', '--resume=auto'], '--resume'),
+    (['--data_path=/', '--seed'], '--seed'), (['--data_path=/', '--mixup=1'], '--mixup.*main_pretrain.py'),
+    (['--data_path=/', '--mask_ratio=.5'], '--mask_ratio.*main_finetune.py'),
+    (['--data_path=/', '--model=resnet'], '--model'), (['--data_path={}/test/lib'.format(ROOT)], '--data_path')])
 def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, flags, words):
     run = launcher('cifar10_1p', '--output_dir', tmp_path / 'o', *flags)
     assert (run.status, run.output.count('\n')) == (2, 1) and not (tmp_path / 'o').exists(), run.output

@@ -4,7 +4,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from test_datasets import cifar, cifar_100  # noqa: F401
+from test_datasets import cifar  # noqa: F401
 
 from util.errors import UserError
 from util.image_sources import ImageSources
@@ -74,12 +74,6 @@ def test_cifar_batches_are_named_alone_or_by_their_folder(cifar):  # noqa: F811
     assert np.array(all_of_them.classes)[labels].tolist() == [name for _, name in names_and_classes(alone)]
 
 
-def test_a_batch_of_cifar_100_gives_its_fine_classes(cifar_100):  # noqa: F811
-    assert names_and_classes(sources(cifar_100 / 'test')) == [
-        ('{}:{}'.format(cifar_100 / 'test', i), 'fine {}'.format(90 + i)) for i in range(3)]
-    assert len(sources(cifar_100)) == 10
-
-
 def test_a_csv_file_stands_for_the_images_that_it_lists(images, tmp_path):
     paths = sorted(images.glob('val/*/*'))[:2]
     (tmp_path / 'x.csv').write_text('path,label\n{},cat\n{},dog\n'.format(*paths))
@@ -92,5 +86,5 @@ def test_a_damaged_file_is_an_unreadable_image_and_a_missing_one_a_mistake(tmp_p
     (tmp_path / 'x.jpg').write_bytes(b'no image')
     with pytest.raises(UnreadableImage):
         sources(tmp_path / 'x.jpg')[0]
-    with pytest.raises(UserError, match='^.*y.jpg: there is no such file or folder'):
+    with pytest.raises(UserError, match='y.jpg'):
         sources(tmp_path / 'x.jpg', tmp_path / 'y.jpg')

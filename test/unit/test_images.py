@@ -3,7 +3,6 @@ import os
 import struct
 import sys
 import zlib
-from pathlib import Path
 
 import fuzzed_images
 import numpy as np
@@ -11,12 +10,13 @@ import pytest
 from conftest import execute
 from PIL import Image
 
-from util.errors import UserError
+from util import images
 from util.images import UnreadableImage, read_image
 from util.pictures import open_picture
 
 SLOPE = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024 + 255        # 16 bits, from 255 to 64767
-pytestmark = pytest.mark.filterwarnings('ignore::UserWarning:PIL')      # pytest undoes the program's own filters
+pytestmark = [pytest.mark.compat,           # other generations have other releases of Pillow
+              pytest.mark.filterwarnings('ignore::UserWarning:PIL')]    # pytest undoes the program's own filters
 READ = 'import sys; from util.images import read_image; print(read_image(sys.argv[1]).getpixel((0, 0)))'
 
 
@@ -34,9 +34,7 @@ def pixels(path):
 def refused(path):
     with pytest.raises(UnreadableImage) as caught:
         read_image(str(path))
-    assert isinstance(caught.value, UserError) and caught.value.path == str(path)
-    assert '\n' not in caught.value.reason
-    assert str(caught.value).endswith(': cannot be read ({}); repair or remove it'.format(caught.value.reason))
+    assert caught.value.path == str(path) and '\n' not in caught.value.reason
     return caught.value.reason
 
 
@@ -60,7 +58,6 @@ def test_an_image_of_any_mode_keeps_its_colours(tmp_path, mode):
 
 def test_transparency_is_dropped_and_the_colour_below_it_kept(tmp_path):
     assert (pixels(saved(tmp_path / 'x.png', Image.new('RGBA', (4, 4), (100, 50, 25, 0)))) == [100, 50, 25]).all()
-    assert (pixels(saved(tmp_path / 'y.png', Image.new('LA', (4, 4), (100, 0)))) == 100).all()
 
 
 @pytest.mark.parametrize('name', ['x.jpg', 'x.tif'])
@@ -68,44 +65,28 @@ def test_cmyk_is_read_as_the_colours_it_prints(tmp_path, name):
     path = saved(tmp_path / name, Image.new('CMYK', (16, 16), (10, 200, 50, 30)))
     expected = [(255 - ink) * (255 - 30) / 255 for ink in (10, 200, 50)]
     assert np.abs(pixels(path) - expected).max() <= 3
-    assert (b'Adobe' in (tmp_path / name).read_bytes()) == (name == 'x.jpg')       # which stores the inks inverted
 
 
-def test_a_palette_with_transparency_is_read_without_a_word(tmp_path):
-    image = Image.new('P', (4, 4), 1)
+def test_what_pillow_warns_of_is_read_without_a_word_and_a_bomb_is_refused(tmp_path):
+    image = Image.new('P', (100, 100), 1)
     image.putpalette([10, 20, 30, 200, 100, 50] + [0] * 762)
     path = saved(tmp_path / 'x.png', image, transparency=b'\0\x80')
-    run = execute([sys.executable, '-c', READ, path])
+    run = execute([sys.executable, '-c', 'from PIL import Image; Image.MAX_IMAGE_PIXELS = 6000; ' + READ, path])
     assert (run.status, run.output) == (0, '(200, 100, 50)\n')
+    (tmp_path / 'bomb.png').write_bytes(png(20000, 20000, 8, 0, b'\0' * 1000))
+    assert refused(tmp_path / 'bomb.png')
 
 
-def test_a_large_photograph_is_read_without_a_word_and_a_bomb_is_refused(tmp_path):
-    path = saved(tmp_path / 'x.png', Image.new('RGB', (100, 100), (1, 2, 3)))
-    limited = 'from PIL import Image; Image.MAX_IMAGE_PIXELS = {}; ' + READ
-    run = execute([sys.executable, '-c', limited.format(6000), path])
-    assert (run.status, run.output) == (0, '(1, 2, 3)\n')
-    bomb = tmp_path / 'bomb.png'
-    bomb.write_bytes(png(20000, 20000, 8, 0, b'\0' * 1000))
-    assert 'exceeds limit' in refused(bomb)
-
-
-@pytest.mark.parametrize('name, image', [
-    ('x.png', Image.fromarray(SLOPE)), ('x.tif', Image.fromarray(SLOPE)),
-    ('b.tif', Image.fromarray(SLOPE.astype('>u2'))), ('i.tif', Image.fromarray(SLOPE.astype(np.int32)))],
-    ids=['png', 'tiff', 'big endian', 'in 32 bits'])
-def test_16_bit_grey_is_scaled_not_clipped(tmp_path, name, image):
-    assert (pixels(saved(tmp_path / name, image)) == (SLOPE >> 8)[..., None]).all()
-
-
-def test_16_bit_grey_of_a_portable_graymap_is_scaled(tmp_path):
+def test_16_bits_and_more_are_scaled_not_clipped(tmp_path):
     (tmp_path / 'x.pgm').write_bytes(b'P5 8 8 65535\n' + SLOPE.astype('>u2').tobytes())
-    assert (pixels(str(tmp_path / 'x.pgm')) == (SLOPE >> 8)[..., None]).all()
-
-
-def test_16_bit_colours_are_scaled(tmp_path):
+    paths = [saved(tmp_path / 'x.png', Image.fromarray(SLOPE)), saved(tmp_path / 'x.tif', Image.fromarray(SLOPE)),
+             saved(tmp_path / 'b.tif', Image.fromarray(SLOPE.astype('>u2'))), str(tmp_path / 'x.pgm'),
+             saved(tmp_path / 'i.tif', Image.fromarray(SLOPE.astype(np.int32)))]
+    for path in paths:
+        assert (pixels(path) == (SLOPE >> 8)[..., None]).all(), path
     rows = b''.join(b'\0' + np.stack([row, row[::-1], row], axis=1).astype('>u2').tobytes() for row in SLOPE)
-    (tmp_path / 'x.png').write_bytes(png(8, 8, 16, 2, rows))
-    assert (pixels(str(tmp_path / 'x.png')) == np.stack([SLOPE, SLOPE[:, ::-1], SLOPE], axis=2) >> 8).all()
+    (tmp_path / 'c.png').write_bytes(png(8, 8, 16, 2, rows))
+    assert (pixels(str(tmp_path / 'c.png')) == np.stack([SLOPE, SLOPE[:, ::-1], SLOPE], axis=2) >> 8).all()
 
 
 @pytest.mark.parametrize('white, scale', [(1, 255), (255, 1), (65535, 1 / 256)])
@@ -119,11 +100,7 @@ def test_numbers_beyond_any_white_are_spread_over_what_occurs(tmp_path):
     read = pixels(saved(tmp_path / 'x.tif', Image.fromarray(values)))
     assert read.min() == 0 and read.max() == 255 and (np.diff(read[..., 0].flatten()) > 0).all()
     assert (pixels(saved(tmp_path / 'y.tif', Image.fromarray(np.full((2, 2), -7, np.int32)))) == 0).all()
-
-
-def test_pixels_that_are_not_numbers_are_refused(tmp_path):
-    assert refused(saved(tmp_path / 'x.tif', Image.fromarray(np.full((2, 2), np.nan, np.float32)))) \
-        == 'pixels that are not finite'
+    assert refused(saved(tmp_path / 'z.tif', Image.fromarray(np.full((2, 2), np.nan, np.float32))))
 
 
 def exif(orientation):
@@ -161,28 +138,43 @@ def test_a_truncated_file_is_refused(tmp_path, name):
         assert refused(tmp_path / name)
 
 
-@pytest.mark.parametrize('content, reason', [(b'', 'an empty file'), (b'<html>404</html>', 'damaged or no image'),
-                                             (b'\xff\xd8\xff no picture', 'damaged or no image'),
-                                             (bytes(4096), 'damaged or no image')])
-def test_what_is_no_image_is_refused(tmp_path, content, reason):
+@pytest.mark.parametrize('content', [b'', b'<html>404</html>', b'\xff\xd8\xff no picture', bytes(4096),
+                                     png(0, 5, 8, 0, b'\0' * 5)])
+def test_what_is_no_image_is_refused_whichever_way_it_is_read(tmp_path, content):
     (tmp_path / 'x.jpg').write_bytes(content)
-    assert refused(tmp_path / 'x.jpg') == reason
+    reason = refused(tmp_path / 'x.jpg')
+    with pytest.raises(UnreadableImage) as caught:
+        open_picture(str(tmp_path / 'x.jpg'))
+    assert caught.value.reason == reason
 
 
-def test_an_image_without_pixels_is_refused(tmp_path):
-    (tmp_path / 'x.png').write_bytes(png(0, 5, 8, 0, b'\0' * 5))
-    assert refused(tmp_path / 'x.png')
+def npy(shape, version=(1, 0)):
+    """An .npy file of 100 bytes that claims to be of another shape."""
+    text = repr({'descr': '|u1', 'fortran_order': False, 'shape': shape}).encode() + b'\n'
+    return b'\x93NUMPY' + bytes(version) + len(text).to_bytes(2 * version[0], 'little') + text + bytes(100)
 
 
-def test_a_file_that_is_gone_and_a_disk_that_errs_are_refused(tmp_path):
-    assert refused(tmp_path / 'gone.jpg') == 'No such file or directory'
-    (tmp_path / 'x.jpg').symlink_to('/proc/self/mem')           # whose first page gives EIO to everybody
-    assert refused(tmp_path / 'x.jpg') == 'Input/output error'
+@pytest.mark.parametrize('shape', [(1000, 1000, 2000), (10 ** 6, 10 ** 6, 10 ** 6), (2 ** 62, 4, 4), (-1, 5, 5)])
+def test_an_array_that_claims_more_than_the_file_has_takes_no_memory(tmp_path, shape):
+    for version in ((1, 0), (2, 0)):
+        (tmp_path / 'x.npy').write_bytes(npy((4, 5, 5), version))
+        assert open_picture(str(tmp_path / 'x.npy')).channels(5).height == 4
+        (tmp_path / 'x.npy').write_bytes(npy(shape, version))
+        before = resident_bytes()
+        with pytest.raises(UnreadableImage):
+            open_picture(str(tmp_path / 'x.npy')).channels(2)
+        assert resident_bytes() - before < 10 ** 8
 
 
-def test_a_pipe_is_refused_not_waited_for(tmp_path):
-    os.mkfifo(str(tmp_path / 'x.jpg'))
-    assert refused(tmp_path / 'x.jpg') == 'no regular file'
+def test_what_cannot_be_read_is_refused_and_pipes_and_devices_are_never_opened(tmp_path, monkeypatch):
+    (tmp_path / 'errs.jpg').symlink_to('/proc/self/mem')           # whose first page gives EIO to everybody
+    (tmp_path / 'device.npy').symlink_to('/dev/zero')
+    os.mkfifo(str(tmp_path / 'pipe.jpg'))
+    (tmp_path / 'folder.png').mkdir()
+    monkeypatch.setattr(images, 'MOST_BYTES', 1000)
+    (tmp_path / 'large.png').write_bytes(bytes(1001))
+    for name in ('gone.jpg', 'errs.jpg', 'device.npy', 'pipe.jpg', 'folder.png', 'large.png'):
+        assert refused(tmp_path / name)
 
 
 def test_an_interrupt_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
@@ -195,43 +187,24 @@ def test_an_interrupt_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
         read_image(path)
 
 
-def read_all(paths):
-    """How many files are read; the others are refused, or the test fails."""
-    count = 0
-    for path in paths:
-        try:
-            picture = open_picture(path)
-            assert picture.part(0, 0, picture.height, picture.width, (8, 8)).shape == (8, 8, 3)
-            count += 1
-        except UnreadableImage as error:
-            assert error.path == path and '\n' not in str(error)
-    return count
-
-
-def test_mutated_files_are_read_or_refused(tmp_path):
-    paths = fuzzed_images.write(tmp_path, 150, seed=1)
-    assert 15 < read_all(paths) < 75
-
-
-def test_mutated_files_are_the_same_for_the_same_seed(tmp_path):
-    contents = []
-    for name in 'ab':
-        (tmp_path / name).mkdir()
-        contents.append([Path(path).read_bytes() for path in fuzzed_images.write(tmp_path / name, 30, seed=2)])
-    assert contents[0] == contents[1] and len(set(contents[0])) > 20
-
-
 def resident_bytes():
     with open('/proc/self/statm') as file:
         return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
-@pytest.mark.slow
-def test_reading_mutated_files_again_and_again_leaks_no_memory(tmp_path):
-    paths = fuzzed_images.write(tmp_path, 150, seed=1)
-    readable = read_all(paths)
-    before = resident_bytes()
-    for _ in range(20):
-        read_all(paths)
+def test_mutated_files_are_read_or_refused_and_leak_no_memory(tmp_path):
+    paths, before = fuzzed_images.write(tmp_path, 150, seed=1), None
+    for again in range(15):
+        readable = 0
+        for path in paths:
+            try:
+                picture = open_picture(path)
+                assert picture.part(0, 0, picture.height, picture.width, (8, 8)).shape == (8, 8, 3)
+                readable += 1
+            except UnreadableImage as error:
+                assert error.path == path and '\n' not in str(error)
+        assert 15 < readable < 75
+        if again == 4:
+            before = resident_bytes()
     one_image = 160 * 120 * 3
-    assert resident_bytes() - before < 20 * readable * one_image / 4
+    assert resident_bytes() - before < 10 * readable * one_image / 4

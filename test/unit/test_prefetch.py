@@ -9,61 +9,53 @@ from util.prefetch import Beside, InTurn
 
 
 class Streams:
-    """Streams of a device by name, and what was queued on them, in order."""
+    """An accelerator and its streams by name; `queued` is what was queued on them, in order."""
 
-    def __init__(self):
-        self.queued, self.now = [], 'computing'
-
-    class Stream:
-        def __init__(self, streams, name):
-            self.streams, self.name = streams, name
-
-        def record_event(self):
-            ended = [words for words in self.streams.queued if words.startswith('step')]
-            return 'the end of {}'.format(ended[-1] if ended else 'nothing')
-
-        def wait_event(self, event):
-            self.streams.queued.append('{} waits for {}'.format(self.name, event))
-
-        def wait_stream(self, stream):
-            self.streams.queued.append('{} waits for {}'.format(self.name, stream.name))
+    def __init__(self, name='computing', queued=None):
+        self.name, self.queued = name, [] if queued is None else queued
+        self.now = self
 
     def current_stream(self):
-        return self.Stream(self, self.now)
+        return self.now
 
     @contextmanager
     def queueing_on(self, stream):
-        before, self.now = self.now, stream.name
+        before, self.now = self.now, stream
         yield
         self.now = before
 
+    def record_event(self):
+        return 'the end of {}'.format(([words for words in self.queued if words.startswith('step')] or ['nothing'])[-1])
 
-class Batch:
-    """A tensor whose copy on the device tells when its memory is free again."""
+    def wait_event(self, event):
+        self.queued.append('{} waits for {}'.format(self.name, event))
 
-    def __init__(self, streams, name):
-        self.streams, self.name = streams, name
-
-    def to(self, device, non_blocking):
-        assert non_blocking and device == 'device'
-        self.streams.queued.append('{} copies {}'.format(self.streams.now, self.name))
-        return Copy(self)
+    def wait_stream(self, stream):
+        self.queued.append('{} waits for {}'.format(self.name, stream.name))
 
 
 class Copy:
-    def __init__(self, batch):
-        self.batch = batch
+    """A tensor whose copy on the device tells when its memory is free again."""
+
+    def __init__(self, streams, name, queued=None):
+        self.streams, self.name, self.on_device = streams, name, queued
+
+    def to(self, device, non_blocking):
+        assert non_blocking and device == 'device'
+        self.streams.queued.append('{} copies {}'.format(self.streams.now.name, self.name))
+        return Copy(self.streams, self.name, True)
 
     def __del__(self):
-        self.batch.streams.queued.append('{} is free'.format(self.batch.name))
+        if self.on_device:
+            self.streams.queued.append('{} is free'.format(self.name))
 
 
 def steps(count):
     """What a pass of `count` steps queues, in order."""
     streams = Streams()
-    to_device = Beside(streams, streams.Stream(streams, 'copying'))
+    to_device = Beside(streams, Streams('copying', streams.queued))
     for i in range(count):
-        to_device([Batch(streams, 'batch {}'.format(i))], 'device')     # the step lets go of it at once
+        to_device([Copy(streams, 'batch {}'.format(i))], 'device')      # the step lets go of it at once
         streams.queued.append('step {}'.format(i))
     return list(streams.queued)
 

@@ -17,10 +17,11 @@ from util.transforms import (
     finetuning_transform,
     pretraining_transform,
     random_erasing,
-    statistics,
 )
 
 BICUBIC = transforms.InterpolationMode.BICUBIC if hasattr(transforms, 'InterpolationMode') else 3
+
+pytestmark = pytest.mark.compat
 
 
 def picture_of(image):
@@ -38,21 +39,11 @@ def test_the_result_has_the_asked_size_and_channels(transform, in_chans):
     assert pixels.shape == (32, 32, in_chans) and pixels.dtype == torch.uint8
 
 
-def test_pixels_are_normalised_by_the_statistics_of_imagenet():
-    tensor = Normalize()(evaluation_transform(32)(picture_of(image()))[None])
-    expected = [(value / 255 - mean) / std for value, mean, std in zip((10, 120, 250), MEAN, STD)]
-    assert tensor[0, :, 16, 16].tolist() == pytest.approx(expected, abs=.02)
-
-
 def test_normalising_a_batch_gives_what_torchvision_gives_each_image():
     images = torch.randint(256, (2, 8, 8, 3), dtype=torch.uint8)
     steps = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     expected = torch.stack([steps(pixels.numpy()) for pixels in images])
     assert Normalize()(images).is_contiguous() and (Normalize()(images) - expected).abs().max() < 1e-6
-
-
-def test_a_grey_input_is_normalised_by_the_mean_statistics():
-    assert statistics(1) == (pytest.approx([.449], abs=1e-4), pytest.approx([.226], abs=1e-4))
 
 
 @pytest.mark.parametrize('input_size, kept', [(224, .875), (32, .875), (256, 1.)])
@@ -66,7 +57,7 @@ def test_evaluation_keeps_the_centre_of_the_short_side(input_size, kept):
     assert evaluation_transform(input_size)(picture_of(wider))[0, 0, 0] > 200
 
 
-@pytest.mark.parametrize('width, height', [(500, 375), (375, 500), (300, 300), (451, 338)])
+@pytest.mark.parametrize('width, height', [(500, 375), (451, 338), (375, 500)])
 @pytest.mark.parametrize('size', [224, 32])
 def test_evaluation_shows_what_torchvisions_resize_and_centre_crop_show(width, height, size):
     noise = np.random.RandomState(0).randint(0, 256, (9, 12, 3)).astype(np.uint8)
@@ -148,13 +139,6 @@ def test_random_erasing_fills_parts_of_some_images_with_noise():
 def test_resplit_leaves_half_of_the_batch_as_it_is():
     images = random_erasing(torch.device('cpu'), 1., resplit=True)(torch.full((8, 3, 32, 32), 5.))
     assert (images[:4] == 5).all() and all((image != 5).any() for image in images[4:])
-
-
-def test_crops_differ_from_call_to_call():
-    random.seed(0)
-    picture = picture_of(Image.linear_gradient('L').convert('RGB'))
-    transform = pretraining_transform(32)
-    assert not torch.equal(transform(picture), transform(picture))
 
 
 def test_the_recipes_randaugment_takes_10000_images_without_an_error():

@@ -60,7 +60,7 @@ def check_host(to_fix, root):
     installed = matches(os.path.join(root, 'etc/Ascend/ascend_cann_install.info'), r'^Install_Path=(\S+)')
     base = os.path.join(root, (installed or ['/usr/local/Ascend'])[0].lstrip('/'))
     scripts = list(filter(os.path.isfile, (os.path.join(base, kind, 'set_env.sh')
-                                           for kind in ('ascend-toolkit', 'nnae', 'cann'))))    # the last since CANN 8.5
+                                           for kind in ('ascend-toolkit', 'nnae', 'cann'))))
     home = os.environ.get('ASCEND_TOOLKIT_HOME') or os.environ.get('ASCEND_HOME_PATH')
     folder = home or (os.path.join(os.path.dirname(scripts[0]), 'latest') if scripts else base)
     versions = matches(os.path.join(folder, '*-linux/ascend_*_install.info'), r'^version=(\S+)')

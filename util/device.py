@@ -228,8 +228,8 @@ def probe(kind):
 
 def _npu():
     if not hasattr(torch, 'npu'):       # Ascend's torch 1.5 has it built in; elsewhere torch_npu brings it
-        advice = ('source set_env.sh of the CANN toolkit first, by default /usr/local/Ascend/ascend-toolkit/set_env.sh, '
-                  'or take that for torch ' + torch.__version__)
+        advice = ('source set_env.sh of the CANN toolkit first, by default /usr/local/Ascend/ascend-toolkit/set_env.sh'
+                  ', or install the torch_npu that is made for torch ' + torch.__version__)
         try:
             importlib.import_module('torch_npu')
         except (Exception, SystemExit) as error:        # it raises all kinds, most of all beside another torch's

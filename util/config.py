@@ -28,9 +28,9 @@ def read(path):
             raise fault('{} is not the name of a flag', name)
         if name in flags:
             raise fault('{} is set twice', name)
-        if not (isinstance(value, str) or isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value or ''])):
             raise fault('{} is neither a value nor a list of values', name)
-        flags[name] = None if isinstance(value, str) and value in NULL else value
+        flags[name] = value
     return flags
 
 
@@ -42,10 +42,14 @@ def _pairs(path, fault):
         raise fault('PyYAML, which reads it, is not installed: pip install pyyaml') from error
 
     class Loader(yaml.BaseLoader):
-        """Builds nothing but texts and lists, and keeps keys that occur twice."""
+        """Builds texts, None and lists alone, and keeps keys that occur twice."""
 
         def construct_mapping(self, node, deep=False):
             return self.construct_pairs(node, deep)
+
+        def construct_scalar(self, node):
+            text = super().construct_scalar(node)
+            return None if text in NULL and node.style is None else text        # without quotes
 
     try:
         with open(path, encoding='utf-8') as file:

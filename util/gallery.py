@@ -1,13 +1,13 @@
 """The same few images as a masked autoencoder reconstructs them in the course of its pre-training."""
 import copy
 import os
+from contextlib import nullcontext
 
 import torch
 
 from util import thumbnails
 from util.compiling import eagerly
 from util.images import UnreadableImage
-from util.precision import nothing
 from util.report_page import strips
 from util.visualize import reconstruct, to_image
 
@@ -37,7 +37,7 @@ class Reconstructions:
     """
 
     def __init__(self, model, dataset, transform, normalize, mask_ratio, precision, device, epochs, earlier, start,
-                 within=nothing):
+                 within=nullcontext):
         self._model, self._normalize, self._mask_ratio, self._within = model, normalize, mask_ratio, within
         self._dataset = copy.copy(dataset)
         self._dataset.transform = transform

@@ -4,6 +4,8 @@ Each validation image is classified by the k training images whose features are 
 Wu et al., arXiv:1805.01978, section 3.4; k = 20 as DINO has it, arXiv:2104.14294).
 Shapes: N queries, B images of the bank, D width, k neighbours.
 """
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -19,7 +21,6 @@ from util.inference_arguments import add_model, add_work, check_checkpoint
 from util.loader import default_workers, evaluation_loader
 from util.log import logger
 from util.parser import COUNT, INDEX, POSITIVE, SHARE_BELOW_1, Parser
-from util.precision import nothing
 from util.progress_bar import Silent, progress_bar
 from util.runtime import Runtime
 
@@ -142,7 +143,7 @@ class PeriodicJudge:
         within: gives a context in which the model has the weights to judge (see util.weight_average).
     """
 
-    def __init__(self, judge, every, epochs, within=nothing):
+    def __init__(self, judge, every, epochs, within=nullcontext):
         self._judge, self._every, self._epochs, self._within = judge, every, epochs, within
 
     def __call__(self, epoch, course):

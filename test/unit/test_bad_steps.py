@@ -41,6 +41,7 @@ def step(updates, factor, i=0):
         updates.backward((updates.model(torch.ones(1, 1)) * factor).sum())
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize('lost', [math.nan, math.inf])
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_the_count(updates, lost):
     step(updates, 1.)
@@ -53,6 +54,7 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_the_c
     assert (updates.bad_steps.skipped, updates.bad_steps.in_row) == (1, 0)
 
 
+@pytest.mark.compat
 def test_a_loss_that_is_not_finite_is_skipped_even_where_its_gradient_is_finite(updates):
     before = updates.model.weight.clone()
     with updates.iteration(0, 1, 0):
@@ -69,6 +71,7 @@ def test_finite_gradients_whose_norm_overflows_are_skipped(device, clip_grad):
     assert chosen.step(optimizer, clip_grad) == 1 and weight.tolist() == [1., 1.]
 
 
+@pytest.mark.compat
 def test_only_steps_in_a_row_are_too_many(updates):
     for factor in (math.nan, math.nan, 1., math.nan, math.nan):
         step(updates, factor)
@@ -152,6 +155,7 @@ world.leave()
 """
 
 
+@pytest.mark.compat
 @pytest.mark.slow
 def test_a_bad_loss_on_one_process_makes_all_of_them_skip_the_same_step(tmp_path):
     (tmp_path / 'script.py').write_text(SCRIPT)

@@ -24,6 +24,7 @@ def parsed(tmp_path):
 
 # Reading
 
+@pytest.mark.compat
 @pytest.mark.parametrize('line, flag, value', [
     ('batch_size: 8', 'batch_size', 8), ('"--batch_size": "8"', 'batch_size', 8), ('{"seed": 8}', 'seed', 8),
     ('blr: 1e-3', 'blr', 1e-3), ('seed: 010', 'seed', 10), ('norm_pix_loss: true', 'norm_pix_loss', True),
@@ -45,6 +46,7 @@ def test_a_line_of_finetuning_means_what_the_flag_would(parsed, line, flag, valu
     assert getattr(parsed(line, script='main_finetune.py'), flag) == value
 
 
+@pytest.mark.compat
 def test_the_command_line_wins_over_the_file(parsed):
     text = 'batch_size: 8\nseed: 1\nglobal_pool: true'
     args = parsed(text, '--batch_size=4', '--cls_token', script='main_finetune.py')
@@ -59,6 +61,7 @@ def test_a_required_flag_may_stand_in_the_file(tmp_path):
         parse_pretrain(['--config={}'.format(tmp_path / 'x.yaml')])
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize('text, named', [
     ('mask_ration: .5', '--mask_ration'), ('batch_size: many', '--batch_size'), ('batch_size: 8.5', '--batch_size'),
     ('blr: [1, 2]', '--blr'), ('blr: {a: 1}', 'blr'), ('blr: [[1]]', 'blr'), ('mean: [1, --amp]', '--mean'),

@@ -112,6 +112,7 @@ def test_accelerators_are_named_in_few_modules_only():
     assert all('torch_npu' in line for line in found.get('util/__init__.py', []))
 
 
+@pytest.mark.compat
 def test_an_older_npu_build_is_profiled_by_the_profiler_that_knows_it(monkeypatch):
     """Ascend's builds of 1.5, 1.8 and 1.11 add use_npu to autograd's profiler; torch_npu.profiler came later."""
     asked = []
@@ -141,6 +142,7 @@ def test_the_cpu_takes_a_fused_adamw_where_pytorch_has_one_for_it():
     assert parameter.tolist() == pytest.approx([.85] * 3)       # 1 - .1 * .5 of decay - .1 * the gradient's sign
 
 
+@pytest.mark.compat
 def test_an_adamw_that_fuses_on_other_devices_only_is_left_alone(monkeypatch):
     plain = torch.optim.AdamW
 

@@ -49,22 +49,16 @@ def test_cann_is_sourced_from_where_its_installer_says(machine):
     assert (said, variables['ASCEND_TOOLKIT_HOME']) == ('', 'elsewhere')
 
 
-def test_without_that_file_the_usual_folder_and_the_toolkit_come_first(machine):
-    install_cann(machine)
-    install_cann(machine, kind='nnae', said='nnae')
-    assert source(machine)[1]['ASCEND_TOOLKIT_HOME'] == 'cann'
-
-
-@pytest.mark.parametrize('kind', ['nnae', 'cann'])
-def test_another_kind_of_installation_will_do(machine, kind):
-    install_cann(machine, kind=kind, said=kind)
-    assert source(machine)[1]['ASCEND_TOOLKIT_HOME'] == kind
+@pytest.mark.parametrize('kinds', [('ascend-toolkit', 'nnae'), ('nnae',), ('cann',)])
+def test_without_that_file_the_usual_folder_and_the_toolkit_come_first(machine, kinds):
+    for kind in kinds:
+        install_cann(machine, kind=kind, said=kind)
+    assert source(machine)[1]['ASCEND_TOOLKIT_HOME'] == kinds[0]
 
 
 def test_npus_without_cann_are_one_clear_line(machine):
     said = source(machine)[0]
-    assert said == ('warning: this machine has NPUs, but /usr/local/Ascend/ascend-toolkit/set_env.sh is not there: '
-                    'install CANN, or source its set_env.sh first\n')
+    assert said.count('\n') == 1 and '/usr/local/Ascend/ascend-toolkit/set_env.sh' in said
     assert source(machine, ASCEND_TOOLKIT_HOME='/sourced/already')[0] == ''
 
 

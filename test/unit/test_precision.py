@@ -91,6 +91,7 @@ def autocast_of_1_11(enabled=True, dtype=torch.float16, cache_enabled=True):
     return dtype
 
 
+@pytest.mark.compat
 def test_older_npu_builds_have_an_autocast_of_their_own_for_bf16_where_it_takes_a_type():
     factory = precision._autocast_factory
     assert factory(OldNpu(autocast=autocast_of_1_8), torch.float16)() == 'fp16'
@@ -105,6 +106,7 @@ def test_an_npu_without_autocast_or_apex_trains_in_fp32_unless_asked_by_name(mon
         precision.choose(OldNpu(), backend='native')
 
 
+@pytest.mark.compat
 def test_a_gpu_without_autocast_takes_apex_where_there_is_one(apex):
     old_gpu = OldNpu()
     old_gpu.type = 'a GPU that torch.autocast does not know'
@@ -155,6 +157,7 @@ def scaler():
         pytest.skip('this torch has no gradient scaler for the CPU')
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize('loss_scale', ['dynamic', 2048.])
 def test_scaled_losses_give_the_steps_of_fp32(scaler, loss_scale):
     assert train(Scaled(loss_scale)) == pytest.approx(train(precision.FullPrecision()), rel=1e-4)

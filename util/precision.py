@@ -260,7 +260,7 @@ def choose(accelerator, amp=False, backend='auto', dtype='auto', loss_scale='dyn
     if backend == 'apex':
         return _apex_o2(accelerator, dtype, loss_scale)
     if backend == 'auto' and dtype == 'auto' and accelerator.type == 'npu':
-        apex, _ = import_apex()
+        apex, _ = _import_apex()
         if apex:
             return ApexO2(apex, loss_scale)
     return _native(accelerator, asked, dtype, loss_scale)
@@ -278,7 +278,7 @@ def _native(accelerator, asked, dtype, loss_scale):
         if asked:
             raise UserError('--amp_backend native: torch {} has no autocast for {}; use apex or none'
                             .format(torch.__version__, accelerator.type))
-        apex, _ = import_apex()
+        apex, _ = _import_apex()
         return ApexO2(apex, loss_scale) if apex else FullPrecision()
     return NativeAmp(accelerator, torch.bfloat16 if bf16 else torch.float16, loss_scale)
 
@@ -288,14 +288,14 @@ def _apex_o2(accelerator, dtype, loss_scale):
         raise UserError('--amp_backend apex: needs an accelerator; on a CPU leave it out')
     if dtype == 'bf16':
         raise UserError('--amp_dtype bf16: apex O2 knows fp16 only; use --amp_backend native')
-    apex, why_not = import_apex()
+    apex, why_not = _import_apex()
     if apex is None:
         raise UserError("--amp_backend apex: {}; install your vendor's build (the package 'apex' on PyPI is another "
                         'project) or use --amp_backend native'.format(why_not))
     return ApexO2(apex, loss_scale)
 
 
-def import_apex():
+def _import_apex():
     """(apex, None) with amp and optimizers imported, or (None, why not)."""
     try:
         apex = importlib.import_module('apex')

@@ -205,6 +205,6 @@ def test_evaluation_computes_as_the_trained_model_does(apex, tmp_path):
 
 
 def test_another_process_finds_the_stand_in_by_its_path():
-    run = execute([sys.executable, '-c', 'from util import precision; print(precision.import_apex())'],
+    run = execute([sys.executable, '-c', 'from util import precision; print(precision._import_apex())'],
                   **WITH_STAND_INS)
     assert run.status == 0 and FOLDER in run.output

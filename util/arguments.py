@@ -133,7 +133,7 @@ def _add_run(parser):
     add('--config', metavar='FILE',
         help='YAML file of lines "flag: value", for any flags; the command line wins. Each run writes its flags to '
              'output_dir/config.yaml in this form')
-    add('--prof', action='store_true', help='write a profiler trace of 10 iterations to output_dir/prof')
+    add('--prof', action='store_true', help='write a profiler trace of 10 iterations (3 before PyTorch 1.9) to output_dir/prof')
 
     add = parser.adder(parser.add_argument_group('reliability'))
     add('--save_every_minutes', type=NOT_NEGATIVE, default=30.,

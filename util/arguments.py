@@ -22,16 +22,9 @@ FINETUNE_MODELS = ('vit_nano_patch16', 'vit_tiny_patch16', 'vit_small_patch16', 
                    'vit_large_patch16', 'vit_huge_patch14')
 
 
-def _loss_scale(text):
-    return text if text == 'dynamic' else POSITIVE(text)
-
-
-def _blocks(text):
-    return text if text == 'all' else INDEX(text)
-
-
-def _jitter(text):
-    return None if text.lower() == 'none' else NOT_NEGATIVE(text)
+def _or(word, value, number_of):
+    """An argparse type: `word`, which stands for `value`, or a number."""
+    return lambda text: value if text.lower() == word else number_of(text)
 
 
 def pretrain_parser():
@@ -133,7 +126,8 @@ def _add_run(parser):
     add('--config', metavar='FILE',
         help='YAML file of lines "flag: value", for any flags; the command line wins. Each run writes its flags to '
              'output_dir/config.yaml in this form')
-    add('--prof', action='store_true', help='write a profiler trace of 10 iterations (3 before PyTorch 1.9) to output_dir/prof')
+    add('--prof', action='store_true',
+        help='write a profiler trace of 10 iterations (3 before PyTorch 1.9) to output_dir/prof')
 
     add = parser.adder(parser.add_argument_group('reliability'))
     add('--save_every_minutes', type=NOT_NEGATIVE, default=30.,
@@ -170,7 +164,7 @@ def _add_precision(parser):
 
 def _add_full_training(parser):
     """Flags of a training of all weights."""
-    _add_precision(parser)('--loss_scale', type=_loss_scale, default='dynamic',
+    _add_precision(parser)('--loss_scale', type=_or('dynamic', 'dynamic', POSITIVE), default='dynamic',
                            help="fp16 loss scale: 'dynamic' or a number")
     add = parser.adder(parser.add_argument_group('speed and memory'))
     add('--compile', action='store_true',
@@ -217,7 +211,7 @@ def _add_classification(parser, global_pool):
 
 def _add_finetuning(parser):
     add = parser.adder(parser.add_argument_group('fine-tuning'))
-    add('--freeze', type=_blocks, metavar='N',
+    add('--freeze', type=_or('all', 'all', INDEX), metavar='N',
         help='train without the patch embedding, class token, positions and the first N blocks; all: nothing but the '
              'head and its norm trains; default: all is trained')
     add('--drop_path', type=SHARE_BELOW_1, default=.1, help='stochastic depth of the last block')
@@ -227,7 +221,8 @@ def _add_finetuning(parser):
 
 def _add_augmentation(parser):
     add = parser.adder(parser.add_argument_group('augmentation and regularisation'))
-    add('--color_jitter', type=_jitter, help='strength of colour jitter; used where --aa is none')
+    add('--color_jitter', type=_or('none', None, NOT_NEGATIVE),
+        help='strength of colour jitter; used where --aa is none')
     add('--aa', help="AutoAugment policy in timm's notation, or none; default: " + input_arguments.RECIPE_AA +
         ', and none where --in_chans is neither 1 nor 3')
     add('--smoothing', type=SHARE_BELOW_1, default=.1, help='label smoothing')

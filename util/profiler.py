@@ -18,8 +18,7 @@ class NoProfiler:
     def step(self):
         pass
 
-    def finish(self):
-        pass
+    finish = step
 
 
 class WindowProfiler:
@@ -37,17 +36,15 @@ class WindowProfiler:
             self._trace = self._accelerator.profile()
             self._trace.__enter__()
         elif self._done == SKIP + TRACE:
-            self._write()
+            self.finish()
 
     def finish(self):
-        """Write what was traced if the run ends within the window."""
-        if self._trace is not None:
-            self._write()
-        elif self._done < SKIP:
+        """Write what was traced, if it has not been written."""
+        if self._done < SKIP:
             logger.warning('--prof: the run ended after %d iterations, the trace begins after %d: nothing written',
                            self._done, SKIP)
-
-    def _write(self):
+        if self._trace is None:
+            return
         self._accelerator.synchronize()
         self._trace.__exit__(None, None, None)
         os.makedirs(os.path.dirname(self._path), exist_ok=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from test_datasets import cifar  # noqa: F401  (a fixture)
 
 from util import dataset_stats, pack_shards, pictures, trained
-from util.arguments import parse_finetune, parse_pretrain
+from util.arguments import parse_finetune
 from util.checkpoint_file import save
 from util.datasets import labelled_set, pretraining_set
 from util.errors import UserError
@@ -141,11 +141,6 @@ def test_a_tiff_file_that_pillow_cannot_read_is_told_of_arrays(tmp_path):
         open_picture(str(tmp_path / 'x.tif'))
 
 
-def test_cifar_has_three_channels(cifar):  # noqa: F811
-    with pytest.raises(UserError, match='--in_chans 5: the images of --data_path have 3 channels'):
-        pretraining_set(str(cifar), pretraining_transform(32, 5))[0]
-
-
 # -- folders and tar files -----------------------------------------------------------------------------------------
 
 def test_arrays_are_images_where_there_are_no_others(bands, tmp_path):
@@ -227,11 +222,6 @@ def test_mean_and_std_are_imagenets_unless_they_are_given():
         Normalize(5)
 
 
-def test_negative_means_are_numbers_and_no_flags(tmp_path):
-    args = parse_pretrain(['--data_path', str(tmp_path), '--in_chans', '2', '--mean', '-12.5', '-0.03', '--std', '3'])
-    assert args.mean == [-12.5, -.03] and args.std == [3.]
-
-
 @pytest.mark.parametrize('value, text', [(.485, '0.485'), (-.000012345678, '-0.0000123457'), (123456789., '123456789'),
                                          (0., '0'), (100., '100')])
 def test_printed_numbers_have_no_exponent(value, text):
@@ -298,38 +288,25 @@ def test_data_that_cannot_be_measured_gets_a_line(bands, tmp_path):
 
 # -- from end to end -----------------------------------------------------------------------------------------------
 
-@pytest.fixture(scope='module')
-def course(bands, tmp_path_factory):
-    """Measured; pre-trained on 32 x 48; fine-tuned on 48 x 32 from there: (flags measured, outputs, folders)."""
+@pytest.mark.slow
+def test_what_is_measured_is_kept_by_pretraining_finetuning_and_evaluation(bands, tmp_path):
     measured = execute([sys.executable, '-m', 'util.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0,
                         '--images', 12, '--seed', 1])
     assert measured.status == 0, measured.output
-    line, numbers = measured.output.strip().split('\n')[-2:]
-    folders = [tmp_path_factory.mktemp(name) for name in ('pretrained', 'finetuned')]
-    data = ['--data_path', bands, '--in_chans', 5, '--epochs', 1, '--output_dir']
-    before = pretrain(*data, folders[0], '--input_size', 32, 48, *line.split())
-    assert before.status == 0, before.output
-    after = finetune(*data, folders[1], '--input_size', 48, 32, '--finetune', folders[0] / 'checkpoint-0.pth',
-                     '--mixup', .8, '--cutmix', 1)
-    assert after.status == 0, after.output
-    return line, json.loads(numbers), after.output, folders
-
-
-@pytest.mark.slow
-def test_what_is_measured_is_kept_by_pretraining_finetuning_and_evaluation(course, bands, tmp_path):
-    _, numbers, _, folders = course
-    assert numbers['in_chans'] == 5 and numbers['images'] == 12
-    flags = [trained.load_either(str(folder / 'checkpoint-0.pth')).flags for folder in folders]
-    assert flags[0]['mean'] == flags[1]['mean'] == pytest.approx(numbers['mean'], rel=1e-5)
-    assert flags[0]['std'] == flags[1]['std'] == pytest.approx(numbers['std'], rel=1e-5)
-    assert [each['input_size'] for each in flags] == [[32, 48], [48, 32]]
-    run = finetune('--data_path', bands, '--in_chans', 5, '--input_size', 48, 32, '--eval', '--output_dir', tmp_path,
-                   '--resume', folders[1] / 'checkpoint-0.pth')
+    flags, numbers = measured.output.strip().split('\n')[-2:]
+    data, wide, high = ['--data_path', bands, '--in_chans', 5, '--epochs', 1], tmp_path / 'wide', tmp_path / 'high'
+    run = pretrain(*data, '--output_dir', wide, '--input_size', 32, 48, *flags.split())
     assert run.status == 0, run.output
-    trained_at = json.loads((folders[1] / 'log.txt').read_text().split('\n')[0])
-    assert json.loads((tmp_path / 'eval.json').read_text())['loss'] == pytest.approx(trained_at['test_loss'], rel=1e-5)
-
-
-@pytest.mark.slow
-def test_finetuning_says_what_it_did_with_positions(course):
-    assert 'from 4 x 6 to 6 x 4 patches' in course[2]
+    run = finetune(*data, '--output_dir', high, '--input_size', 48, 32, '--finetune', wide / 'checkpoint-0.pth',
+                   '--mixup', .8, '--cutmix', 1)
+    assert run.status == 0 and 'from 4 x 6 to 6 x 4 patches' in run.output, run.output
+    found = [trained.load_either(str(folder / 'checkpoint-0.pth')).flags for folder in (wide, high)]
+    for name in ('mean', 'std'):
+        assert found[0][name] == found[1][name] == pytest.approx(json.loads(numbers)[name], rel=1e-5)
+    assert [each['input_size'] for each in found] == [[32, 48], [48, 32]]
+    run = finetune(*data, '--input_size', 48, 32, '--eval', '--output_dir', tmp_path / 'eval', '--resume',
+                   high / 'checkpoint-0.pth')
+    assert run.status == 0, run.output
+    trained_at = json.loads((high / 'log.txt').read_text().split('\n')[0])
+    assert json.loads((tmp_path / 'eval' / 'eval.json').read_text())['loss'] == pytest.approx(trained_at['test_loss'],
+                                                                                              rel=1e-5)

@@ -93,39 +93,42 @@ def parsed(parse, base, folder, *flags):
     return parse(['--data_path', str(folder), *base, *[str(flag) for flag in flags]])
 
 
-SIZES = [(['--input_size', 64], lambda m: m.grid_size, (8, 8)), (['--patch_size', 4], lambda m: m.grid_size, (8, 8)),
-         (['--in_chans', 1], lambda m: m.patch_embed.proj.weight.shape[1], 1)]
+def autoencoder(folder, *flags):
+    return main_pretrain.build_model(parsed(parse_pretrain, PRETRAIN, folder, *flags))
 
 
+def classifier(folder, *flags):
+    return main_finetune.build_model(parsed(parse_finetune, FINETUNE, folder, *flags), 8)
+
+
+def mixing(folder, *flags):
+    return main_finetune.build_loss(parsed(parse_finetune, FINETUNE, folder, *flags), 8)[1]
+
+
+@pytest.mark.parametrize('build', [autoencoder, classifier])
 @pytest.mark.parametrize('flags, look, expected', [
-    *SIZES, (['--model', 'mae_vit_tiny_patch16'], lambda m: m.cls_token.shape[-1], 192),
-    (['--norm_pix_loss'], lambda m: m.norm_pix_loss, True)])
-def test_a_flag_of_the_pretraining_model_reaches_it(tmp_path, flags, look, expected):
-    assert look(main_pretrain.build_model(parsed(parse_pretrain, PRETRAIN, tmp_path, *flags))) == expected
+    (['--input_size', 64], lambda m: m.grid_size, (8, 8)), (['--patch_size', 4], lambda m: m.grid_size, (8, 8)),
+    (['--in_chans', 1], lambda m: m.patch_embed.proj.weight.shape[1], 1)])
+def test_a_flag_of_the_input_reaches_the_model(tmp_path, build, flags, look, expected):
+    assert look(build(tmp_path, *flags)) == expected
 
 
-@pytest.mark.parametrize('flags, look, expected', [
-    *SIZES, (['--model', 'vit_tiny_patch16'], lambda m: m.cls_token.shape[-1], 192),
-    (['--cls_token'], lambda m: hasattr(m, 'norm'), True), (['--global_pool'], lambda m: hasattr(m, 'fc_norm'), True),
-    (['--drop_path', .5],
-     lambda m: (getattr(m.blocks[-1], 'drop_path1', None) or m.blocks[-1].drop_path).drop_prob, .5)])
-def test_a_flag_of_the_classifier_reaches_it(tmp_path, flags, look, expected):
-    assert look(main_finetune.build_model(parsed(parse_finetune, FINETUNE, tmp_path, *flags), 8)) == expected
-
-
-@pytest.mark.parametrize('flags, look, expected', [
-    (['--mixup', .8], lambda m: m.mixup_alpha, .8), (['--cutmix', 1], lambda m: m.cutmix_alpha, 1.),
-    (['--cutmix_minmax', .2, .4], lambda m: list(m.cutmix_minmax), [.2, .4]),
-    (['--mixup', 1, '--mixup_prob', .3], lambda m: m.mix_prob, .3),
-    (['--mixup', 1, '--mixup_switch_prob', .2], lambda m: m.switch_prob, .2),
-    (['--mixup', 1, '--mixup_mode', 'elem'], lambda m: m.mode, 'elem'),
-    (['--mixup', 1, '--smoothing', .3], lambda m: m.label_smoothing, .3)])
-def test_a_flag_of_mixing_reaches_it(tmp_path, flags, look, expected):
-    criterion, mix = main_finetune.build_loss(parsed(parse_finetune, FINETUNE, tmp_path, *flags), 8)
-    assert look(mix) == expected
-    images, targets = mix(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 7]))
-    assert targets.shape == (4, 8) and torch.allclose(targets.sum(dim=1), torch.ones(4), atol=1e-5)
-    assert math.isfinite(criterion(torch.randn(4, 8), targets).item())
+@pytest.mark.parametrize('build, flags, look, expected', [
+    (autoencoder, ['--model', 'mae_vit_tiny_patch16'], lambda m: m.cls_token.shape[-1], 192),
+    (autoencoder, ['--norm_pix_loss'], lambda m: m.norm_pix_loss, True),
+    (classifier, ['--model', 'vit_tiny_patch16'], lambda m: m.cls_token.shape[-1], 192),
+    (classifier, ['--cls_token'], lambda m: hasattr(m, 'norm'), True),
+    (classifier, ['--global_pool'], lambda m: hasattr(m, 'fc_norm'), True),
+    (classifier, ['--drop_path', .5],
+     lambda m: (getattr(m.blocks[-1], 'drop_path1', None) or m.blocks[-1].drop_path).drop_prob, .5),
+    (mixing, ['--mixup', .8], lambda m: m.mixup_alpha, .8), (mixing, ['--cutmix', 1], lambda m: m.cutmix_alpha, 1.),
+    (mixing, ['--cutmix_minmax', .2, .4], lambda m: m.cutmix_minmax, [.2, .4]),
+    (mixing, ['--mixup', 1, '--mixup_prob', .3], lambda m: m.mix_prob, .3),
+    (mixing, ['--mixup', 1, '--mixup_switch_prob', .2], lambda m: m.switch_prob, .2),
+    (mixing, ['--mixup', 1, '--mixup_mode', 'elem'], lambda m: m.mode, 'elem'),
+    (mixing, ['--mixup', 1, '--smoothing', .3], lambda m: m.label_smoothing, .3)])
+def test_a_flag_reaches_what_it_names(tmp_path, build, flags, look, expected):
+    assert look(build(tmp_path, *flags)) == expected
 
 
 @pytest.mark.parametrize('flags, pinned', [([], True), (['--no_pin_mem'], False)])
@@ -216,14 +219,8 @@ def test_schedule_and_optimizer_flags_reach_training(images, tmp_path):
         assert (record['train_lr'] == pytest.approx(second['train_lr'])) == same_lr, extra
 
 
-@pytest.mark.slow
 def test_layer_decay_reaches_training(images, tmp_path):
-    weights = []
-    for decay in (1, .01):
-        out = tmp_path / str(decay)
-        run = finetune('--data_path', images, '--output_dir', out, '--epochs', 1, '--lr', .01, '--warmup_epochs', 0,
-                       '--layer_decay', decay, '--drop_path', 0, '--weight_decay', 0)
-        assert run.status == 0, run.output
-        weights.append(torch.load(str(out / 'checkpoint-0.pth'))['model'])
-    moved = [(weights[0][name] - weights[1][name]).abs().max() for name in ('patch_embed.proj.weight', 'pos_embed')]
-    assert min(moved) > 1e-3
+    run = finetune('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--layer_decay', .5)
+    assert run.status == 0, run.output
+    groups = torch.load(str(tmp_path / 'checkpoint-0.pth'))['optimizer']['param_groups']
+    assert min(group['lr_scale'] for group in groups) == .5 ** 7

@@ -28,7 +28,7 @@ def check(parser, args, patch_size):
         args.input_size = input_size.plain(args.input_size)
     misfit = input_size.misfit(args.input_size, patch_size)
     if misfit:
-        parser.error('argument --input_size: ' + misfit)
+        parser.error('argument --input_size: {} (or see --patch_size)'.format(misfit))
     if (args.mean is None) != (args.std is None):
         parser.error('argument --{}: give --{} too'.format(*('std', 'mean') if args.mean is None else ('mean', 'std')))
     if args.mean is None and any(getattr(args, name, '') for name in ('resume', 'finetune', 'init_from')):

@@ -34,7 +34,7 @@ def misfit(size, patch):
     if odd is None:
         return None
     near = [str(length) for length in (odd // patch * patch, -(-odd // patch) * patch) if length]
-    return '{} is not a multiple of the patch size {} (see --patch_size); {} would be'.format(
+    return '{} is not a multiple of the patch size {}; {} would be'.format(
         odd, patch, ' or '.join(near))
 
 

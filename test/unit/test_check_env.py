@@ -11,6 +11,7 @@ from util import check_env
 
 BROKEN = 'raise ImportError("libhccl.so: cannot open shared object file")'
 
+
 class Host:
     """A folder that stands for / and one of packages, which are found before all others."""
 

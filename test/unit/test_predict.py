@@ -118,7 +118,7 @@ def test_the_table_has_the_names_of_a_file(images, nameless, tmp_path, capsys):
 
 @pytest.mark.parametrize('flags, said', [
     (['--class_names', 'two.txt'], 'two.txt: has 2 lines, but the model has 8 classes'),
-    (['--input_size', '30'], '--input_size: 30 is not a multiple of the patch size 8; the nearest that are: 24, 32'),
+    (['--input_size', '30'], '--input_size: 30 is not a multiple of the patch size 8; 24 or 32'),
     (['missing.jpg'], 'missing.jpg: there is no such file or folder'), (['empty'], 'empty: holds no images')])
 def test_a_mistake_is_named(images, nameless, tmp_path, monkeypatch, flags, said):
     (tmp_path / 'two.txt').write_text('a\nb\n')

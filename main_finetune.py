@@ -164,8 +164,7 @@ def train(args, runtime, precision, resumed):
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps),
                             resumed.average(args.ema, precision.trained_weights(model, optimizer)))
     parameters = runtimes.describe_training(train_set, model, effective_batch, lr)
-    advice.before_training(args, advice.FINETUNING, train_set, effective_batch, lr,
-                           min(group['lr_scale'] for group in groups), val_loader.dataset)
+    advice.before_training(args, len(train_set), effective_batch, val_loader.dataset)
     criterion, mix = build_loss(args, classes)
     augment = build_augmentation(args, mix, runtime.device)
 

@@ -102,7 +102,7 @@ def train(args, runtime, precision, resumed):
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
     parameters = runtimes.describe_training(train_set, probe.head, effective_batch, lr)
-    advice.before_training(args, advice.PROBING, train_set, effective_batch, lr, val_set=val_loader.dataset)
+    advice.before_training(args, len(train_set), effective_batch, val_loader.dataset)
 
     # epochs
     normalize, criterion = Normalize.of(vars(args)), CrossEntropyLoss()

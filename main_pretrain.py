@@ -81,7 +81,7 @@ def train(args, runtime, precision):
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps),
                             resumed.average(args.ema, precision.trained_weights(model, optimizer)))
     parameters = runtimes.describe_training(dataset, model, effective_batch, lr)
-    advice.before_training(args, advice.PRETRAINING, dataset, effective_batch, lr)
+    advice.before_training(args, len(dataset), effective_batch)
 
     # epochs
     gallery = build_gallery(args, runtime, precision, dataset, model, normalize, resumed, updates.average)

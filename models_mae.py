@@ -12,7 +12,7 @@ from util.input_size import sides
 from util.model_sizes import SIZES
 from util.pos_embed import sincos_2d
 from util.recompute import directly
-from util.timm_compat import PatchEmbed, transformer_block
+from util.timm_compat import PatchEmbed, TransformerBlock
 
 
 class MaskedAutoencoderViT(nn.Module):
@@ -37,14 +37,14 @@ class MaskedAutoencoderViT(nn.Module):
                                       embed_dim=embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(sincos_2d(embed_dim, self.grid_size), requires_grad=False)
-        self.blocks = nn.ModuleList([transformer_block(embed_dim, num_heads, mlp_ratio, norm_layer)
+        self.blocks = nn.ModuleList([TransformerBlock(embed_dim, num_heads, mlp_ratio, norm_layer)
                                      for _ in range(depth)])
         self.norm = norm_layer(embed_dim)
 
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.decoder_pos_embed = nn.Parameter(sincos_2d(decoder_embed_dim, self.grid_size), requires_grad=False)
-        self.decoder_blocks = nn.ModuleList([transformer_block(decoder_embed_dim, decoder_num_heads, mlp_ratio,
+        self.decoder_blocks = nn.ModuleList([TransformerBlock(decoder_embed_dim, decoder_num_heads, mlp_ratio,
                                                                norm_layer) for _ in range(decoder_depth)])
         self.decoder_norm = norm_layer(decoder_embed_dim)
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size ** 2 * in_chans)

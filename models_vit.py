@@ -11,7 +11,7 @@ from util.encoder import pooled
 from util.input_size import sides
 from util.model_sizes import SIZES
 from util.recompute import directly
-from util.timm_compat import PatchEmbed, transformer_block, trunc_normal_
+from util.timm_compat import PatchEmbed, TransformerBlock, trunc_normal_
 
 
 class VisionTransformer(nn.Module):
@@ -36,7 +36,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size[0] * self.grid_size[1], embed_dim))
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList([transformer_block(embed_dim, num_heads, mlp_ratio, norm_layer, drop_path=rate)
+        self.blocks = nn.ModuleList([TransformerBlock(embed_dim, num_heads, mlp_ratio, norm_layer, drop_path=rate)
                                      for rate in rates])
         if not global_pool:
             self.norm = norm_layer(embed_dim)

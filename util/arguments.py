@@ -22,16 +22,9 @@ FINETUNE_MODELS = ('vit_nano_patch16', 'vit_tiny_patch16', 'vit_small_patch16', 
                    'vit_large_patch16', 'vit_huge_patch14')
 
 
-def _loss_scale(text):
-    return text if text == 'dynamic' else POSITIVE(text)
-
-
-def _blocks(text):
-    return text if text == 'all' else INDEX(text)
-
-
-def _jitter(text):
-    return None if text.lower() == 'none' else NOT_NEGATIVE(text)
+def _or(word, value, number_of):
+    """An argparse type: `word`, which stands for `value`, or a number."""
+    return lambda text: value if text.lower() == word else number_of(text)
 
 
 def pretrain_parser():
@@ -41,19 +34,8 @@ def pretrain_parser():
     _add_model(parser, PRETRAIN_MODELS, default='mae_vit_large_patch16')
     _add_data(parser, crop_min=.2, val_fraction=0.)
     _add_run(parser)
-    _add_reliability(parser)
-    _add_distribution(parser)
-    _add_precision(parser)
-    _add_speed(parser)
-    _add_averaging(parser)
-    mae = parser.add_argument_group('masked autoencoder')
-    mae.add_argument('--mask_ratio', type=INSIDE_0_1, default=.75, help='share of patches to hide, between 0 and 1')
-    mae.add_argument('--norm_pix_loss', action='store_true',
-                     help="predict each patch's pixels normalised by its own mean and variance")
-    mae.add_argument('--init_from', default='',
-                     help='checkpoint whose encoder, and decoder where there is one, a new pre-training starts from, a '
-                          'file, folder or URL as for --finetune of main_finetune.py; default: random weights')
-    _add_judging(parser)
+    _add_full_training(parser)
+    _add_autoencoder(parser)
     return parser
 
 
@@ -64,11 +46,7 @@ def finetune_parser():
     _add_model(parser, FINETUNE_MODELS, default='vit_large_patch16')
     _add_data(parser, crop_min=.08)
     _add_run(parser)
-    _add_reliability(parser)
-    _add_distribution(parser)
-    _add_precision(parser)
-    _add_speed(parser)
-    _add_averaging(parser)
+    _add_full_training(parser)
     _add_classification(parser, global_pool=True)
     _add_finetuning(parser)
     _add_augmentation(parser)
@@ -83,17 +61,14 @@ def linprobe_parser():
     _add_model(parser, FINETUNE_MODELS, default='vit_large_patch16')
     _add_data(parser, crop_min=.08)
     _add_run(parser)
-    _add_reliability(parser)
-    _add_distribution(parser)
-    _add_precision(parser, gradients=False)
+    _add_precision(parser)
     _add_classification(parser, global_pool=False)
     return parser
 
 
 def _add_training(parser, batch_size, epochs, warmup_epochs, min_lr, save_every, blr=1e-3, weight_decay=.05,
                   optimizer='AdamW'):
-    group = parser.add_argument_group('training')
-    add = group.add_argument
+    add = parser.adder(parser.add_argument_group('training'))
     add('--batch_size', type=COUNT, default=batch_size,
         help='images per device and iteration; the effective batch is this x accum_iter x number of devices')
     add('--epochs', type=COUNT, default=epochs, help='passes over the data in the whole schedule')
@@ -112,15 +87,13 @@ def _add_training(parser, batch_size, epochs, warmup_epochs, min_lr, save_every,
 
 
 def _add_model(parser, models, default):
-    group = parser.add_argument_group('model')
-    add = group.add_argument
+    add = parser.adder(parser.add_argument_group('model'))
     add('--model', default=default, choices=models, metavar='MODEL', help='one of ' + ', '.join(models))
-    input_arguments.add(group)
+    input_arguments.add(add)
 
 
 def _add_data(parser, crop_min, val_fraction=None):
-    group = parser.add_argument_group('data')
-    add = group.add_argument
+    add = parser.adder(parser.add_argument_group('data'))
     add('--data_path', required=True,
         help='folder with train/<class>/ and val/<class>/, or <class>/ alone, the same packed into tar files (python '
              '-m util.pack_shards), the CIFAR-10 or CIFAR-100 python batches, train.csv and val.csv, or one CSV file, '
@@ -140,8 +113,7 @@ def _add_data(parser, crop_min, val_fraction=None):
 
 
 def _add_run(parser):
-    group = parser.add_argument_group('run')
-    add = group.add_argument
+    add = parser.adder(parser.add_argument_group('run'))
     add('--output_dir', default='./output_dir', help='folder for checkpoints, log.txt, summary.json and report.html')
     add('--log_dir', help='folder for TensorBoard files; default: output_dir')
     add('--seed', type=INDEX, default=0, help='seed of weights, order, augmentation and masks')
@@ -154,19 +126,10 @@ def _add_run(parser):
     add('--config', metavar='FILE',
         help='YAML file of lines "flag: value", for any flags; the command line wins. Each run writes its flags to '
              'output_dir/config.yaml in this form')
-    add('--prof', action='store_true', help='write a profiler trace of 10 iterations to output_dir/prof')
+    add('--prof', action='store_true',
+        help='write a profiler trace of 10 iterations (3 before PyTorch 1.9) to output_dir/prof')
 
-
-def _add_averaging(parser):
-    group = parser.add_argument_group('average of the weights')
-    group.add_argument('--ema', type=INSIDE_0_1, metavar='DECAY',
-                       help='keep a moving average of the weights, of which a step replaces the share 1 - DECAY, e.g. '
-                            '0.9999 (at first more); checkpoints are judged and used by it; default: none')
-
-
-def _add_reliability(parser):
-    group = parser.add_argument_group('reliability')
-    add = group.add_argument
+    add = parser.adder(parser.add_argument_group('reliability'))
     add('--save_every_minutes', type=NOT_NEGATIVE, default=30.,
         help='minutes between checkpoints, also within an epoch; 0: only by --save_every')
     add('--keep_last', type=INDEX, default=3,
@@ -178,10 +141,7 @@ def _add_reliability(parser):
     add('--hang_timeout', type=POSITIVE, default=600.,
         help='seconds without progress of any process, until the run ends and names the one that hangs')
 
-
-def _add_distribution(parser):
-    group = parser.add_argument_group('devices and processes')
-    add = group.add_argument
+    add = parser.adder(parser.add_argument_group('devices and processes'))
     add_device(add)
     add('--world_size', type=COUNT, help='number of processes, where no launcher says it in the environment')
     add('--local_rank', '--local-rank', type=number(int, -1), default=-1,
@@ -191,32 +151,42 @@ def _add_distribution(parser):
     add('--addr', help='address of the master, where MASTER_ADDR is not set')
 
 
-def _add_precision(parser, gradients=True):
-    group = parser.add_argument_group('mixed precision')
-    add = group.add_argument
+def _add_precision(parser):
+    add = parser.adder(parser.add_argument_group('mixed precision'))
     add('--amp', action='store_true',
         help='mixed precision where the device gains by it (of CPUs, those with bf16 instructions)')
     add('--amp_backend', default='auto', choices=('auto', 'apex', 'native', 'none'),
         help='auto: apex O2 on an NPU that has it, else native; apex and native also switch --amp on')
     add('--amp_dtype', default='auto', choices=('auto', 'fp16', 'bf16'),
         help='type of native mixed precision; auto: bf16 where the device has it; fp16 and bf16 also switch --amp on')
-    if gradients:
-        add('--loss_scale', type=_loss_scale, default='dynamic', help="fp16 loss scale: 'dynamic' or a number")
+    return add
 
 
-def _add_speed(parser):
-    group = parser.add_argument_group('speed and memory')
-    add = group.add_argument
+def _add_full_training(parser):
+    """Flags of a training of all weights."""
+    _add_precision(parser)('--loss_scale', type=_or('dynamic', 'dynamic', POSITIVE), default='dynamic',
+                           help="fp16 loss scale: 'dynamic' or a number")
+    add = parser.adder(parser.add_argument_group('speed and memory'))
     add('--compile', action='store_true',
         help='compile the transformer blocks by torch.compile, which the first steps wait for; where it does not work, '
         'go on without')
     add('--grad_checkpoint', action='store_true',
         help="recompute the blocks' activations in the backward pass: less memory, about a third more time")
+    add = parser.adder(parser.add_argument_group('average of the weights'))
+    add('--ema', type=INSIDE_0_1, metavar='DECAY',
+        help='keep a moving average of the weights, of which a step replaces the share 1 - DECAY, e.g. 0.9999 (at '
+        'first more); checkpoints are judged and used by it; default: none')
 
 
-def _add_judging(parser):
-    group = parser.add_argument_group('judging the representation')
-    add = group.add_argument
+def _add_autoencoder(parser):
+    add = parser.adder(parser.add_argument_group('masked autoencoder'))
+    add('--mask_ratio', type=INSIDE_0_1, default=.75, help='share of patches to hide, between 0 and 1')
+    add('--norm_pix_loss', action='store_true',
+        help="predict each patch's pixels normalised by its own mean and variance")
+    add('--init_from', default='',
+        help='checkpoint whose encoder, and decoder where there is one, a new pre-training starts from, a file, folder '
+        'or URL as for --finetune of main_finetune.py; default: random weights')
+    add = parser.adder(parser.add_argument_group('judging the representation'))
     add('--knn_every', type=INDEX, default=0,
         help='epochs between two k-NN classifications of the validation images, which need class folders (see python '
              '-m util.knn); the last epoch gets one too; 0: none')
@@ -226,24 +196,22 @@ def _add_judging(parser):
 
 def _add_classification(parser, global_pool):
     group = parser.add_argument_group('classification')
-    add = group.add_argument
+    add, pool = parser.adder(group), parser.adder(group.add_mutually_exclusive_group())
     add('--finetune', default='',
         help='pre-trained checkpoint to start from: a file, a folder of Hugging Face, or a URL with a hash in its name '
              '(.../name-HASH.pth); default: random weights')
     add('--eval', action='store_true', help='evaluate the --resume checkpoint and end')
     add('--dist_eval', action='store_true', help='share evaluation among all processes; else rank 0 does it')
     add('--nb_classes', type=COUNT, help='number of classes; default: as many as the data has')
-    pool = group.add_mutually_exclusive_group()
-    pool.add_argument('--global_pool', action='store_true', default=global_pool,
+    pool('--global_pool', action='store_true', default=global_pool,
                       help='classify the mean of the patch tokens' + ', the default' * global_pool)
-    pool.add_argument('--cls_token', action='store_false', dest='global_pool',
+    pool('--cls_token', action='store_false', dest='global_pool',
                       help='classify the class token' + ', the default' * (not global_pool))
 
 
 def _add_finetuning(parser):
-    group = parser.add_argument_group('fine-tuning')
-    add = group.add_argument
-    add('--freeze', type=_blocks, metavar='N',
+    add = parser.adder(parser.add_argument_group('fine-tuning'))
+    add('--freeze', type=_or('all', 'all', INDEX), metavar='N',
         help='train without the patch embedding, class token, positions and the first N blocks; all: nothing but the '
              'head and its norm trains; default: all is trained')
     add('--drop_path', type=SHARE_BELOW_1, default=.1, help='stochastic depth of the last block')
@@ -252,9 +220,9 @@ def _add_finetuning(parser):
 
 
 def _add_augmentation(parser):
-    group = parser.add_argument_group('augmentation and regularisation')
-    add = group.add_argument
-    add('--color_jitter', type=_jitter, help='strength of colour jitter; used where --aa is none')
+    add = parser.adder(parser.add_argument_group('augmentation and regularisation'))
+    add('--color_jitter', type=_or('none', None, NOT_NEGATIVE),
+        help='strength of colour jitter; used where --aa is none')
     add('--aa', help="AutoAugment policy in timm's notation, or none; default: " + input_arguments.RECIPE_AA +
         ', and none where --in_chans is neither 1 nor 3')
     add('--smoothing', type=SHARE_BELOW_1, default=.1, help='label smoothing')

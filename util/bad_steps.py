@@ -1,5 +1,6 @@
-"""Optimizer steps skipped because a loss or gradient was not finite: counted on the device, told on the host."""
+"""Optimizer steps skipped because a loss or gradient was not finite: counted on the device, read by the host later."""
 import collections
+import itertools
 import json
 import math
 import os
@@ -60,39 +61,32 @@ class BadSteps:
         """Write bad_steps.json about the skipped steps into `folder` (on the main process) and end the run.
 
         Args:
-            scale: the loss scale of now.
+            scale: the current loss scale.
             files_of: (rank, epoch, iteration) -> names of that batch's images.
         Raises:
             UserError: always.
         """
-        steps = self._worst_row()
-        row = [iteration for iterations in steps[:self.limit] for iteration in iterations]
-        losses = world.gather(torch.stack([loss.float() for *_, loss in row]))
+        rows = [list(steps) for bad, steps in itertools.groupby(self._recent, lambda step: int(step[1])) if bad]
+        row = max(rows, key=len)
+        iterations = [iteration for step, _ in row[:self.limit] for iteration in step]
+        losses = world.gather(torch.stack([loss.float() for *_, loss in iterations]))      # [rank][iteration]
         path = os.path.join(folder, 'bad_steps.json')
         if world.is_main:
-            report = {'skipped_in_a_row': len(steps), 'loss_scale': scale,
-                      'iterations': [{'epoch': epoch, 'iteration': iteration, 'lr': lr,
-                                      'processes': _processes([row[i] for row in losses], epoch, iteration, files_of)}
-                                     for i, (epoch, iteration, lr, _) in enumerate(row)]}
+            report = {'skipped_in_a_row': len(row), 'loss_scale': scale, 'iterations': [
+                {'epoch': epoch, 'iteration': i, 'lr': lr, 'processes': [
+                    {'rank': rank, 'loss': loss if math.isfinite(loss) else str(loss),
+                     'files': files_of(rank, epoch, i)} for rank, loss in _to_blame(at)]}
+                for (epoch, i, lr, _), at in zip(iterations, zip(*losses))]}
             try:
                 write_atomically(path, json.dumps(report, indent=1).encode())
             except OSError as error:
                 logger.error('error: %s: not written (%s)', path, error.strerror)
         raise UserError('{} steps in a row, from epoch {}, iteration {} on, were skipped, as a loss or gradient is not '
-                        'finite: lower --blr (or --lr), lengthen --warmup_epochs or set --clip_grad 1.0, then go on '
-                        'with --resume auto; {} lists losses and images'.format(len(steps), *row[0][:2], path))
-
-    def _worst_row(self):
-        """The iterations of each step of the longest row of skipped ones that is remembered."""
-        worst, row = [], []
-        for iterations, bad in self._recent:
-            row = row + [iterations] if int(bad) else []
-            worst = max(worst, row, key=len)
-        return worst
+                        'finite: lower --blr (or --lr), lengthen --warmup_epochs or set --clip_grad 1.0, then resume '
+                        'with --resume auto; {} lists losses and images'.format(len(row), *iterations[0][:2], path))
 
 
-def _processes(losses, epoch, iteration, files_of):
-    """Loss and image files of the processes whose loss is not finite; of all where only gradients are to blame."""
-    lost = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)] or range(len(losses))
-    return [{'rank': rank, 'loss': losses[rank] if math.isfinite(losses[rank]) else str(losses[rank]),
-             'files': files_of(rank, epoch, iteration)} for rank in lost]
+def _to_blame(losses):
+    """(rank, loss) of the processes whose loss is not finite; of all where only gradients are not."""
+    lost = [(rank, loss) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+    return lost or list(enumerate(losses))

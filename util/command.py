@@ -38,6 +38,4 @@ def quoted(word):
     """A word as bash reads it back to the last byte, in one line."""
     if word.isprintable():
         return shlex.quote(word)
-    return "$'{}'".format(''.join(letter if letter.isprintable() and letter not in "\\'" else
-                                  ''.join('\\x{:02x}'.format(byte) for byte in os.fsencode(letter))
-                                  for letter in word))
+    return "$'{}'".format(''.join('\\x{:02x}'.format(byte) for byte in os.fsencode(word)))

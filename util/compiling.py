@@ -1,5 +1,5 @@
 """--compile: torch.compile, where it works; one line says so where it does not."""
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -21,18 +21,13 @@ def compile_blocks(model, device):
         return
     for block in [*model.blocks, *getattr(model, 'decoder_blocks', [])]:
         block.compile()
+    model.compiled = True
 
 
-@contextmanager
 def eagerly(model):
-    """The blocks as if --compile were not: for one batch of another size, compiling anew would take far longer."""
-    compiled = {block: vars(block).pop('_compiled_call_impl') for block in model.modules()
-                if '_compiled_call_impl' in vars(block)}
-    try:
-        yield
-    finally:
-        for block, call in compiled.items():
-            block._compiled_call_impl = call
+    """A context without compiled code, where PyTorch has one: compiling for another batch size takes far longer."""
+    set_stance = getattr(getattr(torch, 'compiler', None), 'set_stance', None)
+    return set_stance('force_eager') if set_stance and getattr(model, 'compiled', False) else nullcontext()
 
 
 def _try(device):

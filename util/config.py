@@ -1,101 +1,93 @@
 """--config: flags from a YAML file.
 
-A value is read as the text that would follow the flag on the command line, so that 1e-3, 010 and no mean what they mean
-there. `python -m util.config FILE` prints the names that a file sets, for the launchers.
+A value is the text that would follow the flag on the command line, so that 1e-3, 010 and no mean what they mean there.
+`python -m util.config FILE` prints the names of the flags that a file sets, for the launchers.
 """
+import argparse
 import sys
-from collections import namedtuple
 
 from util.errors import UserError, one_line, run
 
-_SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}
-_NULL = 'tag:yaml.org,2002:null'
-# line: where it stands, from 1; value: text, a list of texts, or None for the default.
-Setting = namedtuple('Setting', 'line value')
+NULL = ('', '~', 'null', 'Null', 'NULL')        # of YAML: the flag keeps its default
+SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}
 
 
 def read(path):
-    """The settings of a file, {name of the flag without dashes: Setting}.
+    """The flags of a YAML file: {name without dashes: text, list of texts, or None for the default}.
 
     Raises:
-        UserError: it cannot be read, is no YAML, or is not a list of names with plain values.
+        UserError: it cannot be read, is not YAML, or is not a mapping of flags, each set once, to values.
     """
+    def fault(what, *values):
+        return UserError('--config {}: {}'.format(path, what.format(*values)))
+
+    flags = {}
+    for key, value in _pairs(path, fault):
+        name = key[2:] if isinstance(key, str) and key.startswith('--') else key
+        if not isinstance(name, str):
+            raise fault('{} is not the name of a flag', name)
+        if name in flags:
+            raise fault('{} is set twice', name)
+        if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value or ''])):
+            raise fault('{} is neither a value nor a list of values', name)
+        flags[name] = value
+    return flags
+
+
+def _pairs(path, fault):
+    """The (key, value) pairs of a YAML mapping; what `fault` makes is raised where there is none."""
     try:
         import yaml
     except ImportError as error:
-        raise UserError('--config {}: PyYAML, which reads it, is not installed: pip install pyyaml'
-                        .format(path)) from error
+        raise fault('PyYAML, which reads it, is not installed: pip install pyyaml') from error
+
+    class Loader(yaml.BaseLoader):
+        """Builds texts, None and lists alone, and keeps keys that occur twice."""
+
+        def construct_mapping(self, node, deep=False):
+            return self.construct_pairs(node, deep)
+
+        def construct_scalar(self, node):
+            text = super().construct_scalar(node)
+            return None if text in NULL and node.style is None else text        # without quotes
+
     try:
         with open(path, encoding='utf-8') as file:
-            root = yaml.compose(file, Loader=yaml.SafeLoader)       # nodes only: nothing is built from them
+            pairs = yaml.load(file, Loader=Loader)
     except OSError as error:
-        raise UserError('--config {}: cannot be read ({})'.format(path, error.strerror)) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, 'problem_mark', None)
-        raise UserError('--config {}{}: is no YAML ({})'.format(
-            path, ', line {}'.format(mark.line + 1) if mark else '',
-            getattr(error, 'problem', None) or str(error).split('\n')[0])) from error
-    if root is None:
-        return {}
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError('--config {}: is no list of lines "flag: value"'.format(path))
-    settings = {}
-    for key, value in root.value:
-        line = key.start_mark.line + 1
-        if not isinstance(key.value, str):
-            raise _fault(path, line, 'what stands before the colon is no name of a flag')
-        name = _name(key.value)
-        if name in settings:
-            raise _fault(path, line, '{} is set a second time, after line {}'.format(name, settings[name].line))
-        settings[name] = Setting(line, _plain(value, path, line, name))
-    return settings
+        raise fault('cannot be read ({})', error.strerror) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:       # ValueError: not UTF-8
+        raise fault('not YAML ({})', ' '.join(str(error).split())) from error
+    if pairs is None:
+        return []
+    if not (isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)):
+        raise fault('is not a list of lines "flag: value"')
+    return pairs
 
 
-def _name(key):
-    """Name of a flag, which may be written with its dashes."""
-    return key[2:] if key.startswith('--') else key
-
-
-def _plain(node, path, line, name):
-    """A node's text, or those of its items."""
-    if isinstance(node.value, str):
-        return None if node.tag == _NULL else node.value
-    if node.id == 'mapping' or not all(isinstance(item.value, str) for item in node.value):
-        raise _fault(path, line, '{} is neither a value nor a list of values'.format(name))
-    return [item.value for item in node.value]
-
-
-def _fault(path, line, what):
-    return UserError('--config {}, line {}: {}'.format(path, line, what))
+def on_command_line(flag, command):
+    """The value that a list of words gives to a flag with one value, whatever other flags there are; None without."""
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, dest='value')
+    return parser.parse_known_args(command)[0].value
 
 
 def value_of(flag, command):
-    """The text that a command line, or else the --config file that it names, gives to a flag of one value;
-    None where neither does.
+    """The text that a command line, or else the --config file that it names, gives to a flag; None where neither does.
 
-    The last one counts. A switch has a text in a file only.
+    A switch has a text in a file only.
     Raises:
         UserError: see read.
     """
-    value, path = _on_command_line(flag, command), _on_command_line('--config', command)
+    value, path = on_command_line(flag, command), on_command_line('--config', command)
     if value is None and path is not None:
-        value = read(path).get(_name(flag), Setting(0, None)).value
+        value = read(path).get(flag[2:])
     return value if isinstance(value, str) else None
 
 
-def switched(value):
-    """What a value says of a switch: True or False; None where it says nothing."""
-    return _SWITCH.get(value.lower()) if isinstance(value, str) else None
-
-
-def _on_command_line(flag, command):
-    value = None
-    for i, word in enumerate(command):
-        if word == flag and i + 1 < len(command):
-            value = command[i + 1]
-        if word.startswith(flag + '='):
-            value = word.split('=', 1)[1]
-    return value
+def switched(text):
+    """What a text says of a switch: True or False; None where it says nothing."""
+    return SWITCH.get(text.lower()) if isinstance(text, str) else None
 
 
 def _main(path):

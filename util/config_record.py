@@ -5,7 +5,7 @@ import os
 from util.errors import one_line
 from util.files import write_atomically
 from util.log import logger
-from util.output_dir import set_aside
+from util.output_dir import is_resumed, set_aside
 
 TRAINING, EVALUATION = 'config.yaml', 'eval_config.yaml'        # file names
 
@@ -13,8 +13,8 @@ TRAINING, EVALUATION = 'config.yaml', 'eval_config.yaml'        # file names
 def save(args, processes, name):
     """Write all flags as `name` into the output folder; a file of other flags there is renamed.
 
-    A --resume that goes on in the same folder, and its --start_epoch, are no part of the recipe: a comment tells of
-    them, and the file repeats the whole run. The effective batch that an absolute --lr was used with is put down.
+    A --resume within the same folder, and its --start_epoch, are not part of the recipe: a comment names it, and the
+    file repeats the whole run. The effective batch that an absolute --lr was used with is put down.
     Args:
         args: the parsed flags.
         processes: their number.
@@ -23,8 +23,8 @@ def save(args, processes, name):
     """
     values = {flag: value for flag, value in vars(args).items() if flag != 'config'}
     head = ['# All flags of a run; --config takes this file.']
-    if name == TRAINING and values.get('resume') and _within(args.output_dir, args.resume):
-        head.append('# It went on by --resume {}.'.format(one_line(args.resume)))
+    if name == TRAINING and is_resumed(args.output_dir, args.resume):
+        head.append('# Resumed by --resume {}.'.format(one_line(args.resume)))
         values.update(resume='', start_epoch=None)
     if values.get('lr') is not None and values.get('base_batch_size') is None:
         values['base_batch_size'] = args.batch_size * args.accum_iter * processes
@@ -37,10 +37,6 @@ def save(args, processes, name):
     except OSError as error:
         logger.error('error: %s: not written (%s)', path, error.strerror)
     return asides
-
-
-def _within(folder, resume):
-    return resume == 'auto' or os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder)
 
 
 def _settings(path):

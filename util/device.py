@@ -217,7 +217,8 @@ def select(requested):
             missing.append(why_not)
     if requested == 'auto':
         return Cpu('; '.join(missing))
-    raise UserError('--device {}: {}; pass --device auto to run on what is there'.format(requested, missing[0]))
+    raise UserError('--device {}: {}; pass --device auto to run on what is there (python -m util.check_env lists it)'
+                    .format(requested, missing[0]))
 
 
 def probe(kind):
@@ -226,19 +227,17 @@ def probe(kind):
 
 
 def _npu():
-    why_not, foreign = None, False
     if not hasattr(torch, 'npu'):       # Ascend's torch 1.5 has it built in; elsewhere torch_npu brings it
+        advice = ('source set_env.sh of the CANN toolkit first, by default /usr/local/Ascend/ascend-toolkit/set_env.sh'
+                  ', or install the torch_npu that is made for torch ' + torch.__version__)
         try:
             importlib.import_module('torch_npu')
         except (Exception, SystemExit) as error:        # it raises all kinds, most of all beside another torch's
             if getattr(error, 'name', None) == 'torch_npu':
                 return None, 'no NPU (torch_npu is not installed)'
-            why_not, foreign = first_line(error), isinstance(error, (AttributeError, TypeError, SyntaxError))
-    if why_not or not hasattr(torch, 'npu'):
-        advice = ('install the one that is made for torch ' + torch.__version__ if foreign else
-                  'source set_env.sh of the CANN toolkit first, by default /usr/local/Ascend/ascend-toolkit/set_env.sh')
-        return None, ('torch_npu is installed but does not load ({}): {}; python -m util.check_env says more'
-                      .format(why_not or 'it brings no torch.npu', advice))
+            return None, 'torch_npu is installed but does not load ({}): {}'.format(first_line(error), advice)
+        if not hasattr(torch, 'npu'):
+            return None, 'torch_npu is installed but brings no torch.npu: ' + advice
     if not torch.npu.is_available():
         return None, 'torch_npu is installed but finds no NPU (see npu-smi info and ASCEND_RT_VISIBLE_DEVICES)'
     return Npu(torch.npu), None

@@ -1,14 +1,14 @@
 """Flags of the model's input: its size, channels, mean and standard deviation. Nothing here imports torch."""
-from util import input_size
+from util import input_size, input_statistics
+from util.errors import UserError
 from util.parser import COUNT, POSITIVE, number
 
 RECIPE_AA = 'rand-m9-mstd0.5-inc1'
 COLOURED = (1, 3)           # channels that augmentation of colours is defined for, and that have a usual mean and std
 
 
-def add(group):
-    """Add them to a group of a parser."""
-    add = group.add_argument
+def add(add):
+    """Add them by `add`, of util.parser.Parser.adder."""
     add('--input_size', type=COUNT, nargs='+', default=224, metavar=('H', 'W'),
         help='side of the square input in pixels; or its height and width')
     add('--patch_size', type=COUNT, help="side of a patch in pixels; default: the model's own")
@@ -28,19 +28,15 @@ def check(parser, args, patch_size):
         args.input_size = input_size.plain(args.input_size)
     misfit = input_size.misfit(args.input_size, patch_size)
     if misfit:
-        parser.error('argument --input_size: {}; or give --patch_size {}'.format(
-            misfit, ' or '.join(map(str, input_size.other_patches(args.input_size, patch_size)))))
-    for name, other in (('mean', 'std'), ('std', 'mean')):
-        values = getattr(args, name)
-        if values is not None and getattr(args, other) is None:
-            parser.error('argument --{}: give --{} too'.format(name, other))
-        if values is not None and len(values) not in (1, args.in_chans):
-            parser.error('argument --{}: {} numbers for {} channel{}; give one, or one a channel'
-                         .format(name, len(values), args.in_chans, 's'[:args.in_chans - 1]))
-    trained = any(getattr(args, name, '') for name in ('resume', 'finetune', 'init_from'))
-    if args.mean is None and args.in_chans not in COLOURED and not trained:
-        parser.error('argument --in_chans: {} channels have no usual mean and std; give --mean and --std, which '
-                     'python -m util.dataset_stats measures'.format(args.in_chans))
+        parser.error('argument --input_size: {} (or see --patch_size)'.format(misfit))
+    if (args.mean is None) != (args.std is None):
+        parser.error('argument --{}: give --{} too'.format(*('std', 'mean') if args.mean is None else ('mean', 'std')))
+    if args.mean is None and any(getattr(args, name, '') for name in ('resume', 'finetune', 'init_from')):
+        return          # the checkpoint says
+    try:
+        input_statistics.statistics(args.in_chans, args.mean, args.std)
+    except UserError as error:
+        parser.error('argument {}'.format(error))
 
 
 def settle_colours(parser, args):

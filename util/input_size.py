@@ -30,18 +30,12 @@ def patch_in_name(model):
 
 def misfit(size, patch):
     """Why patches of a side do not fill the input, with the nearest sizes that go; None where they do."""
-    odd = [length for length in sides(size) if length % patch]
-    if not odd:
+    odd = next((length for length in sides(size) if length % patch), None)
+    if odd is None:
         return None
-    near = [str(length) for length in (odd[0] // patch * patch, -(-odd[0] // patch) * patch) if length]
-    return '{} is not a multiple of the patch size {}; the nearest that {}: {}'.format(
-        odd[0], patch, 'are' if len(near) > 1 else 'is', ', '.join(near))
-
-
-def other_patches(size, patch):
-    """The nearest patch sizes above and below that fill the input, as many as there are."""
-    fitting = [side for side in range(1, min(sides(size)) + 1) if not any(length % side for length in sides(size))]
-    return [side for side in fitting if side < patch][-1:] + [side for side in fitting if side > patch][:1]
+    near = [str(length) for length in (odd // patch * patch, -(-odd // patch) * patch) if length]
+    return '{} is not a multiple of the patch size {}; {} would be'.format(
+        odd, patch, ' or '.join(near))
 
 
 def grid_of(flags):

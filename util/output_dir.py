@@ -16,20 +16,24 @@ RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json', 'bad_images.txt', 'report.ht
 RESULTS_AND_LOGS = RESULTS + ('*.log',)
 
 
+def is_resumed(folder, resume):
+    """Whether --resume `resume` continues the run in `folder`: by 'auto', or a checkpoint there."""
+    return resume == 'auto' or bool(resume) and os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder)
+
+
 def prepare(folder, resume='', results=RESULTS):
     """Make `folder` ready for a run.
 
     Args:
         results: file patterns that betray an earlier run; a launcher's own log lies there before the run starts.
-        resume: the --resume flag. 'auto', or a checkpoint inside the folder, continues what is there; so does a run
-            that its launcher, whose log is open there, has started again.
+        resume: the --resume flag.
     Returns:
         where the earlier results went, or None.
     Raises:
         UserError: the folder cannot be made or written.
     """
-    continues = resume == 'auto' or 'MAE_RESTART' in os.environ or (
-        resume and os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder))
+    # A restarted run has its launcher's log open there.
+    continues = is_resumed(folder, resume) or 'MAE_RESTART' in os.environ
     aside = set_aside(folder) if _holds(folder, results) and not continues else None
     _make(folder)
     if not os.access(folder, os.W_OK):

@@ -1,8 +1,7 @@
-"""A parser of flags whose mistakes are one line, and the types of its numbers. Nothing here imports torch."""
+"""A parser of flags whose errors are one line, and the types of its numbers. Nothing here imports torch."""
 import argparse
 import difflib
 import math
-import re
 import sys
 
 from util import config
@@ -16,79 +15,83 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=_HelpWithDefaults, **options)
-        self._places = {}           # where in a file a flag was set, by its attribute
+        self.flags = {}             # {'--name': argparse.Action}
+        self._source = ''           # the file whose flags are parsed
+        super().__init__(allow_abbrev=False, **options)
+
+    def add_argument(self, *names, **options):
+        """argparse's, with the default at the end of the help text."""
+        return self._note(super().add_argument(*names, **options))
+
+    def adder(self, group):
+        """A function like add_argument that adds to a group of this parser."""
+        return lambda *names, **options: self._note(group.add_argument(*names, **options))
+
+    def _note(self, action):
+        self.flags.update((name, action) for name in action.option_strings)
+        hidden = action.required or isinstance(action.default, bool)
+        if not hidden and action.default not in (None, '', argparse.SUPPRESS):
+            action.help += ' (default: %(default)s)'
+        return action
 
     def error(self, message):
-        flag = re.match(r'argument (--[\w-]+)|', message).group(1)
-        action = self._option_string_actions.get(flag)
-        place = self._places.get(action.dest, '') if action else ''
+        """End the process with one line."""
         let_the_first_speak()
-        self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(one_line(place + message), self.prog))
+        self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(one_line(self._source + message), self.prog))
 
     def parse_args(self, args=None, namespace=None):
+        """The flags as a Namespace; a mistake ends the process with one line."""
         words = sys.argv[1:] if args is None else list(args)
-        path = config.value_of('--config', words) if '--config' in self._option_string_actions else None
-        if path is not None:
-            namespace = self._read(path, words)
+        path = config.on_command_line('--config', words) if '--config' in self.flags else None
+        return self._parse(words, namespace if path is None else self._read(path))
+
+    def _parse(self, words, namespace=None):
         parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            flag = unknown[0].split('=')[0]
-            self.error('unknown argument {}{}'.format(flag, self._meant(flag)))
+            self._unknown(unknown[0].split('=')[0])
         return parsed
 
-    def _meant(self, flag):
-        close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-        return '; did you mean {}?'.format(close[0]) if close else ''
+    def _unknown(self, flag):
+        close = difflib.get_close_matches(flag, self.flags, n=1)
+        self.error('unknown argument {}{}'.format(flag, '; did you mean {}?'.format(close[0]) if close else ''))
 
-    def _read(self, path, words):
-        """The defaults and what a file sets, as a Namespace; what it sets is no longer required of the command line."""
+    def _read(self, path):
+        """What a file sets, and other flags' defaults, as a Namespace; no longer required of the command line."""
+        required = [action for action in self.flags.values() if action.required]
+        for action in required:
+            action.required = False
         try:
             settings = config.read(path)
         except UserError as error:
             self.error(str(error))
-        required = [action for action in self._actions if action.required]
+        self._source = '--config {}: '.format(path)
+        values = self._parse([word for name, value in settings.items() for word in self._words('--' + name, value)])
+        self._source = ''
         for action in required:
-            action.required = False
-        values = argparse.Namespace()
-        for name, (line, value) in settings.items():
-            self._set(values, '--' + name, value, '--config {}, line {}: '.format(path, line))
-        for action in required:
-            action.required = action.dest not in self._places
-        for word in words:
-            action = self._option_string_actions.get(word.split('=')[0])
-            self._places.pop(getattr(action, 'dest', None), None)       # set anew
+            action.required = getattr(values, action.dest) is None
         return values
 
-    def _set(self, values, flag, value, place):
-        action = self._option_string_actions.get(flag)
+    def _words(self, flag, value):
+        """A flag of a file as words of a command line; `value` as config.read gives it."""
+        action = self.flags.get(flag)
         if action is None:
-            self.error('{}unknown flag {}{}'.format(place, flag, self._meant(flag)))
-        if action.dest in ('help', 'config'):
-            self.error('{}{} belongs on the command line'.format(place, flag))
+            self._unknown(flag)
+        if flag in ('--help', '--config'):
+            self.error('{} belongs on the command line'.format(flag))
         if value is None:
-            return
-        set_before, before = action.dest in self._places, getattr(values, action.dest, None)
-        self._places[action.dest] = place
+            return []
         if action.nargs == 0:
             switched = config.switched(value)
             if switched is None:
                 self.error('argument {}: is a switch, true or false'.format(flag))
-            setattr(values, action.dest, switched == action.const)
-        else:
-            words = [flag] + value if isinstance(value, list) else ['{}={}'.format(flag, value)]
-            _, unknown = self.parse_known_args(words, values)
-            if unknown:
-                self.error('argument {}: takes one value'.format(flag))
-        if set_before and getattr(values, action.dest) != before:
-            self.error('argument {}: contradicts an earlier line'.format(flag))
-
-
-class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action):
-        if action.default in (None, '') or isinstance(action.default, bool) or action.required:
-            return action.help
-        return super()._get_help_string(action)
+            # Switched off: its opposite if there is one (--pin_mem: --no_pin_mem), else off is the default.
+            return [name for name, other in self.flags.items()
+                    if other.dest == action.dest and other.const == (action.const == switched)]
+        if isinstance(value, str):
+            return ['{}={}'.format(flag, value)]
+        if action.nargs is None or any(item.startswith('--') for item in value):
+            self.error('argument {}: takes no such list'.format(flag))
+        return [flag, *value]
 
 
 def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):

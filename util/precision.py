@@ -3,18 +3,12 @@
 The loops call autocast, backward and step; only this module knows what stands behind them.
 """
 import importlib
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 import torch
 
 from util.errors import UserError
 from util.features import accepts
-
-
-@contextmanager
-def nothing():
-    """A context that does nothing (one that torch 1.5 and Python 3.7 share)."""
-    yield
 
 
 class FullPrecision:
@@ -23,6 +17,7 @@ class FullPrecision:
     # False where every backward must exchange gradients, because they leave the model right after it, from the memory
     # that they were first in.
     gradients_stay_in_model = True
+    _skipper = None             # a gradient scaler, of scale 1, that lets a fused optimizer skip steps by itself
 
     def prepare(self, model, optimizer):
         """Convert a model on its device and its optimizer, before DistributedDataParallel wraps the model."""
@@ -33,12 +28,15 @@ class FullPrecision:
         return model
 
     def adamw(self, accelerator, param_groups, **options):
-        """The optimizer class that goes with this precision."""
-        return accelerator.adamw(param_groups, **options)
+        """The optimizer that goes with this precision."""
+        optimizer = accelerator.adamw(param_groups, **options)
+        if accelerator.is_accelerator and optimizer.defaults.get('fused'):
+            self._skipper = _new_scaler(accelerator, 1.)
+        return optimizer
 
     def autocast(self):
         """Context of the forward pass."""
-        return nothing()
+        return nullcontext()
 
     def backward(self, loss, optimizer):
         """Add the gradients of `loss` to those of this accumulation window."""
@@ -51,7 +49,19 @@ class FullPrecision:
         Returns:
             1 where that was so, else 0; on a device whose optimizer decides by itself a tensor, which nobody waits for.
         """
-        bad = step_if_finite(optimizer, self._clip(optimizer, clip_grad))
+        norm = self._clip(optimizer, clip_grad)
+        finite = torch.isfinite(norm)
+        if self._skipper is not None:
+            bad = (~finite).int()
+            # The scaler looks at the gradients themselves: one becomes NaN where their norm is not finite.
+            next(p.grad for p in self._trained_parameters(optimizer) if p.grad is not None).add_(norm * 0)
+            self._skipper.scale(norm)           # it takes no step before it has scaled something
+            self._skipper.step(optimizer)
+            self._skipper.update(1.)
+        else:
+            bad = int(not finite)
+            if not bad:
+                optimizer.step()
         optimizer.zero_grad()
         return bad
 
@@ -96,19 +106,6 @@ def gradient_norm(parameters):
     return torch.norm(torch.stack([torch.norm(gradient) for gradient in gradients]))
 
 
-def step_if_finite(optimizer, norm):
-    """Update the weights unless `norm` is not finite; returns 1 where it was not, else 0 (see FullPrecision.step)."""
-    finite = torch.isfinite(norm)
-    if getattr(optimizer, '_step_supports_amp_scaling', False):
-        # A fused optimizer looks at this flag on the device, so that the host need not wait for the norm.
-        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
-        optimizer.step()
-        return (~finite).int()
-    if finite:
-        optimizer.step()
-    return int(not finite)
-
-
 def steps_taken(optimizer):
     """How many steps AdamW has taken, by the count in its state."""
     counts = [state['step'] for state in optimizer.state.values() if 'step' in state]
@@ -140,7 +137,7 @@ class NativeAmp(FullPrecision):
             return super().step(optimizer, clip_grad)
         self._scaler.unscale_(optimizer)
         norm = self._clip(optimizer, clip_grad)
-        if getattr(optimizer, '_step_supports_amp_scaling', False):
+        if optimizer.defaults.get('fused'):
             self._scaler.step(optimizer)
             bad = (~torch.isfinite(norm)).int()
         else:

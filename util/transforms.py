@@ -18,7 +18,7 @@ from util.errors import UserError
 from util.input_arguments import COLOURED, RECIPE_AA
 from util.input_size import sides
 from util.input_statistics import MEAN, STD, statistics
-from util.timm_compat import RandomErasing, create_transform
+from util.timm_compat import RandomErasing, color_augmentation
 
 RATIO = (3 / 4, 4 / 3)      # width to height of a random crop
 LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
@@ -48,13 +48,13 @@ def finetuning_transform(input_size, in_chans=3, color_jitter=None, aa=RECIPE_AA
 
 def _colour(input_size, color_jitter, aa):
     try:
-        colour = create_transform(input_size if isinstance(input_size, int) else sides(input_size), is_training=True,
-                                  color_jitter=color_jitter, separate=True, auto_augment=None if aa == 'none' else aa,
-                                  interpolation='bicubic', mean=MEAN, std=STD)[1]
+        steps = color_augmentation(None if aa == 'none' else aa, color_jitter=color_jitter, interpolation='bicubic',
+                                   input_size=input_size if isinstance(input_size, int) else sides(input_size),
+                                   mean=MEAN, std=STD)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError('--aa {}: timm does not know this policy ({}); e.g. {}, or none'
                         .format(aa, error, RECIPE_AA)) from error
-    return [to_pil, *colour.transforms, to_bytes] if colour.transforms else []
+    return [to_pil, *steps, to_bytes] if steps else []
 
 
 def evaluation_transform(input_size, in_chans=3):

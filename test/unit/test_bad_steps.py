@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: their steps are skipped, counted, and in the end explained."""
+"""Losses and gradients that are not finite: their steps are skipped, counted, and in the end listed."""
 import json
 import math
 import re
@@ -9,32 +9,26 @@ from conftest import pretrain, two_processes
 
 from util import precision
 from util.bad_steps import BadSteps
+from util.device import Cpu
 from util.distributed import World
 from util.errors import UserError
-from util.features import accepts
 from util.updates import WeightUpdates
 
 
-def fused_adamw(parameters, **options):
-    """AdamW that decides on the device; skips the test where this torch has none for the CPU."""
-    if not accepts(torch.optim.AdamW, 'fused'):
-        pytest.skip('this torch has no fused AdamW')
-    try:
-        probe = torch.nn.Parameter(torch.ones(1))
-        probe.grad = torch.ones(1)
-        torch.optim.AdamW([probe], fused=True).step()
-    except RuntimeError:
-        pytest.skip('this torch has no fused AdamW for the CPU')
-    return torch.optim.AdamW(parameters, fused=True, **options)
+class Device(Cpu):
+    """The CPU, whose fused optimizer decides by itself which steps to skip, as a GPU's does."""
+    is_accelerator = True
 
 
-@pytest.fixture(params=[torch.optim.AdamW, fused_adamw], ids=['plain', 'fused'])
+@pytest.fixture(params=[Cpu, Device])
 def updates(request):
     """WeightUpdates of one weight."""
     weight = torch.nn.Linear(1, 1, bias=False)
-    optimizer = request.param(weight.parameters(), lr=.1)
-    return WeightUpdates(weight, optimizer, precision.FullPrecision(), lambda epoch: .1, clip_grad=None,
-                         bad_steps=BadSteps(3))
+    chosen = precision.FullPrecision()
+    optimizer = chosen.adamw(request.param(), weight.parameters(), lr=.1)
+    if request.param is Device and not optimizer.defaults.get('fused'):
+        pytest.skip('this torch has no fused AdamW for the CPU')
+    return WeightUpdates(weight, optimizer, chosen, lambda epoch: .1, bad_steps=BadSteps(3))
 
 
 def state_of(updates):
@@ -47,6 +41,7 @@ def step(updates, factor, i=0):
         updates.backward((updates.model(torch.ones(1, 1)) * factor).sum())
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize('lost', [math.nan, math.inf])
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_the_count(updates, lost):
     step(updates, 1.)
@@ -59,6 +54,7 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_the_c
     assert (updates.bad_steps.skipped, updates.bad_steps.in_row) == (1, 0)
 
 
+@pytest.mark.compat
 def test_a_loss_that_is_not_finite_is_skipped_even_where_its_gradient_is_finite(updates):
     before = updates.model.weight.clone()
     with updates.iteration(0, 1, 0):
@@ -66,6 +62,16 @@ def test_a_loss_that_is_not_finite_is_skipped_even_where_its_gradient_is_finite(
     assert updates.model.weight == before and updates.bad_steps.skipped == 1
 
 
+@pytest.mark.parametrize('device', [Cpu, Device])
+@pytest.mark.parametrize('clip_grad', [None, 1.])
+def test_finite_gradients_whose_norm_overflows_are_skipped(device, clip_grad):
+    chosen, weight = precision.FullPrecision(), torch.nn.Parameter(torch.ones(2))
+    optimizer = chosen.adamw(device(), [weight], lr=.1)
+    weight.grad = torch.full((2,), 3e38)
+    assert chosen.step(optimizer, clip_grad) == 1 and weight.tolist() == [1., 1.]
+
+
+@pytest.mark.compat
 def test_only_steps_in_a_row_are_too_many(updates):
     for factor in (math.nan, math.nan, 1., math.nan, math.nan):
         step(updates, factor)
@@ -76,36 +82,34 @@ def test_only_steps_in_a_row_are_too_many(updates):
     assert updates.bad_steps.too_many           # also when it is asked some steps later
 
 
-def test_a_fused_optimizer_decides_without_the_host(monkeypatch):
-    weight = torch.nn.Linear(1, 1, bias=False)
-    updates = WeightUpdates(weight, fused_adamw(weight.parameters()), precision.FullPrecision(), lambda epoch: .1,
-                            bad_steps=BadSteps(3))
+@pytest.mark.parametrize('updates', [Device], indirect=True)
+def test_a_fused_optimizer_decides_without_the_host(updates, monkeypatch):
     step(updates, 1.)
     for name in ('item', 'tolist', '__float__', '__int__', '__bool__'):
         monkeypatch.setattr(torch.Tensor, name, lambda *args: pytest.fail('the host waited for the device'))
     step(updates, math.nan)
 
 
-def test_what_a_resumed_run_knows_counts_on(updates):
+def test_a_resumed_run_counts_on():
     bad_steps = BadSteps(3, in_row=2)
     bad_steps.add(1)
     assert bad_steps.too_many and bad_steps.skipped == 1
 
 
-def test_giving_up_tells_the_first_skipped_iterations_their_losses_and_their_images(tmp_path):
+def test_giving_up_lists_the_first_skipped_iterations_their_losses_and_their_images(tmp_path):
     bad_steps = BadSteps(2)
-    for i, (bad, loss) in enumerate([(0, 1.), (1, math.nan), (1, 2.), (0, 1.)]):
+    for i, (bad, loss) in enumerate([(1, 1.), (0, 1.), (1, math.nan), (1, 2.), (0, 1.)]):
         for part in (0, 1):
             bad_steps.remember(7, 2 * i + part, 1e-3, torch.tensor(loss))
         bad_steps.add(bad)
-    with pytest.raises(UserError, match=r'2 steps in a row, from epoch 7, iteration 2 on, .*--blr .*bad_steps.json'):
+    with pytest.raises(UserError, match=r'epoch 7, iteration 4.*--blr .*bad_steps.json'):
         bad_steps.give_up(str(tmp_path), World(), 128., lambda rank, epoch, i: ['{}-{}.jpg'.format(rank, i)])
     report = json.loads((tmp_path / 'bad_steps.json').read_text())
     assert report['skipped_in_a_row'] == 2 and report['loss_scale'] == 128.
-    assert [at['iteration'] for at in report['iterations']] == [2, 3, 4, 5]
-    assert report['iterations'][0] == {'epoch': 7, 'iteration': 2, 'lr': 1e-3, 'processes': [
-        {'rank': 0, 'loss': 'nan', 'files': ['0-2.jpg']}]}
-    assert report['iterations'][2]['processes'] == [{'rank': 0, 'loss': 2., 'files': ['0-4.jpg']}]
+    assert [at['iteration'] for at in report['iterations']] == [4, 5, 6, 7]
+    assert report['iterations'][0] == {'epoch': 7, 'iteration': 4, 'lr': 1e-3, 'processes': [
+        {'rank': 0, 'loss': 'nan', 'files': ['0-4.jpg']}]}
+    assert report['iterations'][2]['processes'] == [{'rank': 0, 'loss': 2., 'files': ['0-6.jpg']}]
 
 
 @pytest.mark.slow
@@ -151,6 +155,7 @@ world.leave()
 """
 
 
+@pytest.mark.compat
 @pytest.mark.slow
 def test_a_bad_loss_on_one_process_makes_all_of_them_skip_the_same_step(tmp_path):
     (tmp_path / 'script.py').write_text(SCRIPT)

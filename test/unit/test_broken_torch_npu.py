@@ -12,8 +12,6 @@ import torch
 from conftest import ROOT, pretrain
 from torch_npu_wheel import RELEASES, installed
 
-SOURCE = 'source set_env.sh of the CANN toolkit first, by default /usr/local/Ascend/ascend-toolkit/set_env.sh'
-
 
 @pytest.fixture(params=['torch_npu that leaves with a message', 'torch_npu that prints and leaves',
                         pytest.param('the real torch_npu', marks=pytest.mark.slow)])
@@ -42,11 +40,9 @@ def run(broken, device, images, folder, **environ):
 
 def test_auto_runs_on_the_cpu_and_says_why_in_one_line(broken, images, tmp_path):
     done = run(broken, 'auto', images, tmp_path / 'out', CUDA_VISIBLE_DEVICES='')
-    assert done.status == 0, done.output
+    assert done.status == 0 and 'Final result' in done.output, done.output
     about = [line for line in done.output.split('\n') if 'torch_npu' in line]
-    assert len(about) == 1, done.output
-    assert 'device: CPU (cpu; torch_npu is installed but does not load ({}): {}'.format(broken[1], SOURCE) in about[0]
-    assert 'Final result' in done.output
+    assert len(about) == 1 and 'device: CPU' in about[0] and broken[1] in about[0], done.output
     assert not re.search('Traceback|Warning', done.output), done.output
 
 
@@ -54,6 +50,4 @@ def test_asked_for_by_name_it_is_one_error(broken, images, tmp_path):
     done = run(broken, 'npu', images, tmp_path / 'out')
     errors = [line for line in done.output.strip().split('\n') if line != 'CANN is not found.']
     assert (done.status, len(errors)) == (2, 1), done.output
-    assert errors[0].startswith('error: --device npu: torch_npu is installed but does not load ({}): {}'
-                                .format(broken[1], SOURCE))
-    assert errors[0].endswith('pass --device auto to run on what is there')
+    assert errors[0].startswith('error: --device npu: ') and broken[1] in errors[0]

@@ -13,7 +13,7 @@ from PIL import Image
 from test_datasets import cifar  # noqa: F401  (a fixture)
 
 from util import dataset_stats, pack_shards, pictures, trained
-from util.arguments import parse_finetune, parse_pretrain
+from util.arguments import parse_finetune
 from util.checkpoint_file import save
 from util.datasets import labelled_set, pretraining_set
 from util.errors import UserError
@@ -21,7 +21,6 @@ from util.image_sources import ImageSources
 from util.images import UnreadableImage
 from util.input_statistics import adopt_statistics, number_text, statistics
 from util.loader import collate
-from util.log import logger
 from util.pictures import ArrayPicture, open_picture
 from util.transforms import Normalize, evaluation_transform, finetuning_transform, pretraining_transform
 
@@ -58,7 +57,7 @@ def ramp(channels=5, kind=np.uint8):
 # -- files ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('bytes_at_once', [True, False])
-@pytest.mark.parametrize('channels', [1, 2, 4, 5, 13])
+@pytest.mark.parametrize('channels', [1, 2, 5])
 def test_a_part_of_an_array_is_what_pillow_makes_of_each_channel(tmp_path, monkeypatch, channels, bytes_at_once):
     if bytes_at_once and not pictures._RESIZES_BYTES:
         pytest.skip('this PyTorch has no bicubic kernel for bytes')
@@ -70,8 +69,8 @@ def test_a_part_of_an_array_is_what_pillow_makes_of_each_channel(tmp_path, monke
     assert abs(part.numpy().astype(int) - np.stack(expected, axis=-1)).max() <= 1
 
 
-@pytest.mark.parametrize('kind, value, unit', [(np.uint16, 65535, 1), (np.uint16, 257, 1 / 255), (np.float32, 1, 1),
-                                               (np.float64, -30, -30), (np.float16, .5, .5), ('>u2', 257, 1 / 255)])
+@pytest.mark.parametrize('kind, value, unit', [(np.uint16, 65535, 1), (np.float32, -30, -30), (np.float16, .5, .5),
+                                               ('>u2', 257, 1 / 255)])
 def test_arrays_of_more_than_8_bits_stay_exact_in_units_of_their_kind(tmp_path, kind, value, unit):
     picture = open_picture(saved(tmp_path, np.full((8, 8, 2), value, kind))).channels(2)
     images = picture.part(0, 0, 8, 8, (4, 4))[None]
@@ -83,42 +82,38 @@ def test_an_array_of_two_dimensions_has_one_channel(tmp_path):
     assert open_picture(saved(tmp_path, ramp(1)[..., 0])).channels(1).part(0, 0, 40, 30, (40, 30)).shape == (40, 30, 1)
 
 
-@pytest.mark.parametrize('pixels, said', [
-    (np.zeros((5, 40), np.int64), 'an array of int64, not uint8, uint16 or floats'),
-    (np.full((4, 4, 2), np.nan, np.float32), 'pixels that are not finite'),
-    (np.zeros((4, 4, 2, 2), np.uint8), r'an array of the shape \(4, 4, 2, 2\)'), (np.zeros(7, np.uint8), 'shape'),
-    (np.zeros((0, 4, 2), np.uint8), 'shape'), (np.zeros((4, 4, 5), object), 'cannot be read')])
-def test_arrays_that_are_no_images_are_unreadable(tmp_path, pixels, said):
-    with pytest.raises(UnreadableImage, match=said):
-        open_picture(saved(tmp_path, pixels))
+def stored(pixels):
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue()
 
 
-@pytest.mark.parametrize('data', [b'', b'\x93NUMPY', b'text', b'\x93NUMPY\x01\x00\xff\xff{', None])
-def test_damaged_arrays_are_unreadable(tmp_path, data):
-    whole = io.BytesIO()
-    np.save(whole, ramp())
-    (tmp_path / 'x.npy').write_bytes(whole.getvalue()[:-100] if data is None else data)
-    with pytest.raises(UnreadableImage, match='x.npy: cannot be read'):
+@pytest.mark.parametrize('data', [
+    stored(np.zeros((5, 40), np.int64)), stored(np.full((4, 4, 2), np.nan, np.float32)),
+    stored(np.zeros((4, 4, 2, 2), np.uint8)), stored(np.zeros(7, np.uint8)), stored(np.zeros((0, 4, 2), np.uint8)),
+    stored(np.zeros((4, 4, 5), object)), b'', b'text', b'\x93NUMPY\x01\x00\xff\xff{', stored(ramp())[:-100]])
+def test_arrays_that_are_not_images_or_damaged_are_unreadable(tmp_path, data):
+    (tmp_path / 'x.npy').write_bytes(data)
+    with pytest.raises(UnreadableImage, match='x.npy'):
         open_picture(str(tmp_path / 'x.npy'))
 
 
-@pytest.mark.parametrize('count', [1, 3, 4, 40])
-def test_an_array_of_other_channels_is_unreadable_with_the_reason(tmp_path, count):
-    with pytest.raises(UnreadableImage, match='5 channels and not the {} of --in_chans'.format(count)):
+@pytest.mark.parametrize('count', [1, 3, 40])
+def test_an_array_of_other_channels_is_unreadable(tmp_path, count):
+    with pytest.raises(UnreadableImage, match='--in_chans'):
         evaluation_transform(32, count)(open_picture(saved(tmp_path, ramp())))
 
 
-@pytest.mark.parametrize('mode, ending, channels', [('RGBA', 'png', 4), ('LA', 'png', 2), ('CMYK', 'tif', 4),
-                                                    ('CMYK', 'jpg', 4), ('RGBA', 'tif', 4)])
+@pytest.mark.parametrize('mode, ending, channels', [('RGBA', 'png', 4), ('LA', 'png', 2), ('CMYK', 'jpg', 4),
+                                                    ('RGBA', 'tif', 4), ('RGB', 'jpg', 3)])
 def test_a_picture_gives_the_channels_that_its_file_has(tmp_path, mode, ending, channels):
     path, pixels = str(tmp_path / ('x.' + ending)), ramp(channels)
     Image.fromarray(pixels, mode).save(path)
-    found = evaluation_transform([40, 32], channels)(open_picture(path))
     whole = open_picture(path).channels(channels).part(0, 0, 40, 30, (40, 30)).numpy()
-    assert found.shape == (40, 32, channels) and abs(whole.astype(int) - pixels).max() <= (20 if ending == 'jpg' else 0)
+    assert abs(whole.astype(int) - pixels).max() <= (20 if ending == 'jpg' else 0)
     assert open_picture(path).channels(3).part(0, 0, 40, 30, (40, 30)).shape == (40, 30, 3)
-    with pytest.raises(UnreadableImage, match='{} channels and not the 5'.format(channels)):
-        open_picture(path).channels(5)
+    with pytest.raises(UnreadableImage, match='--in_chans'):
+        pretraining_transform(32, 5)(open_picture(path))
 
 
 def test_a_palette_with_transparency_has_four_channels(tmp_path):
@@ -135,25 +130,14 @@ def test_the_pages_of_a_tiff_file_are_channels(tmp_path, kind):
     pages[0].save(path, save_all=True, append_images=pages[1:])
     found = open_picture(path).channels(5).part(0, 0, 40, 30, (40, 30)).numpy()
     assert np.allclose(found, pixels / (1 if kind is np.uint8 else 257), atol=1e-3)
-    with pytest.raises(UnreadableImage, match='5 channels and not the 4'):
+    with pytest.raises(UnreadableImage):
         open_picture(path).channels(4)
-
-
-def test_a_jpeg_file_has_three_channels(tmp_path):
-    Image.fromarray(ramp(3)).save(str(tmp_path / 'x.jpg'))
-    with pytest.raises(UnreadableImage, match='3 channels and not the 4 of --in_chans'):
-        pretraining_transform(32, 4)(open_picture(str(tmp_path / 'x.jpg')))
 
 
 def test_a_tiff_file_that_pillow_cannot_read_is_told_of_arrays(tmp_path):
     (tmp_path / 'x.tif').write_bytes(b'II*\0' + bytes(100))
     with pytest.raises(UnreadableImage, match='npy files hold any channels'):
         open_picture(str(tmp_path / 'x.tif'))
-
-
-def test_cifar_has_three_channels(cifar):  # noqa: F811
-    with pytest.raises(UserError, match='3 channels and not the 5 of --in_chans'):
-        pretraining_set(str(cifar), pretraining_transform(32, 5))[0]
 
 
 # -- folders and tar files -----------------------------------------------------------------------------------------
@@ -212,14 +196,6 @@ def test_colours_are_augmented_only_where_there_are_such(tmp_path):
     assert [parse_finetune([*flags, chans]).aa for chans in '135'] == ['rand-m9-mstd0.5-inc1'] * 2 + ['none']
 
 
-@pytest.mark.parametrize('flag', [['--aa', 'rand-m9-mstd0.5-inc1'], ['--color_jitter', '.4']])
-def test_augmentation_of_colours_is_refused_for_other_channels(tmp_path, capsys, flag):
-    with pytest.raises(SystemExit) as ended:
-        parse_finetune([*FINETUNE, '--data_path', str(tmp_path), '--in_chans', '5', '--mean', '0', '--std', '1', *flag])
-    error = capsys.readouterr().err
-    assert ended.value.code == 2 and error.count('\n') == 1 and flag[0] in error
-
-
 def test_grey_arrays_of_8_bits_are_augmented_and_of_more_refused_with_the_flag(tmp_path):
     random.seed(0)
     transform = finetuning_transform(32, 1)
@@ -244,37 +220,16 @@ def test_mean_and_std_are_imagenets_unless_they_are_given():
         Normalize(5)
 
 
-BAD = [(['--in_chans', '5'], '--in_chans'), (['--mean', '.5'], '--mean'), (['--std', '.5'], '--std'),
-       (['--mean', '.5', '.5', '--std', '1'], '--mean: 2 numbers for 3 channels'),
-       (['--mean', '.5', '--std', '0'], '--std'), (['--mean', 'x', '--std', '1'], '--mean')]
-
-
-@pytest.mark.parametrize('flags, said', BAD)
-def test_numbers_that_do_not_go_with_the_channels_get_one_line(tmp_path, capsys, flags, said):
-    for parse in (parse_pretrain, parse_finetune):
-        with pytest.raises(SystemExit) as ended:
-            parse(['--data_path', str(tmp_path), *flags])
-        error = capsys.readouterr().err
-        assert ended.value.code == 2 and error.count('\n') == 1 and said in error, error
-
-
-def test_negative_means_are_numbers_and_no_flags(tmp_path):
-    args = parse_pretrain(['--data_path', str(tmp_path), '--in_chans', '2', '--mean', '-12.5', '-0.03', '--std', '3'])
-    assert args.mean == [-12.5, -.03] and args.std == [3.]
-
-
 @pytest.mark.parametrize('value, text', [(.485, '0.485'), (-.000012345678, '-0.0000123457'), (123456789., '123456789'),
-                                         (0., '0'), (100., '100'), (-8., '-8')])
+                                         (0., '0'), (100., '100')])
 def test_printed_numbers_have_no_exponent(value, text):
     assert number_text(value) == text
 
 
 @pytest.mark.parametrize('given, saved_as, taken, said', [
-    (None, [.3], [.3], 'mean and std are those of x.pth: --mean 0.3 --std 0.3'), (None, None, None, ''),
-    ([.3], [.3], [.3], ''), ([.3] * 3, [.3], [.3] * 3, ''), ([.4], [.3], [.4], 'was trained with --mean 0.3 --std 0.3'),
-    ([.4], None, [.4], 'was trained with --mean 0.485 0.456 0.406')])
-def test_mean_and_std_come_from_the_checkpoint_unless_they_are_given(caplog, monkeypatch, given, saved_as, taken, said):
-    monkeypatch.setattr(logger, 'propagate', True)
+    (None, [.3], [.3], '--mean 0.3 --std 0.3'), (None, None, None, ''), ([.3] * 3, [.3], [.3] * 3, ''),
+    ([.4], [.3], [.4], '--mean 0.3 --std 0.3'), ([.4], None, [.4], '--mean 0.485 0.456 0.406')])
+def test_mean_and_std_come_from_the_checkpoint_unless_they_are_given(caplog, given, saved_as, taken, said):
     caplog.set_level('INFO', 'mae')
     args = Namespace(in_chans=3, mean=given, std=given)
     adopt_statistics(args, {'in_chans': 3, 'mean': saved_as, 'std': saved_as}, 'x.pth')
@@ -306,13 +261,6 @@ def test_measured_numbers_are_those_of_the_pixels_each_image_counting_the_same(t
     assert std == pytest.approx(alike.std(axis=0), rel=1e-4)
 
 
-@pytest.mark.parametrize('in_chans', [1, 3])
-def test_cifar_and_folders_are_measured_in_grey_and_in_colour(cifar, images, in_chans):  # noqa: F811
-    for folder in (cifar, images):
-        mean, std, _ = dataset_stats.measure(pretraining_set(str(folder), dataset_stats.Moments(in_chans)))
-        assert len(mean) == len(std) == in_chans and 0 < min(mean) <= max(mean) < 1 and 0 < min(std) < 1
-
-
 def test_the_numbers_do_not_depend_on_processes_and_a_sample_on_its_seed_alone(images):
     dataset = pretraining_set(str(images), dataset_stats.Moments(3))
     assert dataset_stats.measure(dataset, 0) == dataset_stats.measure(dataset, 2)
@@ -320,15 +268,12 @@ def test_the_numbers_do_not_depend_on_processes_and_a_sample_on_its_seed_alone(i
     assert one == again != other and one[2] == 5
 
 
-def test_every_flag_of_the_measurement_is_explained_and_checked(capsys):
-    with pytest.raises(SystemExit):
-        dataset_stats.parse(['--help'])
-    text = capsys.readouterr().out
-    assert all(flag in text for flag in ('DATA', '--in_chans', '--images', '--seed', '--num_workers'))
-    for flag, value in (('--in_chans', '0'), ('--images', '0'), ('--seed', '-1'), ('--num_workers', '-1')):
-        with pytest.raises(SystemExit) as ended:
-            dataset_stats.parse(['x', flag, value])
-        assert ended.value.code == 2 and flag in capsys.readouterr().err
+@pytest.mark.parametrize('flag, value', [('--in_chans', '0'), ('--images', '0'), ('--seed', '-1'),
+                                         ('--num_workers', '-1')])
+def test_a_bad_flag_of_the_measurement_gets_a_line(capsys, flag, value):
+    with pytest.raises(SystemExit) as ended:
+        dataset_stats.parse(['x', flag, value])
+    assert ended.value.code == 2 and flag in capsys.readouterr().err
 
 
 def test_data_that_cannot_be_measured_gets_a_line(bands, tmp_path):
@@ -341,43 +286,25 @@ def test_data_that_cannot_be_measured_gets_a_line(bands, tmp_path):
 
 # -- from end to end -----------------------------------------------------------------------------------------------
 
-@pytest.fixture(scope='module')
-def course(bands, tmp_path_factory):
-    """Measured; pre-trained on 32 x 48; fine-tuned on 48 x 32 from there: (flags measured, outputs, folders)."""
+@pytest.mark.slow
+def test_what_is_measured_is_kept_by_pretraining_finetuning_and_evaluation(bands, tmp_path):
     measured = execute([sys.executable, '-m', 'util.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0,
                         '--images', 12, '--seed', 1])
     assert measured.status == 0, measured.output
-    line, numbers = measured.output.strip().split('\n')[-2:]
-    folders = [tmp_path_factory.mktemp(name) for name in ('pretrained', 'finetuned')]
-    data = ['--data_path', bands, '--in_chans', 5, '--epochs', 1, '--output_dir']
-    before = pretrain(*data, folders[0], '--input_size', 32, 48, *line.split())
-    assert before.status == 0, before.output
-    after = finetune(*data, folders[1], '--input_size', 48, 32, '--finetune', folders[0] / 'checkpoint-0.pth',
-                     '--mixup', .8, '--cutmix', 1)
-    assert after.status == 0, after.output
-    return line, json.loads(numbers), after.output, folders
-
-
-@pytest.mark.slow
-def test_what_is_measured_is_recorded_by_pretraining_and_taken_over_by_finetuning(course):
-    line, numbers, output, folders = course
-    assert numbers['in_chans'] == 5 and numbers['images'] == 12 and 'mean and std are those of' in output
-    flags = [trained.load_either(str(folder / 'checkpoint-0.pth')).flags for folder in folders]
-    assert flags[0]['mean'] == flags[1]['mean'] == pytest.approx(numbers['mean'], rel=1e-5)
-    assert flags[0]['std'] == flags[1]['std'] == pytest.approx(numbers['std'], rel=1e-5)
-    assert [each['input_size'] for each in flags] == [[32, 48], [48, 32]]
-
-
-@pytest.mark.slow
-def test_finetuning_says_what_it_did_with_positions_and_colours(course):
-    assert 'positions interpolated from 4 x 6 to 6 x 4 patches' in course[2]
-    assert 'no augmentation of colours: there is none for 5 channels' in course[2]
-
-
-@pytest.mark.slow
-def test_evaluation_takes_the_numbers_of_the_training(course, bands, tmp_path):
-    run = finetune('--data_path', bands, '--in_chans', 5, '--input_size', 48, 32, '--eval', '--output_dir', tmp_path,
-                   '--resume', course[3][1] / 'checkpoint-0.pth')
-    assert run.status == 0 and 'mean and std are those of' in run.output, run.output
-    trained_at = json.loads((course[3][1] / 'log.txt').read_text().split('\n')[0])
-    assert json.loads((tmp_path / 'eval.json').read_text())['loss'] == pytest.approx(trained_at['test_loss'], rel=1e-5)
+    flags, numbers = measured.output.strip().split('\n')[-2:]
+    data, wide, high = ['--data_path', bands, '--in_chans', 5, '--epochs', 1], tmp_path / 'wide', tmp_path / 'high'
+    run = pretrain(*data, '--output_dir', wide, '--input_size', 32, 48, *flags.split())
+    assert run.status == 0, run.output
+    run = finetune(*data, '--output_dir', high, '--input_size', 48, 32, '--finetune', wide / 'checkpoint-0.pth',
+                   '--mixup', .8, '--cutmix', 1)
+    assert run.status == 0 and 'from 4 x 6 to 6 x 4 patches' in run.output, run.output
+    found = [trained.load_either(str(folder / 'checkpoint-0.pth')).flags for folder in (wide, high)]
+    for name in ('mean', 'std'):
+        assert found[0][name] == found[1][name] == pytest.approx(json.loads(numbers)[name], rel=1e-5)
+    assert [each['input_size'] for each in found] == [[32, 48], [48, 32]]
+    run = finetune(*data, '--input_size', 48, 32, '--eval', '--output_dir', tmp_path / 'eval', '--resume',
+                   high / 'checkpoint-0.pth')
+    assert run.status == 0, run.output
+    trained_at = json.loads((high / 'log.txt').read_text().split('\n')[0])
+    assert json.loads((tmp_path / 'eval' / 'eval.json').read_text())['loss'] == pytest.approx(trained_at['test_loss'],
+                                                                                              rel=1e-5)

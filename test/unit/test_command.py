@@ -8,24 +8,19 @@ from util.command import quoted, reproducing
 from util.distributed import World
 
 
-@pytest.mark.parametrize('word', ['plain', 'two words', "it's", '$(touch x)`y`', 'a\nb', '', '\t"\\', '汉é😀',
-                                  os.fsdecode(b"\xff\xe6 '\x1b")])
-def test_a_shell_reads_every_word_back(word):
+@pytest.mark.parametrize('word', ['plain', "it's", '$(x)`y`', 'a\nb', '', '汉é😀', os.fsdecode(b"\xff\xe6 '\x1b")])
+def test_a_shell_reads_every_word_back_from_one_line(word):
     said = subprocess.run(['bash', '-c', b'printf %s ' + os.fsencode(quoted(word))], stdout=subprocess.PIPE)
     assert said.stdout == os.fsencode(word) and '\n' not in quoted(word)
 
 
-RUN = ['/somewhere/main_pretrain.py', '--data_path', 'a b']
-
-
 @pytest.mark.parametrize('size, environ, more, expected', [
-    (1, {}, [], "python main_pretrain.py --data_path 'a b'"),
-    (8, {'RANK': '0', 'WORLD_SIZE': '8', 'LOCAL_WORLD_SIZE': '8'}, ['--local_rank=0'],
-     "python util/launch.py --nproc 8 main_pretrain.py --data_path 'a b'"),
-    (16, {'RANK': '0', 'WORLD_SIZE': '16', 'LOCAL_WORLD_SIZE': '8'}, [],
-     'python util/launch.py --nproc 8 --nnodes 2 --node_rank 0 --master_addr ADDRESS main_pretrain.py --data_path '
-     "'a b'"),
-    (4, {'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, [], "srun --ntasks=4 python main_pretrain.py --data_path 'a b'"),
-    (4, {}, ['--dist_on_itp'], "mpirun -n 4 python main_pretrain.py --data_path 'a b' --dist_on_itp")])
+    (1, {}, [], 'python main_pretrain.py'),
+    (16, {'RANK': '0', 'WORLD_SIZE': '16', 'LOCAL_WORLD_SIZE': '8'}, ['--local_rank=0'],
+     'python util/launch.py --nproc 8 --nnodes 2 --node_rank 0 --master_addr ADDRESS main_pretrain.py'),
+    (4, {'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, [], 'srun --ntasks=4 python main_pretrain.py'),
+    (4, {}, ['--dist_on_itp'], 'mpirun -n 4 python main_pretrain.py --dist_on_itp')])
 def test_the_command_starts_the_processes_that_there_were(size, environ, more, expected):
-    assert reproducing(World(0, size), RUN + more, environ).replace(' \\\n    ', ' ') == expected
+    words = ['/somewhere/main_pretrain.py', *more, '--data_path', 'a b']
+    found = reproducing(World(0, size), words, environ).replace(' \\\n    ', ' ')
+    assert found == expected + " --data_path 'a b'"

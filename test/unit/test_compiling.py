@@ -59,22 +59,28 @@ def test_where_it_does_not_work_one_line_says_why(lines, monkeypatch):
     monkeypatch.setattr(nn.Module, 'compile', fails, raising=False)
     model = models_mae.mae_vit_nano_patch16(**SIZE)
     compile_blocks(model, torch.device('cpu'))
-    assert lines == ['--compile: torch.compile does not work here (Failed to find C compiler); going on without']
+    assert len(lines) == 1 and '(Failed to find C compiler)' in lines[0]
     assert model(torch.randn(1, 3, 32, 32))[0].item() > 0
 
 
 def test_an_older_pytorch_goes_on_without_it(lines, monkeypatch):
     monkeypatch.delattr(nn.Module, 'compile', raising=False)
     compile_blocks(models_mae.mae_vit_nano_patch16(**SIZE), torch.device('cpu'))
-    assert lines == ['--compile: torch {} does not compile modules; going on without'.format(torch.__version__)]
+    assert len(lines) == 1 and torch.__version__ in lines[0]
 
 
-def test_pictures_of_a_training_do_not_ask_the_compiler_anew():
-    block, calls = torch.nn.Linear(2, 2), []
-    if not hasattr(block, 'compile'):
-        pytest.skip('this torch does not compile modules')
-    block._compiled_call_impl = lambda x: calls.append(x)
-    with compiling.eagerly(torch.nn.Sequential(block)):
-        assert block(torch.zeros(1, 2)).shape == (1, 2) and not calls
-    block(torch.zeros(1, 2))
-    assert len(calls) == 1
+def test_reconstructions_within_a_training_do_not_wait_for_the_compiler():
+    if not hasattr(getattr(torch, 'compiler', None), 'set_stance'):
+        pytest.skip('this torch cannot leave compiled code aside')
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    model, compiled = nn.Sequential(Doubled()), []
+    model[0].compile(backend=lambda graph, inputs: compiled.append(1) or graph.forward)
+    model.compiled = True
+    with compiling.eagerly(model):
+        model(torch.zeros(1, 2))
+    assert not compiled
+    model(torch.zeros(1, 2))
+    assert len(compiled) == 1

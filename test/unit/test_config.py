@@ -24,32 +24,33 @@ def parsed(tmp_path):
 
 # Reading
 
+@pytest.mark.compat
 @pytest.mark.parametrize('line, flag, value', [
-    ('batch_size: 8', 'batch_size', 8), ('--batch_size: 8', 'batch_size', 8), ('"batch_size": "8"', 'batch_size', 8),
-    ('blr: 1e-3', 'blr', 1e-3), ('seed: 010', 'seed', 10), ('loss_scale: 2048', 'loss_scale', 2048.),
-    ('norm_pix_loss: true', 'norm_pix_loss', True), ('norm_pix_loss: no', 'norm_pix_loss', False),
-    ('no_pin_mem: on', 'pin_mem', False), ('no_pin_mem: False', 'pin_mem', True), ('pin_mem: off', 'pin_mem', False),
-    ('input_size: [32, 64]', 'input_size', [32, 64]), ('lr:', 'lr', None),
-    ('blr: null', 'blr', 1e-3), ('local-rank: 1', 'local_rank', 1),
-    ('output_dir: on', 'output_dir', 'on'), ('output_dir: -x=1', 'output_dir', '-x=1'), ('', 'batch_size', 64),
-    ('{"batch_size": 8}', 'batch_size', 8)])
+    ('batch_size: 8', 'batch_size', 8), ('"--batch_size": "8"', 'batch_size', 8), ('{"seed": 8}', 'seed', 8),
+    ('blr: 1e-3', 'blr', 1e-3), ('seed: 010', 'seed', 10), ('norm_pix_loss: true', 'norm_pix_loss', True),
+    ('norm_pix_loss: no', 'norm_pix_loss', False), ('no_pin_mem: on', 'pin_mem', False),
+    ('no_pin_mem: False', 'pin_mem', True), ('pin_mem: off', 'pin_mem', False),
+    ('input_size: [32, 64]', 'input_size', [32, 64]), ('log_dir: "null"', 'log_dir', 'null'),
+    ('mean:\n- 0.5\n- -.5\n- .5\nstd: [1]', 'mean', [.5, -.5, .5]), ('lr:', 'lr', None), ('blr: null', 'blr', 1e-3),
+    ('local-rank: -1', 'local_rank', -1), ('output_dir: on', 'output_dir', 'on'), ('addr: -x=1', 'addr', '-x=1'),
+    ('', 'batch_size', 64)])
 def test_a_line_means_what_the_flag_would(parsed, line, flag, value):
     assert getattr(parsed(line), flag) == value
 
 
 @pytest.mark.parametrize('line, flag, value', [
-    ('cutmix_minmax: [.2, .4]', 'cutmix_minmax', [.2, .4]), ('cutmix_minmax:\n- .2\n- .4', 'cutmix_minmax', [.2, .4]),
-    ('cls_token: true', 'global_pool', False), ('cls_token: false', 'global_pool', True),
-    ('global_pool: false', 'global_pool', False), ('aa: none', 'aa', 'none'), ('freeze: all', 'freeze', 'all')])
+    ('cutmix_minmax: [.2, .4]', 'cutmix_minmax', [.2, .4]), ('cls_token: true', 'global_pool', False),
+    ('cls_token: false', 'global_pool', True), ('global_pool: false', 'global_pool', False),
+    ('aa: none', 'aa', 'none')])
 def test_a_line_of_finetuning_means_what_the_flag_would(parsed, line, flag, value):
     assert getattr(parsed(line, script='main_finetune.py'), flag) == value
 
 
-@pytest.mark.parametrize('flags, expected', [
-    (['--batch_size', '4'], (4, True)), (['--batch_size=4', '--cls_token'], (4, False))])
-def test_the_command_line_wins_over_the_file_wherever_it_stands(parsed, flags, expected):
-    args = parsed('batch_size: 8\nglobal_pool: true', *flags, script='main_finetune.py')
-    assert (args.batch_size, args.global_pool) == expected
+@pytest.mark.compat
+def test_the_command_line_wins_over_the_file(parsed):
+    text = 'batch_size: 8\nseed: 1\nglobal_pool: true'
+    args = parsed(text, '--batch_size=4', '--cls_token', script='main_finetune.py')
+    assert (args.batch_size, args.seed, args.global_pool) == (4, 1, False)
 
 
 def test_a_required_flag_may_stand_in_the_file(tmp_path):
@@ -60,31 +61,20 @@ def test_a_required_flag_may_stand_in_the_file(tmp_path):
         parse_pretrain(['--config={}'.format(tmp_path / 'x.yaml')])
 
 
-@pytest.mark.parametrize('text, said', [
-    ('seed: 1\nmask_ration: .5', 'recipe.yaml, line 2: unknown flag --mask_ration; did you mean --mask_ratio?'),
-    ('batch_size: many', "recipe.yaml, line 1: argument --batch_size: 'many' is not a whole number"),
-    ('blr: true', "recipe.yaml, line 1: argument --blr: 'true' is not a number"),
-    ('batch_size: 8.5', 'line 1: argument --batch_size'), ('blr: [1, 2]', 'line 1: argument --blr'),
-    ('blr: {a: 1}', 'line 1: blr is neither'), ('model: resnet', 'line 1: argument --model'),
-    ('amp: maybe', 'line 1: argument --amp: is a switch'), ('amp: [true]', 'line 1: argument --amp: is a switch'),
-    ('pin_mem: true\nno_pin_mem: true', 'line 2: argument --no_pin_mem: contradicts'),
-    ('seed: 1\nseed: 1', 'line 2: seed is set a second time, after line 1'),
-    ('seed: 1\n input_size: 2', 'recipe.yaml, line 2: is no YAML'), ('[' * 500, 'recipe.yaml'),
-    (b'seed: \xff', 'recipe.yaml: is no YAML'), ('just words', 'recipe.yaml: is no list of lines'),
-    ('[a]: 1', 'line 1: what stands before the colon'), ('config: x', 'line 1: --config belongs'),
-    ('help: true', 'line 1: --help belongs'), ('seed: !!python/object/apply:os.abort []', 'line 1: argument --seed'),
-    ('input_size: 225', 'recipe.yaml, line 1: argument --input_size: ')])
-def test_a_mistake_gets_one_line_with_file_line_and_flag(parsed, capsys, text, said):
+@pytest.mark.compat
+@pytest.mark.parametrize('text, named', [
+    ('mask_ration: .5', '--mask_ration'), ('batch_size: many', '--batch_size'), ('batch_size: 8.5', '--batch_size'),
+    ('blr: [1, 2]', '--blr'), ('blr: {a: 1}', 'blr'), ('blr: [[1]]', 'blr'), ('mean: [1, --amp]', '--mean'),
+    ('model: resnet', '--model'), ('amp: maybe', '--amp'), ('amp: [true]', '--amp'),
+    ('seed: 1\n--seed: 1', 'seed'), ('input_size: 225', '--input_size'), ('config: x', '--config'),
+    ('help: true', '--help'), ('seed: !!python/object/apply:os.abort []', '--seed'), ('seed: 1\n input_size: 2', ''),
+    ('[' * 500, ''), (b'seed: \xff', ''), ('just words', ''), ('- seed', ''), ('[a]: 1', ''), ('&a {b: *a}', ''),
+    ('seed: 1\n---\nseed: 2', '')])
+def test_a_mistake_gets_one_line_with_flag_or_file(parsed, capsys, text, named):
     with pytest.raises(SystemExit) as ended:
         parsed(text)
     error = capsys.readouterr().err
-    assert ended.value.code == 2 and error.count('\n') == 1 and said in error, error
-
-
-def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(parsed, capsys):
-    with pytest.raises(SystemExit):
-        parsed('input_size: 225', '--input_size', '33')
-    assert capsys.readouterr().err.startswith('error: argument --input_size: ')
+    assert ended.value.code == 2 and error.count('\n') == 1 and (named or 'recipe.yaml') in error, error
 
 
 @pytest.mark.parametrize('path', ['/no/such/file', '/', ''])
@@ -92,20 +82,23 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys, path):
     with pytest.raises(SystemExit) as ended:
         parse_pretrain(['--data_path', str(tmp_path), '--config', path])
     error = capsys.readouterr().err
-    assert ended.value.code == 2 and '--config {}: cannot be read'.format(path) in error and error.count('\n') == 1
+    assert ended.value.code == 2 and '--config {}: '.format(path) in error and error.count('\n') == 1
 
 
-def test_without_pyyaml_one_line_says_what_to_install(tmp_path, monkeypatch):
+def test_without_pyyaml_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'yaml', None)
-    with pytest.raises(UserError, match='--config x: PyYAML.*pip install pyyaml'):
+    with pytest.raises(UserError, match='--config x: .*pip install pyyaml'):
         config.read('x')
 
 
-def test_neither_yaml_nor_torch_is_imported_before_a_file_is_named():
-    code = 'import sys; from util.arguments import pretrain_parser; pretrain_parser(); print(sorted(sys.modules))'
-    run = execute([sys.executable, '-c', code])
-    assert run.status == 0 and "'argparse'" in run.output
-    assert "'yaml'" not in run.output and "'torch'" not in run.output
+@pytest.mark.parametrize('command, value', [
+    ([], None), (['--seed', '2'], '2'), (['x.py', '--seed=2', '--lr=-1', '-3', '--seed', '3'], '3'),
+    (['--config', 'FILE'], '1'), (['--config=FILE', '--seed', '2'], '2'), (['--seeds', '2'], None)])
+def test_a_launcher_sees_the_value_of_a_flag_wherever_it_stands(tmp_path, command, value):
+    (tmp_path / 'x.yaml').write_text('seed: 1\neval: on')
+    command = [word.replace('FILE', str(tmp_path / 'x.yaml')) for word in command]
+    assert config.value_of('--seed', command) == value
+    assert config.switched(config.value_of('--eval', command)) == (True if '--config' in ' '.join(command) else None)
 
 
 # What a run keeps
@@ -134,14 +127,13 @@ def test_a_file_of_other_flags_is_renamed_and_one_of_the_same_is_not(tmp_path):
     assert len(asides) == 1 and 'seed: 0' in Path(asides[0]).read_text() and 'seed: 2' in text
 
 
-def test_going_on_in_the_same_folder_is_no_part_of_the_recipe(tmp_path):
-    (tmp_path / 'checkpoint-3.pth').write_bytes(b'')
-    _, text = saved(tmp_path, '--resume', tmp_path / 'checkpoint-3.pth', '--start_epoch', 4)
-    assert 'resume: ""' in text and 'start_epoch: null' in text and '# It went on by --resume ' in text
+def test_resuming_in_the_same_folder_is_not_part_of_the_recipe(tmp_path):
     (tmp_path / 'elsewhere').mkdir()
-    other = tmp_path / 'elsewhere' / 'x.pth'
-    other.write_bytes(b'')
-    assert 'resume: "{}"'.format(other) in saved(tmp_path, '--resume', other)[1]
+    for path in (tmp_path / 'checkpoint-3.pth', tmp_path / 'elsewhere' / 'x.pth'):
+        path.write_bytes(b'')
+    text = saved(tmp_path, '--resume', tmp_path / 'checkpoint-3.pth', '--start_epoch', 4)[1]
+    assert 'resume: ""' in text and 'start_epoch: null' in text and '# Resumed by --resume ' in text
+    assert 'resume: "{}"'.format(path) in saved(tmp_path, '--resume', path)[1]
 
 
 def test_the_batch_that_an_absolute_lr_was_used_with_is_put_down(tmp_path):
@@ -163,28 +155,17 @@ def test_the_file_of_a_run_repeats_it(images, pretrained, tmp_path):
 
 @pytest.fixture
 def recipe(tmp_path):
-    (tmp_path / 'my recipe.yaml').write_text('blr: 1e-2\namp: false\nepochs: 3\n')
+    (tmp_path / 'my recipe.yaml').write_text('blr: 1e-2\namp: false\nepochs: 3\nglobal_pool: true\n')
     return tmp_path / 'my recipe.yaml'
 
 
-def test_a_launchers_recipe_yields_to_the_file_and_the_file_to_flags(recipe, tmp_path):
-    run = launcher('pretrain_performance_1p', '--data_path', tmp_path, '--epochs=7', '--config', recipe, DRY_RUN='1')
+def test_a_launchers_recipe_yields_to_the_file_and_the_file_to_flags(recipe, images):
+    run = launcher('linprobe_full_8p', '--data_path', images, '--finetune_pth', __file__, '--epochs=7', '--config',
+                   recipe, DRY_RUN='1')
     words = run.output.split()
-    assert run.status == 0 and words[words.index('--batch_size') + 1] == '256' and '--norm_pix_loss' in words
-    assert not {'--blr', '3e-4', '--amp', '--epochs'} & set(words) and words[-1] == '--epochs=7'
-    assert 'my\\ recipe.yaml' in run.output
-
-
-def test_no_recipe_keeps_a_file_from_choosing_between_mean_and_class_token(images, tmp_path):
-    (tmp_path / 'x.yaml').write_text('global_pool: true\n')
-    run = launcher('linprobe_full_8p', '--data_path', images, '--finetune_pth', __file__, '--config',
-                   tmp_path / 'x.yaml', DRY_RUN='1')
-    assert check_printed(run.output)[1].global_pool is True
-
-
-def test_a_launcher_names_the_file_that_it_cannot_read(tmp_path):
-    run = launcher('pretrain_performance_1p', '--data_path', tmp_path, '--config=no.yaml', DRY_RUN='1')
-    assert run.status == 2 and run.output == 'error: --config no.yaml: cannot be read (No such file or directory)\n'
+    assert run.status == 0 and not {'--blr', '--amp', '--epochs'} & set(words) and words[-1] == '--epochs=7'
+    args = check_printed(run.output)[1]
+    assert (args.blr, args.epochs, args.global_pool) == (1e-2, 7, True)
 
 
 def test_the_cifar10_launcher_takes_no_file(recipe, tmp_path):

@@ -194,7 +194,7 @@ def test_attention_in_bf16_is_that_in_fp32_as_far_as_bf16_goes():
 
 def test_a_block_equals_timms_block_and_leaves_out_what_it_is_told_to():
     torch.manual_seed(0)
-    block, x = timm_compat.transformer_block(32, 4, 4., torch.nn.LayerNorm).eval(), torch.randn(2, 9, 32)
+    block, x = timm_compat.TransformerBlock(32, 4, 4., torch.nn.LayerNorm).eval(), torch.randn(2, 9, 32)
     theirs = timm_compat.Block(dim=32, num_heads=4, qkv_bias=True, norm_layer=torch.nn.LayerNorm).eval()
     theirs.load_state_dict(block.state_dict())
     assert torch.allclose(block(x), theirs(x), atol=1e-6)

@@ -22,6 +22,7 @@ def gradients(run_block=None):
     return {name: p.grad for name, p in model.named_parameters()}
 
 
+@pytest.mark.compat
 def test_gradients_are_those_without_it_and_the_same_paths_are_dropped():
     expected = gradients()
     assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(recomputed).items())
@@ -52,7 +53,7 @@ def test_a_device_that_would_drop_other_paths_is_refused(rate):
     runtime = runtimes.Runtime(ForgetsDrops(), World())
     model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, drop_path_rate=rate)
     if rate:
-        with pytest.raises(UserError, match='^--grad_checkpoint: .* add --drop_path 0'):
+        with pytest.raises(UserError, match='--grad_checkpoint'):
             runtime.speed_up(model, False, True)
     else:
         runtime.speed_up(model, False, True)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import auto_augment
 from torchvision import transforms
 
+from util import timm_compat
 from util.pictures import Picture
 from util.transforms import (
     MEAN,
@@ -153,7 +153,9 @@ def test_the_recipes_randaugment_takes_10000_images_without_an_error():
 
 def test_posterizing_to_no_bits_at_all_is_black_on_every_pillow():
     picture = image(8, 8)
-    operation = auto_augment.NAME_TO_OP['PosterizeIncreasing']
+    ops = timm_compat.color_augmentation('rand-m9-inc1', input_size=32)[0].ops
+    operation = next(op.aug_fn for op in ops if op.aug_fn.__name__ == 'posterize')
+    assert operation is timm_compat.posterize
     assert operation(picture, 0).getextrema() == ((0, 0),) * 3
     assert operation(picture, 1).getextrema() == ((0, 0), (0, 0), (128, 128))
     assert operation(picture, 8).getextrema() == picture.getextrema()

@@ -4,7 +4,6 @@ Each validation image is classified by the k training images whose features are 
 Wu et al., arXiv:1805.01978, section 3.4; k = 20 as DINO has it, arXiv:2104.14294).
 Shapes: N queries, B images of the bank, D width, k neighbours.
 """
-
 import numpy as np
 import torch
 from torch.nn import functional as F

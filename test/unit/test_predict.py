@@ -110,7 +110,7 @@ def test_the_table_has_the_names_of_a_file(images, nameless, tmp_path, capsys):
 
 @pytest.mark.parametrize('flags, said', [
     (['--class_names', 'two.txt'], 'two.txt: has 2 lines, but the model has 8 classes'),
-    (['--input_size', '30'], '--input_size: 30 .* 24, 32'), (['missing.jpg'], 'missing.jpg: ')])
+    (['--input_size', '30'], '--input_size: 30 '), (['missing.jpg'], 'missing.jpg: ')])
 def test_a_mistake_is_named(images, nameless, tmp_path, monkeypatch, flags, said):
     (tmp_path / 'two.txt').write_text('a\nb\n')
     monkeypatch.chdir(tmp_path)

@@ -1,8 +1,6 @@
-"""torch_npu without a working CANN: the program itself runs on the CPU and says why, or ends with one clear line.
+"""The real torch_npu without a working CANN: the program runs on the CPU and says why, or ends with one clear line.
 
-    python -m pytest test/unit/test_broken_torch_npu.py
-
-One torch_npu is the real one, installed once into the cache folder; the others imitate what torch_npu 1.8.1 does.
+It is installed once into the cache folder; test_device.py imitates the other ways in which it fails.
 """
 import os
 import re
@@ -12,42 +10,23 @@ import torch
 from conftest import ROOT, pretrain
 from torch_npu_wheel import RELEASES, installed
 
-
-@pytest.fixture(params=['torch_npu that leaves with a message', 'torch_npu that prints and leaves',
-                        pytest.param('the real torch_npu', marks=pytest.mark.slow)])
-def broken(request, tmp_path):
-    """(PYTHONPATH on which torch_npu does not load, what the program says about it)."""
-    if request.param == 'the real torch_npu':
-        made_for = RELEASES['2.11'][0].split('.post')[0]
-        if torch.__version__.split('+')[0] != made_for:
-            pytest.skip('this torch_npu is made for torch {}, found {}'.format(made_for, torch.__version__))
-        folder, said = installed('2.11'), 'libhccl.so: cannot open shared object file: No such file or directory'
-    else:
-        folder, leave = tmp_path / 'packages', 'import sys\nsys.exit("CANN is not found.")\n'
-        said = 'CANN is not found'
-        if 'prints' in request.param:
-            leave, said = 'import sys\nprint("CANN is not found.")\nsys.exit()\n', 'its import ends the program'
-        (folder / 'torch_npu').mkdir(parents=True)
-        (folder / 'torch_npu' / '__init__.py').write_text(leave)
-    return os.pathsep.join([str(ROOT), str(folder)]), said
+REASON = 'libhccl.so: cannot open shared object file: No such file or directory'
 
 
-def run(broken, device, images, folder, **environ):
+@pytest.mark.slow
+def test_auto_runs_on_the_cpu_and_says_why_and_asked_for_by_name_it_is_one_error(images, tmp_path):
+    made_for = RELEASES['2.11'][0].split('.post')[0]
+    if torch.__version__.split('+')[0] != made_for:
+        pytest.skip('this torch_npu is made for torch {}, found {}'.format(made_for, torch.__version__))
     # A user's own TORCH_DEVICE_BACKEND_AUTOLOAD=1, PyTorch's default, would let `import torch` itself fail.
-    return pretrain('--data_path', images, '--output_dir', folder, '--epochs', 1, '--device', device,
-                    PYTHONPATH=broken[0], TORCH_DEVICE_BACKEND_AUTOLOAD='1', **environ)
-
-
-def test_auto_runs_on_the_cpu_and_says_why_in_one_line(broken, images, tmp_path):
-    done = run(broken, 'auto', images, tmp_path / 'out', CUDA_VISIBLE_DEVICES='')
+    environ = {'PYTHONPATH': os.pathsep.join([str(ROOT), str(installed('2.11'))]), 'CUDA_VISIBLE_DEVICES': '',
+               'TORCH_DEVICE_BACKEND_AUTOLOAD': '1'}
+    flags = ['--data_path', images, '--epochs', 1, '--output_dir', tmp_path, '--device']
+    done = pretrain(*flags, 'auto', **environ)
     assert done.status == 0 and 'Final result' in done.output, done.output
     about = [line for line in done.output.split('\n') if 'torch_npu' in line]
-    assert len(about) == 1 and 'device: CPU' in about[0] and broken[1] in about[0], done.output
+    assert len(about) == 1 and 'device: CPU' in about[0] and REASON in about[0], done.output
     assert not re.search('Traceback|Warning', done.output), done.output
-
-
-def test_asked_for_by_name_it_is_one_error(broken, images, tmp_path):
-    done = run(broken, 'npu', images, tmp_path / 'out')
-    errors = [line for line in done.output.strip().split('\n') if line != 'CANN is not found.']
-    assert (done.status, len(errors)) == (2, 1), done.output
-    assert errors[0].startswith('error: --device npu: ') and broken[1] in errors[0]
+    done = pretrain(*flags, 'npu', **environ)
+    assert (done.status, done.output.count('\n')) == (2, 1), done.output
+    assert done.output.startswith('error: --device npu: ') and REASON in done.output

@@ -19,16 +19,11 @@ def lines(monkeypatch):
     return said
 
 
-@pytest.fixture
-def compiles(lines):
-    """Skips the test where PyTorch cannot compile, for want of torch.compile or of a C++ compiler."""
+@pytest.mark.slow
+def test_losses_and_gradients_are_those_of_the_plain_model_under_the_same_names(lines):
     compile_blocks(models_mae.mae_vit_nano_patch16(**SIZE), torch.device('cpu'))
     if lines:
-        pytest.skip(lines[0])
-
-
-@pytest.mark.slow
-def test_losses_and_gradients_are_those_of_the_plain_model_under_the_same_names(compiles):
+        pytest.skip(lines[0])       # PyTorch has no torch.compile, or there is no C++ compiler
     torch.manual_seed(0)
     plain, fast = (models_mae.mae_vit_nano_patch16(norm_pix_loss=True, **SIZE).train() for _ in range(2))
     fast.load_state_dict(plain.state_dict())
@@ -48,8 +43,6 @@ def test_losses_and_gradients_are_those_of_the_plain_model_under_the_same_names(
 def test_a_run_with_it_goes_through_whatever_pytorch_can(images, tmp_path):
     run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--compile')
     assert run.status == 0 and 'Final result' in run.output, run.output
-    works = hasattr(nn.Module, 'compile') and '--compile: ' not in run.output
-    assert works or '; going on without' in run.output
 
 
 def test_where_it_does_not_work_one_line_says_why(lines, monkeypatch):
@@ -57,16 +50,10 @@ def test_where_it_does_not_work_one_line_says_why(lines, monkeypatch):
         raise RuntimeError('Failed to find C compiler.\nPlease specify it.')
 
     monkeypatch.setattr(nn.Module, 'compile', fails, raising=False)
-    model = models_mae.mae_vit_nano_patch16(**SIZE)
-    compile_blocks(model, torch.device('cpu'))
-    assert len(lines) == 1 and '(Failed to find C compiler)' in lines[0]
-    assert model(torch.randn(1, 3, 32, 32))[0].item() > 0
-
-
-def test_an_older_pytorch_goes_on_without_it(lines, monkeypatch):
-    monkeypatch.delattr(nn.Module, 'compile', raising=False)
     compile_blocks(models_mae.mae_vit_nano_patch16(**SIZE), torch.device('cpu'))
-    assert len(lines) == 1 and torch.__version__ in lines[0]
+    monkeypatch.delattr(nn.Module, 'compile')
+    compile_blocks(models_mae.mae_vit_nano_patch16(**SIZE), torch.device('cpu'))
+    assert len(lines) == 2 and '(Failed to find C compiler)' in lines[0] and torch.__version__ in lines[1]
 
 
 def test_reconstructions_within_a_training_do_not_wait_for_the_compiler():

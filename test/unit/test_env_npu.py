@@ -40,19 +40,15 @@ def test_a_machine_without_npus_stays_as_it_is(tmp_path):
     assert said == '' and not {'ASCEND_TOOLKIT_HOME', *SETTINGS} & set(variables)
 
 
-def test_cann_is_sourced_from_where_its_installer_says(machine):
-    install_cann(machine)
+def test_cann_is_sourced_from_where_its_installer_says_else_kinds_of_installation_are_tried_in_order(machine):
+    for kind in ('cann', 'nnae', 'ascend-toolkit'):
+        install_cann(machine, kind=kind, said=kind)
+        assert source(machine)[1]['ASCEND_TOOLKIT_HOME'] == kind
     install_cann(machine, install='/opt/Ascend', said='elsewhere')
     (machine / 'etc' / 'Ascend').mkdir(parents=True)
     (machine / 'etc' / 'Ascend' / 'ascend_cann_install.info').write_text('version=8.0\nInstall_Path=/opt/Ascend\n')
     said, variables = source(machine)
     assert (said, variables['ASCEND_TOOLKIT_HOME']) == ('', 'elsewhere')
-
-
-def test_without_that_file_kinds_of_installation_are_tried_in_order(machine):
-    for kind in ('cann', 'nnae', 'ascend-toolkit'):
-        install_cann(machine, kind=kind, said=kind)
-        assert source(machine)[1]['ASCEND_TOOLKIT_HOME'] == kind
 
 
 def test_npus_without_cann_are_one_clear_line(machine):

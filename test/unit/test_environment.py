@@ -93,8 +93,7 @@ def lonely(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize('fails, ci, expected', [
-    ('none', '', 0), ('none', 'true', 1), ('1.5.1', '', 1), ('2.11.0', '', 1)])
+@pytest.mark.parametrize('fails, ci, expected', [('none', '', 0), ('none', 'true', 1), ('1.5.1', '', 1)])
 def test_what_fails_or_in_ci_cannot_run_fails_the_whole_check(lonely, fails, ci, expected):
     for name, version in (('python3', '2.11.0'), ('python', '1.5.1')):
         script(lonely / name, 'case "$*" in *runpy*) echo {0} ;; *find_spec*) ;; *pytest*) echo "{0}: $*"; '
@@ -102,9 +101,6 @@ def test_what_fails_or_in_ci_cannot_run_fails_the_whole_check(lonely, fails, ci,
     status, output = bash([str(ROOT / 'test/check.sh'), '--torch=all', '-x'], lonely, CI=ci)
     assert status == expected, output
     assert '\n1.5.1: -m pytest -x -m compat' in output and '\n2.11.0: -m pytest -x\n' in output
-    for generation, version in (('1.5', '1.5.1'), ('2.x', '2.11.0')):
-        assert 'PyTorch {}: {} in 0 min'.format(generation, 'FAILED' if version == fails else 'passed') in output
-    assert output.count('not run, it needs Python 3') == 2
 
 
 def test_a_python_that_cannot_make_environments_is_passed_over(lonely):

@@ -2,7 +2,7 @@
 import torch
 from torch.nn import functional as F
 
-from util import watchdog
+from util import hang_detector
 from util.errors import UserError
 from util.log import logger
 from util.metrics import count_correct
@@ -58,7 +58,7 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes=None):
     clock = Throughput(len(loader), warmup=0, synchronize=runtime.accelerator.synchronize)
     bar = (progress_bar('evaluation', 'images', len(loader.sampler), patience=1., keep=False)
            if runtime.world.size == 1 else Silent())
-    for i, (images, labels) in watchdog.watched(clock.batches(loader), 'evaluation', alone=True):
+    for i, (images, labels) in hang_detector.watched(clock.batches(loader), 'evaluation'):
         if runtime.stops.requested:
             break                               # the caller stops before it uses the result
         images, labels = runtime.accelerator.to_device((images, labels), runtime.device)

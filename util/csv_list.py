@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from util import remember, watchdog
+from util import hang_detector, remember
 from util.errors import UserError, one_line
 from util.listing import Strings, arrays_of
 from util.progress_bar import progress_bar
@@ -148,7 +148,7 @@ def _rows(path):
                 if any('\0' in cell for cell in cells):
                     raise _fault(path, line, 'holds a byte that is 0')
                 if line % 10000 == 0:
-                    watchdog.at('the reading of {}'.format(one_line(path)))
+                    hang_detector.progress('the reading of {}'.format(one_line(path)))
                 if any(cells):
                     yield line, cells
                 bar.add()

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
-from util import device, log, precision as precisions, preprocessing, trained, watchdog
+from util import device, hang_detector, log, precision as precisions, preprocessing, trained
 from util.datasets import has_validation, labelled_set
 from util.distributed import World
 from util.encoder import pooled
@@ -110,7 +110,7 @@ class KnnJudge:
         weight, features, labels = self._model.patch_embed.proj.weight, [], []
         bar = progress_bar('features of the {} images'.format(what), 'batches', len(loader), patience=1.)
         with bar if runtime.world.is_main else Silent():
-            for _, batch in watchdog.watched(loader, 'k-NN', alone=True):
+            for _, batch in hang_detector.watched(loader, 'k-NN'):
                 if runtime.stops.requested:
                     break
                 images, truth = runtime.accelerator.to_device(batch, runtime.device)

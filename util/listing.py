@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 
-from util import remember, watchdog
+from util import hang_detector, remember
 from util.errors import UserError, one_line
 from util.images import ARRAYS, without_arrays
 from util.progress_bar import progress_bar
@@ -102,7 +102,7 @@ class Listing:
         folders, changed, folder_of, names = [], [], [], []
         with progress_bar('list of files of {}'.format(self.root), 'images', patience=remember.SLOW) as bar:
             for folder, subfolders, files in os.walk(self.root, onerror=_unlisted, followlinks=True):
-                watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
+                hang_detector.progress('the listing of {}'.format(one_line(folder)))
                 subfolders[:] = sorted(name for name in subfolders if not _leads_back(folder, name))
                 images = sorted(name for name in files if name.lower().endswith((*endings, *ARRAYS)))
                 folder_of += [len(folders)] * len(images)

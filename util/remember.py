@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from util import hang_detector
 from util.files import write_atomically
 from util.log import logger
 
@@ -84,6 +85,15 @@ def save(path, made):
     write_atomically(path, file.getbuffer())
 
 
+def _locked(handle, number):
+    """Whether this process has got the lock on that byte of a file."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+    except (BlockingIOError, PermissionError):      # how POSIX lets a system say that another has it
+        return False
+    return True
+
+
 @contextmanager
 def _turn(name):
     """One process of the machine at a time for a name; without a cache directory or locks, each for itself."""
@@ -95,7 +105,9 @@ def _turn(name):
         return
     try:
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX, 1, int(name[:7], 16))       # a byte of its own for each name
+            while not _locked(handle, int(name[:7], 16)):       # a byte of its own for each name
+                hang_detector.progress('the wait for another process that lists the same images')
+                time.sleep(.1)
         except OSError:
             pass
         yield

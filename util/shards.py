@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from torch.utils.data import Dataset
 
-from util import remember, watchdog
+from util import hang_detector, remember
 from util.errors import UserError, first_line, one_line
 from util.images import ARRAYS, UnreadableImage, without_arrays
 from util.listing import Chosen, Strings, arrays_of
@@ -157,7 +157,7 @@ def indexed(root, tars, endings):
     names, places, labels, folders = [], [], [], []
     bar = progress_bar('index of tar files of {}'.format(root), 'tar files', len(tars), remember.SLOW)
     for number, tar in bar.over(enumerate(tars)):
-        watchdog.at('the index of {}'.format(one_line(tar)))
+        hang_detector.progress('the index of {}'.format(one_line(tar)))
         path = os.path.join(root, tar)
         try:
             images, classes = _members(path, (*endings, *ARRAYS))

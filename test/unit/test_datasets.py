@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from util import datasets, watchdog
+from util import datasets, hang_detector
 from util.cifar import CIFAR_10
 from util.drawn_dataset import CLASSES
 from util.errors import UserError
@@ -52,7 +52,7 @@ def test_pretraining_takes_a_flat_folder_and_nested_ones(images, tmp_path):
 
 def test_each_folder_that_is_listed_counts_as_progress(images, monkeypatch):
     places = []
-    monkeypatch.setattr(watchdog, 'at', places.append)
+    monkeypatch.setattr(hang_detector, 'progress', places.append)
     datasets.labelled_set(str(images), 'val')
     assert places == ['the listing of {}'.format(images / 'val' / name).rstrip('/') for name in ['', *sorted(CLASSES)]]
 

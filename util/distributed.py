@@ -63,7 +63,7 @@ class World:
             while missing and time.monotonic() < deadline:
                 time.sleep(.1)
                 missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
             raise Fault('process {} of {} cannot meet the others at {} ({})'.format(
                 self.rank, self.size, _address(dist_url), str(error).split('\n')[0])) from error
         if missing:

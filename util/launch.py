@@ -257,7 +257,7 @@ def _torchrun(torchrun, command, processes, flags, port):
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return rank, failure.exitcode
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
         print('error: node {} cannot meet the others at {}, port {}, within {} s ({})'.format(
             flags.node_rank, flags.master_addr, port, seconds, first_line(error)), file=sys.stderr, flush=True)
         return None, FAULT_STATUS

@@ -30,6 +30,7 @@ import torch
 from util import checkpoint, checkpoint_file, drawn_dataset
 from util.errors import UserError
 from util.images import UnreadableImage
+from util.launch import children
 from util.pictures import open_picture
 
 NANO = ['--model', 'mae_vit_nano_patch16', '--input_size', '32', '--patch_size', '8', '--batch_size', '8',
@@ -90,24 +91,17 @@ def difference(one, other):
         'lines {} and {}'.format(*lines[0]) if lines else '' if len(one[1]) == len(other[1]) else 'the number of lines')
 
 
-def broken_checkpoints(folder):
-    """Checkpoints of a folder that cannot be read; after a kill there must be none."""
-    bad = []
-    for path in checkpoint.numbered(str(folder)):
-        try:
-            checkpoint_file.load(path)
-        except UserError as error:
-            bad.append(str(error))
-    return bad
-
-
-def half_lines(folder):
-    """True where log.txt holds anything but whole JSON lines."""
-    log = folder / 'log.txt'
+def broken(folder):
+    """What is broken in a folder after a kill: a checkpoint that cannot be read, a line of log.txt that is not JSON."""
+    bad, log = [], folder / 'log.txt'
     try:
-        return log.exists() and not all(json.loads(line) and line.endswith('\n') for line in open(str(log)))
-    except ValueError:
-        return True
+        for path in checkpoint.numbered(str(folder)):
+            checkpoint_file.load(path)
+        for line in log.read_text().splitlines() if log.exists() else []:
+            json.loads(line)
+    except (UserError, ValueError) as error:
+        bad.append(str(error))
+    return bad
 
 
 def kills(data, work, rng, count, epochs, processes):
@@ -123,14 +117,14 @@ def kills(data, work, rng, count, epochs, processes):
             output = child.communicate(timeout=rng.uniform(1, 12) + 3 * (processes > 1))[0]
         except subprocess.TimeoutExpired:
             began = time.monotonic()
-            victim = child.pid if processes == 1 else rng.choice(sorted(trained_by(child.pid)) or [child.pid])
+            victim = child.pid if processes == 1 else rng.choice(trained_by(child.pid) or [child.pid])
             os.kill(victim, signal.SIGKILL)
             output = child.communicate()[0]
             if child.returncode:            # else it was at its very end
                 worst = max(worst, time.monotonic() - began)
-                wrong = broken_checkpoints(folder) + ['half a line in log.txt'] * half_lines(folder)
-                if victim != child.pid:
-                    wrong += ill_said(output.decode(errors='replace'))
+                wrong = broken(folder)
+                if victim != child.pid and b'Traceback' in output:
+                    wrong.append(output.decode(errors='replace'))
                 row.count(not wrong, '; '.join(wrong))
                 continue
         check_end(row, whole, folder, epochs, child.returncode, output.decode(errors='replace'))
@@ -142,12 +136,6 @@ def kills(data, work, rng, count, epochs, processes):
     if processes > 1:
         row.note += '; all processes gone after {:.0f} s at most'.format(worst)
     return row
-
-
-def ill_said(output):
-    """What a run should not have said when one of its processes was killed, or has left out."""
-    return (['a traceback: ' + output[output.find('Traceback'):]] * ('Traceback' in output)
-            + ['no name in: ' + output[-300:]] * ('process ' not in output))
 
 
 def check_end(row, whole, folder, epochs, status, output):
@@ -164,7 +152,7 @@ def restarts(data, work, rng, count, epochs):
     begun, killed, child = time.monotonic(), 0, started(words, work / 'restarts.log')
     while child.poll() is None and killed < count:
         time.sleep(rng.uniform(2, 12))
-        trained = sorted(trained_by(child.pid))
+        trained = trained_by(child.pid)
         if len(trained) == 2:
             os.kill(rng.choice(trained), signal.SIGKILL)
             killed += 1
@@ -178,18 +166,17 @@ def restarts(data, work, rng, count, epochs):
 
 
 def freezes(data, work, rng, count):
-    """Freeze one of two processes at a random moment; both must end, with a line that names it."""
+    """Freeze one of two processes at a random moment; both must end, and the other says where it waits."""
     row, worst = Row('freeze of one of two processes (--hang_timeout 20)'), 0.
     for _ in range(count):
         log = work / 'freeze.log'
         child = started(command(data, work / 'frozen', 100000, 2, ['--hang_timeout', 20]), log, and_trains=True)
         time.sleep(rng.uniform(0, 5))
-        victim, begun = rng.choice(sorted(trained_by(child.pid))), time.monotonic()
+        victim, begun = rng.choice(trained_by(child.pid)), time.monotonic()
         os.kill(victim, signal.SIGSTOP)
         status, output = child.wait(), log.read_text()
         worst = max(worst, time.monotonic() - begun)
-        row.count(status not in (0, 75) and 'pid {}) hangs at'.format(victim) in output,
-                  'status {}: {}'.format(status, output[-1000:]))
+        row.count(status == 70 and 'no progress for 2' in output, 'status {}: {}'.format(status, output[-1000:]))
     row.note = 'all processes gone after {:.0f} s at most'.format(worst)
     return row
 
@@ -222,14 +209,7 @@ def damaged_checkpoints(work, rng, count):
 
 def trained_by(launcher):
     """Pids of the training processes of a launcher."""
-    found = set()
-    for stat in Path('/proc').glob('[0-9]*/stat'):
-        try:
-            if int(stat.read_text().rsplit(')', 1)[1].split()[1]) == launcher:
-                found.add(int(stat.parent.name))
-        except OSError:
-            pass
-    return found
+    return sorted(pid for supervisor in children(launcher) for pid in children(supervisor))
 
 
 def stops(data, work, rng, count):
@@ -257,11 +237,11 @@ def fuzz(work, seed, count):
             row.tried, row.survived = row.tried + 1, row.survived + 1
         except Exception as error:
             row.count(False, '{}: {!r}'.format(path, error))
-    before = memory()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for path in paths * 2 if not row.lost else []:
         read(path)
-    row.note = '{} read, {} refused; {:+.1f} MB of memory after two more passes'.format(
-        readable, count - readable, memory() - before)
+    row.note = '{} read, {} refused; {:+.1f} MB of memory in two more passes'.format(
+        readable, count - readable, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
     status = run(command(folder, work / 'fuzz-trained', 2, 1, ['--max_bad_images', count]), work / 'fuzz.log')
     if status != 0:
         row.count(False, 'training on them ended with status {}'.format(status))
@@ -277,12 +257,6 @@ def read(path):
         return picture.part(0, 0, picture.height, picture.width, (64, 64)).shape == (64, 64, 3)
     except UnreadableImage:
         return False
-
-
-def memory():
-    """Memory that this process holds now, in MB."""
-    with open('/proc/self/statm') as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
 
 
 def full_disk(work, steps):

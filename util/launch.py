@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 if not __package__:     # run as a file: find the repository from any directory
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -29,8 +30,8 @@ from util.parser import COUNT, INDEX, Parser
 from util.stops import Launcher
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-SAID = (USER_ERROR_STATUS, FAULT_STATUS, UNSAVED_STATUS, STOPPED_STATUS)    # statuses that a process explains itself
-FINAL = (0, USER_ERROR_STATUS, UNSAVED_STATUS, STOPPED_STATUS)              # statuses that a restart cannot change
+FINAL = (0, USER_ERROR_STATUS, UNSAVED_STATUS, STOPPED_STATUS)      # statuses that a restart cannot change
+SAID = (*FINAL, FAULT_STATUS)                                       # statuses that need no explanation
 LONGEST_PAUSE = 30          # seconds between a failure and the restart
 
 
@@ -182,33 +183,23 @@ class Signals:
             return
         if self._deadline is None:
             self._deadline = time.monotonic() + self._stop_timeout
-        workers = children(supervisor.pid)
-        for pid in workers:
-            count = len(self._received)
-            for number in self._received[self._sent.get(pid, 0):count]:
-                send(number, pid)
-            self._sent[pid] = count
-        if time.monotonic() > self._deadline:
-            if workers:
-                print('error: still running {} s after the signal, killed: processes {}; see --stop_timeout'
-                      .format(self._stop_timeout, ', '.join(map(str, workers))), file=sys.stderr)
-                self._deadline = float('inf')
-            for pid in workers or [supervisor.pid]:
-                send(signal.SIGKILL, pid)
+        workers, late = children(supervisor.pid), time.monotonic() > self._deadline
+        if late and workers:
+            print('error: still running {} s after the signal, killed: processes {}; see --stop_timeout'
+                  .format(self._stop_timeout, ', '.join(map(str, workers))), file=sys.stderr)
+            self._deadline = math.inf
+        for pid in workers or [supervisor.pid] * late:
+            unsent = [signal.SIGKILL] if late else self._received[self._sent.get(pid, 0):]
+            self._sent[pid] = self._sent.get(pid, 0) + len(unsent)
+            for number in unsent:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def pause(self, seconds):
         """Wait, but not longer than until a signal."""
         end = time.monotonic() + seconds
         while not self.received and time.monotonic() < end:
             time.sleep(.1)
-
-
-def send(number, pid):
-    """Send a signal to a process that may have ended."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def children(parent):
@@ -247,7 +238,10 @@ def _torchrun(torchrun, command, processes, flags, port):
     """Run the workers under torch.distributed.run; returns (rank, exit status)."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     logging.disable(logging.ERROR)      # a failure is said by the launcher, in one line
-    seconds = math.ceil(meeting_seconds(_hang_timeout(command)))
+    hang_timeout = HANG_TIMEOUT
+    with suppress(ValueError):          # which the workers explain
+        hang_timeout = float(config.value_of('--hang_timeout', command) or HANG_TIMEOUT)
+    seconds = math.ceil(meeting_seconds(hang_timeout))
     # Its own restarts would also repeat what a user must mend, and a stop that was asked for.
     arguments = ['--max_restarts', 0, '--monitor_interval', 1, '--nproc_per_node', processes,
                  '--nnodes', flags.nnodes, '--node_rank', flags.node_rank, '--master_addr', flags.master_addr,
@@ -262,13 +256,6 @@ def _torchrun(torchrun, command, processes, flags, port):
             flags.node_rank, flags.master_addr, port, seconds, first_line(error)), file=sys.stderr, flush=True)
         return None, FAULT_STATUS
     return None, 0
-
-
-def _hang_timeout(command):
-    try:
-        return float(config.value_of('--hang_timeout', command) or HANG_TIMEOUT)
-    except ValueError:                  # which the workers explain
-        return HANG_TIMEOUT
 
 
 def supervise(command, processes, flags, port):
@@ -295,24 +282,23 @@ def supervise(command, processes, flags, port):
     finally:
         for process in ranks.values():
             process.terminate()
+        deadline = time.monotonic() + 10        # they have nothing to save when one of them has failed
+        while time.monotonic() < deadline and any(process.poll() is None for process in ranks.values()):
+            time.sleep(.1)
         for process in ranks.values():
-            try:
-                process.wait(timeout=10)        # they have nothing to save when one of them has failed
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
 
 
 def _report(rank, status, signals):
     """Say which worker failed, unless it said so itself; returns the exit status, 128 + n for signal n as shells do."""
+    what = 'ended with status {}'.format(status)
     if status < 0:
-        what, status = 'was killed by {}'.format(signal.Signals(-status).name), 128 - status
-        what += ' (out of memory?)' if status == 128 + signal.SIGKILL else ''
-    else:
-        what = 'ended with status {}'.format(status)
-    if status not in (0, *SAID) and not signals.received:
+        what = 'was killed by ' + signal.Signals(-status).name
+    what += ' (out of memory?)' if status == -signal.SIGKILL else ''
+    if status not in SAID and not signals.received:
         print('error: process {} {}; the others were stopped'.format(rank, what), file=sys.stderr, flush=True)
-    return status
+    return status if status >= 0 else 128 - status
 
 
 if __name__ == '__main__':

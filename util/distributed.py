@@ -14,7 +14,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from util import hang_detector
-from util.errors import Fault, UserError, let_the_first_speak
+from util.errors import Fault, UserError, first_line, let_the_first_speak
 from util.features import supported
 
 DEFAULT_PORT = 29500
@@ -43,29 +43,29 @@ class World:
         Raises:
             Fault: not all have come.
         """
-        if self.size > 1:
-            master = urlparse(dist_url).hostname or os.environ['MASTER_ADDR']
-            accelerator.prepare_network(master, hang_timeout + COLLECTIVE_LATER)
+        if self.size == 1:
+            hang_detector.start(hang_timeout)
+            return
+        limit = hang_timeout + COLLECTIVE_LATER
+        accelerator.prepare_network(urlparse(dist_url).hostname or os.environ['MASTER_ADDR'], limit)
+        try:
             self._meet(dist_url, meeting_seconds(hang_timeout))
-        hang_detector.start(hang_timeout, self.rank, self.size)
-        if self.size > 1:
-            hang_detector.progress('the start of the process group')
+            hang_detector.start(hang_timeout, self.rank, self.size)
             dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
-                                    world_size=self.size, timeout=timedelta(seconds=hang_timeout + COLLECTIVE_LATER))
+                                    world_size=self.size, timeout=timedelta(seconds=limit))
+        except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
+            raise Fault('process {} of {} cannot meet the others at {} ({})'.format(
+                self.rank, self.size, _address(dist_url), first_line(error))) from error
 
     def _meet(self, dist_url, seconds):
         """Open the store and wait there until every rank has left its key."""
-        try:
-            # As if alone: process 0 would wait for all here, and could not say who is missing.
-            self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=timedelta(seconds=seconds)))
-            self._store.add('arrived/{}'.format(self.rank), 1)
-            missing, deadline = range(self.size), time.monotonic() + seconds
-            while missing and time.monotonic() < deadline:
-                time.sleep(.1)
-                missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
-        except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
-            raise Fault('process {} of {} cannot meet the others at {} ({})'.format(
-                self.rank, self.size, _address(dist_url), str(error).split('\n')[0])) from error
+        # As if alone: process 0 would wait for all here, and could not say who is missing.
+        self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=timedelta(seconds=seconds)))
+        self._store.add('arrived/{}'.format(self.rank), 1)
+        missing, deadline = range(self.size), time.monotonic() + seconds
+        while missing and time.monotonic() < deadline:
+            time.sleep(.1)
+            missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
         if missing:
             let_the_first_speak()
             raise Fault('no sign of process{} {} of {} within {:.0f} s; start all of them, each with the same master '

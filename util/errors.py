@@ -1,7 +1,6 @@
 """Mistakes that the user can mend: one clear line and a non-zero status, never a traceback."""
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import time
@@ -14,8 +13,6 @@ STOPPED_STATUS = 75         # stopped as a signal asked, and saved: --resume aut
 INTERRUPTED_STATUS = 130
 
 
-# In the texts of the collective libraries' exceptions, which have a type of their own in the newest PyTorch only.
-COLLECTIVE = re.compile('gloo|nccl|hccl', re.IGNORECASE)
 LAUNCHER_FIRST = 3.         # seconds that the launcher gets to notice which process ended first
 
 
@@ -79,7 +76,8 @@ def run(main, *args):
     except KeyboardInterrupt:
         _end('interrupted', INTERRUPTED_STATUS)
     except RuntimeError as error:
-        if not (_has_process_group() and COLLECTIVE.search(str(error))):
+        backend = _process_group_backend()
+        if not backend or backend not in str(error).lower():    # a type of their own is that of the newest PyTorch only
             raise
         _let_the_launcher_act()
         _end('error: process {}: a collective operation failed, most often because another process ended ({})'.format(
@@ -103,15 +101,18 @@ def _let_the_launcher_act():
     time.sleep(LAUNCHER_FIRST)
 
 
-def _has_process_group():
+def _process_group_backend():
+    """Name of the collective library in use, which its exceptions have in their texts; None without process group."""
     distributed = sys.modules.get('torch.distributed')
-    return bool(distributed and distributed.is_available() and distributed.is_initialized())
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_backend().lower()
+    return None
 
 
 def _end(line, status):
     if line:
         print(one_line(line), file=sys.stderr, flush=True)
-    if multiprocessing.active_children() or _has_process_group():
+    if multiprocessing.active_children() or _process_group_backend():
         # The interpreter's own exit would wait for loader processes, and a process group that was not left can abort
         # it and replace the status.
         sys.stdout.flush()

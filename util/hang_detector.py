@@ -1,7 +1,7 @@
 """Hang detection: a thread ends this process, with all its stacks, when the main thread makes no progress for too long.
 
 Each process watches itself and opens no connection. Where one rank hangs, the others wait for it in a collective
-operation until they hang too; each prints where. On one node the launcher ends those that are left.
+operation until their time is over too; each says where. On one node the launcher ends those that are left.
 """
 import faulthandler
 import os
@@ -33,9 +33,11 @@ class HangDetector:
         self._thread = threading.Thread(target=self._watch, name='hang detector', daemon=True)
 
     def start(self):
+        """Begin to watch."""
         self._thread.start()
 
     def stop(self):
+        """Watch no longer."""
         self._stopped.set()
         self._thread.join()
 

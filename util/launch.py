@@ -107,7 +107,10 @@ def run_once(flags, command, processes, port, signals):
     try:
         rank, status = receiver.recv()
     except EOFError:                                # it was killed
-        rank, status = 'of the supervisor', supervisor.exitcode if started else STOPPED_STATUS
+        rank, status = 'of the supervisor', supervisor.exitcode
+    if not started and signals.received:
+        print('stopped before training; nothing to save', file=sys.stderr)
+        return STOPPED_STATUS
     return _report(rank, status, signals)
 
 

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -60,12 +59,6 @@ def command(data, folder, epochs, processes=1, flags=(), max_restarts=0):
                                    '--resume', 'auto', *flags)]
 
 
-def run(words, log):
-    """The status of a command, its output appended to a file."""
-    with open(str(log), 'ab') as output:
-        return subprocess.call(words, stdout=output, stderr=subprocess.STDOUT)
-
-
 def started(words, log, and_trains=False):
     """A command that runs with its output in the file `log`; `and_trains`: it has come to its first iterations."""
     with open(str(log), 'wb') as output:
@@ -83,12 +76,9 @@ def end_of(folder, epochs):
                             for line in lines]
 
 
-def difference(one, other):
-    """What is not equal to the last bit in two ends; '' where nothing is."""
-    weights = [name for name in one[0] if not torch.equal(one[0][name], other[0][name])]
-    lines = [pair for pair in zip(one[1], other[1]) if pair[0] != pair[1]]
-    return ('{} weights, the first is {}; '.format(len(weights), weights[0]) if weights else '') + (
-        'lines {} and {}'.format(*lines[0]) if lines else '' if len(one[1]) == len(other[1]) else 'the number of lines')
+def equal(one, other):
+    """Whether two ends are equal to the last bit."""
+    return one[1] == other[1] and all(torch.equal(weight, other[0][name]) for name, weight in one[0].items())
 
 
 def broken(folder):
@@ -107,42 +97,33 @@ def broken(folder):
 def kills(data, work, rng, count, epochs, processes):
     """Kill a run at random moments, resume it, and compare its end with an undisturbed one's."""
     row = Row('kill of {} at a random moment'.format('a run' if processes == 1 else 'one of two processes'))
-    whole, folder, round_ = work / 'whole-{}'.format(processes), work / 'killed-{}-0'.format(processes), 0
-    assert run(command(data, whole, epochs, processes), work / 'whole.log') == 0
-    worst = 0.
-    while row.tried < count:
-        child = subprocess.Popen(command(data, folder, epochs, processes), stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT)
+    whole, log, worst, ended = work / 'whole-{}'.format(processes), work / 'kills.log', 0., 0
+    assert started(command(data, whole, epochs, processes), log).wait() == 0
+    while row.tried < count or not ended:
+        folder = work / 'killed-{}-{}'.format(processes, ended)
+        child = started(command(data, folder, epochs, processes), log)
         try:
-            output = child.communicate(timeout=rng.uniform(1, 12) + 3 * (processes > 1))[0]
+            status = child.wait(timeout=rng.uniform(1, 12) + 3 * (processes > 1) if row.tried < count else None)
         except subprocess.TimeoutExpired:
             began = time.monotonic()
             victim = child.pid if processes == 1 else rng.choice(trained_by(child.pid) or [child.pid])
             os.kill(victim, signal.SIGKILL)
-            output = child.communicate()[0]
-            if child.returncode:            # else it was at its very end
+            status = child.wait()
+            if status:                      # else it was at its very end
                 worst = max(worst, time.monotonic() - began)
-                wrong = broken(folder)
-                if victim != child.pid and b'Traceback' in output:
-                    wrong.append(output.decode(errors='replace'))
+                wrong = broken(folder) + ['a traceback'] * ('Traceback' in log.read_text())
                 row.count(not wrong, '; '.join(wrong))
                 continue
-        check_end(row, whole, folder, epochs, child.returncode, output.decode(errors='replace'))
-        round_ += 1
-        folder = work / 'killed-{}-{}'.format(processes, round_)
-    status = run(command(data, folder, epochs, processes), work / 'last.log')
-    check_end(row, whole, folder, epochs, status, (work / 'last.log').read_text())
-    row.note = '{} runs ended like the undisturbed one to the last bit'.format(round_ + 1)
-    if processes > 1:
-        row.note += '; all processes gone after {:.0f} s at most'.format(worst)
+        check_end(row, whole, folder, epochs, status, log)
+        ended += 1
+    row.note = '{} runs to their end, equal to the last bit; a kill ended all within {:.0f} s'.format(ended, worst)
     return row
 
 
-def check_end(row, whole, folder, epochs, status, output):
+def check_end(row, whole, folder, epochs, status, log):
     """Count a loss where a run that was killed and resumed did not end like the undisturbed one."""
-    why = difference(end_of(whole, epochs), end_of(folder, epochs)) if status == 0 else output[-300:]
-    if status or why:
-        row.count(False, 'status {}, other end: {}'.format(status, why))
+    if status or not equal(end_of(whole, epochs), end_of(folder, epochs)):
+        row.count(False, 'status {}, or another end: {}'.format(status, log.read_text()[-300:]))
 
 
 def restarts(data, work, rng, count, epochs):
@@ -158,9 +139,8 @@ def restarts(data, work, rng, count, epochs):
             killed += 1
             while trained_by(child.pid):        # the others, which notice it
                 time.sleep(.1)
-    status, output = child.wait(), (work / 'restarts.log').read_text()
     row.tried = row.survived = killed
-    check_end(row, work / 'whole-2', folder, epochs, status, output)
+    check_end(row, work / 'whole-2', folder, epochs, child.wait(), work / 'restarts.log')
     row.note = 'the run ended by itself like the undisturbed one, after {:.0f} s'.format(time.monotonic() - begun)
     return row
 
@@ -237,14 +217,9 @@ def fuzz(work, seed, count):
             row.tried, row.survived = row.tried + 1, row.survived + 1
         except Exception as error:
             row.count(False, '{}: {!r}'.format(path, error))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for path in paths * 2 if not row.lost else []:
-        read(path)
-    row.note = '{} read, {} refused; {:+.1f} MB of memory in two more passes'.format(
-        readable, count - readable, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
-    status = run(command(folder, work / 'fuzz-trained', 2, 1, ['--max_bad_images', count]), work / 'fuzz.log')
-    if status != 0:
-        row.count(False, 'training on them ended with status {}'.format(status))
+    row.note = '{} read, {} refused'.format(readable, count - readable)
+    if started(command(folder, work / 'fuzz-trained', 2, 1, ['--max_bad_images', count]), work / 'fuzz.log').wait():
+        row.count(False, 'training on them failed')
     listed = (work / 'fuzz-trained' / 'bad_images.txt').read_text().count('\n')
     row.note += '; a training on them ended well and listed {}'.format(listed)
     return row

@@ -102,49 +102,35 @@ def test_nodes_come_from_the_environment_too(images, pth):
     assert '--devices 8 --nnodes 2 --node_rank 0 --master_addr n1 --master_port 1234 ' in command
 
 
-def one_line(run, words):
-    assert (run.status, run.output.count('\n')) == (2, 1) and re.search(words, run.output), run.output
-
-
-def test_two_nodes_without_their_names_are_asked_for(images, pth):
-    one_line(launcher('finetune_full_large_16p', '--data_path', images, '--finetune_pth', pth, MASTER_ADDR=''),
-             '2 nodes: give --node_rank=0 .* --master_addr=ADDRESS')
-
-
-@pytest.mark.parametrize('name, flags, words', [
-    ('pretrain_performance_1p', [], '--data_path=... is required'),
-    ('pretrain_performance_1p', ['--data_path=/no/where'], '--data_path: /no/where is not a folder or CSV file'),
-    ('pretrain_performance_1p', ['--data_path'], '--data_path: give a value'),
-    ('pretrain_performance_1p', ['--data_path=/', '--nproc=two'], '--nproc: two is not a positive number'),
-    ('finetune_full_8p', ['--data_path=/', '--finetune_pth=/no.pth'], '--finetune_pth: /no.pth is not a file'),
-    ('pretrain_full_8p', ['--data_path=/', '--finetune_pth=x'], '--finetune_pth: pre-training takes none'),
-    ('finetune_eval_8p', ['--data_path=/'], '--resume_pth=... is required')])
-def test_a_wrong_parameter_is_one_line_that_names_it(name, flags, words):
-    one_line(launcher(name, *flags), words)
+@pytest.mark.parametrize('name, flags, named', [
+    ('pretrain_performance_1p', [], '--data_path'),
+    ('pretrain_performance_1p', ['--data_path=/no/where'], '--data_path: /no/where'),
+    ('pretrain_performance_1p', ['--data_path'], '--data_path'),
+    ('pretrain_performance_1p', ['--data_path=/', '--nproc=two'], '--nproc: two'),
+    ('pretrain_performance_1p', ['--data_path=/', '--max_restarts=-1'], '--max_restarts: -1'),
+    ('finetune_full_large_16p', ['--data_path=/', '--finetune_pth=' + __file__], '--node_rank=0 .* --master_addr'),
+    ('finetune_full_8p', ['--data_path=/', '--finetune_pth=/no.pth'], '--finetune_pth: /no.pth'),
+    ('pretrain_full_8p', ['--data_path=/', '--finetune_pth=x'], '--finetune_pth'),
+    ('finetune_eval_8p', ['--data_path=/'], '--resume_pth'),
+    ('pretrain_performance_8p', ['--data_path=' + str(ROOT), '--output_dir={tmp}', '--device=cpu'], '--nproc')])
+def test_a_wrong_parameter_is_one_line_that_names_it(tmp_path, name, flags, named):
+    run = launcher(name, *[flag.format(tmp=tmp_path) for flag in flags])
+    assert (run.status, run.output.count('\n')) == (2, 1) and re.search(named, run.output), run.output
 
 
 @pytest.mark.slow
-def test_fewer_devices_than_asked_is_one_line_that_names_nproc(images, tmp_path):
-    run = launcher('pretrain_performance_8p', '--data_path', images, '--output_dir', tmp_path / 'o', '--device=cpu')
-    one_line(run, r'8 devices asked, but this runs on the CPU .* pass --nproc=N')
-    assert (tmp_path / 'o' / LOGS['pretrain_performance_8p']).read_text() == run.output
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('flag, words', [
-    ('--batch_size=30', '--batch_size 30: the training set has 32 images for 2 processes'),
-    ('--epochs=0', 'argument --epochs: ')])
-def test_a_mistake_that_all_processes_make_is_said_once(images, tmp_path, flag, words):
+@pytest.mark.compat
+@pytest.mark.parametrize('flag', ['--batch_size=30', '--epochs=0'])     # found after the signals are taken, and before
+def test_a_mistake_that_all_processes_make_is_said_once(images, tmp_path, flag):
     run = launcher('pretrain_performance_8p', '--nproc=2', '--data_path', images, '--output_dir', tmp_path, *PRETRAIN,
                    flag)
-    errors = [line for line in run.output.splitlines() if 'error' in line.lower()]
-    assert run.status == 2 and len(errors) == 1, run.output
-    assert errors[0].startswith('error: ' + words)
+    error, = [line for line in run.output.splitlines() if 'error' in line.lower()]
+    assert run.status == 2 and flag.split('=')[0] in error
 
 
 def test_help_tells_what_the_launcher_takes():
     run = launcher('finetune_full_8p', '--help')
-    assert run.status == 0 and '--finetune_pth=FILE' in run.output and '--node_rank' in run.output
+    assert run.status == 0 and '--finetune_pth=FILE' in run.output
 
 
 @pytest.mark.compat
@@ -372,4 +358,3 @@ def test_a_signal_while_other_nodes_are_waited_for_ends_the_launcher_at_once():
 def test_restarts_and_patience_reach_the_command(images):
     command = dry_run('pretrain_performance_1p', images, '--max_restarts=3', '--stop_timeout', 60)
     assert 'util/launch.py --devices 1 --max_restarts 3 --stop_timeout 60 ' in command
-    one_line(launcher('pretrain_performance_1p', '--data_path=/', '--max_restarts=-1'), '--max_restarts: -1 is not')

@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from util import watchdog
+from util import hang_detector
 from util.log import logger
 from util.progress_bar import progress_bar
 
@@ -34,7 +34,7 @@ def held_out(labels, names, fraction, seed):
     bar = progress_bar('choosing validation images', 'images', len(labels), items=enumerate(names))
     for i, name in bar:
         if i % 100000 == 0:
-            watchdog.at('the choice of validation images')
+            hang_detector.progress('the choice of validation images')
         text = salt + lasting(name).encode('utf-8', 'surrogateescape')
         hashes[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
     order = np.lexsort((hashes, labels))

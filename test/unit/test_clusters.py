@@ -74,12 +74,11 @@ def test_a_job_on_two_nodes_starts_a_launcher_on_each_which_meet_at_the_first(cl
         == {(2, 8, 'gpu7', 24711)}
 
 
-def test_a_resume_that_the_user_gives_stays(cluster, images, tmp_path):
-    checkpoint = tmp_path / 'checkpoint-0.pth'
-    checkpoint.write_bytes(b'')
-    for name, flag in (('pretrain_full_8p', '--resume'), ('finetune_eval_8p', '--resume_pth')):
-        run = submit(cluster, ROOT / 'test' / (name + '.sh'), '--data_path', images, flag, checkpoint, DRY_RUN='1')
-        assert check_printed(run.output)[1].resume == str(checkpoint)
+def test_a_resume_that_the_user_gives_stays(cluster, images, pretrained):
+    checkpoint = pretrained / 'checkpoint-0.pth'
+    run = submit(cluster, ROOT / 'test' / 'finetune_eval_8p.sh', '--data_path', images, '--resume_pth', checkpoint,
+                 DRY_RUN='1')
+    assert check_printed(run.output)[1].resume == str(checkpoint)
 
 
 def test_a_script_that_takes_no_resume_gets_none(cluster, tmp_path):
@@ -108,8 +107,7 @@ def test_a_warning_to_the_batch_shell_reaches_the_launcher_of_every_node(cluster
     assert job.returncode == 75 and output.count('saved\n') == 2 and output.count('asked: scontrol requeue') == 1
 
 
-@pytest.mark.parametrize('words, environ', [
-    ([], {}), (['/no/launcher.sh'], {}), ([ROOT / 'test' / 'demo.sh'], {'SLURM_JOB_ID': ''})])
+@pytest.mark.parametrize('words, environ', [([], {}), ([ROOT / 'test' / 'demo.sh'], {'SLURM_JOB_ID': ''})])
 def test_a_wrong_call_of_the_job_script_is_one_line(cluster, words, environ):
     run = submit(cluster, *words, **environ)
     assert (run.status, run.output.count('\n')) == (2, 1)
@@ -161,15 +159,9 @@ def test_a_pod_runs_a_launcher_with_all_its_devices(images, tmp_path, kind, node
 
 def test_the_pods_of_a_job_find_node_0_by_the_name_that_its_service_gives():
     service, job = manifests('job.yaml')
-    name, pod = job['metadata']['name'], job['spec']['template']['spec']
-    values = {entry['name']: entry.get('value') for entry in pod['containers'][0]['env']}
-    assert service['metadata']['name'] == pod['subdomain'] and service['spec']['selector'] == {'job-name': name}
-    assert values['MASTER_ADDR'] == '{}-0.{}'.format(name, pod['subdomain'])
-
-
-def test_the_jobs_name_images_that_there_are():
-    kinds = {path.name.split('.')[0] for path in DOCKERFILES}
-    assert {pod['containers'][0]['image'] for _, _, pod, _ in containers()} < {'mae-pytorch:' + kind for kind in kinds}
+    pod = job['spec']['template']['spec']
+    assert service['metadata']['name'] == pod['subdomain']
+    assert service['spec']['selector'] == {'job-name': job['metadata']['name']}
 
 
 @pytest.mark.parametrize('path', DOCKERFILES, ids=lambda path: path.name)
@@ -182,9 +174,7 @@ def test_an_image_has_the_tested_torch_and_files_that_exist(path):
         assert re.search(r'^FROM pytorch/pytorch:(\S+?)-cuda', text, re.M).group(1) == release[0].split('==')[1]
     for name in re.findall(r'-r (\S+)', text):
         assert (ROOT / name).is_file() and '\nCOPY {} .\n'.format(name) in text
-    command = re.search(r'^CMD \[(.*)\]$', text, re.M).group(1).replace('"', '').split(', ')
-    assert (ROOT / (command[-1].replace('.', '/') + '.py' if command[-2] == '-m' else command[-1])).is_file()
-    for script in re.findall(r'bash (test/\S+\.sh)', text):
+    for script in re.findall(r'(test/\S+\.sh)', text):
         assert (ROOT / script).is_file()
 
 
@@ -207,14 +197,7 @@ def test_the_workflow_is_one_that_github_takes():
     assert run.status == 0, run.output
 
 
-def test_the_workflow_runs_what_ci_runs_with_a_python_for_every_generation():
+def test_the_workflow_runs_what_ci_runs():
     import yaml
     job, = yaml.safe_load(WORKFLOW.read_text())['jobs'].values()
     assert [step['run'] for step in job['steps'] if 'run' in step] == ['bash .ci/run']
-    pythons = [step['with']['python-version'] for step in job['steps'] if step.get('uses', '').startswith(
-        'actions/setup-python@')]
-    wanted = re.findall(r'VERSIONS=\(([\d. ]+)\)', (ROOT / 'test' / 'lib' / 'python.sh').read_text())
-    assert len(wanted) == 2 and all(set(pythons) & set(versions.split()) for versions in wanted)
-    assert pythons[-1] != '3.7' and '3.7' in pythons        # the last one is python3
-    for step in job['steps']:
-        assert 'uses' not in step or re.match(r'actions/[a-z-]+@v\d+$', step['uses'])

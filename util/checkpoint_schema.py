@@ -17,19 +17,17 @@ def check(state, path):
     """Raise UserError where a value is not of the kind that this program and published code write.
 
     Args:
-        state: of util.checkpoint_file.load; path: it is from.
+        state: of util.checkpoint_file.load, or a part of it; path: it is from.
     """
-    _check(state, CHECKPOINT, path, '')
-    check_flags(state.get('args') or {}, path)
+    for name, value in _misfits(state, CHECKPOINT):
+        raise UserError('{}: not a checkpoint of this program, its {!r} is {!r:.60}'.format(path, name, value))
     if 'optimizer' in state and state.get('epoch') is None:
         raise UserError('{}: not a checkpoint of a training, it has an optimizer and no epoch'.format(path))
-
-
-def check_flags(flags, path):
-    """Raise UserError where flags of a training, a dict, have values that no training was given."""
-    _check(flags, FLAGS, path, '--')
+    flags = state.get('args') or {}
+    for name, value in _misfits(flags, FLAGS):
+        raise UserError('{}: was made with --{} {!r:.60}?'.format(path, name, value))
     if not sound(flags):
-        raise UserError('{}: was trained with --mean {} --std {}?'.format(path, flags.get('mean'), flags.get('std')))
+        raise UserError('{}: was made with --mean {} --std {}?'.format(path, flags.get('mean'), flags.get('std')))
 
 
 def check_optimizer(optimizer, saved, path):
@@ -54,7 +52,7 @@ def check_optimizer(optimizer, saved, path):
             if not fits:
                 raise UserError('{}: {} of its optimizer does not fit a parameter of shape {}'.format(
                     path, name, tuple(parameters[key].shape)))
-        missing = [name for name in _needed(optimizer) if moments and name not in moments]
+        missing = [name for name in _needed(optimizer) if moments and moments.get(name) is None]
         if missing:
             raise UserError('{}: its optimizer lacks {}'.format(path, missing[0]))
 
@@ -66,11 +64,9 @@ def _needed(optimizer):
     return ('mu',) if 'trust_coefficient' in optimizer.defaults else ()
 
 
-def _check(values, kinds, path, dashes):
-    for name, fits in kinds.items():
-        if values.get(name) is not None and not fits(values[name]):
-            raise UserError('{}: not a checkpoint of this program, its {}{} is {!r:.60}'.format(
-                path, dashes, name, values[name]))
+def _misfits(values, kinds):
+    return [(name, values[name]) for name, fits in kinds.items()
+            if values.get(name) is not None and not fits(values[name])]
 
 
 def _count(value, least=0):

@@ -22,7 +22,7 @@ def load_model(model, weights, path):
                         .format(path, len(head), len(own['head.weight'])))
     for name, script in (('head.weight', 'main_finetune.py'), ('head.1.weight', 'main_linprobe.py')):
         if name in weights and name not in own and 'cls_token' in own:
-            raise UserError('{}: a classifier of {}, which resumes and evaluates it'.format(path, script))
+            raise UserError('{}: is a classifier of {}, which resumes and evaluates it'.format(path, script))
     _refuse_any([name for name in own if name not in weights], 'lacks', path, CLASSIFIER_FLAGS)
     _check_shapes(own, weights, path)
     _refuse_any([name for name in weights if name not in own], 'also holds', path, CLASSIFIER_FLAGS)

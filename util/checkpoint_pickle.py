@@ -66,67 +66,44 @@ class Sealed:
         raise UnpicklingError('it sets attributes of {}'.format(type(self).__name__))
 
 
-class StateDict(dict):
-    """Stands for collections.OrderedDict, without the attributes that a state_dict has there."""
-    __slots__ = ()
-
-    def __setstate__(self, state):
-        pass
-
-
-class Flags(dict):
-    """Stands for argparse.Namespace, in which published checkpoints keep their flags."""
+class Attributes(dict):
+    """Stands for collections.OrderedDict and argparse.Namespace; their attributes become items."""
     __slots__ = ()
 
     def __setstate__(self, state):
         if type(state) is not dict:
-            raise UnpicklingError('it sets other attributes than those of a Namespace')
+            raise UnpicklingError('it sets attributes of a class')
         self.update(state)
 
 
-class Size(Sealed, tuple):
-    """Stands for torch.Size."""
+class Arguments(Sealed, tuple):
+    """Stands for torch.Size and torch.device, by what they are made of."""
     __slots__ = ()
 
-
-class Device(Sealed, str):
-    """Stands for torch.device."""
-    __slots__ = ()
-
-    def __new__(cls, *parts):
-        if not all(type(part) in (str, int) for part in parts):
-            raise UnpicklingError('it names a device that is none')
-        return super().__new__(cls, ':'.join(map(str, parts)))
+    def __new__(cls, *arguments):
+        return super().__new__(cls, arguments)
 
 
-class StorageType(Sealed):
+class StorageType(Sealed, int):
     """Stands for a type of storages, by the bytes of an element."""
-    __slots__ = ('item_size',)
-
-    def __init__(self, item_size):
-        self.item_size = item_size
+    __slots__ = ()
 
 
 class Storage(Sealed):
     """Stands for a storage: its type, elements and bytes."""
-    __slots__ = ('kind', 'numel', 'bytes')
 
     def __init__(self, kind, numel):
-        self.kind, self.numel, self.bytes = kind, numel, numel * kind.item_size
+        self.kind, self.numel, self.bytes = kind, numel, numel * kind
 
 
 class Tensor(Sealed):
-    """Stands for torch._utils._rebuild_tensor and _rebuild_tensor_v2, and for what they make: all of it in its storage.
-    """
-    __slots__ = ()
+    """Stands for torch._utils._rebuild_tensor and _rebuild_tensor_v2, and for a tensor that lies in its storage."""
 
     def __new__(cls, storage, offset, size, stride, requires_grad=False, hooks=()):
-        if type(storage) is not Storage or not isinstance(size, tuple) or type(stride) is not tuple:
-            raise UnpicklingError('it holds a tensor without a storage or shape')
+        if type(storage) is not Storage or type(requires_grad) is not bool or hooks:
+            raise UnpicklingError('it holds a tensor without a storage, or with hooks')
         if not len(size) == len(stride) <= MOST_DIMENSIONS or not _are_counts(offset, *size, *stride):
             raise UnpicklingError('it holds a tensor whose shape is no list of numbers')
-        if type(requires_grad) is not bool or hooks:
-            raise UnpicklingError('it holds a tensor with hooks')
         elements, last = 1, offset
         for length, step in zip(size, stride):
             elements *= length
@@ -150,8 +127,9 @@ def _are_counts(*values):
 
 
 NAMES = {('torch._utils', '_rebuild_tensor'): Tensor, ('torch._utils', '_rebuild_tensor_v2'): Tensor,
-         ('torch._utils', '_rebuild_parameter'): Parameter, ('torch', 'Size'): Size, ('torch', 'device'): Device,
-         ('collections', 'OrderedDict'): StateDict, ('argparse', 'Namespace'): Flags,
+         ('torch._utils', '_rebuild_parameter'): Parameter, ('torch', 'Size'): Arguments,
+         ('torch', 'device'): Arguments, ('collections', 'OrderedDict'): Attributes,
+         ('argparse', 'Namespace'): Attributes,
          **{('torch', name): StorageType(size) for name, size in ITEM_SIZES.items()}}
 
 
@@ -215,4 +193,4 @@ def plain_copy(value, leaf, levels=MOST_LEVELS, counter=None):
     if isinstance(value, (list, tuple)):
         kind = list if isinstance(value, list) else tuple
         return kind(plain_copy(item, leaf, levels - 1, counter) for item in value)
-    return str(value) if isinstance(value, (Device, torch.device)) else leaf(value)
+    return str(value) if isinstance(value, torch.device) else leaf(value)

@@ -5,6 +5,8 @@ import torch
 from util.precision import FullPrecision
 from util.updates import WeightUpdates
 
+pytestmark = pytest.mark.compat
+
 
 class Linear(torch.nn.Module):
     """One weight; the loss is weight times the input's mean."""

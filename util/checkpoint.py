@@ -4,6 +4,8 @@ import json
 import os
 import re
 
+import torch
+
 from util.bad_steps import BadSteps
 from util.checkpoint_file import judged_weights, load, loading
 from util.checkpoint_schema import check, check_optimizer
@@ -105,10 +107,17 @@ def load_optimizer(optimizer, saved, path):
     groups = optimizer.state_dict()['param_groups']
     for group, saved_group in zip(groups, saved['param_groups']):
         group['params'] = saved_group['params']
-    # Plain step counts suit every optimizer; Ascend's fused ones count a tensor up twice a step.
-    state = {key: {name: int(value) if name == 'step' else value for name, value in moments.items()}
+    state = {key: {name: _plain(name, value) for name, value in moments.items()}
              for key, moments in saved['state'].items()}
     optimizer.load_state_dict({'state': state, 'param_groups': groups})
+
+
+def _plain(name, value):
+    # Plain step counts suit every optimizer; Ascend's fused ones count a tensor up twice a step. And fused ones write
+    # row after row, whatever steps in memory a file gives a tensor.
+    if name == 'step':
+        return int(value)
+    return value.contiguous() if torch.is_tensor(value) else value
 
 
 class Resumed:

@@ -149,4 +149,4 @@ def _is_state_dict(value):
 
 
 def _is_finite(value):
-    return not value.is_floating_point() or bool(torch.isfinite(value.double().sum()))
+    return not value.is_floating_point() or bool(torch.isfinite(value.sum(dtype=torch.float64)))

@@ -186,6 +186,17 @@ def test_moments_that_do_not_fit_their_parameter_are_refused(name, value):
         checkpoint.load_optimizer(optimizer, saved, 'x.pth')
 
 
+def test_a_moment_whose_elements_share_memory_is_spread_out():
+    """Fused optimizers would write beyond the end of it, too."""
+    layer = torch.nn.Linear(3, 2)
+    optimizer = adamw(layer)
+    saved = optimizer.state_dict()
+    saved['state'][saved['param_groups'][0]['params'][0]]['exp_avg'] = torch.arange(4.).as_strided((2, 3), (1, 1))
+    checkpoint.load_optimizer(optimizer, saved, 'x.pth')
+    moment = optimizer.state[layer.weight]['exp_avg']
+    assert moment.is_contiguous() and moment.tolist() == [[0., 1., 2.], [1., 2., 3.]]
+
+
 def test_an_optimizer_of_other_parameters_is_refused():
     layer = torch.nn.Linear(3, 2)
     optimizer, saved = adamw(layer), adamw(layer).state_dict()

@@ -59,11 +59,10 @@ def test_frozen_blocks_drop_no_paths_and_the_others_do():
     assert [torch.equal(a, b) for a, b in zip(first, second)] == [True] * 4 + [False] * 2
 
 
-@pytest.mark.parametrize('flag', [0, 4, 'all'])
-def test_recomputing_gives_the_same_gradients(flag):
+def test_recomputing_gives_the_same_gradients():
     gradients = []
     for run_block in (None, recomputed):
-        model = classifier(flag)
+        model = classifier(4)
         model.run_block = run_block or model.run_block
         torch.manual_seed(1)
         model(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))).square().sum().backward()

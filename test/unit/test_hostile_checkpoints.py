@@ -397,19 +397,6 @@ def test_no_flipped_bit_of_our_own_checkpoint_goes_unnoticed_in_what_is_loaded(t
     assert harmless < 400       # padding between records, dates and such
 
 
-def test_every_flipped_bit_in_the_data_is_refused(tmp_path):
-    path = tmp_path / 'c.pth'
-    content = saved(path)
-    with zipfile.ZipFile(str(path)) as archive:
-        weights = max((archive.read(info) for info in archive.infolist()), key=len)
-    begin = content.index(weights)
-    for bit in range(0, 8 * len(weights), 97):
-        flipped = bytearray(content)
-        flipped[begin + bit // 8] ^= 1 << bit % 8
-        path.write_bytes(bytes(flipped))
-        refused(path)
-
-
 @pytest.mark.parametrize('new_format', [True, False])
 def test_a_checkpoint_that_is_cut_off_anywhere_is_refused(tmp_path, new_format):
     path = tmp_path / 'c.pth'
@@ -419,9 +406,3 @@ def test_a_checkpoint_that_is_cut_off_anywhere_is_refused(tmp_path, new_format):
     for length in {*range(0, 120), *range(120, len(content), 11), *range(len(content) - 120, len(content))}:
         path.write_bytes(content[:length])
         refused(path)
-
-
-def test_our_own_checkpoints_have_checksums_on_every_generation(tmp_path):
-    saved(tmp_path / 'c.pth')
-    with zipfile.ZipFile(str(tmp_path / 'c.pth')) as archive:
-        assert archive.testzip() is None and all(info.CRC for info in archive.infolist() if info.file_size)

@@ -71,8 +71,6 @@ class Attributes(dict):
     __slots__ = ()
 
     def __setstate__(self, state):
-        if type(state) is not dict:
-            raise UnpicklingError('it sets attributes of a class')
         self.update(state)
 
 

@@ -2,7 +2,7 @@
 import torch
 from torch.nn import functional as F
 
-from util import watchdog
+from util import hang_detector
 from util.errors import UserError
 from util.log import logger
 from util.metrics import count_correct
@@ -57,7 +57,7 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes=None):
     totals = torch.zeros(4, device=runtime.device)                  # correct@1, correct@5, loss, images
     clock = Throughput(len(loader), warmup=0, synchronize=runtime.accelerator.synchronize)
     batches = progress_bar('evaluation', 'batches', len(loader), items=clock.batches(loader))
-    for i, (images, labels) in watchdog.watched(batches, 'evaluation', alone=True):
+    for i, (images, labels) in hang_detector.watched(batches, 'evaluation'):
         if runtime.stops.requested:
             break                               # the caller stops before it uses the result
         images, labels = runtime.accelerator.to_device((images, labels), runtime.device)

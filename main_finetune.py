@@ -12,7 +12,6 @@ from util import (
     advice,
     bad_images,
     checkpoint,
-    checkpoint_file,
     precision as precisions,
     report,
     runtime as runtimes,
@@ -144,10 +143,7 @@ def train(args, runtime, precision, resumed):
     runtime.seed(args.seed, epoch=-1)
     model = build_model(args, classes)
     if args.finetune and resumed.path is None:
-        pretrained = checkpoint_file.load(args.finetune)
-        adopt_statistics(args, pretrained.get('args'), args.finetune)
-        left_out, fresh = weights.load_pretrained(model, pretrained['model'], args.finetune, pretrained.get('args'))
-        weights.report_pretrained(args.finetune, left_out, fresh)
+        weights.start_from(args.finetune, model, args, weights.load_pretrained)
     check_resumed(resumed, args.freeze, len(model.blocks))
     adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model)

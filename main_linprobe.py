@@ -9,7 +9,7 @@ from torch.nn import CrossEntropyLoss
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
 from main_finetune import build_evaluation, close_epoch, count_classes, evaluate_checkpoint, finish
-from util import advice, checkpoint, checkpoint_file, precision as precisions, runtime as runtimes, weights
+from util import advice, checkpoint, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, labelled_set
 from util.held_out import split_settings
@@ -43,13 +43,9 @@ def load_encoder(model, args):
     if not path:
         logger.warning('--finetune is not given: the features are those of random weights')
         return
-    pretrained = checkpoint_file.load(path)
-    adopt_statistics(args, pretrained.get('args'), path)
-    left_out, fresh = weights.load_pretrained(model, pretrained['model'], path, pretrained.get('args'))
-    if 'norm.weight' in fresh:
+    if 'norm.weight' in weights.start_from(path, model, args, weights.load_pretrained):
         raise UserError('{}: has no norm for the class token, as a classifier of the mean has none; add --global_pool'
                         .format(path))
-    weights.report_pretrained(path, left_out, fresh)
 
 
 def build_data(args, world, accelerator):

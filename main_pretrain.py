@@ -6,7 +6,7 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import advice, checkpoint, checkpoint_file, knn, precision as precisions, runtime as runtimes, weights
+from util import advice, checkpoint, knn, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, pretraining_set
 from util.gallery import NoGallery, Reconstructions
@@ -63,10 +63,7 @@ def train(args, runtime, precision):
     resumed = checkpoint.find(args.resume, args.output_dir)
     model = build_model(args)
     if args.init_from and resumed.path is None:
-        before = checkpoint_file.load(args.init_from)
-        adopt_statistics(args, before.get('args'), args.init_from)
-        left_out, fresh = weights.load_for_pretraining(model, before['model'], args.init_from)
-        weights.report_pretrained(args.init_from, left_out, fresh)
+        weights.start_from(args.init_from, model, args, weights.load_for_pretraining)
     adopt_statistics(args, resumed.get('args'), resumed.path)
     normalize = Normalize.of(vars(args))
     resumed.restore_model(model)

@@ -139,7 +139,7 @@ def _add_run(parser):
     add('--max_bad_images', type=INDEX,
         help='image files that may be unreadable until the run stops; default: 1 in 1000, at least 10')
     add('--hang_timeout', type=POSITIVE, default=600.,
-        help='seconds without progress of any process, until the run ends and names the one that hangs')
+        help='seconds without progress, until a process ends with all its stacks and status 70')
 
     add = parser.adder(parser.add_argument_group('devices and processes'))
     add_device(add)

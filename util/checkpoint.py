@@ -4,8 +4,11 @@ import json
 import os
 import re
 
+import torch
+
 from util.bad_steps import BadSteps
-from util.checkpoint_file import judged_weights, load
+from util.checkpoint_file import judged_weights, load, loading
+from util.checkpoint_schema import check, check_optimizer
 from util.errors import UserError
 from util.files import lines
 from util.log import logger
@@ -80,27 +83,8 @@ def find(flag, folder):
     return Resumed(None)
 
 
-def optimizer_state(optimizer, saved, path):
-    """A state for optimizer.load_state_dict: the saved moments under this run's own settings, so that flags win and
-    checkpoints pass between devices and PyTorch generations.
-
-    Raises:
-        UserError: the saved optimizer had other parameter groups.
-    """
-    groups = optimizer.state_dict()['param_groups']
-    if [len(group['params']) for group in groups] != [len(group['params']) for group in saved['param_groups']]:
-        raise UserError('{}: its optimizer has other parameter groups; give it to --finetune instead of --resume'
-                        .format(path))
-    for group, saved_group in zip(groups, saved['param_groups']):
-        group['params'] = saved_group['params']
-    # Plain step counts suit every optimizer; Ascend's fused ones count a tensor up twice a step.
-    state = {key: {name: int(value) if name == 'step' else value for name, value in moments.items()}
-             for key, moments in saved['state'].items()}
-    return {'state': state, 'param_groups': groups}
-
-
 def training_state(model, optimizer, precision, epoch, args, average=None, **more):
-    """All that a run needs to go on after `epoch`, in tensors and plain types.
+    """All that a run needs to resume after `epoch`, in tensors and plain types; util.checkpoint_schema says what.
 
     Args:
         model: not in DistributedDataParallel.
@@ -112,28 +96,52 @@ def training_state(model, optimizer, precision, epoch, args, average=None, **mor
             'epoch': epoch, 'scaler': precision.state_dict(), 'args': dict(vars(args)), **more}
 
 
-def _checked(state, path):
-    """`state`, where each value is of the kind that runs of ours and published ones write.
+def load_optimizer(optimizer, saved, path):
+    """Give `optimizer` the saved moments under this run's own settings, so that flags win and checkpoints pass between
+    devices and PyTorch generations.
 
     Raises:
-        UserError: one is not.
+        UserError: the moments are not of these parameters.
     """
-    kinds = {'epoch': int, 'images': int, 'processes': int, 'bad_steps_in_row': int, 'optimizer': dict, 'scaler': dict,
-             'best': dict, 'classes': list, 'log': list, 'progress': dict, 'reconstructions': list, 'ema_updates': int}
-    for name, kind in kinds.items():
-        if not isinstance(state.get(name), (kind, type(None))):
-            what = type(state[name]).__name__
-            raise UserError('{}: is no checkpoint of a training: {} is {}'.format(path, name, what))
-    if 'optimizer' in state and not ('epoch' in state and {'state', 'param_groups'} <= set(state['optimizer'])):
-        raise UserError('{}: is no checkpoint of a training: its epoch or optimizer is incomplete'.format(path))
-    return state
+    check_optimizer(optimizer, saved, path)
+    groups = optimizer.state_dict()['param_groups']
+    for group, saved_group in zip(groups, saved['param_groups']):
+        group['params'] = saved_group['params']
+    state = {key: {name: _plain(name, value) for name, value in moments.items()}
+             for key, moments in saved['state'].items()}
+    optimizer.load_state_dict({'state': state, 'param_groups': groups})
+
+
+def _plain(name, value):
+    # Plain step counts suit every optimizer; Ascend's fused ones count a tensor up twice a step. And fused ones write
+    # row after row, whatever steps in memory a file gives a tensor.
+    if name == 'step':
+        return int(value)
+    return value.contiguous() if torch.is_tensor(value) else value
 
 
 class Resumed:
-    """The checkpoint that a run goes on from; where `path` is None, one that restores nothing."""
+    """The checkpoint that a run resumes from; where `path` is None, one that restores nothing.
+
+    Raises:
+        UserError, Fault: see util.checkpoint_file.loading; so do the methods that restore something.
+    """
 
     def __init__(self, path):
-        self.path, self.state = path, _checked(load(path, as_trained=True), path) if path else {}
+        self.path, self.state = path, {}
+        if path:
+            self.state = load(path, as_trained=True)
+            with loading(path):
+                check(self.state, path)
+
+    @property
+    def goes_on(self):
+        """True where a training continues, False where one starts from these weights."""
+        return 'optimizer' in self.state
+
+    def get(self, name, default=None):
+        """A value of the checkpoint; see util.checkpoint_schema."""
+        return self.state.get(name, default)
 
     def restore_model(self, model, fit_positions=False, averaged=False):
         """Fill the bare model, before its precision is set up.
@@ -145,60 +153,28 @@ class Resumed:
         if self.path:
             state = judged_weights(self.state, self.path) if averaged else self.state
             weights, flags = state['model'], state.get('args')
-            if fit_positions:
-                weights = with_positions_for(model, weights, flags)
-            else:
-                check_grid(model, weights, flags, self.path)
-            load_model(model, weights, self.path)
+            with loading(self.path):
+                if fit_positions:
+                    weights = with_positions_for(model, weights, flags)
+                else:
+                    check_grid(model, weights, flags, self.path)
+                load_model(model, weights, self.path)
             logger.info('loaded the weights of %s', self.path)
 
     def restore_training(self, optimizer, precision):
         """Fill optimizer and loss scaler, after the precision is set up."""
-        if 'optimizer' in self.state:
-            optimizer.load_state_dict(optimizer_state(optimizer, self.state['optimizer'], self.path))
-            precision.load_state_dict(self.state.get('scaler'))
-            images = self.state.get('images', 0)
-            logger.info('going on %s', 'in epoch {} after {} of its images'.format(self.next_epoch, images) if images
-                        else 'after epoch {}'.format(self.next_epoch - 1))
+        if self.goes_on:
+            with loading(self.path):
+                load_optimizer(optimizer, self.state['optimizer'], self.path)
+                precision.load_state_dict(self.state.get('scaler'))
+            epoch, images, _ = self.start()
+            logger.info('going on %s', 'in epoch {} after {} of its images'.format(epoch, images) if images
+                        else 'after epoch {}'.format(epoch - 1))
         elif self.path:
             logger.info('%s holds no optimizer: starting at epoch 0 from its weights', self.path)
 
-    def start(self, start_epoch=None):
-        """(epoch, images of it that are done, what util.progress.Progress.state gave there or None) to go on at.
-
-        Args:
-            start_epoch: the flag, which wins over the checkpoint.
-        """
-        if start_epoch is not None or 'optimizer' not in self.state:
-            return start_epoch or 0, 0, None
-        return self.next_epoch, self.state.get('images', 0), self.state.get('progress')
-
-    def records_before(self, epoch, folder):
-        """The lines that log.txt in `folder` starts with: the checkpoint's, or else those that are there."""
-        records = self.state.get('log')
-        if records is None:
-            records = lines(os.path.join(folder, 'log.txt'))
-        return [line for line in records if json.loads(line).get('epoch', -1) < epoch]
-
-    def report_changes(self, args, processes):
-        """Say which flags are not those that the checkpoint was written with."""
-        saved = self.state.get('args') if 'optimizer' in self.state else None
-        if not isinstance(saved, dict):                 # that of a published one is a Namespace
-            return
-        before = dict(saved, processes=self.state.get('processes', processes))
-        now = dict(vars(args), processes=processes)
-        changed = ['{} {} -> {}'.format(name, before[name], now[name]) for name in sorted(now)
-                   if name in before and before[name] != now[name] and name not in PLACES]
-        if changed:
-            logger.info('changed since the checkpoint: %s%s', ', '.join(changed),
-                        '; the epoch goes on with the images that it has not seen' if self.state.get('images') else '')
-
-    def bad_steps(self, limit):
-        """util.bad_steps.BadSteps that goes on counting."""
-        return BadSteps(limit, self.state.get('bad_steps_in_row', 0))
-
     def average(self, decay, weights):
-        """util.weight_average.WeightAverage that goes on; NoAverage where `decay` is None.
+        """util.weight_average.WeightAverage, the saved one where there is one; NoAverage where `decay` is None.
 
         Args:
             weights: {name: parameter} that the optimizer updates, restored already.
@@ -207,30 +183,45 @@ class Resumed:
             return NoAverage()
         average = WeightAverage(decay, weights)
         if self.goes_on and 'model_ema' in self.state:
-            average.load(self.state, self.path)
+            with loading(self.path):
+                average.load(self.state, self.path)
         elif self.goes_on:
             logger.info('--ema: %s has no average; it starts from the weights', self.path)
         return average
 
+    def bad_steps(self, limit):
+        """util.bad_steps.BadSteps, with the count of the checkpoint."""
+        return BadSteps(limit, self.get('bad_steps_in_row') or 0)
+
+    def start(self, start_epoch=None):
+        """(epoch, images of it that are done, what util.progress.Progress.state gave there or None) to resume at.
+
+        Args:
+            start_epoch: the flag, which wins over the checkpoint.
+        """
+        if start_epoch is not None or not self.goes_on:
+            return start_epoch or 0, 0, None
+        return self.state['epoch'] + 1, self.get('images') or 0, self.get('progress')
+
+    def records_before(self, epoch, folder):
+        """The lines that log.txt in `folder` starts with: the checkpoint's, or else those that are there."""
+        records = self.get('log')
+        if records is None:
+            records = lines(os.path.join(folder, 'log.txt'))
+        return [line for line in records if json.loads(line).get('epoch', -1) < epoch]
+
+    def report_changes(self, args, processes):
+        """Say which flags are not those that the checkpoint was written with."""
+        if not self.goes_on or not self.get('args'):
+            return
+        before = {'processes': self.get('processes', processes), **self.state['args']}
+        now = dict(vars(args), processes=processes)
+        changed = ['{} {} -> {}'.format(name, before[name], now[name]) for name in sorted(now)
+                   if name in before and before[name] != now[name] and name not in PLACES]
+        if changed:
+            logger.info('changed since the checkpoint: %s%s', ', '.join(changed),
+                        '; the epoch goes on with the images that it has not seen' if self.get('images') else '')
+
     def forget(self):
         """Let go of the tensors, which are in the model and the optimizer now."""
         self.state = {}
-
-    @property
-    def goes_on(self):
-        """True where a training continues, False where one starts from these weights."""
-        return 'optimizer' in self.state
-
-    def trained_with(self, flag):
-        """The value of a flag in the training that wrote the checkpoint; None where that does not say."""
-        saved = self.state.get('args')
-        return saved.get(flag) if isinstance(saved, dict) else None
-
-    @property
-    def next_epoch(self):
-        """First epoch to run, counted from 0."""
-        return self.state['epoch'] + 1 if 'optimizer' in self.state else 0
-
-    def get(self, name, default=None):
-        """A further value of the checkpoint."""
-        return self.state.get(name, default)

@@ -1,20 +1,52 @@
 """Checkpoint files: dicts of tensors and plain types, written whole, read without running anything that they hold."""
 import argparse
+import errno
 import json
 import os
-import pickle
+import re
+from contextlib import contextmanager
 
 import torch
 
 from util import checkpoint_pickle, download, hugging_face, safetensors_file
 from util.checkpoint_archive import check_fits, inspect
-from util.errors import UserError
+from util.checkpoint_pickle import plain_copy
+from util.errors import Fault, UserError
 from util.features import accepts
 from util.files import atomic_file, regular_file
 from util.log import logger
-from util.plain_values import plain_copy
 
 DESCRIPTION = ('args', 'classes')       # what of a checkpoint beside its weights says which model it is
+# How opening a file fails by the user's mistake; by None, regular_file refuses what is not one.
+MISTAKES = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
+            errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL)
+# How RuntimeErrors of a device, or of too little memory, differ from those of wrong values.
+OF_THE_MACHINE = re.compile(r"out of memory|can't allocate|^\w+ error\b|error code", re.IGNORECASE)
+
+
+@contextmanager
+def loading(path):
+    """The one boundary for what goes wrong while a checkpoint is read, checked or loaded into something.
+
+    Raises:
+        UserError: the checkpoint is to blame, whatever happened. Fault: disk, memory or device are.
+    """
+    try:
+        yield
+    except (UserError, Fault):
+        raise
+    except Exception as error:
+        text = (getattr(error, 'strerror', None) or str(error)).strip().split('\n')[0][:300]
+        reason = ': '.join(filter(None, (type(error).__name__, text)))
+        if _is_fault(error):
+            raise Fault('{}: cannot be read here ({})'.format(path, reason)) from error
+        raise UserError('{}: not a readable checkpoint ({})'.format(path, reason)) from error
+
+
+def _is_fault(error):
+    if isinstance(error, OSError):
+        return error.errno not in MISTAKES
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and bool(OF_THE_MACHINE.search(str(error)))
 
 
 def save(path, state):
@@ -41,22 +73,21 @@ def load(path, as_trained=False):
         as_trained: leave 'model' and 'model_ema' as they are; else averaged weights (--ema) take the place of those as
             trained, since they are what the training was judged by.
     Returns:
-        a dict with 'model', a dict of tensors by this program's names; a bare state_dict is put under that key. Beside
-        tensors, which are dense, there are only the types of util.plain_values.
+        a dict with 'model', a dict of tensors by this program's names; a bare state_dict is put under that key. 'args'
+        is a dict where it is there. Beside dense tensors on the CPU there are only plain values.
     Raises:
-        UserError: the file is no checkpoint, is damaged, or holds anything but tensors and plain values.
+        UserError, Fault: see `loading`.
     """
     local = download.fetch(path) if download.is_url(path) else path
-    try:
+    with loading(path):
         folder = hugging_face.folder_of(local)
         state = hugging_face.read_folder(folder, _weights) if folder else _read(local)
         if not folder and _is_state_dict(state.get('model')) and hugging_face.is_foreign(state['model']):
             state = hugging_face.translate(state['model'], path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
-            AssertionError, ArithmeticError, MemoryError) as error:
-        raise UserError('{}: not a readable checkpoint ({})'.format(path, _reason(error))) from error
     if not _is_state_dict(state.get('model')):
-        raise UserError("{}: holds no 'model'; is it a checkpoint?".format(path))
+        raise UserError("{}: not a checkpoint, it holds no 'model'".format(path))
+    if type(state.get('args')) is not dict:
+        state.pop('args', None)
     unsound = [name for name, value in state['model'].items() if not _is_finite(value)]
     if unsound:
         logger.info('warning: %s: %d of its weights are not finite, the first is %s', path, len(unsound), unsound[0])
@@ -85,7 +116,7 @@ def _read(path):
             return {'model': model, **{name: json.loads(metadata[name]) for name in DESCRIPTION if name in metadata}}
         inspect(file, size)
         file.seek(0)
-        state = plain_copy(_torch_load(file), _dense)
+        state = plain_copy(_torch_load(file), torch.Tensor.detach)
     if type(state) is not dict:
         return {}
     return {'model': state} if 'model' not in state and state and _is_state_dict(state) else state
@@ -106,25 +137,10 @@ def _torch_load(file):
     return torch.load(file, map_location='cpu', pickle_module=checkpoint_pickle, **options)
 
 
-def _reason(error):
-    if isinstance(error, MemoryError):
-        return 'there is not enough memory for it'
-    text = getattr(error, 'strerror', None) or str(error)
-    return text.strip().split('\n')[0] or type(error).__name__
-
-
 def _to_cpu(value):
     if not torch.is_tensor(value):
         raise TypeError('a checkpoint cannot hold {}'.format(type(value)))
     return value.detach().cpu()
-
-
-def _dense(value):
-    if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout != torch.strided or value.is_quantized \
-            or value.device.type != 'cpu':
-        raise pickle.UnpicklingError('it holds {}, which is neither a dense tensor nor a plain value'
-                                     .format(type(value)))
-    return value.detach()
 
 
 def _is_state_dict(value):
@@ -133,4 +149,4 @@ def _is_state_dict(value):
 
 
 def _is_finite(value):
-    return not value.is_floating_point() or bool(torch.isfinite(value.double().sum()))
+    return not value.is_floating_point() or bool(torch.isfinite(value.sum(dtype=torch.float64)))

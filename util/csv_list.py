@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from util import remember, watchdog
+from util import hang_detector, remember
 from util.errors import UserError, one_line
 from util.files import open_regular
 from util.listing import Strings, arrays_of, listing
@@ -106,7 +106,7 @@ def _rows(path):
                 except csv.Error as error:
                     raise _fault(path, reader.line_num, str(error)) from error
                 if reader.line_num % 10000 == 0:
-                    watchdog.at('the reading of {}'.format(one_line(path)))
+                    hang_detector.progress('the reading of {}'.format(one_line(path)))
                 if any(cells) and not (header and [cell.lower() for cell in cells] in HEADERS):
                     yield reader.line_num, cells
                 header = header and not any(cells)

@@ -3,6 +3,7 @@
 Nothing outside this module and util/precision.py names an accelerator.
 """
 import importlib
+import math
 import os
 import socket
 import sys
@@ -61,8 +62,12 @@ class Cpu:
         """Whether torch.utils.checkpoint draws again what it has drawn, such as dropped paths."""
         return True
 
-    def prepare_network(self, master_addr):
-        """Set what the collective library needs to know before the process group starts."""
+    def prepare_network(self, master_addr, timeout):
+        """Set what the collective library needs to know before the process group starts.
+
+        Args:
+            timeout: seconds until a collective operation gives up.
+        """
 
     def loader_options(self):
         """DataLoader keywords for batches that go to this device, beside pin_memory."""
@@ -165,7 +170,9 @@ class Npu(Accelerator):
     backend = 'hccl'
     gradients_may_move = False      # NpuFusedAdamW collects them in one buffer at the first step
 
-    def prepare_network(self, master_addr):
+    def prepare_network(self, master_addr, timeout):
+        # Whole seconds; the 910A takes at most 17340, and rounds down to a multiple of 68.
+        os.environ.setdefault('HCCL_EXEC_TIMEOUT', str(min(68 * math.ceil(timeout / 68), 17340)))
         # HCCL binds to the first interface unless told; the one that reaches the master is the one that works.
         os.environ.setdefault('HCCL_WHITELIST_DISABLE', '1')
         if 'HCCL_IF_IP' not in os.environ:

@@ -3,6 +3,7 @@ import gc
 import json
 import os
 import re
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 from urllib.parse import urlparse
@@ -12,13 +13,16 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from util import watchdog
-from util.errors import Fault, UserError
+from util import hang_detector
+from util.errors import Fault, UserError, first_line, let_the_first_speak
 from util.features import supported
 
 DEFAULT_PORT = 29500
 HANG_TIMEOUT = 600.         # seconds
-NEVER = timedelta(days=1)   # when a collective operation may give up: the watchdog, which names the cause, is sooner
+COLLECTIVE_LATER = 60.      # seconds after the hang timeout at which collectives give up: the hang detector comes first
+# Seconds that a restart waits for the other nodes beyond the hang timeout: until their collective operations give up,
+# their launchers have ended what is left, and PyTorch is imported.
+RESTART_LATER = COLLECTIVE_LATER + 120.
 
 
 class World:
@@ -35,38 +39,38 @@ class World:
         """Meet the other processes. The device must be current already, as HCCL demands.
 
         Args:
-            hang_timeout: seconds to wait for the others; and see util.watchdog, which watches from now on.
+            hang_timeout: seconds to wait for the others; and see util.hang_detector, which watches from then on.
         Raises:
             Fault: not all have come.
         """
         if self.size == 1:
-            watchdog.begin(watchdog.Watchdog(0, 1, hang_timeout))
+            hang_detector.start(hang_timeout)
             return
-        master = urlparse(dist_url).hostname or os.environ['MASTER_ADDR']
-        accelerator.prepare_network(master)
+        limit = hang_timeout + COLLECTIVE_LATER
+        accelerator.prepare_network(urlparse(dist_url).hostname or os.environ['MASTER_ADDR'], limit)
         try:
-            # As if alone: process 0 would wait for all here, and could not say who is missing.
-            limit = timedelta(seconds=hang_timeout)
-            self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=limit))
-            self._store.set_timeout(limit)
-            self._watch(hang_timeout, master)
-            self._store.set_timeout(NEVER)
-        except RuntimeError as error:
+            self._meet(dist_url, meeting_seconds(hang_timeout))
+            hang_detector.start(hang_timeout, self.rank, self.size)
+            dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
+                                    world_size=self.size, timeout=timedelta(seconds=limit))
+        except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
             raise Fault('process {} of {} cannot meet the others at {} ({})'.format(
-                self.rank, self.size, _address(dist_url), str(error).split('\n')[0])) from error
-        watchdog.at('the meeting of the processes')
-        dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
-                                world_size=self.size, timeout=NEVER)
+                self.rank, self.size, _address(dist_url), first_line(error))) from error
 
-    def _watch(self, hang_timeout, master):
-        if self.is_main:
-            hub = watchdog.Hub(self.size, hang_timeout)
-            watchdog.begin(hub)
-            self._store.set('watchdog', hub.address)
-            hub.meet(hang_timeout)
-        else:
-            address = self._store.get('watchdog').decode()
-            watchdog.begin(watchdog.Peer(self.rank, self.size, hang_timeout, master, address))
+    def _meet(self, dist_url, seconds):
+        """Open the store and wait there until every rank has left its key."""
+        # As if alone: process 0 would wait for all here, and could not say who is missing.
+        self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=timedelta(seconds=seconds)))
+        self._store.add('arrived/{}'.format(self.rank), 1)
+        missing, deadline = range(self.size), time.monotonic() + seconds
+        while missing and time.monotonic() < deadline:
+            time.sleep(.1)
+            missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
+        if missing:
+            let_the_first_speak()
+            raise Fault('no sign of process{} {} of {} within {:.0f} s; start all of them, each with the same master '
+                        'address and port; see --hang_timeout'.format(
+                            'es' * (len(missing) > 1), ', '.join(map(str, missing)), self.size, seconds))
 
     def share(self, model):
         """Give every process the weights of the first: each may have drawn its own."""
@@ -107,13 +111,18 @@ class World:
 
     def leave(self):
         """Part from the other processes, when nothing uses the wrapped model any more."""
-        watchdog.stop()
+        hang_detector.stop()
         if self.size > 1:
             # A process group that lives on in an unreachable model would be torn down at interpreter exit, where its
             # threads can abort the process ("terminate called without an active exception").
             gc.collect()
             dist.destroy_process_group()
             self._store = None
+
+
+def meeting_seconds(hang_timeout):
+    """How long processes or nodes wait for each other: longer when started again, since others notice a death later."""
+    return hang_timeout + (RESTART_LATER if 'MAE_RESTART' in os.environ else 0.)
 
 
 def _address(dist_url):

@@ -1,6 +1,7 @@
 """Mistakes that the user can mend: one clear line and a non-zero status, never a traceback."""
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -12,17 +13,7 @@ STOPPED_STATUS = 75         # stopped as a signal asked, and saved: --resume aut
 INTERRUPTED_STATUS = 130
 
 
-class Nobody:
-    """Stands for the other processes while util.watchdog knows none."""
-
-    def tell(self, status):
-        pass
-
-    def explain_failure(self):
-        pass
-
-
-others = Nobody()           # told of this process's end; set by util.watchdog
+LAUNCHER_FIRST = 3.         # seconds that the launcher gets to notice which process ended first
 
 
 class UserError(Exception):
@@ -84,9 +75,13 @@ def run(main, *args):
         _end('error: {}'.format(unsaved) if str(unsaved) else '', UNSAVED_STATUS)
     except KeyboardInterrupt:
         _end('interrupted', INTERRUPTED_STATUS)
-    except RuntimeError:
-        others.explain_failure()        # what a collective operation raises when a process that takes part has died
-        raise
+    except RuntimeError as error:
+        backend = _process_group_backend()
+        if not backend or backend not in str(error).lower():    # a type of their own is that of the newest PyTorch only
+            raise
+        _let_the_launcher_act()
+        _end('error: process {}: a collective operation failed, most often because another process ended ({})'.format(
+            os.environ.get('RANK', '?'), first_line(error)), FAULT_STATUS)
 
 
 def let_the_first_speak():
@@ -96,16 +91,28 @@ def let_the_first_speak():
     whose mistake is its own outlives the pause and speaks too.
     """
     if int(os.environ.get('LOCAL_RANK', 0)):
-        time.sleep(3)
+        _let_the_launcher_act()
+
+
+def _let_the_launcher_act():
+    """Pause, open to a SIGTERM of the launcher, which ends this process without a word if another one ended first."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    time.sleep(LAUNCHER_FIRST)
+
+
+def _process_group_backend():
+    """Name of the collective library in use, which its exceptions have in their texts; None without process group."""
+    distributed = sys.modules.get('torch.distributed')
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_backend().lower()
+    return None
 
 
 def _end(line, status):
     if line:
         print(one_line(line), file=sys.stderr, flush=True)
-    others.tell(status)
-    distributed = sys.modules.get('torch.distributed')
-    if multiprocessing.active_children() or (distributed and distributed.is_available()
-                                             and distributed.is_initialized()):
+    if multiprocessing.active_children() or _process_group_backend():
         # The interpreter's own exit would wait for loader processes, and a process group that was not left can abort
         # it and replace the status.
         sys.stdout.flush()

@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from util import watchdog
+from util import hang_detector
 from util.log import logger
 from util.progress_bar import progress_bar
 
@@ -34,7 +34,7 @@ def held_out(labels, names, fraction, seed):
     bar = progress_bar('choosing validation images', 'images', len(labels), items=enumerate(names))
     for i, name in bar:
         if i % 100000 == 0:
-            watchdog.at('the choice of validation images')
+            hang_detector.progress('the choice of validation images')
         text = salt + lasting(name).encode('utf-8', 'surrogateescape')
         hashes[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
     order = np.lexsort((hashes, labels))
@@ -59,16 +59,16 @@ def split_settings(fraction, seed, own, evaluating, trained_with):
         fraction, seed: the flags, None where not given.
         own: whether the data have a validation set of their own, of which checkpoints are to tell by a fraction of 0.
         evaluating: hold nothing out where no training is known to have done so.
-        trained_with: the checkpoint's flags as a dict; anything else counts as none.
+        trained_with: the checkpoint's flags as a dict; None where it keeps none.
     """
     if own:
         if fraction:
             logger.info('warning: --val_fraction %g is not used: the data have validation images of their own',
                         fraction)
         return 0., VAL_SEED
-    before = trained_with if isinstance(trained_with, dict) else {}
+    before = trained_with or {}
     old_fraction, old_seed = before.get('val_fraction'), before.get('val_seed')
-    if type(old_fraction) not in (int, float) or not 0 <= old_fraction <= 1 or type(old_seed) is not int:
+    if None in (old_fraction, old_seed):
         usual = 0. if evaluating else VAL_FRACTION
         return usual if fraction is None else fraction, VAL_SEED if seed is None else seed
     fraction, seed = old_fraction if fraction is None else fraction, old_seed if seed is None else seed

@@ -39,10 +39,8 @@ def misfit(size, patch):
 
 
 def grid_of(flags):
-    """(rows, columns) of patches in a training's flags: a dict or Namespace; None where it does not say."""
-    flags = vars(flags) if isinstance(flags, argparse.Namespace) else flags
-    if not isinstance(flags, dict):
-        return None
+    """(rows, columns) of patches in a training's flags; None where they do not say, or there are none."""
+    flags = flags or {}
     patch = flags.get('patch_size') or patch_in_name(str(flags.get('model')))
     size = sides(flags.get('input_size'))
     if len(size) != 2 or any(type(number) is not int or number < 1 for number in (patch, *size)):

@@ -1,5 +1,4 @@
 """Mean and standard deviation of the input's channels, by which a model is trained and later used."""
-import argparse
 import math
 
 from util.errors import UserError
@@ -44,12 +43,11 @@ def adopt_statistics(args, saved, path):
     was given instead.
 
     Args:
-        saved: the flags in the checkpoint at `path`, a dict or Namespace; None where it keeps none.
+        saved: the flags in the checkpoint at `path`, a dict; None where it keeps none.
     Raises:
         UserError: no training had such.
     """
-    saved = vars(saved) if isinstance(saved, argparse.Namespace) else saved
-    if not isinstance(saved, dict) or (saved.get('in_chans') or 3) != args.in_chans:
+    if saved is None or (saved.get('in_chans') or 3) != args.in_chans:
         return          # of other channels: whoever loads the weights says it
     if not sound(saved):
         raise UserError('{}: was made with --mean {} --std {}?'.format(path, saved.get('mean'), saved.get('std')))

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
-from util import device, log, precision as precisions, preprocessing, trained, watchdog
+from util import device, hang_detector, log, precision as precisions, preprocessing, trained
 from util.datasets import has_validation, labelled_set
 from util.distributed import World
 from util.encoder import pooled
@@ -107,7 +107,7 @@ class KnnJudge:
         loader.bad_images = bad_images or loader.bad_images
         weight, features, labels = self._model.patch_embed.proj.weight, [], []
         batches = progress_bar('features of the {} images'.format(what), 'batches', items=loader)
-        for _, batch in watchdog.watched(batches, 'k-NN', alone=True):
+        for _, batch in hang_detector.watched(batches, 'k-NN'):
             if runtime.stops.requested:
                 break
             images, truth = runtime.accelerator.to_device(batch, runtime.device)

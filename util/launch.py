@@ -1,13 +1,14 @@
 """Start one process a device: python util/launch.py --devices 8 main_pretrain.py --data_path ...
 
-torch.distributed.run does the work where it exists; older generations, whose launcher waits for rank 0 before it
-looks at the others, are served by a small supervisor here. Either way the first failing process ends all, in one
-line, and its status is the launcher's; signals are passed on; and a run that a fault has ended is started again from
-its last checkpoint, as often as --max_restarts says.
+A child of this process supervises the workers: torch.distributed.run where it exists, else a small loop. The first
+worker that fails ends the others on this node, and its status is the launcher's. Signals go from this process to the
+workers, never through the supervisor. A run that a fault has ended is started again from its last checkpoint, as often
+as --max_restarts says.
 """
 import glob
 import logging
 import math
+import multiprocessing
 import os
 import signal
 import socket
@@ -15,18 +16,22 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 if not __package__:     # run as a file: find the repository from any directory
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from util import config, device
 from util.checkpoint import numbered
-from util.errors import FAULT_STATUS, STOPPED_STATUS, UNSAVED_STATUS, USER_ERROR_STATUS, UserError, run
+from util.distributed import DEFAULT_PORT, HANG_TIMEOUT, meeting_seconds
+from util.errors import FAULT_STATUS, STOPPED_STATUS, UNSAVED_STATUS, USER_ERROR_STATUS, UserError, first_line, run
 from util.loader import default_workers
 from util.parser import COUNT, INDEX, Parser
 from util.stops import Launcher
 
-SAID = (USER_ERROR_STATUS, FAULT_STATUS, UNSAVED_STATUS, STOPPED_STATUS)    # statuses that a process explains itself
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+FINAL = (0, USER_ERROR_STATUS, UNSAVED_STATUS, STOPPED_STATUS)      # statuses that a restart cannot change
+SAID = (*FINAL, FAULT_STATUS)                                       # statuses that need no explanation
 LONGEST_PAUSE = 30          # seconds between a failure and the restart
 
 
@@ -60,8 +65,6 @@ def main(argv):
                         'restart, which goes on from the last checkpoint, cannot leave it out')
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
     signals, status = Signals(flags.stop_timeout), STOPPED_STATUS
-    threading.Thread(target=stop_without, args=(Launcher(),), daemon=True).start()
-    os.environ['MAE_LAUNCHER'] = str(os.getpid())
     for attempt in range(flags.max_restarts + 1):
         if attempt:
             command = going_on(command)
@@ -72,8 +75,7 @@ def main(argv):
         if signals.received:
             break
         status = run_once(flags, command, processes, port_of(flags, attempt), signals)
-        # torchrun's own restarts would also repeat what a user must mend, and a stop that was asked for.
-        if status in (0, USER_ERROR_STATUS, UNSAVED_STATUS, STOPPED_STATUS) or signals.received:
+        if status in FINAL or signals.received:
             break
     sys.exit(status)
 
@@ -82,19 +84,58 @@ def port_of(flags, attempt):
     """Where the processes meet. Nodes count up with every restart, so that one which is ahead does not meet what the
     attempt before has left."""
     if flags.nnodes > 1:
-        return (flags.master_port or 29500) + attempt
+        return (flags.master_port or DEFAULT_PORT) + attempt
     return flags.master_port or free_port()
 
 
 def run_once(flags, command, processes, port, signals):
-    """Start the processes and wait for their end; returns the status."""
+    """Start the workers below a supervisor of their own and wait for their end; returns the status."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    # Forked, since it would take seconds to import PyTorch once more.
+    supervisor = multiprocessing.get_context('fork').Process(
+        target=_supervisor, args=(os.getpid(), flags, command, processes, port, sender))
+    supervisor.start()
+    sender.close()
+    started = False
+    while supervisor.is_alive():
+        # One look at all processes of the machine takes milliseconds: not in each round of a long run.
+        started = started or bool(children(supervisor.pid))
+        if signals.received and not started:        # it may wait for other nodes
+            supervisor.kill()
+        signals.pass_on(supervisor)
+        supervisor.join(.2)
+    try:
+        rank, status = receiver.recv()
+    except EOFError:                                # it was killed
+        rank, status = 'of the supervisor', supervisor.exitcode
+    if not started and signals.received:
+        print('stopped before training; nothing to save', file=sys.stderr)
+        return STOPPED_STATUS
+    return _report(rank, status, signals)
+
+
+def _supervisor(launcher, flags, command, processes, port, sender):
+    """The child's part: sends (rank, exit status) of the first worker that failed, (None, status) where there is none.
+
+    Signals stay blocked here and, until util.stops, in the workers: what is sent to all processes of a job would make
+    torch.distributed.run give the workers 30 seconds, and end those that are still at their imports unsaved.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    os.environ['MAE_LAUNCHER'] = str(os.getpid())       # whose end the workers notice
+    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
     try:
         from torch.distributed.run import main as torchrun
     except ImportError:
-        return supervise(command, processes, flags.nnodes, flags.node_rank, flags.master_addr, port, signals)
-    return _torchrun(torchrun, ['--nproc_per_node', processes, '--nnodes', flags.nnodes,
-                                '--node_rank', flags.node_rank, '--master_addr', flags.master_addr,
-                                '--master_port', port, '--monitor_interval', 1] + command, signals)
+        outcome = supervise(command, processes, flags, port)
+    else:
+        outcome = _torchrun(torchrun, command, processes, flags, port)
+    sender.send(outcome)
+
+
+def _end_with(launcher):
+    while os.getppid() == launcher:
+        time.sleep(1.)
+    os._exit(FAULT_STATUS)
 
 
 def going_on(command):
@@ -115,34 +156,47 @@ def _evaluates(command):
 
 
 class Signals:
-    """Passes stop signals on to the processes that this one has started, from its making on.
+    """Receives the stop signals of this process from its creation on, and the death of the bash that started it.
 
     Args:
         stop_timeout: seconds from the first signal until what is left is killed.
     """
 
     def __init__(self, stop_timeout):
-        self.received, self._stop_timeout, self._deadline = False, stop_timeout, math.inf
-        threading.Thread(target=self._kill_late, daemon=True).start()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        self._stop_timeout, self._launcher = stop_timeout, Launcher()
+        self._received, self._deadline, self._sent = [], None, {}
+        for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:       # as under nohup
-                signal.signal(number, self._pass_on)
+                signal.signal(number, self._note)
 
-    def _pass_on(self, number, frame):
-        """Takes no lock, so starts no thread: it may come in the midst of what holds one, and would wait for itself."""
+    def _note(self, number, frame):
+        """Takes no lock: it may run in the midst of what holds one."""
+        self._received.append(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    @property
+    def received(self):
+        """Whether this process shall stop."""
+        if not self._received and self._launcher.gone:
+            self._received.append(signal.SIGTERM)
+        return bool(self._received)
+
+    def pass_on(self, supervisor):
+        """Send what has been received to the workers, also to those that started later; kill them after the timeout."""
         if not self.received:
+            return
+        if self._deadline is None:
             self._deadline = time.monotonic() + self._stop_timeout
-        self.received = True
-        send(signal.SIGTERM if number == signal.SIGHUP else number, children())
-
-    def _kill_late(self):
-        while time.monotonic() < self._deadline:
-            time.sleep(.2)
-        left = children()
-        if left:
+        workers, late = children(supervisor.pid), time.monotonic() > self._deadline
+        if late and workers:
             print('error: still running {} s after the signal, killed: processes {}; see --stop_timeout'
-                  .format(self._stop_timeout, ', '.join(map(str, left))), file=sys.stderr)
-        send(signal.SIGKILL, left)
+                  .format(self._stop_timeout, ', '.join(map(str, workers))), file=sys.stderr)
+            self._deadline = math.inf
+        for pid in workers or [supervisor.pid] * late:
+            unsent = [signal.SIGKILL] if late else self._received[self._sent.get(pid, 0):]
+            self._sent[pid] = self._sent.get(pid, 0) + len(unsent)
+            for number in unsent:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def pause(self, seconds):
         """Wait, but not longer than until a signal."""
@@ -151,32 +205,16 @@ class Signals:
             time.sleep(.1)
 
 
-def stop_without(launcher):
-    """Take the end of the bash that has started this process, in whatever way, for a wish to stop."""
-    while not launcher.gone:
-        time.sleep(1.)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def send(number, pids):
-    """Send a signal to processes, some of which may have ended."""
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            pass
-
-
-def children():
-    """Pids of the processes that this one has started and that have not ended."""
+def children(parent):
+    """Pids of the processes that a process has started and that have not ended."""
     found = []
     for path in glob.glob('/proc/[0-9]*/stat'):
         try:
             with open(path, 'rb') as file:
-                state, parent = file.read().rsplit(b')', 1)[1].split()[:2]
+                state, its_parent = file.read().rsplit(b')', 1)[1].split()[:2]
         except OSError:
             continue                    # it has just ended
-        if int(parent) == os.getpid() and state not in (b'Z', b'X'):
+        if int(its_parent) == parent and state not in (b'Z', b'X'):
             found.append(int(path.split('/')[2]))
     return found
 
@@ -199,69 +237,71 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class _OurHandlers:
-    """The signal module for torchrun's use: it would replace our handlers by some that give the processes 30 seconds,
-    and that do not know SIGUSR1."""
-
-    def __getattr__(self, name):
-        return getattr(signal, name)
-
-    @staticmethod
-    def signal(number, handler):
-        """Leave the handler that is there."""
-
-
-def _torchrun(torchrun, arguments, signals):
-    from torch.distributed.elastic.multiprocessing import api
+def _torchrun(torchrun, command, processes, flags, port):
+    """Run the workers under torch.distributed.run; returns (rank, exit status)."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    api.signal = _OurHandlers()
-    logging.disable(logging.ERROR)      # a failure is said here, in one line
+    logging.disable(logging.ERROR)      # a failure is said by the launcher, in one line
+    hang_timeout = HANG_TIMEOUT
+    with suppress(ValueError):          # which the workers explain
+        hang_timeout = float(config.value_of('--hang_timeout', command) or HANG_TIMEOUT)
+    seconds = math.ceil(meeting_seconds(hang_timeout))
+    # Its own restarts would also repeat what a user must mend, and a stop that was asked for.
+    arguments = ['--max_restarts', 0, '--monitor_interval', 1, '--nproc_per_node', processes,
+                 '--nnodes', flags.nnodes, '--node_rank', flags.node_rank, '--master_addr', flags.master_addr,
+                 '--master_port', port, '--rdzv_conf', 'timeout={}'.format(seconds), *command]
     try:
         torchrun([str(argument) for argument in arguments])
-        return 0
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        return _report(rank, failure.exitcode, signals)
+        return rank, failure.exitcode
+    except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
+        print('error: node {} cannot meet the others at {}, port {}, within {} s ({})'.format(
+            flags.node_rank, flags.master_addr, port, seconds, first_line(error)), file=sys.stderr, flush=True)
+        return None, FAULT_STATUS
+    return None, 0
 
 
-def supervise(command, processes, nnodes, node_rank, master_addr, master_port, signals):
-    """Start `processes` copies of a script, wait, and end all when one fails; returns the status."""
+def supervise(command, processes, flags, port):
+    """Do the part of torch.distributed.run where that does not exist; returns (rank, exit status).
+
+    PyTorch's launcher of that time waits for rank 0 before it looks at the others.
+    """
     ranks = {}
     for local_rank in range(processes):
-        rank = node_rank * processes + local_rank
-        environ = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(nnodes * processes),
-                       LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR=master_addr, MASTER_PORT=str(master_port))
+        rank = flags.node_rank * processes + local_rank
+        environ = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(local_rank),
+                       WORLD_SIZE=str(flags.nnodes * processes), LOCAL_WORLD_SIZE=str(processes),
+                       MASTER_ADDR=flags.master_addr, MASTER_PORT=str(port))
         ranks[rank] = subprocess.Popen([sys.executable, '-u'] + command, env=environ)
     try:
         while ranks:
+            time.sleep(.2)
             for rank, process in list(ranks.items()):
                 if process.poll() is not None:
                     del ranks[rank]
                     if process.returncode:
-                        return _report(rank, process.returncode, signals)
-            time.sleep(.2)
-        return 0
+                        return rank, process.returncode
+        return None, 0
     finally:
         for process in ranks.values():
             process.terminate()
+        deadline = time.monotonic() + 10        # they have nothing to save when one of them has failed
+        while time.monotonic() < deadline and any(process.poll() is None for process in ranks.values()):
+            time.sleep(.1)
         for process in ranks.values():
-            try:
-                process.wait(timeout=10)        # they have nothing to save when one of them has failed
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
 
 
 def _report(rank, status, signals):
-    """Say who failed, unless it said so itself; returns the exit status, 128 + n for signal n as shells do."""
+    """Say which worker failed, unless it said so itself; returns the exit status, 128 + n for signal n as shells do."""
+    what = 'ended with status {}'.format(status)
     if status < 0:
-        what, status = 'was killed by {}'.format(signal.Signals(-status).name), 128 - status
-        what += ' (out of memory?)' if status == 128 + signal.SIGKILL else ''
-    else:
-        what = 'ended with status {}'.format(status)
+        what = 'was killed by ' + signal.Signals(-status).name
+    what += ' (out of memory?)' if status == -signal.SIGKILL else ''
     if status not in SAID and not signals.received:
         print('error: process {} {}; the others were stopped'.format(rank, what), file=sys.stderr, flush=True)
-    return status
+    return status if status >= 0 else 128 - status
 
 
 if __name__ == '__main__':

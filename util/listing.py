@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from util import remember, watchdog
+from util import hang_detector, remember
 from util.errors import UserError, first_line, one_line
 from util.images import ARRAYS, without_arrays
 from util.progress_bar import progress_bar
@@ -113,7 +113,7 @@ class Listing:
         folders, changed, folder_of, names = [], [], [], []
         with progress_bar('list of files of {}'.format(self.root), 'images') as bar:
             for folder, subfolders, files in os.walk(self.root, onerror=_raise, followlinks=True):
-                watchdog.at('the listing of {}'.format(one_line(folder)))       # a slow disk is no hanging process
+                hang_detector.progress('the listing of {}'.format(one_line(folder)))
                 subfolders[:] = sorted(name for name in subfolders if not _leads_back(folder, name))
                 images = sorted(name for name in files if name.lower().endswith((*self._endings, *ARRAYS)))
                 folder_of += [len(folders)] * len(images)

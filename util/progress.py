@@ -1,7 +1,7 @@
 """What a training epoch tells: a line every 20 iterations, and the epoch's mean loss and speed at its end."""
 import time
 
-from util import watchdog
+from util import hang_detector
 from util.log import logger
 from util.metrics import DeviceMean
 from util.throughput import WARMUP_ITERATIONS, Throughput, duration, workers_to_keep_up
@@ -46,7 +46,7 @@ class Progress:
     def batches(self):
         """(index, tensors on the device) of each batch; the caller calls `add` for each."""
         batches, where = self.throughput.batches(self.loader), 'epoch {}'.format(self.epoch)
-        for i, batch in watchdog.watched(batches, where, self.done):
+        for i, batch in hang_detector.watched(batches, where, self.done):
             self._waited += self.throughput.last_wait
             self._before(i)
             yield i, self.runtime.accelerator.to_device(batch, self.runtime.device)

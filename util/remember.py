@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
-from util import watchdog
+from util import hang_detector
 from util.file_lock import file_lock
 from util.files import write_atomically
 from util.log import logger
@@ -39,7 +39,7 @@ def arrays(what, source, names, current, make, beside=None):
             with suppress(OSError):                     # without a cache directory, each process for itself
                 os.makedirs(folder(), exist_ok=True)
                 turn.enter_context(file_lock(os.path.join(folder(), 'lock-' + name[:2]),      # 256 at most
-                                             waiting=lambda: watchdog.at('the wait for the ' + what)))
+                                             waiting=lambda: hang_detector.progress('the wait for the ' + what)))
             kept = _current((path,), names, current)    # another process may have made it meanwhile
             if kept is None:
                 begun, clock = time.time(), time.monotonic()

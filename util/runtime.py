@@ -7,7 +7,7 @@ import timm
 import torch
 import torchvision
 
-from util import affinity, checkpoint, config_record, device, distributed, log, output_dir, profiler, watchdog
+from util import affinity, checkpoint, config_record, device, distributed, hang_detector, log, output_dir, profiler
 from util.compiling import compile_blocks
 from util.errors import UserError
 from util.loader import default_workers, seed_generators
@@ -100,7 +100,7 @@ def start(args):
     if args.num_workers is None:
         args.num_workers = default_workers(distributed.local_processes())
     runtime.cores = affinity.bind(world.local_rank, distributed.local_processes())
-    watchdog.at('its preparations')
+    hang_detector.progress('its preparations')
     return runtime
 
 
@@ -114,7 +114,7 @@ def open_logbook(args, runtime, resumed=None, start=(0, 0), begin=None):
     Raises:
         UserError: the folder cannot be written, or another run is at work there.
     """
-    watchdog.at('the opening of the output folder')
+    hang_detector.progress('the opening of the output folder')
     if not runtime.world.is_main:
         return SilentLogbook()
     lock, asides = output_dir.enter(args.output_dir, 'auto' if resumed is None else args.resume)
@@ -139,7 +139,7 @@ def software():
 
 def describe(args, runtime, precision):
     """Say at the head of the log what the run uses, and why."""
-    watchdog.at('the preparation of data and model')
+    hang_detector.progress('the preparation of data and model')
     accelerator, world = runtime.accelerator, runtime.world
     logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
     logger.info('software: %s', ', '.join('{} {}'.format(*pair) for pair in software().items()))

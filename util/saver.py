@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from util import checkpoint, checkpoint_file, watchdog
+from util import checkpoint, checkpoint_file, hang_detector
 from util.log import logger
 
 
@@ -42,7 +42,7 @@ class Saver:
     def wait(self):
         """Return when the last save has ended; False where it failed."""
         if self._thread is not None:
-            watchdog.at('waiting for the disk to take a checkpoint', alone=True)
+            hang_detector.progress('the wait for a checkpoint to be written')
             self._thread.join()
         return not self.failed
 

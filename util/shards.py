@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from util import remember, watchdog
+from util import hang_detector, remember
 from util.errors import UserError, one_line
 from util.files import open_regular
 from util.images import ARRAYS, check_size, without_arrays
@@ -143,7 +143,7 @@ def indexed(root, tars, endings):
     names, places, labels, folders = [], [], [], []
     bar = progress_bar('index of tar files of {}'.format(root), 'tar files', items=tars)
     for number, tar in enumerate(bar):
-        watchdog.at('the index of {}'.format(one_line(tar)))
+        hang_detector.progress('the index of {}'.format(one_line(tar)))
         path = os.path.join(root, tar)
         with listing(path, 'is not a tar file of images'):
             images, classes = _members(path, (*endings, *ARRAYS))

@@ -1,8 +1,8 @@
-"""Signals that ask a run to stop: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning); the launcher's death too.
+"""Stop signals of a training process: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 (Slurm's warning), and its launcher's death.
 
-The first asks: whoever trains looks at `requested`, finishes its step and saves. A second one ends the process at once.
-A thread of its own hears them: Python calls signal handlers between bytecodes only, which a main thread that waits for
-another process does not reach.
+The first one asks: whoever trains looks at `requested`, finishes the step and saves. A second one ends the process.
+A thread receives them, since Python calls signal handlers between bytecodes only, which a main thread that waits in a
+collective operation does not reach.
 """
 import os
 import select
@@ -14,19 +14,18 @@ import time
 from util.errors import FAULT_STATUS, STOPPED_STATUS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# Ctrl-C reaches a process directly and through its launcher; that is one request.
-ONE_REQUEST = 2.            # seconds
+ONE_REQUEST = 2.            # seconds: Ctrl-C reaches a process directly and through its launcher
 
 
 class Launcher:
-    """The process that started this one by the launchers' means, and says so in MAE_LAUNCHER; there may be none."""
+    """The process that a launcher names in MAE_LAUNCHER as the one that this process depends on; there may be none."""
 
     def __init__(self):
         self._pid, self._parent = os.environ.get('MAE_LAUNCHER'), os.getppid()
 
     @property
     def gone(self):
-        """True where it has ended; so it counts when a wrapper between the two has."""
+        """True where it has ended, or a wrapper between the two has."""
         if self._pid is None:
             return False
         try:
@@ -45,18 +44,19 @@ class NoStops:
 
 
 class Stops:
-    """Hears stop signals from its making on."""
+    """Receives stop signals from its creation on."""
 
     def __init__(self):
         self.requested = ''             # what asked to stop: the name of a signal
         self._patient = False           # somebody looks at `requested`
         self._at = 0.
-        self._hears, told = os.pipe()
-        os.set_blocking(told, False)
-        signal.set_wakeup_fd(told)      # gets each signal's number, whatever the main thread does
+        self._receiving, sending = os.pipe()
+        os.set_blocking(sending, False)
+        signal.set_wakeup_fd(sending)   # gets each signal's number, whatever the main thread does
         for number in SIGNALS:
             signal.signal(number, _nothing)
         threading.Thread(target=self._listen, name='stops', daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)     # util.launch starts its processes with these blocked
 
     def wait_for_the_step(self):
         """From now on a signal waits for somebody who looks at `requested`; until now it ended the process."""
@@ -65,8 +65,8 @@ class Stops:
     def _listen(self):
         launcher = Launcher()
         while True:
-            if select.select([self._hears], [], [], 1.)[0]:
-                number = os.read(self._hears, 1)[0]
+            if select.select([self._receiving], [], [], 1.)[0]:
+                number = os.read(self._receiving, 1)[0]
                 if number in SIGNALS:
                     self._ask(signal.Signals(number).name, 128 + number)
             elif launcher.gone and not self.requested:

@@ -21,11 +21,9 @@ class WeightAverage:
     """
 
     def __init__(self, decay, weights):
-        self._decay, self._names, self._weights = decay, list(weights), list(weights.values())
-        self._averages = [weight.detach().clone() for weight in self._weights]
-        device = self._weights[0].device
-        self._updates = torch.zeros((), device=device)
-        self._move = _fastest(device)
+        self._decay, self._weights = decay, weights
+        self._averages = {name: weight.detach().clone() for name, weight in weights.items()}
+        self._updates = torch.zeros((), device=next(iter(weights.values())).device)
 
     @torch.no_grad()
     def update(self, skipped):
@@ -34,7 +32,8 @@ class WeightAverage:
             return
         taken = 1 - skipped
         share = (9. / (self._updates + 10.)).clamp(min=1. - self._decay) * taken
-        self._move(self._averages, self._weights, share)
+        for name, average in self._averages.items():
+            average.lerp_(self._weights[name], share)
         self._updates += taken
 
     def judge(self, model, evaluate):
@@ -53,9 +52,8 @@ class WeightAverage:
     @contextmanager
     def within(self, model):
         """A context in which `model` has the average as its weights, in its own type."""
-        parameters = dict(model.named_parameters())
-        own = [parameters[name].detach() for name in self._names]
-        kept = [weight.clone() for weight in own]
+        own = {name: parameter.detach() for name, parameter in model.named_parameters() if name in self._averages}
+        kept = {name: weight.clone() for name, weight in own.items()}
         _copy(self._averages, own)
         try:
             yield
@@ -68,20 +66,19 @@ class WeightAverage:
         Args:
             model_state: that of the model, for what is not trained.
         """
-        return {'model_ema': {**model_state, **dict(zip(self._names, self._averages))},
-                'ema_updates': int(self._updates)}
+        return {'model_ema': {**model_state, **self._averages}, 'ema_updates': int(self._updates)}
 
     def load(self, state, path):
-        """Go on from what `state` gave.
+        """Take what `state` gave.
 
         Raises:
             UserError: it is of another model.
         """
         saved = state['model_ema']
-        for name, average in zip(self._names, self._averages):
+        for name, average in self._averages.items():
             if name not in saved or saved[name].shape != average.shape:
                 raise UserError('{}: its averaged weights (--ema) are of another model, {} differs'.format(path, name))
-        _copy([saved[name] for name in self._names], self._averages)
+        _copy(saved, self._averages)
         self._updates.fill_(state.get('ema_updates') or 0)
 
 
@@ -104,24 +101,5 @@ class NoAverage:
 
 @torch.no_grad()
 def _copy(sources, targets):
-    for source, target in zip(sources, targets):
-        target.copy_(source)
-
-
-def _fastest(device):
-    """A function that moves tensors a `share` (a tensor on the device) of the way to others, in place."""
-    probe = [torch.zeros(2, device=device)]
-    try:
-        _all_at_once(probe, probe, torch.zeros((), device=device))
-        return _all_at_once
-    except (AttributeError, TypeError, RuntimeError):
-        return _one_by_one                  # some releases have it for some devices only
-
-
-def _all_at_once(averages, weights, share):
-    torch._foreach_lerp_(averages, weights, [share] * len(averages))
-
-
-def _one_by_one(averages, weights, share):
-    for average, weight in zip(averages, weights):
-        average.lerp_(weight, share)
+    for name, target in targets.items():
+        target.copy_(sources[name])

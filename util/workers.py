@@ -1,4 +1,5 @@
-"""Loader processes: which signals they take, when they end, and what is said when one of them dies."""
+"""DataLoader worker processes: their signals, their end, and the report of one that dies."""
+import functools
 import multiprocessing
 import os
 import re
@@ -43,7 +44,7 @@ def set_up(worker):
     if _TELLS_SENDER:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     parent = _parent()
-    sys.excepthook = _Hook(parent, sys.excepthook)
+    sys.excepthook = functools.partial(_excepthook, parent, sys.excepthook)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -69,22 +70,14 @@ def _end_with(parent):
     os._exit(1)
 
 
-class _Hook:
-    """sys.excepthook of a loader process, silent about connections that broke off as the training process died.
-
-    The thread that hands batches over would print a traceback between the lines that name who died.
-    """
-
-    def __init__(self, parent, before):
-        self._parent, self._before = parent, before
-
-    def __call__(self, kind, error, trace):
-        deadline = time.monotonic() + GRACE         # a process's connections end a little before the process
-        while isinstance(error, (OSError, EOFError)) and time.monotonic() < deadline:
-            if os.getppid() != self._parent:
-                return
-            time.sleep(.02)
-        self._before(kind, error, trace)
+def _excepthook(parent, before, kind, error, trace):
+    """Print no traceback of a connection that broke off as the training process died, by the thread that uses it."""
+    deadline = time.monotonic() + GRACE         # a process's connections end a little before the process
+    while isinstance(error, (OSError, EOFError)) and time.monotonic() < deadline:
+        if os.getppid() != parent:
+            return
+        time.sleep(.02)
+    before(kind, error, trace)
 
 
 def start(loader):

@@ -2,14 +2,13 @@
 
 Kills runs at random moments, alone, in two processes and under --max_restarts, and compares their ends with those of
 undisturbed runs; freezes processes, stops runs by signals, feeds broken images and damaged checkpoints, fills the disk
-at every stage of a save; and prints a table of what was tried, survived and lost. Needs the right to mount a tmpfs for
-the full disk. The tests run the short form; the long one takes about half an hour.
+at every stage of a save; and prints a table. The full disk needs the right to mount a tmpfs. The tests run the short
+form; the long one takes about half an hour.
 """
 import argparse
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -30,6 +29,7 @@ import torch
 from util import checkpoint, checkpoint_file, drawn_dataset
 from util.errors import UserError
 from util.images import UnreadableImage
+from util.launch import children
 from util.pictures import open_picture
 
 NANO = ['--model', 'mae_vit_nano_patch16', '--input_size', '32', '--patch_size', '8', '--batch_size', '8',
@@ -59,12 +59,6 @@ def command(data, folder, epochs, processes=1, flags=(), max_restarts=0):
                                    '--resume', 'auto', *flags)]
 
 
-def run(words, log):
-    """The status of a command, its output appended to a file."""
-    with open(str(log), 'ab') as output:
-        return subprocess.call(words, stdout=output, stderr=subprocess.STDOUT)
-
-
 def started(words, log, and_trains=False):
     """A command that runs with its output in the file `log`; `and_trains`: it has come to its first iterations."""
     with open(str(log), 'wb') as output:
@@ -82,79 +76,54 @@ def end_of(folder, epochs):
                             for line in lines]
 
 
-def difference(one, other):
-    """What is not equal to the last bit in two ends; '' where nothing is."""
-    weights = [name for name in one[0] if not torch.equal(one[0][name], other[0][name])]
-    lines = [pair for pair in zip(one[1], other[1]) if pair[0] != pair[1]]
-    return ('{} weights, the first is {}; '.format(len(weights), weights[0]) if weights else '') + (
-        'lines {} and {}'.format(*lines[0]) if lines else '' if len(one[1]) == len(other[1]) else 'the number of lines')
+def equal(one, other):
+    """Whether two ends are equal to the last bit."""
+    return one[1] == other[1] and all(torch.equal(weight, other[0][name]) for name, weight in one[0].items())
 
 
-def broken_checkpoints(folder):
-    """Checkpoints of a folder that cannot be read; after a kill there must be none."""
-    bad = []
-    for path in checkpoint.numbered(str(folder)):
-        try:
-            checkpoint_file.load(path)
-        except UserError as error:
-            bad.append(str(error))
-    return bad
-
-
-def half_lines(folder):
-    """True where log.txt holds anything but whole JSON lines."""
-    log = folder / 'log.txt'
+def broken(folder):
+    """What is broken in a folder after a kill: a checkpoint that cannot be read, a line of log.txt that is not JSON."""
+    bad, log = [], folder / 'log.txt'
     try:
-        return log.exists() and not all(json.loads(line) and line.endswith('\n') for line in open(str(log)))
-    except ValueError:
-        return True
+        for path in checkpoint.numbered(str(folder)):
+            checkpoint_file.load(path)
+        for line in log.read_text().splitlines() if log.exists() else []:
+            json.loads(line)
+    except (UserError, ValueError) as error:
+        bad.append(str(error))
+    return bad
 
 
 def kills(data, work, rng, count, epochs, processes):
     """Kill a run at random moments, resume it, and compare its end with an undisturbed one's."""
     row = Row('kill of {} at a random moment'.format('a run' if processes == 1 else 'one of two processes'))
-    whole, folder, round_ = work / 'whole-{}'.format(processes), work / 'killed-{}-0'.format(processes), 0
-    assert run(command(data, whole, epochs, processes), work / 'whole.log') == 0
-    worst = 0.
-    while row.tried < count:
-        child = subprocess.Popen(command(data, folder, epochs, processes), stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT)
+    whole, log, worst, ended = work / 'whole-{}'.format(processes), work / 'kills.log', 0., 0
+    assert started(command(data, whole, epochs, processes), log).wait() == 0
+    while row.tried < count or not ended:
+        folder = work / 'killed-{}-{}'.format(processes, ended)
+        child = started(command(data, folder, epochs, processes), log)
         try:
-            output = child.communicate(timeout=rng.uniform(1, 12) + 3 * (processes > 1))[0]
+            status = child.wait(timeout=rng.uniform(1, 12) + 3 * (processes > 1) if row.tried < count else None)
         except subprocess.TimeoutExpired:
             began = time.monotonic()
-            victim = child.pid if processes == 1 else rng.choice(sorted(trained_by(child.pid)) or [child.pid])
+            victim = child.pid if processes == 1 else rng.choice(trained_by(child.pid) or [child.pid])
             os.kill(victim, signal.SIGKILL)
-            output = child.communicate()[0]
-            if child.returncode:            # else it was at its very end
+            status = child.wait()
+            if status:                      # else it was at its very end
                 worst = max(worst, time.monotonic() - began)
-                wrong = broken_checkpoints(folder) + ['half a line in log.txt'] * half_lines(folder)
-                if victim != child.pid:
-                    wrong += ill_said(output.decode(errors='replace'))
+                wrong = broken(folder) + ['a traceback'] * ('Traceback' in log.read_text())
                 row.count(not wrong, '; '.join(wrong))
                 continue
-        check_end(row, whole, folder, epochs, child.returncode, output.decode(errors='replace'))
-        round_ += 1
-        folder = work / 'killed-{}-{}'.format(processes, round_)
-    status = run(command(data, folder, epochs, processes), work / 'last.log')
-    check_end(row, whole, folder, epochs, status, (work / 'last.log').read_text())
-    row.note = '{} runs ended like the undisturbed one to the last bit'.format(round_ + 1)
-    if processes > 1:
-        row.note += '; all processes gone after {:.0f} s at most'.format(worst)
+        check_end(row, whole, folder, epochs, status, log)
+        ended += 1
+    row.note = '{} runs to their end, equal to the last bit; a kill ended all within {:.0f} s'.format(ended, worst)
     return row
 
 
-def ill_said(output):
-    """What a run should not have said when one of its processes was killed, or has left out."""
-    return (['a traceback: ' + output[output.find('Traceback'):]] * ('Traceback' in output)
-            + ['no name in: ' + output[-300:]] * ('process ' not in output))
-
-
-def check_end(row, whole, folder, epochs, status, output):
+def check_end(row, whole, folder, epochs, status, log):
     """Count a loss where a run that was killed and resumed did not end like the undisturbed one."""
-    why = difference(end_of(whole, epochs), end_of(folder, epochs)) if status == 0 else output[-300:]
-    if status or why:
-        row.count(False, 'status {}, other end: {}'.format(status, why))
+    if status or not equal(end_of(whole, epochs), end_of(folder, epochs)):
+        row.count(False, 'status {}, or another end: {}'.format(status, log.read_text()[-300:]))
 
 
 def restarts(data, work, rng, count, epochs):
@@ -164,32 +133,30 @@ def restarts(data, work, rng, count, epochs):
     begun, killed, child = time.monotonic(), 0, started(words, work / 'restarts.log')
     while child.poll() is None and killed < count:
         time.sleep(rng.uniform(2, 12))
-        trained = sorted(trained_by(child.pid))
+        trained = trained_by(child.pid)
         if len(trained) == 2:
             os.kill(rng.choice(trained), signal.SIGKILL)
             killed += 1
             while trained_by(child.pid):        # the others, which notice it
                 time.sleep(.1)
-    status, output = child.wait(), (work / 'restarts.log').read_text()
     row.tried = row.survived = killed
-    check_end(row, work / 'whole-2', folder, epochs, status, output)
+    check_end(row, work / 'whole-2', folder, epochs, child.wait(), work / 'restarts.log')
     row.note = 'the run ended by itself like the undisturbed one, after {:.0f} s'.format(time.monotonic() - begun)
     return row
 
 
 def freezes(data, work, rng, count):
-    """Freeze one of two processes at a random moment; both must end, with a line that names it."""
+    """Freeze one of two processes at a random moment; both must end, and the other says where it waits."""
     row, worst = Row('freeze of one of two processes (--hang_timeout 20)'), 0.
     for _ in range(count):
         log = work / 'freeze.log'
         child = started(command(data, work / 'frozen', 100000, 2, ['--hang_timeout', 20]), log, and_trains=True)
         time.sleep(rng.uniform(0, 5))
-        victim, begun = rng.choice(sorted(trained_by(child.pid))), time.monotonic()
+        victim, begun = rng.choice(trained_by(child.pid)), time.monotonic()
         os.kill(victim, signal.SIGSTOP)
         status, output = child.wait(), log.read_text()
         worst = max(worst, time.monotonic() - begun)
-        row.count(status not in (0, 75) and 'pid {}) hangs at'.format(victim) in output,
-                  'status {}: {}'.format(status, output[-1000:]))
+        row.count(status == 70 and 'no progress for 2' in output, 'status {}: {}'.format(status, output[-1000:]))
     row.note = 'all processes gone after {:.0f} s at most'.format(worst)
     return row
 
@@ -197,8 +164,8 @@ def freezes(data, work, rng, count):
 def damaged_checkpoints(work, rng, count):
     """Cut a checkpoint off, or flip one of its bits, at a random place: it is refused, or loads as it was."""
     row, path, refused = Row('checkpoint cut off or with a flipped bit'), work / 'damaged.pth', 0
-    state = {'model': {'w{}'.format(i): torch.randn(100, 10) for i in range(20)}, 'epoch': 3}
-    checkpoint_file.save(str(path), state)
+    weights = {'w{}'.format(i): torch.randn(100, 10) for i in range(20)}
+    checkpoint_file.save(str(path), {'model': weights, 'epoch': 3})
     content = path.read_bytes()
     for i in range(count):
         place = rng.randrange(len(content))
@@ -209,12 +176,10 @@ def damaged_checkpoints(work, rng, count):
         row.tried += 1
         try:
             loaded = checkpoint_file.load(str(path))
-            same = loaded['epoch'] == 3 and all(torch.equal(tensor, loaded['model'][name])
-                                                for name, tensor in state['model'].items())
-            row.lost += [] if same else ['damage at byte {} of {} was not noticed'.format(place, len(content))]
-        except UserError as error:
+            if loaded['epoch'] != 3 or not equal((weights, ()), (loaded['model'], ())):
+                row.lost.append('damage at byte {} of {} was not noticed'.format(place, len(content)))
+        except UserError:
             refused += 1
-            row.lost += [] if '\n' not in str(error) else ['more than a line: {}'.format(error)]
     row.survived = row.tried - len(row.lost)
     row.note = '{} refused by name; the others are damaged where nothing is read'.format(refused)
     return row
@@ -222,14 +187,7 @@ def damaged_checkpoints(work, rng, count):
 
 def trained_by(launcher):
     """Pids of the training processes of a launcher."""
-    found = set()
-    for stat in Path('/proc').glob('[0-9]*/stat'):
-        try:
-            if int(stat.read_text().rsplit(')', 1)[1].split()[1]) == launcher:
-                found.add(int(stat.parent.name))
-        except OSError:
-            pass
-    return found
+    return sorted(pid for supervisor in children(launcher) for pid in children(supervisor))
 
 
 def stops(data, work, rng, count):
@@ -252,19 +210,15 @@ def fuzz(work, seed, count):
     folder.mkdir()
     paths, readable = fuzzed_images.write(folder, count, seed), 0
     for path in paths:
+        row.tried += 1
         try:
             readable += read(path)
-            row.tried, row.survived = row.tried + 1, row.survived + 1
+            row.survived += 1
         except Exception as error:
-            row.count(False, '{}: {!r}'.format(path, error))
-    before = memory()
-    for path in paths * 2 if not row.lost else []:
-        read(path)
-    row.note = '{} read, {} refused; {:+.1f} MB of memory after two more passes'.format(
-        readable, count - readable, memory() - before)
-    status = run(command(folder, work / 'fuzz-trained', 2, 1, ['--max_bad_images', count]), work / 'fuzz.log')
-    if status != 0:
-        row.count(False, 'training on them ended with status {}'.format(status))
+            row.lost.append('{}: {!r}'.format(path, error))
+    row.note = '{} read, {} refused'.format(readable, count - readable)
+    if started(command(folder, work / 'fuzz-trained', 2, 1, ['--max_bad_images', count]), work / 'fuzz.log').wait():
+        row.count(False, 'training on them failed')
     listed = (work / 'fuzz-trained' / 'bad_images.txt').read_text().count('\n')
     row.note += '; a training on them ended well and listed {}'.format(listed)
     return row
@@ -279,12 +233,6 @@ def read(path):
         return False
 
 
-def memory():
-    """Memory that this process holds now, in MB."""
-    with open('/proc/self/statm') as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
-
-
 def full_disk(work, steps):
     """Save where the disk fills up at every stage: from no room at all to just not enough."""
     row, disk = Row('disk full at a stage of a save'), work / 'disk'
@@ -294,16 +242,15 @@ def full_disk(work, steps):
         path, old = str(disk / 'checkpoint-0.pth'), {'model': {'w': torch.zeros(1000)}}
         checkpoint_file.save(path, old)
         state = {'model': {'w{}'.format(i): torch.full((100000,), float(i)) for i in range(10)}}       # 4 MB
-        for i in range(steps):
-            room = 4 * 1000 * 1000 * i // steps
+        for room in range(0, 4 * 1000 * 1000, 4 * 1000 * 1000 // steps):
             (disk / 'filler').write_bytes(b'x' * (shutil.disk_usage(str(disk)).free - room))
             try:
                 checkpoint_file.save(path, state)
                 why = 'it seemed to fit into {} bytes'.format(room)
             except OSError as error:
                 kept = torch.equal(checkpoint_file.load(path)['model']['w'], old['model']['w'])
-                left = sorted(os.listdir(str(disk))) != ['checkpoint-0.pth', 'filler']
-                why = 'the old one is damaged' if not kept else 'a piece is left' if left else ''
+                alone = sorted(os.listdir(str(disk))) == ['checkpoint-0.pth', 'filler']
+                why = '' if kept and alone else 'the old one is damaged, or a piece is left'
                 row.note = str(error.strerror)
             (disk / 'filler').unlink()
             row.count(not why, why)

@@ -1,17 +1,22 @@
-"""Saving whole, reading safely, resuming, and starting from pre-trained weights."""
+"""Saving whole, finding the newest, resuming, and starting from pre-trained weights."""
 import argparse
+import errno
 import os
-import pickle
 
 import pytest
 import torch
+from conftest import NANO
 
 import models_mae
 import models_vit
-from util import checkpoint, checkpoint_file, checkpoint_pickle, weights
-from util.errors import UserError
-from util.features import accepts
+from util import checkpoint, checkpoint_file, trained, weights
+from util.arguments import parse_finetune
+from util.checkpoint_schema import check
+from util.errors import Fault, UserError
 from util.files import atomic_file, write_atomically
+from util.precision import FullPrecision
+
+pytestmark = pytest.mark.compat
 
 MAE = {'img_size': 32, 'patch_size': 8}
 
@@ -21,6 +26,7 @@ def vit(**options):
 
 
 def adamw(model, **options):
+    """An optimizer that has made a step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=.1, **options)
     model(torch.randn(2, 3)).sum().backward()
     optimizer.step()
@@ -57,62 +63,37 @@ def test_auto_takes_the_newest_checkpoint_that_can_be_read_and_none_from_an_empt
 
 def test_auto_does_not_start_anew_where_no_checkpoint_can_be_read(tmp_path):
     (tmp_path / 'checkpoint-2.pth').write_bytes(b'')
-    with pytest.raises(UserError, match='--resume auto: none of the 1 checkpoints'):
+    with pytest.raises(UserError, match='--resume auto'):
         checkpoint.find('auto', str(tmp_path))
 
 
-def test_a_published_checkpoint_with_a_namespace_is_read(tmp_path):
-    path = str(tmp_path / 'published.pth')
-    torch.save({'model': vit().state_dict(), 'args': argparse.Namespace(model='x'), 'epoch': 3}, path)
-    assert checkpoint_file.load(path)['epoch'] == 3
-
-
-def test_a_bare_state_dict_is_read(tmp_path):
-    path = str(tmp_path / 'bare.pth')
-    torch.save(vit().state_dict(), path)
-    assert 'head.weight' in checkpoint_file.load(path)['model']
-
-
-class Evil:
-    """Runs a command when unpickled by the ordinary pickle."""
-
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return (os.system, ('touch ' + self.marker,))
-
-
-def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
-    path, marker = tmp_path / 'evil.pth', tmp_path / 'ran'
-    torch.save({'model': {}, 'x': Evil(marker)}, str(path))
-    with pytest.raises(UserError, match='not a readable checkpoint'):
-        checkpoint_file.load(str(path))
-    assert not marker.exists()
+def test_an_unreadable_disk_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeypatch):
+    """`auto` would else go back to an older one."""
+    for epoch in (0, 1):
+        checkpoint_file.save(str(tmp_path / checkpoint.name_after(epoch)), {'model': {}, 'epoch': epoch})
+    monkeypatch.setattr(checkpoint_file, 'inspect', lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, 'I/O error')))
+    with pytest.raises(Fault, match='checkpoint-1.pth: '):
+        checkpoint.find('auto', str(tmp_path))
 
 
 @pytest.mark.parametrize('new_format', [True, False])
-def test_the_restricted_unpickler_reads_checkpoints_and_refuses_code(tmp_path, new_format):
-    path, marker = str(tmp_path / 'c.pth'), tmp_path / 'ran'
-    layer = torch.nn.Linear(3, 2)
-    good = {'model': layer.state_dict(), 'optimizer': adamw(layer).state_dict(),
-            'args': argparse.Namespace(lr=1.), 'epoch': 1}
-    torch.save(good, path, _use_new_zipfile_serialization=new_format)
-    options = {'weights_only': False} if accepts(torch.load, 'weights_only') else {}
-    loaded = torch.load(path, pickle_module=checkpoint_pickle, **options)
-    assert torch.equal(loaded['model']['weight'], layer.weight) and loaded['args'].lr == 1.
-    torch.save({'model': {}, 'x': Evil(marker)}, path, _use_new_zipfile_serialization=new_format)
-    with pytest.raises(pickle.UnpicklingError, match='posix.system'):
-        torch.load(path, pickle_module=checkpoint_pickle, **options)
-    assert not marker.exists()
+def test_a_published_checkpoint_is_read(tmp_path, new_format):
+    path, layer = str(tmp_path / 'published.pth'), torch.nn.Linear(3, 2)
+    torch.save({'model': layer.state_dict(), 'optimizer': adamw(layer).state_dict(), 'epoch': 3, 'scaler': {},
+                'args': argparse.Namespace(model='x', device=torch.device('cpu'), betas=(.9, .95))}, path,
+               _use_new_zipfile_serialization=new_format)
+    state = checkpoint_file.load(path)
+    assert state['epoch'] == 3 and state['args'] == {'model': 'x', 'device': 'cpu', 'betas': (.9, .95)}
+    assert torch.equal(state['model']['weight'], layer.weight)
+    moments, = [moments for moments in state['optimizer']['state'].values() if moments['exp_avg'].dim() == 1]
+    assert torch.equal(moments['exp_avg'], torch.full((2,), .2))
+    check(state, path)
 
 
-@pytest.mark.parametrize('content', [b'', b'no checkpoint', b'PK\x03\x04 cut off'])
-def test_a_damaged_file_is_refused_by_name(tmp_path, content):
-    path = tmp_path / 'damaged.pth'
-    path.write_bytes(content)
-    with pytest.raises(UserError, match='damaged.pth: not a readable checkpoint'):
-        checkpoint_file.load(str(path))
+def test_a_bare_state_dict_is_read(tmp_path):
+    path, state = str(tmp_path / 'bare.pth'), vit().state_dict()
+    torch.save({**state, 'head.bias': torch.nn.Parameter(state['head.bias'])}, path)
+    assert torch.equal(checkpoint_file.load(path)['model']['head.bias'], state['head.bias'])
 
 
 def test_the_encoder_is_taken_from_a_masked_autoencoder_and_the_rest_left_out():
@@ -156,9 +137,9 @@ def test_a_head_of_other_classes_starts_anew():
 
 
 def test_weights_of_another_model_are_refused_by_name():
-    with pytest.raises(UserError, match=r'x\.pth: is of another model, .* see --model'):
+    with pytest.raises(UserError, match='^x.pth: .*--model'):
         weights.load_pretrained(vit(), models_mae.mae_vit_tiny_patch16(**MAE).state_dict(), 'x.pth')
-    with pytest.raises(UserError, match='is of another model, it lacks'):
+    with pytest.raises(UserError, match='^x.pth: .*--model'):
         weights.load_model(vit(), models_mae.mae_vit_nano_patch16(**MAE).state_dict(), 'x.pth')
 
 
@@ -175,30 +156,117 @@ def test_weights_of_odd_shapes_are_refused_by_name(name, shape):
 
 
 def test_resuming_with_other_classes_names_nb_classes():
-    with pytest.raises(UserError, match='was trained for 9 classes, this run has 8; see --nb_classes'):
+    with pytest.raises(UserError, match='x.pth: .*--nb_classes'):
         weights.load_model(vit(), vit(num_classes=9).state_dict(), 'x.pth')
 
+
+# The optimizer's state
 
 def test_an_optimizer_is_restored_under_the_flags_of_the_new_run():
     layer = torch.nn.Linear(3, 2)
     saved = adamw(layer, weight_decay=.5).state_dict()
     fresh = torch.optim.AdamW(layer.parameters(), lr=.1, weight_decay=.01)
     first = saved['state'][saved['param_groups'][0]['params'][0]]      # torch 1.5 has no numbers for keys
-    fresh.load_state_dict(checkpoint.optimizer_state(fresh, saved, 'x.pth'))
+    checkpoint.load_optimizer(fresh, saved, 'x.pth')
     assert fresh.param_groups[0]['weight_decay'] == .01
     assert torch.equal(fresh.state[layer.weight]['exp_avg'], first['exp_avg'])
 
 
-def test_an_optimizer_of_other_groups_is_refused():
-    saved = adamw(torch.nn.Linear(3, 2)).state_dict()
+@pytest.mark.parametrize('name, value', [
+    ('exp_avg', torch.zeros(1)), ('exp_avg', torch.zeros(3, 2)), ('exp_avg_sq', torch.zeros(2, 3).double()),
+    ('exp_avg', None), ('exp_avg', [0.] * 6), ('max_exp_avg_sq', torch.zeros(1)), ('step', -1), ('step', 1.5),
+    ('step', torch.tensor(-1.)), ('step', torch.zeros(2))])
+def test_moments_that_do_not_fit_their_parameter_are_refused(name, value):
+    """Fused optimizers would write beyond the end of a smaller one."""
+    layer = torch.nn.Linear(3, 2)
+    optimizer = adamw(layer)
+    saved = optimizer.state_dict()
+    saved['state'][saved['param_groups'][0]['params'][0]][name] = value
+    with pytest.raises(UserError, match='^x.pth: .*{}'.format(name)):
+        checkpoint.load_optimizer(optimizer, saved, 'x.pth')
+
+
+def test_a_moment_whose_elements_share_memory_is_spread_out():
+    """Fused optimizers would write beyond the end of it, too."""
+    layer = torch.nn.Linear(3, 2)
+    optimizer = adamw(layer)
+    saved = optimizer.state_dict()
+    saved['state'][saved['param_groups'][0]['params'][0]]['exp_avg'] = torch.arange(4.).as_strided((2, 3), (1, 1))
+    checkpoint.load_optimizer(optimizer, saved, 'x.pth')
+    moment = optimizer.state[layer.weight]['exp_avg']
+    assert moment.is_contiguous() and moment.tolist() == [[0., 1., 2.], [1., 2., 3.]]
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    layer = torch.nn.Linear(3, 2)
+    optimizer, saved = adamw(layer), adamw(layer).state_dict()
     other = torch.optim.AdamW(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)).parameters())
-    with pytest.raises(UserError, match='other parameter groups; give it to --finetune'):
-        checkpoint.optimizer_state(other, saved, 'x.pth')
+    with pytest.raises(UserError, match='x.pth: .*--finetune'):
+        checkpoint.load_optimizer(other, saved, 'x.pth')
+    for key in saved['state']:
+        lacking = {**saved, 'state': {**saved['state'], key: {'step': 1, 'exp_avg': saved['state'][key]['exp_avg']}}}
+        for odd in (lacking, {**saved, 'state': {**saved['state'], 7: {}}},
+                    {**saved, 'param_groups': [{'params': [key, key]}]}):
+            with pytest.raises(UserError, match='^x.pth: '):
+                checkpoint.load_optimizer(optimizer, odd, 'x.pth')
 
 
-@pytest.mark.parametrize('odd', [{'epoch': 'seven'}, {'optimizer': [1]}, {'images': {}}, {'classes': 3}, {'log': {}},
-                                 {'optimizer': {}}])
+# Values
+
+PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps': 0, 'lr': .1, 'speed': (8., 1., 0.)}
+
+
+@pytest.mark.parametrize('odd', [
+    {'epoch': 'seven'}, {'epoch': -2}, {'images': {}}, {'images': -8}, {'processes': 0}, {'bad_steps_in_row': -1},
+    {'ema_updates': -1}, {'classes': 3}, {'classes': [3]}, {'log': {}}, {'log': ['{']}, {'log': ['{"epoch": "x"}']},
+    {'best': {'acc1': 1.}}, {'scaler': {'scale': 'x'}}, {'scaler': {'scale': -1.}}, {'optimizer': [1]},
+    {'optimizer': {}}, {'optimizer': {'state': {}, 'param_groups': []}}, {'progress': {**PROGRESS, 'speed': [1.]}},
+    {'progress': {**PROGRESS, 'skipped_steps': -1}}, {'reconstructions': [{'epoch': 0}]},
+    {'reconstructions': [{'epoch': 0, 'of': ['x'], 'jpegs': ['<script>']}]}, {'args': {'val_fraction': 2}},
+    {'args': {'mean': [.5], 'std': [0.]}}])
 def test_a_checkpoint_with_values_that_no_training_writes_is_refused_by_name(tmp_path, odd):
     checkpoint_file.save(str(tmp_path / 'odd.pth'), {'model': {}, **odd})
-    with pytest.raises(UserError, match='odd.pth: is no checkpoint of a training'):
+    with pytest.raises(UserError, match='^{}: '.format(tmp_path / 'odd.pth')):
         checkpoint.Resumed(str(tmp_path / 'odd.pth'))
+
+
+def test_a_checkpoint_within_an_epoch_is_accepted(tmp_path):
+    checkpoint_file.save(str(tmp_path / 'x.pth'), {
+        'model': {}, 'epoch': -1, 'images': 8, 'progress': PROGRESS, 'optimizer': {'state': {}, 'param_groups': []},
+        'args': {'input_size': [32, 48], 'freeze': 'all', 'mean': None, 'std': None},
+        'best': {'acc1': -1., 'epoch': -1}, 'reconstructions': [{'epoch': 0, 'of': ['x'], 'jpegs': ['QUJD']}],
+        'log': ['{"epoch": 0}'], 'scaler': {'loss_scaler0': {'loss_scale': 65536.}}})
+    assert checkpoint.Resumed(str(tmp_path / 'x.pth')).start() == (0, 8, PROGRESS)
+
+
+@pytest.mark.parametrize('flags', [
+    {'input_size': 'x'}, {'input_size': 10 ** 9}, {'patch_size': -8}, {'in_chans': 2.}, {'mask_ratio': 2.},
+    {'model': '__builtins__'}, {'model': ['mae_vit_nano_patch16']}, 7])
+def test_a_model_of_flags_that_no_training_had_is_refused(tmp_path, flags):
+    flags = {'model': 'mae_vit_nano_patch16', **flags} if isinstance(flags, dict) else flags
+    checkpoint_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': flags})
+    with pytest.raises(UserError, match='x.pth: '):
+        trained.load_autoencoder(str(tmp_path / 'x.pth'))
+
+
+# What no check foresees
+
+def fails(*_, **__):
+    raise IndexError('unforeseen')
+
+
+@pytest.mark.parametrize('broken', ['model', 'optimizer', 'scaler', 'average', 'pretrained', 'tool'])
+def test_whatever_goes_wrong_while_a_checkpoint_is_loaded_names_it(tmp_path, monkeypatch, broken):
+    args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(tmp_path)])
+    path, model, precision = str(tmp_path / 'x.pth'), vit(), FullPrecision()
+    optimizer = torch.optim.AdamW(model.parameters())
+    state = checkpoint.training_state(model, optimizer, precision, 0, args)
+    checkpoint_file.save(path, {**state, 'model_ema': state['model']})
+    resumed = checkpoint.Resumed(path)
+    monkeypatch.setattr(*{'optimizer': (optimizer, 'load_state_dict'), 'scaler': (precision, 'load_state_dict')}.get(
+        broken, (torch.Tensor, 'copy_') if broken == 'average' else (torch.nn.Module, 'load_state_dict')), fails)
+    with pytest.raises(UserError, match='^{}: .*IndexError'.format(path)):
+        {'model': lambda: resumed.restore_model(model), 'average': lambda: resumed.average(.9, state['model']),
+         'pretrained': lambda: weights.start_from(path, model, args, weights.load_pretrained),
+         'tool': lambda: trained.load_classifier(path)}.get(
+             broken, lambda: resumed.restore_training(optimizer, precision))()

@@ -70,12 +70,11 @@ def test_a_job_starts_a_launcher_on_each_node_which_meet_at_the_first_and_resume
         assert (flags.resume, flags.epochs, flags.data_path) == ('auto', 400, str(images))
 
 
-def test_a_resume_that_the_user_gives_stays(cluster, images, tmp_path):
-    checkpoint = tmp_path / 'checkpoint-0.pth'
-    checkpoint.write_bytes(b'')
-    for name, flag in (('pretrain_full_8p', '--resume'), ('finetune_eval_8p', '--resume_pth')):
-        run = submit(cluster, ROOT / 'test' / (name + '.sh'), '--data_path', images, flag, checkpoint, DRY_RUN='1')
-        assert check_printed(run.output)[1].resume == str(checkpoint)
+def test_a_resume_that_the_user_gives_stays(cluster, images, pretrained):
+    checkpoint = pretrained / 'checkpoint-0.pth'
+    run = submit(cluster, ROOT / 'test' / 'finetune_eval_8p.sh', '--data_path', images, '--resume_pth', checkpoint,
+                 DRY_RUN='1')
+    assert check_printed(run.output)[1].resume == str(checkpoint)
 
 
 def test_a_script_that_takes_no_resume_gets_none(cluster, tmp_path):
@@ -104,8 +103,7 @@ def test_a_warning_to_the_batch_shell_reaches_the_launcher_of_every_node(cluster
     assert job.returncode == 75 and output.count('saved\n') == 2 and output.count('asked: scontrol requeue') == 1
 
 
-@pytest.mark.parametrize('words, environ', [
-    ([], {}), (['/no/launcher.sh'], {}), ([ROOT / 'test' / 'demo.sh'], {'SLURM_JOB_ID': ''})])
+@pytest.mark.parametrize('words, environ', [([], {}), ([ROOT / 'test' / 'demo.sh'], {'SLURM_JOB_ID': ''})])
 def test_a_wrong_call_of_the_job_script_is_one_line(cluster, words, environ):
     run = submit(cluster, *words, **environ)
     assert (run.status, run.output.count('\n')) == (2, 1)
@@ -155,14 +153,11 @@ def test_a_pod_runs_a_launcher_with_all_its_devices(images, tmp_path, kind, node
     assert [mount['mountPath'] for mount in container['volumeMounts']] == ['/data', '/output', '/dev/shm']
 
 
-def test_the_pods_of_a_job_find_node_0_by_its_service_and_take_an_image_that_there_is():
+def test_the_pods_of_a_job_find_node_0_by_the_name_that_its_service_gives():
     service, job = manifests('job.yaml')
-    name, pod = job['metadata']['name'], job['spec']['template']['spec']
-    values = {entry['name']: entry.get('value') for entry in pod['containers'][0]['env']}
-    assert service['metadata']['name'] == pod['subdomain'] and service['spec']['selector'] == {'job-name': name}
-    assert values['MASTER_ADDR'] == '{}-0.{}'.format(name, pod['subdomain'])
-    kinds = {path.name.split('.')[0] for path in DOCKERFILES}
-    assert {pod['containers'][0]['image'] for _, _, pod, _ in containers()} < {'mae-pytorch:' + kind for kind in kinds}
+    pod = job['spec']['template']['spec']
+    assert service['metadata']['name'] == pod['subdomain']
+    assert service['spec']['selector'] == {'job-name': job['metadata']['name']}
 
 
 @pytest.mark.parametrize('path', DOCKERFILES, ids=lambda path: path.name)
@@ -175,9 +170,7 @@ def test_an_image_has_the_tested_torch_and_files_that_exist(path):
         assert re.search(r'^FROM pytorch/pytorch:(\S+?)-cuda', text, re.M).group(1) == release[0].split('==')[1]
     for name in re.findall(r'-r (\S+)', text):
         assert (ROOT / name).is_file() and '\nCOPY {} .\n'.format(name) in text
-    command = re.search(r'^CMD \[(.*)\]$', text, re.M).group(1).replace('"', '').split(', ')
-    assert (ROOT / (command[-1].replace('.', '/') + '.py' if command[-2] == '-m' else command[-1])).is_file()
-    for script in re.findall(r'bash (test/\S+\.sh)', text):
+    for script in re.findall(r'(test/\S+\.sh)', text):
         assert (ROOT / script).is_file()
 
 
@@ -192,12 +185,7 @@ def test_a_linter_finds_nothing(name, words):
     assert run.status == 0, run.output
 
 
-def test_the_workflow_runs_what_ci_runs_with_a_python_for_every_generation():
+def test_the_workflow_runs_what_ci_runs():
     import yaml
     job, = yaml.safe_load(WORKFLOW.read_text())['jobs'].values()
     assert [step['run'] for step in job['steps'] if 'run' in step] == ['bash .ci/run']
-    pythons = [step['with']['python-version'] for step in job['steps']
-               if step.get('uses', '').startswith('actions/setup-python@')]
-    wanted = re.findall(r'VERSIONS=\(([\d. ]+)\)', (ROOT / 'test' / 'lib' / 'python.sh').read_text())
-    assert len(wanted) == 2 and all(set(pythons) & set(versions.split()) for versions in wanted)
-    assert pythons[-1] != '3.7'         # the last one is python3

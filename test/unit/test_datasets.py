@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from util import datasets
+from util import datasets, hang_detector
 from util.cifar import CIFAR_10
 from util.drawn_dataset import CLASSES
 from util.errors import UserError
@@ -59,6 +59,13 @@ def test_pretraining_takes_a_flat_folder_and_nested_ones(images, tmp_path):
     (tmp_path / 'notes.txt').write_text('no image')
     assert len(datasets.pretraining_set(str(tmp_path))) == 5
     assert len(datasets.pretraining_set(str(tmp_path / 'flat'))) == 3
+
+
+def test_each_folder_that_is_listed_counts_as_progress(images, monkeypatch):
+    places = []
+    monkeypatch.setattr(hang_detector, 'progress', places.append)
+    datasets.labelled_set(str(images), 'val')
+    assert places == ['the listing of {}'.format(images / 'val' / name).rstrip('/') for name in ['', *sorted(CLASSES)]]
 
 
 @pytest.mark.compat

@@ -74,11 +74,14 @@ def test_hccl_is_told_the_address_that_reaches_the_master_unless_it_is_set(monke
     monkeypatch.delenv('HCCL_IF_IP', raising=False)
     assert device.local_address_towards('127.0.0.1') is None        # of no use to another node
     monkeypatch.setattr(device, 'local_address_towards', lambda host: '10.0.0.7')
-    npu.prepare_network('10.0.0.1')
+    monkeypatch.delenv('HCCL_EXEC_TIMEOUT', raising=False)
+    npu.prepare_network('10.0.0.1', 660.)
     assert device.os.environ['HCCL_IF_IP'] == '10.0.0.7'
+    assert 660 <= int(device.os.environ['HCCL_EXEC_TIMEOUT']) // 68 * 68 <= 17340     # as the 910A takes it
     monkeypatch.setenv('HCCL_IF_IP', '192.168.1.1')
-    npu.prepare_network('10.0.0.1')
-    assert device.os.environ['HCCL_IF_IP'] == '192.168.1.1'
+    monkeypatch.setenv('HCCL_EXEC_TIMEOUT', '100')
+    npu.prepare_network('10.0.0.1', 660.)
+    assert (device.os.environ['HCCL_IF_IP'], device.os.environ['HCCL_EXEC_TIMEOUT']) == ('192.168.1.1', '100')
 
 
 def test_accelerators_are_named_in_few_modules_only():

@@ -72,7 +72,7 @@ def test_recomputing_gives_the_same_gradients(flag):
 
 
 def test_more_blocks_than_there_are_get_one_line():
-    with pytest.raises(UserError, match='^--freeze 7: the model has 6 blocks'):
+    with pytest.raises(UserError, match='^--freeze 7: '):
         classifier(7)
 
 
@@ -86,15 +86,14 @@ def test_a_run_goes_on_with_the_same_blocks_frozen_only(tmp_path):
     for before, now in ((4, 4), ('all', 6), (None, None)):
         check_resumed(resumed(tmp_path, {'freeze': before}), now, 6)
     check_resumed(resumed(tmp_path, {}), None, 6)               # of an older version
-    for before, now, said in ((4, 5, 'with --freeze 4, this run is with --freeze 5'),
-                              (None, 'all', 'without --freeze, this run is with --freeze all')):
-        with pytest.raises(UserError, match='x.pth: was trained ' + said):
+    for before, now in ((4, 5), (0, None), (None, 'all')):
+        with pytest.raises(UserError, match='x.pth: .*--freeze .*--finetune'):
             check_resumed(resumed(tmp_path, {'freeze': before}), now, 6)
 
 
 def test_random_weights_are_not_frozen(images, tmp_path):
     args = parse_finetune([*FINETUNE, '--data_path', str(images), '--freeze', '1'])
-    with pytest.raises(UserError, match='^--freeze 1: there are only random weights'):
+    with pytest.raises(UserError, match='^--freeze 1: '):
         main_finetune.train(args, None, None, Resumed(None))
 
 

@@ -13,16 +13,18 @@ import zipfile
 import pytest
 import torch
 
-from util import checkpoint_file, safe_pickle
+from util import checkpoint_file
 from util.checkpoint_archive import MAGIC_NUMBER, PROTOCOL
-from util.errors import UserError
+from util.errors import Fault, UserError
+
+pytestmark = pytest.mark.compat
 
 MACHINE = {'protocol_version': PROTOCOL, 'little_endian': True, 'type_sizes': {'short': 2, 'int': 4, 'long': 4}}
 
 
-def zipped(path, pickled, records=(), method=zipfile.ZIP_STORED, mode='w', folder='archive/'):
+def zipped(path, pickled, records=(), method=zipfile.ZIP_STORED, folder='archive/'):
     """A zip checkpoint of this pickle and these further (name, content)."""
-    with zipfile.ZipFile(str(path), mode, method) as archive:
+    with zipfile.ZipFile(str(path), 'w', method) as archive:
         for name, content in [('data.pkl', pickled), ('version', b'3\n'), *records]:
             archive.writestr(folder + name, content)
     return str(path)
@@ -35,12 +37,13 @@ def legacy(path, pickled, keys=(), data=b''):
     return str(path)
 
 
-def refused(path, words=''):
-    """load() names the file in one line."""
+def refused(path):
+    """load() names the file in one line, which gives the kind of fault."""
     with pytest.raises(UserError) as caught:
         checkpoint_file.load(str(path))
-    assert str(caught.value).startswith('{}: '.format(path)) and words in str(caught.value), caught.value
-    assert '\n' not in str(caught.value) and len(str(caught.value)) < 600
+    said = str(caught.value)
+    assert said.startswith('{}: '.format(path)) and '\n' not in said and len(said) < 600
+    return said
 
 
 class Call:
@@ -65,6 +68,12 @@ def within(name, value):
     return pickle.dumps({'model': {}, 'x': [{name: (value,)}]}, 2)
 
 
+def dotted(module, name, marker):
+    def text(value):
+        return b'\x8c' + bytes([len(value)]) + value.encode()
+    return b'\x80\x04' + text(module) + text(name) + b'\x93' + text('touch ' + str(marker)[-200:]) + b'\x85R.'
+
+
 RUNNING = {
     'os.system': lambda marker: within('x', system(marker)),
     'eval': lambda marker: within('x', Call(eval, 'open({!r}, "w")'.format(str(marker)))),
@@ -86,12 +95,6 @@ RUNNING = {
 }
 
 
-def dotted(module, name, marker):
-    def text(value):
-        return b'\x8c' + bytes([len(value)]) + value.encode()
-    return b'\x80\x04' + text(module) + text(name) + b'\x93' + text('touch ' + str(marker)[-200:]) + b'\x85R.'
-
-
 @pytest.fixture
 def extension():
     """A code that stands for os.mkdir, as a library may register one."""
@@ -105,15 +108,15 @@ def extension():
 @pytest.mark.parametrize('kind', RUNNING)
 def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path, monkeypatch, container, kind):
     monkeypatch.chdir(tmp_path)
-    marker = tmp_path / 'ran'
-    refused(container(tmp_path / 'evil.pth', RUNNING[kind](marker)), 'not a readable checkpoint')
+    refused(container(tmp_path / 'evil.pth', RUNNING[kind](tmp_path / 'ran')))
     assert os.listdir(str(tmp_path)) == ['evil.pth']
 
 
 @pytest.mark.parametrize('code', [b'\x80\x02cargparse\nNamespace\n}X\x06\x00\x00\x00__eq__cargparse\nNamespace\nsb.',
                                   b'\x80\x02cargparse\nNamespace\nN}X\x06\x00\x00\x00__eq__K\x05s\x86b.',
                                   b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x06\x00\x00\x00__defaults__K\x05s\x86b.',
-                                  b'\x80\x02ctorch\nFloatStorage\nN}X\x04\x00\x00\x00sizeK\x05s\x86b.'])
+                                  b'\x80\x02ctorch\nFloatStorage\nN}X\x04\x00\x00\x00sizeK\x05s\x86b.',
+                                  b'\x80\x02ctorch\nSize\n)R}X\x01\x00\x00\x00xK\x05sb.'])
 def test_a_checkpoint_changes_no_class_or_function(tmp_path, code):
     before = [dict(vars(thing)) for thing in (argparse.Namespace, torch._utils._rebuild_tensor_v2, torch.FloatStorage)]
     refused(zipped(tmp_path / 'evil.pth', code))
@@ -126,66 +129,35 @@ def test_loading_leaves_nothing_allowed_that_was_not_before(tmp_path):
         pytest.skip('this torch has no list of safe globals')
     torch.save({'model': {}, 'args': argparse.Namespace(lr=1.)}, str(tmp_path / 'c.pth'))
     before = set(torch.serialization.get_safe_globals())
-    assert checkpoint_file.load(str(tmp_path / 'c.pth'))['args'].lr == 1.
+    assert checkpoint_file.load(str(tmp_path / 'c.pth'))['args'] == {'lr': 1.}
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-def tar(path, **members):
-    with tarfile.open(str(path), 'w') as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                info.type, info.linkname = tarfile.SYMTYPE, content
-                archive.addfile(info)
-            else:
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    return str(path)
-
-
-def test_a_tar_archive_is_refused_and_nothing_of_it_is_read_or_unpacked(tmp_path, monkeypatch):
+def test_a_tar_archive_is_refused_and_nothing_of_it_is_unpacked(tmp_path, monkeypatch):
+    """Two of them are named so that one begins as torch's older format does, or would leave the folder."""
     monkeypatch.chdir(tmp_path)
-    evil = pickle.dumps(system(tmp_path / 'ran'))
-    for number, members in enumerate(({'storages': evil, 'tensors': evil, 'pickle': evil}, {'../up': b'x'},
-                                      {'storages': '/etc/passwd', 'tensors': evil})):
-        refused(tar(tmp_path / '{}.pth'.format(number), **members), 'no file of torch.save')
+    evil, head = pickle.dumps(system(tmp_path / 'ran')), pickle.dumps(MAGIC_NUMBER, 2).decode('latin1')
+    for number, names in enumerate((['storages', 'tensors', 'pickle'], ['../up'], [head, 'storages'])):
+        path = tmp_path / '{}.pth'.format(number)
+        with tarfile.open(str(path), 'w', encoding='latin1', format=tarfile.GNU_FORMAT) as archive:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = len(evil)
+                archive.addfile(info, io.BytesIO(evil))
+        assert tarfile.is_tarfile(str(path))
+        refused(path)
     assert sorted(os.listdir(str(tmp_path))) == ['0.pth', '1.pth', '2.pth'] and not (tmp_path.parent / 'up').exists()
-
-
-def test_a_checkpoint_that_is_a_tar_archive_too_is_not_read_as_one(tmp_path):
-    """Its first member is named like the beginning of the other format."""
-    marker, head = tmp_path / 'ran', pickle.dumps(MAGIC_NUMBER, 2).decode('latin1')
-    path = tmp_path / 'both.pth'
-    with tarfile.open(str(path), 'w', encoding='latin1', format=tarfile.GNU_FORMAT) as archive:
-        for name in (head, 'storages'):
-            content = pickle.dumps(system(marker))
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    assert path.read_bytes().startswith(head.encode('latin1')) and tarfile.is_tarfile(str(path))
-    refused(path)
-    assert not marker.exists()
 
 
 @pytest.mark.parametrize('name', ['constants.pkl', 'code/__torch__.py', 'Constants.pkl'])
 def test_a_torchscript_archive_is_refused(tmp_path, name):
-    refused(zipped(tmp_path / 'script.pth', pickle.dumps({'model': {}}, 2), [(name, b'x')]), 'TorchScript')
-
-
-def test_a_real_torchscript_archive_is_refused(tmp_path):
-    path = str(tmp_path / 'script.pth')
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
-    refused(path, 'not a readable checkpoint')
-
-
-def deep(opening, count, closing=b'.'):
-    return b'\x80\x02' + opening * count + closing
+    assert 'TorchScript' in refused(zipped(tmp_path / 'script.pth', pickle.dumps({'model': {}}, 2), [(name, b'x')]))
 
 
 LAUGHS = b'\x80\x02]q\x00' + b''.join(b'](h%ch%ceq%c' % (i, i, i + 1) for i in range(60)) + b'.'
 EXHAUSTING = {
-    'a tuple too deep to hash, as a key': b'\x80\x02})' + b'\x85' * 2000000 + b'Ns.',
-    'lists within lists': deep(b']', 500000, b'a' * 499999 + b'.'),
+    'a tuple too deep to hash, as a key': b'\x80\x02})' + b'\x85' * 500000 + b'Ns.',
+    'lists within lists': b'\x80\x02' + b']' * 500000 + b'a' * 499999 + b'.',
     'a list that holds itself': b'\x80\x02]q\x00h\x00a.',
     'each list holds the one before twice': LAUGHS,
     'the last place of the memo': b'\x80\x02]r\xff\xff\xff\xff.',
@@ -194,6 +166,7 @@ EXHAUSTING = {
     'a string of 4 GB that is not there': b'\x80\x02X\xff\xff\xff\xff' + b'x' * 100 + b'.',
     'a frame of exabytes': b'\x80\x04\x95' + b'\xff' * 7 + b'\x7f].',
     'more values than are counted': b'\x80\x02](' + b'N' * 1000100 + b'e.',
+    'more operations than are counted': b'\x80\x02' + b'N' * 1100000 + b'.',
     'nothing on the stack': b'\x80\x02R.',
     'an unknown operation': b'\x80\x02\xee.',
     'no end': b'\x80\x02}',
@@ -204,13 +177,6 @@ EXHAUSTING = {
 @pytest.mark.parametrize('kind', EXHAUSTING)
 def test_a_pickle_made_to_exhaust_memory_or_time_is_refused(tmp_path, kind):
     refused(zipped(tmp_path / 'evil.pth', EXHAUSTING[kind]))
-
-
-def test_a_pickle_is_read_up_to_a_limit_only():
-    endless = io.BytesIO(b'\x80\x02]' + b'}a' * 1000)
-    with pytest.raises(safe_pickle.UnpicklingError, match='too long'):
-        safe_pickle.Unpickler(safe_pickle.BoundedReader(endless, 100)).load()
-    assert endless.tell() == 100 < safe_pickle.MOST_BYTES < 2 ** 25
 
 
 class Storage:
@@ -225,12 +191,17 @@ class StoragePickler(pickle.Pickler):
         return value.saved_id if isinstance(value, Storage) else None
 
 
-def tensor(size=(2,), stride=(1,), offset=0, numel=2, key='0', kind=None, hooks=None, location='cpu', more=(), **ids):
-    """A pickle of a model with one tensor, and with torch's own one where no argument is given."""
-    storage = Storage(ids.get('word', 'storage'), kind or torch.FloatStorage, key, location, numel, *more)
-    file, hooks = io.BytesIO(), collections.OrderedDict() if hooks is None else hooks
-    StoragePickler(file, 2).dump({'model': {'w': Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride,
-                                                      False, hooks)}})
+def tensors(*options):
+    """A pickle of a model with a tensor for each dict of options, torch's own kind where one has none."""
+    def tensor(size=(2,), stride=(1,), offset=0, numel=2, key='0', kind=None, hooks=None, location='cpu', more=(),
+               word='storage', attributes=()):
+        storage = Storage(word, kind or torch.FloatStorage, key, location, numel, *more)
+        made = Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False,
+                    collections.OrderedDict() if hooks is None else hooks)
+        made.call += attributes
+        return made
+    file = io.BytesIO()
+    StoragePickler(file, 2).dump({'model': {str(i): tensor(**given) for i, given in enumerate(options)}})
     return file.getvalue()
 
 
@@ -238,11 +209,12 @@ DATA = struct.pack('<2f', 3., 4.)
 
 
 def test_a_tensor_that_fits_is_loaded_from_either_format(tmp_path):
-    for path in (zipped(tmp_path / 'zip.pth', tensor(), [('data/0', DATA)]),
-                 legacy(tmp_path / 'legacy.pth', tensor(more=[None]), ['0'], struct.pack('<q', 2) + DATA)):
-        assert checkpoint_file.load(path)['model']['w'].tolist() == [3., 4.]
+    for path in (zipped(tmp_path / 'zip.pth', tensors({}), [('data/0', DATA)]),
+                 legacy(tmp_path / 'legacy.pth', tensors({'more': [None]}), ['0'], struct.pack('<q', 2) + DATA)):
+        assert checkpoint_file.load(path)['model']['0'].tolist() == [3., 4.]
 
 
+SAME = Storage('storage', torch.FloatStorage, '0', 'cpu', 2)
 LYING = {
     'terabytes': {'size': (10 ** 12,), 'numel': 10 ** 12}, 'one element too many': {'size': (3,), 'numel': 3},
     'one element too few': {'size': (1,), 'numel': 1}, 'beyond its storage': {'offset': 1},
@@ -258,14 +230,20 @@ LYING = {
     'a type of larger elements': {'kind': torch.DoubleStorage}, 'no type': {'kind': 'FloatStorage'},
     'a module': {'word': 'module'}, 'a location that is none': {'location': 5}, 'a view': {'more': [('1', 0, 1)]},
     'too many parts': {'more': [None, None]},
+    'another shape afterwards': {'attributes': ((SAME, 1, (1,), (1,)),)},
 }
 
 
 @pytest.mark.parametrize('kind', LYING)
 def test_a_tensor_that_does_not_fit_its_data_is_refused(tmp_path, kind):
-    refused(zipped(tmp_path / 'zip.pth', tensor(**LYING[kind]), [('data/0', DATA)]))
+    refused(zipped(tmp_path / 'zip.pth', tensors(LYING[kind]), [('data/0', DATA)]))
     options = {'more': [None], **LYING[kind]}
-    refused(legacy(tmp_path / 'legacy.pth', tensor(**options), ['0'], struct.pack('<q', 2) + DATA))
+    refused(legacy(tmp_path / 'legacy.pth', tensors(options), ['0'], struct.pack('<q', 2) + DATA))
+
+
+def test_data_in_more_than_one_size_is_refused(tmp_path):
+    pickled = tensors({'size': (1,)}, {'size': (1,), 'kind': torch.LongStorage, 'numel': 1})
+    refused(zipped(tmp_path / 'zip.pth', pickled, [('data/0', DATA)]))
 
 
 @pytest.mark.parametrize('keys, data', [
@@ -273,21 +251,11 @@ def test_a_tensor_that_does_not_fit_its_data_is_refused(tmp_path, kind):
     (['0'], struct.pack('<q', 3) + DATA), (['0'], struct.pack('<q', -1) + DATA), ([], b''), (['1'], b''),
     (['0', '0'], 2 * (struct.pack('<q', 2) + DATA)), ([['0']], struct.pack('<q', 2) + DATA)])
 def test_data_that_does_not_fit_the_pickle_is_refused_in_the_older_format(tmp_path, keys, data):
-    refused(legacy(tmp_path / 'legacy.pth', tensor(more=[None]), keys, data))
-
-
-def test_data_in_more_than_one_size_is_refused(tmp_path):
-    file = io.BytesIO()
-    parts = [Call(torch._utils._rebuild_tensor_v2, Storage('storage', kind, '0', 'cpu', numel), 0, (1,), (1,), False,
-                  collections.OrderedDict()) for kind, numel in ((torch.FloatStorage, 2), (torch.LongStorage, 1))]
-    StoragePickler(file, 2).dump({'model': {'a': parts[0], 'b': parts[1]}})
-    refused(zipped(tmp_path / 'zip.pth', file.getvalue(), [('data/0', DATA)]), 'two sizes')
+    refused(legacy(tmp_path / 'legacy.pth', tensors({'more': [None]}), keys, data))
 
 
 def changed(at, value):
-    def change(content):
-        return content[:at] + value + content[at + len(value):]
-    return change
+    return lambda content: content[:at] + value + content[at + len(value):]
 
 
 ARCHIVES = {
@@ -303,7 +271,7 @@ ARCHIVES = {
 @pytest.mark.parametrize('kind', ARCHIVES)
 def test_an_archive_that_can_be_read_in_two_ways_is_refused(tmp_path, kind):
     path = tmp_path / 'zip.pth'
-    zipped(path, tensor(), [('data/0', DATA)])
+    zipped(path, tensors({}), [('data/0', DATA)])
     path.write_bytes(ARCHIVES[kind](path.read_bytes()))
     refused(path)
 
@@ -314,20 +282,35 @@ def test_an_archive_that_can_be_read_in_two_ways_is_refused(tmp_path, kind):
 @pytest.mark.filterwarnings('ignore:Duplicate name')
 def test_records_of_equal_names_and_of_another_byte_order_are_refused(tmp_path, records):
     folder = '' if records[-1][0].startswith('..') else 'archive/'
-    refused(zipped(tmp_path / 'zip.pth', tensor(), records, folder=folder))
+    refused(zipped(tmp_path / 'zip.pth', tensors({}), records, folder=folder))
+
+
+def test_records_that_share_their_bytes_are_refused(tmp_path):
+    """They would fill more memory than the file has bytes."""
+    path, inner = tmp_path / 'zip.pth', io.BytesIO()
+    with zipfile.ZipFile(inner, 'w') as archive:
+        archive.writestr('archive/data/1', bytes(4000))
+        record = archive.getinfo('archive/data/1')
+    outer = inner.getvalue()[:30 + len(record.filename) + 4000]
+    zipped(path, tensors({'numel': len(outer) // 4}, {'key': '1', 'numel': 1000}), [('data/0', outer)])
+    with zipfile.ZipFile(str(path), 'a') as archive:
+        record.header_offset = archive.getinfo('archive/data/0').header_offset + 30 + len(record.filename)
+        archive.filelist.append(record)
+        archive.comment = b''           # so that the directory is written again
+    refused(path)
 
 
 def test_compressed_records_are_refused_however_large_they_would_get(tmp_path):
     zeros = 10 ** 8
-    refused(zipped(tmp_path / 'zip.pth', tensor(size=(zeros // 4,), numel=zeros // 4), [('data/0', bytes(zeros))],
-                   zipfile.ZIP_DEFLATED), 'compressed')
+    pickled = tensors({'size': (zeros // 4,), 'numel': zeros // 4})
+    refused(zipped(tmp_path / 'zip.pth', pickled, [('data/0', bytes(zeros))], zipfile.ZIP_DEFLATED))
 
 
 def test_a_file_larger_than_the_memory_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / 'sparse.pth'
-    zipped(path, tensor())
+    zipped(path, tensors({}))
     os.truncate(str(path), 2 ** 43)
-    refused(path, 'more than the memory')
+    refused(path)
 
 
 @pytest.mark.parametrize('state', [
@@ -343,58 +326,44 @@ def test_only_tensors_and_plain_values_are_loaded(tmp_path, state, new_format):
     refused(path)
 
 
-def test_a_state_dict_loses_attributes_that_a_file_gives_it(tmp_path):
-    attributes = {'items': 5, 'keys': 6, '_metadata': 7}
-    state = Call(collections.OrderedDict, [['w', torch.ones(2)]])
-    state.call += (attributes,)
-    torch.save({'model': state}, str(tmp_path / 'odd.pth'))
-    model = checkpoint_file.load(str(tmp_path / 'odd.pth'))['model']
-    assert type(model) is dict and model['w'].tolist() == [1., 1.]
-
-
-def test_a_namespace_with_the_names_of_python_itself_stays_a_namespace(tmp_path):
-    flags = argparse.Namespace()
+def test_containers_lose_attributes_that_a_file_gives_them(tmp_path):
+    state, flags = Call(collections.OrderedDict, [['w', torch.ones(2)]]), argparse.Namespace()
+    state.call += ({'items': 5, 'keys': 6, '_metadata': 7},)
     vars(flags).update({'__class__': 1, '__dict__': 2, 'self': 3, '_get_kwargs': 4})
-    torch.save({'model': {}, 'args': flags}, str(tmp_path / 'odd.pth'))
-    loaded = checkpoint_file.load(str(tmp_path / 'odd.pth'))['args']
-    assert type(loaded) is argparse.Namespace and vars(loaded) == vars(flags)
+    torch.save({'model': state, 'args': flags}, str(tmp_path / 'odd.pth'))
+    loaded = checkpoint_file.load(str(tmp_path / 'odd.pth'))
+    assert type(loaded['model']) is dict and loaded['model']['w'].tolist() == [1., 1.]
+    assert type(loaded['args']) is dict and loaded['args'] == vars(flags)
 
 
 def test_what_a_checkpoint_cannot_hold_is_not_saved_in_one(tmp_path):
-    with pytest.raises(TypeError, match='cannot hold'):
+    with pytest.raises(TypeError):
         checkpoint_file.save(str(tmp_path / 'c.pth'), {'model': {}, 'x': {1, 2}})
     assert not os.listdir(str(tmp_path))
 
 
-def test_weights_that_are_not_finite_are_told_of(tmp_path, caplog):
-    weights = {'good': torch.ones(2), 'bad': torch.tensor([1., float('nan')]),
-               'half': torch.tensor([float('inf')]).half()}
-    checkpoint_file.save(str(tmp_path / 'c.pth'), {'model': weights})
-    with caplog.at_level('INFO', 'mae'):
-        checkpoint_file.load(str(tmp_path / 'c.pth'))
-    assert caplog.messages[-1].endswith('c.pth: 2 of its weights are not finite, the first is bad')
-
+# Faults of the path and of the machine
 
 def test_a_folder_a_pipe_and_a_device_are_refused_at_once(tmp_path):
     os.mkfifo(str(tmp_path / 'pipe'))
     os.symlink('loop', str(tmp_path / 'loop'))
-    for path in (tmp_path / 'pipe', '/dev/zero', tmp_path / 'loop', tmp_path / 'none'):
-        refused(path, 'not a readable checkpoint (')
-    refused(tmp_path, 'is a folder without config.json')
+    for path in (tmp_path / 'pipe', '/dev/zero', tmp_path / 'loop', tmp_path / 'none', tmp_path):
+        refused(path)
 
 
-def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, 'open', lambda *_: (_ for _ in ()).throw(PermissionError(13, 'Permission denied')))
-    refused(tmp_path / 'c.pth', '(Permission denied)')
+@pytest.mark.parametrize('error, kind', [
+    (PermissionError(13, 'Permission denied'), UserError), (OSError(5, 'Input/output error'), Fault),
+    (MemoryError(), Fault), (RuntimeError("DefaultCPUAllocator: can't allocate memory"), Fault),
+    (RuntimeError('NPU out of memory. Tried to allocate 2 GiB\nmore'), Fault), (RuntimeError('wrong shape'), UserError),
+    (IndexError('3'), UserError)])
+def test_what_fails_while_loading_is_one_line_with_the_file_and_the_type_of_the_fault(error, kind):
+    with pytest.raises(kind) as caught, checkpoint_file.loading('x.pth'):
+        raise error
+    said = str(caught.value)
+    assert said.startswith('x.pth: ') and type(error).__name__ in said and '\n' not in said
 
 
-def test_too_little_memory_is_one_line(tmp_path, monkeypatch):
-    checkpoint_file.save(str(tmp_path / 'c.pth'), {'model': {}})
-    monkeypatch.setattr(torch, 'load', lambda *_, **__: bytearray(2 ** 62))
-    refused(tmp_path / 'c.pth', 'not enough memory')
-
-
-# Damage to files of ours.
+# Damage to files of ours
 
 def saved(path):
     torch.manual_seed(0)
@@ -424,56 +393,19 @@ def test_no_flipped_bit_of_our_own_checkpoint_goes_unnoticed_in_what_is_loaded(t
         try:
             loaded = checkpoint_file.load(str(path))
         except UserError as error:
-            assert str(error).startswith('{}: not a readable checkpoint ('.format(path)) and '\n' not in str(error)
+            assert str(error).startswith('{}: '.format(path)) and '\n' not in str(error)
         else:
             harmless += 1
             assert same(loaded, right), position
     assert harmless < 400       # padding between records, dates and such
 
 
-def test_every_flipped_bit_in_the_data_is_refused(tmp_path):
+@pytest.mark.parametrize('new_format', [True, False])
+def test_a_checkpoint_that_is_cut_off_anywhere_is_refused(tmp_path, new_format):
     path = tmp_path / 'c.pth'
-    content = saved(path)
-    with zipfile.ZipFile(str(path)) as archive:
-        weights = max((archive.read(info) for info in archive.infolist()), key=len)
-    begin = content.index(weights)
-    for bit in range(0, 8 * len(weights), 97):
-        flipped = bytearray(content)
-        flipped[begin + bit // 8] ^= 1 << bit % 8
-        path.write_bytes(bytes(flipped))
-        refused(path, 'the checksum of data/')
-
-
-def test_a_checkpoint_that_is_cut_off_anywhere_is_refused(tmp_path):
-    path = tmp_path / 'c.pth'
-    content = saved(path)
-    for length in [*range(0, 120), *range(120, len(content), 61), *range(len(content) - 120, len(content))]:
-        path.write_bytes(content[:length])
-        refused(path, 'not a readable checkpoint (')
-
-
-def test_a_checkpoint_of_the_older_format_that_is_cut_off_anywhere_is_refused(tmp_path):
-    path = tmp_path / 'c.pth'
-    torch.save({'model': {'w': torch.randn(30)}, 'epoch': 3}, str(path), _use_new_zipfile_serialization=False)
+    torch.save({'model': {'w': torch.randn(30)}, 'epoch': 3}, str(path), _use_new_zipfile_serialization=new_format)
     content = path.read_bytes()
     assert checkpoint_file.load(str(path))['epoch'] == 3
-    for length in range(0, len(content), 3):
+    for length in {*range(0, 120), *range(120, len(content), 11), *range(len(content) - 120, len(content))}:
         path.write_bytes(content[:length])
-        refused(path, 'not a readable checkpoint (')
-
-
-def test_our_own_checkpoints_have_checksums_on_every_generation(tmp_path):
-    saved(tmp_path / 'c.pth')
-    with zipfile.ZipFile(str(tmp_path / 'c.pth')) as archive:
-        assert archive.testzip() is None and all(info.CRC for info in archive.infolist() if info.file_size)
-
-
-def test_the_restricted_pickle_reads_no_arrays_of_objects_or_records():
-    import numpy
-    for array in (numpy.array([{}]), numpy.zeros(2, dtype='i4,i4'), numpy.array(['x'])):
-        with pytest.raises(safe_pickle.UnpicklingError):
-            safe_pickle.load(io.BytesIO(pickle.dumps(array, 2)))
-    plain = numpy.arange(6, dtype='>i2').reshape(2, 3).T
-    for protocol in (2, 3, 4):
-        assert numpy.array_equal(safe_pickle.load(io.BytesIO(pickle.dumps(plain, protocol))), plain)
-
+        refused(path)

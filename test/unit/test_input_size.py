@@ -138,7 +138,7 @@ def test_resuming_with_height_and_width_swapped_is_refused_and_evaluating_so_int
     assert not torch.equal(model.pos_embed, source.pos_embed)
 
 
-@pytest.mark.parametrize('flags', [None, 7, {}, {'model': 'x', 'input_size': 32}, flags_of('32'),
+@pytest.mark.parametrize('flags', [None, {}, {'model': 'x', 'input_size': 32}, flags_of('32'),
                                    flags_of([32, 48, 1]), flags_of([32., 48.]), flags_of(0)])
 def test_only_flags_of_a_training_name_a_grid(flags):
     assert input_size.grid_of(flags) is None

@@ -1,13 +1,11 @@
 """Killed anywhere and resumed, a run ends as if nothing had happened: weights, moments, log.txt, best accuracy."""
 import json
-import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, execute, finetune, pretrain, python
+from conftest import FINETUNE, PRETRAIN, ROOT, execute, pretrain, python
 from test_end_to_end import moments_of, same, weights_of
 from test_launchers import both, by
 
@@ -79,6 +77,7 @@ def ends_alike(script, flags, tmp_path, killer, kills, processes=1):
 
 
 @pytest.mark.slow
+@pytest.mark.compat
 @pytest.mark.parametrize('workers, accum_iter, kills', [(0, 1, [1, 2, 6]), (2, 3, [3, 4])])
 def test_a_killed_pretraining_ends_as_the_uninterrupted_one(images, tmp_path, killer, workers, accum_iter, kills):
     ends_alike('main_pretrain.py', ['--data_path', images, '--accum_iter', accum_iter, '--num_workers', workers,
@@ -93,6 +92,7 @@ def test_a_killed_finetuning_with_everything_on_ends_as_the_uninterrupted_one(im
 
 
 @pytest.mark.slow
+@pytest.mark.compat
 def test_two_processes_of_which_any_is_killed_end_as_the_uninterrupted_ones(images, tmp_path, killer):
     ends_alike('main_finetune.py', ['--data_path', images, '--mixup', .8, '--drop_path', .2, '--batch_size', 2,
                                     '--accum_iter', 2, '--num_workers', 1, '--dist_eval'],
@@ -121,33 +121,14 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
 
 
 @pytest.mark.slow
-def test_a_changed_batch_and_accumulation_go_on_with_the_unseen_images_and_say_what_changed(images, tmp_path, killer):
+def test_a_changed_batch_and_number_of_processes_go_on_with_the_unseen_images_and_say_what_changed(images, tmp_path,
+                                                                                                   killer):
     flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-5, '--epochs', 2]
-    assert command('main_pretrain.py', flags, 1, killer, 3).status == -9           # 24 of 32 images
-    run = pretrain(*flags, '--resume', 'auto', '--batch_size', 4, '--accum_iter', 2)
+    assert command('main_pretrain.py', flags, 1, killer, 2).status == -9           # 16 of 32 images
+    run = command('main_pretrain.py', [*flags, '--resume', 'auto', '--batch_size', 4, '--accum_iter', 2], 2)
     assert run.status == 0, run.output
-    assert 'changed since the checkpoint: accum_iter 1 -> 2, batch_size 8 -> 4;' in run.output
-    assert 'Epoch: [0]  [8/8]' in run.output and 'Epoch: [1]  [8/8]' in run.output
-
-
-@pytest.mark.slow
-def test_another_number_of_processes_goes_on_with_the_unseen_images(images, tmp_path, killer):
-    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-5, '--epochs', 2,
-             '--batch_size', 4]
-    assert command('main_pretrain.py', flags, 1, killer, 4).status == -9           # 16 of 32 images
-    run = command('main_pretrain.py', [*flags, '--resume', 'auto'], 2)
-    assert run.status == 0, run.output
-    assert 'changed since the checkpoint: processes 1 -> 2;' in run.output
-    assert 'Epoch: [0]  [4/4]' in run.output, run.output
-    assert 'Epoch: [1]  [4/4]' in run.output
-
-
-@pytest.mark.slow
-def test_only_the_newest_checkpoints_stay_beside_the_best(images, tmp_path):
-    flags = ['--data_path', images, '--save_every', 1, '--epochs', 5, '--keep_last', 2]
-    assert finetune(*flags, '--output_dir', tmp_path).status == 0
-    assert {path.name for path in tmp_path.glob('checkpoint-*')} == {
-        'checkpoint-3.pth', 'checkpoint-4.pth', 'checkpoint-best.pth'}
+    assert 'accum_iter 1 -> 2, batch_size 8 -> 4, processes 1 -> 2' in run.output
+    assert 'Epoch: [0]  [4/4]' in run.output and 'Epoch: [1]  [4/4]' in run.output, run.output
 
 
 @pytest.mark.slow
@@ -157,8 +138,7 @@ def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(images, tmp
     newest = (tmp_path / 'checkpoint-2.pth').read_bytes()
     run = pretrain(*flags, '--resume', tmp_path / 'checkpoint-0.pth', '--lr', 1e-3)
     assert run.status == 0, run.output
-    kept = re.findall(r'earlier results kept in .*/(\S+?)\.', run.output)
-    assert sorted(kept) == ['checkpoint-1', 'checkpoint-2', 'config', 'log', 'report'], run.output
+    assert all(len(list(tmp_path.glob(name + '.*.*'))) == 1 for name in ('checkpoint-1', 'config', 'log', 'report'))
     aside, = tmp_path.glob('checkpoint-2.*.pth')
     assert aside.read_bytes() == newest != (tmp_path / 'checkpoint-2.pth').read_bytes()
     assert len((tmp_path / 'log.txt').read_text().splitlines()) == 3
@@ -184,4 +164,3 @@ def test_a_checkpoint_within_an_epoch_tells_the_published_reader_the_last_whole_
     path, = tmp_path.glob('checkpoint-0-16.pth')
     state = torch.load(str(path), map_location='cpu')
     assert (state['epoch'], state['images'], state['processes'], state['log']) == (-1, 16, 1, [])
-    shutil.rmtree(str(tmp_path))

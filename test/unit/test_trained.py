@@ -10,20 +10,10 @@ from util.arguments import parse_finetune
 from util.errors import UserError
 
 
-@pytest.mark.parametrize('flags', [
-    {'input_size': 'x'}, {'input_size': 10 ** 9}, {'patch_size': -8}, {'in_chans': 2.}, {'mask_ratio': 2.},
-    {'model': '__builtins__'}, {'model': ['mae_vit_nano_patch16']}, 7])
-def test_flags_that_no_training_had_are_refused(tmp_path, flags):
-    flags = {'model': 'mae_vit_nano_patch16', **flags} if isinstance(flags, dict) else flags
-    checkpoint_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': flags})
-    with pytest.raises(UserError, match='x.pth: '):
-        trained.load_autoencoder(str(tmp_path / 'x.pth'))
-
-
 def test_weights_of_other_channels_that_say_no_mean_are_refused(tmp_path):
     model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8, in_chans=4)
     torch.save(model.state_dict(), str(tmp_path / 'x.pth'))
-    with pytest.raises(UserError, match='x.pth: does not say by which mean and std its 4 channels are normalised'):
+    with pytest.raises(UserError, match='^{}: .*mean and std'.format(tmp_path / 'x.pth')):
         trained.load_either(str(tmp_path / 'x.pth'))
 
 
@@ -36,7 +26,7 @@ def test_a_classifier_comes_back_with_its_classes_and_logits(tmp_path, pool):
     again, flags, classes = trained.load_either(str(tmp_path / 'x.pth'))
     imgs = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(imgs), again(imgs)) and flags['patch_size'] == 8 and classes == ['cat', 'cow', 'dog']
-    with pytest.raises(UserError, match='x.pth: is no checkpoint of main_pretrain.py; it has no decoder'):
+    with pytest.raises(UserError, match='x.pth: .*main_pretrain.py'):
         trained.load_autoencoder(str(tmp_path / 'x.pth'))
 
 

@@ -2,7 +2,6 @@
 import gc
 import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -123,6 +122,7 @@ def no_process_left():
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.compat
 def test_an_iterator_goes_with_its_last_reference():
     """Left to a collection of garbage, it may be collected in a younger loader process, where PyTorch 1.5 hangs."""
     gc.collect()
@@ -138,26 +138,17 @@ def test_an_iterator_goes_with_its_last_reference():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number, advice', [(signal.SIGKILL, 'memory ran out: lower --num_workers'),
-                                            (signal.SIGBUS, 'shared memory ran out: enlarge /dev/shm'),
-                                            (signal.SIGSEGV, '--num_workers 0 may show why')])
-def test_a_loader_process_that_is_killed_ends_the_run_in_one_line(number, advice):
+@pytest.mark.compat
+@pytest.mark.parametrize('number, end', [(signal.SIGKILL, 'SIGKILL'), (signal.SIGBUS, '/dev/shm'), (-3, 'status 3')])
+def test_a_loader_process_that_dies_ends_the_run_with_one_line_that_says_how(number, end):
     run = execute([sys.executable, '-c', PROGRAM, int(number)], PYTHONPATH=os.pathsep.join(sys.path))
-    assert run.status == 70, run.output
+    assert run.status == 70 and 'Traceback' not in run.output, run.output
     last = run.output.strip().split('\n')[-1]
-    assert 'error: a loader process (pid ' in last and advice in last, run.output
-    assert 'was killed by {}'.format(number.name) in last and 'Traceback' not in run.output
+    assert 'error: ' in last and end in last and '--num_workers' in last
 
 
 @pytest.mark.slow
-def test_a_loader_process_that_ends_of_itself_is_a_fault():
-    run = execute([sys.executable, '-c', PROGRAM, -3], PYTHONPATH=os.pathsep.join(sys.path))
-    assert run.status == 70, run.output
-    assert re.search(r'^error: a loader process \(pid \d+\) ended with status 3; --num_workers 0 may show why$',
-                     run.output, re.M)
-
-
-@pytest.mark.slow
+@pytest.mark.compat
 def test_the_death_of_a_loader_process_is_raised_where_its_batch_is_asked_for_and_nowhere_else():
     def work():
         batches = iter(loader_of(Dying()))
@@ -171,6 +162,7 @@ def test_the_death_of_a_loader_process_is_raised_where_its_batch_is_asked_for_an
     assert '(pid the victim) was killed by SIGKILL' in apart(work)
 
 
+@pytest.mark.compat
 def test_loader_processes_leave_signals_to_the_training_process():
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)}
     reader, writer = os.pipe()
@@ -201,6 +193,7 @@ class Terminated(Dying):
         return torch.zeros(1), index
 
 
+@pytest.mark.compat
 def test_a_loader_process_serves_on_when_the_whole_job_is_signalled():
     assert len(list(loader_of(Terminated(), 1))) == 10
 
@@ -222,14 +215,6 @@ def test_a_loader_process_ends_soon_after_a_signal_and_at_once_by_its_training_p
     assert apart(work) == str(-by)
 
 
-FORKED = """
-import multiprocessing
-multiprocessing.set_start_method('forkserver')
-import test_workers
-print(len(list(test_workers.loader_of(test_workers.Unportable()))))
-"""
-
-
 class Unportable(Dying):
     def __init__(self):
         super().__init__()
@@ -237,7 +222,13 @@ class Unportable(Dying):
 
 
 def test_loader_processes_are_forked_where_python_would_rather_start_them_anew():
-    assert whole([sys.executable, '-c', FORKED]) == (0, '10\n')
+    code = """
+import multiprocessing
+multiprocessing.set_start_method('forkserver')
+import test_workers
+print(len(list(test_workers.loader_of(test_workers.Unportable()))))
+"""
+    assert whole([sys.executable, '-c', code]) == (0, '10\n')
 
 
 KEPT = """
@@ -249,6 +240,7 @@ next(batches)
 """
 
 
+@pytest.mark.compat
 def test_a_program_that_keeps_its_loader_to_the_end_ends():
     assert whole([sys.executable, '-c', KEPT]) == (0, '')
 
@@ -256,26 +248,24 @@ def test_a_program_that_keeps_its_loader_to_the_end_ends():
 ORPHAN = """
 import os, signal, sys
 from util import workers
-ends, ready, dies = os.pipe(), os.pipe(), sys.argv[1] == 'dies'
+ends, ready = os.pipe(), os.pipe()
 if os.fork():
     os.read(ready[0], 1)
-    os.kill(os.getpid(), signal.SIGKILL) if dies else os.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
 else:
     workers.set_up(0)
     os.close(ends[1])
     os.write(ready[1], b'.')
     try:
-        os.read(ends[0], 1) if dies else None       # until the training process is gone
+        os.read(ends[0], 1)                         # until the training process is gone
         raise ConnectionResetError('mid-batch')
     except ConnectionResetError:
         sys.excepthook(*sys.exc_info())             # as the thread that hands batches over does
 """
 
 
-@pytest.mark.parametrize('parent, said', [('dies', False), ('lives', True)])
-def test_a_loader_process_says_nothing_of_a_connection_that_its_killed_training_process_left(parent, said):
-    _, output = whole([sys.executable, '-c', ORPHAN, parent])
-    assert ('ConnectionResetError: mid-batch' in output) == said, output
+def test_a_loader_process_says_nothing_of_a_connection_that_its_killed_training_process_left():
+    assert whole([sys.executable, '-c', ORPHAN]) == (-signal.SIGKILL, '')
 
 
 class Stuck(Dying):

@@ -70,13 +70,15 @@ def call(address, program, *words):
         server.connect(address)
         request = {'words': plain, 'program': program, 'unbuffered': len(plain) < len(words), 'folder': os.getcwd(),
                    'environ': dict(os.environ), 'cores': list(os.sched_getaffinity(0)),
-                   'ignored': [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]}
+                   'ignored': [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN],
+                   'blocked': list(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))}
         line = json.dumps(request).encode()
         server.sendmsg([b'%8d' % len(line)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', (0, 1, 2)))])
         server.sendall(line)
         for number in PASSED_ON:
             if number not in request['ignored']:
                 signal.signal(number, lambda number, frame: server.sendall(b'%d\n' % number))
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         status = json.loads(server.makefile().readline())
     if status < 0:
         with suppress(OSError):         # SIGKILL has no other action
@@ -163,8 +165,9 @@ def stream(number, unbuffered, line_by_line, like):
                             line_buffering=line_by_line, write_through=unbuffered)
 
 
-def become(words, program, unbuffered, folder, environ, cores, ignored):
+def become(words, program, unbuffered, folder, environ, cores, ignored, blocked):
     """Run in this process what `python words...` runs."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in ignored:

@@ -1,0 +1,122 @@
+"""A process without progress ends with status 70, one line and all stacks; nobody is alarmed without a cause."""
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import PRETRAIN, ROOT, environment, execute
+
+from util import errors
+from util.device import Cpu
+from util.distributed import World
+from util.errors import Fault
+from util.launch import free_port
+
+pytestmark = pytest.mark.compat
+
+# A process that is watched, without torch: argv is what it does.
+SCRIPT = """
+import ctypes, signal, sys, threading, time
+from util import hang_detector
+
+hang_detector.TICK, hang_detector.SUSPENDED, hang_detector.SAVING = .1, 1., 3.
+
+def wait_for_ever():
+    threading.Event().wait()
+
+def write_checkpoint():
+    time.sleep(2.)
+    print('written', flush=True)
+
+hang_detector.start(1., 1, 2)
+hang_detector.progress('step 1')
+exec(sys.argv[1])
+hang_detector.stop()
+"""
+
+
+def watched(act):
+    return subprocess.Popen([sys.executable, '-c', SCRIPT, act], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env=environment())
+
+
+def end(process):
+    """(status, output)"""
+    output = process.communicate(timeout=60)[0].decode()
+    return process.returncode, output
+
+
+def test_a_process_without_progress_says_who_and_where_it_is_shows_its_stacks_and_ends():
+    process = watched('wait_for_ever()')
+    status, output = end(process)
+    line, *stacks = output.splitlines()
+    assert status == 70 and re.match(r'error: process 1 of 2 \(host \S+, pid {}\): no progress for \d+ s at step 1; '
+                                     r'see --hang_timeout'.format(process.pid), line), output
+    assert ' in wait_for_ever' in '\n'.join(stacks)
+
+
+def test_batches_count_as_progress_and_who_has_stopped_is_watched_no_longer():
+    act = 'for i, _ in hang_detector.watched(range(20), "epoch 0"): time.sleep(.1)\nhang_detector.stop(); time.sleep(3)'
+    assert end(watched(act)) == (0, '')
+
+
+def test_who_waits_for_data_says_in_which_iteration():
+    status, output = end(watched('list(hang_detector.watched(iter(wait_for_ever, 0), "epoch 3", 120))'))
+    assert status == 70 and ' at epoch 3, iteration 120: waiting for data;' in output
+
+
+def test_a_checkpoint_that_is_being_written_is_finished_first():
+    status, output = end(watched('threading.Thread(target=write_checkpoint).start(); wait_for_ever()'))
+    assert status == 70 and output.startswith('written\nerror: ')
+
+
+def test_a_machine_that_was_suspended_is_not_taken_for_a_hang():
+    process = watched('print("ready", flush=True); time.sleep(.8)')
+    process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGCONT)
+    assert end(process) == (0, '')
+
+
+def test_a_process_whose_threads_cannot_run_ends_with_its_stacks():
+    """PyDLL keeps Python's lock, as an extension does that hangs."""
+    status, output = end(watched('time.sleep(.5); ctypes.PyDLL(None).sleep(100)'))
+    assert status == 1 and 'most recent call first' in output, output
+
+
+@pytest.mark.parametrize('rank, missing', [(0, 'process 1 of 2'), (1, 'cannot meet the others')])
+def test_a_process_whose_peer_never_comes_says_so(rank, missing):
+    with pytest.raises(Fault, match=missing):
+        World(rank, 2).join(Cpu(), 'tcp://127.0.0.1:{}'.format(free_port()), hang_timeout=1.)
+
+
+def test_an_exception_of_a_bug_keeps_its_traceback():
+    def main():
+        raise RuntimeError('gloo: no process group is there')
+    with pytest.raises(RuntimeError):
+        errors.run(main)
+
+
+# Kills one process of a training while the other waits for its gradients.
+KILLED = """
+import os, runpy, signal, sys
+from util.updates import WeightUpdates
+
+if os.environ['RANK'] == '1':
+    WeightUpdates.backward = lambda self, loss: os.kill(os.getpid(), signal.SIGKILL)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.mark.slow
+def test_a_collective_operation_that_fails_as_its_peer_is_killed_is_one_line(images, tmp_path):
+    script = tmp_path / 'killed.py'
+    script.write_text(KILLED)
+    run = execute([sys.executable, ROOT / 'util' / 'launch.py', '--nproc', 2, script, ROOT / 'main_pretrain.py',
+                   *PRETRAIN, '--data_path', images, '--output_dir', tmp_path / 'o', '--batch_size', 4])
+    lines = re.findall(r'^error: process (\d)', run.output, re.M)
+    assert run.status == 137 and 'Traceback' not in run.output and lines in (['0', '1'], ['1']), run.output

@@ -1,0 +1,144 @@
+"""What a checkpoint holds, key by key, and the check that values are such as a training writes.
+
+Beside 'model', the weights in fp32 by name, which util.checkpoint_file looks after. Any other key may be missing.
+"""
+import json
+import re
+
+import torch
+
+from util.errors import UserError
+from util.input_statistics import sound
+
+LARGEST_SIZE = 2 ** 13              # pixels of an input
+
+
+def check(state, path):
+    """Raise UserError where a value is not of the kind that this program and published code write.
+
+    Args:
+        state: of util.checkpoint_file.load, or a part of it; path: it is from.
+    """
+    for name, value in _misfits(state, CHECKPOINT):
+        raise UserError('{}: not a checkpoint of this program, its {!r} is {!r:.60}'.format(path, name, value))
+    if 'optimizer' in state and state.get('epoch') is None:
+        raise UserError('{}: not a checkpoint of a training, it has an optimizer and no epoch'.format(path))
+    flags = state.get('args') or {}
+    for name, value in _misfits(flags, FLAGS):
+        raise UserError('{}: was made with --{} {!r:.60}?'.format(path, name, value))
+    if not sound(flags):
+        raise UserError('{}: was made with --mean {} --std {}?'.format(path, flags.get('mean'), flags.get('std')))
+
+
+def check_optimizer(optimizer, saved, path):
+    """Raise UserError where saved state does not fit the parameters of an optimizer, in number, shape or type.
+
+    Some optimizers write by the parameters' shapes, whatever those of their own tensors are.
+    Args:
+        optimizer: of the run; saved: 'optimizer' of a checkpoint that `check` has passed.
+    """
+    groups = optimizer.param_groups
+    if [len(group['params']) for group in groups] != [len(group['params']) for group in saved['param_groups']]:
+        raise UserError('{}: its optimizer has other parameter groups; give it to --finetune instead of --resume'
+                        .format(path))
+    keys = [key for group in saved['param_groups'] for key in group['params']]
+    parameters = dict(zip(keys, (parameter for group in groups for parameter in group['params'])))
+    if len(parameters) != len(keys) or not set(saved['state']) <= set(parameters):
+        raise UserError('{}: its optimizer does not say which parameter is which'.format(path))
+    for key, moments in saved['state'].items():
+        for name, value in moments.items():
+            fits = _is_step(value) if name == 'step' else value is None or torch.is_tensor(value) and (
+                value.shape, value.dtype) == (parameters[key].shape, parameters[key].dtype)
+            if not fits:
+                raise UserError('{}: {} of its optimizer does not fit a parameter of shape {}'.format(
+                    path, name, tuple(parameters[key].shape)))
+        missing = [name for name in _needed(optimizer) if moments and moments.get(name) is None]
+        if missing:
+            raise UserError('{}: its optimizer lacks {}'.format(path, missing[0]))
+
+
+def _needed(optimizer):
+    """What the optimizers of this program look up in a state that is not empty."""
+    if 'betas' in optimizer.defaults:
+        return 'step', 'exp_avg', 'exp_avg_sq'
+    return ('mu',) if 'trust_coefficient' in optimizer.defaults else ()
+
+
+def _misfits(values, kinds):
+    return [(name, values[name]) for name, fits in kinds.items()
+            if values.get(name) is not None and not fits(values[name])]
+
+
+def _count(value, least=0):
+    return type(value) is int and least <= value < 2 ** 63
+
+
+def _number(value):
+    return type(value) in (int, float)
+
+
+def _share(value):
+    return type(value) is float and 0 < value < 1
+
+
+def _side(value):
+    return _count(value) and value <= LARGEST_SIZE          # 0 as None
+
+
+def _text(value):
+    return type(value) is str
+
+
+def _list(fits, length=None):
+    return lambda value: type(value) in (list, tuple) and length in (None, len(value)) and all(map(fits, value))
+
+
+def _dict(**kinds):
+    return lambda value: type(value) is dict and all(name in value and fits(value[name])
+                                                     for name, fits in kinds.items())
+
+
+def _is_step(value):
+    return _count(int(value)) if torch.is_tensor(value) and value.numel() == 1 else _count(value)
+
+
+def _is_moments(value):
+    return type(value) is dict and all(type(moments) is dict for moments in value.values())
+
+
+def _is_scaler(value):
+    return type(value) is dict and all(_is_scaler(item) if type(item) is dict else _number(item) and item >= 0
+                                       for item in value.values())
+
+
+def _is_record(line):
+    record = json.loads(line) if type(line) is str else None
+    return type(record) is dict and _count(record.get('epoch', 0))
+
+
+def _is_jpeg(text):
+    return type(text) is str and bool(re.match(r'[A-Za-z0-9+/]+={0,2}\Z', text))
+
+
+CHECKPOINT = {
+    'ema_updates': _count,                          # how many steps 'model_ema', of names as 'model', has followed
+    'optimizer': _dict(state=_is_moments, param_groups=_list(_dict(params=_list(_count)))),
+    'scaler': _is_scaler,                           # of the loss
+    'epoch': lambda value: _count(value, least=-1),             # the last whole one, counted from 0
+    'images': _count,                               # of the next epoch, that are done
+    'progress': _dict(                              # of the next epoch, where some are
+        loss=_dict(total=_list(_number, 2), windows=_list(_list(_number, 2))), skipped_steps=_count, lr=_number,
+        speed=_list(_number, 3)),
+    'processes': lambda value: _count(value, least=1),
+    'bad_steps_in_row': _count,
+    'log': _list(_is_record),                       # the lines of log.txt
+    'best': _dict(acc1=_number, epoch=lambda value: _count(value, least=-1)),
+    'classes': _list(_text),                        # names by label
+    'labels': _list(_text),                         # as 'classes', of another library
+    'reconstructions': _list(_dict(epoch=_count, of=_list(_text), jpegs=_list(_is_jpeg)))}     # of util.gallery
+# Of 'args', the flags of the training, those that are read again.
+FLAGS = {
+    'model': _text, 'patch_size': _side, 'in_chans': _side, 'mask_ratio': _share, 'layer_norm_eps': _share,
+    'input_size': lambda value: _side(value) or type(value) is list and _list(_side, 2)(value),
+    'freeze': lambda value: value == 'all' or _count(value),
+    'val_fraction': lambda value: _number(value) and 0 <= value <= 1, 'val_seed': lambda value: type(value) is int}

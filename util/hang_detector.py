@@ -1,0 +1,106 @@
+"""Hang detection: a thread ends this process, with all its stacks, when the main thread makes no progress for too long.
+
+Each process watches itself and opens no connection. Where one rank hangs, the others wait for it in a collective
+operation until their time is over too; each says where. On one node the launcher ends those that are left.
+"""
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+
+from util.errors import FAULT_STATUS
+
+TICK = 1.               # seconds between two checks
+SUSPENDED = 10.         # seconds that a tick is late, after which this process or its host was suspended
+SAVING = 60.            # seconds more while a checkpoint is being written
+
+
+class HangDetector:
+    """Watches the main thread of one process from `start` to `stop`.
+
+    Args:
+        hang_timeout: seconds without progress until the process ends with status 70.
+        rank, size: of this process, for its line.
+    """
+
+    def __init__(self, hang_timeout, rank=0, size=1):
+        self._timeout = hang_timeout
+        self._process = 'process {} of {} (host {}, pid {})'.format(rank, size, socket.gethostname(), os.getpid())
+        self._place, self._moved = 'its start', time.monotonic()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name='hang detector', daemon=True)
+
+    def start(self):
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self):
+        """Watch no longer."""
+        self._stopped.set()
+        self._thread.join()
+
+    def progress(self, place):
+        """Restart the clock; `place` says in a few words what the main thread does next."""
+        self._place, self._moved = place, time.monotonic()
+
+    def _watch(self):
+        before = time.monotonic()
+        while not self._stopped.wait(TICK):
+            # The backstop, armed anew each time: an extension that hangs with Python's lock keeps this thread from
+            # running, but not faulthandler's, which is in C.
+            faulthandler.dump_traceback_later(self._timeout + SAVING, exit=True, file=sys.__stderr__)
+            now = time.monotonic()
+            if now - before > TICK + SUSPENDED:
+                self._moved = now
+            before, idle = now, now - self._moved
+            if idle >= self._timeout + (SAVING if _saving() else 0.):
+                self._end(idle)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _end(self, idle):
+        line = 'error: {}: no progress for {:.0f} s at {}; see --hang_timeout; all stacks:\n'.format(
+            self._process, idle, self._place)
+        os.write(sys.__stderr__.fileno(), line.encode())        # the main thread may hold the lock of sys.stderr
+        faulthandler.dump_traceback(sys.__stderr__)
+        os._exit(FAULT_STATUS)
+
+
+def _saving():
+    """Whether a checkpoint is being written, by a thread that the interpreter's own end would wait for."""
+    return any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate())
+
+
+_detector = None
+
+
+def start(hang_timeout, rank=0, size=1):
+    """Watch this process from now on: see HangDetector."""
+    global _detector
+    _detector = HangDetector(hang_timeout, rank, size)
+    _detector.start()
+
+
+def stop():
+    """No longer watch this process."""
+    global _detector
+    if _detector is not None:
+        _detector.stop()
+    _detector = None
+
+
+def progress(place):
+    """Tell the detector, where one watches, that the main thread has come to `place`."""
+    if _detector is not None:
+        _detector.progress(place)
+
+
+def watched(batches, where, first=0):
+    """(index, batch) of `batches`, counted from `first`; each step counts as progress, at `where`."""
+    progress('{}, iteration {}: waiting for data'.format(where, first))
+    for i, batch in enumerate(batches, first):
+        progress('{}, iteration {}: computing'.format(where, i))
+        yield i, batch
+        progress('{}, iteration {}: waiting for data'.format(where, i + 1))
+    progress('{}: all batches done'.format(where))

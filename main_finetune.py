@@ -8,15 +8,7 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from util import (
-    advice,
-    bad_images,
-    checkpoint,
-    precision as precisions,
-    report,
-    runtime as runtimes,
-    weights,
-)
+from util import bad_images, checkpoint, precision as precisions, report, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, labelled_set
 from util.freezing import check_resumed, freeze
@@ -113,7 +105,7 @@ def evaluate_checkpoint(args, runtime, precision, resumed, build=build_model, pr
     if resumed.path is None:
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
     dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
-    advice.before_evaluation(dataset)
+    runtimes.warn_of_empty_classes(dataset)
     model = build(args, count_classes(args, dataset))
     adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model, fit_positions=True, averaged=True)
@@ -159,8 +151,7 @@ def train(args, runtime, precision, resumed):
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps),
                             resumed.average(args.ema, precision.trained_weights(model, optimizer)))
-    parameters = runtimes.describe_training(train_set, model, effective_batch, lr)
-    advice.before_training(args, len(train_set), effective_batch, val_loader.dataset)
+    parameters = runtimes.describe_training(args, train_set, model, effective_batch, lr, val_loader.dataset)
     criterion, mix = build_loss(args, classes)
     augment = build_augmentation(args, mix, runtime.device)
 

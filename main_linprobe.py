@@ -9,7 +9,7 @@ from torch.nn import CrossEntropyLoss
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
 from main_finetune import build_evaluation, close_epoch, count_classes, evaluate_checkpoint, finish
-from util import advice, checkpoint, precision as precisions, runtime as runtimes, weights
+from util import checkpoint, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, labelled_set
 from util.held_out import split_settings
@@ -98,7 +98,6 @@ def train(args, runtime, precision, resumed):
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
     parameters = runtimes.describe_training(train_set, probe.head, effective_batch, lr)
-    advice.before_training(args, len(train_set), effective_batch, val_loader.dataset)
 
     # epochs
     normalize, criterion = Normalize.of(vars(args)), CrossEntropyLoss()

@@ -6,7 +6,7 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import advice, checkpoint, knn, precision as precisions, runtime as runtimes, weights
+from util import checkpoint, knn, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, pretraining_set
 from util.gallery import NoGallery, Reconstructions
@@ -77,8 +77,7 @@ def train(args, runtime, precision):
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps),
                             resumed.average(args.ema, precision.trained_weights(model, optimizer)))
-    parameters = runtimes.describe_training(dataset, model, effective_batch, lr)
-    advice.before_training(args, len(dataset), effective_batch)
+    parameters = runtimes.describe_training(args, dataset, model, effective_batch, lr)
 
     # epochs
     gallery = build_gallery(args, runtime, precision, dataset, model, normalize, resumed, updates.average)

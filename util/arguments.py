@@ -2,6 +2,7 @@
 import os
 
 from util import download, input_arguments, input_size
+from util.model_sizes import SIZES
 from util.parser import (
     COUNT,
     INDEX,
@@ -15,11 +16,9 @@ from util.parser import (
     number,
 )
 
-PRETRAIN_MODELS = ('mae_vit_nano_patch16', 'mae_vit_tiny_patch16', 'mae_vit_small_patch16', 'mae_vit_base_patch16',
-                   'mae_vit_large_patch16', 'mae_vit_huge_patch14', 'mae_vit_base_patch16_dec512d8b',
-                   'mae_vit_large_patch16_dec512d8b', 'mae_vit_huge_patch14_dec512d8b')
-FINETUNE_MODELS = ('vit_nano_patch16', 'vit_tiny_patch16', 'vit_small_patch16', 'vit_base_patch16',
-                   'vit_large_patch16', 'vit_huge_patch14')
+FINETUNE_MODELS = tuple('vit_{}_patch{}'.format(name, size.patch) for name, size in SIZES.items())
+PRETRAIN_MODELS = (*('mae_' + name for name in FINETUNE_MODELS),
+                   *('mae_{}_dec512d8b'.format(name) for name in FINETUNE_MODELS[3:]))       # the published names
 
 
 def _or(word, value, number_of):

@@ -230,10 +230,8 @@ def select(requested):
 
 def probe(kind):
     """('npu' or 'cuda' as an Accelerator, None), or (None, why it cannot be used here)."""
-    return {'npu': _npu, 'cuda': _cuda}[kind]()
-
-
-def _npu():
+    if kind == 'cuda':
+        return (Cuda(torch.cuda), None) if torch.cuda.is_available() else (None, 'no CUDA GPU')
     if not hasattr(torch, 'npu'):       # Ascend's torch 1.5 has it built in; elsewhere torch_npu brings it
         advice = ('source set_env.sh of the CANN toolkit first, by default /usr/local/Ascend/ascend-toolkit/set_env.sh'
                   ', or install the torch_npu that is made for torch ' + torch.__version__)
@@ -248,12 +246,6 @@ def _npu():
     if not torch.npu.is_available():
         return None, 'torch_npu is installed but finds no NPU (see npu-smi info and ASCEND_RT_VISIBLE_DEVICES)'
     return Npu(torch.npu), None
-
-
-def _cuda():
-    if not torch.cuda.is_available():
-        return None, 'no CUDA GPU'
-    return Cuda(torch.cuda), None
 
 
 def _cpu_flags():

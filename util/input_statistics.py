@@ -1,6 +1,8 @@
 """Mean and standard deviation of the input's channels, by which a model is trained and later used."""
 import math
 
+import numpy as np
+
 from util.errors import UserError
 from util.log import logger
 
@@ -68,6 +70,4 @@ def flags_text(mean, std):
 
 def number_text(value):
     """A number in six digits, without the exponent that a command line takes for a flag where it is negative."""
-    digits = max(0, 5 - math.floor(math.log10(abs(value)))) if value else 0
-    text = '{:.{}f}'.format(value, digits)
-    return text.rstrip('0').rstrip('.') if digits else text
+    return np.format_float_positional(value, 6, fractional=False, trim='-')

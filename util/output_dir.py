@@ -1,8 +1,10 @@
-"""The output folder: an earlier run's results are set aside under a dated name, never deleted nor mixed with new ones.
+"""The output folder: an earlier run's results are set aside under a dated name, never deleted nor mixed with new ones;
+config.yaml keeps all flags of a run.
 
 `python -m util.output_dir FOLDER` does it for the launchers, before they open their log.
 """
 import fnmatch
+import json
 import os
 import re
 import sys
@@ -10,7 +12,8 @@ import time
 
 from util import config, run_lock
 from util.errors import UserError, one_line, run
-from util.files import lines
+from util.files import lines, write_atomically
+from util.log import logger
 
 RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json', 'bad_images.txt', 'report.html', 'eval.html')
 RESULTS_AND_LOGS = RESULTS + ('*.log',)
@@ -92,6 +95,50 @@ def set_log_aside(folder, records):
     that shows them; returns new names."""
     paths = [os.path.join(folder, name) for name in ('log.txt', 'report.html')]
     return [set_aside(path) for path in paths if os.path.exists(path)] if set(lines(paths[0])) - set(records) else []
+
+
+def save_flags(args, processes, evaluation=False):
+    """Write all flags into the output folder in a form that --config takes; a file of other flags there is renamed.
+
+    A --resume within the same folder, and its --start_epoch, are not part of the recipe: a comment names it, and the
+    file repeats the whole run. The effective batch that an absolute --lr was used with is put down.
+    Args:
+        args: the parsed flags.
+        processes: their number.
+        evaluation: they are not of a training: the file is eval_config.yaml, not config.yaml.
+    Returns:
+        list of the new names of files that were set aside.
+    """
+    values = {flag: value for flag, value in vars(args).items() if flag != 'config'}
+    head = '# All flags of a run; --config takes this file.\n'
+    if not evaluation and is_resumed(args.output_dir, args.resume):
+        head += '# Resumed by --resume {}.\n'.format(one_line(args.resume))
+        values.update(resume='', start_epoch=None)
+    if values.get('lr') is not None and values.get('base_batch_size') is None:
+        values['base_batch_size'] = args.batch_size * args.accum_iter * processes
+    text = ['{}: {}\n'.format(flag, _yaml(values[flag])) for flag in sorted(values)]
+    path, asides = os.path.join(args.output_dir, 'eval_config.yaml' if evaluation else 'config.yaml'), []
+    try:
+        if os.path.exists(path) and _settings(path) != text:
+            asides.append(set_aside(path))
+        write_atomically(path, (head + ''.join(text)).encode())
+    except OSError as error:
+        logger.error('error: %s: not written (%s)', path, error.strerror)
+    return asides
+
+
+def _settings(path):
+    """The lines of a file without its comments."""
+    with open(path, encoding='utf-8', errors='replace') as file:
+        return [line for line in file if not line.startswith('#')]
+
+
+def _yaml(value):
+    if isinstance(value, str):      # what cannot be printed is spelt out, as YAML does it too
+        return '"{}"'.format(one_line(value.replace('\\', '\\\\').replace('"', '\\"')))
+    if isinstance(value, (list, tuple)):
+        return '[{}]'.format(', '.join(map(_yaml, value)))
+    return json.dumps(value)
 
 
 def _main(folder, *flags):

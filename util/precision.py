@@ -3,7 +3,7 @@
 The loops call autocast, backward and step; only this module knows what stands behind them.
 """
 import importlib
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import torch
 
@@ -255,32 +255,26 @@ def choose(accelerator, amp=False, backend='auto', dtype='auto', loss_scale='dyn
         UserError: what was asked for by name does not exist here.
     """
     asked = backend in ('apex', 'native') or dtype != 'auto'
-    if backend == 'none' or not (amp or asked):
+    if backend == 'none' or not (asked or amp and accelerator.gains_by_half()):
         return FullPrecision()
-    if backend == 'apex':
-        return _apex_o2(accelerator, dtype, loss_scale)
-    if backend == 'auto' and dtype == 'auto' and accelerator.type == 'npu':
-        apex, _ = _import_apex()
-        if apex:
-            return ApexO2(apex, loss_scale)
-    return _native(accelerator, asked, dtype, loss_scale)
+    if asked:
+        return (_apex_o2 if backend == 'apex' else _native)(accelerator, dtype, loss_scale)
+    for kind in (_apex_o2, _native) if accelerator.type == 'npu' else (_native, _apex_o2):
+        with suppress(UserError):
+            return kind(accelerator, dtype, loss_scale)
+    return FullPrecision()
 
 
-def _native(accelerator, asked, dtype, loss_scale):
-    if not (asked or accelerator.gains_by_half()):
-        return FullPrecision()
+def _native(accelerator, dtype, loss_scale):
     if not accelerator.is_accelerator and dtype == 'fp16':
         raise UserError('--amp_dtype fp16: needs an accelerator; on a CPU use bf16 or leave it out')
-    bf16 = dtype == 'bf16' or (dtype == 'auto' and accelerator.supports_bf16())
     if dtype == 'bf16' and not accelerator.supports_bf16():
         raise UserError('--amp_dtype bf16: {} does not support it; use fp16'.format(accelerator.name))
-    if _autocast_factory(accelerator, torch.bfloat16 if bf16 else torch.float16) is None:
-        if asked:
-            raise UserError('--amp_backend native: torch {} has no autocast for {}; use apex or none'
-                            .format(torch.__version__, accelerator.type))
-        apex, _ = _import_apex()
-        return ApexO2(apex, loss_scale) if apex else FullPrecision()
-    return NativeAmp(accelerator, torch.bfloat16 if bf16 else torch.float16, loss_scale)
+    half = torch.bfloat16 if dtype != 'fp16' and accelerator.supports_bf16() else torch.float16
+    if _autocast_factory(accelerator, half) is None:
+        raise UserError('--amp_backend native: torch {} has no autocast for {}; use apex or none'
+                        .format(torch.__version__, accelerator.type))
+    return NativeAmp(accelerator, half, loss_scale)
 
 
 def _apex_o2(accelerator, dtype, loss_scale):
@@ -288,37 +282,23 @@ def _apex_o2(accelerator, dtype, loss_scale):
         raise UserError('--amp_backend apex: needs an accelerator; on a CPU leave it out')
     if dtype == 'bf16':
         raise UserError('--amp_dtype bf16: apex O2 knows fp16 only; use --amp_backend native')
-    apex, why_not = _import_apex()
-    if apex is None:
-        raise UserError("--amp_backend apex: {}; install your vendor's build (the package 'apex' on PyPI is another "
-                        'project) or use --amp_backend native'.format(why_not))
-    return ApexO2(apex, loss_scale)
-
-
-def _import_apex():
-    """(apex, None) with amp and optimizers imported, or (None, why not)."""
     try:
         apex = importlib.import_module('apex')
-        importlib.import_module('apex.amp')
-    except (ImportError, RuntimeError, OSError, SystemExit) as error:
-        return None, 'apex.amp does not import ({})'.format(error)
-    if not hasattr(apex.amp, 'initialize'):
-        return None, 'the installed apex has no amp'
-    try:
+        importlib.import_module('apex.amp').initialize      # noqa: B018  (another project's apex has none)
+    except (AttributeError, ImportError, RuntimeError, OSError, SystemExit) as error:
+        raise UserError("--amp_backend apex: apex.amp does not import ({}); install your vendor's build (the package "
+                        "'apex' on PyPI is another project) or use --amp_backend native".format(error)) from error
+    with suppress(ImportError):                             # the optimizers are an optional extension
         importlib.import_module('apex.optimizers')
-    except ImportError:
-        pass                                        # the optimizers are an optional extension
-    return apex, None
+    return ApexO2(apex, loss_scale)
 
 
 def _autocast_factory(accelerator, dtype):
     """A function that makes an autocast context, or None where this torch has none for the device and type."""
     if hasattr(torch, 'autocast') and accepts(torch.autocast, 'device_type'):
-        try:
+        with suppress(RuntimeError):                # where this torch does not know the device by that name
             torch.autocast(accelerator.type, dtype=dtype)
             return lambda: torch.autocast(accelerator.type, dtype=dtype)
-        except RuntimeError:
-            pass                                    # this torch does not know the device by that name
     autocast = getattr(getattr(getattr(accelerator, 'module', None), 'amp', None), 'autocast', None)
     if autocast is None:
         return None

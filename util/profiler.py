@@ -12,26 +12,21 @@ SKIP = 5
 TRACE = 10 if hasattr(torch, 'inference_mode') else 3
 
 
-class NoProfiler:
-    """Profiles nothing."""
+class Profiler:
+    """Traces iterations SKIP to SKIP + TRACE of the run (fewer where it ends sooner) into folder/prof/trace.json.
 
-    def step(self):
-        pass
+    Args:
+        folder: None for no trace.
+    """
 
-    finish = step
-
-
-class WindowProfiler:
-    """Traces iterations SKIP to SKIP + TRACE of the run (fewer where it ends sooner) into a file."""
-
-    def __init__(self, accelerator, path):
-        self._accelerator, self._path = accelerator, path
+    def __init__(self, accelerator, folder):
+        self._accelerator, self._path = accelerator, folder and os.path.join(folder, 'prof', 'trace.json')
         self._done, self._trace = 0, None
 
     def step(self):
         """Call after each iteration."""
         self._done += 1
-        if self._done == SKIP:
+        if self._path and self._done == SKIP:
             self._accelerator.synchronize()     # what was queued before the window stays out of it
             self._trace = self._accelerator.profile()
             self._trace.__enter__()
@@ -40,7 +35,7 @@ class WindowProfiler:
 
     def finish(self):
         """Write what was traced, if it has not been written."""
-        if self._done < SKIP:
+        if self._path and self._done < SKIP:
             logger.warning('--prof: the run ended after %d iterations, the trace begins after %d: nothing written',
                            self._done, SKIP)
         if self._trace is None:
@@ -54,8 +49,3 @@ class WindowProfiler:
             shutil.move(trace, self._path)
         self._trace = None
         logger.info('profiler trace: %s (open in chrome://tracing)', self._path)
-
-
-def start(accelerator, folder):
-    """A profiler that writes into folder/prof, or one that does nothing where folder is None."""
-    return WindowProfiler(accelerator, os.path.join(folder, 'prof', 'trace.json')) if folder else NoProfiler()

@@ -7,13 +7,14 @@ import timm
 import torch
 import torchvision
 
-from util import affinity, checkpoint, config_record, device, distributed, hang_detector, log, output_dir, profiler
+from util import affinity, checkpoint, device, distributed, hang_detector, log, output_dir
 from util.compiling import compile_blocks
 from util.errors import UserError
 from util.loader import default_workers, seed_generators
 from util.log import logger
 from util.logbook import Logbook, SilentLogbook
 from util.lr_schedule import peak_lr
+from util.profiler import Profiler
 from util.recompute import recomputed
 from util.stops import NoStops, Stops
 from util.timm_compat import drops_paths
@@ -25,7 +26,7 @@ class Runtime:
     def __init__(self, accelerator, world, profiling_folder=None):
         self.accelerator, self.world = accelerator, world
         self.device = accelerator.use(world.local_rank)
-        self.profiler = profiler.start(accelerator, profiling_folder if world.is_main else None)
+        self.profiler = Profiler(accelerator, profiling_folder if world.is_main else None)
         self.cores = None       # those that the process is bound to
         self.stops = NoStops()
         self._begun = time.time()
@@ -124,8 +125,7 @@ def open_logbook(args, runtime, resumed=None, start=(0, 0), begin=None):
         records = resumed.records_before(start[0], args.output_dir)
         if args.resume != 'auto' or not resumed.path:       # else the course is the same: lines are written again
             asides += output_dir.set_log_aside(args.output_dir, records)
-    asides += config_record.save(args, runtime.world.size,
-                                 config_record.EVALUATION if resumed is None else config_record.TRAINING)
+    asides += output_dir.save_flags(args, runtime.world.size, evaluation=resumed is None)
     for aside in asides:
         logger.info('earlier results kept in %s', aside)
     return Logbook(args.output_dir, args.log_dir, lock, records, begin)
@@ -162,13 +162,36 @@ def batch_and_lr(args, world):
     return effective_batch, lr
 
 
-def describe_training(dataset, model, effective_batch, lr):
-    """Say what is trained, on what, how fast; returns the number of trained parameters."""
+def describe_training(args, dataset, model, effective_batch, lr, val_set=None):
+    """Log what is trained, on what, how fast, and warn of settings that would waste the run.
+
+    Args:
+        val_set: the validation images, where there are classes.
+    Returns:
+        number of trained parameters.
+    """
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info('data: %d images', len(dataset))
     logger.info('model: %.2f M trained parameters', parameters / 1e6)
     logger.info('effective batch size: %d, peak lr: %.3e', effective_batch, lr)
+    if args.warmup_epochs >= args.epochs > 1:
+        logger.info('warning: --warmup_epochs %g of --epochs %d: the learning rate never falls, and reaches %.0f%% of '
+                    'its peak', args.warmup_epochs, args.epochs, 100 * args.epochs / args.warmup_epochs)
+    if effective_batch > len(dataset):
+        logger.info('warning: the effective batch of %d is more than the %d training images: an epoch is one step; '
+                    'lower --accum_iter', effective_batch, len(dataset))
+    if val_set is not None:
+        warn_of_empty_classes(val_set)
     return parameters
+
+
+def warn_of_empty_classes(val_set):
+    """Warn of classes without validation images."""
+    present = set(map(int, val_set.labels))
+    missing = [name for label, name in enumerate(val_set.classes) if label not in present]
+    if missing:
+        logger.info('warning: no validation images of %d of %d classes: %s%s', len(missing), len(val_set.classes),
+                    ', '.join(missing[:5]), ', ...' if len(missing) > 5 else '')
 
 
 def finish(runtime, logbook, name, result):

@@ -3,9 +3,10 @@ import shutil
 from argparse import Namespace
 
 import pytest
+import torch
 from conftest import finetune
 
-from util import advice
+from util import runtime as runtimes
 from util.drawn_dataset import CLASSES
 
 
@@ -14,15 +15,10 @@ from util.drawn_dataset import CLASSES
     (10, 1, 1001, '--accum_iter')])
 def test_a_warm_up_of_all_epochs_and_a_batch_of_more_than_all_images_get_a_line(caplog, epochs, warmup, batch, named):
     caplog.set_level('INFO', 'mae')
-    advice.before_training(Namespace(epochs=epochs, warmup_epochs=warmup), 1000, batch)
-    assert len(caplog.messages) == bool(named) and all(named in line for line in caplog.messages)
-
-
-def test_classes_without_validation_images_get_a_line(caplog):
-    caplog.set_level('INFO', 'mae')
-    advice.before_evaluation(Namespace(labels=[1, 1], classes=['a', 'b', 'c']))
-    advice.before_evaluation(Namespace(labels=[0, 1], classes=['a', 'b']))
-    assert len(caplog.messages) == 1 and '2 of 3 classes: a, c' in caplog.messages[0]
+    args = Namespace(epochs=epochs, warmup_epochs=warmup)
+    runtimes.describe_training(args, range(1000), torch.nn.Linear(1, 1), batch, .1)
+    warnings = [line for line in caplog.messages if line.startswith('warning: ')]
+    assert len(warnings) == bool(named) and all(named in line for line in warnings)
 
 
 def test_warnings_of_training_and_evaluation_stand_at_the_head_of_the_log(images, tmp_path):

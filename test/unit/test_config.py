@@ -6,7 +6,7 @@ import pytest
 from conftest import launcher
 from printed_commands import check_printed
 
-from util import config, config_record, launch, output_dir
+from util import config, launch, output_dir
 from util.arguments import parse_finetune, parse_pretrain
 from util.errors import UserError
 
@@ -94,14 +94,14 @@ def test_the_file_of_a_run_gives_back_all_its_flags(tmp_path):
     args = parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path), '--addr', odd, '--blr', '1e-6',
                            '--log_dir', 'null', '--cls_token', '--no_pin_mem', '--cutmix_minmax', '.2', '.4',
                            '--freeze', '3', '--aa', 'none', '--finetune', ''])
-    assert config_record.save(args, 1, config_record.TRAINING) == []
+    assert output_dir.save_flags(args, 1) == []
     again = parse_finetune(['--config', str(tmp_path / 'config.yaml')])
     assert vars(again) == {**vars(args), 'config': str(tmp_path / 'config.yaml')}
 
 
 def saved(folder, *flags):
     args = parse_pretrain(['--data_path', str(folder), '--output_dir', str(folder), *map(str, flags)])
-    return config_record.save(args, 4, config_record.TRAINING), (folder / 'config.yaml').read_text()
+    return output_dir.save_flags(args, 4), (folder / 'config.yaml').read_text()
 
 
 def test_a_file_of_other_flags_is_renamed_and_one_of_the_same_is_not(tmp_path):

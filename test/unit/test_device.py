@@ -116,7 +116,7 @@ def test_an_older_npu_build_is_profiled_by_the_profiler_that_knows_it(monkeypatc
 
 @pytest.mark.compat
 def test_a_trace_of_some_iterations_is_written(tmp_path):
-    window = profiler.start(device.Cpu(), str(tmp_path))
+    window = profiler.Profiler(device.Cpu(), str(tmp_path))
     for _ in range(profiler.SKIP + profiler.TRACE):
         torch.ones(2).add(1)
         window.step()

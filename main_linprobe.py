@@ -97,7 +97,7 @@ def train(args, runtime, precision, resumed):
     updates = WeightUpdates(runtime.wrap(probe.head, probe.precision), optimizer, probe.precision,
                             lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                             args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps))
-    parameters = runtimes.describe_training(train_set, probe.head, effective_batch, lr)
+    parameters = runtimes.describe_training(args, train_set, probe.head, effective_batch, lr, val_loader.dataset)
 
     # epochs
     normalize, criterion = Normalize.of(vars(args)), CrossEntropyLoss()

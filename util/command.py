@@ -16,22 +16,17 @@ def reproducing(world, argv=None, environ=os.environ):
     start = ['python']
     if 'RANK' in environ and 'WORLD_SIZE' in environ:
         flags = [flag for flag in flags if not re.match('--local[-_]rank=', flag)]      # a launcher's doing
-        start += _launched(world.size, int(environ.get('LOCAL_WORLD_SIZE') or world.size))
+        local = int(environ.get('LOCAL_WORLD_SIZE') or world.size)
+        if world.size > 1:
+            start += ['util/launch.py', '--nproc', str(local)]
+        if world.size > local:          # on several nodes the command of the first
+            start += ['--nnodes', str(world.size // local), '--node_rank', '0', '--master_addr', 'ADDRESS']
     elif world.size > 1 and '--dist_on_itp' in flags:
         start = ['mpirun', '-n', str(world.size), 'python']
     elif world.size > 1 and 'SLURM_PROCID' in environ:
         start = ['srun', '--ntasks={}'.format(world.size), 'python']
     begun = ' '.join(map(quoted, [*start, os.path.basename(script)]))
     return begun + ''.join((' \\\n    ' if flag.startswith('--') else ' ') + quoted(flag) for flag in flags)
-
-
-def _launched(processes, local):
-    """The part of util/launch.py; on several nodes for the first one."""
-    nodes = processes // local
-    if processes == 1:
-        return []
-    several = ['--nnodes', str(nodes), '--node_rank', '0', '--master_addr', 'ADDRESS'] if nodes > 1 else []
-    return ['util/launch.py', '--nproc', str(local), *several]
 
 
 def quoted(word):

@@ -41,9 +41,5 @@ def check_resumed(resumed, flag, depth):
     """Raise UserError where the checkpoint that a training goes on from had other blocks frozen."""
     before = (resumed.get('args') or {}).get('freeze')
     if resumed.goes_on and frozen_blocks(before, depth) != frozen_blocks(flag, depth):
-        raise UserError('{}: was trained {}, this run is {}; give it to --finetune for a new run'
-                        .format(resumed.path, _said(before), _said(flag)))
-
-
-def _said(flag):
-    return 'without --freeze' if flag is None else 'with --freeze {}'.format(flag)
+        raise UserError('{}: was trained with --freeze {}, this run has {}; give it to --finetune for a new run'
+                        .format(resumed.path, before, flag))

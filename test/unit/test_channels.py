@@ -17,7 +17,6 @@ from util.arguments import parse_finetune
 from util.checkpoint_file import save
 from util.datasets import labelled_set, pretraining_set
 from util.errors import UserError
-from util.image_sources import ImageSources
 from util.images import UnreadableImage
 from util.input_statistics import adopt_statistics, number_text, statistics
 from util.loader import collate
@@ -100,7 +99,7 @@ def test_an_array_of_other_channels_is_unreadable(tmp_path):
 
 
 @pytest.mark.parametrize('mode, ending, channels', [('RGBA', 'png', 4), ('LA', 'png', 2), ('CMYK', 'jpg', 4),
-                                                    ('RGBA', 'tif', 4), ('RGB', 'jpg', 3)])
+                                                    ('RGB', 'jpg', 3)])
 def test_a_picture_gives_the_channels_that_its_file_has(tmp_path, mode, ending, channels):
     path, pixels = str(tmp_path / ('x.' + ending)), ramp(channels)
     Image.fromarray(pixels, mode).save(path)
@@ -109,13 +108,6 @@ def test_a_picture_gives_the_channels_that_its_file_has(tmp_path, mode, ending, 
     assert open_picture(path).channels(3).part(0, 0, 40, 30, (40, 30)).shape == (40, 30, 3)
     with pytest.raises(UnreadableImage, match='--in_chans'):
         pretraining_transform(32, 5)(open_picture(path))
-
-
-def test_a_palette_with_transparency_has_four_channels(tmp_path):
-    image = Image.fromarray(ramp(1)[..., 0], 'L').convert('P')
-    image.save(str(tmp_path / 'x.png'), transparency=bytes([0] + [255] * 255))
-    pixels = open_picture(str(tmp_path / 'x.png')).channels(4).part(0, 0, 40, 30, (40, 30))
-    assert set(pixels[..., 3].flatten().tolist()) == {0, 255}
 
 
 @pytest.mark.parametrize('kind', [np.uint8, np.uint16])
@@ -137,14 +129,6 @@ def test_arrays_are_images_where_there_are_no_others(bands, tmp_path):
     assert len(pretraining_set(str(tmp_path))) == 1
     Image.fromarray(ramp(3)).save(str(tmp_path / 'y.png'))
     assert [pretraining_set(str(tmp_path)).name_of(0)[-5:], len(pretraining_set(str(tmp_path)))] == ['y.png', 1]
-
-
-def test_a_table_may_name_arrays_for_training_and_for_prediction(bands, tmp_path):
-    table = tmp_path / 'x.csv'
-    table.write_text('path,label\n' + ''.join('{},{}\n'.format(path, path.parent.name)
-                                             for path in sorted(bands.glob('train/*/*.npy'))))
-    assert len(pretraining_set(str(table), evaluation_transform(32, 5))) == 16
-    assert len(ImageSources([str(table)], evaluation_transform(32, 5))) == 16
 
 
 def test_arrays_are_packed_into_tar_files_and_read_from_there(bands, tmp_path):

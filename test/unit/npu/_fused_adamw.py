@@ -18,13 +18,8 @@ def flatten(tensors):
 class FusedAdamW(torch.optim.Optimizer):
     """AdamW that steps many parameters at once (arXiv:1711.05101, algorithm 2)."""
 
-    def __init__(self, params, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=1e-2, amsgrad=False):
-        if min(lr, eps, weight_decay, *betas) < 0 or max(betas) >= 1:
-            raise ValueError('NpuFusedAdamW: a setting is out of range')
-        if amsgrad:
-            raise NotImplementedError('the stand-in for NpuFusedAdamW has no amsgrad')
-        super().__init__(params, {'lr': lr, 'betas': betas, 'eps': eps, 'weight_decay': weight_decay,
-                                  'amsgrad': amsgrad})
+    def __init__(self, params, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=1e-2):
+        super().__init__(params, {'lr': lr, 'betas': betas, 'eps': eps, 'weight_decay': weight_decay})
 
     def combined_state(self, members):
         """The moments of `members` in one buffer each; those of each member become views of it."""

@@ -130,7 +130,7 @@ def test_the_masters_begin_as_the_exact_weights(apex):
     plain, run = Training(FullPrecision()), Training(ApexO2(apex))
     assert not differing(plain.model.state_dict(), run.precision.model_state(run.model, run.optimizer))
     assert run.model.blocks[0].mlp.fc1.weight.dtype == torch.float16
-    assert all(master.dtype == torch.float32 for master in apex.amp.master_params(run.optimizer))
+    assert all(p.dtype == torch.float32 for group in run.optimizer.param_groups for p in group['params'])
 
 
 def gradients_in_one_buffer(model):
@@ -149,7 +149,7 @@ def nvidia_initialize(apex):
 def test_apex_o2_follows_fp32_training(apex, kind):
     package = apex if kind == 'ascend' else SimpleNamespace(amp=apex.amp)
     if kind == 'nvidia':
-        members = {name: getattr(apex.amp, name) for name in ('scale_loss', 'master_params', 'state_dict')}
+        members = {name: getattr(apex.amp, name) for name in ('scale_loss', 'state_dict')}
         package.amp = SimpleNamespace(initialize=nvidia_initialize(apex), **members)
     run = Training(ApexO2(package))
     losses, exact = run.steps(0, 10), Training(FullPrecision()).steps(0, 10)
@@ -245,21 +245,6 @@ def test_the_checkpoint_is_a_plain_fp32_one(apex, tmp_path):
     mine = run.model(torch.ones(2, 3, 32, 32))[0].item()
     torch.manual_seed(1)
     assert plain.model(torch.ones(2, 3, 32, 32))[0].item() == pytest.approx(mine, rel=3e-3)
-
-
-def test_evaluation_computes_as_the_trained_model_does(apex, tmp_path):
-    run = Training(ApexO2(apex))
-    run.steps(0, 3)
-    path = run.save(tmp_path / 'a.pth')
-    torch.manual_seed(1)
-    expected = run.model.eval()(torch.ones(2, 3, 32, 32))
-    model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8)
-    checkpoint.Resumed(path).restore_model(model)
-    model = ApexO2(apex).prepare_inference(model).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        found = model(torch.ones(2, 3, 32, 32))
-    assert all(torch.equal(one, other) and one.dtype == torch.float32 for one, other in zip(found, expected))
 
 
 def test_an_fp32_run_continues_in_o2_with_its_count_of_steps(apex, tmp_path):

@@ -10,17 +10,11 @@ class LossScaler:
     A static scale looks for no overflow: it never skips a step. A dynamic one counts backward passes, not steps.
     """
 
-    def __init__(self, loss_scale, init_scale, growth, backoff, window, smallest, largest):
+    def __init__(self, loss_scale):
         self.dynamic = loss_scale == 'dynamic'
-        self._loss_scale = min(largest, init_scale) if self.dynamic else float(loss_scale)
-        self._growth, self._backoff, self._window = growth, backoff, window
-        self._smallest, self._largest = smallest, largest
-        self._unskipped, self._has_overflow = 0, False
+        self.loss_scale = 2. ** 16 if self.dynamic else float(loss_scale)
+        self.unskipped, self._has_overflow = 0, False
         self._saturating = _saturating_npu() if self.dynamic else None
-
-    def loss_scale(self):
-        """The scale at hand."""
-        return self._loss_scale
 
     def before_backward(self):
         """Forget earlier overflows of a chip that only tells them by its flag."""
@@ -45,21 +39,18 @@ class LossScaler:
             earlier = earlier.clone()
         if master_grad is not model_grad:
             master_grad.copy_(model_grad)
-        master_grad.mul_(1. / self._loss_scale)
+        master_grad.mul_(1. / self.loss_scale)
         if earlier is not None:
             master_grad.add_(earlier)
 
     def update_scale(self):
         """Adapt the scale to what this backward showed; True where its step is to be skipped."""
         skips = self._has_overflow and self.dynamic
+        self.unskipped = 0 if skips else self.unskipped + 1
         if skips:
-            self._loss_scale = max(self._smallest or 0., self._loss_scale * self._backoff)
-            self._unskipped = 0
-        else:
-            self._unskipped += 1
-        if self._unskipped == self._window and self.dynamic:
-            self._loss_scale = min(self._largest, self._loss_scale * self._growth)
-            self._unskipped = 0
+            self.loss_scale /= 2
+        elif self.unskipped == 2000 and self.dynamic:
+            self.loss_scale, self.unskipped = min(2. ** 24, self.loss_scale * 2), 0
         return skips
 
 

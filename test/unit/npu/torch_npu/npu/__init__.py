@@ -74,20 +74,9 @@ def synchronize(device=None):
     _index(device)
 
 
-def empty_cache():
-    """There is none."""
-
-
-def memory_allocated(device=None):
+def max_memory_allocated(device=None):
     """The memory of the emulated device is the process's: its peak, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-max_memory_allocated = memory_allocated
-
-
-def reset_peak_memory_stats(device=None):
-    """The process's peak cannot be."""
 
 
 def manual_seed(seed):
@@ -103,14 +92,6 @@ def get_rng_state(device='npu'):
 
 def set_rng_state(new_state, device='npu'):
     _dispatch.generator.set_state(new_state)
-
-
-def get_rng_state_all():
-    return [get_rng_state() for _ in range(_count)]
-
-
-def set_rng_state_all(new_states):
-    set_rng_state(new_states[_current])
 
 
 class Stream:

@@ -1,15 +1,8 @@
-"""torch.npu.amp: autocast, and a gradient scaler that also asks the overflow flag of a saturating chip."""
+"""torch.npu.amp: a gradient scaler that also asks the overflow flag of a saturating chip."""
 import torch
 from torch import distributed as dist
 
 from . import utils
-
-
-class autocast(torch.autocast):
-    """torch.autocast('npu'), in fp16 unless told."""
-
-    def __init__(self, enabled=True, dtype=torch.float16, cache_enabled=True):
-        super().__init__('npu', enabled=enabled, dtype=dtype, cache_enabled=cache_enabled)
 
 
 class GradScaler(torch.amp.GradScaler):

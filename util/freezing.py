@@ -41,5 +41,5 @@ def check_resumed(resumed, flag, depth):
     """Raise UserError where the checkpoint that a training goes on from had other blocks frozen."""
     before = (resumed.get('args') or {}).get('freeze')
     if resumed.goes_on and frozen_blocks(before, depth) != frozen_blocks(flag, depth):
-        raise UserError('{}: was trained with --freeze {}, this run has {}; give it to --finetune for a new run'
-                        .format(resumed.path, before, flag))
+        raise UserError('{}: was trained with --freeze {}, this run has {}; give it to --finetune for a new run'.format(
+            resumed.path, *('none' if each is None else each for each in (before, flag))))

@@ -123,14 +123,6 @@ def test_a_trace_of_some_iterations_is_written(tmp_path):
     assert 'add' in (tmp_path / 'prof' / 'trace.json').read_text()
 
 
-def test_the_cpu_takes_a_fused_adamw_where_pytorch_has_one_for_it():
-    parameter = torch.nn.Parameter(torch.ones(3))
-    parameter.grad = torch.ones(3)
-    optimizer = device.Cpu().adamw([{'params': [parameter], 'weight_decay': .5}], lr=.1, betas=(.9, .95))
-    optimizer.step()
-    assert parameter.tolist() == pytest.approx([.85] * 3)       # 1 - .1 * .5 of decay - .1 * the gradient's sign
-
-
 @pytest.mark.compat
 def test_an_adamw_that_fuses_on_other_devices_only_is_left_alone(monkeypatch):
     plain = torch.optim.AdamW

@@ -1,6 +1,9 @@
 """--grad_checkpoint: less memory, the same gradients."""
+import json
+
 import pytest
 import torch
+from conftest import PRETRAIN, ROOT, two_processes
 
 import models_vit
 from util import runtime as runtimes
@@ -55,3 +58,15 @@ def test_a_device_that_would_drop_other_paths_is_refused(rate):
     else:
         runtime.speed_up(model, False, True)
         assert model.run_block is recomputed
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_they_do_without_it(images, tmp_path):
+    losses = []
+    for flags in ([], ['--grad_checkpoint']):
+        folder = tmp_path / str(len(flags))
+        run = two_processes(ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--epochs', 1,
+                            '--output_dir', folder, *flags)
+        assert run.status == 0, run.output
+        losses.append(json.loads((folder / 'log.txt').read_text())['train_loss'])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

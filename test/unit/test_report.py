@@ -19,7 +19,7 @@ from util.arguments import parse_finetune, parse_linprobe, parse_pretrain
 from util.device import Cpu
 from util.distributed import World
 from util.errors import Stopped
-from util.gallery import IMAGES, MOMENTS, NoGallery, Reconstructions, moments
+from util.gallery import IMAGES, MOMENTS, Reconstructions, moments
 from util.logbook import SilentLogbook
 from util.transforms import Normalize, evaluation_transform
 from util.weight_average import WeightAverage
@@ -42,6 +42,16 @@ class Page:
 
     def flags(self):
         return dict(self.parts['Configuration']['facts']), dict(self.parts['Configuration']['folded'][2])
+
+
+class NoGallery:
+    """Pictures that are not there."""
+
+    def after(self, *args):
+        pass
+
+    def sections(self):
+        return []
 
 
 def place():

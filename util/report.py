@@ -126,9 +126,10 @@ def of_evaluation(args, runtime, precision, result, mistakes):
     path = os.path.join(args.output_dir, EVALUATION)
 
     def write():
-        shown = [('Acc@1', '{:.2f}%'.format(result['acc1'])), ('Acc@5', '{:.2f}%'.format(result['acc5'])),
-                 ('loss', '{:.4f}'.format(result['loss'])), ('images', result['images']),
-                 ('images/s', '{:.1f}'.format(result['images_per_sec'])), ('duration', duration(result['duration_sec']))]
+        shown = [(name, form.format(result[key])) for name, form, key in (
+            ('Acc@1', '{:.2f}%', 'acc1'), ('Acc@5', '{:.2f}%', 'acc5'), ('loss', '{:.4f}', 'loss'),
+            ('images', '{}', 'images'), ('images/s', '{:.1f}', 'images_per_sec'))]
+        shown.append(('duration', duration(result['duration_sec'])))
         content = page('Evaluation · {}'.format(args.model), 'finished', time.strftime('%Y-%m-%d %H:%M'),
                        '{} on {}'.format(result['checkpoint'], args.data_path), shown,
                        [*mistakes.sections(), *_how(args, runtime, precision, result)])

@@ -15,6 +15,7 @@ from util.distributed import World
 from util.errors import UserError
 from util.loader import evaluation_loader
 from util.log import logger
+from util.mistakes import Mistakes
 from util.transforms import Normalize, evaluation_transform
 
 
@@ -40,7 +41,7 @@ def result_of(folder, batch_size=4, signal=''):
     place = runtime.Runtime(Cpu(), World())
     place.stops.requested = signal
     loader = evaluation_loader(dataset, batch_size, World(), False, 0, True, Cpu())
-    result = evaluate(model, loader, precision.choose(Cpu(), False, 'none', 'auto', 'dynamic'), place, Normalize())
+    result = evaluate(model, loader, precision.FullPrecision(), place, Normalize(), Mistakes(dataset, Normalize()))
     return {name: value for name, value in result.items() if name != 'FPS'}
 
 

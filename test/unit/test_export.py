@@ -1,6 +1,5 @@
 """Trained models go out to other libraries, and come in again."""
 import functools
-import json
 import os
 import sys
 

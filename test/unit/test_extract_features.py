@@ -29,7 +29,8 @@ def test_features_are_the_pooled_ones_of_readable_images_beside_names_and_labels
     paths = sorted(tmp_path.glob('val/*/*'))
     bad = paths.pop(4)
     bad.write_bytes(b'')
-    extract('--resume', pretrained / 'checkpoint-0.pth', tmp_path / 'val', '--output', tmp_path / 'f', '--batch_size', 8)
+    flags = '--resume', pretrained / 'checkpoint-0.pth', '--output', tmp_path / 'f', '--batch_size', 8
+    extract(*flags, tmp_path / 'val')
     found = np.load(str(tmp_path / 'f' / 'features.npy'), mmap_mode='r')
     assert found.dtype == np.float32 and found.shape == (18, 128)
     assert np.allclose(found, expected(tmp_path / 'val', pretrained / 'checkpoint-0.pth', encoder.pooled), atol=1e-4)

@@ -91,7 +91,6 @@ def test_a_classifier_without_flags_is_recognised_by_its_shapes(tmp_path, pools_
     found = trained.load_classifier(write(tmp_path / 'x.safetensors', model.state_dict()))
     imgs = torch.randn(2, 1, 32, 32)
     assert torch.equal(found.model(imgs), model(imgs))
-    assert found.flags['input_size'] == 32 and found.flags['global_pool'] == pools_mean
 
 
 def test_an_autoencoder_without_flags_is_recognised(tmp_path):
@@ -100,9 +99,6 @@ def test_an_autoencoder_without_flags_is_recognised(tmp_path):
     found = trained.load_autoencoder(str(tmp_path / 'x.bin'))
     imgs, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     assert torch.equal(found.model(imgs, .75, noise)[1], model(imgs, .75, noise)[1])
-    torch.save({**model.state_dict(), 'decoder_embed.weight': torch.zeros(9, 128)}, str(tmp_path / 'y.bin'))
-    with pytest.raises(UserError, match='y.bin: .*decoder'):
-        trained.load_autoencoder(str(tmp_path / 'y.bin'))
 
 
 def encoder_of(model):
@@ -123,7 +119,8 @@ def test_an_encoder_alone_gives_features_and_is_refused_as_anything_else(tmp_pat
 
 
 def test_weights_of_no_known_model_are_refused_in_one_line(tmp_path):
-    for values in ({'a': torch.zeros(1)},
+    mae = models_mae.mae_vit_nano_patch16(**SMALL).state_dict()
+    for values in ({'a': torch.zeros(1)}, {**mae, 'decoder_embed.weight': torch.zeros(9, 128)},
                    {'patch_embed.proj.weight': torch.zeros(100, 3, 8, 8), 'pos_embed': torch.zeros(1, 17, 100)}):
         with pytest.raises(UserError, match='x.safetensors: '):
             trained.load_either(write(tmp_path / 'x.safetensors', values))
@@ -195,14 +192,6 @@ def test_weights_are_read_without_their_config_and_in_several_files(tmp_path, ma
     for path in (tmp_path / ('x' + name), tmp_path / 'parts'):
         found = checkpoint_file.load(str(path))['model']
         assert set(found) == set(whole) and all(torch.equal(value, whole[name]) for name, value in found.items())
-
-
-def test_fine_tuning_from_a_hugging_face_folder_says_what_it_took(images, tmp_path):
-    run = finetune('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 1, '--finetune',
-                   hugging_face_mae(tmp_path / 'mae', image_size=64))
-    assert run.status == 0, run.output
-    for words in ('mae_vit_nano_patch16', '8 x 8 to 4 x 4 patches', 'head.weight, head.bias, fc_norm.weight'):
-        assert words in run.output
 
 
 @NO_VIT

@@ -115,10 +115,11 @@ def periodic(folder, pretrained, runtime=None, **changes):
 
 
 @pytest.mark.parametrize('every, due', [(0, []), (2, [1, 3, 4]), (9, [4])])
-def test_it_is_due_every_so_many_epochs_and_after_the_last(images, pretrained, monkeypatch, every, due):
-    monkeypatch.setattr(knn.KnnJudge, 'accuracy', lambda self, bad_images: 7.)
-    judge, course = periodic(images, pretrained, knn_every=every), Course()
-    assert [epoch for epoch in range(5) if judge(epoch, course) == {'knn_acc1': 7.}] == due
+def test_it_is_due_every_so_many_epochs_and_after_the_last_on_a_bank_of_knn_images(images, pretrained, monkeypatch,
+                                                                                    every, due):
+    monkeypatch.setattr(knn.KnnJudge, 'accuracy', lambda self, bad_images: len(self._bank))
+    judge, course = periodic(images, pretrained, knn_every=every, knn_images=16), Course()
+    assert [epoch for epoch in range(5) if judge(epoch, course) == {'knn_acc1': 16}] == due
     assert course.agreed == len(due)
 
 
@@ -126,13 +127,6 @@ def test_pretraining_without_classes_is_a_mistake(images, pretrained):
     flat = images / 'train' / 'cross_checks'
     with pytest.raises(UserError, match='--knn_every 1: --data_path: {}'.format(flat)):
         periodic(flat, pretrained)
-
-
-def test_knn_images_bounds_the_bank(images, pretrained, monkeypatch):
-    lines = []
-    monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
-    periodic(images, pretrained, knn_images=16)(0, Course())
-    assert lines[0].endswith('19 validation images among 16 training images)')
 
 
 def test_a_judgement_that_a_signal_cuts_short_tells_no_accuracy(images, pretrained, monkeypatch):

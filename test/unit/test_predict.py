@@ -133,15 +133,6 @@ def test_amp_reaches_the_forward_pass(named, monkeypatch):
     assert asked == [True]
 
 
-def test_another_input_size_reaches_model_and_images(images, named):
-    loaded = trained.load_classifier(str(named), input_size=48)
-    assert loaded.model.grid_size == (6, 6) and loaded.flags['input_size'] == 48
-    at_work = inference.Inference(loaded, 'cpu')
-    sizes = [features.tolist() for _, features in at_work.over(
-        at_work.images([str(images / 'val')]), lambda model, imgs: torch.tensor(imgs.shape), 19, 0)]
-    assert sizes == [[19, 3, 48, 48]]
-
-
 def test_classes_without_a_name_are_numbers(named):
     loaded = trained.load_classifier(str(named))._replace(classes=['a', 'b'])
     assert main_predict.name_classes(loaded, '') == ['a', 'b', 2, 3, 4, 5, 6, 7]

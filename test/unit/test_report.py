@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -18,10 +19,9 @@ from util.arguments import parse_finetune, parse_linprobe, parse_pretrain
 from util.device import Cpu
 from util.distributed import World
 from util.errors import Stopped
-from util.gallery import IMAGES, MOMENTS, Reconstructions, moments
+from util.gallery import IMAGES, MOMENTS, Reconstructions
 from util.logbook import SilentLogbook
 from util.transforms import Normalize, evaluation_transform
-from util.weight_average import WeightAverage
 
 HOSTILE = '"></script><script>alert(1)</script><!--<img src=http://x onerror=alert(1)>&amp;\'\n\x1b\x7f\u2028\udcff'
 SHOWN = HOSTILE[:-5] + '\\n\\x1b\\x7f\\u2028\\udcff'       # in one line
@@ -133,8 +133,10 @@ def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_pat
 
 
 def test_a_run_that_ends_early_also_before_its_first_epoch_says_why(tmp_path):
-    for error, state in (Stopped('by SIGTERM'), 'stopped'), (ValueError('bad steps'), 'ended'):
-        page = page_of(tmp_path, error, logbook=Records(0))
+    for parse, name, error, state in ((parse_finetune, 'Fine-tuning · ', Stopped('by SIGTERM'), 'stopped'),
+                                      (parse_linprobe, 'Linear probing · ', ValueError('bad steps'), 'ended')):
+        page = page_of(tmp_path, error, logbook=Records(0), parse=parse)
+        assert page.data['title'].startswith(name)
         assert page.data['state'] == state and page.data['words'].endswith(str(error)) and 'Curves' not in page.parts
 
 
@@ -146,12 +148,6 @@ def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog
         running.epoch(epoch)
     running.close(Stopped(''))
     assert len(caplog.messages) == 3 and all('\n' not in line for line in caplog.messages)
-
-
-def test_a_report_is_called_what_the_run_was(tmp_path):
-    for parse, name in ((parse_pretrain, 'Pre-training'), (parse_finetune, 'Fine-tuning'),
-                        (parse_linprobe, 'Linear probing')):
-        assert page_of(tmp_path, parse=parse).data['title'].startswith(name + ' · ')
 
 
 def test_curves_are_named_in_words_and_the_table_has_what_only_some_epochs_have(tmp_path):
@@ -175,24 +171,19 @@ def test_other_processes_write_nothing(tmp_path):
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_reconstructions_are_few_and_include_the_first_and_the_last():
-    for epochs in (1, 2, 3, 50, 400, 1600):
-        found = moments(epochs)
-        assert (found[0], found[-1]) == (0, epochs - 1) and len(found) <= MOMENTS and len(found) == len(set(found))
-
-
-def gallery(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75):
+def gallery(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, within=nullcontext):
     torch.manual_seed(0)
     model = models_mae.mae_vit_nano_patch16(norm_pix_loss=norm_pix_loss, img_size=32, patch_size=8).eval()
     return Reconstructions(model, datasets.pretraining_set(str(images)), evaluation_transform(32), Normalize(),
-                           mask_ratio, precision.FullPrecision(), torch.device('cpu'), epochs, earlier, start)
+                           mask_ratio, precision.FullPrecision(), torch.device('cpu'), epochs, earlier, start, within)
 
 
-def test_pictures_stay_few_for_many_epochs_and_reports(images):
+def test_pictures_stay_few_and_those_of_the_first_and_the_last_epoch_are_among_them(images):
     shown = gallery(images, norm_pix_loss=True)
     for epoch in (*range(0, 400, 40), 399):
         shown.after(epoch, True, SilentLogbook())
-    assert len(shown.snapshots) <= MOMENTS + 1 and shown.snapshots[-1]['epoch'] == 399
+    found = [shot['epoch'] for shot in shown.snapshots]
+    assert (found[0], found[-1]) == (0, 399) and len(found) <= MOMENTS + 1
     assert '--norm_pix_loss' in dict(shown.sections()[0][1])['note']
 
 
@@ -210,15 +201,15 @@ def test_a_resumed_run_keeps_the_pictures_from_before_it_unless_they_are_of_othe
 
 
 def test_pictures_are_of_the_average_where_there_is_one(images):
-    shown = gallery(images)
-    average = WeightAverage(.9, dict(shown._model.named_parameters()))
-    shown.after(0, True, SilentLogbook())
-    torch.nn.init.zeros_(shown._model.decoder_pred.weight)
-    averaged = Reconstructions(shown._model, shown._dataset, evaluation_transform(32), Normalize(), .75,
-                               precision.FullPrecision(), torch.device('cpu'), 400, None, 0,
-                               lambda: average.within(shown._model))
-    averaged.after(0, True, SilentLogbook())
-    assert averaged.snapshots == shown.snapshots
+    entered = []
+
+    @contextmanager
+    def within():
+        entered.append(True)
+        yield
+
+    gallery(images, within=within).after(0, True, SilentLogbook())
+    assert entered
 
 
 @pytest.mark.slow

@@ -13,11 +13,6 @@ def width(text):
                for letter in text)
 
 
-def padded(text, columns):
-    """`text` with spaces up to so many columns."""
-    return text + ' ' * (columns - width(text))
-
-
 def read_class_names(path, count):
     """The lines of a text file of --class_names.
 
@@ -39,7 +34,7 @@ class Table:
 
     Args:
         stream: text file to write to.
-        files: names of image files, of which the first few decide the width; classes: names of all classes.
+        files: names of image files, whose longest decides the width; classes: names of all classes.
     """
 
     def __init__(self, stream, files, classes):
@@ -54,7 +49,8 @@ class Table:
             file = ''
 
     def _row(self, file, name, share):
-        self._stream.write('  '.join((padded(file, self._file), padded(name, self._class), share.rjust(6))) + '\n')
+        file, name = file + ' ' * (self._file - width(file)), name + ' ' * (self._class - width(name))
+        self._stream.write('  '.join((file, name, share.rjust(6))) + '\n')
 
     def flush(self):
         """Show what was written."""

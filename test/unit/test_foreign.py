@@ -76,14 +76,6 @@ def test_a_hostile_or_damaged_safetensors_file_is_refused_in_one_line(tmp_path, 
     refused(tmp_path / 'x.safetensors')
 
 
-@pytest.mark.parametrize('metadata', [{'args': '{"model": "__builtins__"}'}, {'classes': '[1, 2]'}], ids=str)
-def test_metadata_that_describe_no_model_are_refused(tmp_path, metadata):
-    path = write(tmp_path / 'x.safetensors', models_vit.vit_nano_patch16(num_classes=2, **SMALL).state_dict(),
-                 **metadata)
-    with pytest.raises(UserError, match='x.safetensors: '):
-        trained.load_classifier(path)
-
-
 # -- models without flags ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('pools_mean', [True, False])
 def test_a_classifier_without_flags_is_recognised_by_its_shapes(tmp_path, pools_mean):
@@ -146,14 +138,6 @@ def test_a_block_with_more_than_this_programs_have_is_not_left_out_in_silence():
     values = {**model.state_dict(), 'blocks.0.ls1.gamma': torch.zeros(128)}
     with pytest.raises(UserError, match='x.pth: .*blocks.0.ls1.gamma'):
         weights.load_pretrained(model, values, 'x.pth')
-
-
-def test_timms_mae_starts_a_classifier():
-    mae = models_mae.mae_vit_nano_patch16(img_size=64, patch_size=8)
-    model = models_vit.vit_nano_patch16(global_pool=True, num_classes=2, **SMALL)
-    left_out, fresh = weights.load_pretrained(model, encoder_of(mae), 'x.safetensors')
-    assert left_out == ['norm.weight', 'norm.bias'] and {name.split('.')[0] for name in fresh} == {'head', 'fc_norm'}
-    assert torch.equal(model.pos_embed[:, :1], mae.pos_embed[:, :1])        # the others are interpolated
 
 
 # -- Hugging Face -----------------------------------------------------------------------------------------------------

@@ -240,9 +240,8 @@ def index(places):
 
 
 @pytest.mark.parametrize('name, content', [
-    index({'a': '../x.bin'}), index({'a': '..'}), index({'a': 5}), index([]),
-    index({'a': 'model.bin', 'b': 'model.bin'}), ('config.json', b'[]'), ('config.json', b'\xff'),
-    ('config.json', b'[' * 100000)], ids=range(8))
+    index({'a': '../x.bin'}), index({'a': '..'}), index({'a': 5}), index([]), ('config.json', b'[]'),
+    ('config.json', b'\xff'), ('config.json', b'[' * 100000)], ids=range(7))
 def test_a_folder_that_is_damaged_or_names_files_elsewhere_is_refused_in_one_line(tmp_path, name, content):
     torch.save({'a': torch.zeros(1)}, str(tmp_path / 'model.bin'))
     for path, text in (('config.json', b'{"model_type": "vit_mae"}'), index({'a': 'model.bin'}), (name, content)):

@@ -7,6 +7,7 @@ import argparse
 import fnmatch
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -122,7 +123,7 @@ def write(folder, names, batches, images, dtype, width, unreadable):
     Returns:
         the number of rows.
     Raises:
-        UserError: the disk refuses.
+        UserError: the disk refuses, or `dtype` is too small for a feature.
     """
     count = 0
     with ExitStack() as stack:
@@ -133,6 +134,9 @@ def write(folder, names, batches, images, dtype, width, unreadable):
         labels = opened('labels.npy', growing_array, (), np.int64) if images.classes else None
         for indices, found in batches:
             for add, rows in zip(arrays, found):
+                if np.finfo(dtype).max < float(rows.abs().max()) < math.inf:
+                    raise UserError('--dtype {}: features of {} or an image soon after it are too large for it; use '
+                                    'float32'.format(dtype, images.name_of(indices[0])))
                 add(rows.float().cpu().numpy())
             files.write(_lines(images.name_of(index) for index in indices))
             if labels:

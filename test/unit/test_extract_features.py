@@ -2,9 +2,11 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from util import encoder, extract_features, inference, trained
 from util.errors import UserError
@@ -69,6 +71,13 @@ def test_earlier_features_are_kept_and_a_folder_of_other_things_is_left_alone(im
     with pytest.raises(UserError, match='thesis.tex'):
         extract(*flags)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_numbers_too_large_for_float16_are_refused(tmp_path):
+    images = SimpleNamespace(classes=None, name_of='image {}.jpg'.format)
+    with pytest.raises(UserError, match='--dtype float16: .*image 0.jpg'):
+        extract_features.write(str(tmp_path), ['features'], [([0], [torch.tensor([[1e5, 0.]])])], images, 'float16', 2,
+                               None)
 
 
 @pytest.mark.parametrize('shape', [(), (5,)])

@@ -134,7 +134,7 @@ def write(folder, names, batches, images, dtype, width, unreadable):
         labels = opened('labels.npy', growing_array, (), np.int64) if images.classes else None
         for indices, found in batches:
             for add, rows in zip(arrays, found):
-                if np.finfo(dtype).max < float(rows.abs().max()) < math.inf:
+                if float(np.finfo(dtype).max) < float(rows.abs().max()) < math.inf:
                     raise UserError('--dtype {}: features of {} or an image soon after it are too large for it; use '
                                     'float32'.format(dtype, images.name_of(indices[0])))
                 add(rows.float().cpu().numpy())

@@ -5,9 +5,8 @@ from collections import namedtuple
 
 import numpy as np
 
-from util.csv_list import CsvPaths
 from util.datasets import VAL_NAMES, ImageList
-from util.listing import Listing
+from util.listing import Listing, Paths as CsvPaths
 from util.log import logger
 
 # Of arXiv:2111.06377, tables 8, 9 and 10: effective batch, and base learning rate for 256 images.

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import default_collate
 
 from util import workers
-from util.bad_images import Unlisted
 from util.errors import UserError
 from util.features import supported
 from util.images import UnreadableImage
+from util.log import logger
 
 MAX_DEFAULT_WORKERS = 10
 MOST_SUBSTITUTES = 99       # that may be unreadable too, before something other than the files must be broken
@@ -130,14 +130,14 @@ def _of_one_type(samples):
 class Batches:
     """What the loader functions return: iterates a DataLoader's batches, and hands unreadable files on.
 
-    Set `bad_images` to a util.bad_images.BadImages to have them counted and listed. `unreadable` is how many the
-    last pass has met in this process, `workers` how many loader processes it has. Batches that would be empty are left
-    out.
+    Set `bad_images` to a util.bad_images.BadImages to have them counted and listed, not just logged. `unreadable` is
+    how many the last pass has met in this process, `workers` how many loader processes it has. Batches that would be
+    empty are left out.
     """
 
     def __init__(self, loader, dataset):
         self.loader, self.dataset, self.sampler, self.workers = loader, dataset, loader.sampler, loader.num_workers
-        self.bad_images, self.unreadable, self._left_out = Unlisted(), 0, set()
+        self.bad_images, self.unreadable, self._left_out = None, 0, set()
 
     def __len__(self):
         return len(self.loader)
@@ -152,7 +152,11 @@ class Batches:
             found = [tuple(pair) for pair in found]     # memory pinning makes lists of them
             self.unreadable += len(found)
             self._left_out.update(path for path, _ in found)
-            self.bad_images.met(found)
+            if self.bad_images:
+                self.bad_images.met(found)
+            else:
+                for pair in found:
+                    logger.warning('%s: cannot be read (%s)', *pair)
             if batch is not None:
                 yield batch
 

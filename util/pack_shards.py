@@ -30,7 +30,6 @@ from util.pictures import open_picture
 from util.progress_bar import progress_bar
 
 SETTINGS, UNREADABLE = 'packing.json', 'unreadable.txt'
-_stopped = []           # signals that asked for the end
 
 
 def parse(argv=None):
@@ -54,19 +53,12 @@ def main():
     torch.set_num_threads(1)
     with instead_of('--data_path', 'SOURCE'):
         sets = split_sets(args.source, args.short_side)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     unread = pack(args, sets)
     if unread:
-        logger.info('%d image%s could not be read and %s left out: %s', unread, *(
-            ('', 'is') if unread == 1 else ('s', 'are')), os.path.join(args.target, UNREADABLE))
+        logger.info('images that could not be read and are left out: %d, see %s', unread,
+                    os.path.join(args.target, UNREADABLE))
     logger.info('%s is complete: train with --data_path %s', args.target, args.target)
-
-
-def _stop(signum, frame):
-    """End at the next image: an exception raised here is lost while Python forks; a second signal ends at once."""
-    _stopped.append(signum)
-    signal.signal(signum, signal.SIG_DFL)
 
 
 def split_sets(source, short_side=None):
@@ -136,8 +128,6 @@ def _pack_split(args, folder, split, dataset):
             path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', number))
             with tarfile.open(path, 'w', format=tarfile.GNU_FORMAT) as tar:
                 for i, (data, ending, reason) in zip(order[start:start + args.images_per_shard], contents):
-                    if _stopped:
-                        raise KeyboardInterrupt
                     bar.update()
                     if reason:
                         unread.append('{}\t{}'.format(dataset.name_of(i), reason))
@@ -149,8 +139,8 @@ def _pack_split(args, folder, split, dataset):
             if bar.disable:
                 done = min(start + args.images_per_shard, len(order))
                 logger.info('%s: %d of %d images', os.path.basename(path), done, len(order))
-    made, _ = shards.indexed(folder, shards.tar_files(folder), EXTENSIONS)
-    remember.save(os.path.join(folder, shards.INDEX), made)
+    made, (state, _) = shards.indexed(folder, shards.tar_files(folder), EXTENSIONS)
+    remember.save(os.path.join(folder, shards.INDEX), made, state)
     return unread
 
 
@@ -168,8 +158,8 @@ def _add(tar, name, data):
 def member_names(paths):
     """The name in a tar file of each path: folders as they are, one dot, none twice but for the ending."""
     taken, names = set(), []
-    for path in paths:
-        inside = os.path.relpath(path, paths.root or os.curdir).split(os.sep)
+    for i in range(len(paths)):
+        inside = paths.relative(i).split(os.sep)
         folder, file = os.path.split(os.path.join(*(part for part in inside if part != os.pardir)))     # from CSV files
         stem, ending = os.path.splitext(file)
         stem = unique = os.path.join(folder, stem.replace('.', '_'))

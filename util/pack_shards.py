@@ -5,6 +5,7 @@ are written to a folder beside TARGET, which gets its name when it is complete.
 """
 import glob
 import io
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from util.pictures import open_picture
 from util.progress_bar import progress_bar
 
 SETTINGS, UNREADABLE = 'packing.json', 'unreadable.txt'
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def parse(argv=None):
@@ -180,9 +182,11 @@ def _read(paths, num_workers, short_side, quality):
     """
     loader = DataLoader(paths, batch_size=8, collate_fn=partial(_contents, short_side=short_side, quality=quality),
                         **workers.options(num_workers))
+    # What a signal raises while Python forks would be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     batches = workers.start(loader)
-    for batch in iter(lambda: workers.following(batches), None):
-        yield from batch
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    return itertools.chain.from_iterable(iter(lambda: workers.following(batches), None))
 
 
 def _contents(paths, short_side, quality):

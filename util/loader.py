@@ -152,7 +152,7 @@ class Batches:
             found = [tuple(pair) for pair in found]     # memory pinning makes lists of them
             self.unreadable += len(found)
             self._left_out.update(path for path, _ in found)
-            if self.bad_images:
+            if self.bad_images is not None:
                 self.bad_images.met(found)
             else:
                 for pair in found:

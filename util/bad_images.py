@@ -68,7 +68,7 @@ class BadImages:
                             .format(len(self._recorded), 's'[:len(self._recorded) - 1], self.limit, NAME, *fresh[-1]))
 
     def _list(self, pairs):
-        """List the pairs that no earlier run has listed, a line a file: escaped path TAB reason; log the first SHOWN."""
+        """List the pairs that no earlier run has, a line a file: escaped path TAB reason; log the first SHOWN."""
         for path, reason in pairs:
             line = '{}\t{}\n'.format(escaped(path), reason).encode(errors='backslashreplace')
             if line.split(b'\t')[0] in self._listed:

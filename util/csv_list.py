@@ -31,7 +31,7 @@ def read(path, labelled):
         for line, cells in _rows(path):
             columns = columns or len(cells)
             if columns > 2 or len(cells) != columns or not all(cells):
-                raise _fault(path, line, 'expected path,label; a path or label that holds a comma goes in double quotes')
+                raise _fault(path, line, 'expected path,label; where either holds a comma, it goes in double quotes')
             if labelled and columns == 1:
                 raise _fault(path, line, 'has no labels: rows of path,label are needed here')
             label = cells[1] if labelled else 'unlabelled'

@@ -189,9 +189,8 @@ def _whole(root, transform, labelled, classes=None):
         label_of = {name: label for label, name in enumerate(classes)}
         strange = sorted(set(dataset.classes) - set(classes))
         if strange:
-            near = next((name for name in classes if name.casefold() == strange[0].casefold()), None)
-            raise UserError('--data_path: {} has the class {!r}, which the training data have not{}'.format(
-                root, strange[0], '; they have {!r}'.format(near) if near else ''))
+            raise UserError('--data_path: {} has the class {!r}, which the training data do not have'.format(
+                root, strange[0]))
         dataset.labels = np.array([label_of[name] for name in dataset.classes], np.int64)[dataset.labels]
         dataset.classes = classes
     return dataset

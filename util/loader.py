@@ -51,54 +51,6 @@ class TrainingSampler(Sampler):
         return list(zip(share.tolist(), seeds[share].tolist()))
 
 
-class EvaluationSampler(Sampler):
-    """One process's share of a set, in order: every image in exactly one share, none twice."""
-
-    def __init__(self, length, rank=0, world_size=1):
-        self.indices = range(rank, length, world_size)
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __iter__(self):
-        return iter(self.indices)
-
-
-class SeededDataset(Dataset):
-    """Looks a sample up by (index, seed), with the random generators seeded for it; each iteration seeds them again.
-
-    Where its file is unreadable, another sample takes its place, which depends on (index, seed) alone. A look-up gives
-    (sample, [(path, reason) of each unreadable file met]).
-    """
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, key):
-        index, seed = key
-        seed_generators(seed)
-        return self._first_readable(index, seed)
-
-    def _first_readable(self, index, seed):
-        found = []
-        for candidate in itertools.chain([index], self._substitutes(index, seed)):
-            try:
-                return self.dataset[candidate], found
-            except UnreadableImage as error:
-                found.append((error.path, error.reason))
-        raise UserError('--data_path: {} images in a row cannot be read, the last {} ({}); is the disk there?'
-                        .format(len(found), found[-1][0], found[-1][1]))
-
-    def _substitutes(self, index, seed):
-        """Other indices in a random order, a few at most; nothing is drawn until the first is asked for."""
-        others = len(self.dataset) - 1
-        drawn = random.Random(seed << 40 | index).sample(range(others), min(others, MOST_SUBSTITUTES))
-        yield from (other + (other >= index) for other in drawn)
-
-
 class ReadableDataset(Dataset):
     """Looks up (sample, []); or (None, [(path, reason)]) where the file is unreadable."""
 
@@ -113,6 +65,32 @@ class ReadableDataset(Dataset):
             return self.dataset[index], []
         except UnreadableImage as error:
             return None, [(error.path, error.reason)]
+
+
+class SeededDataset(ReadableDataset):
+    """Looks a sample up by (index, seed), with the random generators seeded for it; each iteration seeds them again.
+
+    Where its file is unreadable, another sample takes its place, which depends on (index, seed) alone. A look-up gives
+    (sample, [(path, reason) of each unreadable file met]).
+    """
+
+    def __getitem__(self, key):
+        index, seed = key
+        seed_generators(seed)
+        found = []
+        for candidate in itertools.chain([index], self._substitutes(index, seed)):
+            sample, unreadable = super().__getitem__(candidate)
+            found += unreadable
+            if sample is not None:
+                return sample, found
+        raise UserError('--data_path: {} images in a row cannot be read, the last {} ({}); is the disk there?'
+                        .format(len(found), *found[-1]))
+
+    def _substitutes(self, index, seed):
+        """Other indices in a random order, a few at most; nothing is drawn until the first is asked for."""
+        others = len(self.dataset) - 1
+        drawn = random.Random(seed << 40 | index).sample(range(others), min(others, MOST_SUBSTITUTES))
+        yield from (other + (other >= index) for other in drawn)
 
 
 def collate(looked_up):
@@ -190,11 +168,9 @@ def training_loader(dataset, batch_size, world, seed, num_workers, pin_memory, a
 
 
 def evaluation_loader(dataset, batch_size, world, distributed, num_workers, pin_memory, accelerator):
-    """All readable images once: shared among all processes, or all on rank 0 and none elsewhere; as Batches."""
-    if distributed:
-        sampler = EvaluationSampler(len(dataset), world.rank, world.size)
-    else:
-        sampler = EvaluationSampler(len(dataset) if world.is_main else 0)
+    """All readable images once, in order: shared among all processes, or all on rank 0 and none elsewhere; as Batches.
+    """
+    sampler = range(world.rank, len(dataset), world.size) if distributed else range(len(dataset) * world.is_main)
     return Batches(_loader(ReadableDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator,
                            drop_last=False), dataset)
 

@@ -3,7 +3,6 @@
 Millions of small files take long to list, to copy and to read from a shared disk; a few hundred tar files do not. They
 are written to a folder beside TARGET, which gets its name when it is complete.
 """
-import glob
 import io
 import itertools
 import json
@@ -92,8 +91,6 @@ def pack(args, sets):
     target = os.path.normpath(args.target)
     if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
         raise UserError('TARGET: {} is there already; name a new folder'.format(target))
-    for left in glob.glob(glob.escape(target) + '.incomplete-*'):
-        logger.info('%s is of a packing that was killed, or of one that still runs; else remove it', left)
     incomplete = '{}.incomplete-{:x}'.format(target, time.time_ns())
     try:
         os.makedirs(incomplete)

@@ -87,8 +87,9 @@ class Evil:
 
 @pytest.mark.compat
 @pytest.mark.parametrize('batch', [
-    {}, {b'data': np.zeros((1, 3072), np.uint8), b'labels': [1, 2]}, {b'data': np.zeros((1, 3072), 'f4'), b'labels': [1]},
-    Evil(), b'\x80\x02]r\xff\xff\xff\x7f.', b'\x80\x03B\xff\xff\xff\xffx.',
+    {}, {b'data': np.zeros((1, 3072), np.uint8), b'labels': [1, 2]},
+    {b'data': np.zeros((1, 3072), 'f4'), b'labels': [1]}, Evil(),
+    b'\x80\x02]r\xff\xff\xff\x7f.', b'\x80\x03B\xff\xff\xff\xffx.',
     b'\x80\x02c_codecs\nencode\n(U\x01xU\x03zipt' + b'R.'])
 def test_a_cifar_batch_of_another_kind_is_refused_by_name(cifar, tmp_path, batch):
     """Among them a pickle that runs code, one whose memo would take 32 GB and one that claims 4 GB of bytes."""

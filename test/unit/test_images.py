@@ -182,7 +182,7 @@ def test_mutated_files_are_read_or_refused_alike_in_whatever_way_and_leak_no_mem
     """Thousands more are in test/bench/stress.py. Only a header that lies about the size may make a difference."""
     paths, before = fuzzed_images.write(tmp_path, 150, seed=1), None
     ways = read_image, lambda path: open_picture(path).part(0, 0, 1, 1, (1, 1))
-    for again in range(6):
+    for _ in range(6):
         outcomes = []
         for path in paths:
             for read in ways:

@@ -13,15 +13,7 @@ from util.device import Cpu
 from util.distributed import World
 from util.errors import UserError
 from util.images import UnreadableImage
-from util.loader import (
-    EvaluationSampler,
-    SeededDataset,
-    TrainingSampler,
-    collate,
-    default_workers,
-    evaluation_loader,
-    training_loader,
-)
+from util.loader import SeededDataset, TrainingSampler, collate, default_workers, evaluation_loader, training_loader
 
 pytestmark = pytest.mark.compat
 
@@ -68,9 +60,10 @@ def test_training_shares_are_equal_and_disjoint_when_the_world_does_not_divide()
     assert len(set(sum(shares, []))) == 9
 
 
-def test_evaluation_shares_hold_every_image_exactly_once(length=3, size=2):
-    shares = [list(EvaluationSampler(length, rank, size)) for rank in range(size)]
-    assert sorted(sum(shares, [])) == list(range(length))
+@pytest.mark.parametrize('distributed', [True, False])
+def test_evaluation_shares_hold_every_image_exactly_once(distributed):
+    found = [evaluated(Files(3), distributed=distributed, rank=rank, size=2)[0] for rank in range(2)]
+    assert found == [[([0, 2], [100, 102])], [([1], [101])]] if distributed else [[([0, 1, 2], [100, 101, 102])], []]
 
 
 def test_a_batch_larger_than_the_data_is_refused_by_name():
@@ -144,8 +137,7 @@ def test_a_disk_that_is_gone_ends_the_search(length, tries):
 
 
 def test_a_bug_in_the_augmentation_is_not_an_unreadable_image():
-    for work in (trained, evaluated):
-        assert 'a bug' in raised_by(lambda: work(Files(buggy=4), 2), ZeroDivisionError)
+    assert 'a bug' in raised_by(lambda: trained(Files(buggy=4), 2), ZeroDivisionError)
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])

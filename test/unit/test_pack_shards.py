@@ -11,7 +11,7 @@ from conftest import environment
 from PIL import Image
 
 from util import pack_shards
-from util.datasets import labelled_set, pretraining_set
+from util.datasets import labelled_set
 from util.errors import UserError
 from util.images import decode
 from util.listing import Paths, encoded

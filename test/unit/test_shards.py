@@ -10,12 +10,8 @@ from PIL import Image
 
 from util import remember, shards
 from util.datasets import EXTENSIONS, labelled_set, pretraining_set
-from util.device import Cpu
-from util.distributed import World
 from util.errors import UserError
 from util.images import UnreadableImage
-from util.loader import training_loader
-from util.transforms import pretraining_transform
 
 
 def jpeg(shade):
@@ -50,7 +46,7 @@ def labels(dataset):
 def test_labels_are_read_from_the_files_beside_the_images(tmp_path):
     tar(tmp_path / 'train' / 'a-000.tar',
         {'x/0.jpg': jpeg(10), 'x/0.cls': b'2', 'x/1.cls': b'0\n', 'x/1.jpg': jpeg(20)})
-    tar(tmp_path / 'train' / 'a-001.tar', {'x/2.png.jpg': jpeg(30), 'x/2.cls': b'1', 'x/2.json': b'{}', 'x/2.jpg.txt': b''})
+    tar(tmp_path / 'train' / 'a-001.tar', {'x/2.png.jpg': jpeg(30), 'x/2.cls': b'1', 'x/2.jpg.txt': b''})
     dataset = labelled_set(str(tmp_path), 'train')
     assert dataset.classes == ['0', '1', '2'] and labels(dataset) == {10: '2', 20: '0', 30: '1'}
     (tmp_path / 'train' / 'classes.txt').write_text('cat\ndog\nhorse, grey\n')
@@ -66,17 +62,6 @@ def test_without_such_files_the_folder_of_an_image_is_its_class(tmp_path):
     train = labelled_set(str(tmp_path), 'train')
     assert labels(train) == {10: 'cat', 20: 'dog'}
     assert labels(labelled_set(str(tmp_path), 'val', classes=train.classes)) == {30: 'dog'}
-
-
-def test_each_image_is_seen_once_an_epoch_by_all_processes_together(tmp_path):
-    for number in range(3):
-        tar(tmp_path / '{}.TAR'.format(number), {'{}.jpg'.format(i): jpeg(30 * number + 3 * i) for i in range(8)})
-    dataset = pretraining_set(str(tmp_path), pretraining_transform(8))
-    seen = []
-    for rank in range(2):
-        for images, _ in training_loader(dataset, 4, World(rank, 2), 0, 2, False, Cpu()):
-            seen += images[:, 0, 0, 0].tolist()
-    assert sorted(seen) == sorted(shade(pretraining_set(str(tmp_path))[i][0]) for i in range(24))
 
 
 def test_an_image_that_cannot_be_read_is_named_by_tar_file_and_member(tmp_path):
@@ -95,7 +80,7 @@ def test_an_image_that_cannot_be_read_is_named_by_tar_file_and_member(tmp_path):
 @pytest.mark.compat
 @pytest.mark.parametrize('members, named', [
     ({'a/0.jpg': b'x', '1.jpg': b'x', '1.cls': b'0'}, 'class'), ({'0.txt': b'x'}, 'images'),
-    ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0\.cls'), ({'0.jpg': b'x', '0.cls': b'100000000000'}, r'x\.tar.*0\.cls'),
+    ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0\.cls'), ({'0.jpg': b'x', '0.cls': b'1' * 12}, r'x\.tar.*0\.cls'),
     ({'0.cls': b'x', '0.jpg': 10 ** 12}, r'x\.tar'), ({'0.jpg': b'x', '0.cls': 10 ** 12}, r'x\.tar')])
 def test_tar_files_that_cannot_be_trained_on_are_refused(tmp_path, members, named):
     tar(tmp_path / 'train' / 'x.tar', members)

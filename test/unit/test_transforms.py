@@ -114,7 +114,7 @@ def test_half_of_the_pictures_are_mirrored():
     assert 150 < sum(left) < 250
 
 
-def test_random_erasing_fills_parts_of_some_images_with_noise():
+def test_random_erasing_fills_parts_of_some_images_with_noise_and_with_resplit_of_none_in_the_first_half():
     random.seed(0)
     torch.manual_seed(0)
     images = torch.full((200, 3, 32, 32), 5.)
@@ -122,9 +122,6 @@ def test_random_erasing_fills_parts_of_some_images_with_noise():
     shares = erased[:, 0].float().mean(dim=(1, 2))
     assert 30 < (shares > 0).sum() < 70 and shares[shares > 0].min() > .015 and shares.max() < .4
     assert images[erased].std() == pytest.approx(1, abs=.05)
-
-
-def test_resplit_leaves_half_of_the_batch_as_it_is():
     images = random_erasing(torch.device('cpu'), 1., resplit=True)(torch.full((8, 3, 32, 32), 5.))
     assert (images[:4] == 5).all() and all((image != 5).any() for image in images[4:])
 

@@ -51,6 +51,19 @@ class TrainingSampler(Sampler):
         return list(zip(share.tolist(), seeds[share].tolist()))
 
 
+class ShareSampler(Sampler):
+    """Given indices in their order; PyTorch 1.5 takes no range for a sampler."""
+
+    def __init__(self, indices):
+        self.indices = indices
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __iter__(self):
+        return iter(self.indices)
+
+
 class ReadableDataset(Dataset):
     """Looks up (sample, []); or (None, [(path, reason)]) where the file is unreadable."""
 
@@ -163,27 +176,25 @@ def training_loader(dataset, batch_size, world, seed, num_workers, pin_memory, a
     if len(sampler) < batch_size:
         raise UserError('--batch_size {}: the training set has {} images for {} process{}; at most {} fit'
                         .format(batch_size, len(dataset), world.size, '' if world.size == 1 else 'es', len(sampler)))
-    return Batches(_loader(SeededDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator,
-                           drop_last=True), dataset)
+    return _batches(dataset, SeededDataset, sampler, batch_size, num_workers, pin_memory, accelerator)
 
 
 def evaluation_loader(dataset, batch_size, world, distributed, num_workers, pin_memory, accelerator):
     """All readable images once, in order: shared among all processes, or all on rank 0 and none elsewhere; as Batches.
     """
-    sampler = range(world.rank, len(dataset), world.size) if distributed else range(len(dataset) * world.is_main)
-    return Batches(_loader(ReadableDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator,
-                           drop_last=False), dataset)
+    share = range(world.rank, len(dataset), world.size) if distributed else range(len(dataset) * world.is_main)
+    return _batches(dataset, ReadableDataset, ShareSampler(share), batch_size, num_workers, pin_memory, accelerator)
 
 
-def _loader(dataset, sampler, batch_size, num_workers, pin_memory, accelerator, drop_last):
+def _batches(dataset, lookup, sampler, batch_size, num_workers, pin_memory, accelerator):
     # A generator of its own: else an iterator that is made anew, as after a resume, draws from the masks' generator.
     options = supported(DataLoader, generator=torch.Generator())
     if pin_memory and accelerator.is_accelerator:
         options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
     if num_workers:
         options.update(supported(DataLoader, persistent_workers=True))
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, collate_fn=collate,
-                      **workers.options(num_workers), **options)
+    return Batches(DataLoader(lookup(dataset), batch_size=batch_size, sampler=sampler, collate_fn=collate,
+                              drop_last=lookup is SeededDataset, **workers.options(num_workers), **options), dataset)
 
 
 def default_workers(local_processes=1, most=MAX_DEFAULT_WORKERS):

@@ -112,7 +112,7 @@ def evaluated(dataset, num_workers=0, batch_size=4, distributed=False, **world):
 def test_an_unreadable_image_is_replaced_by_another_with_its_own_label(num_workers):
     whole, _ = trained(Files())
     batches, found = trained(Files(bad=[3, 5]), num_workers)
-    assert sorted(found) == [('/data/3', 'damaged'), ('/data/5', 'damaged')]
+    assert set(found) == {('/data/3', 'damaged'), ('/data/5', 'damaged')}
     for (images, labels), (expected, _) in zip(batches, whole):
         assert labels == [100 + image for image in images]
         assert [image for image, was in zip(images, expected) if was not in (3, 5)] \

@@ -12,7 +12,7 @@ from util import pack_shards
 from util.datasets import labelled_set, pretraining_set
 from util.drawn_dataset import CLASSES
 from util.errors import UserError
-from util.held_out import held_out, lasting, split_settings
+from util.held_out import held_out, split_settings
 
 
 @pytest.fixture(scope='module')
@@ -46,11 +46,6 @@ def test_the_choice_depends_on_names_and_seed_alone_and_a_smaller_share_is_part_
     assert not (small & ~large).any() and small.sum() == 21
     assert not np.array_equal(small, held_out(labels, texts, .1, 1))
     assert np.flatnonzero(small)[:5].tolist() == [7, 12, 16, 19, 30]     # on every machine
-
-
-def test_a_name_counts_without_what_packing_and_lists_change_of_it():
-    assert {lasting(name) for name in ('a.b/x.y.png', './a.b/x_y.jpg', '../a.b//x.y.JPEG')} == {'a.b/x_y'}
-    assert lasting('b/x') != lasting('a/x') != lasting('a/y')
 
 
 def test_packed_shrunk_and_listed_images_are_held_out_as_in_their_folder(tmp_path):

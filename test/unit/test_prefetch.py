@@ -4,8 +4,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from util.device import Accelerator, Cpu
-from util.prefetch import Beside, InTurn
+from util.prefetch import Beside
 
 
 class Streams:
@@ -69,25 +68,6 @@ def test_a_batch_is_copied_beside_a_step_and_its_memory_given_back_when_the_step
         assert queued[:free].count('step {}'.format(i + 1)) == 1
         assert queued.index('copying waits for the end of step {}'.format(i)) < free
         assert free < queued.index('copying copies batch {}'.format(i + 2))
-
-
-def test_a_device_of_one_queue_and_a_host_copy_in_turn():
-    class Module:
-        def device_count(self):
-            return 1
-
-        def set_device(self, device):
-            pass
-
-    class Old(Accelerator):
-        type = 'cpu'
-
-    accelerator = Old(Module())
-    accelerator.use(0)
-    for place in (accelerator, Cpu()):
-        assert type(place.to_device) is InTurn
-        images = torch.zeros(2)
-        assert place.to_device((images,), torch.device('cpu'))[0] is images
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

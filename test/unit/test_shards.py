@@ -58,7 +58,7 @@ def test_labels_are_read_from_the_files_beside_the_images(tmp_path):
 
 def test_without_such_files_the_folder_of_an_image_is_its_class(tmp_path):
     tar(tmp_path / 'train' / 'cats.tar', {'cat/0.jpg': jpeg(10), './dog/1.jpg': jpeg(20)})
-    tar(tmp_path / 'val' / 'x.tar', {'deep/dog/5.JPEG': jpeg(30)})
+    tar(tmp_path / 'val' / 'x.TAR', {'deep/dog/5.JPEG': jpeg(30)})
     train = labelled_set(str(tmp_path), 'train')
     assert labels(train) == {10: 'cat', 20: 'dog'}
     assert labels(labelled_set(str(tmp_path), 'val', classes=train.classes)) == {30: 'dog'}

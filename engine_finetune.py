@@ -6,7 +6,6 @@ from util import hang_detector
 from util.errors import UserError
 from util.log import logger
 from util.metrics import count_correct
-from util.mistakes import Unwatched
 from util.progress import PRINT_EVERY
 from util.progress_bar import progress_bar
 from util.throughput import Throughput, per_second
@@ -38,7 +37,7 @@ def train_one_epoch(progress, updates, criterion, augment):
 
 
 @torch.no_grad()
-def evaluate(model, loader, precision, runtime, normalize, mistakes=None):
+def evaluate(model, loader, precision, runtime, normalize, mistakes):
     """Top-1 and top-5 accuracy and cross-entropy over all readable images of all processes, each counted once.
 
     Args:
@@ -52,7 +51,6 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes=None):
         UserError: no image can be read.
     """
     model.eval()
-    mistakes = mistakes or Unwatched()
     mistakes.begin()
     totals = torch.zeros(4, device=runtime.device)                  # correct@1, correct@5, loss, images
     clock = Throughput(len(loader), warmup=0, synchronize=runtime.accelerator.synchronize)

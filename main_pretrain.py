@@ -9,7 +9,7 @@ from engine_pretrain import train_one_epoch
 from util import checkpoint, knn, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, pretraining_set
-from util.gallery import NoGallery, Reconstructions
+from util.gallery import Reconstructions
 from util.held_out import split_settings
 from util.input_statistics import adopt_statistics
 from util.loader import training_loader
@@ -33,9 +33,7 @@ def build_data(args):
 
 
 def build_gallery(args, runtime, precision, dataset, model, normalize, resumed, average):
-    """What pictures the progress of the model, or of its average, on a few of the images, on the main process."""
-    if not runtime.world.is_main:
-        return NoGallery()
+    """What pictures the progress of the model, or of its average, on a few of the images."""
     return Reconstructions(model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize,
                            args.mask_ratio, precision, runtime.device, args.epochs, resumed.get('reconstructions'),
                            resumed.start(args.start_epoch)[0], lambda: average.within(model))

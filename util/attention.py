@@ -17,7 +17,7 @@ from util.inference_arguments import add_images, add_model, check_checkpoint, ch
 from util.output_file import output_file
 from util.parser import COUNT, Parser, add_device
 from util.pictures import BICUBIC
-from util.thumbnails import LINE, grid, write
+from util.thumbnails import LINE, grid, scaled, write
 
 CELL, GAP, HEADING = 192, 6, 400        # pixels: longer side of an image, between images, width of the lines on top
 BATCH = 8
@@ -62,11 +62,6 @@ def attention_maps(model, imgs, number, query='cls'):
     return onto_patches.reshape(*onto_patches.shape[:2], *model.grid_size)
 
 
-def fitting_query(model):
-    """'mean' for a classifier of the mean, whose class token learns to attend to nothing in the end; else 'cls'."""
-    return 'mean' if getattr(model, 'global_pool', False) else 'cls'
-
-
 def coloured(pixels, weights):
     """Attention over an image, its maximum in the brightest colour, 0 in the darkest.
 
@@ -90,9 +85,7 @@ def cells(image, weights, name, heads):
     Args:
         heads: whether each head comes too, beside their mean.
     """
-    scale = CELL / max(image.size)
-    image = image.resize([max(round(side * scale), 1) for side in image.size], BICUBIC)
-    maps = [('mean', weights.mean(axis=0))]
+    image, maps = scaled(image, CELL), [('mean', weights.mean(axis=0))]
     if heads:
         maps += [('head {}'.format(i), head) for i, head in enumerate(weights, 1)]
     return [(name, image)] + [('{}: {:.1%}'.format(title, shares.max()), coloured(image, shares))
@@ -136,7 +129,9 @@ def main(argv=None):
     args = _flags(argv)
     log.set_up(True, results=True)
     loaded = trained.load_either(args.resume, args.input_size)
-    depth, query = len(loaded.model.blocks), args.query or fitting_query(loaded.model)
+    depth = len(loaded.model.blocks)
+    # The class token of a classifier of the mean learns to attend to nothing in the end.
+    query = args.query or ('mean' if getattr(loaded.model, 'global_pool', False) else 'cls')
     number = args.block or depth
     if number > depth:
         raise UserError('--block {}: the model has {} blocks, counted from 1'.format(number, depth))

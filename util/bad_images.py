@@ -9,23 +9,10 @@ NAME = 'bad_images.txt'
 SHOWN = 10          # files that get a line in the log
 
 
-def default_limit(images):
-    """Files that may be unreadable among so many: 1 in 1000, at least 10."""
-    return max(10, images // 1000)
-
-
 def ledger(folder, limit, dataset, runtime):
-    """The BadImages of a run; `limit` is the flag, None for 1 in 1000 of `dataset`."""
-    return BadImages(folder if runtime.world.is_main else None, default_limit(len(dataset)) if limit is None else limit)
-
-
-class Unlisted:
-    """For a loader that nobody gave a BadImages: each file gets a line in the log, none is listed or limited."""
-
-    def met(self, found):
-        """Warn of (path, reason) pairs."""
-        for path, reason in found:
-            logger.warning('%s: cannot be read (%s)', path, reason)
+    """The BadImages of a run; `limit` is the flag, None for 1 in 1000 of `dataset`, at least 10."""
+    limit = max(10, len(dataset) // 1000) if limit is None else limit
+    return BadImages(folder if runtime.world.is_main else None, limit)
 
 
 class BadImages:
@@ -37,24 +24,22 @@ class BadImages:
     """
 
     def __init__(self, folder, limit):
-        self.limit, self._seen, self._met, self._recorded = limit, set(), [], set()
-        self._path, self._logged, self._writable = folder and os.path.join(folder, NAME), 0, True
+        self.limit, self._met, self._recorded, self._logged = limit, {}, set(), 0
+        self._path, self._text, self._listed, self._writable = folder and os.path.join(folder, NAME), b'', set(), True
         if folder:
-            self._text = _content(self._path)
+            try:
+                with open_regular(self._path) as file:
+                    self._text = file.read()
+            except OSError:             # there is none
+                pass
+            self._text += b'\n' * (self._text[-1:] not in (b'', b'\n'))
             self._listed = {line.split(b'\t')[0] for line in self._text.split(b'\n') if b'\t' in line}
             if self._listed:
                 logger.info('%s lists %d unreadable images from before', self._path, len(self._listed))
 
     def met(self, found):
-        """Take note of (path, reason) pairs that this process has met, each path once."""
-        fresh = [pair for pair in dict(found).items() if pair[0] not in self._seen]
-        self._seen.update(path for path, _ in fresh)
-        self._met += fresh
-
-    def take(self):
-        """The (path, reason) pairs that were met since the last call; a path comes once in a run."""
-        fresh, self._met = self._met, []
-        return fresh
+        """Take note of (path, reason) pairs that this process has met."""
+        self._met.update(pair for pair in found if pair[0] not in self._recorded)
 
     @property
     def pending(self):
@@ -63,7 +48,8 @@ class BadImages:
 
     def share(self, world, device):
         """Record what all processes have met since the last time; each must call it."""
-        self.record([tuple(pair) for found in world.gather_values(self.take(), device) for pair in found])
+        gathered, self._met = world.gather_values(list(self._met.items()), device), {}
+        self.record([tuple(pair) for found in gathered for pair in found])
 
     def record(self, pairs):
         """Count, log and list what all processes together have met; to be called by all with the same pairs.
@@ -82,12 +68,11 @@ class BadImages:
                             .format(len(self._recorded), 's'[:len(self._recorded) - 1], self.limit, NAME, *fresh[-1]))
 
     def _list(self, pairs):
-        """List the pairs that are not listed yet, a line a file: escaped path TAB reason; log the first SHOWN."""
+        """List the pairs that no earlier run has, a line a file: escaped path TAB reason; log the first SHOWN."""
         for path, reason in pairs:
             line = '{}\t{}\n'.format(escaped(path), reason).encode(errors='backslashreplace')
             if line.split(b'\t')[0] in self._listed:
                 continue
-            self._listed.add(line.split(b'\t')[0])
             self._text += line
             self._logged += 1
             if self._logged <= SHOWN:
@@ -100,16 +85,6 @@ class BadImages:
             if self._writable:
                 logger.warning('%s: cannot be written (%s); continuing without it', self._path, error.strerror or error)
             self._writable = False
-
-
-def _content(path):
-    """The list of an earlier run, its last line whole; b'' where there is none."""
-    try:
-        with open_regular(path) as file:
-            content = file.read()
-    except OSError:
-        return b''
-    return content + b'\n' * (content[-1:] not in (b'', b'\n'))
 
 
 def escaped(path):

@@ -24,19 +24,20 @@ MOST_BYTES = 2 ** 29        # of a batch; the largest of the official ones has 2
 
 
 class CifarBatches(PictureSet):
-    """The images of a split; CIFAR-100's labels are the 100 fine ones.
+    """The images of some batches; CIFAR-100's labels are the 100 fine ones.
 
     Args:
         form: CIFAR_10 or CIFAR_100.
-        split: 'train' or 'val'; files: those of `split`, unless they are named.
+        files: names of the batches in `folder`, such as form.train.
     Raises:
         UserError: a file is missing or not such a batch.
     """
 
-    def __init__(self, folder, form, split='train', transform=None, files=None):
-        batches = [_read(folder, name, form, lambda batch: _images_and_labels(batch, form))
-                   for name in files or (form.train if split == 'train' else form.val)]
+    def __init__(self, folder, form, files, transform=None):
+        batches = [_read(folder, name, form, lambda batch: _images_and_labels(batch, form)) for name in files]
         self.images, labels = (np.concatenate(parts) for parts in zip(*batches))
+        self._places = [(os.path.join(folder, name), i) for name, (_, of_one) in zip(files, batches)
+                        for i in range(len(of_one))]
         classes = _read(folder, form.meta, form, lambda meta: [name.decode() for name in meta[form.names]])
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
             raise UserError('--data_path: {} names {} classes, but there are images of others'.format(
@@ -44,8 +45,8 @@ class CifarBatches(PictureSet):
         super().__init__(labels, classes, transform)
 
     def name_of(self, index):
-        """Which image of the batches it is, counted from 0."""
-        return 'image {}'.format(index)
+        """The file of an image, and its number there, counted from 0."""
+        return '{}:{}'.format(*self._places[index])
 
     def picture(self, index):
         return Picture(self.images[index], self.name_of(index))

@@ -2,7 +2,7 @@
 import os
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils import data
 from torchvision import datasets
 
 from util import cifar, csv_list
@@ -40,22 +40,16 @@ class ImageList(PictureSet):
         return open_picture(self.paths[index])
 
 
-class Subset(Dataset):
+class Subset(data.Subset):
     """The images at some places of another dataset, with the same classes."""
 
     def __init__(self, dataset, places):
-        self._dataset, self._places = dataset, places
+        super().__init__(dataset, places)
         self.labels, self.classes = dataset.labels[places], dataset.classes
-
-    def __len__(self):
-        return len(self._places)
 
     def name_of(self, index):
         """The file of an image."""
-        return self._dataset.name_of(self._places[index])
-
-    def __getitem__(self, index):
-        return self._dataset[int(self._places[index])]
+        return self.dataset.name_of(self.indices[index])
 
 
 def pretraining_set(data_path, transform=None, val_fraction=0., val_seed=VAL_SEED):
@@ -70,7 +64,7 @@ def pretraining_set(data_path, transform=None, val_fraction=0., val_seed=VAL_SEE
         return labelled_set(data_path, 'train', transform, None, val_fraction, val_seed)
     batches = cifar.found(data_path)
     if batches:
-        return cifar.CifarBatches(*batches, 'train', transform)
+        return _cifar(batches, 'train', transform)
     root = place(data_path, 'train', labelled=False) or data_path
     if root != data_path and os.path.isdir(root):
         _log_left_out(data_path, root)
@@ -97,7 +91,7 @@ def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VA
     """
     batches = cifar.found(data_path)
     if batches:
-        return cifar.CifarBatches(*batches, split, transform)
+        return _cifar(batches, split, transform)
     train, val = place(data_path, 'train'), place(data_path, 'val')
     if split == 'val' and val:
         usual = os.path.join(data_path, 'val')
@@ -177,6 +171,11 @@ def _log_left_out(data_path, train):
                     ', ...' if len(others) > 3 else '')
 
 
+def _cifar(found, split, transform):
+    folder, form = found
+    return cifar.CifarBatches(folder, form, form.train if split == 'train' else form.val, transform)
+
+
 def _whole(root, transform, labelled, classes=None):
     """All images of a folder of class folders or tar files, or of a CSV file, with labels by `classes` or their own."""
     if os.path.isfile(root):
@@ -190,9 +189,8 @@ def _whole(root, transform, labelled, classes=None):
         label_of = {name: label for label, name in enumerate(classes)}
         strange = sorted(set(dataset.classes) - set(classes))
         if strange:
-            near = next((name for name in classes if name.casefold() == strange[0].casefold()), None)
-            raise UserError('--data_path: {} has the class {!r}, which the training data have not{}'.format(
-                root, strange[0], '; they have {!r}'.format(near) if near else ''))
+            raise UserError('--data_path: {} has the class {!r}, which the training data do not have'.format(
+                root, strange[0]))
         dataset.labels = np.array([label_of[name] for name in dataset.classes], np.int64)[dataset.labels]
         dataset.classes = classes
     return dataset

@@ -5,10 +5,9 @@ Where the other library is installed, it runs what was written before that appea
 import importlib
 import os
 import shutil
-import sys
 
 from util.errors import UserError, first_line, one_line, run
-from util.inference_arguments import check_checkpoint
+from util.inference_arguments import check_checkpoint, check_output
 from util.parser import Parser
 
 # By format: the endings that its file may have, and the packages to write and to try it with, for pip.
@@ -16,8 +15,8 @@ FORMATS = {'timm': (('.pth', '.pt', '.bin'), 'timm'), 'hf': ((), 'transformers')
            'safetensors': (('.safetensors',), 'safetensors'), 'onnx': (('.onnx',), 'onnx onnxruntime')}
 
 
-def export_parser():
-    """The flags."""
+def parse_export(argv=None):
+    """Parse and check the flags; a bad one ends the process with one line."""
     parser = Parser(prog='python -m util.export', description=__doc__.split('\n')[0])
     add = parser.add_argument
     add('--resume', required=True, help='checkpoint of main_pretrain.py or main_finetune.py, or weights of timm or '
@@ -25,18 +24,11 @@ def export_parser():
     add('--to', required=True, choices=tuple(FORMATS), help='format')
     add('--output', required=True, help='file to write, for hf a folder; must not exist')
     add('--part', choices=('encoder', 'classifier', 'mae'), help='what to write; default: all that the checkpoint has')
-    return parser
-
-
-def parse_export(argv=None):
-    """Parse and check the flags; a bad one ends the process with one line."""
-    parser = export_parser()
     args = parser.parse_args(argv)
     check_checkpoint(parser, args)
+    check_output(parser, args)
     if os.path.lexists(args.output):
         parser.error('argument --output: {} exists; name another place'.format(args.output))
-    if not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
-        parser.error('argument --output: there is no folder {}'.format(os.path.dirname(os.path.abspath(args.output))))
     endings, _ = FORMATS[args.to]
     if endings and not args.output.endswith(endings):
         parser.error('argument --output: for --to {} its name must end in {}'.format(args.to, ' or '.join(endings)))
@@ -81,5 +73,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    sys.modules['util.export'] = sys.modules['__main__']
     run(main, parse_export())

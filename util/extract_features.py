@@ -7,6 +7,7 @@ import argparse
 import fnmatch
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -32,7 +33,7 @@ MAGIC, HEADER = b'\x93NUMPY\x01\x00', 128      # version 1.0 of .npy (NEP 1), an
 OURS = ('features.npy', 'block-*.npy', 'files.txt', 'labels.npy', 'classes.txt', BAD_IMAGES, ABOUT, '*.tmp-*')
 
 
-def features_of(model, imgs, pool, blocks=None):
+def features_of(model, imgs, pool, blocks):
     """(N, C, H, W), normalised -> [features (N, D) after each of `blocks`, counted from 1 in rising order].
 
     These are pooled tokens as the next block takes them: no norm follows. Without `blocks`, the one entry is as
@@ -40,23 +41,11 @@ def features_of(model, imgs, pool, blocks=None):
     Args:
         pool: 'mean' of the patch tokens, or 'cls', the class token.
     """
-    if blocks is None:
+    if not blocks:
         return [encoder.pooled(model, imgs, pool)]
     outputs = itertools.islice(encoder.block_outputs(model, imgs), max(blocks))
     return [tokens[:, 1:].mean(dim=1) if pool == 'mean' else tokens[:, 0]
             for number, tokens in enumerate(outputs, 1) if number in blocks]
-
-
-def choose_blocks(asked, depth):
-    """Numbers of blocks in rising order for the words of --blocks.
-
-    Raises:
-        UserError: there is no such block.
-    """
-    numbers = range(1, depth + 1) if ALL in asked else sorted(set(asked))
-    if numbers[-1] > depth:
-        raise UserError('--blocks {}: the model has {} blocks, counted from 1'.format(numbers[-1], depth))
-    return list(numbers)
 
 
 def _block(text):
@@ -145,7 +134,10 @@ def write(folder, names, batches, images, dtype, width, unreadable):
         labels = opened('labels.npy', growing_array, (), np.int64) if images.classes else None
         for indices, found in batches:
             for add, rows in zip(arrays, found):
-                add(_converted(rows, dtype, images.name_of(indices[0])))
+                if float(np.finfo(dtype).max) < float(rows.abs().max()) < math.inf:
+                    raise UserError('--dtype {}: features of {} or an image soon after it are too large for it; use '
+                                    'float32'.format(dtype, images.name_of(indices[0])))
+                add(rows.float().cpu().numpy())
             files.write(_lines(images.name_of(index) for index in indices))
             if labels:
                 labels([images.label_of(index) for index in indices])
@@ -161,26 +153,18 @@ def _lines(names):
     return ''.join(escaped(name) + '\n' for name in names).encode()
 
 
-def _converted(rows, dtype, name):
-    """Features as an array of `dtype`; the first image of their batch is called `name`."""
-    rows = rows.float().cpu().numpy()
-    with np.errstate(over='ignore'):
-        converted = rows.astype(dtype)
-    if np.isfinite(rows).all() and not np.isfinite(converted).all():
-        raise UserError('--dtype {}: features of {} or an image soon after it are too large for it; use float32'
-                        .format(dtype, name))
-    return converted
-
-
 def main(argv=None):
     args = _flags(argv)
     log.set_up(True, results=True)
     loaded = trained.load_either(args.resume, args.input_size)
-    blocks = choose_blocks(args.blocks, len(loaded.model.blocks)) if args.blocks else None
+    asked, depth = set(args.blocks or ()), len(loaded.model.blocks)
+    blocks = list(range(1, depth + 1)) if ALL in asked else sorted(asked)
+    if blocks and blocks[-1] > depth:
+        raise UserError('--blocks {}: the model has {} blocks, counted from 1'.format(blocks[-1], depth))
     pool = args.pool or ('mean' if getattr(loaded.model, 'global_pool', True) else 'cls')
     inference = Inference(loaded, args.device, args.amp)
     images = inference.images(args.images)
-    names = ['block-{}'.format(number) for number in blocks] if blocks else ['features']
+    names = ['block-{}'.format(number) for number in blocks] or ['features']
     prepare(args.output)
     width, began = loaded.model.pos_embed.shape[-1], time.monotonic()
     batches = inference.over(images, partial(features_of, pool=pool, blocks=blocks), args.batch_size,
@@ -188,7 +172,7 @@ def main(argv=None):
     count = write(args.output, names, batches, images, args.dtype, width, inference.unreadable)
     speed = per_second(count, time.monotonic() - began)
     about = {'resume': args.resume, 'model': loaded.flags['model'], 'input_size': loaded.flags.get('input_size') or 224,
-             'pool': pool, 'blocks': blocks, 'dtype': args.dtype, 'images': count, 'width': width,
+             'pool': pool, 'blocks': blocks or None, 'dtype': args.dtype, 'images': count, 'width': width,
              'unreadable': len(inference.unreadable.files)}
     with output_file(os.path.join(args.output, ABOUT)) as file:
         file.write(json.dumps(about, indent=1).encode() + b'\n')

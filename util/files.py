@@ -3,7 +3,7 @@ import errno
 import io
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class _Sink:
@@ -102,9 +102,6 @@ def lines(path):
 def _sync_folder(folder):
     """Make a rename survive a power cut, where the file system lets a folder be opened."""
     handle = os.open(folder, os.O_RDONLY)
-    try:
+    with suppress(OSError):
         os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+    os.close(handle)

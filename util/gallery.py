@@ -1,6 +1,5 @@
 """The same few images as a masked autoencoder reconstructs them in the course of its pre-training."""
 import copy
-import itertools
 import os
 from contextlib import nullcontext
 
@@ -12,7 +11,6 @@ from util.visualize import reconstruct, to_image
 
 IMAGES, SIDE = 6, 128       # of a strip, and pixels of the longer side of each
 MOMENTS = 8                 # of a training at which the images are reconstructed, beside the reports on the way
-MOST_TRIES = 20             # at images that may be unreadable
 NORMALISED = ('Trained with --norm_pix_loss, the model predicts patches without their mean and contrast: those of '
               'hidden patches are taken from the original.')
 
@@ -23,14 +21,14 @@ def moments(epochs, most=MOMENTS):
 
 
 class Reconstructions:
-    """Of the main process.
+    """For the report and for checkpoints; nothing is read before `after`, which the main process alone calls.
 
     Args:
         model: as its precision made it, not in DistributedDataParallel.
         dataset: of the training; images at equal distances are taken, the same in every run.
         transform, normalize: from a util.pictures.Picture to what the model takes.
         precision, device, epochs: of the run.
-        earlier: `snapshots` as a checkpoint has kept it; what is not of these images is dropped.
+        earlier: `snapshots` as a checkpoint has kept it, or None; what is not of these images is dropped.
         start: epoch that the run begins at; what is from later epochs is dropped.
         within: gives a context in which the model has the weights to judge (see util.weight_average).
     """
@@ -68,18 +66,14 @@ class Reconstructions:
         return rows, pasted
 
     def _open(self):
-        """Read the images, of unreadable ones the next."""
-        pixels, names, count = [], [], len(self._dataset)
-        shown = min(IMAGES, count)
-        for first in (place * count // shown for place in range(shown)):
-            tries = thumbnails.readable(self._dataset, range(first, min(first + MOST_TRIES, count)))
-            for index, image in itertools.islice(tries, 1):
-                pixels.append(image.float())                    # some may be bytes, and some floats
-                names.append(os.path.basename(self._dataset.name_of(index)))
-        if not pixels:
+        """Read the images; unreadable ones are left out."""
+        count = len(self._dataset)
+        found = list(thumbnails.readable(self._dataset, sorted({i * count // IMAGES for i in range(IMAGES)})))
+        if not found:
             raise ValueError('none of the images can be read')
-        self._imgs = self._normalize(torch.stack(pixels))
-        self._names = [*names, 'mask_ratio {}'.format(self._mask_ratio)]
+        self._imgs = self._normalize(torch.stack([image.float() for _, image in found]))    # some bytes, some floats
+        self._names = [*(os.path.basename(self._dataset.name_of(index)) for index, _ in found),
+                       'mask_ratio {}'.format(self._mask_ratio)]
         self.snapshots[:] = [shot for shot in self.snapshots if shot['of'] == self._names]
 
     def sections(self):
@@ -94,14 +88,3 @@ class Reconstructions:
         note = ('The same images of the training set each time; {:.0%} of their patches are hidden, visible ones are '
                 'shown as they are. '.format(self._mask_ratio) + (NORMALISED if self._model.norm_pix_loss else ''))
         return [('Reconstructions', [('note', note), ('strips', rows)])]
-
-
-class NoGallery:
-    """Of the other processes, and of trainings that have no pictures."""
-    snapshots = ()
-
-    def after(self, epoch, due, logbook):
-        pass
-
-    def sections(self):
-        return []

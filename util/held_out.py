@@ -10,7 +10,6 @@ import numpy as np
 
 from util import hang_detector
 from util.log import logger
-from util.progress_bar import progress_bar
 
 VAL_FRACTION = .1       # of each class
 VAL_SEED = 0
@@ -31,8 +30,7 @@ def held_out(labels, names, fraction, seed):
         return np.ones(len(labels), bool)
     hashes = np.empty(len(labels), np.uint64)
     salt = '{}:'.format(seed).encode()
-    bar = progress_bar('choosing validation images', 'images', len(labels), items=enumerate(names))
-    for i, name in bar:
+    for i, name in enumerate(names):
         if i % 100000 == 0:
             hang_detector.progress('the choice of validation images')
         text = salt + lasting(name).encode('utf-8', 'surrogateescape')

@@ -13,14 +13,13 @@ import torch
 from util import input_statistics
 from util.errors import UserError
 from util.files import regular_file
-from util.input_size import plain, sides
+from util.input_size import plain
 from util.log import logger
 from util.model_sizes import size_of
 from util.recognition import recognise
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
-MOST_JSON = 2 ** 24         # bytes
 OURS = 'mae_model'          # in a config.json that util.export wrote; its labels are names of class folders
 STATISTICS = ('mae_mean', 'mae_std')        # there, where no class of transformers could normalise by them
 EPS = 1e-6                  # of this program's layer norms
@@ -91,8 +90,8 @@ def translate(weights, path, config=None):
                 '' if {'head.weight', 'mask_token'} & set(ours) else ', the encoder alone',
                 ', '.join(left_out) or 'nothing')
     if flags['layer_norm_eps'] != EPS:
-        logger.info('%s: layer_norm_eps %g, which util.visualize, main_predict.py and util.export keep; training and '
-                    '--eval take %g, so their outputs differ a little', path, flags['layer_norm_eps'], EPS)
+        logger.info('%s: layer_norm_eps %s, which util.visualize, main_predict.py and util.export keep; training and '
+                    '--eval take %s, so their outputs differ a little', path, flags['layer_norm_eps'], EPS)
     state = {'model': ours, 'args': flags}
     labels = _labels(config or {}, ours)
     if labels:
@@ -152,10 +151,9 @@ def _join_qkv(weights):
 def _json(folder, name):
     """The object in a JSON file of a folder."""
     with regular_file(os.path.join(folder, name)) as file:
-        text = file.read(MOST_JSON + 1)
-    value = json.loads(text.decode('utf-8')) if len(text) <= MOST_JSON else None
+        value = json.loads(file.read().decode('utf-8'))
     if type(value) is not dict:
-        raise ValueError('{} is not a JSON object of at most {} bytes'.format(name, MOST_JSON))
+        raise ValueError('{} is not a JSON object'.format(name))
     return value
 
 
@@ -165,20 +163,10 @@ def _weights(folder, read_weights):
         if os.path.isfile(os.path.join(folder, name)):
             return read_weights(os.path.join(folder, name))
         if os.path.isfile(os.path.join(folder, name + '.index.json')):
-            return _parts(folder, name + '.index.json', read_weights)
+            parts = sorted(set(_json(folder, name + '.index.json')['weight_map'].values()))
+            return {name: tensor for part in parts
+                    for name, tensor in read_weights(os.path.join(folder, os.path.basename(part))).items()}
     raise UserError('{}: holds none of {}'.format(folder, ', '.join(WEIGHTS)))
-
-
-def _parts(folder, index, read_weights):
-    places, weights = _json(folder, index).get('weight_map'), {}
-    if type(places) is not dict or not all(type(part) is str and part == os.path.basename(part) and part.strip('.')
-                                           for part in places.values()):
-        raise ValueError('{} names no files of its folder'.format(index))
-    for part in sorted(set(places.values())):
-        weights.update(read_weights(os.path.join(folder, part)))
-    if set(weights) != set(places):
-        raise ValueError('its files hold other weights than {} says'.format(index))
-    return weights
 
 
 def _flags(config, weights, path):
@@ -191,19 +179,14 @@ def _flags(config, weights, path):
     if kind not in list(FITTING):
         raise UserError('{}: is a Hugging Face {}; known are {}'.format(path, kind, ', '.join(FITTING)))
     size = plain(size) if type(size) is list and len(size) == 2 else size
-    shares = {'layer_norm_eps': config.get('layer_norm_eps', 1e-12), 'mask_ratio': config.get('mask_ratio', .75)}
-    if not all(type(side) is int and 0 < side < 2 ** 16 for side in sides(size or 1)) or \
-            not all(type(share) is float and 0 < share < 1 for share in shares.values()):
-        raise UserError('{}: image_size {}, layer_norm_eps {layer_norm_eps} and mask_ratio {mask_ratio} in its {}?'
-                        .format(path, size, CONFIG, **shares))
-    flags = {**recognise(weights, path, size), 'layer_norm_eps': shares['layer_norm_eps']}
+    flags = {**recognise(weights, path, size), 'layer_norm_eps': config.get('layer_norm_eps', 1e-12)}
     own = size_of(flags['model'])
     fitting = {'hidden_act': 'gelu', **FITTING[kind], 'num_attention_heads': own.heads,     # which no shape shows
                'patch_size': flags['patch_size'], 'num_channels': flags['in_chans']}
     if flags['model'].startswith('mae_'):
         fitting['decoder_num_attention_heads'] = own.decoder[2]
         if config:
-            flags.update(norm_pix_loss=config.get('norm_pix_loss') is True, mask_ratio=shares['mask_ratio'])
+            flags.update(norm_pix_loss=config.get('norm_pix_loss') is True, mask_ratio=config.get('mask_ratio', .75))
     for name, value in fitting.items():
         if config.get(name, value) != value:
             raise UserError('{}: {} {} in its {}; {} has {}'.format(path, name, config[name], CONFIG, flags['model'],
@@ -217,9 +200,7 @@ def _labels(config, weights):
     if type(names) is not dict or head is None or set(names) != {str(label) for label in range(len(head))}:
         return None
     names = [names[str(label)] for label in range(len(head))]
-    if not all(type(name) is str for name in names) or names == ['LABEL_%d' % label for label in range(len(head))]:
-        return None
-    return names
+    return None if names == ['LABEL_%d' % label for label in range(len(head))] else names
 
 
 def _statistics(folder, config):

@@ -1,5 +1,4 @@
 """The images that a command line names: files, folders, also of tar files, CSV lists and CIFAR's batches, as one."""
-import itertools
 import os
 
 import numpy as np
@@ -30,8 +29,7 @@ class ImageSources(Dataset):
 
     def __init__(self, paths, transform):
         with instead_of('--data_path: ', ''):
-            # Neighbouring image files are one dataset.
-            self._parts = [part for make, group in itertools.groupby(paths, _kind) for part in make(list(group))]
+            self._parts = [part for path in paths for part in _parts(path)]
         self._transform = transform
         self._edges = np.cumsum([0] + [len(part) for part in self._parts])
         self.classes = None
@@ -45,7 +43,7 @@ class ImageSources(Dataset):
 
     def __getitem__(self, index):
         part, place = self._place(index)
-        return self._transform(self._parts[part][place][0]), index
+        return self._transform(self._parts[part].picture(place)), index
 
     def name_of(self, index):
         """The file of an image; of one within a file, the file and where it is there."""
@@ -62,56 +60,28 @@ class ImageSources(Dataset):
         return part, index - int(self._edges[part])
 
 
-class _CifarBatch(cifar.CifarBatches):
-    """One batch file of CIFAR, whose images are named file:number."""
-
-    def __init__(self, path):
-        self._path = path
-        super().__init__(os.path.dirname(path), cifar.form_of(path), files=[os.path.basename(path)])
-
-    def name_of(self, index):
-        return '{}:{}'.format(self._path, index)
-
-
-def _kind(path):
-    """What makes datasets of paths such as this one."""
+def _parts(path):
+    """The datasets that a path stands for; their `classes` are None where an image has none."""
     if os.path.isdir(path):
-        return _folders
-    if cifar.form_of(path):
-        return _cifar
-    return _tables if is_csv(path) else _files
-
-
-def _files(paths):
-    missing = [path for path in paths if not os.path.lexists(path)]
-    if missing:
-        raise UserError('{}: there is no such file or folder'.format(missing[0]))
-    return [ImageList(paths, np.zeros(len(paths), np.int64), None)]
-
-
-def _cifar(paths):
-    return [_CifarBatch(path) for path in paths]
-
-
-def _tables(paths):
-    found = []
-    for path in paths:
+        return _in_folder(path)
+    form = cifar.form_of(path)
+    if form:
+        return [cifar.CifarBatches(os.path.dirname(path), form, [os.path.basename(path)])]
+    if is_csv(path):
         labelled = csv_list.has_labels(path)
         files, classes, labels = csv_list.read(path, labelled)
-        found.append(ImageList(files, labels, classes if labelled else None))
-    return found
-
-
-def _folders(paths):
-    return [part for path in paths for part in _in_folder(path)]
+        return [ImageList(files, labels, classes if labelled else None)]
+    if not os.path.lexists(path):
+        raise UserError('{}: there is no such file or folder'.format(path))
+    return [ImageList([path], [0], None)]
 
 
 def _in_folder(path):
     batches = cifar.found(path)
     if batches:
         folder, form = batches
-        files = [os.path.join(folder, name) for name in form.train + form.val]
-        return _cifar([file for file in files if os.path.isfile(file)])
+        files = [name for name in form.train + form.val if os.path.isfile(os.path.join(folder, name))]
+        return [cifar.CifarBatches(folder, form, files)]
     packed = [folder for folder in (path, *(os.path.join(path, name) for name in SPLITS)) if tar_files(folder)]
     if packed:
         return [_shards(folder) for folder in packed]

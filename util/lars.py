@@ -14,12 +14,8 @@ class LARS(torch.optim.Optimizer):
                                   'trust_coefficient': trust_coefficient})
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """Update the weights; gives what `closure` gives, which is called first where there is one."""
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
+    def step(self):
+        """Update the weights by their gradients."""
         for group in self.param_groups:
             for parameter in group['params']:
                 if parameter.grad is not None:
@@ -28,7 +24,6 @@ class LARS(torch.optim.Optimizer):
                         state['mu'] = torch.zeros_like(parameter)
                     state['mu'].mul_(group['momentum']).add_(_direction(parameter, group))
                     parameter.add_(state['mu'], alpha=-group['lr'])
-        return result
 
 
 def _direction(parameter, group):

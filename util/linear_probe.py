@@ -34,7 +34,9 @@ class LinearProbe:
         self._weights = model.state_dict()
         self._encoder = precision.prepare_inference(model.eval())
         self._autocast = precision.autocast
-        self.precision = HeadPrecision(precision)
+        self.precision = FullPrecision()        # of the head, which is small; no gradient leaves it
+        if precision.name != 'fp32':
+            self.precision.name = '{} for the frozen encoder, fp32 for the head'.format(precision.name)
 
     @torch.no_grad()
     def features(self, imgs):
@@ -53,14 +55,6 @@ class LinearProbe:
     def state_dict(self):
         """All weights by the names that published code has for them: the frozen encoder's, head.0 and head.1."""
         return {**self._weights, **{'head.' + name: value for name, value in self.head.state_dict().items()}}
-
-
-class HeadPrecision(FullPrecision):
-    """fp32 for the head, beside an encoder in any precision: the head is small, and no gradient leaves it."""
-
-    def __init__(self, encoders):
-        self.name = 'fp32' if encoders.name == 'fp32' else '{} for the frozen encoder, fp32 for the head'.format(
-            encoders.name)
 
 
 def folded(weights):

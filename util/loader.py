@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import default_collate
 
 from util import workers
-from util.bad_images import Unlisted
 from util.errors import UserError
 from util.features import supported
 from util.images import UnreadableImage
+from util.log import logger
 
 MAX_DEFAULT_WORKERS = 10
 MOST_SUBSTITUTES = 99       # that may be unreadable too, before something other than the files must be broken
@@ -51,52 +51,17 @@ class TrainingSampler(Sampler):
         return list(zip(share.tolist(), seeds[share].tolist()))
 
 
-class EvaluationSampler(Sampler):
-    """One process's share of a set, in order: every image in exactly one share, none twice."""
+class ShareSampler(Sampler):
+    """Given indices in their order; PyTorch 1.5 takes no range for a sampler."""
 
-    def __init__(self, length, rank=0, world_size=1):
-        self.indices = range(rank, length, world_size)
+    def __init__(self, indices):
+        self.indices = indices
 
     def __len__(self):
         return len(self.indices)
 
     def __iter__(self):
         return iter(self.indices)
-
-
-class SeededDataset(Dataset):
-    """Looks a sample up by (index, seed), with the random generators seeded for it; each iteration seeds them again.
-
-    Where its file is unreadable, another sample takes its place, which depends on (index, seed) alone. A look-up gives
-    (sample, [(path, reason) of each unreadable file met]).
-    """
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, key):
-        index, seed = key
-        seed_generators(seed)
-        return self._first_readable(index, seed)
-
-    def _first_readable(self, index, seed):
-        found = []
-        for candidate in itertools.chain([index], self._substitutes(index, seed)):
-            try:
-                return self.dataset[candidate], found
-            except UnreadableImage as error:
-                found.append((error.path, error.reason))
-        raise UserError('--data_path: {} images in a row cannot be read, the last {} ({}); is the disk there?'
-                        .format(len(found), found[-1][0], found[-1][1]))
-
-    def _substitutes(self, index, seed):
-        """Other indices in a random order, a few at most; nothing is drawn until the first is asked for."""
-        others = len(self.dataset) - 1
-        drawn = random.Random(seed << 40 | index).sample(range(others), min(others, MOST_SUBSTITUTES))
-        yield from (other + (other >= index) for other in drawn)
 
 
 class ReadableDataset(Dataset):
@@ -115,6 +80,32 @@ class ReadableDataset(Dataset):
             return None, [(error.path, error.reason)]
 
 
+class SeededDataset(ReadableDataset):
+    """Looks a sample up by (index, seed), with the random generators seeded for it; each iteration seeds them again.
+
+    Where its file is unreadable, another sample takes its place, which depends on (index, seed) alone. A look-up gives
+    (sample, [(path, reason) of each unreadable file met]).
+    """
+
+    def __getitem__(self, key):
+        index, seed = key
+        seed_generators(seed)
+        found = []
+        for candidate in itertools.chain([index], self._substitutes(index, seed)):
+            sample, unreadable = super().__getitem__(candidate)
+            found += unreadable
+            if sample is not None:
+                return sample, found
+        raise UserError('--data_path: {} images in a row cannot be read, the last {} ({}); is the disk there?'
+                        .format(len(found), *found[-1]))
+
+    def _substitutes(self, index, seed):
+        """Other indices in a random order, a few at most; nothing is drawn until the first is asked for."""
+        others = len(self.dataset) - 1
+        drawn = random.Random(seed << 40 | index).sample(range(others), min(others, MOST_SUBSTITUTES))
+        yield from (other + (other >= index) for other in drawn)
+
+
 def collate(looked_up):
     """(batch of the samples that there are, or None; [(path, reason) of all unreadable files])."""
     samples = _of_one_type([sample for sample, _ in looked_up if sample is not None])
@@ -130,14 +121,14 @@ def _of_one_type(samples):
 class Batches:
     """What the loader functions return: iterates a DataLoader's batches, and hands unreadable files on.
 
-    Set `bad_images` to a util.bad_images.BadImages to have them counted and listed. `unreadable` is how many the
-    last pass has met in this process, `workers` how many loader processes it has. Batches that would be empty are left
-    out.
+    Set `bad_images` to a util.bad_images.BadImages to have them counted and listed, not just logged. `unreadable` is
+    how many the last pass has met in this process, `workers` how many loader processes it has. Batches that would be
+    empty are left out.
     """
 
     def __init__(self, loader, dataset):
         self.loader, self.dataset, self.sampler, self.workers = loader, dataset, loader.sampler, loader.num_workers
-        self.bad_images, self.unreadable, self._left_out = Unlisted(), 0, set()
+        self.bad_images, self.unreadable, self._left_out = None, 0, set()
 
     def __len__(self):
         return len(self.loader)
@@ -152,7 +143,11 @@ class Batches:
             found = [tuple(pair) for pair in found]     # memory pinning makes lists of them
             self.unreadable += len(found)
             self._left_out.update(path for path, _ in found)
-            self.bad_images.met(found)
+            if self.bad_images is not None:
+                self.bad_images.met(found)
+            else:
+                for pair in found:
+                    logger.warning('%s: cannot be read (%s)', *pair)
             if batch is not None:
                 yield batch
 
@@ -181,29 +176,25 @@ def training_loader(dataset, batch_size, world, seed, num_workers, pin_memory, a
     if len(sampler) < batch_size:
         raise UserError('--batch_size {}: the training set has {} images for {} process{}; at most {} fit'
                         .format(batch_size, len(dataset), world.size, '' if world.size == 1 else 'es', len(sampler)))
-    return Batches(_loader(SeededDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator,
-                           drop_last=True), dataset)
+    return _batches(dataset, SeededDataset, sampler, batch_size, num_workers, pin_memory, accelerator)
 
 
 def evaluation_loader(dataset, batch_size, world, distributed, num_workers, pin_memory, accelerator):
-    """All readable images once: shared among all processes, or all on rank 0 and none elsewhere; as Batches."""
-    if distributed:
-        sampler = EvaluationSampler(len(dataset), world.rank, world.size)
-    else:
-        sampler = EvaluationSampler(len(dataset) if world.is_main else 0)
-    return Batches(_loader(ReadableDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator,
-                           drop_last=False), dataset)
+    """All readable images once, in order: shared among all processes, or all on rank 0 and none elsewhere; as Batches.
+    """
+    share = range(world.rank, len(dataset), world.size) if distributed else range(len(dataset) * world.is_main)
+    return _batches(dataset, ReadableDataset, ShareSampler(share), batch_size, num_workers, pin_memory, accelerator)
 
 
-def _loader(dataset, sampler, batch_size, num_workers, pin_memory, accelerator, drop_last):
+def _batches(dataset, lookup, sampler, batch_size, num_workers, pin_memory, accelerator):
     # A generator of its own: else an iterator that is made anew, as after a resume, draws from the masks' generator.
     options = supported(DataLoader, generator=torch.Generator())
     if pin_memory and accelerator.is_accelerator:
         options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
     if num_workers:
         options.update(supported(DataLoader, persistent_workers=True))
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, drop_last=drop_last, collate_fn=collate,
-                      **workers.options(num_workers), **options)
+    return Batches(DataLoader(lookup(dataset), batch_size=batch_size, sampler=sampler, collate_fn=collate,
+                              drop_last=lookup is SeededDataset, **workers.options(num_workers), **options), dataset)
 
 
 def default_workers(local_processes=1, most=MAX_DEFAULT_WORKERS):

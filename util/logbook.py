@@ -27,7 +27,7 @@ class Logbook:
         self.folder, self._lock = folder, lock
         self._path = os.path.join(folder, 'log.txt')
         self.records = lines(self._path) if records is None else list(records)
-        self._writer = _tensorboard(log_dir or folder, None if begin is None else int(begin * STEPS_PER_EPOCH))
+        self._writer = _open_tensorboard(log_dir or folder, None if begin is None else int(begin * STEPS_PER_EPOCH))
         if records is not None and (records or os.path.exists(self._path)):
             self._write()
 
@@ -35,7 +35,7 @@ class Logbook:
         """Add one JSON object to log.txt."""
         self.records.append(json.dumps(record))
         self._write()
-        self._tell_tensorboard('flush')
+        self._tensorboard(lambda writer: writer.flush())
 
     def _write(self):
         # Written anew each time: a kill or a full disk leaves the old file or the new one, never half a line.
@@ -47,24 +47,32 @@ class Logbook:
 
     def scalars(self, epoch, values):
         """TensorBoard scalars {tag: value} at a fractional epoch."""
-        for tag, value in values.items():
-            self._tell_tensorboard('add_scalar', tag, value, int(epoch * STEPS_PER_EPOCH))
+        step = int(epoch * STEPS_PER_EPOCH)
+        self._tensorboard(lambda writer: [writer.add_scalar(tag, value, step) for tag, value in values.items()])
 
     def picture(self, epoch, tag, picture):
         """A PIL image for TensorBoard at a fractional epoch."""
-        pixels = np.array(picture.convert('RGB'))
-        self._tell_tensorboard('add_image', tag, pixels, int(epoch * STEPS_PER_EPOCH), None, 'HWC')
+        self._tensorboard(lambda writer: writer.add_image(
+            tag, np.array(picture.convert('RGB')), int(epoch * STEPS_PER_EPOCH), dataformats='HWC'))
 
     def hyperparameters(self, flags, tags):
         """The flags of the run, {name: value}, for TensorBoard's table of runs, beside the scalars named `tags`."""
-        self._tell_tensorboard('add_hyperparameters', flags, tags)
+        def write(writer):
+            from torch.utils.tensorboard.summary import hparams
+            plain = {name: value if isinstance(value, (bool, int, float)) else one_line(value)
+                     for name, value in flags.items()}
+            # Not add_hparams, which makes a run of its own in a subfolder. The third summary would end the run.
+            for summary in hparams(plain, dict.fromkeys(tags, 0.))[:2]:
+                writer.file_writer.add_summary(summary)
+        self._tensorboard(write)
 
-    def _tell_tensorboard(self, method, *args):
+    def _tensorboard(self, action):
         try:
-            getattr(self._writer, method)(*args)
+            if self._writer:
+                action(self._writer)
         except (OSError, RuntimeError, ValueError) as error:    # what its writing thread has met, sooner or later
             logger.error('error: TensorBoard files cannot be written (%s); training goes on without them', error)
-            self._writer = _NoTensorBoard()
+            self._writer = None
 
     def finish(self, name, result):
         """Write `name`.json (an older one is set aside) and print it as the Final result block."""
@@ -79,81 +87,34 @@ class Logbook:
 
     def close(self):
         """Give the folder free."""
-        self._tell_tensorboard('close')
+        self._tensorboard(lambda writer: writer.close())
         self._lock.release()
 
 
 class SilentLogbook:
-    """Keeps nothing."""
+    """Has the methods of a Logbook, and keeps nothing."""
     records = ()
 
-    def epoch(self, record):
-        pass
-
-    def scalars(self, epoch, values):
-        pass
-
-    def picture(self, epoch, tag, picture):
-        pass
-
-    def hyperparameters(self, flags, tags):
-        pass
-
-    def finish(self, name, result):
-        pass
-
-    def close(self):
-        pass
+    def __getattr__(self, name):
+        return lambda *args: None
 
 
-class _NoTensorBoard:
-    """Stands in where tensorboard is not installed."""
-
-    def add_scalar(self, *args):
-        pass
-
-    add_image = add_hyperparameters = add_scalar
-
-    def flush(self):
-        pass
-
-    def close(self):
-        pass
-
-
-def _tensorboard(log_dir, purge_step):
+def _open_tensorboard(log_dir, purge_step):
     try:
         from torch.utils.tensorboard import SummaryWriter
-        return _with_hyperparameters(SummaryWriter)(log_dir=log_dir, purge_step=purge_step)
+        return SummaryWriter(log_dir=log_dir, purge_step=purge_step)
     except (ImportError, OSError, UnicodeEncodeError) as error:      # the last of a folder whose name is no text
         logger.info('TensorBoard files are not written: %s', error)
-        return _NoTensorBoard()
-
-
-def _with_hyperparameters(writer):
-    """A SummaryWriter whose hyper-parameters are of the run itself: those of add_hparams are of one in a subfolder."""
-    from torch.utils.tensorboard.summary import hparams
-
-    class Writer(writer):
-        def add_hyperparameters(self, flags, tags):
-            plain = {name: value if isinstance(value, (bool, int, float)) else one_line(value)
-                     for name, value in flags.items()}
-            experiment, start, _ = hparams(plain, dict.fromkeys(tags, 0.))      # the last would end the run
-            for summary in (experiment, start):
-                self.file_writer.add_summary(summary)
-    return Writer
+        return None
 
 
 def final_result(result):
     """The Final result block of a summary."""
     lines = ['------------------ Final result ------------------']
-    if result.get('images_per_sec') is not None:
-        lines.append('Final Performance images/sec : {:.2f}'.format(result['images_per_sec']))
-    if 'loss' in result:
-        lines.append('Final Loss : {:.4f}'.format(result['loss']))
-    if 'acc1' in result:
-        lines.append('Final Accuracy : {:.2f}'.format(result['acc1']))
-    if 'best_acc1' in result:
-        lines.append('Best Accuracy : {:.2f} (epoch {})'.format(result['best_acc1'], result['best_epoch']))
-    lines.append('E2E {} Duration sec : {:.0f}'.format(result['task'], result['duration_sec']))
+    for key, text in (('images_per_sec', 'Final Performance images/sec : {images_per_sec:.2f}'),
+                      ('loss', 'Final Loss : {loss:.4f}'), ('acc1', 'Final Accuracy : {acc1:.2f}'),
+                      ('best_acc1', 'Best Accuracy : {best_acc1:.2f} (epoch {best_epoch})'),
+                      ('task', 'E2E {task} Duration sec : {duration_sec:.0f}')):
+        if result.get(key) is not None:
+            lines.append(text.format(**result))
     return '\n'.join(lines)

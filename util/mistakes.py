@@ -13,19 +13,6 @@ HARDEST = 10                # classes that are listed where there are more
 MATRIX = ('Validation images by their class (rows) and what they are taken for (columns); the diagonal is right.')
 
 
-class Unwatched:
-    """Stands in where nobody asks for the mistakes."""
-
-    def begin(self):
-        pass
-
-    def add(self, logits, labels):
-        pass
-
-    def share(self, loader, world, device):
-        pass
-
-
 class Mistakes:
     """Predictions on the validation images: they stay on the device during an evaluation and are read at its end.
 
@@ -65,7 +52,7 @@ class Mistakes:
         there = labels >= 0
         sizes = np.bincount(labels[there], minlength=len(self._dataset.classes))
         rows = [(self._name(label), self._name(guess), len(places), int(sizes[label]), self._examples(places))
-                for label, guess, places in worst_pairs(np.where(there, labels, -1), guesses)]
+                for label, guess, places in worst_pairs(labels, guesses)]
         worst = ('pairs', rows) if rows else ('text', 'No validation image was taken for another class.')
         found = [('Worst-confused classes', [worst])]
         if len(sizes) <= MOST_IN_MATRIX and guesses.max() < len(sizes):
@@ -73,12 +60,11 @@ class Mistakes:
             np.add.at(counts, (labels[there], guesses[there]), 1)
             return found + [('All classes', [('note', MATRIX), ('matrix', {
                 'names': self._dataset.classes, 'counts': counts.tolist()})])]
-        right = np.bincount(labels[there & (labels == guesses)], minlength=len(sizes))
-        order = sorted(np.flatnonzero(sizes), key=lambda label: right[label] / sizes[label])[:HARDEST]
+        shares = np.bincount(labels[there & (labels == guesses)], minlength=len(sizes)) / np.maximum(sizes, 1)
+        order = sorted(np.flatnonzero(sizes), key=shares.__getitem__)[:HARDEST]
         return found + [('Hardest classes', [('table', {
             'label': 'Hardest classes', 'named': True, 'head': ['class', 'recognised', 'images'],
-            'rows': [(self._name(label), '{:.1%}'.format(right[label] / sizes[label]), int(sizes[label]))
-                     for label in order]})])]
+            'rows': [(self._name(label), '{:.1%}'.format(shares[label]), int(sizes[label])) for label in order]})])]
 
     def _name(self, label):
         classes = self._dataset.classes

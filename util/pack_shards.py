@@ -3,8 +3,8 @@
 Millions of small files take long to list, to copy and to read from a shared disk; a few hundred tar files do not. They
 are written to a folder beside TARGET, which gets its name when it is complete.
 """
-import glob
 import io
+import itertools
 import json
 import os
 import shutil
@@ -30,7 +30,7 @@ from util.pictures import open_picture
 from util.progress_bar import progress_bar
 
 SETTINGS, UNREADABLE = 'packing.json', 'unreadable.txt'
-_stopped = []           # signals that asked for the end
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def parse(argv=None):
@@ -54,19 +54,12 @@ def main():
     torch.set_num_threads(1)
     with instead_of('--data_path', 'SOURCE'):
         sets = split_sets(args.source, args.short_side)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     unread = pack(args, sets)
     if unread:
-        logger.info('%d image%s could not be read and %s left out: %s', unread, *(
-            ('', 'is') if unread == 1 else ('s', 'are')), os.path.join(args.target, UNREADABLE))
+        logger.info('images that could not be read and are left out: %d, see %s', unread,
+                    os.path.join(args.target, UNREADABLE))
     logger.info('%s is complete: train with --data_path %s', args.target, args.target)
-
-
-def _stop(signum, frame):
-    """End at the next image: an exception raised here is lost while Python forks; a second signal ends at once."""
-    _stopped.append(signum)
-    signal.signal(signum, signal.SIG_DFL)
 
 
 def split_sets(source, short_side=None):
@@ -98,8 +91,6 @@ def pack(args, sets):
     target = os.path.normpath(args.target)
     if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
         raise UserError('TARGET: {} is there already; name a new folder'.format(target))
-    for left in glob.glob(glob.escape(target) + '.incomplete-*'):
-        logger.info('%s is of a packing that was killed, or of one that still runs; else remove it', left)
     incomplete = '{}.incomplete-{:x}'.format(target, time.time_ns())
     try:
         os.makedirs(incomplete)
@@ -136,8 +127,6 @@ def _pack_split(args, folder, split, dataset):
             path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', number))
             with tarfile.open(path, 'w', format=tarfile.GNU_FORMAT) as tar:
                 for i, (data, ending, reason) in zip(order[start:start + args.images_per_shard], contents):
-                    if _stopped:
-                        raise KeyboardInterrupt
                     bar.update()
                     if reason:
                         unread.append('{}\t{}'.format(dataset.name_of(i), reason))
@@ -149,8 +138,8 @@ def _pack_split(args, folder, split, dataset):
             if bar.disable:
                 done = min(start + args.images_per_shard, len(order))
                 logger.info('%s: %d of %d images', os.path.basename(path), done, len(order))
-    made, _ = shards.indexed(folder, shards.tar_files(folder), EXTENSIONS)
-    remember.save(os.path.join(folder, shards.INDEX), made)
+    made, (state, _) = shards.indexed(folder, shards.tar_files(folder), EXTENSIONS)
+    remember.save(os.path.join(folder, shards.INDEX), made, state)
     return unread
 
 
@@ -168,8 +157,8 @@ def _add(tar, name, data):
 def member_names(paths):
     """The name in a tar file of each path: folders as they are, one dot, none twice but for the ending."""
     taken, names = set(), []
-    for path in paths:
-        inside = os.path.relpath(path, paths.root or os.curdir).split(os.sep)
+    for i in range(len(paths)):
+        inside = paths.relative(i).split(os.sep)
         folder, file = os.path.split(os.path.join(*(part for part in inside if part != os.pardir)))     # from CSV files
         stem, ending = os.path.splitext(file)
         stem = unique = os.path.join(folder, stem.replace('.', '_'))
@@ -190,9 +179,11 @@ def _read(paths, num_workers, short_side, quality):
     """
     loader = DataLoader(paths, batch_size=8, collate_fn=partial(_contents, short_side=short_side, quality=quality),
                         **workers.options(num_workers))
+    # What a signal raises while Python forks would be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     batches = workers.start(loader)
-    for batch in iter(lambda: workers.following(batches), None):
-        yield from batch
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    return itertools.chain.from_iterable(iter(lambda: workers.following(batches), None))
 
 
 def _contents(paths, short_side, quality):

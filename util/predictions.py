@@ -1,12 +1,9 @@
 """What a classifier says of images, for people and for programs: an aligned table, or JSON lines."""
 import json
-import shutil
 import unicodedata
 
 from util.errors import UserError, first_line, one_line
 
-PROBABILITY = 6         # columns of '100.0%'
-LONGEST_BAR = 20
 MEASURED = 1000         # file names that are looked at to find the width of their column
 
 
@@ -14,15 +11,6 @@ def width(text):
     """Columns of a terminal that a text takes; a Chinese character takes two."""
     return sum(0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
                for letter in text)
-
-
-def fitted(text, columns, end=False):
-    """`text` in exactly so many columns, 3 or more: padded with spaces, or cut; `end`: at its beginning, for a path."""
-    if width(text) > columns:
-        while width(text) > max(columns - 3, 0):
-            text = text[1:] if end else text[:-1]
-        text = '...' + text if end else text + '...'
-    return text + ' ' * (columns - width(text))
 
 
 def read_class_names(path, count):
@@ -42,40 +30,27 @@ def read_class_names(path, count):
 
 
 class Table:
-    """Rows of file, class and probability, in the width of the terminal where there is one.
+    """Rows of file, class and probability.
 
     Args:
         stream: text file to write to.
-        files: names of image files, of which the first few decide the width; classes: names of all classes.
+        files: names of image files, whose longest decides the width; classes: names of all classes.
     """
 
     def __init__(self, stream, files, classes):
         self._stream = stream
-        self._file = max([4] + [width(one_line(name)) for name in files])
-        self._class = max([5] + [width(one_line(name)) for name in classes])
-        self._bar = 0
-        if stream.isatty():
-            self._fit(shutil.get_terminal_size().columns - 1 - PROBABILITY - 2 * len('  '))
-        self._row('file', 'class', 'prob.', '')
-
-    def _fit(self, room):
-        if self._file + self._class > room:
-            self._file = min(self._file, max(room - self._class, room // 2))
-            self._class = min(self._class, room - self._file)
-        left = room - self._file - self._class - len('  ')
-        self._bar = min(left, LONGEST_BAR) if left >= LONGEST_BAR // 4 else 0
+        self._file, self._class = (max([5] + [width(one_line(name)) for name in names]) for names in (files, classes))
+        self._row('file', 'class', 'prob.')
 
     def add(self, file, classes, probabilities):
         """Write the rows of an image: the most likely classes first."""
-        file = one_line(file)
         for name, share in zip(classes, probabilities):
-            bar = '#' * int(round(share * self._bar))
-            self._row(file, one_line(name), '{:.1%}'.format(share) if share >= .0005 else '<0.1%', bar)
+            self._row(one_line(file), one_line(name), '{:.1%}'.format(share) if share >= .0005 else '<0.1%')
             file = ''
 
-    def _row(self, file, name, share, bar):
-        words = fitted(file, self._file, end=True), fitted(name, self._class), share.rjust(PROBABILITY), bar
-        self._stream.write('  '.join(words).rstrip() + '\n')
+    def _row(self, file, name, share):
+        file, name = file + ' ' * (self._file - width(file)), name + ' ' * (self._class - width(name))
+        self._stream.write('  '.join((file, name, share.rjust(6))) + '\n')
 
     def flush(self):
         """Show what was written."""

@@ -21,69 +21,65 @@ SLOW = 1.           # seconds; what takes less to make is not kept
 SETTLED = 2.        # seconds; what has changed less than so before it was looked at may change again unnoticed
 
 
-def arrays(what, source, names, current, make, beside=None):
+def arrays(what, source, state, make, beside=None):
     """{name: numpy array}, from where they are kept or newly made.
 
     Args:
         what, source: words for the log, and the path that the arrays tell of.
-        names: of the arrays.
-        current: {name: array} that was kept -> whether it holds still.
-        make: () -> ({name: array}, newest change of the source in seconds since the epoch).
+        state: {name: array} that was kept -> the text of `make`, where it holds still.
+        make: () -> ({name: array}, (text that differs when the source has changed, when that was last in seconds since
+            the epoch)).
         beside: file that may hold the arrays, looked at first.
     """
-    name = hashlib.sha256(os.fsencode('{}:{}'.format(what, os.path.realpath(source)))).hexdigest()[:32]
-    path = os.path.join(folder(), name + '.npz')
-    kept = _current((beside, path), names, current)
+    folder = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae')
+    name = digest(what, os.path.realpath(source))[:32]
+    path = os.path.join(folder, name + '.npz')
+    kept = _current((beside, path), state)
     if kept is None:
         with ExitStack() as turn:
             with suppress(OSError):                     # without a cache directory, each process for itself
-                os.makedirs(folder(), exist_ok=True)
-                turn.enter_context(file_lock(os.path.join(folder(), 'lock-' + name[:2]),      # 256 at most
+                os.makedirs(folder, exist_ok=True)
+                turn.enter_context(file_lock(os.path.join(folder, 'lock-' + name[:2]),      # 256 at most
                                              waiting=lambda: hang_detector.progress('the wait for the ' + what)))
-            kept = _current((path,), names, current)    # another process may have made it meanwhile
+            kept = _current((path,), state)             # another process may have made it meanwhile
             if kept is None:
                 begun, clock = time.time(), time.monotonic()
-                made, changed = make()
+                made, (text, changed) = make()
                 if time.monotonic() - clock > SLOW and changed < begun - SETTLED:
-                    _keep(made, path, '{} of {}'.format(what, source))
+                    try:
+                        save(path, made, text)
+                        logger.info('%s of %s: remembered in %s', what, source, path)
+                    except OSError as error:
+                        logger.info('%s of %s: cannot be remembered in %s (%s)', what, source, path, error.strerror)
                 return made
     logger.info('%s of %s: as remembered in %s', what, source, kept[1])
     return kept[0]
 
 
-def folder():
-    """Where arrays are kept."""
-    return os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae')
+def digest(*values):
+    """Text that differs where one of the values does."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
-def _current(paths, names, current):
+def _current(paths, state):
     """(arrays, path) of the first of the files that holds still; None where none does."""
     for path in filter(None, paths):
         try:
             with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in names}
-            if current(found):
+                found = {name: file[name] for name in file.files}
+            if str(found.pop('state')) == state(found):
                 return found, path
         except (OSError, ValueError, LookupError, EOFError, MemoryError, zipfile.BadZipFile):     # missing, damaged
             pass
     return None
 
 
-def _keep(made, path, what):
-    try:
-        save(path, made)
-        logger.info('%s: remembered in %s', what, path)
-    except OSError as error:
-        logger.info('%s: cannot be remembered in %s (%s)', what, path, error.strerror)
-
-
-def save(path, made):
-    """Write {name: array} to a file, whole or not at all.
+def save(path, made, text):
+    """Write {name: array} and the text of their source's state to a file, whole or not at all.
 
     Raises:
         OSError: there is no room, or no permission.
     """
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     file = io.BytesIO()
-    np.savez(file, **made)
+    np.savez(file, state=text, **made)
     write_atomically(path, file.getbuffer())

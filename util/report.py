@@ -17,22 +17,20 @@ from util.arguments import finetune_parser, linprobe_parser, pretrain_parser
 from util.command import reproducing
 from util.errors import Stopped, first_line, one_line
 from util.files import write_atomically
-from util.gallery import NoGallery
 from util.log import logger
 from util.output_dir import set_aside
 from util.throughput import duration
 
 NAME, EVALUATION = 'report.html', 'eval.html'
 TEMPLATE, PLACEHOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html'), '<!-- report -->'
-MOST_EPOCHS = 1000      # in curves and table; of a longer run, epochs at equal distances, and the last
 # A full disk, a device without memory for the pictures, lines of log.txt that another program has written.
 FAILURES = (OSError, RuntimeError, ValueError, LookupError, TypeError)
 _NAMES = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',
           'knn_acc1': 'k-NN', 'test_raw_loss': 'validation, not averaged', 'test_raw_acc1': 'Acc@1, not averaged',
           'test_raw_acc5': 'Acc@5, not averaged', 'train_lr': 'lr', 'data_wait': 'data wait'}
-# Title, what the names of its values have in them, their factor, and whether the vertical axis begins at 0.
-_CHARTS = (('Loss', 'loss', 1, False), ('Accuracy, %', 'acc', 1, False), ('Learning rate', 'train_lr', 1, True),
-           ('Throughput, images/s', 'FPS', 1, True), ('Waiting for data, % of the time', 'data_wait', 100, True))
+# Title, what the names of its values have in them, and whether the vertical axis begins at 0.
+_CHARTS = (('Loss', 'loss', False), ('Accuracy, %', 'acc', False), ('Learning rate', 'train_lr', True),
+           ('Throughput, images/s', 'FPS', True), ('Waiting for data, share of the time', 'data_wait', True))
 
 
 def page(title, state, words, lead, figures, sections):
@@ -46,8 +44,7 @@ def page(title, state, words, lead, figures, sections):
     """
     data = json.dumps(_plain({'title': title, 'state': state, 'words': words, 'lead': lead, 'figures': figures,
                               'sections': [part for part in sections if part[1]]}), allow_nan=False)
-    rows = ''.join('<tr><th scope="row">{}</th><td>{}</td></tr>\n'.format(_escaped(name), _escaped(text))
-                   for name, text in figures)
+    rows = ''.join('<tr><th scope="row">{}</th><td>{}</td></tr>\n'.format(*map(_escaped, row)) for row in figures)
     content = '<table class="facts">\n<caption>{}</caption>\n{}</table>\n<script type="application/json" id="data">' \
               '{}</script>'.format(_escaped('{}, {} {}. {}'.format(title, state, words, lead)), rows,
                                    data.replace('<', '\\u003c'))
@@ -89,7 +86,7 @@ class Report:
         """Take the pictures that are due after an epoch, and write where --report_every says so."""
         every, last = self._args.report_every, epoch + 1 == self._args.epochs
         due = last or bool(every) and (epoch + 1) % every == 0
-        self._try(lambda: self._exhibit.after(epoch, due, self._logbook))
+        _attempt(self._runtime, self._path, lambda: self._exhibit.after(epoch, due, self._logbook))
         if due and not last:
             self._write('running', 'epoch {} of {} is done'.format(epoch + 1, self._args.epochs))
 
@@ -107,11 +104,7 @@ class Report:
             self._write('finished', 'all {} epochs'.format(self._args.epochs) if self._args.epochs > 1 else '1 epoch')
 
     def _write(self, state, words):
-        self._try(lambda: write_atomically(self._path, self._page(state, words)))
-
-    def _try(self, action):
-        if self._runtime.world.is_main:
-            _attempt(self._path, action)
+        _attempt(self._runtime, self._path, lambda: write_atomically(self._path, self._page(state, words)))
 
     def _page(self, state, words):
         records = [json.loads(line) for line in self._logbook.records]
@@ -123,33 +116,33 @@ class Report:
                     _figures(records, self._result, self._runtime.elapsed), sections)
 
 
-def of_evaluation(args, runtime, precision, result, mistakes=None):
+def of_evaluation(args, runtime, precision, result, mistakes):
     """Write eval.html, on process 0; an older one is set aside, as eval.json is.
 
     Args:
         result: what eval.json holds.
         mistakes: util.mistakes.Mistakes.
     """
-    if not runtime.world.is_main:
-        return
-    path, title = os.path.join(args.output_dir, EVALUATION), 'Evaluation · {}'.format(args.model)
-    shown = [('Acc@1', '{:.2f}%'.format(result['acc1'])), ('Acc@5', '{:.2f}%'.format(result['acc5'])),
-             ('loss', '{:.4f}'.format(result['loss'])), ('images', result['images']),
-             ('images/s', short(result['images_per_sec'])), ('duration', duration(result['duration_sec']))]
+    path = os.path.join(args.output_dir, EVALUATION)
 
     def write():
-        content = page(title, 'finished', time.strftime('%Y-%m-%d %H:%M'),
+        shown = [(name, form.format(result[key])) for name, form, key in (
+            ('Acc@1', '{:.2f}%', 'acc1'), ('Acc@5', '{:.2f}%', 'acc5'), ('loss', '{:.4f}', 'loss'),
+            ('images', '{}', 'images'), ('images/s', '{:.1f}', 'images_per_sec'))]
+        shown.append(('duration', duration(result['duration_sec'])))
+        content = page('Evaluation · {}'.format(args.model), 'finished', time.strftime('%Y-%m-%d %H:%M'),
                        '{} on {}'.format(result['checkpoint'], args.data_path), shown,
-                       [*(mistakes or NoGallery()).sections(), *_how(args, runtime, precision, result)])
+                       [*mistakes.sections(), *_how(args, runtime, precision, result)])
         if os.path.exists(path):
             set_aside(path)
         write_atomically(path, content)
-    _attempt(path, write)
+    _attempt(runtime, path, write)
 
 
-def _attempt(path, action):
+def _attempt(runtime, path, action):
     try:
-        action()
+        if runtime.world.is_main:
+            action()
     except FAILURES as error:
         logger.error('error: %s: not written (%s); the run continues without it', path,
                      getattr(error, 'strerror', None) or first_line(error))
@@ -171,10 +164,10 @@ def _figures(records, result, elapsed):
         shown += [('Acc@1', '{:.2f}%'.format(last['test_acc1'])),
                   ('best, epoch {}'.format(best['epoch']), '{:.2f}%'.format(best['test_acc1']))]
     if 'train_loss' in last:
-        shown.append(('training loss', short(last['train_loss'])))
+        shown.append(('training loss', '{:.5g}'.format(last['train_loss'])))
     rate = result.get('images_per_sec', last.get('FPS'))
     if rate is not None:
-        shown.append(('images/s', '{:.0f}'.format(rate) if rate >= 100 else '{:.1f}'.format(rate)))
+        shown.append(('images/s', '{:.1f}'.format(rate)))
     if 'data_wait' in last:
         waits = [record.get('data_wait', 0.) for record in records]
         shown.append(('waiting for data', '{:.1%}'.format(sum(waits) / len(waits))))
@@ -187,14 +180,13 @@ def _curves(records):
     """Charts, and the table of the epochs, newest first."""
     if not records:
         return []
-    records = records[::-1][::-(-len(records) // MOST_EPOCHS)][::-1]
     names = {name for record in records for name, value in record.items() if isinstance(value, (int, float))}
-    columns = {name: [_rounded(record.get(name)) for record in records] for name in sorted(names)}
-    ordered = sorted(columns, key=lambda name: (not name.startswith('train'), name))
+    columns = {name: [record.get(name) for record in records] for name in sorted(names)}
     charts = []
-    for title, word, factor, zero in _CHARTS:
-        curves = [{'name': _NAMES.get(name, name), 'values': [_rounded(value, factor) for value in columns[name]]}
-                  for name in ordered if word in name and any(map(_is_finite, columns[name]))]
+    for title, word, zero in _CHARTS:
+        curves = [{'name': _NAMES.get(name, name), 'values': columns[name]}
+                  for name in sorted(columns, key=lambda name: (not name.startswith('train'), name))
+                  if word in name and any(isinstance(_plain(value), (int, float)) for value in columns[name])]
         charts += [{'title': title, 'curves': curves, 'zero': zero}] if curves else []
     head = sorted((name for name in columns if name != 'n_parameters'), key=lambda name: name != 'epoch')
     table = {'label': 'Values of each epoch', 'head': head, 'rows': list(zip(*(columns[name][::-1] for name in head)))}
@@ -202,19 +194,9 @@ def _curves(records):
             ('folded', ('Values of each epoch', 'table', table))]
 
 
-def _is_finite(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _rounded(value, factor=1):
-    """A number in eight significant digits, which keeps the file small."""
-    return float('{:.8g}'.format(factor * value)) if isinstance(value, (int, float)) else value
-
-
 def _how(args, runtime, precision, result):
     """Sections on how the run came about: result, command, flags, environment."""
-    final = [(name.replace('_', ' '), short(value) if isinstance(value, float) else value)
-             for name, value in (result or {}).items()]
+    final = [(name.replace('_', ' '), value) for name, value in (result or {}).items()]
     parser = _kind(args)[1]()
     flags = [('--' + name, _in_words(value)) for name, value in sorted(vars(args).items())]
     changed = [flag for flag in flags if _in_words(parser.get_default(flag[0][2:])) != flag[1]]
@@ -224,13 +206,6 @@ def _how(args, runtime, precision, result):
             ('Configuration', [('facts', changed),
                                ('folded', ('{} flags at their defaults'.format(len(others)), 'facts', others))]),
             ('Environment', [('facts', _environment(args, runtime, precision))])]
-
-
-def short(value):
-    """A number in at most five significant digits: '0.41073', '2515', '1.5e-06'."""
-    if value and abs(value) < 1e-3:
-        return '{:.3g}'.format(value)
-    return '{:.0f}'.format(value) if abs(value) >= 1e4 else '{:.5g}'.format(value)
 
 
 def _in_words(value):

@@ -14,7 +14,7 @@ from util import hang_detector, remember
 from util.errors import UserError, one_line
 from util.files import open_regular
 from util.images import ARRAYS, check_size, without_arrays
-from util.listing import Strings, arrays_of, listing
+from util.listing import encoded, listing
 from util.pictures import PictureSet, open_picture
 from util.progress_bar import progress_bar
 
@@ -35,11 +35,11 @@ class ShardList(PictureSet):
     """
 
     def __init__(self, root, endings, labelled, transform=None):
-        self.root = root
-        self._tars = tar_files(root)
-        found = index(root, self._tars, endings)
-        self._names = Strings.found(found, 'names')
-        self._places = found['places']                  # (N, 3): tar file, offset and size in bytes
+        self.root, self._tars = root, tar_files(root)
+        beside = os.path.join(root, INDEX)
+        found = remember.arrays('index of tar files', root, lambda found: _checked(root, self._tars, endings, found),
+                                lambda: indexed(root, self._tars, endings), beside if os.path.isfile(beside) else None)
+        self._names, self._places = found['names'], found['places']     # (N, 3): tar file, offset and size in bytes
         if not len(self._names):
             raise UserError('--data_path: the tar files of {} hold no images ({})'.format(root, ' '.join(endings)))
         labels, classes = np.zeros(len(self._names), np.int64), ['unlabelled']
@@ -47,11 +47,11 @@ class ShardList(PictureSet):
 
     def names(self):
         """The names of the images, which tell them apart wherever the dataset lies."""
-        return iter(self._names)
+        return map(os.fsdecode, self._names)
 
     def name_of(self, index):
         """Tar file and member of an image."""
-        return os.path.join(self.root, self._tars[self._places[index, 0]], self._names[index])
+        return os.path.join(self.root, self._tars[self._places[index, 0]], os.fsdecode(self._names[index]))
 
     def picture(self, index):
         return open_picture(self.name_of(index), lambda name: self._bytes(index))
@@ -78,18 +78,17 @@ def _labels(root, found):
     """(label of each image, class names)."""
     labels = found['labels']
     if (labels >= 0).all():
-        names = _named_classes(root)
-        if names is None:
-            return labels, [str(label) for label in range(labels.max() + 1)]
+        names = _named_classes(root) or [str(label) for label in range(labels.max() + 1)]
         if labels.max() >= len(names):
             raise UserError('--data_path: {} has {} lines, but there is an image of class {}'.format(
                 os.path.join(root, CLASSES), len(names), labels.max()))
         return labels, names
-    folders = list(Strings.found(found, 'folders'))
+    folders, labels = np.unique([os.path.basename(os.path.dirname(os.fsdecode(name))) for name in found['names']],
+                                return_inverse=True)
     if '' in folders:
         raise UserError('--data_path: the tar files of {} hold images without a class, which is a file .cls beside '
                         'the image or the folder that it is in'.format(root))
-    return found['folder_of'], folders
+    return labels, folders.tolist()
 
 
 def _named_classes(root):
@@ -97,52 +96,40 @@ def _named_classes(root):
     if not os.path.lexists(path):
         return None
     with listing(path, 'cannot be read'), open_regular(path, 'r', encoding='utf-8', errors='surrogateescape') as file:
-        lines = file.read().split('\n')
-        return lines if lines[-1] else lines[:-1]
+        return file.read().rstrip('\n').split('\n')
 
 
-def index(root, tars, endings):
-    """{name: array} of what lies where in the tar files of a folder: made once, and remembered."""
-    names = 'places', 'labels', 'states', 'folder_of', *arrays_of('names', 'folders', 'tars', 'endings')
-    beside = os.path.join(root, INDEX)
-    return remember.arrays('index of tar files', root, names, lambda found: _current(root, tars, endings, found),
-                           lambda: indexed(root, tars, endings), beside if os.path.isfile(beside) else None)
-
-
-def _current(root, tars, endings, found):
-    """Whether an index is of these tar files, and leads to no place outside of them."""
-    states = _states(root, tars)
-    if not (list(Strings.found(found, 'tars')) == tars and list(Strings.found(found, 'endings')) == list(endings)
-            and np.array_equal(found['states'], states)):
-        return False
-    (tar, offset, size), labels, folder_of = found['places'].T, found['labels'], found['folder_of']
-    names, folders = Strings.found(found, 'names'), Strings.found(found, 'folders')
-    return (len(names) == len(tar) and labels.shape == folder_of.shape == tar.shape
-            and found['places'].dtype == labels.dtype == folder_of.dtype == np.int64
-            and _within(tar, 0, len(tars)) and _within(offset, 0, states[tar, 0] + 1)
-            and _within(size, 0, states[tar, 0] - offset + 1)
-            and _within(labels, -1, MOST_CLASSES) and _within(folder_of, 0, len(folders)))
+def _checked(root, tars, endings, found):
+    """The state of the tar files; ValueError where an index leads to a place outside of them."""
+    (tar, offset, size), labels, names = found['places'].T, found['labels'], found['names']
+    end = np.array([os.path.getsize(os.path.join(root, name)) for name in tars])
+    if not (names.dtype.kind == 'S' and found['places'].dtype == labels.dtype == np.int64
+            and names.shape == labels.shape == tar.shape and _within(tar, 0, len(tars))
+            and _within(offset, 0, end[tar] + 1) and _within(size, 0, end[tar] - offset + 1)
+            and _within(labels, -1, MOST_CLASSES)):
+        raise ValueError('not an index of these tar files')
+    return _state(root, tars, endings)[0]
 
 
 def _within(numbers, least, end):
     return bool(((least <= numbers) & (numbers < end)).all())
 
 
-def _states(root, tars):
-    """(N, 2): size in bytes, and time of the last change in ns, of each file."""
-    states = [os.stat(os.path.join(root, name)) for name in tars]
-    return np.array([(state.st_size, state.st_mtime_ns) for state in states], np.int64)
+def _state(root, tars, endings):
+    """(text that differs when a tar file has changed, time of the last change in s)."""
+    found = [os.stat(os.path.join(root, name)) for name in tars]
+    changed = [status.st_mtime_ns for status in found]
+    return remember.digest(tars, endings, [status.st_size for status in found], changed), max(changed) / 1e9
 
 
 def indexed(root, tars, endings):
-    """({name: array}, newest change in seconds since the epoch) of the tar files of a folder.
+    """({name: array}, state and time of the last change) of the tar files of a folder; see remember.arrays.
 
     Raises:
         UserError: a file is not a tar file, is cut short, or a label is not the number of a class.
     """
-    names, places, labels, folders = [], [], [], []
-    bar = progress_bar('index of tar files of {}'.format(root), 'tar files', items=tars)
-    for number, tar in enumerate(bar):
+    names, places, labels = [], [], []
+    for number, tar in enumerate(progress_bar('index of tar files of {}'.format(root), 'tar files', items=tars)):
         hang_detector.progress('the index of {}'.format(one_line(tar)))
         path = os.path.join(root, tar)
         with listing(path, 'is not a tar file of images'):
@@ -151,16 +138,10 @@ def indexed(root, tars, endings):
             names.append(name)
             places.append((number, offset, size))
             labels.append(classes.get(key(name), classes.get(os.path.splitext(name)[0], -1)))
-            folders.append(os.path.basename(os.path.dirname(name)))
     kept = without_arrays(names)
-    names, places, labels, folders = ([values[place] for place in kept] for values in (names, places, labels, folders))
-    states, own = _states(root, tars), sorted(set(folders))
-    folder_of = {name: i for i, name in enumerate(own)}
-    made = {'places': np.array(places, np.int64).reshape(-1, 3), 'labels': np.array(labels, np.int64), 'states': states,
-            'folder_of': np.array([folder_of[name] for name in folders], np.int64)}
-    for what, strings in (('names', names), ('folders', own), ('tars', tars), ('endings', endings)):
-        made.update(Strings.of(strings).arrays(what))
-    return made, states[:, 1].max() / 1e9
+    names, places, labels = ([values[place] for place in kept] for values in (names, places, labels))
+    return {'names': encoded(names), 'places': np.array(places, np.int64).reshape(-1, 3),
+            'labels': np.array(labels, np.int64)}, _state(root, tars, endings)
 
 
 def key(name):

@@ -1,7 +1,6 @@
 """Small pictures: side by side in one with titles above them, and as text for a page that is one file."""
 import base64
 import io
-import re
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -12,7 +11,6 @@ from util.images import UnreadableImage
 QUALITY = 85            # of the JPEG files
 NEAREST, LANCZOS = 0, 1         # by Pillow's numbers: release 9.1 warns of the names
 LETTERS, LINE, LETTER = 13, 17, 7       # pixels: height of letters, where this Pillow lets one choose; of a line; width
-_BASE64 = re.compile(r'[A-Za-z0-9+/]+={0,2}\Z')
 
 
 def scaled(image, side):
@@ -66,8 +64,3 @@ def jpeg(image):
     file = io.BytesIO()
     image.save(file, 'JPEG', quality=QUALITY)
     return base64.b64encode(file.getvalue()).decode('ascii')
-
-
-def is_base64(text):
-    """Whether a value, such as a checkpoint holds, can be what `jpeg` gave."""
-    return isinstance(text, str) and bool(_BASE64.match(text))

@@ -15,7 +15,7 @@ from util.inference_arguments import add_images, check_checkpoint, check_output
 from util.output_file import output_file
 from util.parser import COUNT, INDEX, INSIDE_0_1, Parser
 from util.thumbnails import grid, scaled
-from util.transforms import Normalize, to_pil
+from util.transforms import to_pil
 
 COLUMNS = (['masked'], ['reconstruction'], ['reconstruction', 'with visible patches'], ['original'])
 NORMALISED = '(true patch statistics)'     # which a model trained with norm_pix_loss does not predict
@@ -49,26 +49,18 @@ def reconstruct(model, imgs, mask_ratio, seed=0):
                                                   pred * hidden + patches * (1 - hidden))))
 
 
-def to_image(tensor, normalize=None):
-    """One normalised image (C, H, W) -> PIL image.
-
-    Args:
-        normalize: util.transforms.Normalize that has made it; default: that of ImageNet.
-    """
-    return to_pil((normalize or Normalize(len(tensor))).shown(tensor[None])[0])
+def to_image(tensor, normalize):
+    """One image (C, H, W) that `normalize`, util.transforms.Normalize, has made -> PIL image."""
+    return to_pil(normalize.shown(tensor[None])[0])
 
 
-def titles(model):
-    """Headings of the columns, as lists of lines."""
-    note = [NORMALISED] if model.norm_pix_loss else []
-    return [lines + (note if 'reconstruction' in lines else []) for lines in COLUMNS]
-
-
-def picture(model, imgs, mask_ratio, seed=0, normalize=None):
+def picture(model, imgs, mask_ratio, seed, normalize):
     """The grid of masked, reconstructed and original images as a PIL image."""
     columns = [[scaled(to_image(img, normalize), CELL) for img in column.float().cpu()]
                for column in (*reconstruct(model, imgs, mask_ratio, seed), imgs)]
-    return grid(list(zip(*columns)), [titles(model)], width=TITLE)
+    note = [NORMALISED] if model.norm_pix_loss else []
+    titles = [lines + (note if 'reconstruction' in lines else []) for lines in COLUMNS]
+    return grid(list(zip(*columns)), [titles], width=TITLE)
 
 
 def main(argv=None):

@@ -25,27 +25,12 @@ def batches(tmp_path_factory):
         {'batches.meta': {b'label_names': names}})
 
 
-def test_the_stages_are_those_of_the_recipe(batches):
-    run = launcher('cifar10_1p', '--data_path', batches, '--output_dir=o', '--seed', 3, '--num_workers=4', DRY_RUN='1')
-    pretrain, finetune, scratch, *evaluations = run.output.splitlines()
-    assert run.status == 0 and len(evaluations) == 2
-    for command in run.output.splitlines():
-        assert ' --input_size 32 --patch_size 2 --seed 3 --amp ' in command and ' --num_workers=4 ' in command
-        assert ' --data_path {} '.format(batches) in command
-    assert ' --model mae_vit_tiny_patch16 --epochs 400 ' in pretrain and '/main_pretrain.py' in pretrain
-    assert finetune.replace(' --finetune o/pretrain/checkpoint-399.pth', '').replace(
-        '--lr 1.5e-3 --layer_decay 0.8', '--lr 1e-3 --layer_decay 1').replace('o/finetune', 'o/scratch') == scratch
-    assert ' --model vit_tiny_patch16 --epochs 100 ' in scratch and '--finetune' not in scratch
-    for name, command in zip(('finetune', 'scratch'), evaluations):
-        assert ' --eval ' in command and ' --resume o/{}/checkpoint-99.pth '.format(name) in command
-
-
 @pytest.mark.parametrize('flags, words', [
     ([], '--data_path'), (['--data_path=/no/where'], '--data_path'), (['--data_path=/', '--images=many'], '--images'),
     (['--data_path=/', '--epochs=3'], '--pretrain_epochs'), (['--data_path=/', '--resume=auto'], '--resume'),
-    (['--data_path=/', '--seed'], '--seed'), (['--data_path=/', '--mixup=1'], '--mixup.*main_pretrain.py'),
+    (['--data_path=/', '--mixup=1'], '--mixup.*main_pretrain.py'),
     (['--data_path=/', '--mask_ratio=.5'], '--mask_ratio.*main_finetune.py'),
-    (['--data_path=/', '--model=resnet'], '--model'), (['--data_path={}/test/lib'.format(ROOT)], '--data_path')])
+    (['--data_path={}/test/lib'.format(ROOT)], '--data_path')])
 def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, flags, words):
     run = launcher('cifar10_1p', '--output_dir', tmp_path / 'o', *flags)
     assert (run.status, run.output.count('\n')) == (2, 1) and not (tmp_path / 'o').exists(), run.output

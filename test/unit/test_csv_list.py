@@ -1,14 +1,11 @@
 """CSV files of path,label: what they may look like, and what is refused."""
 import os
-import re
 
 import pytest
 
-from util import csv_list, remember
+from util import csv_list
 from util.datasets import labelled_set, pretraining_set
 from util.errors import UserError
-from util.image_sources import ImageSources
-from util.listing import Strings
 
 FILES = ['a.jpg', 'b.jpg', 'sub/c, d.jpg', 'sub/\u6c49.jpg']
 
@@ -37,26 +34,17 @@ def pairs(path):
 
 @pytest.mark.parametrize('text', [
     'a.jpg,cat\nsub/\u6c49.jpg,dog\n', '\ufeffPath, label\r\na.jpg,cat\r\n\r\nsub/\u6c49.jpg, dog',
-    'a.jpg,cat\n"a.jpg","cat"\nsub/\u6c49.jpg,dog\n'], ids=['plain', 'with a header', 'a row twice'])
+    '\n\npath,label\n\na.jpg,cat\n"a.jpg","cat"\nsub/../sub/\u6c49.jpg,dog\n'])
 def test_a_file_is_read_with_or_without_a_header_quotes_and_marks(folder, text):
     assert pairs(write(folder, text)) == [('a.jpg', 'cat'), ('sub/\u6c49.jpg', 'dog')]
 
 
-def test_quotes_keep_a_comma_within_a_path_and_a_class(folder):
+def test_quotes_keep_commas_and_bytes_that_are_no_text_name_files_too(folder):
     assert pairs(write(folder, '"sub/c, d.jpg","cat, grey"\nb.jpg,"the ""dog"""\n')) == [
         ('sub/c, d.jpg', 'cat, grey'), ('b.jpg', 'the "dog"')]
-
-
-def test_bytes_that_are_no_text_name_files_too(folder):
     name = os.fsdecode(b'\xff.jpg')
     os.rename(str(folder / 'a.jpg'), str(folder / name))
     assert pairs(write(folder, b'\xff.jpg,\xfe\nb.jpg,x\n')) == [(name, os.fsdecode(b'\xfe')), ('b.jpg', 'x')]
-
-
-def test_absolute_paths_and_those_outside_the_folder_are_found(folder):
-    path = write(folder / 'sub', '../a.jpg,0\n{},1\n'.format(folder / 'b.jpg'))
-    found = labelled_set(path, 'train', val_fraction=0)
-    assert [os.path.realpath(found.name_of(i)) for i in range(2)] == [str(folder / 'a.jpg'), str(folder / 'b.jpg')]
 
 
 def test_numbers_are_ordered_by_their_value_and_names_by_their_letters(folder):
@@ -82,19 +70,18 @@ def test_a_table_names_the_classes_of_images_that_lie_flat_in_train(folder):
         labelled_set(str(folder), 'val', val_fraction=0)
 
 
-def test_paths_alone_do_for_pretraining(folder):
-    path = write(folder, 'a.jpg\nb.jpg\n')
-    assert len(pretraining_set(path)) == 2 and len(pretraining_set(write(folder, 'path\na.jpg\n'))) == 1
-    with pytest.raises(UserError, match=re.escape(path)):
-        labelled_set(write(folder, 'a.jpg\nb.jpg\n'), 'train')
+@pytest.mark.parametrize('text', ['a.jpg\nb.jpg\n', 'path\na.jpg\nb.jpg\n'])
+def test_paths_alone_do_for_pretraining(folder, text):
+    assert len(pretraining_set(write(folder, text))) == 2
+    with pytest.raises(UserError, match='x.csv'):
+        labelled_set(str(folder / 'x.csv'), 'train')
 
 
 @pytest.mark.parametrize('text, named', [
     ('a.jpg,cat\nno.jpg,dog\nb.jpg,dog\n', r'/no\.jpg is missing'), ('file,class\na.jpg,cat\n', '/file is missing'),
     ('a.jpg;cat\n', 'line 1'), ('path,label\na.jpg,cat\nb.jpg\n', 'line 3'), ('a.jpg,1,2\n', 'line 1'),
-    ('a.jpg,cat\nsub/c, d.jpg,cat\n', 'line 2'), ('a.jpg,cat\nb.jpg,\n', 'line 2'), ('a.jpg,cat\n,dog\n', 'line 2'),
-    ('a.jpg,cat\n\n"b.jpg,dog\n', 'line 3'), ('a.jpg,cat\nb.jpg,dog\na.jpg,dog\n', "line 3: 'a.jpg'"),
-    ('path,label\n', 'lists no images'), ('\n\n', 'lists no images'),
+    ('a.jpg,cat\nb.jpg,\n', 'line 2'), ('a.jpg,cat\n\n"b.jpg,dog\n', 'line 3'),
+    ('a.jpg,cat\nb.jpg,dog\na.jpg,dog\n', "line 3: 'a.jpg'"), ('\n\n', 'lists no images'),
     ('a.jpg,cat\nb\0.jpg,dog\n', ''), ('path,label\na.jpg,cat\n'.encode('utf-16'), ''),
     ('a.jpg,cat\n"' + 'x' * 140000 + '",dog\n', 'line 2'), ('a.jpg,cat\n' + 'x' * 5000 + '.jpg,dog\n', 'is missing')])
 def test_a_bad_row_is_named_by_its_line(folder, text, named):
@@ -106,8 +93,6 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(str(tmp_path / 'x.csv'))
     with pytest.raises(UserError, match='x.csv'):
         pretraining_set(str(tmp_path / 'x.csv'))
-    with pytest.raises(UserError, match='x.csv'):
-        ImageSources([str(tmp_path / 'x.csv')], None)[0]
 
 
 def test_of_a_huge_file_some_images_are_looked_for(folder, monkeypatch):
@@ -116,23 +101,3 @@ def test_of_a_huge_file_some_images_are_looked_for(folder, monkeypatch):
     monkeypatch.setattr(csv_list.os.path, 'exists', lambda path: looked.append(path) or True)
     labelled_set(write(folder, ''.join('{}.jpg,a\n'.format(i) for i in range(100))), 'train')
     assert [path for path in looked if path.endswith('.jpg')] == [str(folder / '0.jpg'), str(folder / '51.jpg')]
-
-
-def test_a_file_is_remembered_until_it_changes(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(remember, 'SLOW', -1.)
-    path = write(folder, 'a.jpg,cat\nb.jpg,dog\n')
-    os.utime(path, (1e9, 1e9))
-    before = pairs(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(csv_list, '_check_files', None)
-        assert pairs(path) == before
-    assert pairs(write(folder, 'a.jpg,cat\n')) == [('a.jpg', 'cat')]
-
-
-@pytest.mark.parametrize('root', ['', 'data', '/data', '../data'])
-def test_a_path_from_the_folder_of_the_file_is_the_same_however_it_is_written(root, tmp_path, monkeypatch):
-    monkeypatch.chdir(str(tmp_path))
-    inside = ['x.jpg', './x.jpg', 'a/../x.jpg', os.path.join(os.path.abspath(root), 'x.jpg')]
-    paths = csv_list.CsvPaths(root, Strings.of([*inside, 'a//b/x.jpg', '../x.jpg']))
-    assert [paths.relative(i) for i in range(len(paths))] == ['x.jpg'] * 4 + ['a/b/x.jpg', '../x.jpg']

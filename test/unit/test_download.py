@@ -7,7 +7,6 @@ import threading
 
 import pytest
 import torch
-from conftest import launcher
 
 from util import checkpoint_file, download
 from util.arguments import parse_finetune
@@ -72,16 +71,6 @@ def test_content_of_another_hash_is_refused_and_leaves_nothing_behind(server, pu
     assert not kept(tmp_path)
 
 
-def test_a_server_that_falls_silent_is_one_line_and_later_sockets_wait_as_before(server, monkeypatch):
-    monkeypatch.setattr(download, 'SILENCE', .2)
-    with socket.socket() as silent:
-        silent.bind(('127.0.0.1', 0))
-        silent.listen(1)
-        with pytest.raises(UserError, match='timed out'):
-            checkpoint_file.load('http://127.0.0.1:{}/a-00000000.pth'.format(silent.getsockname()[1]))
-    assert socket.getdefaulttimeout() is None
-
-
 def test_processes_that_need_the_same_file_download_it_once(server, published, tmp_path):
     threads = [threading.Thread(target=download.fetch, args=(published,)) for _ in range(5)]
     for thread in threads:
@@ -92,26 +81,27 @@ def test_processes_that_need_the_same_file_download_it_once(server, published, t
 
 
 @pytest.mark.parametrize('url, words', [
-    ('{}a-00000000.pth', 'HTTP Error 404'), ('http://127.0.0.1:1/a-00000000.pth', 'refused'),
-    ('http://no.invalid/a-00000000.pth', ''), ('http://127.0.0.1:x/a-00000000.pth', ''),
-    ('http://[/a-00000000.pth', '')])
-def test_a_missing_file_and_a_missing_server_are_one_line(server, url, words):
-    with pytest.raises(UserError) as caught:
-        checkpoint_file.load(url.format(server.url))
+    ('{}a-00000000.pth', 'HTTP Error 404'), ('http://127.0.0.1:1/a-00000000.pth', 'refused'), ('{silent}', 'timed out'),
+    ('http://no.invalid/a-00000000.pth', ''), ('http://[/a-00000000.pth', '')])
+def test_a_server_that_does_not_serve_the_file_is_one_line(server, monkeypatch, url, words):
+    monkeypatch.setattr(download, 'SILENCE', .2)
+    with socket.socket() as silent:
+        silent.bind(('127.0.0.1', 0))
+        silent.listen(1)
+        url = url.format(server.url, silent='http://127.0.0.1:{}/a-00000000.pth'.format(silent.getsockname()[1]))
+        with pytest.raises(UserError) as caught:
+            download.fetch(url)
     line = str(caught.value)
-    assert line.startswith(url.format(server.url) + ': cannot be downloaded (') and words in line and '\n' not in line
+    assert line.startswith(url + ': cannot be downloaded (') and words in line and '\n' not in line
+    assert socket.getdefaulttimeout() is None           # later sockets wait as before
 
 
 @pytest.mark.parametrize('url', [
     'http://host/x.pth', 'http://x-12345678.pth', 'https://host/x-1234567.pth', 'https://host/x-1234567g.pth',
-    'https://host', 'http://host/x-12345678.pth/', 'http://host/x-12345678.pth.zip', 'http:///x-12345678.pth',
-    'file:///tmp/x-12345678.pth', 'ftp://host/x-12345678.pth', 'https://host/x y-12345678.pth',
+    'http://host/x-12345678.pth/', 'http:///x-12345678.pth', 'file:///tmp/x-12345678.pth',
     'https://host/x\n-12345678.pth', 'https://host/?x-12345678.pth', 'https://host/..%2f-/..'])
 def test_a_url_without_a_hash_or_of_another_kind_is_refused(url):
     assert download.is_url(url) and 'download it' in download.fault_of(url)
-
-
-def test_a_path_is_no_url():
     assert not any(map(download.is_url, ['/a/b', 'a', 'auto', '', '-x', './http:/x', 'C:\\x', 'http:x', '://']))
 
 
@@ -121,9 +111,3 @@ def test_flags_name_urls_without_a_hash_at_once(images, capsys, flags):
         parse_finetune(['--data_path', str(images), *flags])
     line = capsys.readouterr().err
     assert ended.value.code == 2 and 'argument ' + flags[0].split('=')[0] in line and line.count('\n') == 1
-
-
-def test_the_launchers_pass_urls_on(images):
-    url = 'https://host/x-12345678.pth'
-    run = launcher('finetune_performance_1p', '--data_path', images, '--finetune_pth', url, DRY_RUN='1')
-    assert run.status == 0 and '--finetune {}'.format(url) in run.output

@@ -1,6 +1,5 @@
 """Trained models go out to other libraries, and come in again."""
 import functools
-import json
 import os
 import sys
 
@@ -82,15 +81,6 @@ def test_mean_and_std_go_out_and_come_in_where_transformers_has_no_processor(tmp
     assert {name: flags[name] for name in given} == given
 
 
-def test_a_hugging_face_folder_holds_names_and_sizes_and_all_weights(checkpoints, tmp_path):
-    export.export(str(checkpoints / 'mean'), 'hf', str(tmp_path / 'x'))
-    config = json.loads((tmp_path / 'x' / 'config.json').read_text())
-    assert config['id2label'] == {'0': 'cat', '1': 'cow', '2': 'dog'} and config['image_size'] == 16
-    kind, = config['architectures']
-    _, info = getattr(export_hf.transformers, kind).from_pretrained(str(tmp_path / 'x'), output_loading_info=True)
-    assert kind == 'BeitForImageClassification' and not info['missing_keys'] and not info['unexpected_keys']
-
-
 def test_transformers_image_processor_makes_the_pixels_of_evaluation(checkpoints, tmp_path):
     """Of a picture that needs no resizing, in which libraries differ by rounding."""
     transformers = export_hf.transformers
@@ -111,21 +101,17 @@ def test_an_epsilon_of_another_library_goes_along(checkpoints, tmp_path):
     assert trained.load_either(str(tmp_path / FILES['safetensors'])).flags['layer_norm_eps'] == 1e-2
 
 
-@pytest.mark.parametrize('form, source', [('timm', 'cls'), ('hf', 'mean'), ('onnx', 'cls')])
-def test_nothing_is_written_where_outputs_differ(checkpoints, tmp_path, monkeypatch, form, source):
-    monkeypatch.setattr(exported_part, 'TOLERANCE', -1)
-    with pytest.raises(UserError, match='nothing was written'):
-        export.export(str(checkpoints / source), form, str(tmp_path / FILES[form]))
-    assert os.listdir(str(tmp_path)) == []
-
-
-def test_a_difference_a_nan_and_another_shape_are_told(checkpoints):
+def test_a_difference_a_nan_and_another_shape_are_told_and_nothing_is_written(checkpoints, tmp_path, monkeypatch):
     part = exported_part.Part(str(checkpoints / 'cls'))
     logits = part.expected['logits']
     part.compare({'logits': logits.numpy()}, 'x')
     for wrong in (logits + 1e-2, logits * float('nan'), logits[:2], logits[:, None]):
         with pytest.raises(UserError, match='nothing was written'):
             part.compare({'logits': wrong}, 'x')
+    monkeypatch.setattr(exported_part, 'TOLERANCE', -1)
+    with pytest.raises(UserError, match='nothing was written'):
+        export.export(str(checkpoints / 'cls'), 'onnx', str(tmp_path / 'x.onnx'))
+    assert os.listdir(str(tmp_path)) == []
 
 
 def test_what_is_not_installed_is_not_compared_with(checkpoints, tmp_path, monkeypatch):
@@ -147,8 +133,7 @@ def test_what_cannot_be_written_without_its_library_is_one_line(checkpoints, tmp
 def test_the_command_prints_what_it_wrote(checkpoints, tmp_path, capsys):
     path = str(tmp_path / 'x.safetensors')
     export.main(export.parse_export(['--resume', str(checkpoints / 'mean'), '--to', 'safetensors', '--output', path]))
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 4 and printed[0] == 'written: ' + path and 'load_file' in printed[3]
+    assert path in capsys.readouterr().out.split('\n')[0]
 
 
 @pytest.mark.parametrize('flags, flag', [

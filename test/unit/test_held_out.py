@@ -8,11 +8,11 @@ import pytest
 from conftest import FINETUNE, ROOT, finetune, two_processes
 from PIL import Image
 
-from util import datasets, pack_shards
+from util import pack_shards
 from util.datasets import labelled_set, pretraining_set
 from util.drawn_dataset import CLASSES
 from util.errors import UserError
-from util.held_out import held_out, lasting, split_settings
+from util.held_out import held_out, split_settings
 
 
 @pytest.fixture(scope='module')
@@ -46,11 +46,6 @@ def test_the_choice_depends_on_names_and_seed_alone_and_a_smaller_share_is_part_
     assert not (small & ~large).any() and small.sum() == 21
     assert not np.array_equal(small, held_out(labels, texts, .1, 1))
     assert np.flatnonzero(small)[:5].tolist() == [7, 12, 16, 19, 30]     # on every machine
-
-
-def test_a_name_counts_without_what_packing_and_lists_change_of_it():
-    assert {lasting(name) for name in ('a.b/x.y.png', './a.b/x_y.jpg', '../a.b//x.y.JPEG')} == {'a.b/x_y'}
-    assert lasting('b/x') != lasting('a/x') != lasting('a/y')
 
 
 def test_packed_shrunk_and_listed_images_are_held_out_as_in_their_folder(tmp_path):
@@ -97,8 +92,7 @@ def test_a_test_folder_without_classes_is_no_validation_set_and_a_val_is(images,
 
 
 @pytest.mark.parametrize('made, words', [
-    (['Train/a', 'Val/a'], 'Train'), (['x/train/a'], '/x '), (['x/test/a'], '/x '), (['val/a'], '/train is missing'),
-    ([], '/train is missing')])
+    (['Train/a', 'Val/a'], 'Train'), (['x/test/a'], '/x '), (['val/a'], '/train is missing')])
 def test_folders_that_are_no_classes_are_not_taken_for_some(images, tmp_path, made, words):
     for name in made:
         shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / name))
@@ -107,12 +101,9 @@ def test_folders_that_are_no_classes_are_not_taken_for_some(images, tmp_path, ma
 
 
 @pytest.mark.parametrize('flags, trained, expected, warned', [
-    ((None, None), None, (.1, 0), False), ((.2, 3), None, (.2, 3), False), ((None, None), (.3, 5), (.3, 5), False),
-    ((.2, None), (.3, 5), (.2, 5), False), ((.4, None), (.3, 5), (.4, 5), True), ((None, 6), (.3, 5), (.3, 6), True),
-    ((1., 1), (0., 0), (1., 1), False)])
-def test_a_run_takes_the_part_of_its_checkpoint_and_warns_of_another(flags, trained, expected, warned, caplog,
-                                                                     monkeypatch):
-    monkeypatch.setattr(datasets.logger, 'propagate', True)
+    ((None, None), None, (.1, 0), False), ((.2, 3), None, (.2, 3), False), ((.2, None), (.3, 5), (.2, 5), False),
+    ((.4, None), (.3, 5), (.4, 5), True), ((None, 6), (.3, 5), (.3, 6), True), ((1., 1), (0., 0), (1., 1), False)])
+def test_a_run_takes_the_part_of_its_checkpoint_and_warns_of_another(flags, trained, expected, warned, caplog):
     saved = trained and dict(zip(('val_fraction', 'val_seed'), trained))
     with caplog.at_level('INFO', 'mae'):
         assert split_settings(*flags, False, False, saved) == expected
@@ -120,21 +111,7 @@ def test_a_run_takes_the_part_of_its_checkpoint_and_warns_of_another(flags, trai
         caplog.clear()
         assert split_settings(*flags, True, False, saved) == (0., 0)        # the data have a validation set
         assert bool(caplog.messages) == bool(flags[0])
-
-
-def test_an_evaluation_holds_nothing_out_where_no_training_did():
-    assert split_settings(None, None, False, True, None) == (0., 0)
-    assert split_settings(None, None, False, True, {'val_fraction': 0., 'val_seed': 0}) == (0., 0)
-
-
-def test_an_evaluation_of_class_folders_asks_what_to_evaluate_where_training_held_nothing_out(images, tmp_path):
-    run = finetune('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 1)
-    assert run.status == 0, run.output
-    words = ['--data_path', images / 'val', '--eval', '--resume', tmp_path / 'o' / 'checkpoint-0.pth', '--output_dir',
-             tmp_path / 'e']
-    asked, whole = finetune(*words), finetune(*words, '--val_fraction', 1)
-    assert asked.status == 2 and '--val_fraction' in asked.output.splitlines()[-1]
-    assert whole.status == 0 and '(19 images)' in whole.output, whole.output
+    assert split_settings(None, None, False, True, None) == (0., 0)         # --eval, where no training held out any
 
 
 @pytest.mark.slow

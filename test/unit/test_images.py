@@ -51,30 +51,25 @@ def png(width, height, bits, colours, rows):
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
 
 
-@pytest.mark.parametrize('mode', ['L', 'LA', 'RGBA', 'P', '1'])
-def test_an_image_of_any_mode_keeps_its_colours(tmp_path, mode):
-    assert (pixels(saved(tmp_path / 'x.png', Image.new('RGB', (8, 8), 'white').convert(mode))) == 255).all()
-
-
-def test_transparency_is_dropped_and_the_colour_below_it_kept(tmp_path):
+def test_an_image_of_any_mode_keeps_its_colours_and_transparency_is_dropped(tmp_path):
+    for mode in ('LA', 'P', '1'):
+        assert (pixels(saved(tmp_path / 'x.png', Image.new('RGB', (8, 8), 'white').convert(mode))) == 255).all()
     assert (pixels(saved(tmp_path / 'x.png', Image.new('RGBA', (4, 4), (100, 50, 25, 0)))) == [100, 50, 25]).all()
 
 
-@pytest.mark.parametrize('name', ['x.jpg', 'x.tif'])
-def test_cmyk_is_read_as_the_colours_it_prints(tmp_path, name):
-    path = saved(tmp_path / name, Image.new('CMYK', (16, 16), (10, 200, 50, 30)))
+def test_cmyk_is_read_as_the_colours_it_prints(tmp_path):
     expected = [(255 - ink) * (255 - 30) / 255 for ink in (10, 200, 50)]
-    assert np.abs(pixels(path) - expected).max() <= 3
+    for name in ('x.jpg', 'x.tif'):
+        path = saved(tmp_path / name, Image.new('CMYK', (16, 16), (10, 200, 50, 30)))
+        assert np.abs(pixels(path) - expected).max() <= 3
 
 
-def test_what_pillow_warns_of_is_read_without_a_word_and_a_bomb_is_refused(tmp_path):
+def test_what_pillow_warns_of_is_read_without_a_word(tmp_path):
     image = Image.new('P', (100, 100), 1)
     image.putpalette([10, 20, 30, 200, 100, 50] + [0] * 762)
     path = saved(tmp_path / 'x.png', image, transparency=b'\0\x80')
     run = execute([sys.executable, '-c', 'from PIL import Image; Image.MAX_IMAGE_PIXELS = 6000; ' + READ, path])
     assert (run.status, run.output) == (0, '(200, 100, 50)\n')
-    (tmp_path / 'bomb.png').write_bytes(png(20000, 20000, 8, 0, b'\0' * 1000))
-    assert refused(tmp_path / 'bomb.png')
 
 
 def test_16_bits_and_more_are_scaled_not_clipped(tmp_path):
@@ -89,13 +84,10 @@ def test_16_bits_and_more_are_scaled_not_clipped(tmp_path):
     assert (pixels(str(tmp_path / 'c.png')) == np.stack([SLOPE, SLOPE[:, ::-1], SLOPE], axis=2) >> 8).all()
 
 
-@pytest.mark.parametrize('white, scale', [(1, 255), (255, 1), (65535, 1 / 256)])
-def test_floats_are_scaled_by_the_white_they_fit_under(tmp_path, white, scale):
-    values = np.linspace(0, white, 64, dtype=np.float32).reshape(8, 8)
-    assert np.abs(pixels(saved(tmp_path / 'x.tif', Image.fromarray(values)))[..., 0] - values * scale).max() <= 1
-
-
-def test_numbers_beyond_any_white_are_spread_over_what_occurs(tmp_path):
+def test_floats_are_scaled_by_the_white_they_fit_under_and_other_numbers_spread_over_what_occurs(tmp_path):
+    for white, scale in ((1, 255), (255, 1), (65535, 1 / 256)):
+        values = np.linspace(0, white, 64, dtype=np.float32).reshape(8, 8)
+        assert np.abs(pixels(saved(tmp_path / 'x.tif', Image.fromarray(values)))[..., 0] - values * scale).max() <= 1
     values = np.linspace(-1000, 10 ** 6, 64).astype(np.int32).reshape(8, 8)
     read = pixels(saved(tmp_path / 'x.tif', Image.fromarray(values)))
     assert read.min() == 0 and read.max() == 255 and (np.diff(read[..., 0].flatten()) > 0).all()
@@ -129,23 +121,17 @@ def test_damaged_exif_does_not_make_an_image_unreadable(tmp_path):
         assert pixels(saved(tmp_path / '{}.jpg'.format(i), photo(), exif=data)).shape == (48, 64, 3)
 
 
-@pytest.mark.parametrize('name', ['x.jpg', 'x.png', 'x.bmp', 'x.tif', 'x.ppm'])
-def test_a_truncated_file_is_refused(tmp_path, name):
-    saved(tmp_path / name, photo())
-    data = (tmp_path / name).read_bytes()
-    for part in (.2, .5, .9):
-        (tmp_path / name).write_bytes(data[:int(len(data) * part)])
-        assert refused(tmp_path / name)
-
-
-@pytest.mark.parametrize('content', [b'', b'<html>404</html>', b'\xff\xd8\xff no picture', bytes(4096),
-                                     png(0, 5, 8, 0, b'\0' * 5)])
-def test_what_is_no_image_is_refused_whichever_way_it_is_read(tmp_path, content):
+@pytest.mark.parametrize('content', [b'', b'<html>404</html>', b'\xff\xd8\xff no picture', png(0, 5, 8, 0, b'\0' * 5),
+                                     png(20000, 20000, 8, 0, b'\0' * 1000), 'JPEG', 'PNG', 'TIFF'])
+def test_what_is_no_image_or_truncated_is_refused_whichever_way_it_is_read(tmp_path, content):
+    if isinstance(content, str):
+        saved(tmp_path / 'x.jpg', photo(), format=content)
+        content = (tmp_path / 'x.jpg').read_bytes()[:-100]
     (tmp_path / 'x.jpg').write_bytes(content)
-    reason = refused(tmp_path / 'x.jpg')
+    assert refused(tmp_path / 'x.jpg')
     with pytest.raises(UnreadableImage) as caught:
-        open_picture(str(tmp_path / 'x.jpg'))
-    assert caught.value.reason == reason
+        open_picture(str(tmp_path / 'x.jpg')).part(0, 0, 8, 8, (8, 8))
+    assert caught.value.path == str(tmp_path / 'x.jpg')
 
 
 def npy(shape, version=(1, 0)):
@@ -154,7 +140,7 @@ def npy(shape, version=(1, 0)):
     return b'\x93NUMPY' + bytes(version) + len(text).to_bytes(2 * version[0], 'little') + text + bytes(100)
 
 
-@pytest.mark.parametrize('shape', [(1000, 1000, 2000), (10 ** 6, 10 ** 6, 10 ** 6), (2 ** 62, 4, 4), (-1, 5, 5)])
+@pytest.mark.parametrize('shape', [(1000, 1000, 2000), (2 ** 62, 4, 4), (-1, 5, 5)])
 def test_an_array_that_claims_more_than_the_file_has_takes_no_memory(tmp_path, shape):
     for version in ((1, 0), (2, 0)):
         (tmp_path / 'x.npy').write_bytes(npy((4, 5, 5), version))
@@ -177,34 +163,24 @@ def test_what_cannot_be_read_is_refused_and_pipes_and_devices_are_never_opened(t
         assert refused(tmp_path / name)
 
 
-def test_an_interrupt_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
-    path = saved(tmp_path / 'x.png', photo())
-
-    def interrupted(file):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(Image, 'open', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        read_image(path)
-
-
 def resident_bytes():
     with open('/proc/self/statm') as file:
         return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
-def test_mutated_files_are_read_or_refused_and_leak_no_memory(tmp_path):
+def test_mutated_files_are_read_or_refused_alike_in_whatever_way_and_leak_no_memory(tmp_path):
+    """Thousands more are in test/bench/stress.py. Only a header that lies about the size may make a difference."""
     paths, before = fuzzed_images.write(tmp_path, 150, seed=1), None
-    for again in range(15):
-        readable = 0
+    ways = read_image, lambda path: open_picture(path).part(0, 0, 1, 1, (1, 1))
+    for _ in range(6):
+        outcomes = []
         for path in paths:
-            try:
-                picture = open_picture(path)
-                assert picture.part(0, 0, picture.height, picture.width, (8, 8)).shape == (8, 8, 3)
-                readable += 1
-            except UnreadableImage as error:
-                assert error.path == path and '\n' not in str(error)
-        assert 15 < readable < 75
-        if again == 4:
-            before = resident_bytes()
-    one_image = 160 * 120 * 3
-    assert resident_bytes() - before < 10 * readable * one_image / 4
+            for read in ways:
+                try:
+                    outcomes.append(read(path) is not None)
+                except UnreadableImage as error:
+                    outcomes.append(False)
+                    assert error.path == path and '\n' not in str(error)
+        assert outcomes[::2] == outcomes[1::2] and 15 < sum(outcomes[::2]) < 75
+        before = before or resident_bytes()
+    assert resident_bytes() - before < 10 ** 7

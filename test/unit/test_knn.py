@@ -7,9 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import PRETRAIN, ROOT, pretrain, two_processes
+from conftest import PRETRAIN, ROOT, two_processes
 from test_end_to_end import epochs_of, same, weights_of
-from test_resume import ends_alike, killer  # noqa: F401  (a fixture)
 
 from util import datasets, encoder, knn, trained
 from util.device import Cpu
@@ -76,7 +75,7 @@ def stand_alone(monkeypatch, capsys, *flags):
     return float(line.split()[3]), line
 
 
-@pytest.mark.parametrize('flags', [{}, {'pool': 'cls'}, {'k': 32, 'temperature': 5.}, {'input_size': 48}])
+@pytest.mark.parametrize('flags', [{}, {'pool': 'cls', 'k': 32, 'temperature': 5., 'input_size': 48}])
 def test_the_stand_alone_command_gives_what_the_formula_gives(images, pretrained, monkeypatch, capsys, flags):
     path = pretrained / 'checkpoint-0.pth'
     words = ['--resume', path, '--data_path', images, '--batch_size', 7]
@@ -84,13 +83,8 @@ def test_the_stand_alone_command_gives_what_the_formula_gives(images, pretrained
     accuracy, line = stand_alone(monkeypatch, capsys, *words)
     assert accuracy == pytest.approx(expected(path, images, **flags), abs=1e-3)
     assert line.endswith('(k {}, 19 validation images among 32 training images)'.format(flags.get('k', 20)))
-
-
-def test_images_and_seed_choose_the_bank(images, pretrained, monkeypatch, capsys):
-    flags = ['--resume', pretrained / 'checkpoint-0.pth', '--data_path', images, '--k', 1, '--images', 8, '--seed']
-    found = [stand_alone(monkeypatch, capsys, *flags, seed) for seed in (0, 0, 1, 2, 3)]
-    assert all(line.endswith('among 8 training images)') for _, line in found)
-    assert found[0] == found[1] and len({accuracy for accuracy, _ in found}) > 1
+    _, line = stand_alone(monkeypatch, capsys, *words, '--images', 8, '--seed', 1)
+    assert line.endswith('among 8 training images)')
 
 
 def test_unreadable_images_are_left_out_and_none_left_is_a_mistake(images, pretrained, tmp_path, monkeypatch, capsys):
@@ -121,10 +115,11 @@ def periodic(folder, pretrained, runtime=None, **changes):
 
 
 @pytest.mark.parametrize('every, due', [(0, []), (2, [1, 3, 4]), (9, [4])])
-def test_it_is_due_every_so_many_epochs_and_after_the_last(images, pretrained, monkeypatch, every, due):
-    monkeypatch.setattr(knn.KnnJudge, 'accuracy', lambda self, bad_images: 7.)
-    judge, course = periodic(images, pretrained, knn_every=every), Course()
-    assert [epoch for epoch in range(5) if judge(epoch, course) == {'knn_acc1': 7.}] == due
+def test_it_is_due_every_so_many_epochs_and_after_the_last_on_a_bank_of_knn_images(images, pretrained, monkeypatch,
+                                                                                    every, due):
+    monkeypatch.setattr(knn.KnnJudge, 'accuracy', lambda self, bad_images: len(self._bank))
+    judge, course = periodic(images, pretrained, knn_every=every, knn_images=16), Course()
+    assert [epoch for epoch in range(5) if judge(epoch, course) == {'knn_acc1': 16}] == due
     assert course.agreed == len(due)
 
 
@@ -132,13 +127,6 @@ def test_pretraining_without_classes_is_a_mistake(images, pretrained):
     flat = images / 'train' / 'cross_checks'
     with pytest.raises(UserError, match='--knn_every 1: --data_path: {}'.format(flat)):
         periodic(flat, pretrained)
-
-
-def test_knn_images_bounds_the_bank(images, pretrained, monkeypatch):
-    lines = []
-    monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
-    periodic(images, pretrained, knn_images=16)(0, Course())
-    assert lines[0].endswith('19 validation images among 16 training images)')
 
 
 def test_a_judgement_that_a_signal_cuts_short_tells_no_accuracy(images, pretrained, monkeypatch):
@@ -149,26 +137,18 @@ def test_a_judgement_that_a_signal_cuts_short_tells_no_accuracy(images, pretrain
 
 
 @pytest.mark.slow
-def test_pretraining_ends_with_the_same_weights_with_it_and_without_also_where_it_is_killed(images, tmp_path,
-                                                                                          killer):  # noqa: F811
-    flags = ['--data_path', images, '--num_workers', 1]
-    ends_alike('main_pretrain.py', [*flags, '--knn_every', 1], tmp_path, killer, [(6, 0)])
-    without = tmp_path / 'without'
-    assert pretrain(*flags, '--output_dir', without, '--epochs', 3).status == 0
-    ends = [weights_of(folder / 'checkpoint-2.pth') for folder in (tmp_path / 'whole', without)]
-    assert same(ends[0]['model'], ends[1]['model'])
-
-
-@pytest.mark.slow
-def test_two_processes_get_the_accuracy_of_one_and_record_it(images, tmp_path):
-    run = two_processes(ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', tmp_path,
-                        '--epochs', 3, '--knn_every', 2, '--batch_size', 4)
-    assert run.status == 0, run.output
-    accuracies = [record.get('knn_acc1') for record in epochs_of(tmp_path)]
+def test_two_processes_get_the_accuracy_of_one_record_it_and_train_as_without_it(images, tmp_path):
+    folders = [tmp_path / str(every) for every in (2, 0)]
+    for folder in folders:
+        run = two_processes(ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', folder,
+                            '--epochs', 3, '--knn_every', folder.name, '--batch_size', 4)
+        assert run.status == 0, run.output
+    accuracies = [record.get('knn_acc1') for record in epochs_of(folders[0])]
     assert accuracies[0] is None and accuracies[1] is not None
-    assert accuracies[2] == pytest.approx(expected(tmp_path / 'checkpoint-2.pth', images), abs=1e-3)
-    assert json.loads((tmp_path / 'summary.json').read_text())['knn_acc1'] == accuracies[2]
+    assert accuracies[2] == pytest.approx(expected(folders[0] / 'checkpoint-2.pth', images), abs=1e-3)
+    assert json.loads((folders[0] / 'summary.json').read_text())['knn_acc1'] == accuracies[2]
+    assert same(*(weights_of(folder / 'checkpoint-2.pth')['model'] for folder in folders))
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator').EventAccumulator(
-        str(tmp_path))
+        str(folders[0]))
     accumulator.Reload()
     assert [event.step for event in accumulator.Scalars('perf/knn_acc1')] == [2000, 3000]

@@ -1,11 +1,10 @@
 """Pictures: the part that a transform asks for, whatever the file holds, decoded in whatever way."""
-import fuzzed_images
 import numpy as np
 import pytest
 from PIL import Image
 
 from util import pictures
-from util.images import UnreadableImage, read_image
+from util.images import read_image
 from util.pictures import JpegPicture, StoredPicture, open_picture, reduction
 
 pytestmark = pytest.mark.compat         # kernels and JPEG libraries differ between the generations
@@ -38,24 +37,15 @@ def difference(picture, path, box, size):
     return abs(part.numpy().astype(int) - by_pillow(path, box, size)).mean()
 
 
-@pytest.mark.parametrize('name', ['x.jpg', 'x.png', 'x.webp'])
-def test_a_part_is_what_pillow_makes_of_it(tmp_path, name):
-    path = saved(tmp_path, photo(), name)
-    assert difference(open_picture(path), path, (5, 11, 50, 61), (32, 40)) < LIKE_PILLOW
-
-
-@needs_simplejpeg
-@pytest.mark.parametrize('subsampling', [0, 1, 2])
-def test_jpeg_files_are_decoded_without_pillow(tmp_path, subsampling):
-    path = saved(tmp_path, photo(), subsampling=subsampling)
-    assert isinstance(open_picture(path), JpegPicture)
-    assert difference(open_picture(path), path, (0, 0, 72, 96), (32, 32)) < LIKE_PILLOW
-
-
-@pytest.mark.parametrize('mode', ['L', 'CMYK'])
-def test_jpeg_files_of_other_colours_are_read_as_pillow_reads_them(tmp_path, mode):
-    path = saved(tmp_path, photo().convert(mode))
-    assert difference(open_picture(path), path, (0, 0, 72, 96), (32, 32)) < LIKE_PILLOW
+@pytest.mark.parametrize('name, mode, options', [
+    ('x.jpg', 'RGB', {'subsampling': 0}), ('x.jpg', 'RGB', {'subsampling': 1}), ('x.jpg', 'RGB', {'subsampling': 2}),
+    ('x.jpg', 'L', {}), ('x.jpg', 'CMYK', {}), ('x.png', 'RGB', {}), ('x.webp', 'RGB', {})])
+def test_a_part_is_what_pillow_makes_of_it(tmp_path, name, mode, options):
+    path = saved(tmp_path, photo().convert(mode), name, **options)
+    picture = open_picture(path)
+    assert difference(picture, path, (5, 11, 50, 61), (32, 40)) < LIKE_PILLOW
+    if pictures.simplejpeg and name == 'x.jpg' and mode != 'CMYK':
+        assert isinstance(picture, JpegPicture)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -83,18 +73,12 @@ def test_the_orientation_is_found_behind_other_things(tmp_path, before):
     assert isinstance(picture, JpegPicture) and (picture.width, picture.height) == (72, 96)
 
 
-@pytest.mark.parametrize('height, width, expected', [
-    (448, 1000, 1), (896, 895, 1), (896, 896, 2), (1791, 1792, 2), (1792, 1792, 4), (5000, 3584, 8)])
-def test_a_reduced_picture_keeps_twice_the_pixels_that_are_needed(height, width, expected):
-    assert reduction(height, width, (224, 224)) == expected
-
-
 @needs_simplejpeg
 @pytest.mark.parametrize('scale', [2, 4, 8])
 def test_a_part_of_a_reduced_picture_is_that_of_the_whole_one_within_two_grey_levels(tmp_path, scale):
     path = saved(tmp_path, photo(101 * scale, 75 * scale))
     box = (3 * scale, 5 * scale, 68 * scale, 72 * scale)
-    assert reduction(*box[2:], size=(32, 32)) == scale
+    assert reduction(*box[2:], size=(32, 32)) == scale == 2 * reduction(63 * scale, 72 * scale, size=(32, 32))
     assert difference(open_picture(path), path, box, (32, 32)) < 2
 
 
@@ -109,8 +93,8 @@ def decoded(path, box, size, monkeypatch):
 
 
 @needs_simplejpeg
-@pytest.mark.parametrize('options', [{'subsampling': 0}, {'subsampling': 2}, {'optimize': True}, {'exif': b'Exif\0\0'}])
-@pytest.mark.parametrize('scale', [1, 2])
+@pytest.mark.parametrize('options, scale', [({'subsampling': 0}, 1), ({'subsampling': 2}, 2),
+                                            ({'exif': b'Exif\0\0', 'optimize': True}, 1)])
 def test_no_row_below_the_part_is_decoded(tmp_path, monkeypatch, options, scale):
     path, size = saved(tmp_path, photo(960, 720), **options), (192 // scale, 256 // scale)
     box = (64, 100, 384, 512)
@@ -128,15 +112,6 @@ def test_where_rows_do_not_simply_follow_each_other_all_are_decoded(tmp_path, mo
     saved(tmp_path, photo(), **options)
     path.write_bytes(path.read_bytes() + ending)
     assert decoded(str(path), (0, 0, 20, 20), (20, 20), monkeypatch)[1] == (72, 96, 3)
-
-
-@needs_simplejpeg
-def test_a_file_that_is_cut_short_is_refused_whichever_part_is_asked_for(tmp_path):
-    path = tmp_path / 'x.jpg'
-    saved(tmp_path, photo())
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UnreadableImage, match='truncated'):
-        open_picture(str(path)).part(0, 0, 8, 8, (8, 8))
 
 
 @pytest.mark.parametrize('orientation', [1, 3])
@@ -161,15 +136,3 @@ def test_pytorch_and_pillow_resize_alike(tmp_path, monkeypatch):
     ours = open_picture(path).part(0, 0, 72, 96, (31, 45)).numpy().astype(int)
     monkeypatch.setattr(pictures, '_RESIZES_BYTES', False)
     assert abs(ours - open_picture(path).part(0, 0, 72, 96, (31, 45)).numpy()).max() <= 1
-
-
-def test_what_pillow_reads_is_read_and_what_it_refuses_is_refused(tmp_path):
-    """Mutated JPEG files; only a header that lies about the size may make a difference."""
-    for path in fuzzed_images.write(tmp_path, 300, seed=7):
-        outcomes = []
-        for read in (read_image, lambda path: open_picture(path).part(0, 0, 1, 1, (1, 1))):
-            try:
-                outcomes.append(read(path) is not None)
-            except UnreadableImage as error:
-                outcomes.append(error.path == path)
-        assert outcomes[0] == outcomes[1], path

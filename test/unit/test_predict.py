@@ -1,7 +1,6 @@
 """main_predict.py: what a classifier says of images, as a table or as JSON lines."""
 import io
 import json
-import os
 import shutil
 import sys
 
@@ -17,7 +16,6 @@ from util.device import Cpu
 from util.distributed import World
 from util.errors import UserError
 from util.inference_arguments import parse_predict
-from util.predictions import fitted, width
 
 
 def classifier(folder, classes, *flags):
@@ -79,24 +77,19 @@ def test_json_goes_to_standard_output_and_damaged_images_are_named_elsewhere(ima
     assert '--class_names' in hint and str(tmp_path / 'b.jpg') in named and '1 of 2' in counted
 
 
-def test_where_no_image_can_be_read_that_is_an_error_and_the_earlier_output_stays(nameless, tmp_path):
-    (tmp_path / 'b.jpg').write_bytes(b'')
-    (tmp_path / 'out').write_text('earlier')
-    with pytest.raises(UserError, match='none of the 1 '):
-        predict('--resume', nameless, '--output', tmp_path / 'out', tmp_path / 'b.jpg')
-    assert (tmp_path / 'out').read_text() == 'earlier' and len(list(tmp_path.iterdir())) == 2
-
-
-def test_an_earlier_output_is_kept_under_a_dated_name(images, nameless, tmp_path, capsys):
+def test_an_earlier_output_is_kept_under_a_dated_name_unless_no_image_can_be_read(images, nameless, tmp_path):
     (tmp_path / 'out.jsonl').write_text('earlier')
+    (tmp_path / 'b.jpg').write_bytes(b'')
+    with pytest.raises(UserError, match='none of the 1 '):
+        predict('--resume', nameless, '--output', tmp_path / 'out.jsonl', tmp_path / 'b.jpg')
+    assert len(list(tmp_path.iterdir())) == 2
     predict('--resume', nameless, '--output', tmp_path / 'out.jsonl', next(images.glob('val/*/*')))
     kept, = tmp_path.glob('out.*-*.jsonl')
-    assert str(kept) in capsys.readouterr().err
     assert kept.read_text() == 'earlier' and len(objects(tmp_path / 'out.jsonl')) == 1
 
 
 def test_an_output_that_cannot_be_written_is_one_line(images, nameless):
-    with pytest.raises(UserError, match='/proc/x: cannot be written'):
+    with pytest.raises(UserError, match='/proc/x: '):
         predict('--resume', nameless, '--output', '/proc/x', next(images.glob('val/*/*')))
 
 
@@ -109,8 +102,8 @@ def test_the_table_has_the_names_of_a_file(images, nameless, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('flags, said', [
-    (['--class_names', 'two.txt'], 'two.txt: has 2 lines, but the model has 8 classes'),
-    (['--input_size', '30'], '--input_size: 30 '), (['missing.jpg'], 'missing.jpg: ')])
+    (['--class_names', 'two.txt'], 'two.txt: '), (['--input_size', '30'], '--input_size: 30 '),
+    (['missing.jpg'], 'missing.jpg: ')])
 def test_a_mistake_is_named(images, nameless, tmp_path, monkeypatch, flags, said):
     (tmp_path / 'two.txt').write_text('a\nb\n')
     monkeypatch.chdir(tmp_path)
@@ -133,20 +126,10 @@ def test_a_pretraining_checkpoint_is_to_be_fine_tuned_first(images, pretrained):
 
 
 def test_amp_reaches_the_forward_pass(named, monkeypatch):
-    asked = []
-    choose = inference.precisions.choose
+    asked, choose = [], inference.precisions.choose
     monkeypatch.setattr(inference.precisions, 'choose', lambda *args: asked.append(args[1]) or choose(*args))
     inference.Inference(trained.load_classifier(str(named)), 'cpu', amp=True)
     assert asked == [True]
-
-
-def test_another_input_size_reaches_model_and_images(images, named):
-    loaded = trained.load_classifier(str(named), input_size=48)
-    assert loaded.model.grid_size == (6, 6) and loaded.flags['input_size'] == 48
-    at_work = inference.Inference(loaded, 'cpu')
-    sizes = [features.tolist() for _, features in at_work.over(
-        at_work.images([str(images / 'val')]), lambda model, imgs: torch.tensor(imgs.shape), 19, 0)]
-    assert sizes == [[19, 3, 48, 48]]
 
 
 def test_classes_without_a_name_are_numbers(named):
@@ -154,27 +137,13 @@ def test_classes_without_a_name_are_numbers(named):
     assert main_predict.name_classes(loaded, '') == ['a', 'b', 2, 3, 4, 5, 6, 7]
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.mark.parametrize('columns', [40, 200])
-def test_no_line_is_longer_than_the_terminal_is_wide(monkeypatch, columns):
-    monkeypatch.setattr(shutil, 'get_terminal_size', lambda *_: os.terminal_size((columns, 24)))
-    stream, names = Terminal(), ['猫' * 20, 'a dog, of a kind with a long name' * 3]
-    table = predictions.Table(stream, ['photographs/of/the/year/2026/{}.jpg'.format(i) for i in range(9)], names)
-    table.add('photographs/of/the/year/2026/0.jpg', names, [.999, .0001])
+def test_columns_are_aligned_also_for_names_whose_letters_take_two_columns():
+    stream, names = io.StringIO(), ['猫' * 20, 'a dog, of a kind with a long name']
+    table = predictions.Table(stream, ['photographs/{}.jpg'.format(i) for i in range(9)], names)
+    table.add('photographs/0.jpg', names, [.999, .0001])
     header, first, second = stream.getvalue().splitlines()
-    assert all(width(line) < columns for line in (header, first, second))
-    assert '0.jpg' in first and '猫' in first and ' 99.9%' in first and '<0.1%' in second
-    assert width(first.split('%')[0]) == width(second.split('%')[0]) == width(header) - 1
-
-
-def test_a_fitted_text_takes_exactly_its_columns():
-    for text in ('', 'abc', '猫的照片', 'e\u0301', 'a longer text than that'):
-        for columns in (3, 4, 7, 30):
-            assert width(fitted(text, columns)) == width(fitted(text, columns, end=True)) == columns
+    assert first.startswith('photographs/0.jpg') and '猫' in first and ' 99.9%' in first and '<0.1%' in second
+    assert len(first) + 20 == len(second) == len(header)
 
 
 @pytest.mark.slow

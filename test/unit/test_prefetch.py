@@ -4,8 +4,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from util.device import Accelerator, Cpu
-from util.prefetch import Beside, InTurn
+from util.prefetch import Beside
 
 
 class Streams:
@@ -60,39 +59,15 @@ def steps(count):
     return list(streams.queued)
 
 
-def test_a_batch_is_copied_beside_the_step_before_and_the_next_step_waits_for_it():
-    queued = steps(2)
-    assert queued.index('step 0') < queued.index('copying copies batch 1')
-    assert 'copying waits for the end of step 0' not in queued
-    assert queued[queued.index('copying copies batch 1') + 1:][:2] == ['computing waits for copying', 'step 1']
-
-
-def test_memory_is_given_back_when_the_step_that_used_it_has_ended_and_not_before():
+def test_a_batch_is_copied_beside_a_step_and_its_memory_given_back_when_the_step_that_used_it_has_ended():
     queued = steps(4)
+    assert queued.index('step 0') < queued.index('copying copies batch 1')
+    assert queued[queued.index('copying copies batch 1') + 1:][:2] == ['computing waits for copying', 'step 1']
     for i in (0, 1):
         free = queued.index('batch {} is free'.format(i))
         assert queued[:free].count('step {}'.format(i + 1)) == 1
         assert queued.index('copying waits for the end of step {}'.format(i)) < free
         assert free < queued.index('copying copies batch {}'.format(i + 2))
-
-
-def test_a_device_of_one_queue_and_a_host_copy_in_turn():
-    class Module:
-        def device_count(self):
-            return 1
-
-        def set_device(self, device):
-            pass
-
-    class Old(Accelerator):
-        type = 'cpu'
-
-    accelerator = Old(Module())
-    accelerator.use(0)
-    for place in (accelerator, Cpu()):
-        assert type(place.to_device) is InTurn
-        images = torch.zeros(2)
-        assert place.to_device((images,), torch.device('cpu'))[0] is images
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

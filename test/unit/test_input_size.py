@@ -151,7 +151,7 @@ def test_a_wide_model_comes_back_from_its_checkpoint_and_is_drawn_as_it_is(tmp_p
     again, flags, _ = trained.load_autoencoder(str(tmp_path / 'x.pth'))
     imgs = torch.randn(2, 3, 32, 48)
     assert flags['input_size'] == [32, 48] and torch.equal(model.patchify(imgs), again.patchify(imgs))
-    assert visualize.to_image(imgs[0]).size == (48, 32)
+    assert visualize.to_image(imgs[0], ours.Normalize()).size == (48, 32)
 
 
 @pytest.mark.parametrize('text, size', [('48', 48), ('48x48', 48), ('32x48', [32, 48])])

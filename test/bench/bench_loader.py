@@ -24,6 +24,7 @@ import PIL
 import torch
 import torchvision
 from PIL import Image
+from timm.data import create_transform
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.dataloader import default_collate
 from torchvision import transforms
@@ -34,7 +35,6 @@ from util.distributed import World
 from util.images import read_image
 from util.loader import collate, evaluation_loader, training_loader
 from util.pictures import BICUBIC, MARGIN, open_picture
-from util.timm_compat import create_transform
 from util.transforms import MEAN, STD, Normalize, evaluation_transform, finetuning_transform, pretraining_transform
 
 INTERPOLATION = transforms.InterpolationMode.BICUBIC if hasattr(transforms, 'InterpolationMode') else BICUBIC

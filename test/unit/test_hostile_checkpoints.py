@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from util import checkpoint_file
-from util.checkpoint_archive import MAGIC_NUMBER, PROTOCOL
+from util.checkpoint_format import MAGIC_NUMBER, PROTOCOL
 from util.errors import Fault, UserError
 
 pytestmark = pytest.mark.compat

@@ -105,7 +105,7 @@ def load(path, as_trained=False):
     local = download.fetch(path) if download.is_url(path) else path
     with loading(path):
         folder = hugging_face.folder_of(local)
-        state = hugging_face.read_folder(folder, _weights) if folder else _read(local)
+        state = hugging_face.read_folder(folder, lambda part: _read(part).get('model')) if folder else _read(local)
         if not folder and _is_state_dict(state.get('model')) and hugging_face.is_foreign(state['model']):
             state = hugging_face.translate(state['model'], path)
     if not _is_state_dict(state.get('model')):
@@ -145,13 +145,6 @@ def _read(path):
     if type(state) is not dict:
         return {}
     return {'model': state} if 'model' not in state and state and _is_state_dict(state) else state
-
-
-def _weights(path):
-    state = _read(path)
-    if not _is_state_dict(state.get('model')):
-        raise ValueError('{} holds no weights'.format(os.path.basename(path)))
-    return state['model']
 
 
 def _torch_load(file):

@@ -18,10 +18,11 @@ MOST_PICKLES = 2 ** 24          # bytes; ViT-H with its optimizer's state takes 
 MAGIC_NUMBER = 0x1950a86a20f9469cfc6c       # of the format before zip archives
 PROTOCOL = 1001
 # What torch.save writes, and all that `weights_only` reads but for sets.
-OPCODES = frozenset(
-    'PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING EMPTY_TUPLE '
-    'TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS GLOBAL REDUCE NEWOBJ BUILD '
-    'BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT'.split())
+OPCODES = frozenset((
+    'PROTO', 'STOP', 'MARK', 'NONE', 'NEWTRUE', 'NEWFALSE', 'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT',
+    'BINUNICODE', 'SHORT_BINSTRING', 'EMPTY_TUPLE', 'TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'EMPTY_LIST', 'APPEND',
+    'APPENDS', 'EMPTY_DICT', 'SETITEM', 'SETITEMS', 'GLOBAL', 'REDUCE', 'NEWOBJ', 'BUILD', 'BINPERSID', 'BINGET',
+    'LONG_BINGET', 'BINPUT', 'LONG_BINPUT'))
 MOST_OPERATIONS = 2 ** 20       # ViT-H with its optimizer's state takes 2 ** 16
 MOST_TUPLES = 2 ** 15           # so that they nest no deeper than Python's hash of a tuple can follow
 LONGEST_LINE = 2 ** 10          # bytes, as a number in decimals may have millions
@@ -207,7 +208,7 @@ def load(file, **options):
 
 
 class Inspector(Unpickler):
-    """Reads a pickle with stand-ins: a type of storages by the bytes of an element, a storage by its number of elements.
+    """Reads a pickle with stand-ins: a storage is its number of elements, its type the bytes of each.
 
     `storages` is {key: (elements, bytes of each)}.
     """

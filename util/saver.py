@@ -34,7 +34,8 @@ class Saver:
         """Copy `state` (nested dicts and lists with tensors) and write it under each of the names in the folder."""
         self.wait()
         self._last = time.monotonic()
-        self._thread = threading.Thread(target=self._write, args=(checkpoint_file.plain_copy(state, _host_copy), names), name='saver')
+        copied = checkpoint_file.plain_copy(state, lambda tensor: tensor.detach().to('cpu', copy=True))
+        self._thread = threading.Thread(target=self._write, args=(copied, names), name='saver')
         self._thread.start()
 
     def wait(self):
@@ -84,8 +85,3 @@ class SilentSaver:
 
     def wait(self):
         return True
-
-
-def _host_copy(tensor):
-    """A copy in host memory, which further steps leave as it is."""
-    return tensor.detach().to('cpu', copy=True)

@@ -124,15 +124,6 @@ def test_a_checkpoint_changes_no_class_or_function(tmp_path, code):
                       (argparse.Namespace, torch._utils._rebuild_tensor_v2, torch.FloatStorage)]
 
 
-def test_loading_leaves_nothing_allowed_that_was_not_before(tmp_path):
-    if not hasattr(torch.serialization, 'safe_globals'):
-        pytest.skip('this torch has no list of safe globals')
-    torch.save({'model': {}, 'args': argparse.Namespace(lr=1.)}, str(tmp_path / 'c.pth'))
-    before = set(torch.serialization.get_safe_globals())
-    assert checkpoint_file.load(str(tmp_path / 'c.pth'))['args'] == {'lr': 1.}
-    assert set(torch.serialization.get_safe_globals()) == before
-
-
 def test_a_tar_archive_is_refused_and_nothing_of_it_is_unpacked(tmp_path, monkeypatch):
     """Two of them are named so that one begins as torch's older format does, or would leave the folder."""
     monkeypatch.chdir(tmp_path)

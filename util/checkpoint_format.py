@@ -56,8 +56,7 @@ def _inspect_zip(file, size):
         records = archive.infolist()
         # torch finds names without regard to upper and lower case
         names = {record.orig_filename.lower().split('/', 1)[-1]: record for record in records}
-        folders = {record.orig_filename.split('/')[0] for record in records}
-        if not len(names) == len(records) == count or len(folders) != 1 or 'data.pkl' not in names:
+        if not len(names) == len(records) == count or 'data.pkl' not in names:
             raise UnpicklingError('a zip archive that torch.save did not write')
         if any(name == 'constants.pkl' or name.startswith('code/') for name in names):
             raise UnpicklingError('a TorchScript archive, which holds a program; only tensors are loaded')

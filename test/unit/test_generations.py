@@ -57,7 +57,7 @@ def test_losses_agree_between_generations_which_resume_each_others_checkpoints_a
                 assert losses == pytest.approx(whole[writer][task][SAVED_AT:], rel=1e-5), (reader, writer, task)
 
 
-@pytest.mark.parametrize('writer, reader', product(PYTHONS, PYTHONS))
+@pytest.mark.parametrize('writer, reader', list(product(PYTHONS, PYTHONS)))
 def test_a_checkpoint_of_any_generation_resumes_and_evaluates_in_any_other(images, written, tmp_path, writer, reader):
     pre, fine = written[writer] / 'pre', written[writer] / 'fine'
     on = ['--data_path', images, '--epochs', 2]

@@ -115,6 +115,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path, 
 @pytest.mark.parametrize('code', [b'\x80\x02cargparse\nNamespace\n}X\x06\x00\x00\x00__eq__cargparse\nNamespace\nsb.',
                                   b'\x80\x02cargparse\nNamespace\nN}X\x06\x00\x00\x00__eq__K\x05s\x86b.',
                                   b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x06\x00\x00\x00__defaults__K\x05s\x86b.',
+                                  b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00xK\x05sb.',
                                   b'\x80\x02ctorch\nFloatStorage\nN}X\x04\x00\x00\x00sizeK\x05s\x86b.',
                                   b'\x80\x02ctorch\nSize\n)R}X\x01\x00\x00\x00xK\x05sb.'])
 def test_a_checkpoint_changes_no_class_or_function(tmp_path, code):

@@ -52,10 +52,10 @@ def command(script, flags, processes, killer=None, at=None, rank=0):
 
 
 def results(folder):
-    """(weights, moments, best, lines of log.txt but for times) of a run's end."""
+    """(weights, their average, moments, best, lines of log.txt but for times) of a run's end."""
     state = weights_of(folder / 'checkpoint-2.pth')
     records = [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
-    return (state['model'], moments_of(state), state.get('best'),
+    return (state['model'], state.get('model_ema'), moments_of(state), state.get('best'),
             [{name: value for name, value in record.items() if name not in TIMES} for record in records])
 
 
@@ -86,11 +86,14 @@ def test_a_killed_pretraining_ends_as_the_uninterrupted_one(images, tmp_path, ki
 @pytest.mark.slow
 @pytest.mark.compat
 def test_two_processes_of_which_any_is_killed_end_as_the_uninterrupted_ones(images, pretrained, tmp_path, killer):
-    ends_alike('main_finetune.py', ['--data_path', images, '--mixup', .8, '--cutmix', 1, '--drop_path', .2,
-                                    '--batch_size', 2,
-                                    '--accum_iter', 2, '--num_workers', 1, '--dist_eval',
-                                    '--finetune', pretrained / 'checkpoint-0.pth'],
+    ends_alike('main_finetune.py', ['--data_path', images, '--finetune', pretrained / 'checkpoint-0.pth', '--freeze', 2,
+                                    '--ema', .9, '--mixup', .8, '--cutmix', 1, '--drop_path', .2, '--batch_size', 2,
+                                    '--accum_iter', 2, '--num_workers', 1, '--dist_eval'],
                tmp_path, killer, [(5, 1)], processes=2)
+    state, start = weights_of(tmp_path / 'whole' / 'checkpoint-2.pth'), weights_of(pretrained / 'checkpoint-0.pth')
+    assert state['ema_updates'] == 12 and not same(state['model_ema'], state['model'])
+    names = ['blocks.{}.attn.qkv.weight'.format(i) for i in range(3)]
+    assert [same(state['model'][name], start['model'][name]) for name in names] == [True, True, False]
 
 
 @pytest.mark.slow

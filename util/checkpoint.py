@@ -53,12 +53,8 @@ def set_newer_aside(folder, start, resumed_path):
 
     They are damaged, or of a course that the user has left by an older checkpoint: this run writes its own.
     """
-    newer = [path for path in numbered(folder) if _place(path) > start and not _same_file(path, resumed_path)]
-    return [set_aside(path) for path in newer]
-
-
-def _same_file(one, other):
-    return os.path.exists(other) and os.path.samefile(one, other)
+    kept = os.path.realpath(resumed_path)
+    return [set_aside(path) for path in numbered(folder) if _place(path) > start and os.path.realpath(path) != kept]
 
 
 def find(flag, folder):
@@ -107,17 +103,11 @@ def load_optimizer(optimizer, saved, path):
     groups = optimizer.state_dict()['param_groups']
     for group, saved_group in zip(groups, saved['param_groups']):
         group['params'] = saved_group['params']
-    state = {key: {name: _plain(name, value) for name, value in moments.items()}
-             for key, moments in saved['state'].items()}
-    optimizer.load_state_dict({'state': state, 'param_groups': groups})
-
-
-def _plain(name, value):
     # Plain step counts suit every optimizer; Ascend's fused ones count a tensor up twice a step. And fused ones write
     # row after row, whatever steps in memory a file gives a tensor.
-    if name == 'step':
-        return int(value)
-    return value.contiguous() if torch.is_tensor(value) else value
+    state = {key: {name: int(value) if name == 'step' else value.contiguous() if torch.is_tensor(value) else value
+                   for name, value in moments.items()} for key, moments in saved['state'].items()}
+    optimizer.load_state_dict({'state': state, 'param_groups': groups})
 
 
 class Resumed:

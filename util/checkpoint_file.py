@@ -1,6 +1,7 @@
 """Checkpoint files: dicts of tensors and plain types, written whole, read without running anything that they hold."""
 import argparse
 import errno
+import itertools
 import json
 import os
 import re
@@ -8,15 +9,14 @@ from contextlib import contextmanager
 
 import torch
 
-from util import checkpoint_pickle, download, hugging_face, safetensors_file
-from util.checkpoint_archive import check_fits, inspect
-from util.checkpoint_pickle import plain_copy
+from util import checkpoint_format, download, hugging_face, safetensors_file
 from util.errors import Fault, UserError
 from util.features import accepts
 from util.files import atomic_file, regular_file
 from util.log import logger
 
 DESCRIPTION = ('args', 'classes')       # what of a checkpoint beside its weights says which model it is
+MOST_VALUES, MOST_LEVELS = 10 ** 6, 100     # some hundred lists within each other's places can mean endlessly many
 # How opening a file fails by the user's mistake; by None, regular_file refuses what is not one.
 MISTAKES = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
             errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL)
@@ -62,6 +62,30 @@ def save(path, state):
         torch.save(state, file, _use_new_zipfile_serialization=True)    # PyTorch 1.5 knows it, but has another default
 
 
+def plain_copy(value, leaf, levels=MOST_LEVELS, counter=None):
+    """A copy of a tree in plain dicts, lists, tuples, numbers, strings and None; a Namespace becomes a dict.
+
+    Args:
+        leaf: makes of anything else what takes its place, or raises.
+    Raises:
+        ValueError: too many values or levels, a list that holds itself, a key that is no string and no number.
+    """
+    counter = counter or itertools.count()
+    if next(counter) == MOST_VALUES or not levels:
+        raise ValueError('it holds too many values, or values within values')
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    value = vars(value) if type(value) is argparse.Namespace else value
+    if isinstance(value, dict):             # not by its attributes, which a file can set on an OrderedDict
+        if not all(key is None or type(key) in (str, int, float, bool) for key in dict.keys(value)):
+            raise ValueError('it holds a dict with a key that is no string and no number')
+        return {key: plain_copy(item, leaf, levels - 1, counter) for key, item in dict.items(value)}
+    if isinstance(value, (list, tuple)):
+        kind = list if isinstance(value, list) else tuple
+        return kind(plain_copy(item, leaf, levels - 1, counter) for item in value)
+    return str(value) if isinstance(value, torch.device) else leaf(value)
+
+
 def load(path, as_trained=False):
     """Read a checkpoint of ours, a published one, or another library's weights onto the CPU.
 
@@ -81,7 +105,7 @@ def load(path, as_trained=False):
     local = download.fetch(path) if download.is_url(path) else path
     with loading(path):
         folder = hugging_face.folder_of(local)
-        state = hugging_face.read_folder(folder, _weights) if folder else _read(local)
+        state = hugging_face.read_folder(folder, lambda part: _read(part).get('model')) if folder else _read(local)
         if not folder and _is_state_dict(state.get('model')) and hugging_face.is_foreign(state['model']):
             state = hugging_face.translate(state['model'], path)
     if not _is_state_dict(state.get('model')):
@@ -109,12 +133,13 @@ def _read(path):
     with regular_file(path) as file:
         size, head = os.stat(file.raw.fileno()).st_size, file.read(9)
         file.seek(0)
-        check_fits(size)
+        if size > os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'):
+            raise ValueError('it has {:.0f} GB, more than the memory of this machine'.format(size / 1e9))
         if safetensors_file.begins(head):
             model, metadata = safetensors_file.read(file, size)
             # What util.export adds: the flags that build the model, and its classes.
             return {'model': model, **{name: json.loads(metadata[name]) for name in DESCRIPTION if name in metadata}}
-        inspect(file, size)
+        checkpoint_format.inspect(file, size)
         file.seek(0)
         state = plain_copy(_torch_load(file), torch.Tensor.detach)
     if type(state) is not dict:
@@ -122,19 +147,12 @@ def _read(path):
     return {'model': state} if 'model' not in state and state and _is_state_dict(state) else state
 
 
-def _weights(path):
-    state = _read(path)
-    if not _is_state_dict(state.get('model')):
-        raise ValueError('{} holds no weights'.format(os.path.basename(path)))
-    return state['model']
-
-
 def _torch_load(file):
     if hasattr(torch.serialization, 'safe_globals'):
         with torch.serialization.safe_globals([argparse.Namespace]):      # in published checkpoints
             return torch.load(file, map_location='cpu', weights_only=True)
     options = {'weights_only': False} if accepts(torch.load, 'weights_only') else {}
-    return torch.load(file, map_location='cpu', pickle_module=checkpoint_pickle, **options)
+    return torch.load(file, map_location='cpu', pickle_module=checkpoint_format, **options)
 
 
 def _to_cpu(value):

@@ -3,7 +3,6 @@
 Beside 'model', the weights in fp32 by name, which util.checkpoint_file looks after. Any other key may be missing.
 """
 import json
-import re
 
 import torch
 
@@ -116,10 +115,6 @@ def _is_record(line):
     return type(record) is dict and _count(record.get('epoch', 0))
 
 
-def _is_jpeg(text):
-    return type(text) is str and bool(re.match(r'[A-Za-z0-9+/]+={0,2}\Z', text))
-
-
 CHECKPOINT = {
     'ema_updates': _count,                          # how many steps 'model_ema', of names as 'model', has followed
     'optimizer': _dict(state=_is_moments, param_groups=_list(_dict(params=_list(_count)))),
@@ -135,7 +130,7 @@ CHECKPOINT = {
     'best': _dict(acc1=_number, epoch=lambda value: _count(value, least=-1)),
     'classes': _list(_text),                        # names by label
     'labels': _list(_text),                         # as 'classes', of another library
-    'reconstructions': _list(_dict(epoch=_count, of=_list(_text), jpegs=_list(_is_jpeg)))}     # of util.gallery
+    'reconstructions': _list(_dict(epoch=_count, of=_list(_text), jpegs=_list(_text)))}     # of util.gallery
 # Of 'args', the flags of the training, those that are read again.
 FLAGS = {
     'model': _text, 'patch_size': _side, 'in_chans': _side, 'mask_ratio': _share, 'layer_norm_eps': _share,

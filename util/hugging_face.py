@@ -15,8 +15,7 @@ from util.errors import UserError
 from util.files import regular_file
 from util.input_size import plain
 from util.log import logger
-from util.model_sizes import size_of
-from util.recognition import recognise
+from util.model_sizes import recognise, size_of
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')

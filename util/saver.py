@@ -4,8 +4,6 @@ import shutil
 import threading
 import time
 
-import torch
-
 from util import checkpoint, checkpoint_file, hang_detector
 from util.log import logger
 
@@ -36,7 +34,8 @@ class Saver:
         """Copy `state` (nested dicts and lists with tensors) and write it under each of the names in the folder."""
         self.wait()
         self._last = time.monotonic()
-        self._thread = threading.Thread(target=self._write, args=(host_copy(state), names), name='saver')
+        copied = checkpoint_file.plain_copy(state, lambda tensor: tensor.detach().to('cpu', copy=True))
+        self._thread = threading.Thread(target=self._write, args=(copied, names), name='saver')
         self._thread.start()
 
     def wait(self):
@@ -64,9 +63,10 @@ class Saver:
             free = '{:.1f} MB are free'.format(shutil.disk_usage(self._folder).free / 1e6)
         except OSError:
             free = 'the folder cannot be looked at'
-        newest = (checkpoint.numbered(self._folder) or ['none'])[0]
+        newest, sizes = (checkpoint.numbered(self._folder) or ['none'])[0], []
+        checkpoint_file.plain_copy(state, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
         return ('{}: not saved ({}); it needs {:.1f} MB, {}; the newest checkpoint is {}; training goes on, the '
-                'next one is written when it is due'.format(path, reason, size_of(state) / 1e6, free, newest))
+                'next one is written when it is due'.format(path, reason, sum(sizes) / 1e6, free, newest))
 
     def _make_room(self):
         for path in checkpoint.numbered(self._folder)[self._keep_last:] if self._keep_last else []:
@@ -85,24 +85,3 @@ class SilentSaver:
 
     def wait(self):
         return True
-
-
-def host_copy(value):
-    """A nested state whose tensors are copies in host memory, which further steps leave as they are."""
-    if torch.is_tensor(value):
-        value = value.detach()
-        return value.clone() if value.device.type == 'cpu' else value.cpu()
-    if isinstance(value, dict):
-        return {key: host_copy(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(host_copy(item) for item in value)
-    return value
-
-
-def size_of(value):
-    """Bytes of the tensors in a nested state."""
-    if torch.is_tensor(value):
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        value = list(value.values())
-    return sum(map(size_of, value)) if isinstance(value, (list, tuple)) else 0

@@ -6,11 +6,13 @@ from torch import nn
 
 import models_mae
 import models_vit
-from util import checkpoint_file, checkpoint_schema, linear_probe, recognition, weights
+from util import checkpoint_file, checkpoint_schema, linear_probe, weights
 from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 from util.input_arguments import COLOURED
 from util.input_size import misfit, sides
+from util.log import logger
+from util.model_sizes import recognise
 
 # model: in evaluation mode; flags: what it was trained with; classes: names by label, None where the file has none.
 Trained = namedtuple('Trained', 'model flags classes')
@@ -51,7 +53,7 @@ def _load(path, models, scripts, input_size=None):
                             'python main_finetune.py --finetune {0} --data_path ...'.format(path))
         flags = state.get('args') or {}
         if 'model' not in flags:
-            flags = {**recognition.flags_of(values, path), **flags}
+            flags = {**_recognised(values, path), **flags}
         if flags['model'] not in models:
             raise UserError('{}: not a checkpoint of {}{}'.format(
                 path, scripts, '; it has no decoder to reconstruct with' if models is PRETRAIN_MODELS else ''))
@@ -65,6 +67,16 @@ def _load(path, models, scripts, input_size=None):
         weights.load_model(model, _fitted(model, values, flags) if input_size else values, path)
         flags = {**flags, 'input_size': input_size} if input_size else flags
         return Trained(model.eval(), flags, state.get('classes', state.get('labels')))
+
+
+def _recognised(values, path):
+    """The flags of weights that come without any, with a warning of what is assumed."""
+    flags = recognise(values, path)
+    part = (', taken as trained without --norm_pix_loss' if flags['model'].startswith('mae_') else
+            '' if 'head.weight' in values else ', the encoder alone')
+    logger.warning('%s holds no flags of a training; by its shapes it is %s%s, input size %d, patch size %d', path,
+                   flags['model'], part, flags['input_size'], flags['patch_size'])
+    return flags
 
 
 def _check_size(size, values):

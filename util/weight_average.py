@@ -28,8 +28,6 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, skipped):
         """Follow a step; `skipped` is 1 where it was not taken, else 0: a number, or a tensor that nobody waits for."""
-        if not torch.is_tensor(skipped) and skipped:
-            return
         taken = 1 - skipped
         share = (9. / (self._updates + 10.)).clamp(min=1. - self._decay) * taken
         for name, average in self._averages.items():

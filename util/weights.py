@@ -63,36 +63,33 @@ def load_pretrained(model, weights, path, flags=None):
     kept = {name: value for name, value in with_positions_for(model, weights, flags).items() if name in own}
     if any(name.startswith('head.') and value.shape != own[name].shape for name, value in kept.items()):
         kept = {name: value for name, value in kept.items() if not name.startswith('head.')}
-    left_out, fresh = [name for name in weights if name not in kept], [name for name in own if name not in kept]
-    _refuse_any([name for name in fresh if not name.startswith(('head.', 'fc_norm.', 'norm.'))], 'lacks', path)
-    # layer scale, for one: without it the blocks compute something else
-    _refuse_any([name for name in left_out if name.startswith(('blocks.', 'patch_embed.'))], 'also holds', path)
-    _check_shapes(own, kept, path)
-    model.load_state_dict(kept, strict=False)
-    return left_out, fresh
+    return _load_part(model, own, weights, kept, ('head.', 'fc_norm.', 'norm.'), path)
 
 
 def load_for_pretraining(model, weights, path, flags=None):
     """Start a masked autoencoder from an encoder, and from its decoder where that is whole and of this size.
 
     Positions are the model's own: fixed, and of its grid. A last norm that the checkpoint lacks, as a classifier of the
-    mean does, starts anew.
-    Args:
-        flags: of the training that the weights are from; not needed.
-    Returns:
-        names left out, names that start anew.
-    Raises:
-        UserError: the encoder is not this model's.
+    mean does, starts anew. Arguments, results and errors are those of load_pretrained.
     """
-    own = {name: value for name, value in model.state_dict().items() if not name.endswith('pos_embed')}
+    own, weights = ({name: value for name, value in values.items() if not name.endswith('pos_embed')}
+                    for values in (model.state_dict(), weights))
     decoder = [name for name in own if _of_decoder(name)]
     whole = all(name in weights and weights[name].shape == own[name].shape for name in decoder)
     kept = {name: weights[name] for name in own if name in weights and (whole or name not in decoder)}
-    fresh = [name for name in own if name not in kept]
-    _refuse_any([name for name in fresh if name not in decoder and not name.startswith('norm.')], 'lacks', path)
+    return _load_part(model, own, weights, kept, ('decoder', 'mask_token', 'norm.'), path)
+
+
+def _load_part(model, own, weights, kept, optional, path):
+    """Fill `own`, a model's weights, by those of `weights` that are `kept`; names with `optional` beginnings may lack.
+    """
+    left_out, fresh = [name for name in weights if name not in kept], [name for name in own if name not in kept]
+    _refuse_any([name for name in fresh if not name.startswith(optional)], 'lacks', path)
+    # layer scale, for one: without it the blocks compute something else
+    _refuse_any([name for name in left_out if name.startswith(('blocks.', 'patch_embed.'))], 'also holds', path)
     _check_shapes(own, kept, path)
     model.load_state_dict(kept, strict=False)
-    return [name for name in weights if name not in kept and not name.endswith('pos_embed')], fresh
+    return left_out, fresh
 
 
 def with_positions_for(model, weights, flags=None):

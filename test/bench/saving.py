@@ -17,7 +17,7 @@ import torch
 
 import models_mae
 from util import checkpoint_file, device
-from util.saver import Saver, size_of
+from util.saver import Saver
 
 STEPS = 3           # timed together
 
@@ -63,8 +63,9 @@ def main():
             begun = time.perf_counter()
             checkpoint_file.save(os.path.join(folder, 'checkpoint-1.pth'), state)
             times['save that is waited for'].append(time.perf_counter() - begun)
+        size = os.path.getsize(os.path.join(folder, 'checkpoint-1.pth'))
     print('{} on {}, torch {}, state of {:.0f} MB; medians of {}, in seconds ({} steps):'.format(
-        args.model, accelerator.name, torch.__version__, size_of(state) / 1e6, args.rounds, STEPS))
+        args.model, accelerator.name, torch.__version__, size / 1e6, args.rounds, STEPS))
     for name, values in times.items():
         print('{:24} {:7.3f}   ({:.3f} to {:.3f})'.format(name, statistics.median(values), min(values), max(values)))
 

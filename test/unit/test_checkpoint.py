@@ -1,7 +1,6 @@
 """Saving whole, finding the newest, resuming, and starting from pre-trained weights."""
 import argparse
 import errno
-import os
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from util import checkpoint, checkpoint_file, trained, weights
 from util.arguments import parse_finetune
 from util.checkpoint_schema import check
 from util.errors import Fault, UserError
-from util.files import atomic_file, write_atomically
 from util.precision import FullPrecision
 
 pytestmark = pytest.mark.compat
@@ -31,16 +29,6 @@ def adamw(model, **options):
     model(torch.randn(2, 3)).sum().backward()
     optimizer.step()
     return optimizer
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / 'checkpoint-0.pth'
-    write_atomically(str(path), b'old')
-    with pytest.raises(RuntimeError), atomic_file(str(path)) as file:
-        file.write(b'half')
-        raise RuntimeError('disk full')
-    assert path.read_bytes() == b'old'
-    assert os.listdir(str(tmp_path)) == ['checkpoint-0.pth']
 
 
 def test_checkpoints_are_ordered_by_how_far_they_are(tmp_path):
@@ -71,7 +59,7 @@ def test_an_unreadable_disk_is_not_taken_for_a_damaged_checkpoint(tmp_path, monk
     """`auto` would else go back to an older one."""
     for epoch in (0, 1):
         checkpoint_file.save(str(tmp_path / checkpoint.name_after(epoch)), {'model': {}, 'epoch': epoch})
-    monkeypatch.setattr(checkpoint_file, 'inspect', lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, 'I/O error')))
+    monkeypatch.setattr(torch, 'load', lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, 'I/O error')))
     with pytest.raises(Fault, match='checkpoint-1.pth: '):
         checkpoint.find('auto', str(tmp_path))
 
@@ -105,31 +93,6 @@ def test_the_encoder_is_taken_from_a_masked_autoencoder_and_the_rest_left_out():
     assert set(fresh) == {'fc_norm.weight', 'fc_norm.bias', 'head.weight', 'head.bias'}
 
 
-def test_the_class_token_head_takes_the_encoders_norm():
-    mae, model = models_mae.mae_vit_nano_patch16(**MAE), vit(global_pool=False)
-    mae.norm.weight.data.fill_(3.)
-    _, fresh = weights.load_pretrained(model, mae.state_dict(), 'x.pth')
-    assert model.norm.weight[0] == 3. and set(fresh) == {'head.weight', 'head.bias'}
-
-
-def test_positions_are_interpolated_to_another_input_size():
-    mae, model = models_mae.mae_vit_nano_patch16(**MAE), vit(img_size=64)
-    weights.load_pretrained(model, mae.state_dict(), 'x.pth')
-    assert model.pos_embed.shape == (1, 65, 128)
-    coarse = model.pos_embed[0, 1:].reshape(4, 2, 4, 2, 128).mean(dim=(1, 3)).flatten(0, 1)
-    assert (coarse - mae.pos_embed[0, 1:]).abs().mean() < .05
-
-
-def test_an_evaluation_at_another_input_size_interpolates_positions_too(tmp_path):
-    path, trained, larger = str(tmp_path / 'x.pth'), vit(), vit(img_size=64)
-    torch.save({'model': trained.state_dict()}, path)
-    checkpoint.Resumed(path).restore_model(larger, fit_positions=True)
-    assert torch.equal(larger.blocks[0].norm1.weight, trained.blocks[0].norm1.weight)
-    assert torch.equal(larger.pos_embed[:, :1], trained.pos_embed[:, :1])
-    with pytest.raises(UserError, match='--input_size'):
-        checkpoint.Resumed(path).restore_model(vit(img_size=64))
-
-
 def test_a_head_of_other_classes_starts_anew():
     model = vit(num_classes=5)
     _, fresh = weights.load_pretrained(model, vit(num_classes=9).state_dict(), 'x.pth')
@@ -143,9 +106,8 @@ def test_weights_of_another_model_are_refused_by_name():
         weights.load_model(vit(), models_mae.mae_vit_nano_patch16(**MAE).state_dict(), 'x.pth')
 
 
-@pytest.mark.parametrize('name, shape', [('pos_embed', ()), ('pos_embed', (1, 1, 128)), ('pos_embed', (2, 65, 128)),
-                                         ('pos_embed', (1, 4, 128)), ('pos_embed', (1, 0, 128)), ('head.weight', ()),
-                                         ('head.weight', (0,)), ('patch_embed.proj.weight', (1, 2, 3))])
+@pytest.mark.parametrize('name, shape', [('pos_embed', ()), ('pos_embed', (2, 65, 128)), ('pos_embed', (1, 4, 128)),
+                                         ('pos_embed', (1, 0, 128)), ('head.weight', ())])
 def test_weights_of_odd_shapes_are_refused_by_name(name, shape):
     model, odd = vit(), {**vit().state_dict(), name: torch.zeros(shape)}
     with pytest.raises(UserError, match=name):
@@ -222,8 +184,9 @@ PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps':
     {'best': {'acc1': 1.}}, {'scaler': {'scale': 'x'}}, {'scaler': {'scale': -1.}}, {'optimizer': [1]},
     {'optimizer': {}}, {'optimizer': {'state': {}, 'param_groups': []}}, {'progress': {**PROGRESS, 'speed': [1.]}},
     {'progress': {**PROGRESS, 'skipped_steps': -1}}, {'reconstructions': [{'epoch': 0}]},
-    {'reconstructions': [{'epoch': 0, 'of': ['x'], 'jpegs': ['<script>']}]}, {'args': {'val_fraction': 2}},
-    {'args': {'mean': [.5], 'std': [0.]}}])
+    {'reconstructions': [{'epoch': 0, 'of': ['x'], 'jpegs': [3]}]}, {'args': {'val_fraction': 2}},
+    {'args': {'mean': [.5], 'std': [0.]}}, {'args': {'input_size': 'x'}}, {'args': {'patch_size': -8}},
+    {'args': {'in_chans': 2.}}, {'args': {'mask_ratio': 2.}}])
 def test_a_checkpoint_with_values_that_no_training_writes_is_refused_by_name(tmp_path, odd):
     checkpoint_file.save(str(tmp_path / 'odd.pth'), {'model': {}, **odd})
     with pytest.raises(UserError, match='^{}: '.format(tmp_path / 'odd.pth')):
@@ -239,9 +202,7 @@ def test_a_checkpoint_within_an_epoch_is_accepted(tmp_path):
     assert checkpoint.Resumed(str(tmp_path / 'x.pth')).start() == (0, 8, PROGRESS)
 
 
-@pytest.mark.parametrize('flags', [
-    {'input_size': 'x'}, {'input_size': 10 ** 9}, {'patch_size': -8}, {'in_chans': 2.}, {'mask_ratio': 2.},
-    {'model': '__builtins__'}, {'model': ['mae_vit_nano_patch16']}, 7])
+@pytest.mark.parametrize('flags', [{'input_size': 10 ** 9}, {'model': '__builtins__'}, {'model': ['x']}, 7])
 def test_a_model_of_flags_that_no_training_had_is_refused(tmp_path, flags):
     flags = {'model': 'mae_vit_nano_patch16', **flags} if isinstance(flags, dict) else flags
     checkpoint_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': flags})

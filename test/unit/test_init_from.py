@@ -1,6 +1,4 @@
 """--init_from: pre-training that starts from weights."""
-import json
-
 import pytest
 import torch
 from conftest import pretrain
@@ -34,10 +32,9 @@ def test_encoder_and_decoder_are_loaded_and_the_positions_are_the_models_own():
     assert all(torch.equal(getattr(model, name), getattr(autoencoder(), name)) for name in fixed)
 
 
-@pytest.mark.parametrize('change', ['without', 'other depth', 'other width', 'incomplete'])
+@pytest.mark.parametrize('change', ['without', 'other width', 'incomplete'])
 def test_a_decoder_that_does_not_fit_whole_starts_anew(change):
-    options = {'other depth': {'decoder_depth': 1}, 'other width': {'decoder_embed_dim': 32}}.get(change, {})
-    weights = shifted(autoencoder(**options))
+    weights = shifted(autoencoder(**({'decoder_embed_dim': 32} if change == 'other width' else {})))
     encoder = {name for name in weights if not name.startswith('decoder') and name != 'mask_token'}
     if change == 'without':
         weights = {name: weights[name] for name in encoder}
@@ -60,7 +57,7 @@ def test_the_encoder_of_a_classifier_is_loaded(pool, fresh):
     assert 'blocks.5.mlp.fc2.weight' in taken(model, weights) and 'pos_embed' not in taken(model, weights)
 
 
-@pytest.mark.parametrize('options', [{'patch_size': 16}, {'in_chans': 1}, {'depth': 7}, {'embed_dim': 64}])
+@pytest.mark.parametrize('options', [{'in_chans': 1}, {'depth': 7}, {'depth': 5}])
 def test_another_encoder_is_refused(options):
     with pytest.raises(UserError, match='^x.pth: '):
         load_for_pretraining(autoencoder(**options), shifted(autoencoder()), 'x.pth')
@@ -77,5 +74,4 @@ def test_a_new_run_starts_from_them_and_a_checkpoint_of_its_own_wins(images, pre
     assert all(torch.allclose(value, before['model'][name], atol=1e-6)
                for name, value in after['model'].items() if 'pos_embed' not in name)
     run = pretrain(*flags, 2)
-    assert run.status == 0 and 'left out' not in run.output and 'going on after epoch 0' in run.output, run.output
-    assert len([json.loads(line) for line in (tmp_path / 'log.txt').read_text().splitlines()]) == 2
+    assert run.status == 0 and str(path) + ';' not in run.output and 'Epoch: [0]' not in run.output, run.output

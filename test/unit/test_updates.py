@@ -9,11 +9,12 @@ pytestmark = pytest.mark.compat
 
 
 class Linear(torch.nn.Module):
-    """One weight; the loss is weight times the input's mean."""
+    """One weight that is trained; the loss is weight times the input's mean."""
 
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.fixed = torch.nn.Parameter(torch.ones(1), requires_grad=False)
 
     def forward(self, x):
         return (self.weight * x).mean()

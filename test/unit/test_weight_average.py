@@ -3,30 +3,17 @@ import json
 
 import pytest
 import torch
-from conftest import FINETUNE, NANO, ROOT, finetune, two_processes
+from conftest import NANO, finetune
+from test_updates import Linear
 
 import main_finetune
-import main_predict
 from util import checkpoint_file, trained
 from util.arguments import parse_finetune
 from util.checkpoint import Resumed, training_state
 from util.errors import UserError
-from util.inference_arguments import parse_predict
 from util.precision import FullPrecision
 from util.updates import WeightUpdates
 from util.weight_average import NoAverage, WeightAverage
-
-
-class Linear(torch.nn.Module):
-    """One weight; its gradient is the input."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(3))
-        self.fixed = torch.nn.Parameter(torch.ones(1), requires_grad=False)
-
-    def forward(self, x):
-        return (self.weight * x).sum()
 
 
 def expected(values, decay):
@@ -41,7 +28,7 @@ def expected(values, decay):
 @pytest.mark.compat
 @pytest.mark.parametrize('inputs, decay, accum_iter, steps', [
     ([1., 2., -3., 4., 5.], .3, 1, 5), ([1., 2., -3., 4., 5.], .9999, 1, 5), ([1., 2., 3., 4., 5.], .5, 2, 3),
-    ([1., float('nan'), 2.], .5, 1, 2)])
+    ([1., float('nan'), 2.], .5, 1, 2)])        # a skipped step
 def test_the_average_follows_each_step_that_is_taken_by_the_decay_that_has_warmed_up(inputs, decay, accum_iter, steps):
     model = Linear()
     average = WeightAverage(decay, FullPrecision().trained_weights(model, None))
@@ -50,43 +37,28 @@ def test_the_average_follows_each_step_that_is_taken_by_the_decay_that_has_warme
     weights = []
     for i, value in enumerate(inputs):
         with updates.iteration(i, len(inputs), 0):
-            updates.backward(model(torch.full((3,), value)))
+            updates.backward(model(torch.tensor([value])))
         if updates.complete and value == value:
             weights.append(model.weight[0].item())
     state = average.state(model.state_dict())
-    assert state['model_ema']['weight'].tolist() == pytest.approx([expected(weights, decay)] * 3, rel=1e-5)
+    assert state['model_ema']['weight'].tolist() == pytest.approx([expected(weights, decay)], rel=1e-5)
     assert len(weights) == state['ema_updates'] == steps and state['model_ema']['fixed'].tolist() == [1.]
-
-
-@pytest.mark.parametrize('skipped', [0, 1])
-def test_what_the_device_says_of_a_skipped_step_is_what_the_host_would(skipped):
-    states = []
-    for said in (skipped, torch.tensor(skipped)):
-        weight = torch.nn.Parameter(torch.ones(4))
-        average = WeightAverage(.9, {'w': weight})
-        weight.data.fill_(3.)
-        average.update(said)
-        states.append(average.state({}))
-    assert torch.equal(states[0]['model_ema']['w'], states[1]['model_ema']['w'])
-    assert states[0]['ema_updates'] == states[1]['ema_updates'] == 1 - skipped
-    assert states[0]['model_ema']['w'][0].item() == pytest.approx(1. if skipped else 2.8)
 
 
 def test_the_model_has_the_average_within_and_its_own_weights_again_afterwards():
     model = Linear().half()         # as apex has it, beside weights in fp32
-    average = WeightAverage(.9, {'weight': torch.nn.Parameter(torch.full((3,), .1))})
+    average = WeightAverage(.9, {'weight': torch.nn.Parameter(torch.tensor([.1]))})
     own = model.weight.detach().clone()
     with pytest.raises(KeyError), average.within(model):
-        assert torch.equal(model.weight.float(), torch.full((3,), .1).half().float())
+        assert torch.equal(model.weight.float(), torch.tensor([.1]).half().float())
         raise KeyError
     assert torch.equal(model.weight.float(), own.float())
 
 
 def test_an_average_of_another_model_is_refused():
-    average = WeightAverage(.9, {'w': torch.nn.Parameter(torch.zeros(3))})
     for other in ({}, {'w': torch.zeros(4)}):
         with pytest.raises(UserError, match='^x.pth: .*--ema'):
-            average.load({'model_ema': other}, 'x.pth')
+            WeightAverage(.9, {'w': torch.nn.Parameter(torch.zeros(3))}).load({'model_ema': other}, 'x.pth')
 
 
 # In checkpoints
@@ -128,68 +100,26 @@ def test_a_resumed_average_is_the_saved_one_and_a_new_one_starts_from_the_weight
     assert anew['model_ema']['head.bias'].tolist() == [0, 0, 0] and anew['ema_updates'] == 0
 
 
-@pytest.mark.parametrize('foreign', [None, {}, 7, {'x': 7}])
+@pytest.mark.parametrize('foreign', [{}, {'x': 7}])
 def test_a_foreign_model_ema_that_is_no_state_dict_is_left_alone(tmp_path, foreign):
     checkpoint_file.save(str(tmp_path / 'x.pth'), {'model': {'a': torch.ones(1)}, 'model_ema': foreign})
     assert torch.equal(checkpoint_file.load(str(tmp_path / 'x.pth'))['model']['a'], torch.ones(1))
 
 
-# In runs
+# In runs; test_resume.py has one with --ema
 
-FLAGS = ['--ema', '.9', '--lr', '.01', '--warmup_epochs', '0', '--epochs', '2', '--save_every', '1', '--mixup', '.8']
-
-
-@pytest.fixture(scope='module')
-def finetuned(images, pretrained, tmp_path_factory):
-    """The output folder of a fine-tuning with --ema and frozen blocks."""
-    folder = tmp_path_factory.mktemp('finetuned')
-    run = finetune('--data_path', images, '--finetune', pretrained / 'checkpoint-0.pth', '--output_dir', folder,
-                   '--freeze', '2', *FLAGS)
+def test_the_log_has_both_the_best_is_of_the_average_and_evaluation_finds_it_again(images, tmp_path):
+    run = finetune('--data_path', images, '--output_dir', tmp_path, '--ema', .9, '--lr', .01, '--warmup_epochs', 0,
+                   '--epochs', 2, '--mixup', .8)
     assert run.status == 0, run.output
-    return folder
-
-
-def test_the_log_has_both_the_best_is_of_the_average_and_evaluation_finds_it_again(images, finetuned):
-    records = [json.loads(line) for line in (finetuned / 'log.txt').read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / 'log.txt').read_text().splitlines()]
     assert all(record['test_raw_loss'] != record['test_loss'] for record in records)
-    best = checkpoint_file.load(str(finetuned / 'checkpoint-best.pth'))['best']
+    best = checkpoint_file.load(str(tmp_path / 'checkpoint-best.pth'))['best']
     assert best['acc1'] == max(record['test_acc1'] for record in records)
-    run = finetune('--data_path', images, '--eval', '--resume', finetuned / 'checkpoint-1.pth',
-                   '--output_dir', finetuned)
+    run = finetune('--data_path', images, '--eval', '--resume', tmp_path / 'checkpoint-1.pth', '--output_dir', tmp_path)
     assert run.status == 0, run.output
-    result = json.loads((finetuned / 'eval.json').read_text())
+    result = json.loads((tmp_path / 'eval.json').read_text())
     assert result['acc1'] == records[-1]['test_acc1']
     assert result['loss'] == pytest.approx(records[-1]['test_loss'], rel=1e-5)
-    assert 'eval: false' in (finetuned / 'config.yaml').read_text()
-    assert 'eval: true' in (finetuned / 'eval_config.yaml').read_text()
-
-
-def test_a_tool_says_beside_its_results_that_it_takes_the_average(images, finetuned, tmp_path, capsys):
-    main_predict.main(parse_predict(['--resume', str(finetuned / 'checkpoint-1.pth'), '--output',
-                                     str(tmp_path / 'x.jsonl'), '--device', 'cpu', str(images / 'val')]))
-    out, err = capsys.readouterr()
-    assert err.count('--ema') == 1 and '--ema' not in out
-
-
-@pytest.mark.compat
-def test_a_resumed_run_ends_with_the_same_average_to_the_last_bit(images, finetuned, tmp_path):
-    run = finetune('--data_path', images, '--resume', finetuned / 'checkpoint-0.pth', '--output_dir', tmp_path,
-                   '--freeze', '2', *FLAGS)
-    assert run.status == 0, run.output
-    one, other = (checkpoint_file.load(str(folder / 'checkpoint-1.pth'), as_trained=True)
-                  for folder in (finetuned, tmp_path))
-    assert one['ema_updates'] == other['ema_updates'] > 0
-    assert all(torch.equal(value, other[part][name]) for part in ('model', 'model_ema')
-               for name, value in one[part].items())
-
-
-@pytest.mark.slow
-def test_two_processes_keep_the_average_and_need_no_gradient_of_frozen_blocks(images, pretrained, tmp_path):
-    start = checkpoint_file.load(str(pretrained / 'checkpoint-0.pth'))['model']
-    run = two_processes(ROOT / 'main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', tmp_path,
-                        '--finetune', pretrained / 'checkpoint-0.pth', '--freeze', '2', *FLAGS)
-    assert run.status == 0, run.output
-    state = checkpoint_file.load(str(tmp_path / 'checkpoint-1.pth'), as_trained=True)
-    assert state['ema_updates'] == 4 and not torch.equal(state['model_ema']['head.bias'], state['model']['head.bias'])
-    name = 'blocks.{}.attn.qkv.weight'
-    assert [torch.equal(state['model'][name.format(i)], start[name.format(i)]) for i in range(3)] == [True, True, False]
+    assert 'eval: false' in (tmp_path / 'config.yaml').read_text()
+    assert 'eval: true' in (tmp_path / 'eval_config.yaml').read_text()

@@ -1,12 +1,11 @@
 """Twenty training steps from the same weights, batches and masks under any PyTorch.
 
-    python twenty_steps.py FOLDER NAME      20 steps of each task, and a checkpoint after 10, FOLDER/NAME-TASK.pth
-    python twenty_steps.py FOLDER           the last 10 steps from each checkpoint in FOLDER
+    python twenty_steps.py write FOLDER NAME        20 steps of each task, and FOLDER/NAME-TASK.pth after 10 of them
+    python twenty_steps.py resume FOLDER NAME ...   the last 10 steps from each of these checkpoints
 
 Prints {name: {task: losses}} as JSON. test_generations.py runs it with the interpreters of several generations.
 """
 import argparse
-import glob
 import json
 import os
 import sys
@@ -27,103 +26,60 @@ from util.updates import WeightUpdates
 
 STEPS, SAVED_AT = 20, 10
 SIZE = {'img_size': 32, 'patch_size': 8}
+TASKS = ('pretrain', 'finetune')
 
 
-class Task:
-    """A model in training whose losses depend on nothing but the step's number."""
+def build(task):
+    """(model, parameter groups, loss of a batch of images) of a task."""
+    if task == 'pretrain':
+        model = models_mae.mae_vit_nano_patch16(norm_pix_loss=True, **SIZE)
+        return model, decay_groups(model, .05), lambda images: model(images, .75)[0]
+    model = models_vit.vit_nano_patch16(global_pool=True, num_classes=8, **SIZE)
+    # without cutmix, whose edges timm 0.4.5 and 1.0 round apart
+    mix, criterion = Mixup(mixup_alpha=.8, label_smoothing=.1, num_classes=8), SoftTargetCrossEntropy()
 
-    def __init__(self, path=None):
-        self.model = self.build()
-        self.fill()
-        resumed = checkpoint.Resumed(path)
-        resumed.restore_model(self.model)
-        self.precision = FullPrecision()
-        self.optimizer = self.precision.adamw(Cpu(), self.groups(), lr=1e-3, betas=(.9, .95))
-        resumed.restore_training(self.optimizer, self.precision)
-        self.updates = WeightUpdates(self.model, self.optimizer, self.precision,
-                                     lambda epoch: warmup_cosine(epoch, 1e-3, 1, .25, 0.), accum_iter=2, clip_grad=1.)
-
-    def fill(self):
-        """Give each parameter values by its name: PyTorch's initialisation differs between releases, this generator of
-        numpy's never does."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:         # else fixed sine-cosine positions
-                values = np.random.RandomState(zlib.crc32(name.encode())).normal(0, .05, parameter.shape)
-                scale = parameter.dim() == 1 and name.endswith('weight')        # of a LayerNorm, around 1
-                parameter.data = torch.tensor(values + scale, dtype=torch.float32)
-
-    def run(self, first, last):
-        """The losses of steps `first` to `last` - 1."""
-        losses = []
-        self.model.train()
-        for step in range(first, last):
-            np.random.seed(step)
-            torch.manual_seed(step)         # of the masks; uniform noise is the same in all releases
-            images = torch.tensor(np.random.normal(0, 1, (8, 3, 32, 32)), dtype=torch.float32)
-            with self.updates.iteration(step, STEPS, 0):
-                loss = self.loss(images)
-                self.updates.backward(loss)
-            losses.append(loss.item())
-        return losses
-
-    def save(self, path):
-        checkpoint_file.save(path, checkpoint.training_state(self.model, self.optimizer, self.precision, 0,
-                                                        argparse.Namespace(lr=1e-3)))
+    def loss(images):
+        images, labels = mix(images, torch.tensor(np.random.randint(0, 8, len(images))))
+        return criterion(model(images), labels)
+    return model, layer_decay_groups(model, .05, .65), loss
 
 
-class Pretraining(Task):
-    """Masked pre-training with norm_pix_loss."""
-    name = 'pretrain'
-
-    def build(self):
-        return models_mae.mae_vit_nano_patch16(norm_pix_loss=True, **SIZE)
-
-    def groups(self):
-        return decay_groups(self.model, .05)
-
-    def loss(self, images):
-        return self.model(images, .75)[0]
+def fill(model):
+    """Give each parameter values by its name: PyTorch's initialisation differs between releases, this generator of
+    numpy's never does."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:         # else fixed sine-cosine positions
+            values = np.random.RandomState(zlib.crc32(name.encode())).normal(0, .05, parameter.shape)
+            scale = parameter.dim() == 1 and name.endswith('weight')        # of a LayerNorm, around 1
+            parameter.data = torch.tensor(values + scale, dtype=torch.float32)
 
 
-class Finetuning(Task):
-    """Fine-tuning with layer decay, mixup and label smoothing (timm 0.4.5 and 1.0 round the edges of cutmix apart)."""
-    name = 'finetune'
-    mix = Mixup(mixup_alpha=.8, label_smoothing=.1, num_classes=8)
-
-    def build(self):
-        return models_vit.vit_nano_patch16(global_pool=True, num_classes=8, **SIZE)
-
-    def groups(self):
-        return layer_decay_groups(self.model, .05, .65)
-
-    def loss(self, images):
-        labels = torch.tensor(np.random.randint(0, 8, len(images)))
-        images, labels = self.mix(images, labels)
-        return SoftTargetCrossEntropy()(self.model(images), labels)
-
-
-TASKS = {task.name: task for task in (Pretraining, Finetuning)}
-
-
-def uninterrupted(folder, name):
-    """20 steps of each task, with a checkpoint on the way."""
-    losses = {}
-    for task in TASKS.values():
-        training = task()
-        losses[task.name] = training.run(0, SAVED_AT)
-        training.save(os.path.join(folder, '{}-{}.pth'.format(name, task.name)))
-        losses[task.name] += training.run(SAVED_AT, STEPS)
-    return {name: losses}
-
-
-def resumed(folder):
-    """The last steps from every checkpoint in `folder`."""
-    losses = {}
-    for path in sorted(glob.glob(os.path.join(folder, '*.pth'))):
-        name, task = os.path.basename(path)[:-len('.pth')].split('-')
-        losses.setdefault(name, {})[task] = TASKS[task](path).run(SAVED_AT, STEPS)
-    return losses
+def losses(task, path, resumes):
+    """The losses of all steps, of which a checkpoint is written at `path`, or of the last, resumed from it."""
+    (model, groups, loss_of), precision, found = build(task), FullPrecision(), []
+    fill(model)
+    resumed = checkpoint.Resumed(path if resumes else None)
+    resumed.restore_model(model)
+    optimizer = precision.adamw(Cpu(), groups, lr=1e-3, betas=(.9, .95))
+    resumed.restore_training(optimizer, precision)
+    updates = WeightUpdates(model, optimizer, precision, lambda epoch: warmup_cosine(epoch, 1e-3, 1, .25, 0.),
+                            accum_iter=2, clip_grad=1.)
+    model.train()
+    for step in range(SAVED_AT if resumes else 0, STEPS):
+        if step == SAVED_AT and not resumes:
+            state = checkpoint.training_state(model, optimizer, precision, 0, argparse.Namespace(lr=1e-3))
+            checkpoint_file.save(path, state)
+        np.random.seed(step)
+        torch.manual_seed(step)         # of the masks; uniform noise is the same in all releases
+        images = torch.tensor(np.random.normal(0, 1, (8, 3, 32, 32)), dtype=torch.float32)
+        with updates.iteration(step, STEPS, 0):
+            loss = loss_of(images)
+            updates.backward(loss)
+        found.append(loss.item())
+    return found
 
 
 if __name__ == '__main__':
-    print(json.dumps((uninterrupted if len(sys.argv) > 2 else resumed)(*sys.argv[1:])))
+    mode, folder, *writers = sys.argv[1:]
+    print(json.dumps({name: {task: losses(task, os.path.join(folder, '{}-{}.pth'.format(name, task)), mode == 'resume')
+                             for task in TASKS} for name in writers}))

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, execute, launcher, pretrain
 from printed_commands import check_printed
 
-from util import config, config_record, launch, output_dir
+from util import config, config_record, output_dir
 from util.arguments import finetune_parser, parse_finetune, parse_pretrain, pretrain_parser
 from util.errors import UserError
 

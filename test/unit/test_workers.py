@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from util import workers
 from util.device import Cpu
 from util.distributed import World
-from util.errors import Fault, UserError
+from util.errors import UserError
 from util.loader import evaluation_loader
 
 

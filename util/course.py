@@ -3,7 +3,6 @@ import time
 
 from util import bad_images, checkpoint, report, runtime as runtimes
 from util.errors import Stopped, Unsaved
-from util.gallery import NoGallery
 from util.log import logger
 from util.progress import Progress
 from util.progress_bar import progress_bar
@@ -26,9 +25,9 @@ class Course:
         values: further plain values that checkpoints keep, such as classes.
     """
 
-    def __init__(self, args, runtime, updates, model, loader, resumed, loss_tag, exhibit=None, **values):
+    def __init__(self, args, runtime, updates, model, loader, resumed, loss_tag, exhibit, **values):
         self._args, self._runtime, self._updates, self._model, self._loader = args, runtime, updates, model, loader
-        self._loss_tag, self.values, self._rate, self._exhibit = loss_tag, values, Rate(), exhibit or NoGallery()
+        self._loss_tag, self.values, self._rate, self._exhibit = loss_tag, values, Rate(), exhibit
         self._epoch, self._images, self._progress_state = resumed.start(args.start_epoch)
         runtime.check_agreement('epoch to start at', self._epoch)
         runtime.check_agreement('images to start after', self._images)

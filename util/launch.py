@@ -86,7 +86,8 @@ def port_of(flags, attempt):
 def run_once(flags, command, processes, port, signals):
     """Start the workers below a supervisor of their own and wait for their end; returns the status."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    # Forked, since it would take seconds to import PyTorch once more.
+    # A process of its own, since PyTorch 1.11 holds Python's lock while it waits for other nodes; forked, since the
+    # import of PyTorch takes seconds.
     supervisor = multiprocessing.get_context('fork').Process(
         target=_supervisor, args=(os.getpid(), flags, command, processes, port, sender))
     supervisor.start()

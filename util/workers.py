@@ -40,7 +40,7 @@ def set_up(parent, worker):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _TELLS_SENDER:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    sys.excepthook = functools.partial(_excepthook, parent, sys.excepthook)
+    sys.excepthook = functools.partial(_excepthook, sys.excepthook)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -57,13 +57,10 @@ def _end_with(parent):
     os._exit(1)
 
 
-def _excepthook(parent, before, kind, error, trace):
+def _excepthook(before, kind, error, trace):
     """Print no traceback of a connection that broke off as the training process died, by the thread that uses it."""
-    deadline = time.monotonic() + GRACE         # a process's connections end a little before the process
-    while isinstance(error, (OSError, EOFError)) and time.monotonic() < deadline:
-        if os.getppid() != parent:
-            return
-        time.sleep(.02)
+    if isinstance(error, (OSError, EOFError)):
+        time.sleep(GRACE)       # until _end_with notices
     before(kind, error, trace)
 
 

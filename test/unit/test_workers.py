@@ -132,7 +132,11 @@ def signal_the_job():
 
 @pytest.mark.compat
 def test_a_loader_process_leaves_the_signals_of_a_batch_system_to_its_training_process():
-    assert len(list(loader_of(Samples(signal_the_job), 1))) == 10
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)      # ignored below a shell's `&`
+    try:
+        assert len(list(loader_of(Samples(signal_the_job), 1))) == 10
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_loader_processes_are_forked_where_python_would_rather_start_them_anew():

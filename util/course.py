@@ -55,7 +55,7 @@ class Course:
                        else SilentSaver())
         self.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, self._loader.dataset, self._runtime)
         self._loader.bad_images = self.bad_images
-        self._runtime.stops.wait_for_the_step()
+        self._runtime.stops.patient = True
         images = args.batch_size * self._runtime.world.size         # of an iteration
         iterations = len(self._loader.dataset) // images            # of an epoch
         self._bar = progress_bar('training', 'iterations', args.epochs * iterations,

@@ -139,11 +139,6 @@ def gradient_sync(model, wanted):
             yield
 
 
-def bare(model):
-    """The model inside DistributedDataParallel, or itself."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 def world_from_environment(world_size=None, local_rank=-1, dist_on_itp=False, dist_url='env://', addr=None,
                            environ=os.environ):
     """Who this process is, by OpenMPI, torchrun, Slurm or the flags; also completes MASTER_ADDR and MASTER_PORT.

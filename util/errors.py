@@ -10,14 +10,12 @@ USER_ERROR_STATUS = 2       # the user can mend it; running again as it is ends 
 FAULT_STATUS = 70           # a process died or hangs: running again may well succeed
 UNSAVED_STATUS = 74         # trained to the end, but the last checkpoint could not be written
 STOPPED_STATUS = 75         # stopped as a signal asked, and saved: --resume auto goes on
-INTERRUPTED_STATUS = 130
-
-
 LAUNCHER_FIRST = 3.         # seconds that the launcher gets to notice which process ended first
 
 
 class UserError(Exception):
     """A wrong flag, path or file. The message names it and says what to do."""
+    status = USER_ERROR_STATUS
 
     def __init__(self, message):
         # A DataLoader worker re-raises with its whole traceback as the message: keep what was said last.
@@ -26,6 +24,7 @@ class UserError(Exception):
 
 class Fault(Exception):
     """Something around the program broke: another process, a loader process. The message says what."""
+    status = FAULT_STATUS
 
 
 class Stopped(Exception):
@@ -34,6 +33,7 @@ class Stopped(Exception):
 
 class Unsaved(Exception):
     """The last checkpoint of a run could not be written. The message says so; '' where another process does."""
+    status = UNSAVED_STATUS
 
 
 @contextmanager
@@ -64,17 +64,14 @@ def run(main, *args):
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main(*args)
-    except UserError as error:
-        let_the_first_speak()
-        _end('error: {}'.format(error), USER_ERROR_STATUS)
-    except Fault as error:
-        _end('error: {}'.format(error), FAULT_STATUS)
+    except (UserError, Fault, Unsaved) as error:
+        if isinstance(error, UserError):
+            let_the_first_speak()
+        _end('error: {}'.format(error) if str(error) else '', error.status)
     except Stopped as stopped:
         _end(str(stopped), STOPPED_STATUS)
-    except Unsaved as unsaved:
-        _end('error: {}'.format(unsaved) if str(unsaved) else '', UNSAVED_STATUS)
     except KeyboardInterrupt:
-        _end('interrupted', INTERRUPTED_STATUS)
+        _end('interrupted', 128 + signal.SIGINT)
     except RuntimeError as error:
         backend = _process_group_backend()
         if not backend or backend not in str(error).lower():    # a type of their own is that of the newest PyTorch only

@@ -17,51 +17,33 @@ SUSPENDED = 10.         # seconds that a tick is late, after which this process 
 SAVING = 60.            # seconds more while a checkpoint is being written
 
 
-class HangDetector:
-    """Watches the main thread of one process from `start` to `stop`.
+class _Detector(threading.Thread):
+    """Watches the main thread of one process; see start."""
 
-    Args:
-        hang_timeout: seconds without progress until the process ends with status 70.
-        rank, size: of this process, for its line.
-    """
-
-    def __init__(self, hang_timeout, rank=0, size=1):
+    def __init__(self, hang_timeout, rank, size):
+        super().__init__(name='hang detector', daemon=True)
         self._timeout = hang_timeout
         self._process = 'process {} of {} (host {}, pid {})'.format(rank, size, socket.gethostname(), os.getpid())
-        self._place, self._moved = 'its start', time.monotonic()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name='hang detector', daemon=True)
+        self.place, self.moved = 'its start', time.monotonic()
+        self.stopped = threading.Event()
 
-    def start(self):
-        """Begin to watch."""
-        self._thread.start()
-
-    def stop(self):
-        """Watch no longer."""
-        self._stopped.set()
-        self._thread.join()
-
-    def progress(self, place):
-        """Restart the clock; `place` says in a few words what the main thread does next."""
-        self._place, self._moved = place, time.monotonic()
-
-    def _watch(self):
+    def run(self):
         before = time.monotonic()
-        while not self._stopped.wait(TICK):
+        while not self.stopped.wait(TICK):
             # The backstop, armed anew each time: an extension that hangs with Python's lock keeps this thread from
             # running, but not faulthandler's, which is in C.
             faulthandler.dump_traceback_later(self._timeout + SAVING, exit=True, file=sys.__stderr__)
             now = time.monotonic()
             if now - before > TICK + SUSPENDED:
-                self._moved = now
-            before, idle = now, now - self._moved
+                self.moved = now
+            before, idle = now, now - self.moved
             if idle >= self._timeout + (SAVING if _saving() else 0.):
                 self._end(idle)
         faulthandler.cancel_dump_traceback_later()
 
     def _end(self, idle):
         line = 'error: {}: no progress for {:.0f} s at {}; see --hang_timeout; all stacks:\n'.format(
-            self._process, idle, self._place)
+            self._process, idle, self.place)
         os.write(sys.__stderr__.fileno(), line.encode())        # the main thread may hold the lock of sys.stderr
         faulthandler.dump_traceback(sys.__stderr__)
         os._exit(FAULT_STATUS)
@@ -76,24 +58,26 @@ _detector = None
 
 
 def start(hang_timeout, rank=0, size=1):
-    """Watch this process from now on: see HangDetector."""
+    """Watch this process, `rank` of `size`, until `stop`: without progress for so many seconds it ends with status 70.
+    """
     global _detector
-    _detector = HangDetector(hang_timeout, rank, size)
+    _detector = _Detector(hang_timeout, rank, size)
     _detector.start()
 
 
 def stop():
-    """No longer watch this process."""
+    """Watch this process no longer."""
     global _detector
     if _detector is not None:
-        _detector.stop()
+        _detector.stopped.set()
+        _detector.join()
     _detector = None
 
 
 def progress(place):
-    """Tell the detector, where one watches, that the main thread has come to `place`."""
+    """Restart the clock; `place` says in a few words what the main thread does next."""
     if _detector is not None:
-        _detector.progress(place)
+        _detector.place, _detector.moved = place, time.monotonic()
 
 
 def watched(batches, where, first=0):

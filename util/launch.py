@@ -22,7 +22,6 @@ if not __package__:     # run as a file: find the repository from any directory
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from util import config, device
-from util.checkpoint import numbered
 from util.distributed import DEFAULT_PORT, HANG_TIMEOUT, meeting_seconds
 from util.errors import FAULT_STATUS, STOPPED_STATUS, UNSAVED_STATUS, USER_ERROR_STATUS, UserError, first_line, run
 from util.loader import default_workers
@@ -50,9 +49,10 @@ def parse(argv):
     parser.add_argument('--stop_timeout', type=COUNT, default=300,
                         help='seconds that processes may take to save and end after a signal, until they are killed')
     split = next((i for i, word in enumerate(argv) if word.endswith('.py')), len(argv))
+    flags = parser.parse_args(argv[:split])
     if split == len(argv):
         parser.error('name the script to start')
-    return parser.parse_args(argv[:split]), argv[split:]
+    return flags, argv[split:]
 
 
 def main(argv):
@@ -60,17 +60,12 @@ def main(argv):
     if flags.nproc is None:
         check_devices(flags.devices, config.value_of('--device', command) or 'auto')
     processes = flags.nproc or flags.devices
-    if flags.max_restarts and config.value_of('--start_epoch', _without_start_epoch(command)):
-        raise UserError('--max_restarts: give --start_epoch on the command line, not in the file of --config, where a '
-                        'restart, which goes on from the last checkpoint, cannot leave it out')
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
     signals, status = Signals(flags.stop_timeout), STOPPED_STATUS
     for attempt in range(flags.max_restarts + 1):
         if attempt:
-            command = going_on(command)
-            os.environ['MAE_RESTART'] = str(attempt)
-            print('restart {} of {}{}'.format(attempt, flags.max_restarts,
-                                              ' with --resume auto' if command[-1:] == ['auto'] else ''), flush=True)
+            os.environ['MAE_RESTART'] = str(attempt)        # util.runtime resumes from the last checkpoint
+            print('restart {} of {}'.format(attempt, flags.max_restarts), flush=True)
             signals.pause(min(2 ** (attempt - 1), LONGEST_PAUSE))
         if signals.received:
             break
@@ -91,7 +86,8 @@ def port_of(flags, attempt):
 def run_once(flags, command, processes, port, signals):
     """Start the workers below a supervisor of their own and wait for their end; returns the status."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    # Forked, since it would take seconds to import PyTorch once more.
+    # A process of its own, since PyTorch 1.11 holds Python's lock while it waits for other nodes; forked, since the
+    # import of PyTorch takes seconds.
     supervisor = multiprocessing.get_context('fork').Process(
         target=_supervisor, args=(os.getpid(), flags, command, processes, port, sender))
     supervisor.start()
@@ -136,23 +132,6 @@ def _end_with(launcher):
     while os.getppid() == launcher:
         time.sleep(1.)
     os._exit(FAULT_STATUS)
-
-
-def going_on(command):
-    """The command that continues a failed run: from its newest checkpoint where it has one, else as it was."""
-    resumes = command[-2:] == ['--resume', 'auto'] or _evaluates(command)
-    if resumes or not numbered(config.value_of('--output_dir', command) or './output_dir'):
-        return command
-    return _without_start_epoch(command) + ['--resume', 'auto']
-
-
-def _without_start_epoch(command):
-    return [word for i, word in enumerate(command) if not word.startswith('--start_epoch')
-            and (i == 0 or command[i - 1] != '--start_epoch')]
-
-
-def _evaluates(command):
-    return '--eval' in command or config.switched(config.value_of('--eval', command))
 
 
 class Signals:

@@ -1,5 +1,6 @@
 """Where a run takes place: device, processes, output folder, profiler; built once, said once at the head of the log."""
 import json
+import os
 import platform
 import time
 
@@ -101,6 +102,8 @@ def start(args):
     if args.num_workers is None:
         args.num_workers = default_workers(distributed.local_processes())
     runtime.cores = affinity.bind(world.local_rank, distributed.local_processes())
+    if 'MAE_RESTART' in os.environ and not getattr(args, 'eval', False) and checkpoint.numbered(args.output_dir):
+        args.resume, args.start_epoch = 'auto', None        # the launcher starts a run again that a fault has ended
     hang_detector.progress('its preparations')
     return runtime
 

@@ -37,10 +37,7 @@ class Launcher:
 
 class NoStops:
     """Of a process that leaves signals to their default actions."""
-    requested = ''
-
-    def wait_for_the_step(self):
-        pass
+    requested, patient = '', True
 
 
 class Stops:
@@ -48,7 +45,7 @@ class Stops:
 
     def __init__(self):
         self.requested = ''             # what asked to stop: the name of a signal
-        self._patient = False           # somebody looks at `requested`
+        self.patient = False            # to be set: somebody looks at `requested`; until then a signal ends the process
         self._at = 0.
         self._receiving, sending = os.pipe()
         os.set_blocking(sending, False)
@@ -57,10 +54,6 @@ class Stops:
             signal.signal(number, _nothing)
         threading.Thread(target=self._listen, name='stops', daemon=True).start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)     # util.launch starts its processes with these blocked
-
-    def wait_for_the_step(self):
-        """From now on a signal waits for somebody who looks at `requested`; until now it ended the process."""
-        self._patient = True
 
     def _listen(self):
         launcher = Launcher()
@@ -74,7 +67,7 @@ class Stops:
 
     def _ask(self, what, status):
         now = time.monotonic()
-        if not self._patient:
+        if not self.patient:
             _end('stopped by {} before training; nothing to save'.format(what), STOPPED_STATUS)
         if not self.requested:
             self._at, self.requested = now, what

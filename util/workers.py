@@ -1,6 +1,5 @@
 """DataLoader worker processes: their signals, their end, and the report of one that dies."""
 import functools
-import multiprocessing
 import os
 import re
 import signal
@@ -11,12 +10,10 @@ import time
 from util.errors import Fault
 
 GRACE = 2.          # seconds
-LAST_SERVICE = 15   # seconds that a loader process still serves after a SIGTERM of another than its training process
 _TELLS_SENDER = hasattr(signal, 'sigtimedwait')      # of a signal; not on macOS
 _CAUGHT = re.compile(r'Caught \w+ in DataLoader worker process')     # raised in a worker that lives
 _ADVICE = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
-           signal.SIGBUS: 'most often shared memory ran out: enlarge /dev/shm or lower --num_workers',
-           signal.SIGTERM: 'somebody or the batch system stopped it'}
+           signal.SIGBUS: 'most often shared memory ran out: enlarge /dev/shm or lower --num_workers'}
 
 
 def options(num_workers):
@@ -25,14 +22,14 @@ def options(num_workers):
     On Linux they are forked: started anew, as Python 3.14 does unless told, each would take seconds for its imports,
     and hold lists of its own.
     """
-    found = {'num_workers': num_workers, 'worker_init_fn': set_up}
+    found = {'num_workers': num_workers, 'worker_init_fn': functools.partial(set_up, os.getpid())}
     if num_workers and sys.platform.startswith('linux'):
         found['multiprocessing_context'] = 'fork'
     return found
 
 
-def set_up(worker):
-    """A DataLoader's worker_init_fn: this process leaves signals to its training process, and ends with it.
+def set_up(parent, worker):
+    """A DataLoader's worker_init_fn: this process leaves signals to its training process `parent`, and ends with it.
 
     A batch system signals all processes of a job, and those that train still need batches for the step at hand; the
     training process itself means its SIGTERM.
@@ -43,19 +40,12 @@ def set_up(worker):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _TELLS_SENDER:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    parent = _parent()
-    sys.excepthook = functools.partial(_excepthook, parent, sys.excepthook)
+    sys.excepthook = functools.partial(_excepthook, sys.excepthook)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _parent():
-    """Pid of the training process, which may have ended already."""
-    process = getattr(multiprocessing, 'parent_process', lambda: None)()        # Python 3.7 does not know
-    return os.getppid() if process is None else process.pid
-
-
 def _end_with(parent):
-    """End with the training process, or at once by its SIGTERM; a little after the SIGTERM of any other.
+    """End with the training process, or by its SIGTERM.
 
     DataLoader's own way to end takes seconds, in which the memory and the terminal are not free, and for ever where a
     file blocks or a process that was killed held a lock.
@@ -63,20 +53,14 @@ def _end_with(parent):
     while os.getppid() == parent:
         told = signal.sigtimedwait([signal.SIGTERM], 1.) if _TELLS_SENDER else time.sleep(1.)
         if told and told.si_pid == parent:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-            os.kill(os.getpid(), signal.SIGTERM)
-        elif told:
-            signal.alarm(LAST_SERVICE)
+            break
     os._exit(1)
 
 
-def _excepthook(parent, before, kind, error, trace):
+def _excepthook(before, kind, error, trace):
     """Print no traceback of a connection that broke off as the training process died, by the thread that uses it."""
-    deadline = time.monotonic() + GRACE         # a process's connections end a little before the process
-    while isinstance(error, (OSError, EOFError)) and time.monotonic() < deadline:
-        if os.getppid() != parent:
-            return
-        time.sleep(.02)
+    if isinstance(error, (OSError, EOFError)):
+        time.sleep(GRACE)       # until _end_with notices
     before(kind, error, trace)
 
 

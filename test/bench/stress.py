@@ -2,8 +2,8 @@
 
 Kills runs at random moments, alone, in two processes and under --max_restarts, and compares their ends with those of
 undisturbed runs; freezes processes, stops runs by signals, feeds broken images and damaged checkpoints, fills the disk
-at every stage of a save; and prints a table. The full disk needs the right to mount a tmpfs. The tests run the short
-form; the long one takes about half an hour.
+at every stage of a save; and prints a table. The full disk needs the right to mount a tmpfs. The long form takes about
+half an hour.
 """
 import argparse
 import json

@@ -6,7 +6,7 @@ import pytest
 from conftest import launcher
 from printed_commands import check_printed
 
-from util import config, launch, output_dir
+from util import config, output_dir
 from util.arguments import parse_finetune, parse_pretrain
 from util.errors import UserError
 
@@ -145,22 +145,6 @@ def test_a_launchers_recipe_yields_to_the_file_and_the_file_to_flags(recipe, ima
 def test_the_cifar10_launcher_takes_no_file(recipe, tmp_path):
     run = launcher('cifar10_1p', '--data_path', tmp_path, '--config', recipe)
     assert run.status == 2 and run.output.startswith('error: --config: ')
-
-
-def test_a_restart_goes_on_in_the_folder_that_the_file_names(tmp_path):
-    (tmp_path / 'x.yaml').write_text('output_dir: {}\n'.format(tmp_path))
-    command = ['main_pretrain.py', '--config', str(tmp_path / 'x.yaml')]
-    assert launch.going_on(command) == command
-    (tmp_path / 'checkpoint-0.pth').write_bytes(b'')
-    assert launch.going_on(command) == command + ['--resume', 'auto']
-    (tmp_path / 'x.yaml').write_text('output_dir: {}\neval: true'.format(tmp_path))
-    assert launch.going_on(command) == command
-
-
-def test_a_start_epoch_in_the_file_does_not_go_with_restarts(tmp_path):
-    (tmp_path / 'x.yaml').write_text('start_epoch: 3\n')
-    with pytest.raises(UserError, match='--start_epoch on the command line'):
-        launch.main(['--nproc', '1', '--max_restarts', '1', 'main_pretrain.py', '--config', str(tmp_path / 'x.yaml')])
 
 
 def test_a_resume_in_the_file_keeps_the_launcher_from_setting_results_aside(tmp_path):

@@ -15,18 +15,13 @@ def world(environ, **flags):
     return found.rank, found.size, found.local_rank
 
 
-def test_no_environment_is_one_process():
-    assert world({}) == (0, 1, 0)
-
-
-def test_torchrun_and_torch_distributed_launch_are_read():
-    environ = {'RANK': '9', 'WORLD_SIZE': '16', 'LOCAL_RANK': '1', 'MASTER_ADDR': 'a', 'MASTER_PORT': '1'}
-    assert world(environ) == (9, 16, 1)
-    assert (environ['MASTER_ADDR'], environ['MASTER_PORT']) == ('a', '1')
-
-
-def test_an_old_launcher_that_passes_local_rank_as_a_flag_is_understood():
-    assert world({'RANK': '3', 'WORLD_SIZE': '8'}, local_rank=3) == (3, 8, 3)
+@pytest.mark.parametrize('environ, flags, expected', [
+    ({}, {}, (0, 1, 0)),
+    ({'RANK': '9', 'WORLD_SIZE': '16', 'LOCAL_RANK': '1'}, {}, (9, 16, 1)),
+    ({'RANK': '3', 'WORLD_SIZE': '8'}, {'local_rank': 3}, (3, 8, 3)),       # an old launcher
+    ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '1', 'SLURM_LOCALID': '0'}, {}, (0, 1, 0))])     # a shell in an allocation
+def test_a_process_learns_its_place_from_environment_and_flags(environ, flags, expected):
+    assert world(environ, **flags) == expected
 
 
 def test_slurm_tasks_find_their_master_in_the_node_list():
@@ -34,10 +29,6 @@ def test_slurm_tasks_find_their_master_in_the_node_list():
                'SLURM_JOB_ID': '12345'}
     assert world(environ) == (5, 16, 5)
     assert environ['MASTER_ADDR'] == 'npu07' and 1024 < int(environ['MASTER_PORT']) < 65536
-
-
-def test_a_shell_inside_a_slurm_allocation_is_one_process():
-    assert world({'SLURM_PROCID': '0', 'SLURM_NTASKS': '1', 'SLURM_LOCALID': '0'}) == (0, 1, 0)
 
 
 @pytest.mark.parametrize('nodelist, host', [
@@ -53,16 +44,10 @@ def test_openmpi_is_read_where_asked():
         world({}, dist_on_itp=True)
 
 
-def test_processes_started_by_hand_say_who_they_are_by_flags():
-    environ = {}
+@pytest.mark.parametrize('environ, address', [({}, '10.0.0.1'), ({'MASTER_ADDR': 'set'}, 'set')])
+def test_processes_started_by_hand_say_who_they_are_by_flags(environ, address):
     assert world(environ, world_size=8, local_rank=5, addr='10.0.0.1') == (5, 8, 5)
-    assert environ == {'MASTER_ADDR': '10.0.0.1', 'MASTER_PORT': '29500'}
-
-
-def test_addr_does_not_overwrite_a_master_that_is_set():
-    environ = {'MASTER_ADDR': 'set'}
-    world(environ, world_size=2, local_rank=0, addr='10.0.0.1')
-    assert environ['MASTER_ADDR'] == 'set'
+    assert environ == {'MASTER_ADDR': address, 'MASTER_PORT': '29500'}
 
 
 @pytest.mark.parametrize('environ, flags', [
@@ -93,7 +78,7 @@ def train(world):
     model = models_mae.mae_vit_nano_patch16(img_size=16, patch_size=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=.1)
     updates = WeightUpdates(world.wrap(model, torch.device('cpu'), True), optimizer, FullPrecision(), lambda epoch: .1,
-                            accum_iter=int(sys.argv[2]))
+                            accum_iter=2)       # of 3 iterations: the second window is of one
     losses = []
     for i in range(3):
         mean = DeviceMean(torch.device('cpu'))
@@ -114,19 +99,18 @@ world.leave()
 '''
 
 
-def losses_and_weights(folder, processes, accum_iter):
+def losses_and_weights(folder, processes):
     script, result = folder / 'script.py', folder / 'result-{}.json'.format(processes)
     script.write_text(SCRIPT)
     start = [ROOT / 'util' / 'launch.py', '--nproc', processes] if processes > 1 else []
-    run = execute([sys.executable, *start, script, result, accum_iter])
+    run = execute([sys.executable, *start, script, result])
     assert run.status == 0, run.output
     return [torch.tensor(values) for values in json.loads(result.read_text())]
 
 
 @pytest.mark.slow
 @pytest.mark.compat
-@pytest.mark.parametrize('accum_iter', [1, 2])
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path, accum_iter):
-    one, two = (losses_and_weights(tmp_path, processes, accum_iter) for processes in (1, 2))
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    one, two = (losses_and_weights(tmp_path, processes) for processes in (1, 2))
     assert torch.allclose(one[0], two[0], rtol=1e-5)
     assert torch.allclose(one[1], two[1], rtol=1e-4, atol=1e-6)

@@ -38,13 +38,7 @@ def same(a, b):
 
 
 @pytest.mark.compat
-def test_a_run_keeps_what_is_promised(pretrained):
-    record = epochs_of(pretrained)[0]
-    assert {'train_loss', 'train_lr', 'epoch', 'n_parameters', 'FPS', 'data_wait', 'skipped_steps', 'device',
-            'precision'} == set(record)
-    assert record['epoch'] == 0 and record['device'] == 'CPU' and record['precision'] == 'fp32'
-    summary = json.loads((pretrained / 'summary.json').read_text())
-    assert summary['loss'] == record['train_loss'] and summary['images_per_sec'] > 0
+def test_a_checkpoint_keeps_what_is_promised(pretrained):
     state = weights_of(pretrained / 'checkpoint-0.pth')
     assert {'model', 'optimizer', 'epoch', 'scaler', 'args'} <= set(state)
     assert type(state['args']) is dict and state['args']['model'] == 'mae_vit_nano_patch16'
@@ -59,7 +53,8 @@ def test_the_log_has_progress_lines_and_closes_with_the_final_result(images, tmp
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert 'Final Performance images/sec : {:.2f}'.format(summary['images_per_sec']) in block
     assert 'Final Loss : {:.4f}'.format(summary['loss']) in block and 'E2E Training Duration sec : ' in block
-    assert [record['epoch'] for record in epochs_of(tmp_path)] == [1]
+    record, = epochs_of(tmp_path)
+    assert record['epoch'] == 1 and record['train_loss'] == summary['loss'] and summary['images_per_sec'] > 0
     assert list((tmp_path / 'tb').glob('events.out.tfevents.*')) and (tmp_path / 'prof' / 'trace.json').is_file()
 
 

@@ -64,14 +64,6 @@ def test_more_than_the_limit_ends_every_process_with_all_of_them_listed(tmp_path
     assert len(lines(tmp_path)) == 4 == len(caplog.records)         # the main process logs
 
 
-def test_only_the_first_ten_are_logged_one_by_one(tmp_path, caplog):
-    bad = BadImages(str(tmp_path), 99)
-    bad.record(pairs(*range(7)))
-    bad.record(pairs(*range(7, 30)))
-    assert len(caplog.messages) == 11 and len(lines(tmp_path)) == 30
-    assert all(path in text for (path, _), text in zip(pairs(*range(10)), caplog.messages))
-
-
 def test_a_disk_that_refuses_the_list_is_logged_once_and_the_files_are_listed_when_it_works_again(tmp_path, caplog):
     bad = BadImages(str(tmp_path / 'gone'), 99)
     bad.record(pairs(1))

@@ -186,6 +186,7 @@ PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps':
     {'progress': {**PROGRESS, 'skipped_steps': -1}}, {'reconstructions': [{'epoch': 0}]},
     {'reconstructions': [{'epoch': 0, 'of': ['x'], 'jpegs': [3]}]}, {'args': {'val_fraction': 2}},
     {'args': {'mean': [.5], 'std': [0.]}}, {'args': {'input_size': 'x'}}, {'args': {'patch_size': -8}},
+    {'args': {'input_size': [32, -48]}}, {'args': {'input_size': [32, 48, 64]}}, {'args': {'input_size': [True, 32]}},
     {'args': {'in_chans': 2.}}, {'args': {'mask_ratio': 2.}}])
 def test_a_checkpoint_with_values_that_no_training_writes_is_refused_by_name(tmp_path, odd):
     checkpoint_file.save(str(tmp_path / 'odd.pth'), {'model': {}, **odd})

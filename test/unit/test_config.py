@@ -78,15 +78,6 @@ def test_without_pyyaml_one_line_says_what_to_install(monkeypatch):
         config.read('x')
 
 
-@pytest.mark.parametrize('command, value', [
-    ([], None), (['--seed', '2'], '2'), (['x.py', '--seed=2', '--lr=-1', '-3', '--seed', '3'], '3'),
-    (['--config', 'FILE'], '1'), (['--config=FILE', '--seed', '2'], '2'), (['--seeds', '2'], None)])
-def test_a_launcher_sees_the_value_of_a_flag_wherever_it_stands(tmp_path, command, value):
-    (tmp_path / 'x.yaml').write_text('seed: 1\neval: on')
-    command = [word.replace('FILE', str(tmp_path / 'x.yaml')) for word in command]
-    assert config.value_of('--seed', command) == value
-
-
 # What a run keeps
 
 def test_the_file_of_a_run_gives_back_all_its_flags(tmp_path):

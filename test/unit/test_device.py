@@ -1,11 +1,12 @@
 """Choosing the device, and where accelerators may be named."""
+import os
 import re
 import sys
 import types
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, execute
 
 from util import device, profiler
 from util.errors import UserError
@@ -42,6 +43,20 @@ def test_with_a_broken_torch_npu_auto_is_the_cpu_and_npu_is_one_clear_error(monk
     assert chosen.type == 'cpu' and re.search(r'does not load .*set_env.sh.* made for torch', chosen.reason)
     with pytest.raises(UserError, match='--device npu: .*does not load'):
         device.select('npu')
+
+
+@pytest.mark.slow
+def test_pytorch_does_not_load_torch_npu_by_itself(tmp_path):
+    """As it would where the user's own TORCH_DEVICE_BACKEND_AUTOLOAD is PyTorch's default, 1."""
+    for name, text in (('torch_npu/__init__.py', 'raise ImportError("libhccl.so: cannot open shared object file")'),
+                       ('torch_npu-1.dist-info/METADATA', 'Metadata-Version: 2.1\nName: torch_npu\nVersion: 1\n'),
+                       ('torch_npu-1.dist-info/entry_points.txt', '[torch.backends]\ntorch_npu = torch_npu:load\n')):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    run = execute([sys.executable, '-c', 'from util import device; print(device.select("auto").reason)'],
+                  PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]), CUDA_VISIBLE_DEVICES='',
+                  TORCH_DEVICE_BACKEND_AUTOLOAD='1')
+    assert (run.status, run.output.count('\n')) == (0, 1) and 'libhccl.so' in run.output, run.output
 
 
 def fake_npu(available=True, count=2):

@@ -10,7 +10,6 @@ import torch
 
 from util import encoder, extract_features, inference, trained
 from util.errors import UserError
-from util.extract_features import HEADER, growing_array
 
 
 def extract(*flags):
@@ -78,14 +77,3 @@ def test_numbers_too_large_for_float16_are_refused(tmp_path):
     with pytest.raises(UserError, match='--dtype float16: .*image 0.jpg'):
         extract_features.write(str(tmp_path), ['features'], [([0], [torch.tensor([[1e5, 0.]])])], images, 'float16', 2,
                                None)
-
-
-@pytest.mark.parametrize('shape', [(), (5,)])
-def test_an_array_that_grows_is_an_npy_file_like_others(tmp_path, shape):
-    rows = np.random.RandomState(0).rand(7, *shape)
-    with growing_array(str(tmp_path / 'x.npy'), shape, np.float64) as add:
-        add(rows[:3])
-        add(rows[3:])
-        assert not (tmp_path / 'x.npy').exists()
-    assert np.array_equal(np.load(str(tmp_path / 'x.npy')), rows)
-    assert (tmp_path / 'x.npy').stat().st_size == HEADER + rows.nbytes

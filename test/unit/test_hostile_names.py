@@ -9,7 +9,6 @@ import pytest
 from conftest import FINETUNE, PRETRAIN, ROOT, Run
 
 from util import checkpoint_file, drawn_dataset, errors, log
-from util.datasets import labelled_set
 
 STRANGE = os.fsdecode(b' \'a\' "b" $(touch ran)`touch ran`;touch ran;#&|<>!*?[x]\\ {0}%s\n\t\xe6\xb1\x89\xc3\xa9'
                       b'\xf0\x9f\x98\x80\xff\x1b[31m')
@@ -81,12 +80,6 @@ def test_a_mistake_in_them_is_one_line_of_python_and_of_a_launcher(place):
         run = execute(place, *command)
         assert run.status == 2 and run.output.count('\n') == 1 and r'[x]\ {0}%s\n' in run.output, run.output
         assert run.output.startswith('error: ')
-
-
-def test_classes_of_such_names_keep_their_order(place):
-    train = labelled_set(str(place / DATA), 'train')
-    assert train.classes == sorted(CLASSES) and len(train) == 32
-    assert labelled_set(str(place / DATA), 'val', classes=train.classes).classes == train.classes
 
 
 def test_any_text_fits_a_line_and_plain_text_stays_as_it_is():

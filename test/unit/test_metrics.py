@@ -31,17 +31,3 @@ def test_adding_reads_nothing_from_the_device(monkeypatch):
 def test_top_1_and_top_5_are_counted_and_top_5_of_two_classes_is_everything():
     assert count_correct(torch.arange(10.).expand(3, 10), torch.tensor([9, 5, 0])).tolist() == [1, 2]
     assert count_correct(torch.randn(4, 2), torch.tensor([0, 1, 1, 0])).tolist()[1] == 4
-
-
-def test_a_mean_goes_on_to_the_last_bit_from_its_state():
-    whole, part = DeviceMean(torch.device('cpu')), DeviceMean(torch.device('cpu'))
-    values = torch.rand(9, generator=torch.Generator().manual_seed(0))
-    for i, value in enumerate(values):
-        for mean in (whole, part):
-            mean.add(value, 7)
-        if i == 3:
-            assert whole.read_window(World()) == part.read_window(World())
-        if i == 5:
-            part, state = DeviceMean(torch.device('cpu')), part.state(World())
-            part.load_state(state, World())
-    assert whole.read(World()) == part.read(World())

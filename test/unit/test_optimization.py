@@ -6,7 +6,7 @@ import torch
 import models_mae
 import models_vit
 from util.lars import LARS
-from util.lr_schedule import peak_lr, set_lr, warmup_cosine
+from util.lr_schedule import peak_lr, warmup_cosine
 from util.param_groups import decay_groups, layer_decay_groups
 
 pytestmark = pytest.mark.compat
@@ -66,14 +66,6 @@ def test_the_peak_is_blr_for_256_images_unless_lr_is_given():
     assert peak_lr(None, 3e-4, 2048) == pytest.approx(2.4e-3)
     assert peak_lr(5e-4, 3e-4, 2048) == 5e-4
     assert peak_lr(5e-4, 3e-4, 2048, lr_batch=4096) == pytest.approx(2.5e-4)
-
-
-def test_each_group_gets_its_own_share():
-    groups = [{'params': [torch.zeros(1, requires_grad=True)], 'lr_scale': .25},
-              {'params': [torch.zeros(1, requires_grad=True)]}]
-    optimizer = torch.optim.AdamW(groups, lr=1.)
-    set_lr(optimizer, .1)
-    assert [group['lr'] for group in optimizer.param_groups] == pytest.approx([.025, .1])
 
 
 # LARS

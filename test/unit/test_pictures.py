@@ -128,11 +128,3 @@ def test_without_simplejpeg_pillow_reads_jpeg_files(tmp_path, monkeypatch):
     path = saved(tmp_path, photo())
     picture = open_picture(path)
     assert type(picture) is StoredPicture and difference(picture, path, (5, 11, 50, 61), (32, 40)) < 1
-
-
-@pytest.mark.skipif(not pictures._RESIZES_BYTES, reason='this PyTorch resizes no bytes')
-def test_pytorch_and_pillow_resize_alike(tmp_path, monkeypatch):
-    path = saved(tmp_path, photo(), 'x.png')
-    ours = open_picture(path).part(0, 0, 72, 96, (31, 45)).numpy().astype(int)
-    monkeypatch.setattr(pictures, '_RESIZES_BYTES', False)
-    assert abs(ours - open_picture(path).part(0, 0, 72, 96, (31, 45)).numpy()).max() <= 1

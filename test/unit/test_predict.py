@@ -1,5 +1,4 @@
 """main_predict.py: what a classifier says of images, as a table or as JSON lines."""
-import io
 import json
 import shutil
 import sys
@@ -10,7 +9,7 @@ from conftest import NANO, ROOT, execute
 
 import main_finetune
 import main_predict
-from util import checkpoint_file, inference, predictions, trained, transforms
+from util import checkpoint_file, inference, trained, transforms
 from util.arguments import parse_finetune
 from util.device import Cpu
 from util.distributed import World
@@ -135,15 +134,6 @@ def test_amp_reaches_the_forward_pass(named, monkeypatch):
 def test_classes_without_a_name_are_numbers(named):
     loaded = trained.load_classifier(str(named))._replace(classes=['a', 'b'])
     assert main_predict.name_classes(loaded, '') == ['a', 'b', 2, 3, 4, 5, 6, 7]
-
-
-def test_columns_are_aligned_also_for_names_whose_letters_take_two_columns():
-    stream, names = io.StringIO(), ['猫' * 20, 'a dog, of a kind with a long name']
-    table = predictions.Table(stream, ['photographs/{}.jpg'.format(i) for i in range(9)], names)
-    table.add('photographs/0.jpg', names, [.999, .0001])
-    header, first, second = stream.getvalue().splitlines()
-    assert first.startswith('photographs/0.jpg') and '猫' in first and ' 99.9%' in first and '<0.1%' in second
-    assert len(first) + 20 == len(second) == len(header)
 
 
 @pytest.mark.slow

@@ -219,17 +219,13 @@ def test_a_resumed_run_continues_to_the_last_bit(apex, tmp_path, scale):
     assert resumed.updates.bad_steps.skipped == 0         # of its own steps
 
 
-def test_the_average_is_of_the_masters_and_the_model_has_it_within_in_half_precision(apex, tmp_path):
+def test_the_average_is_of_the_masters(apex, tmp_path):
     run = Training(ApexO2(apex), ema=.9)
     run.steps(0, 4, overflow=2)
     saved = checkpoint_file.load(run.save(tmp_path / 'a.pth'), as_trained=True)
     average = saved['model_ema']['norm.weight']
     assert saved['ema_updates'] == 3 and average.dtype == torch.float32
     assert not torch.equal(average, average.half().float())
-    with run.average.within(run.model):
-        computes = run.model.norm.weight.detach().clone()
-    assert torch.equal(computes.float(), average.to(computes.dtype).float())
-    assert not torch.equal(run.model.norm.weight, computes)
 
 
 def test_the_checkpoint_is_a_plain_fp32_one(apex, tmp_path):

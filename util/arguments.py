@@ -137,7 +137,7 @@ def _add_run(parser):
         help='optimizer steps in a row with a loss or gradient that is not finite, until the run stops')
     add('--max_bad_images', type=INDEX,
         help='image files that may be unreadable until the run stops; default: 1 in 1000, at least 10')
-    add('--hang_timeout', type=POSITIVE, default=600.,
+    add('--hang_timeout', type=number(float, 0, 10 ** 8, open_low=True), default=600.,
         help='seconds without progress, until a process ends with all its stacks and status 70')
 
     add = parser.adder(parser.add_argument_group('devices and processes'))

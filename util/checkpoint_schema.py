@@ -3,6 +3,7 @@
 Beside 'model', the weights in fp32 by name, which util.checkpoint_file looks after. Any other key may be missing.
 """
 import json
+import math
 
 import torch
 
@@ -76,6 +77,10 @@ def _number(value):
     return type(value) in (int, float)
 
 
+def _finite(value):
+    return _number(value) and math.isfinite(value)
+
+
 def _share(value):
     return type(value) is float and 0 < value < 1
 
@@ -122,8 +127,8 @@ CHECKPOINT = {
     'epoch': lambda value: _count(value, least=-1),             # the last whole one, counted from 0
     'images': _count,                               # of the next epoch, that are done
     'progress': _dict(                              # of the next epoch, where some are
-        loss=_dict(total=_list(_number, 2), windows=_list(_list(_number, 2))), skipped_steps=_count, lr=_number,
-        speed=_list(_number, 3)),
+        loss=_dict(total=_list(_number, 2), windows=_list(_list(_number, 2))), skipped_steps=_count, lr=_finite,
+        speed=_list(_finite, 3)),
     'processes': lambda value: _count(value, least=1),
     'bad_steps_in_row': _count,
     'log': _list(_is_record),                       # the lines of log.txt

@@ -2,7 +2,7 @@
 import time
 
 from util import bad_images, checkpoint, report, runtime as runtimes
-from util.errors import Stopped, Unsaved
+from util.errors import Stopped, Unsaved, UserError
 from util.log import logger
 from util.progress import Progress
 from util.progress_bar import progress_bar
@@ -29,6 +29,10 @@ class Course:
         self._args, self._runtime, self._updates, self._model, self._loader = args, runtime, updates, model, loader
         self._loss_tag, self.values, self._rate, self._exhibit = loss_tag, values, Rate(), exhibit
         self._epoch, self._images, self._progress_state = resumed.start(args.start_epoch)
+        if self._images > len(loader.dataset):
+            raise UserError('--resume {}: it was saved after {} images of an epoch, and --data_path has {} in all; '
+                            'add --start_epoch to begin an epoch'.format(resumed.path, self._images,
+                                                                         len(loader.dataset)))
         runtime.check_agreement('epoch to start at', self._epoch)
         runtime.check_agreement('images to start after', self._images)
         self._first_epoch, self._resumed = self._epoch, resumed

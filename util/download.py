@@ -57,19 +57,20 @@ def fetch(url):
     if fault:
         raise UserError('{}: {}'.format(url, fault))
     name, expected = WEIGHTS.fullmatch(url).group('name', 'hash')
-    patience = socket.getdefaulttimeout()
     try:
         path = os.path.join(_folder(hub), name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with file_lock(path + '.lock'):
             if not os.path.isfile(path) or not _sha256(path).startswith(expected):
                 logger.info('downloading %s to %s', url, path)
+                patience = socket.getdefaulttimeout()
                 socket.setdefaulttimeout(SILENCE)
-                hub.download_url_to_file(url, path, hash_prefix=expected, progress=sys.stderr.isatty())
+                try:
+                    hub.download_url_to_file(url, path, hash_prefix=expected, progress=sys.stderr.isatty())
+                finally:
+                    socket.setdefaulttimeout(patience)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         raise UserError('{}: cannot be downloaded ({})'.format(url, first_line(error))) from error
-    finally:
-        socket.setdefaulttimeout(patience)
     return path
 
 

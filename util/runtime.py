@@ -67,7 +67,8 @@ class Runtime:
 
     def check_agreement(self, what, value):
         """Raise UserError where processes have different values, as when nodes do not share a disk."""
-        if any(row != [value] for row in self.world.gather(torch.tensor([float(value)], device=self.device))):
+        if self.world.size > 1 and any(row != [value] for row in self.world.gather(
+                torch.tensor([float(value)], device=self.device))):
             raise UserError('--resume: the processes disagree on the {}, {} here; all nodes must see the same '
                             'checkpoint, on a shared disk or as copies'.format(what, value))
 

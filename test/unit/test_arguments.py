@@ -26,7 +26,7 @@ BAD = {
         '--val_fraction 1', '--val_seed -1', '--base_batch_size 0', '--base_batch_size 64', '--mask_ratio 1',
         '--mask_ratio 0', '--mask_ratio 0.999', '--init_from /no/file', '--ema 1', '--ema 0', '--loss_scale 0',
         '--knn_every -1', '--knn_images 0', '--mask_ration=0.5', '--auto_scale_lr', '--auto_scale_lr --lr 1e-3',
-        '--auto_scale_lr --blr 1e-3 --base_batch_size 64'],
+        '--auto_scale_lr --blr 1e-3 --base_batch_size 64', '--hang_timeout 1e12'],
     parse_finetune: [
         '--drop_path 1', '--smoothing 1.5', '--reprob 2', '--mixup -1', '--nb_classes 0', '--layer_decay 0',
         '--cutmix_minmax 0', '--mixup_mode all', '--finetune /no/file', '--freeze -1', '--freeze some', '--recount 0',

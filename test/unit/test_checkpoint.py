@@ -1,6 +1,7 @@
 """Saving whole, finding the newest, resuming, and starting from pre-trained weights."""
 import argparse
 import errno
+import math
 
 import pytest
 import torch
@@ -183,6 +184,7 @@ PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps':
     {'ema_updates': -1}, {'classes': 3}, {'classes': [3]}, {'log': {}}, {'log': ['{']}, {'log': ['{"epoch": "x"}']},
     {'best': {'acc1': 1.}}, {'scaler': {'scale': 'x'}}, {'scaler': {'scale': -1.}}, {'optimizer': [1]},
     {'optimizer': {}}, {'optimizer': {'state': {}, 'param_groups': []}}, {'progress': {**PROGRESS, 'speed': [1.]}},
+    {'progress': {**PROGRESS, 'speed': [1., math.nan, 0.]}},
     {'progress': {**PROGRESS, 'skipped_steps': -1}}, {'reconstructions': [{'epoch': 0}]},
     {'reconstructions': [{'epoch': 0, 'of': ['x'], 'jpegs': [3]}]}, {'args': {'val_fraction': 2}},
     {'args': {'mean': [.5], 'std': [0.]}}, {'args': {'input_size': 'x'}}, {'args': {'patch_size': -8}},

@@ -35,6 +35,7 @@ from util.distributed import World
 from util.images import read_image
 from util.loader import collate, evaluation_loader, training_loader
 from util.pictures import BICUBIC, MARGIN, open_picture
+from util.timm_compat import color_augmentation
 from util.transforms import MEAN, STD, Normalize, evaluation_transform, finetuning_transform, pretraining_transform
 
 INTERPOLATION = transforms.InterpolationMode.BICUBIC if hasattr(transforms, 'InterpolationMode') else BICUBIC
@@ -59,9 +60,11 @@ def baseline_steps(task, size):
     """(geometry, the rest) of the transform that most repositories have."""
     floats = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     if task == 'finetune':
-        steps = create_transform(size, is_training=True, auto_augment='rand-m9-mstd0.5-inc1', interpolation='bicubic',
-                                 color_jitter=None, re_prob=.25, re_mode='pixel', mean=MEAN, std=STD).transforms
-        return steps[:2], steps[2:]
+        policy, options = 'rand-m9-mstd0.5-inc1', {'interpolation': 'bicubic', 'mean': MEAN, 'std': STD}
+        steps = create_transform(size, is_training=True, auto_augment=policy, color_jitter=None, re_prob=.25,
+                                 re_mode='pixel', **options).transforms
+        # Ours in place of timm's own RandAugment, at which Pillow 13 fails now and then.
+        return steps[:2], [*color_augmentation(policy, input_size=size, **options), *steps[3:]]
     if task == 'evaluate':
         return [transforms.Resize(int(size / .875), interpolation=INTERPOLATION), transforms.CenterCrop(size)], floats
     return [transforms.RandomResizedCrop(size, scale=(.2, 1.), interpolation=INTERPOLATION),

@@ -1,7 +1,9 @@
 """What the tests share: the repository on the path, a small drawn dataset, and running the program as a user does."""
 import logging
+import multiprocessing
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -11,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from warm_python import WarmPython, read_at_start
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -24,8 +25,9 @@ from util.log import logger
 
 Run = namedtuple('Run', 'status output')
 TIMEOUT = 600               # seconds
-WARM_PATHS = {os.environ['PYTHONPATH']}     # of the kinds of environment that a Python is kept warm in
-WARM = {}                   # PYTHONPATH -> WarmPython, once it is needed
+# Python processes that have imported PyTorch, which takes seconds, are forked from one that does nothing else.
+FORKED = multiprocessing.get_context('forkserver')
+FORKED.set_forkserver_preload(['main_pretrain', 'main_finetune', 'main_linprobe', 'torch.utils.tensorboard'])
 
 NANO = ['--input_size', '32', '--patch_size', '8', '--num_workers', '0', '--device', 'cpu']
 PRETRAIN = ['--model', 'mae_vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
@@ -40,25 +42,43 @@ def environment(**changes):
 
 
 def python(**changes):
-    """An interpreter for environment(**changes) that has imported PyTorch already, or just this one."""
-    environ = environment(**changes)
-    path = environ['PYTHONPATH']
-    if path not in WARM_PATHS or read_at_start(environ) != read_at_start(environment(PYTHONPATH=path)):
-        return sys.executable
-    if path not in WARM:
-        folder = tempfile.TemporaryDirectory(prefix='warm')
-        WARM[path] = WarmPython(folder.name, environ), folder
-    return WARM[path][0].program
+    """The interpreter for environment(**changes)."""
+    return sys.executable
 
 
 def execute(command, **environ):
-    """Run a command to its end; standard output and error come in one text. This interpreter is run warm."""
-    words = [python(**environ) if word == sys.executable else str(word) for word in command]
-    with tempfile.TemporaryFile() as output:        # a pipe would end later, with the loader processes of a killed one
-        status = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, timeout=TIMEOUT,
-                                env=environment(**environ)).returncode
+    """Run a command to its end; standard output and error come in one text. A Python script or module is forked."""
+    words = [str(word) for word in command]
+    with tempfile.NamedTemporaryFile() as output:       # a pipe would end later, with the loaders of a killed process
+        if words[0] == sys.executable and words[1].endswith(('.py', '-m')):
+            process = FORKED.Process(target=_run, args=(words[1:], environment(**environ), os.getcwd(), output.name))
+            process.start()
+            process.join(TIMEOUT)
+            status = process.exitcode
+            assert status is not None, words
+        else:
+            status = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, timeout=TIMEOUT,
+                                    env=environment(**environ)).returncode
         output.seek(0)
         return Run(status, output.read().decode(errors='replace'))
+
+
+def _run(words, environ, folder, output):
+    """In a forked process: what `python words...` does, with its output in a file."""
+    with open(output, 'wb') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.path[:0] = environ['PYTHONPATH'].split(os.pathsep)
+    if words[0] == '-m':
+        sys.argv = words[1:]
+        sys.modules.pop(words[1], None)         # runpy would warn of it
+        runpy.run_module(words[1], run_name='__main__', alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name='__main__')
 
 
 def shown_on(terminal):

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WARM_PATHS
 
 FOLDER = str(Path(__file__).parent)
 WITH_STAND_INS = {'PYTHONPATH': os.pathsep.join([FOLDER, os.environ['PYTHONPATH']])}     # of another process
-WARM_PATHS.add(WITH_STAND_INS['PYTHONPATH'])
 
 
 def require_emulator():
@@ -21,14 +19,8 @@ def require_emulator():
 
 @pytest.fixture
 def apex(monkeypatch):
-    """The stand-in, imported afresh; what it does to torch.nn.Module ends with the test."""
-    monkeypatch.setattr(torch.nn.Module, 'zero_grad', torch.nn.Module.zero_grad)
+    """The stand-in, which is gone after the test."""
     monkeypatch.syspath_prepend(FOLDER)
-    forget_apex()
     yield importlib.import_module('apex')
-    forget_apex()
-
-
-def forget_apex():
     for name in [name for name in sys.modules if name.split('.')[0] == 'apex']:
         del sys.modules[name]

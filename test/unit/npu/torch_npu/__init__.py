@@ -4,17 +4,13 @@ For tests, in processes that have this package's folder on PYTHONPATH. It offers
 training program needs and no others, so that using a name which the real one lacks fails here too.
 
 Settings, in the environment:
-    EMULATED_NPUS               devices of the machine, 8 by default
-    ASCEND_RT_VISIBLE_DEVICES   those that a process sees, e.g. 0,1, as on the real one
+    ASCEND_RT_VISIBLE_DEVICES   the devices that a process sees, e.g. 0,1, as on the real one; 8 by default
     EMULATED_NPU_CHIP           910A (no bf16, fp16 saturates) or 910B
 
 Limits: a tensor's device is always npu:0, because PyTorch's Python device guard knows one device; each process is
 meant to use one. Needs torch 2.10 or later: PrivateUse1Hooks in Python.
 """
 import torch
-
-if not hasattr(getattr(torch._C, '_acc', None), 'PrivateUse1Hooks'):
-    raise ImportError('the emulated torch_npu needs a PyTorch whose PrivateUse1 can be implemented in Python')
 
 from . import _autocast, _dispatch, _hccl, npu, optim, profiler  # noqa: F401
 

@@ -17,10 +17,6 @@ class ProcessGroupHCCL(dist.ProcessGroup):
     def getBackendName(self):
         return 'hccl'
 
-    @property
-    def _device_types(self):
-        return [torch.device('npu')]
-
     @staticmethod
     def _twins(tensors, reduces=False):
         for tensor in tensors:
@@ -35,25 +31,14 @@ class ProcessGroupHCCL(dist.ProcessGroup):
         work.wait()             # while the npu tensors behind the twins live
         return work
 
-    def allreduce(self, tensors, opts=None):
-        opts = opts or dist.AllreduceOptions()
-        twins, averages = self._twins(tensors, reduces=True), opts.reduceOp == dist.ReduceOp.AVG
-        if averages:
-            opts.reduceOp = dist.ReduceOp.SUM
-        work = self._finished(self._gloo.allreduce(twins, opts))
-        for twin in twins if averages else ():
-            twin.div_(self.size())
-        return work
+    def allreduce(self, tensors, opts):
+        return self._finished(self._gloo.allreduce(self._twins(tensors, reduces=True), opts))
 
-    def broadcast(self, tensors, opts=None):
-        return self._finished(self._gloo.broadcast(self._twins(tensors), opts or dist.BroadcastOptions()))
+    def broadcast(self, tensors, opts):
+        return self._finished(self._gloo.broadcast(self._twins(tensors), opts))
 
-    def allgather(self, outputs, inputs, opts=None):
-        return self._finished(self._gloo.allgather([self._twins(output) for output in outputs], self._twins(inputs),
-                                                   opts or dist.AllgatherOptions()))
-
-    def barrier(self, opts=None):
-        return self._finished(self._gloo.barrier(dist.BarrierOptions()))
+    def allgather(self, outputs, inputs, opts):
+        return self._finished(self._gloo.allgather(list(map(self._twins, outputs)), self._twins(inputs), opts))
 
 
 def _create(options, _):

@@ -36,8 +36,6 @@ def _tensor(dtype, shape, strides, device_type, data=None, size=0):
     ndim = len(shape)
     start = _round_up(HEADER + 16 * ndim)
     base = libc.aligned_alloc(64, start + _round_up(size))
-    if not base:
-        raise MemoryError
     managed = ManagedTensor.from_address(base)
     managed.data = base + start if data is None else data
     managed.device_type, managed.device_id, managed.ndim = device_type, 0, ndim

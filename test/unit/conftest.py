@@ -1,18 +1,18 @@
 """What the tests share: the repository on the path, a small drawn dataset, and running the program as a user does."""
 import logging
-import multiprocessing
 import os
 import re
-import runpy
 import subprocess
 import sys
 import tempfile
 import time
 from collections import namedtuple
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -25,9 +25,6 @@ from util.log import logger
 
 Run = namedtuple('Run', 'status output')
 TIMEOUT = 600               # seconds
-# Python processes that have imported PyTorch, which takes seconds, are forked from one that does nothing else.
-FORKED = multiprocessing.get_context('forkserver')
-FORKED.set_forkserver_preload(['main_pretrain', 'main_finetune', 'main_linprobe', 'torch.utils.tensorboard'])
 
 NANO = ['--input_size', '32', '--patch_size', '8', '--num_workers', '0', '--device', 'cpu']
 PRETRAIN = ['--model', 'mae_vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
@@ -41,44 +38,26 @@ def environment(**changes):
     return environ
 
 
+@lru_cache(maxsize=None)
+def _python():
+    folder = tempfile.TemporaryDirectory(prefix='warm')
+    modules = ['main_pretrain', 'main_finetune', 'main_linprobe', 'torch.utils.tensorboard']
+    return folder, warm_python.start(folder.name, modules)
+
+
 def python(**changes):
-    """The interpreter for environment(**changes)."""
-    return sys.executable
+    """An interpreter that has imported PyTorch already."""
+    return _python()[1]
 
 
 def execute(command, **environ):
-    """Run a command to its end; standard output and error come in one text. A Python script or module is forked."""
-    words = [str(word) for word in command]
-    with tempfile.NamedTemporaryFile() as output:       # a pipe would end later, with the loaders of a killed process
-        if words[0] == sys.executable and words[1].endswith(('.py', '-m')):
-            process = FORKED.Process(target=_run, args=(words[1:], environment(**environ), os.getcwd(), output.name))
-            process.start()
-            process.join(TIMEOUT)
-            status = process.exitcode
-            assert status is not None, words
-        else:
-            status = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, timeout=TIMEOUT,
-                                    env=environment(**environ)).returncode
+    """Run a command to its end; standard output and error come in one text. This interpreter is run warm."""
+    words = [python() if word == sys.executable else str(word) for word in command]
+    with tempfile.TemporaryFile() as output:        # a pipe would end later, with the loader processes of a killed one
+        status = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, timeout=TIMEOUT,
+                                env=environment(**environ)).returncode
         output.seek(0)
         return Run(status, output.read().decode(errors='replace'))
-
-
-def _run(words, environ, folder, output):
-    """In a forked process: what `python words...` does, with its output in a file."""
-    with open(output, 'wb') as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environ)
-    sys.path[:0] = environ['PYTHONPATH'].split(os.pathsep)
-    if words[0] == '-m':
-        sys.argv = words[1:]
-        sys.modules.pop(words[1], None)         # runpy would warn of it
-        runpy.run_module(words[1], run_name='__main__', alter_sys=True)
-    else:
-        sys.argv = words
-        runpy.run_path(words[0], run_name='__main__')
 
 
 def shown_on(terminal):

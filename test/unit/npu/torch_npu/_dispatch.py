@@ -108,6 +108,11 @@ def resize_(self, size, *, memory_format=None):
     return _on_cpu_key(aten.set_.source_Storage_storage_offset)(self, new.untyped_storage(), 0, list(size), strides)
 
 
+def convolution_backward(grad, inputs, weight, *how):
+    """Of a convolution that is not transposed; the operation of the CPU wants the size of the bias too."""
+    return fallback(aten.convolution_backward.default, grad, inputs, weight, [len(weight)] if how[-1][2] else None, *how)
+
+
 def register():
     """Make PyTorch call the above."""
     every, single, host = (torch.library.Library(name, 'IMPL') for name in ('_', 'aten', 'aten'))
@@ -116,6 +121,7 @@ def register():
             '_copy_from': copy_from, 'empty.memory_format': empty, 'empty_strided': empty_strided, 'resize_': resize_,
             '_local_scalar_dense': lambda self: on_host(self).item(), 'record_stream': lambda self, stream: None,
             'convolution_overrideable': lambda *args: fallback(aten.convolution.default, *args),
+            'convolution_backward_overrideable': convolution_backward,
             '_fused_sdp_choice': lambda *args, **kwargs: 0}.items():        # 0: attention written out in products
         single.impl(name, kernel, KEY)
     for op in (aten.as_strided.default, aten.view.default, aten.view.dtype, aten._reshape_alias.default,

@@ -60,14 +60,15 @@ def become(streams, words, program, folder, environ, ignored, blocked):
     for number, stream in enumerate(streams):
         os.dup2(stream.fileno(), number)
         stream.close()
-    sys.stdout.reconfigure(line_buffering=True)
+    sys.stdout, sys.stderr = open(1, 'w', 1, closefd=False), open(2, 'w', 1, errors='backslashreplace', closefd=False)
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environ)
-    sys.executable, sys.path[:0] = program, environ['PYTHONPATH'].split(os.pathsep)
+    sys.executable = program
+    sys.path[:0] = [os.path.dirname(os.path.abspath(words[0])), *environ['PYTHONPATH'].split(os.pathsep)]
     if words[0] == '-m':
         sys.argv = words[1:]
         sys.modules.pop(words[1], None)         # runpy would warn of it

@@ -60,7 +60,8 @@ def become(streams, words, program, folder, environ, ignored, blocked):
     for number, stream in enumerate(streams):
         os.dup2(stream.fileno(), number)
         stream.close()
-    sys.stdout, sys.stderr = open(1, 'w', 1, closefd=False), open(2, 'w', 1, errors='backslashreplace', closefd=False)
+    for name, number, errors in (('stdout', 1, None), ('stderr', 2, 'backslashreplace')):
+        setattr(sys, name, open(number, 'w', 1, errors=errors, closefd=False))       # noqa: SIM115
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -16,7 +16,7 @@ def flatten(tensors):
 class FusedAdamW(torch.optim.Optimizer):
     """AdamW that steps a group of parameters at once (arXiv:1711.05101, algorithm 2).
 
-    As the originals it takes the gradients that are there at the first step, from the memory they are in then, for good.
+    As the originals it takes the gradients that are there at the first step, from where they are then, for good.
     """
 
     def __init__(self, params, lr=1e-3, betas=(.9, .999), eps=1e-8, weight_decay=1e-2):

@@ -119,7 +119,7 @@ def test_apex_o2_follows_fp32_training(apex, kind, optimizer):
     assert type(run.optimizer).__name__ == optimizer
 
 
-@pytest.mark.parametrize('clip_grad, moved', [(None, 5.), (.1, .1), (100., 5.)])    # scaled ones would be clipped to 100
+@pytest.mark.parametrize('clip_grad, moved', [(None, 5.), (.1, .1), (100., 5.)])     # scaled ones are > 100
 def test_the_gradients_of_a_window_add_up_and_are_clipped_without_their_scale(apex, clip_grad, moved):
     precision, model = ApexO2(apex, 1024.), torch.nn.Linear(2, 1, bias=False)
     model, optimizer = precision.prepare(model, torch.optim.SGD(model.parameters(), lr=1.))

@@ -110,7 +110,8 @@ def resize_(self, size, *, memory_format=None):
 
 def convolution_backward(grad, inputs, weight, *how):
     """Of a convolution that is not transposed; the operation of the CPU wants the size of the bias too."""
-    return fallback(aten.convolution_backward.default, grad, inputs, weight, [len(weight)] if how[-1][2] else None, *how)
+    bias_sizes = [len(weight)] if how[-1][2] else None
+    return fallback(aten.convolution_backward.default, grad, inputs, weight, bias_sizes, *how)
 
 
 def register():

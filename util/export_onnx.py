@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 import models_mae
 from util.errors import UserError
-from util.exported_part import MAE
 from util.features import supported
 from util.files import write_atomically
 
@@ -41,7 +40,7 @@ def write(part, path):
     model, content, names = part.model, io.BytesIO(), list(part.inputs)
     # In what the exporters of PyTorch 1.5 and 1.8 know.
     model.forward, model.patch_embed.forward = part.run, partial(_patches, model.patch_embed.proj)
-    if part.kind == MAE:
+    if part.kind == 'mae':
         model.forward_loss = partial(_loss, model.norm_pix_loss)
     batched = [name for name in (*names, *part.output_names) if name != 'loss']
     with torch.no_grad(), warnings.catch_warnings():

@@ -11,7 +11,7 @@ import torch
 
 import models_mae
 import models_vit
-from util import checkpoint_file, export, export_hf, export_onnx, export_timm, exported_part, preprocessing, trained
+from util import checkpoint_file, export, export_hf, export_onnx, preprocessing, trained
 from util.errors import UserError
 from util.features import accepts
 from util.pictures import Picture
@@ -52,7 +52,7 @@ def checkpoints(tmp_path_factory):
 @pytest.mark.parametrize('form, source, part', [(form, *place) for form in FILES for place in PARTS
                                                 if (form, *place) != ('timm', 'mae', 'mae')])
 def test_a_part_goes_out_is_compared_and_comes_in_again(checkpoints, tmp_path, form, source, part):
-    if form == 'timm' and source in ('mean', 'wide') and not accepts(export_timm.VisionTransformer, 'global_pool'):
+    if form == 'timm' and source in ('mean', 'wide') and not accepts(export.VisionTransformer, 'global_pool'):
         pytest.skip("this timm's ViT has no mean pooling")
     path = str(tmp_path / FILES[form])
     compared, inputs, load = export.export(str(checkpoints / source), form, path, part)
@@ -63,7 +63,7 @@ def test_a_part_goes_out_is_compared_and_comes_in_again(checkpoints, tmp_path, f
         exec(load.split(': ', 1)[1], {'timm': timm, 'torch': torch, 'functools': functools, 'safetensors': safetensors,
                                       'transformers': export_hf.transformers, 'onnxruntime': export_onnx.onnxruntime})
     if form in ('hf', 'safetensors'):
-        before, after = exported_part.Part(str(checkpoints / source), part), exported_part.Part(path)
+        before, after = export.Part(str(checkpoints / source), part), export.Part(path)
         for name, value in before.expected.items():
             assert torch.allclose(after.expected[name], value, atol=1e-5)
         assert after.kind == part and (part != 'classifier' or after.classes == before.classes)
@@ -102,13 +102,13 @@ def test_an_epsilon_of_another_library_goes_along(checkpoints, tmp_path):
 
 
 def test_a_difference_a_nan_and_another_shape_are_told_and_nothing_is_written(checkpoints, tmp_path, monkeypatch):
-    part = exported_part.Part(str(checkpoints / 'cls'))
+    part = export.Part(str(checkpoints / 'cls'))
     logits = part.expected['logits']
     part.compare({'logits': logits.numpy()}, 'x')
     for wrong in (logits + 1e-2, logits * float('nan'), logits[:2], logits[:, None]):
         with pytest.raises(UserError, match='nothing was written'):
             part.compare({'logits': wrong}, 'x')
-    monkeypatch.setattr(exported_part, 'TOLERANCE', -1)
+    monkeypatch.setattr(export, 'TOLERANCE', -1)
     with pytest.raises(UserError, match='nothing was written'):
         export.export(str(checkpoints / 'cls'), 'onnx', str(tmp_path / 'x.onnx'))
     assert os.listdir(str(tmp_path)) == []

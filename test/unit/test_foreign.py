@@ -12,7 +12,7 @@ from conftest import finetune
 
 import models_mae
 import models_vit
-from util import checkpoint_file, export_timm, hugging_face, safetensors_file, trained, weights
+from util import checkpoint_file, export, hugging_face, safetensors_file, trained, weights
 from util.errors import UserError
 
 SMALL = {'img_size': 32, 'patch_size': 8}
@@ -121,7 +121,7 @@ def test_weights_of_no_known_model_are_refused_in_one_line(tmp_path):
 # -- timm -------------------------------------------------------------------------------------------------------------
 @pytest.mark.compat
 def test_timms_own_weights_are_read_and_compute_the_same(tmp_path):
-    model = export_timm.VisionTransformer(num_classes=4, embed_dim=128, depth=6, num_heads=4, **SMALL).eval()
+    model = export.VisionTransformer(num_classes=4, embed_dim=128, depth=6, num_heads=4, **SMALL).eval()
     torch.save(model.state_dict(), str(tmp_path / 'pytorch_model.bin'))
     (tmp_path / 'config.json').write_text(json.dumps({
         'architecture': 'vit', 'pretrained_cfg': {'mean': [.5] * 3, 'std': [.5] * 3}}))

@@ -3,11 +3,15 @@ import glob
 import json
 import os
 import re
+import shutil
+import threading
+import time
 
 import torch
 
+from util import hang_detector
 from util.bad_steps import BadSteps
-from util.checkpoint_file import judged_weights, load, loading
+from util.checkpoint_file import judged_weights, load, loading, plain_copy, save
 from util.checkpoint_schema import check, check_optimizer
 from util.errors import UserError
 from util.files import lines
@@ -58,10 +62,8 @@ def set_newer_aside(folder, start, resumed_path):
 
 
 def find(flag, folder):
-    """What --resume names: the checkpoint at a path, the newest of `folder` that can be read for 'auto', or none.
+    """Resumed of what --resume names: a path, the newest checkpoint of `folder` that can be read for 'auto', or none.
 
-    Returns:
-        Resumed.
     Raises:
         UserError: it cannot be read; or there are checkpoints but none can be read.
     """
@@ -175,8 +177,6 @@ class Resumed:
         if self.goes_on and 'model_ema' in self.state:
             with loading(self.path):
                 average.load(self.state, self.path)
-        elif self.goes_on:
-            logger.info('--ema: %s has no average; it starts from the weights', self.path)
         return average
 
     def bad_steps(self, limit):
@@ -215,3 +215,69 @@ class Resumed:
     def forget(self):
         """Let go of the tensors, which are in the model and the optimizer now."""
         self.state = {}
+
+
+class Saver:
+    """Saving beside training: the step waits only for a copy in host memory, a thread writes it; old ones make room.
+
+    A checkpoint that cannot be written is reported in one line, and training continues.
+
+    Args:
+        folder: where checkpoints lie; None: nothing is saved, as on processes but the main one.
+        every_minutes: between checkpoints; 0: none is due by time.
+        keep_last: newest checkpoints that stay, beside the best; 0: all.
+    """
+
+    def __init__(self, folder, every_minutes, keep_last):
+        self._folder, self._seconds, self._keep_last = folder, every_minutes * 60, keep_last
+        self._thread, self._last = None, time.monotonic()
+        self.failed = False             # the newest state is not on the disk
+
+    @property
+    def due(self):
+        """True where the time for a checkpoint has come and none is being written."""
+        busy = self._thread is not None and self._thread.is_alive()
+        return bool(self._folder and self._seconds) and not busy and time.monotonic() - self._last >= self._seconds
+
+    def save(self, state, names):
+        """Copy `state` (nested dicts and lists with tensors) and write it under each of the names in the folder."""
+        if self._folder is None:
+            return
+        self.wait()
+        self._last = time.monotonic()
+        copied = plain_copy(state, lambda tensor: tensor.detach().to('cpu', copy=True))
+        self._thread = threading.Thread(target=self._write, args=(copied, names), name='saver')
+        self._thread.start()
+
+    def wait(self):
+        """Return when the last save has ended; False where it failed."""
+        if self._thread is not None:
+            hang_detector.progress('the wait for a checkpoint to be written')
+            self._thread.join()
+        return not self.failed
+
+    def _write(self, state, names):
+        self.failed = False
+        for name in names:
+            path = os.path.join(self._folder, name)
+            try:
+                save(path, state)
+            except (OSError, RuntimeError) as error:     # the latter is how torch.save tells of a full disk
+                self.failed = True
+                logger.error('error: %s', self._why_not(path, state, error))
+        for path in numbered(self._folder)[self._keep_last:] if self._keep_last and not self.failed else []:
+            try:
+                os.remove(path)
+            except OSError as error:
+                logger.warning('%s: cannot be removed (%s)', path, error.strerror)
+
+    def _why_not(self, path, state, error):
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split('\n')[0]
+        try:
+            free = '{:.1f} MB are free'.format(shutil.disk_usage(self._folder).free / 1e6)
+        except OSError:
+            free = 'the folder cannot be looked at'
+        newest, sizes = (numbered(self._folder) or ['none'])[0], []
+        plain_copy(state, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
+        return ('{}: not saved ({}); it needs {:.1f} MB, {}; the newest checkpoint is {}; training goes on, the '
+                'next one is written when it is due'.format(path, reason, sum(sizes) / 1e6, free, newest))

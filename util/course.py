@@ -6,7 +6,6 @@ from util.errors import Stopped, Unsaved, UserError
 from util.log import logger
 from util.progress import Progress
 from util.progress_bar import progress_bar
-from util.saver import Saver, SilentSaver
 from util.throughput import Rate
 
 AGREE_SECONDS, AGREE_STEPS = 1., 50     # processes agree about once a second, and after so many steps at the latest
@@ -55,8 +54,8 @@ class Course:
         self._resumed.forget()
         self._report = report.Report(args, self._runtime, self._updates.precision, len(self._loader.dataset),
                                      self._logbook, self._exhibit)
-        self._saver = (Saver(args.output_dir, args.save_every_minutes, args.keep_last) if self._runtime.world.is_main
-                       else SilentSaver())
+        self._saver = checkpoint.Saver(args.output_dir if self._runtime.world.is_main else None,
+                                       args.save_every_minutes, args.keep_last)
         self.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, self._loader.dataset, self._runtime)
         self._loader.bad_images = self.bad_images
         self._runtime.stops.patient = True

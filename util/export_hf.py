@@ -9,10 +9,10 @@ import os
 
 import torch
 
-from util import hugging_face, safetensors_file
+from util import checkpoint_file, hugging_face
 from util.errors import UserError
-from util.exported_part import CLASSIFIER, MAE
-from util.files import atomic_file, write_atomically
+from util.files import write_atomically
+from util.input_size import plain
 from util.transforms import EVAL_CROP
 
 try:
@@ -22,37 +22,31 @@ except ImportError:         # then nobody tries the folder
 
 
 def write(part, path):
-    """Write the folder, and run it in transformers.
+    """Write the folder, and run it in transformers; results are those of util.export.write_safetensors.
 
-    Returns:
-        transformers' outputs by name, None where it is missing or its ViT needs a newer torch; code that loads the
-        folder, {} for its path.
     Raises:
         UserError: transformers has no such model.
     """
-    if part.kind == MAE and part.size[0] != part.size[1]:
+    if part.kind == 'mae' and part.size[0] != part.size[1]:
         raise UserError("--to hf: transformers' ViTMAE takes square inputs, and this one has {} x {}; give "
                         '--part encoder'.format(*part.size))
-    name, prefix = _form(part)
+    name, model_type, prefix = _form(part)
     os.mkdir(path)
-    config = _config(part, name)
     weights = hugging_face.their_names(part.weights(), prefix)
-    if config['model_type'] == 'beit':
+    if model_type == 'beit':
         # Attention is the same without: a bias of the keys adds the same to a query's products with all of them.
         weights = {key: value for key, value in weights.items() if not key.endswith('.key.bias')}
     # Releases before 4.25, which on Python 3.7 are the last, know safetensors too little to read a model of them.
     old = transformers and not hasattr(transformers, 'AutoImageProcessor')
-    with atomic_file(os.path.join(path, hugging_face.WEIGHTS[1 if old else 0])) as file:
-        if old:
-            torch.save(weights, file)
-        else:
-            safetensors_file.write(file, weights)
-    _write_json(path, hugging_face.CONFIG, config)
+    save = checkpoint_file.save if old else checkpoint_file.save_safetensors
+    save(os.path.join(path, hugging_face.WEIGHTS[1 if old else 0]), weights)
+    texts = {hugging_face.CONFIG: _config(part, name, model_type)}
     if _has_processor(part):
-        _write_json(path, hugging_face.PREPROCESSOR, _preprocessor(part))
+        texts[hugging_face.PREPROCESSOR] = _preprocessor(part)
+    for file_name, value in texts.items():
+        write_atomically(os.path.join(path, file_name), (json.dumps(value, indent=2) + '\n').encode())
     options = {'add_pooling_layer': False} if name == 'ViTModel' else {}
-    loaded_by = 'transformers.{}.from_pretrained({{}}{})'.format(
-        name, ''.join(', {}={}'.format(*option) for option in options.items()))
+    loaded_by = 'transformers.{}.from_pretrained({{}}{})'.format(name, ', add_pooling_layer=False' if options else '')
     if not transformers or (name.startswith(('ViTModel', 'ViTFor')) and not hasattr(torch.nn.init, 'trunc_normal_')):
         return None, loaded_by
     transformers.logging.set_verbosity_error()
@@ -60,35 +54,34 @@ def write(part, path):
 
 
 def _form(part):
-    """(name of transformers' class, prefix of the encoder's names)."""
-    if part.kind == MAE:
-        return 'ViTMAEForPreTraining', 'vit.'
+    """(name of transformers' class, model_type, prefix of the encoder's names)."""
+    if part.kind == 'mae':
+        return 'ViTMAEForPreTraining', 'vit_mae', 'vit.'
     family = 'Beit' if part.pools_mean else 'ViT'
-    if part.kind == CLASSIFIER:
-        return family + 'ForImageClassification', family.lower() + '.'
-    return family + 'Model', ''
+    if part.kind == 'classifier':
+        return family + 'ForImageClassification', family.lower(), family.lower() + '.'
+    return family + 'Model', family.lower(), ''
 
 
-def _config(part, name):
+def _config(part, name, model_type):
     model, block = part.model, part.model.blocks[0]
     config = {
-        'architectures': [name], 'model_type': 'vit_mae' if part.kind == MAE else 'beit' if part.pools_mean else 'vit',
-        'image_size': part.size[0] if part.size[0] == part.size[1] else list(part.size), 'patch_size': part.patch_size,
+        'architectures': [name], 'model_type': model_type,
+        'image_size': plain(part.size), 'patch_size': part.patch_size,
         'num_channels': part.in_chans, 'hidden_size': model.cls_token.shape[-1], 'num_hidden_layers': len(model.blocks),
         'num_attention_heads': block.attn.num_heads, 'intermediate_size': block.mlp.fc1.out_features,
-        'hidden_act': 'gelu', 'hidden_dropout_prob': 0., 'attention_probs_dropout_prob': 0., 'qkv_bias': True,
         'layer_norm_eps': part.eps, hugging_face.OURS: part.description()['model']}
     if not _has_processor(part):
         config.update(zip(hugging_face.STATISTICS, (list(part.mean), list(part.std))))
-    if config['model_type'] == 'beit':
+    if model_type == 'beit':
         config.update(hugging_face.FITTING['beit'], drop_path_rate=0., use_mask_token=False)
-    if part.kind == MAE:
+    if part.kind == 'mae':
         block = model.decoder_blocks[0]
         config.update(decoder_hidden_size=model.decoder_embed.out_features, mask_ratio=part.mask_ratio,
                       decoder_num_hidden_layers=len(model.decoder_blocks), norm_pix_loss=model.norm_pix_loss,
                       decoder_num_attention_heads=block.attn.num_heads,
                       decoder_intermediate_size=block.mlp.fc1.out_features)
-    if part.kind == CLASSIFIER:
+    if part.kind == 'classifier':
         names = part.classes or ['LABEL_{}'.format(label) for label in range(model.head.out_features)]
         config.update(id2label={str(label): text for label, text in enumerate(names)},
                       label2id={text: label for label, text in enumerate(names)})
@@ -109,17 +102,13 @@ def _preprocessor(part):
             'do_normalize': True, 'image_mean': list(part.mean), 'image_std': list(part.std), 'do_convert_rgb': True}
 
 
-def _write_json(folder, name, value):
-    write_atomically(os.path.join(folder, name), (json.dumps(value, indent=2) + '\n').encode())
-
-
 @torch.no_grad()
 def _outputs(part, model):
     imgs = part.inputs['imgs']
-    if part.kind == MAE:
+    if part.kind == 'mae':
         found = model(imgs, noise=part.inputs['noise'])
         return {'loss': found.loss, 'pred': found.logits, 'mask': found.mask}
-    if part.kind == CLASSIFIER:
+    if part.kind == 'classifier':
         return {'logits': model(imgs).logits}
     found = model(imgs)
     features = found.pooler_output if part.pools_mean else found.last_hidden_state[:, 0]

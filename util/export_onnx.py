@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 import models_mae
 from util.errors import UserError
-from util.exported_part import MAE
 from util.features import supported
 from util.files import write_atomically
 
@@ -30,8 +29,7 @@ MOST_BYTES = 2 ** 31 - 2 ** 20          # of a protobuf message, which the file 
 def write(part, path):
     """Write the file, and run it in onnxruntime, on another number of images than it was traced with.
 
-    Returns:
-        onnxruntime's outputs by name, None where it is missing; code that loads the file, {} for its path.
+    Results are those of util.export.write_safetensors.
     Raises:
         UserError: the model is too large for a file of ONNX.
     """
@@ -41,7 +39,7 @@ def write(part, path):
     model, content, names = part.model, io.BytesIO(), list(part.inputs)
     # In what the exporters of PyTorch 1.5 and 1.8 know.
     model.forward, model.patch_embed.forward = part.run, partial(_patches, model.patch_embed.proj)
-    if part.kind == MAE:
+    if part.kind == 'mae':
         model.forward_loss = partial(_loss, model.norm_pix_loss)
     batched = [name for name in (*names, *part.output_names) if name != 'loss']
     with torch.no_grad(), warnings.catch_warnings():

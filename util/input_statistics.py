@@ -31,13 +31,11 @@ def statistics(in_chans, mean=None, std=None):
 
 def sound(flags):
     """Whether mean and std of a checkpoint's flags are as main_*.py write them: both None, or both lists of numbers."""
-    values = flags.get('mean'), flags.get('std')
-    if values == (None, None):
-        return True
-    lengths = 1, flags.get('in_chans') or 3
-    return all(isinstance(numbers, list) and len(numbers) in lengths for numbers in values) and all(
-        type(number) is float and math.isfinite(number) for numbers in values for number in numbers) and min(
-        values[1]) > 0
+    values, lengths = (flags.get('mean'), flags.get('std')), (1, flags.get('in_chans') or 3)
+    return values == (None, None) or all(
+        type(numbers) is list and len(numbers) in lengths and
+        all(type(number) is float and math.isfinite(number) for number in numbers) for numbers in values
+    ) and min(values[1]) > 0
 
 
 def adopt_statistics(args, saved, path):
@@ -45,14 +43,11 @@ def adopt_statistics(args, saved, path):
     was given instead.
 
     Args:
-        saved: the flags in the checkpoint at `path`, a dict; None where it keeps none.
-    Raises:
-        UserError: no training had such.
+        saved: the flags in the checkpoint at `path`, a dict that util.checkpoint_schema has checked; None where it
+            keeps none.
     """
     if saved is None or (saved.get('in_chans') or 3) != args.in_chans:
         return          # of other channels: whoever loads the weights says it
-    if not sound(saved):
-        raise UserError('{}: was made with --mean {} --std {}?'.format(path, saved.get('mean'), saved.get('std')))
     mean, std = saved.get('mean'), saved.get('std')
     if args.mean is None:
         args.mean, args.std = mean, std

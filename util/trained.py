@@ -10,7 +10,7 @@ from util import checkpoint_file, checkpoint_schema, linear_probe, weights
 from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 from util.input_arguments import COLOURED
-from util.input_size import misfit, sides
+from util.input_size import misfit
 from util.log import logger
 from util.model_sizes import recognise
 
@@ -61,12 +61,13 @@ def _load(path, models, scripts, input_size=None):
         if flags.get('mean') is None and (flags.get('in_chans') or 3) not in COLOURED:
             raise UserError('{}: does not say by which mean and std its {} channels are normalised; name the '
                             'checkpoint of its training'.format(path, flags['in_chans']))
-        if input_size:
-            _check_size(input_size, values)
-        model = _build({**flags, 'input_size': input_size or flags.get('input_size')}, values, path)
+        built = {**flags, 'input_size': input_size} if input_size else flags
+        model = _build(built, values)
+        fault = input_size and misfit(input_size, model.patch_embed.proj.kernel_size[0])
+        if fault:
+            raise UserError('--input_size: {}'.format(fault))
         weights.load_model(model, _fitted(model, values, flags) if input_size else values, path)
-        flags = {**flags, 'input_size': input_size} if input_size else flags
-        return Trained(model.eval(), flags, state.get('classes', state.get('labels')))
+        return Trained(model.eval(), built, state.get('classes', state.get('labels')))
 
 
 def _recognised(values, path):
@@ -79,21 +80,13 @@ def _recognised(values, path):
     return flags
 
 
-def _check_size(size, values):
-    filters, most = values.get('patch_embed.proj.weight'), checkpoint_schema.LARGEST_SIZE
-    side = filters.shape[-1] if filters is not None and filters.dim() == 4 else 1
-    fault = misfit(size, side) or (None if max(sides(size)) <= most else 'at most {}'.format(most))
-    if fault:
-        raise UserError('--input_size: {}'.format(fault))
-
-
 def _fitted(model, values, flags):
     """`values` with positions for the model's input size; the decoder's are fixed ones, and so the model's own."""
     own = {name: table for name, table in model.state_dict().items() if name == 'decoder_pos_embed'}
     return {**weights.with_positions_for(model, values, flags), **own}
 
 
-def _build(flags, values, path):
+def _build(flags, values):
     """The model of a checkpoint, by its flags; which kind of classifier it is, its weights say."""
     size = {'img_size': flags.get('input_size') or 224, 'in_chans': flags.get('in_chans') or 3}
     if flags.get('patch_size'):
@@ -103,11 +96,8 @@ def _build(flags, values, path):
     if flags['model'] in PRETRAIN_MODELS:
         return getattr(models_mae, flags['model'])(norm_pix_loss=bool(flags.get('norm_pix_loss')), **size)
     head = values.get('head.weight')
+    model = getattr(models_vit, flags['model'])(global_pool='fc_norm.weight' in values,
+                                                num_classes=1 if head is None else len(head), **size)
     if head is None:
-        model = getattr(models_vit, flags['model'])(global_pool='fc_norm.weight' in values, num_classes=1, **size)
         model.head = nn.Identity()
-        return model
-    if head.dim() != 2:
-        raise UserError('{}: not a checkpoint of main_finetune.py, its head is no matrix'.format(path))
-    return getattr(models_vit, flags['model'])(global_pool=bool(flags.get('global_pool', True)), num_classes=len(head),
-                                               **size)
+    return model

@@ -17,7 +17,7 @@ import torch
 
 import models_mae
 from util import checkpoint_file, device
-from util.saver import Saver
+from util.checkpoint import Saver
 
 STEPS = 3           # timed together
 

@@ -10,9 +10,9 @@ from conftest import pretrain
 from test_end_to_end import same
 
 from util import checkpoint, checkpoint_file
+from util.checkpoint import Saver
 from util.logbook import Logbook
 from util.run_lock import RunLock
-from util.saver import Saver
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def state(value, size=1000):
 
 def test_saving_goes_on_beside_the_caller_with_the_state_of_that_moment(tmp_path, monkeypatch):
     gate, save = threading.Event(), checkpoint_file.save
-    monkeypatch.setattr(checkpoint_file, 'save', lambda path, content: (gate.wait(30), save(path, content)))
+    monkeypatch.setattr(checkpoint, 'save', lambda path, content: (gate.wait(30), save(path, content)))
     saver, weights = Saver(str(tmp_path), 1e-9, 3), state(1)
     saver.failed = True                     # the save before
     saver.save(weights, ['checkpoint-0.pth'])

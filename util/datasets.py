@@ -1,4 +1,8 @@
-"""Where the images of --data_path are: class folders, tar shards, CSV files, CIFAR's batches, or a plain folder."""
+"""Where images are: in class folders, tar shards, CSV files, CIFAR's batches, or a plain folder.
+
+`pretraining_set` and `labelled_set` are the images of --data_path, `ImageSources` those that a command line names.
+"""
+import bisect
 import os
 
 import numpy as np
@@ -6,7 +10,8 @@ from torch.utils import data
 from torchvision import datasets
 
 from util import cifar, csv_list
-from util.errors import UserError
+from util.arguments import is_csv
+from util.errors import UserError, instead_of
 from util.held_out import VAL_FRACTION, VAL_SEED, held_out
 from util.listing import Listing
 from util.log import logger
@@ -14,7 +19,9 @@ from util.pictures import PictureSet, open_picture
 from util.shards import ShardList, tar_files
 
 EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
+SPLITS = ('train', 'val', 'test')       # folders of a dataset, which are no classes
 VAL_NAMES = ('val', 'validation', 'valid', 'test')      # of the folder or CSV file of a validation set, the first there
+UNLABELLED = ['unlabelled']                             # classes of images that have none
 
 
 class ImageList(PictureSet):
@@ -70,10 +77,7 @@ def pretraining_set(data_path, transform=None, val_fraction=0., val_seed=VAL_SEE
         _log_left_out(data_path, root)
     if os.path.isfile(root) or tar_files(root):
         return _whole(root, transform, labelled=False)
-    paths = Listing(root, EXTENSIONS)
-    if not paths:
-        raise _without_images(root)
-    return ImageList(paths, np.zeros(len(paths), np.int64), ['unlabelled'], transform)
+    return _folder(root, transform)
 
 
 def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VAL_FRACTION, val_seed=VAL_SEED):
@@ -198,17 +202,92 @@ def _whole(root, transform, labelled, classes=None):
 
 def _class_folders(root, transform):
     paths = Listing(root, EXTENSIONS, own_files=False)
-    class_of = [folder.split(os.sep)[0] for folder in paths.folders]
-    classes = sorted(set(class_of) - {''})
-    if not classes:
+    if len(paths.folders) == 1:
         raise UserError('--data_path: {} has no class folders; expected {}/<class>/<images>'.format(root, root))
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = np.array([label_of.get(name, -1) for name in class_of])[paths.folder_of]       # -1 is the root's: has none
+    classes, label_of = np.unique([folder.split(os.sep)[0] for folder in paths.folders[1:]], return_inverse=True)
+    labels = label_of[paths.folder_of - 1]              # the first folder is the root
     empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     if len(empty):
         raise _without_images(os.path.join(root, classes[empty[0]]))
-    return ImageList(paths, labels, classes, transform)
+    return ImageList(paths, labels, classes.tolist(), transform)
+
+
+def _folder(root, transform):
+    """All images below a folder, without labels."""
+    paths = Listing(root, EXTENSIONS)
+    if not paths:
+        raise _without_images(root)
+    return ImageList(paths, np.zeros(len(paths), np.int64), UNLABELLED, transform)
 
 
 def _without_images(folder):
     return UserError('--data_path: {} holds no images ({})'.format(folder, ' '.join(EXTENSIONS)))
+
+
+class ImageSources(data.ConcatDataset):
+    """(what `transform` makes of the picture, index) pairs; util.images.UnreadableImage where a file gives none.
+
+    Folders are searched at any depth; their images come in the order of util.listing.Listing. `classes` are the names
+    of the folders right below a named one (below its train/, val/ or test/), of CIFAR, of a CSV file's labels or of the
+    tar files, and `labels` (N,) the index there of each image; both None where an image has no class.
+    Args:
+        paths: files and folders, in this order; a CSV file or a batch of CIFAR stands for its images.
+        transform: takes a util.pictures.Picture.
+    Raises:
+        UserError: a path is missing, or a folder holds no images.
+    """
+
+    def __init__(self, paths, transform):
+        with instead_of('--data_path: ', ''):
+            super().__init__([part for path in paths for part in _parts(path, transform)])
+        self.classes = self.labels = None
+        if all(part.classes != UNLABELLED for part in self.datasets):
+            self.classes = sorted({name for part in self.datasets for name in part.classes})
+            self.labels = np.concatenate([np.searchsorted(self.classes, part.classes)[part.labels]
+                                          for part in self.datasets])
+
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0], index
+
+    def name_of(self, index):
+        """The file of an image; of one within a file, the file and where it is there."""
+        part = bisect.bisect_right(self.cumulative_sizes, index)
+        return self.datasets[part].name_of(index - self.cumulative_sizes[part])         # counted from its end
+
+
+def _parts(path, transform):
+    """The datasets that a path on a command line stands for."""
+    batches, form = cifar.found(path), cifar.form_of(path)
+    if batches:
+        folder, form = batches
+        there = [name for name in form.train + form.val if os.path.isfile(os.path.join(folder, name))]
+        return [cifar.CifarBatches(folder, form, there, transform)]
+    if form:
+        return [cifar.CifarBatches(os.path.dirname(path), form, [os.path.basename(path)], transform)]
+    packed = [folder for folder in (path, *(os.path.join(path, name) for name in SPLITS)) if tar_files(folder)]
+    if packed:
+        return [_shards(folder, transform) for folder in packed]
+    if is_csv(path):
+        return [_whole(path, transform, csv_list.has_labels(path))]
+    if os.path.isdir(path):
+        return [_sorted_by_folder(_folder(path, transform))]
+    if not os.path.lexists(path):
+        raise UserError('{}: there is no such file or folder'.format(path))
+    return [ImageList([path], np.zeros(1, np.int64), UNLABELLED, transform)]
+
+
+def _shards(path, transform):
+    try:
+        return _whole(path, transform, labelled=True)
+    except UserError:                       # they have no classes, or something that the next line says too
+        return _whole(path, transform, labelled=False)
+
+
+def _sorted_by_folder(dataset):
+    """The images of `_folder`, with the classes of their folders if each has one."""
+    steps = [(*folder.split(os.sep), '') for folder in dataset.paths.folders]
+    class_of = np.array([step[step[0] in SPLITS] for step in steps])[dataset.paths.folder_of]
+    if '' not in class_of:
+        classes, dataset.labels = np.unique(class_of, return_inverse=True)
+        dataset.classes = classes.tolist()
+    return dataset

@@ -2,6 +2,7 @@
 
 Nothing outside this module and util/precision.py names an accelerator.
 """
+import ctypes
 import importlib
 import math
 import os
@@ -11,7 +12,6 @@ import sys
 import torch
 import torch.utils.checkpoint
 
-from util import heap
 from util.errors import UserError, first_line
 from util.features import supported
 from util.prefetch import Beside, InTurn
@@ -37,7 +37,7 @@ class Cpu:
 
     def use(self, local_rank):
         """Make `local_rank`'s device the current one and return it as a torch.device."""
-        heap.keep_freed_memory()
+        keep_freed_memory()
         return torch.device(self.type)
 
     def seed(self, value):
@@ -255,6 +255,16 @@ def _cpu_flags():
             return set(next((line for line in file if line.startswith('flags')), '').split())
     except OSError:
         return set()
+
+
+def keep_freed_memory():
+    """Ask the C library to keep memory that CPU tensors have freed; returns whether it has understood.
+
+    By default glibc gives large blocks back at once, and every step fetches them again (test/bench/results/step.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    # malloc.h's M_MMAP_MAX, M_TRIM_THRESHOLD (the most that an int holds) and M_TOP_PAD
+    return bool(mallopt and mallopt(-4, 0) and mallopt(-1, 2 ** 31 - 1) and mallopt(-2, 2 ** 28))
 
 
 def local_address_towards(host):

@@ -61,12 +61,6 @@ def check_size(size):
     return size
 
 
-def read_image(path):
-    """An image file as an upright 8-bit RGB PIL image, without transparency; UnreadableImage where there is none."""
-    with decoding(path):
-        return Image.fromarray(decode(read_bytes(path))[0])
-
-
 def decode(data):
     """A file's bytes as (upright (H, W, 3) uint8 array of RGB, PIL image in the file's own mode, as it is stored).
 

@@ -136,10 +136,10 @@ class Batches:
     def __iter__(self):
         """Raises util.errors.Fault where a loader process has died."""
         self.unreadable, self._left_out = 0, set()
-        return self._batches(workers.start(self.loader))
+        return self._batches(workers.batches(self.loader))
 
-    def _batches(self, iterator):
-        for batch, found in iter(lambda: workers.following(iterator), None):
+    def _batches(self, batches):
+        for batch, found in batches:
             found = [tuple(pair) for pair in found]     # memory pinning makes lists of them
             self.unreadable += len(found)
             self._left_out.update(path for path, _ in found)

@@ -181,9 +181,9 @@ def _read(paths, num_workers, short_side, quality):
                         **workers.options(num_workers))
     # What a signal raises while Python forks would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    batches = workers.start(loader)
+    batches = workers.batches(loader)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    return itertools.chain.from_iterable(iter(lambda: workers.following(batches), None))
+    return itertools.chain.from_iterable(batches)
 
 
 def _contents(paths, short_side, quality):

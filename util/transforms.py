@@ -18,7 +18,7 @@ from util.errors import UserError
 from util.input_arguments import COLOURED, RECIPE_AA
 from util.input_size import sides
 from util.input_statistics import MEAN, STD, statistics
-from util.timm_compat import RandomErasing, color_augmentation
+from util.timm_compat import color_augmentation
 
 RATIO = (3 / 4, 4 / 3)      # width to height of a random crop
 LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
@@ -180,11 +180,6 @@ class Normalize:
         return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1)[..., :3 if len(scale) >= 3 else 1]
 
 
-def random_erasing(device, prob, mode='pixel', count=1, resplit=False):
-    """timm's random erasing of normalised images (N, C, H, W), in place (arXiv:1708.04896).
-
-    Args:
-        prob: of an image to be erased in part; mode: 'const', 'rand' or 'pixel'; count: parts at most.
-        resplit: leave the first half of the batch as it is.
-    """
-    return RandomErasing(prob, mode=mode, max_count=count, num_splits=2 if resplit else 0, device=device)
+def preprocessing_of(flags):
+    """(transform, normalize) of a trained model, as in evaluation, from the flags that its checkpoint keeps."""
+    return evaluation_transform(flags.get('input_size') or 224, flags.get('in_chans') or 3), Normalize.of(flags)

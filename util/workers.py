@@ -1,5 +1,6 @@
 """DataLoader worker processes: their signals, their end, and the report of one that dies."""
 import functools
+import multiprocessing
 import os
 import re
 import signal
@@ -64,43 +65,40 @@ def _excepthook(before, kind, error, trace):
     before(kind, error, trace)
 
 
-def start(loader):
-    """An iterator of a DataLoader, which tells of a dead worker only when its batch is asked for.
-
-    DataLoader would also raise it by a handler of SIGCHLD, in the midst of whatever the training process does then.
-    """
-    handler = signal.getsignal(signal.SIGCHLD)
-    # Not by a name of its own: Python 3.7's getsignal leaves this frame in a cycle, and an iterator that a younger
-    # loader process collects as garbage waits there for processes that are not its own.
-    made = [iter(loader)]
-    if handler is not None and signal.getsignal(signal.SIGCHLD) is not handler:     # None: not set from Python
-        signal.signal(signal.SIGCHLD, handler)
-    return made.pop()
-
-
-def following(iterator):
-    """The next batch of an iterator that `start` gave; None at its end.
+def batches(loader):
+    """A generator of a DataLoader's batches; its workers run when this returns.
 
     Raises:
-        Fault: a worker has died.
+        Fault: a worker has died; by the generator, when its batch is asked for.
     """
+    return _following(_iterator(loader), multiprocessing.active_children())
+
+
+def _iterator(loader):
+    """iter(loader) without the handler of SIGCHLD by which DataLoader tells of a dead worker at any moment."""
+    handler = signal.getsignal(signal.SIGCHLD)
     try:
-        return next(iterator, None)
+        # Not by a name of its own: Python 3.7's getsignal leaves this frame in a cycle, and an iterator that a younger
+        # loader process collects as garbage waits there for processes that are not its own.
+        return iter(loader)
+    finally:
+        if handler not in (None, signal.getsignal(signal.SIGCHLD)):     # None: not set from Python
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def _following(iterator, processes):
+    try:
+        yield from iterator
     except (RuntimeError, OSError, EOFError) as error:
-        dead = None if _CAUGHT.match(str(error)) else _first_dead(getattr(iterator, '_workers', ()))
-        if dead is None:
-            raise
-        raise Fault(_how(dead)) from error
-
-
-def _first_dead(workers):
-    """A worker that has ended. Its batch can break off a little before the system knows of its end."""
-    deadline = time.monotonic() + GRACE
-    while True:
-        dead = [worker for worker in workers if worker.exitcode is not None]
-        if dead or not workers or time.monotonic() > deadline:
-            return dead[0] if dead else None
-        time.sleep(.02)
+        deadline = time.monotonic() + GRACE     # a batch can break off before the system knows of its worker's end
+        while processes and not _CAUGHT.match(str(error)):
+            dead = [process for process in processes if process.exitcode is not None]
+            if dead:
+                raise Fault(_how(dead[0])) from error
+            if time.monotonic() > deadline:
+                break
+            time.sleep(.02)
+        raise
 
 
 def _how(worker):

@@ -6,7 +6,7 @@ from conftest import execute
 
 PROGRAM = '''
 import resource, torch
-from util import heap
+from util import device
 print(int({keep}))
 for _ in range(40):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -17,7 +17,7 @@ for _ in range(40):
 
 def test_a_tensor_takes_the_memory_of_one_that_was_freed():
     given = []
-    for keep in ('heap.keep_freed_memory()', 'False'):
+    for keep in ('device.keep_freed_memory()', 'False'):
         understood, *pages = map(int, execute([sys.executable, '-c', PROGRAM.format(keep=keep)]).output.split())
         if not (understood or given):
             pytest.skip('this C library has no mallopt')

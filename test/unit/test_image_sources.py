@@ -5,8 +5,8 @@ import tarfile
 import pytest
 from test_datasets import cifar  # noqa: F401
 
+from util.datasets import ImageSources
 from util.errors import UserError
-from util.image_sources import ImageSources
 from util.images import UnreadableImage
 
 
@@ -15,7 +15,7 @@ def sources(*paths):
 
 
 def names_and_classes(found):
-    return [(found.name_of(i), found.classes[found.label_of(i)]) for i in range(len(found))]
+    return [(found.name_of(i), found.classes[found.labels[i]]) for i in range(len(found))]
 
 
 def test_the_images_of_a_folder_come_in_the_order_of_their_names_with_the_folder_as_class(images, tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 from timm.data import mixup
 
 import models_vit
-from util import input_size, preprocessing, trained, weights
+from util import input_size, trained, weights
 from util.arguments import parse_pretrain
 from util.checkpoint import Resumed
 from util.checkpoint_file import save
@@ -16,6 +16,7 @@ from util.errors import UserError
 from util.features import accepts
 from util.pictures import Picture
 from util.timm_compat import Mixup
+from util.transforms import preprocessing_of
 
 WIDE = ['--input_size', '32', '48']
 
@@ -104,6 +105,6 @@ def test_a_size_is_kept_as_one_number_where_it_is_a_square(tmp_path, text, size)
 def test_a_classifier_of_a_wide_input_predicts_at_that_and_other_sizes(tmp_path, size):
     save(str(tmp_path / 'x.pth'), {'model': vit([32, 48]).state_dict(), 'args': flags_of([32, 48])})
     again, flags, _ = trained.load_classifier(str(tmp_path / 'x.pth'), size)
-    transform, normalize = preprocessing.of(flags)
+    transform, normalize = preprocessing_of(flags)
     assert again(normalize(transform(Picture(np.array(noise(80, 60))))[None])).shape == (1, 3)
     assert flags['input_size'] == (size or [32, 48])

@@ -67,9 +67,10 @@ def test_an_iterator_goes_with_its_last_reference():
     gc.collect()
     gc.disable()
     try:
-        iterator = workers.start(DataLoader([0] * 8, num_workers=1))
-        gone = weakref.ref(iterator)
-        assert len(list(iterator)) == 8
+        iterator = workers.batches(DataLoader([0] * 8, num_workers=1))
+        next(iterator)
+        gone = weakref.ref(iterator.gi_yieldfrom)
+        assert len(list(iterator)) == 7
         del iterator
         assert gone() is None
     finally:

@@ -52,11 +52,6 @@ class Moments:
         return torch.from_numpy(np.stack([values.mean(axis=0), values.var(axis=0)]))
 
 
-def sample(dataset, count, seed):
-    """`count` images of a dataset, drawn by a seed."""
-    return Subset(dataset, np.random.RandomState(seed).permutation(len(dataset))[:count])
-
-
 def measure(dataset, num_workers=0):
     """(mean, std, images measured) of a dataset with the transform Moments: a number for each channel.
 
@@ -88,8 +83,8 @@ def main():
     torch.set_num_threads(1)
     with instead_of('--data_path', 'DATA'):
         whole = pretraining_set(args.data, Moments(args.in_chans))
-    chosen = sample(whole, args.images, args.seed) if args.images and args.images < len(whole) else whole
-    mean, std, measured = measure(chosen, args.num_workers)
+    chosen = np.random.RandomState(args.seed).permutation(len(whole))[:args.images]
+    mean, std, measured = measure(Subset(whole, chosen), args.num_workers)
     logger.info('%d of %d images measured', measured, len(whole))
     print(flags_text(mean, std))
     print(json.dumps({'mean': mean, 'std': std, 'images': measured, 'in_chans': args.in_chans}))

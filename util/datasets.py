@@ -9,11 +9,11 @@ import numpy as np
 from torch.utils import data
 from torchvision import datasets
 
-from util import cifar, csv_list
+from util import cifar
 from util.arguments import is_csv
 from util.errors import UserError, instead_of
 from util.held_out import VAL_FRACTION, VAL_SEED, held_out
-from util.listing import Listing
+from util.listing import Listing, has_labels, read_csv
 from util.log import logger
 from util.pictures import PictureSet, open_picture
 from util.shards import ShardList, tar_files
@@ -142,7 +142,7 @@ def place(data_path, split, labelled=True):
 
 def has_classes(root):
     """Whether a folder has subfolders or tar files, or a CSV file has labels."""
-    return csv_list.has_labels(root) if os.path.isfile(root) else bool(_subfolders(root) or tar_files(root))
+    return has_labels(root) if os.path.isfile(root) else bool(_subfolders(root) or tar_files(root))
 
 
 def _undivided(data_path):
@@ -183,7 +183,7 @@ def _cifar(found, split, transform):
 def _whole(root, transform, labelled, classes=None):
     """All images of a folder of class folders or tar files, or of a CSV file, with labels by `classes` or their own."""
     if os.path.isfile(root):
-        paths, own, labels = csv_list.read(root, labelled)
+        paths, own, labels = read_csv(root, labelled)
         dataset = ImageList(paths, labels, own, transform)
     elif tar_files(root):
         dataset = ShardList(root, EXTENSIONS, labelled, transform)
@@ -268,7 +268,7 @@ def _parts(path, transform):
     if packed:
         return [_shards(folder, transform) for folder in packed]
     if is_csv(path):
-        return [_whole(path, transform, csv_list.has_labels(path))]
+        return [_whole(path, transform, has_labels(path))]
     if os.path.isdir(path):
         return [_sorted_by_folder(_folder(path, transform))]
     if not os.path.lexists(path):

@@ -14,7 +14,7 @@ import torch.utils.checkpoint
 
 from util.errors import UserError, first_line
 from util.features import supported
-from util.prefetch import Beside, InTurn
+from util.prefetch import Beside, in_turn
 
 _BF16_INSTRUCTIONS = {'avx512_bf16', 'amx_bf16'}        # as /proc/cpuinfo names them
 
@@ -29,7 +29,7 @@ class Cpu:
 
     def __init__(self, reason=''):
         self.reason = reason
-        self.to_device = InTurn()       # (tensors, torch.device) -> the tensors there, best copied beside the computing
+        self.to_device = in_turn        # (tensors, torch.device) -> the tensors there, best copied beside the computing
 
     def count(self):
         """Devices of this type that the process may use; the CPU counts as one."""

@@ -41,8 +41,7 @@ def decoding(path):
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
-        raise UnreadableImage(path, 'damaged, or a kind of TIFF that Pillow does not read; .npy files hold any channels'
-                              if path.lower().endswith(('.tif', '.tiff')) else 'damaged or not an image') from error
+        raise UnreadableImage(path, 'damaged or not an image, or a kind that Pillow does not read') from error
     except Exception as error:
         raise UnreadableImage(path, getattr(error, 'strerror', None) or first_line(error)) from error
 

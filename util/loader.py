@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torch.utils.data.dataloader import default_collate
 
 from util import workers
@@ -49,19 +49,6 @@ class TrainingSampler(Sampler):
         seeds = torch.randint(2 ** 31, (self.length,), generator=generator)
         share = order[start:][rank::self.world_size][:max(self.length - start, 0) // self.world_size]
         return list(zip(share.tolist(), seeds[share].tolist()))
-
-
-class ShareSampler(Sampler):
-    """Given indices in their order; PyTorch 1.5 takes no range for a sampler."""
-
-    def __init__(self, indices):
-        self.indices = indices
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __iter__(self):
-        return iter(self.indices)
 
 
 class ReadableDataset(Dataset):
@@ -153,8 +140,8 @@ class Batches:
 
     def given(self):
         """Indices of the images that the last pass of an evaluation gave, in their order."""
-        indices = list(self.sampler)
-        return [i for i in indices if self.dataset.name_of(i) not in self._left_out] if self._left_out else indices
+        indices = self.loader.dataset.dataset.indices
+        return [i for i in indices if not self._left_out or self.dataset.name_of(i) not in self._left_out]
 
 
 def seed_generators(seed):
@@ -176,14 +163,15 @@ def training_loader(dataset, batch_size, world, seed, num_workers, pin_memory, a
     if len(sampler) < batch_size:
         raise UserError('--batch_size {}: the training set has {} images for {} process{}; at most {} fit'
                         .format(batch_size, len(dataset), world.size, '' if world.size == 1 else 'es', len(sampler)))
-    return _batches(dataset, SeededDataset, sampler, batch_size, num_workers, pin_memory, accelerator)
+    return _batches(dataset, SeededDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator)
 
 
 def evaluation_loader(dataset, batch_size, world, distributed, num_workers, pin_memory, accelerator):
     """All readable images once, in order: shared among all processes, or all on rank 0 and none elsewhere; as Batches.
     """
     share = range(world.rank, len(dataset), world.size) if distributed else range(len(dataset) * world.is_main)
-    return _batches(dataset, ReadableDataset, ShareSampler(share), batch_size, num_workers, pin_memory, accelerator)
+    readable = ReadableDataset(Subset(dataset, share))
+    return _batches(dataset, readable, None, batch_size, num_workers, pin_memory, accelerator)
 
 
 def _batches(dataset, lookup, sampler, batch_size, num_workers, pin_memory, accelerator):
@@ -193,8 +181,8 @@ def _batches(dataset, lookup, sampler, batch_size, num_workers, pin_memory, acce
         options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
     if num_workers:
         options.update(supported(DataLoader, persistent_workers=True))
-    return Batches(DataLoader(lookup(dataset), batch_size=batch_size, sampler=sampler, collate_fn=collate,
-                              drop_last=lookup is SeededDataset, **workers.options(num_workers), **options), dataset)
+    return Batches(DataLoader(lookup, batch_size=batch_size, sampler=sampler, collate_fn=collate,
+                              drop_last=sampler is not None, **workers.options(num_workers), **options), dataset)
 
 
 def default_workers(local_processes=1, most=MAX_DEFAULT_WORKERS):

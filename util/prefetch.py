@@ -5,16 +5,13 @@ The host queues a step and asks for the next batch while the device still comput
 """
 
 
-class InTurn:
-    """Where there is one queue alone, a copy takes its turn."""
-
-    def __call__(self, tensors, device):
-        """The tensors on the device."""
-        return [tensor.to(device, non_blocking=True) for tensor in tensors]
+def in_turn(tensors, device):
+    """The tensors on the device; on the queue that computes, a copy takes its turn."""
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
-class Beside(InTurn):
-    """Copies on a stream of their own.
+class Beside:
+    """Does what `in_turn` does on a stream of their own.
 
     Two batches are held: one that the device may still compute with, and the one that is copied. A third gets the
     memory of the first as soon as the step that used it has ended on the device, so that memory is neither
@@ -35,7 +32,7 @@ class Beside(InTurn):
         self._step_ended = current.record_event()
         self._held = self._held[1], None                    # lets go of that step's batch
         with self._accelerator.queueing_on(self._stream):
-            moved = super().__call__(tensors, device)
+            moved = in_turn(tensors, device)
         current.wait_stream(self._stream)
         self._held = self._held[0], moved
         return list(moved)

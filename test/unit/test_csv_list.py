@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from util import csv_list
+from util import listing
 from util.datasets import labelled_set, pretraining_set
 from util.errors import UserError
 
@@ -96,8 +96,8 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_of_a_huge_file_some_images_are_looked_for(folder, monkeypatch):
-    monkeypatch.setattr(csv_list, 'CHECKED', 2)
+    monkeypatch.setattr(listing, 'CHECKED', 2)
     looked = []
-    monkeypatch.setattr(csv_list.os.path, 'exists', lambda path: looked.append(path) or True)
+    monkeypatch.setattr(listing.os.path, 'exists', lambda path: looked.append(path) or True)
     labelled_set(write(folder, ''.join('{}.jpg,a\n'.format(i) for i in range(100))), 'train')
     assert [path for path in looked if path.endswith('.jpg')] == [str(folder / '0.jpg'), str(folder / '51.jpg')]

@@ -5,6 +5,7 @@ has, whole and in their own size; each counts the same, however large it is, as 
 0..1: 8-bit values divided by 255, 16-bit ones by 65535, floats as they are.
 """
 import json
+from functools import partial
 
 import numpy as np
 import torch
@@ -36,24 +37,17 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
-class Moments:
-    """A transform: the mean and the variance of each channel of a picture, in units of 0..1: (2, C) float64 tensor."""
-
-    def __init__(self, in_chans):
-        self.in_chans = in_chans
-
-    def __call__(self, picture):
-        picture = picture.channels(self.in_chans)
-        size = picture.height, picture.width
-        pixels = picture.part(0, 0, *size, size)
-        if self.in_chans == 1:
-            pixels = to_grey(pixels)
-        values = pixels.reshape(-1, self.in_chans).numpy().astype(np.float64) / 255
-        return torch.from_numpy(np.stack([values.mean(axis=0), values.var(axis=0)]))
+def moments(in_chans, picture):
+    """The mean and the variance of each channel of a picture, in units of 0..1: (2, C) float64 tensor."""
+    picture = picture.channels(in_chans)
+    size = picture.height, picture.width
+    pixels = picture.part(0, 0, *size, size)
+    values = (to_grey(pixels) if in_chans == 1 else pixels).reshape(-1, in_chans).numpy().astype(np.float64) / 255
+    return torch.from_numpy(np.stack([values.mean(axis=0), values.var(axis=0)]))
 
 
 def measure(dataset, num_workers=0):
-    """(mean, std, images measured) of a dataset with the transform Moments: a number for each channel.
+    """(mean, std, images measured) of a dataset with the transform `moments`: a number for each channel.
 
     The result does not depend on the number of processes. Unreadable images are told and left out.
     Raises:
@@ -62,9 +56,9 @@ def measure(dataset, num_workers=0):
     loader = evaluation_loader(dataset, 16, World(), False, num_workers, False, Cpu())
     found = []
     with progress_bar('measuring', 'images', len(dataset)) as bar:
-        for moments, _ in loader:
-            found.append(moments)
-            bar.update(len(moments))
+        for batch, _ in loader:
+            found.append(batch)
+            bar.update(len(batch))
     if not found:
         raise UserError('DATA: none of the {} images can be read; see the lines above, and --in_chans'
                         .format(len(dataset)))
@@ -82,7 +76,7 @@ def main():
     log.set_up(True)
     torch.set_num_threads(1)
     with instead_of('--data_path', 'DATA'):
-        whole = pretraining_set(args.data, Moments(args.in_chans))
+        whole = pretraining_set(args.data, partial(moments, args.in_chans))
     chosen = np.random.RandomState(args.seed).permutation(len(whole))[:args.images]
     mean, std, measured = measure(Subset(whole, chosen), args.num_workers)
     logger.info('%d of %d images measured', measured, len(whole))

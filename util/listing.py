@@ -84,18 +84,16 @@ class Listing(Paths):
 
     def __init__(self, root, endings, own_files=True):
         with listing(root):
-            found = remember.arrays('list of files', root, lambda found: _state(root, found['folders'], endings)[0],
-                                    lambda: _listed(root, endings))
+            found = remember.arrays(
+                'list of files', root, lambda found: remember.state_of(root, _decoded(found['folders']), endings)[0],
+                lambda: _listed(root, endings))
         first = 0 if own_files else np.count_nonzero(found['folder_of'] == 0)
         super().__init__(root, found['names'][first:])
-        self.folders, self.folder_of = [os.fsdecode(folder) for folder in found['folders']], found['folder_of'][first:]
+        self.folders, self.folder_of = _decoded(found['folders']), found['folder_of'][first:]
 
 
-def _state(root, folders, endings):
-    """(text that differs when an entry of a folder has come, gone or been renamed, time of the last such change in s).
-    """
-    changed = [os.stat(os.path.join(root, os.fsdecode(folder))).st_mtime_ns for folder in folders]
-    return remember.digest(endings, changed), max(changed) / 1e9
+def _decoded(names):
+    return [os.fsdecode(name) for name in names]
 
 
 def _listed(root, endings):
@@ -113,7 +111,8 @@ def _listed(root, endings):
             bar.update(len(images))
     places = without_arrays(names)
     return {'names': encoded(names[place] for place in places), 'folders': encoded(folders),
-            'folder_of': np.array([folder_of[place] for place in places], np.int32)}, _state(root, folders, endings)
+            'folder_of': np.array([folder_of[place] for place in places], np.int32)}, remember.state_of(
+                root, folders, endings)
 
 
 def _leads_back(folder, name):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset
 
 from util import log, remember, shards, workers
 from util.arguments import is_csv
-from util.datasets import EXTENSIONS, ImageList, has_classes, labelled_set, place, pretraining_set
+from util.datasets import EXTENSIONS, UNLABELLED, ImageList, has_classes, labelled_set, place, pretraining_set
 from util.errors import UserError, instead_of, run
 from util.images import ARRAYS, UnreadableImage, decoding, read_bytes
 from util.loader import default_workers
@@ -64,13 +64,12 @@ def main():
 
 def split_sets(source, short_side=None):
     """(folder within TARGET, ImageList) of each part of SOURCE, which can be shrunk where that is asked for."""
-    if not (os.path.isdir(source) or is_csv(source)):
-        raise UserError('SOURCE: {} is not a folder or CSV file'.format(source))
     train = source if is_csv(source) else place(source, 'train')
     if train and has_classes(train):
         first = labelled_set(source, 'train', val_fraction=0.)
-        found = [('train', first)] + ([('val', labelled_set(source, 'val', classes=first.classes))]
-                                      if place(source, 'val') else [])
+        found = [('train', first)]
+        if place(source, 'val'):
+            found.append(('val', labelled_set(source, 'val', classes=first.classes)))
     else:
         found = [('train' if train else '', pretraining_set(source))]
     for split, dataset in found:
@@ -111,7 +110,7 @@ def pack(args, sets):
 
 def _pack_split(args, folder, split, dataset):
     """Write the tar files of a split, its index and its classes below `folder`; returns lines about unread images."""
-    folder, labelled, unread = os.path.join(folder, split), dataset.classes != ['unlabelled'], []
+    folder, labelled, unread = os.path.join(folder, split), dataset.classes != UNLABELLED, []
     os.makedirs(folder, exist_ok=True)
     if labelled:
         broken = [name for name in dataset.classes if '\n' in name]
@@ -186,28 +185,24 @@ def _read(paths, num_workers, short_side, quality):
     return itertools.chain.from_iterable(batches)
 
 
-def _contents(paths, short_side, quality):
-    found = []
-    for path in paths:
-        try:
-            with decoding(path):
-                found.append((*_content(path, short_side, quality), None))
-        except UnreadableImage as error:
-            found.append((b'', None, error.reason))
-    return found
+def _contents(paths, **options):
+    return [_content(path, **options) for path in paths]
 
 
 def _content(path, short_side, quality):
-    """The bytes of an image file and None; of one whose short side is longer, an upright JPEG file and '.jpg'."""
-    picture = open_picture(path) if short_side else None
-    if picture is None or short_side >= min(picture.height, picture.width):
-        return read_bytes(path), None
-    scale = short_side / min(picture.height, picture.width)
-    size = round(picture.height * scale), round(picture.width * scale)
-    pixels = picture.part(0, 0, picture.height, picture.width, size).numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, 'JPEG', quality=quality)
-    return file.getvalue(), '.jpg'
+    """(bytes of an image file, None, None); (those of a JPEG file, '.jpg', None) of one whose short side is longer."""
+    try:
+        with decoding(path):
+            picture = open_picture(path) if short_side else None
+            if picture is None or short_side >= min(picture.height, picture.width):
+                return read_bytes(path), None, None
+            scale = short_side / min(picture.height, picture.width)
+            size = round(picture.height * scale), round(picture.width * scale)
+            pixels, file = picture.part(0, 0, picture.height, picture.width, size).numpy(), io.BytesIO()
+            Image.fromarray(pixels).save(file, 'JPEG', quality=quality)
+            return file.getvalue(), '.jpg', None
+    except UnreadableImage as error:
+        return b'', None, error.reason
 
 
 if __name__ == '__main__':

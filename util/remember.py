@@ -32,7 +32,7 @@ def arrays(what, source, state, make, beside=None):
         beside: file that may hold the arrays, looked at first.
     """
     folder = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae')
-    name = digest(what, os.path.realpath(source))[:32]
+    name = _digest(what, os.path.realpath(source))[:32]
     path = os.path.join(folder, name + '.npz')
     kept = _current((beside, path), state)
     if kept is None:
@@ -56,8 +56,14 @@ def arrays(what, source, state, make, beside=None):
     return kept[0]
 
 
-def digest(*values):
-    """Text that differs where one of the values does."""
+def state_of(root, names, *more):
+    """(text that differs when a file or folder below `root` has changed, or `more`; time of the last change in s)."""
+    found = [os.stat(os.path.join(root, name)) for name in names]
+    sizes, changed = [status.st_size for status in found], [status.st_mtime_ns for status in found]
+    return _digest(names, *more, sizes, changed), max(changed) / 1e9
+
+
+def _digest(*values):
     return hashlib.sha256(repr(values).encode()).hexdigest()
 
 

@@ -78,10 +78,14 @@ def _labels(root, found):
     """(label of each image, class names)."""
     labels = found['labels']
     if (labels >= 0).all():
-        names = _named_classes(root) or [str(label) for label in range(labels.max() + 1)]
+        path, names = os.path.join(root, CLASSES), [str(label) for label in range(labels.max() + 1)]
+        if os.path.lexists(path):
+            with listing(path, 'cannot be read'), \
+                    open_regular(path, 'r', encoding='utf-8', errors='surrogateescape') as file:
+                names = file.read().rstrip('\n').split('\n')
         if labels.max() >= len(names):
             raise UserError('--data_path: {} has {} lines, but there is an image of class {}'.format(
-                os.path.join(root, CLASSES), len(names), labels.max()))
+                path, len(names), labels.max()))
         return labels, names
     folders, labels = np.unique([os.path.basename(os.path.dirname(os.fsdecode(name))) for name in found['names']],
                                 return_inverse=True)
@@ -89,14 +93,6 @@ def _labels(root, found):
         raise UserError('--data_path: the tar files of {} hold images without a class, which is a file .cls beside '
                         'the image or the folder that it is in'.format(root))
     return labels, folders.tolist()
-
-
-def _named_classes(root):
-    path = os.path.join(root, CLASSES)
-    if not os.path.lexists(path):
-        return None
-    with listing(path, 'cannot be read'), open_regular(path, 'r', encoding='utf-8', errors='surrogateescape') as file:
-        return file.read().rstrip('\n').split('\n')
 
 
 def _checked(root, tars, endings, found):
@@ -108,18 +104,11 @@ def _checked(root, tars, endings, found):
             and _within(offset, 0, end[tar] + 1) and _within(size, 0, end[tar] - offset + 1)
             and _within(labels, -1, MOST_CLASSES)):
         raise ValueError('not an index of these tar files')
-    return _state(root, tars, endings)[0]
+    return remember.state_of(root, tars, endings)[0]
 
 
 def _within(numbers, least, end):
     return bool(((least <= numbers) & (numbers < end)).all())
-
-
-def _state(root, tars, endings):
-    """(text that differs when a tar file has changed, time of the last change in s)."""
-    found = [os.stat(os.path.join(root, name)) for name in tars]
-    changed = [status.st_mtime_ns for status in found]
-    return remember.digest(tars, endings, [status.st_size for status in found], changed), max(changed) / 1e9
 
 
 def indexed(root, tars, endings):
@@ -141,7 +130,7 @@ def indexed(root, tars, endings):
     kept = without_arrays(names)
     names, places, labels = ([values[place] for place in kept] for values in (names, places, labels))
     return {'names': encoded(names), 'places': np.array(places, np.int64).reshape(-1, 3),
-            'labels': np.array(labels, np.int64)}, _state(root, tars, endings)
+            'labels': np.array(labels, np.int64)}, remember.state_of(root, tars, endings)
 
 
 def key(name):

@@ -32,8 +32,6 @@ class BadImages:
                 self._text = file.read()
             self._text += b'\n' * (self._text[-1:] not in (b'', b'\n'))
             self._listed = {line.split(b'\t')[0] for line in self._text.split(b'\n') if b'\t' in line}
-            if self._listed:
-                logger.info('%s lists %d unreadable images from before', self._path, len(self._listed))
 
     def met(self, found):
         """Take note of (path, reason) pairs that this process has met."""

@@ -13,7 +13,7 @@ from util import cifar
 from util.arguments import is_csv
 from util.errors import UserError, instead_of
 from util.held_out import VAL_FRACTION, VAL_SEED, held_out
-from util.listing import Listing, has_labels, read_csv
+from util.listing import UNLABELLED, Listing, has_labels, read_csv
 from util.log import logger
 from util.pictures import PictureSet, open_picture
 from util.shards import ShardList, tar_files
@@ -21,7 +21,6 @@ from util.shards import ShardList, tar_files
 EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
 SPLITS = ('train', 'val', 'test')       # folders of a dataset, which are no classes
 VAL_NAMES = ('val', 'validation', 'valid', 'test')      # of the folder or CSV file of a validation set, the first there
-UNLABELLED = ['unlabelled']                             # classes of images that have none
 
 
 class ImageList(PictureSet):
@@ -74,7 +73,9 @@ def pretraining_set(data_path, transform=None, val_fraction=0., val_seed=VAL_SEE
         return _cifar(batches, 'train', transform)
     root = place(data_path, 'train', labelled=False) or data_path
     if root != data_path and os.path.isdir(root):
-        _log_left_out(data_path, root)
+        others = [name for name in _subfolders(data_path) if name not in ('train', *VAL_NAMES)]
+        if others:
+            logger.info('--data_path: %s alone is used; left out beside it: %s', root, ', '.join(others[:9]))
     if os.path.isfile(root) or tar_files(root):
         return _whole(root, transform, labelled=False)
     return _folder(root, transform)
@@ -105,10 +106,8 @@ def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VA
     if train is None and val is None:
         train = _undivided(data_path)
     if train is None or split == 'val' and not val_fraction:
-        missing = os.path.join(data_path, split)
-        other = '--val_fraction (1: all images)' if train else os.path.join(data_path, '<class>', '<images>')
-        raise UserError('--data_path: {} is missing; expected {}/<class>/<images>{}'.format(
-            missing, missing, '' if val else ', or ' + other))
+        raise UserError('--data_path: {0} is missing; expected {0}/<class>/<images>{1}'.format(
+            os.path.join(data_path, split), ', or --val_fraction (1: all images)' * bool(train)))
     whole = _whole(train, transform, True, classes)
     if val or not val_fraction:
         return whole
@@ -166,13 +165,6 @@ def _subfolders(folder):
         return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError:
         return []                               # whoever lists the folder says it
-
-
-def _log_left_out(data_path, train):
-    others = [name for name in _subfolders(data_path) if name not in ('train', *VAL_NAMES)]
-    if others:
-        logger.info('--data_path: %s alone is used; left out beside it: %s%s', train, ', '.join(others[:3]),
-                    ', ...' if len(others) > 3 else '')
 
 
 def _cifar(found, split, transform):
@@ -260,8 +252,7 @@ def _parts(path, transform):
     batches, form = cifar.found(path), cifar.form_of(path)
     if batches:
         folder, form = batches
-        there = [name for name in form.train + form.val if os.path.isfile(os.path.join(folder, name))]
-        return [cifar.CifarBatches(folder, form, there, transform)]
+        return [cifar.CifarBatches(folder, form, form.train + form.val, transform)]
     if form:
         return [cifar.CifarBatches(os.path.dirname(path), form, [os.path.basename(path)], transform)]
     packed = [folder for folder in (path, *(os.path.join(path, name) for name in SPLITS)) if tar_files(folder)]

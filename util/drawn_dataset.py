@@ -69,10 +69,8 @@ def _texture(texture, side, rng):
     rows, columns = np.mgrid[:side, :side]
     angle, period = rng.uniform(0, math.pi), side * rng.uniform(.16, .24)
     along = np.cos(2 * math.pi * (columns * math.cos(angle) + rows * math.sin(angle)) / period)
-    if texture == 'stripes':
-        return (along > 0).astype(np.float32)
     across = np.cos(2 * math.pi * (rows * math.cos(angle) - columns * math.sin(angle)) / period)
-    return (along + across > 0).astype(np.float32)
+    return (along + (across if texture == 'checks' else 0) > 0).astype(np.float32)
 
 
 def _gradient(side, rng):

@@ -16,6 +16,7 @@ from util.files import open_regular
 from util.images import ARRAYS, without_arrays
 from util.progress_bar import progress_bar
 
+UNLABELLED = ['unlabelled']         # the classes of images that have none
 NO_CSV = 'cannot be read as rows of path,label in UTF-8'
 HEADERS = (['path'], ['path', 'label'])
 CHECKED = 10000         # files, spread over all, of which it is seen before the work begins that they are there
@@ -131,7 +132,7 @@ def read_csv(path, labelled):
 
     Paths are relative to the folder of the file; a row that is there twice counts once.
     Args:
-        labelled: whether labels are asked for; else all are 0 and the name is 'unlabelled'.
+        labelled: whether labels are asked for; else all are 0 and the names UNLABELLED.
     Raises:
         UserError: the file cannot be read, a row is not as it should be, has no label, or names a missing file.
     """
@@ -141,7 +142,7 @@ def read_csv(path, labelled):
             columns = columns or len(cells)
             if columns > 2 or len(cells) != columns or not all(cells):
                 raise ValueError('line {}: expected path,label; what holds a comma goes in double quotes'.format(line))
-            label = cells[1] if labelled else 'unlabelled'
+            label = cells[1] if labelled else UNLABELLED[0]
             if label_of.setdefault(cells[0], label) != label:
                 raise ValueError('line {}: {!r} had another label before'.format(line, cells[0]))
         if not label_of:

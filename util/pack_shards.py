@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Subset
 
 from util import log, remember, shards, workers
 from util.arguments import is_csv
-from util.datasets import EXTENSIONS, UNLABELLED, ImageList, has_classes, labelled_set, place, pretraining_set
+from util.datasets import EXTENSIONS, ImageList, has_classes, labelled_set, place, pretraining_set
 from util.errors import UserError, instead_of, run
 from util.images import ARRAYS, UnreadableImage, decoding, read_bytes
+from util.listing import UNLABELLED
 from util.loader import default_workers
 from util.log import logger
 from util.parser import COUNT, INDEX, Parser, number

@@ -14,7 +14,7 @@ from util import hang_detector, remember
 from util.errors import UserError, one_line
 from util.files import open_regular
 from util.images import ARRAYS, check_size, without_arrays
-from util.listing import encoded, listing
+from util.listing import UNLABELLED, encoded, listing
 from util.pictures import PictureSet, open_picture
 from util.progress_bar import progress_bar
 
@@ -42,8 +42,8 @@ class ShardList(PictureSet):
         self._names, self._places = found['names'], found['places']     # (N, 3): tar file, offset and size in bytes
         if not len(self._names):
             raise UserError('--data_path: the tar files of {} hold no images ({})'.format(root, ' '.join(endings)))
-        labels, classes = np.zeros(len(self._names), np.int64), ['unlabelled']
-        super().__init__(*(_labels(root, found) if labelled else (labels, classes)), transform)
+        labels, classes = _labels(root, found) if labelled else (np.zeros(len(self._names), np.int64), UNLABELLED)
+        super().__init__(labels, classes, transform)
 
     def names(self):
         """The names of the images, which tell them apart wherever the dataset lies."""
@@ -126,17 +126,13 @@ def indexed(root, tars, endings):
         for name, offset, size in images:
             names.append(name)
             places.append((number, offset, size))
-            labels.append(classes.get(key(name), classes.get(os.path.splitext(name)[0], -1)))
+            stem = os.path.splitext(name)[0]
+            sample = os.path.join(os.path.dirname(name), os.path.basename(name).split('.')[0])      # WebDataset's
+            labels.append(classes.get(sample, classes.get(stem, -1)))
     kept = without_arrays(names)
     names, places, labels = ([values[place] for place in kept] for values in (names, places, labels))
     return {'names': encoded(names), 'places': np.array(places, np.int64).reshape(-1, 3),
             'labels': np.array(labels, np.int64)}, remember.state_of(root, tars, endings)
-
-
-def key(name):
-    """What the members of a sample have in common: all before the first dot of the file name."""
-    folder, file = os.path.split(name)
-    return os.path.join(folder, file.split('.')[0])
 
 
 def _members(path, endings):

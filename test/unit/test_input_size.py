@@ -30,13 +30,6 @@ def flags_of(size, model='vit_nano_patch16'):
     return {'model': model, 'input_size': size, 'patch_size': 8}
 
 
-@pytest.mark.parametrize('size, patch, near', [
-    (225, 16, '224 or 240'), (7, 16, ' 16 '), ([32, 50], 8, '48 or 56'), ([32, 48], 16, None), (28, 14, None)])
-def test_sizes_that_patches_do_not_fill_are_named_with_those_that_they_do(size, patch, near):
-    said = input_size.misfit(size, patch)
-    assert said is near or near in said
-
-
 def test_the_share_of_hidden_patches_is_counted_on_the_grid_that_there_is(tmp_path):
     flags = ['--data_path', str(tmp_path), '--model', 'mae_vit_nano_patch16', '--input_size', '16', '64']
     assert parse_pretrain([*flags, '--mask_ratio', '.75']).mask_ratio == .75

@@ -34,14 +34,9 @@ def contents(folder):
     return found
 
 
-@pytest.fixture(scope='module')
-def packed(images, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('packed') / 'x'
-    assert pack(images, folder, '--images_per_shard', 10, '--num_workers', 2) == 0
-    return folder
-
-
-def test_the_tar_files_hold_every_file_as_it_is_and_its_label_and_the_index_is_made(images, packed, monkeypatch):
+def test_the_tar_files_hold_every_file_as_it_is_and_its_label_and_the_index_is_made(images, tmp_path, monkeypatch):
+    packed = tmp_path / 'x'
+    assert pack(images, packed, '--images_per_shard', 10, '--num_workers', 2) == 0
     for split, count in (('train', 4), ('val', 2)):
         found, classes = contents(packed / split), sorted(path.name for path in (images / 'train').iterdir())
         expected = {}

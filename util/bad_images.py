@@ -2,7 +2,7 @@
 import os
 from contextlib import suppress
 
-from util.errors import UserError
+from util.errors import UserError, one_line
 from util.files import open_regular, write_atomically
 from util.log import logger
 
@@ -83,5 +83,4 @@ class BadImages:
 
 def escaped(path):
     """`path` with backslashes, and all that does not print (line ends, tabs, undecodable bytes), as \\-escapes."""
-    return ''.join(char if char.isprintable() and char != '\\' else char.encode('unicode_escape').decode()
-                   for char in path)
+    return one_line(path.replace('\\', '\\\\'))

@@ -21,14 +21,7 @@ SUPERSAMPLE = 2
 
 
 def draw(class_name, rng):
-    """One image of a class.
-
-    Args:
-        class_name: of CLASSES.
-        rng: numpy RandomState that decides everything else.
-    Returns:
-        PIL image, SIDE x SIDE, RGB.
-    """
+    """A PIL image, SIDE x SIDE, RGB, of one of CLASSES; the numpy RandomState `rng` decides everything else."""
     shape, texture = class_name.split('_')
     side = SIDE * SUPERSAMPLE
     mask = np.asarray(_shape_mask(shape, side, rng), dtype=np.float32)[..., None] / 255

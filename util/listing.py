@@ -119,8 +119,8 @@ def _listed(root, endings):
 def _leads_back(folder, name):
     """Whether an entry is a link to a folder that it lies in."""
     path = os.path.join(folder, name)
-    return os.path.islink(path) and os.path.join(os.path.realpath(folder), '').startswith(
-        os.path.join(os.path.realpath(path), ''))
+    return os.path.islink(path) and os.path.realpath(path) == os.path.commonpath(
+        [os.path.realpath(folder), os.path.realpath(path)])
 
 
 def _raise(error):

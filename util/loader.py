@@ -161,14 +161,13 @@ def training_loader(dataset, batch_size, world, seed, num_workers, pin_memory, a
     """
     sampler = TrainingSampler(len(dataset), seed, world.rank, world.size)
     if len(sampler) < batch_size:
-        raise UserError('--batch_size {}: the training set has {} images for {} process{}; at most {} fit'
-                        .format(batch_size, len(dataset), world.size, '' if world.size == 1 else 'es', len(sampler)))
+        raise UserError('--batch_size {}: a process gets at most {} of the {} images of the training set'.format(
+            batch_size, len(sampler), len(dataset)))
     return _batches(dataset, SeededDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator)
 
 
 def evaluation_loader(dataset, batch_size, world, distributed, num_workers, pin_memory, accelerator):
-    """All readable images once, in order: shared among all processes, or all on rank 0 and none elsewhere; as Batches.
-    """
+    """Batches of all readable images, in order: shared among all processes, or all on rank 0 and none elsewhere."""
     share = range(world.rank, len(dataset), world.size) if distributed else range(len(dataset) * world.is_main)
     readable = ReadableDataset(Subset(dataset, share))
     return _batches(dataset, readable, None, batch_size, num_workers, pin_memory, accelerator)

@@ -99,7 +99,8 @@ def pack(args, sets):
             json.dump({**settings, 'images': sum(len(dataset) for _, dataset in sets)}, file, indent=1)
         unread = sum([_pack_split(args, incomplete, split, dataset) for split, dataset in sets], [])
         if unread:
-            _write_lines(os.path.join(incomplete, UNREADABLE), unread)
+            with open(os.path.join(incomplete, UNREADABLE), 'w', encoding='utf-8', errors='surrogateescape') as file:
+                file.writelines(unread)
         os.sync()           # else a power cut could leave files that are empty below the final name
         os.rename(incomplete, target)
     except OSError as error:
@@ -114,10 +115,8 @@ def _pack_split(args, folder, split, dataset):
     folder, labelled, unread = os.path.join(folder, split), dataset.classes != UNLABELLED, []
     os.makedirs(folder, exist_ok=True)
     if labelled:
-        broken = [name for name in dataset.classes if '\n' in name]
-        if broken:
-            raise UserError('SOURCE: the class folder {!r} has a line break in its name; rename it'.format(broken[0]))
-        _write_lines(os.path.join(folder, shards.CLASSES), dataset.classes)
+        with open(os.path.join(folder, shards.CLASSES), 'w', encoding='utf-8', errors='surrogateescape') as file:
+            file.writelines(name.replace('\n', ' ') + '\n' for name in dataset.classes)
     names = member_names(dataset.paths)
     # Shuffled, so that tools which read tar files from their beginning meet the classes mixed.
     order = np.random.RandomState(0).permutation(len(dataset))
@@ -129,7 +128,7 @@ def _pack_split(args, folder, split, dataset):
                 for i, (data, ending, reason) in zip(order[start:start + args.images_per_shard], contents):
                     bar.update()
                     if reason:
-                        unread.append('{}\t{}'.format(dataset.name_of(i), reason))
+                        unread.append('{}\t{}\n'.format(dataset.name_of(i), reason))
                         continue
                     stem, own = os.path.splitext(names[i])
                     _add(tar, stem + (ending or own), data)
@@ -141,11 +140,6 @@ def _pack_split(args, folder, split, dataset):
     made, (state, _) = shards.indexed(folder, shards.tar_files(folder), EXTENSIONS)
     remember.save(os.path.join(folder, shards.INDEX), made, state)
     return unread
-
-
-def _write_lines(path, lines):
-    with open(path, 'w', encoding='utf-8', errors='surrogateescape') as file:
-        file.writelines(line + '\n' for line in lines)
 
 
 def _add(tar, name, data):

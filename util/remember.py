@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import time
-import zipfile
 from contextlib import ExitStack, suppress
 
 import numpy as np
@@ -70,13 +69,11 @@ def _digest(*values):
 def _current(paths, state):
     """(arrays, path) of the first of the files that holds still; None where none does."""
     for path in filter(None, paths):
-        try:
+        with suppress(Exception):       # it is missing or damaged
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
             if str(found.pop('state')) == state(found):
                 return found, path
-        except (OSError, ValueError, LookupError, EOFError, MemoryError, zipfile.BadZipFile):     # missing, damaged
-            pass
     return None
 
 

@@ -1,10 +1,8 @@
 """From a picture to bytes in the model's size, in the loader; from bytes to what the model takes, on the device.
 
-Augmentation for pre-training and fine-tuning, resizing for evaluation. A transform takes a util.pictures.Picture and
-gives a (H, W, C) uint8 tensor; batches of these are a quarter of what floats would be, and Normalize ends the way. Only
-arrays of more than 8 bits (util.pictures.ArrayPicture) become floats earlier.
-
-Sizes are those of util.input_size: the side of a square, or height and width.
+A transform takes a util.pictures.Picture and gives a (H, W, C) uint8 tensor; batches of these are a quarter of what
+floats would be, and Normalize ends the way. Only arrays of more than 8 bits (util.pictures.ArrayPicture) become floats
+earlier. Sizes are those of util.input_size: the side of a square, or height and width.
 """
 import math
 import random

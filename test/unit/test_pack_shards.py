@@ -96,9 +96,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(images, tmp_path, mo
 
 @pytest.mark.parametrize('make, named', [
     (lambda path: None, '/source '),
-    (lambda path: [path.mkdir(), tarfile.open(str(path / 'x.tar'), 'w').close()], 'images'),
-    (lambda path: [(path / 'train' / 'a\nb').mkdir(parents=True),
-                   Image.new('RGB', (8, 8)).save(str(path / 'train' / 'a\nb' / 'x.png'))], 'SOURCE.*line break')])
+    (lambda path: [path.mkdir(), tarfile.open(str(path / 'x.tar'), 'w').close()], 'images')])
 def test_a_source_that_cannot_be_packed_is_refused(tmp_path, make, named):
     make(tmp_path / 'source')
     with pytest.raises(UserError, match=named):

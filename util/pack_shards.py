@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from util import log, remember, shards, workers
+from util import log, remember, shards
 from util.arguments import is_csv
 from util.datasets import EXTENSIONS, ImageList, has_classes, labelled_set, place, pretraining_set
 from util.errors import UserError, instead_of, run
 from util.images import ARRAYS, UnreadableImage, decoding, read_bytes
 from util.listing import UNLABELLED
-from util.loader import default_workers
+from util.loader import batches_of, default_workers, worker_options
 from util.log import logger
 from util.parser import COUNT, INDEX, Parser, number
 from util.pictures import open_picture
@@ -172,10 +172,10 @@ def _read(paths, num_workers, short_side, quality):
         util.errors.Fault: one of the processes dies.
     """
     loader = DataLoader(paths, batch_size=8, collate_fn=partial(_contents, short_side=short_side, quality=quality),
-                        **workers.options(num_workers))
+                        **worker_options(num_workers))
     # What a signal raises while Python forks would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    batches = workers.batches(loader)
+    batches = batches_of(loader)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     return itertools.chain.from_iterable(batches)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from util import hang_detector
 from util.file_lock import file_lock
-from util.files import write_atomically
+from util.files import open_regular, write_atomically
 from util.log import logger
 
 SLOW = 1.           # seconds; what takes less to make is not kept
@@ -70,7 +70,7 @@ def _current(paths, state):
     """(arrays, path) of the first of the files that holds still; None where none does."""
     for path in filter(None, paths):
         with suppress(Exception):       # it is missing or damaged
-            with np.load(path, allow_pickle=False) as file:
+            with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
             if str(found.pop('state')) == state(found):
                 return found, path

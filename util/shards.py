@@ -36,9 +36,8 @@ class ShardList(PictureSet):
 
     def __init__(self, root, endings, labelled, transform=None):
         self.root, self._tars = root, tar_files(root)
-        beside = os.path.join(root, INDEX)
         found = remember.arrays('index of tar files', root, lambda found: _checked(root, self._tars, endings, found),
-                                lambda: indexed(root, self._tars, endings), beside if os.path.isfile(beside) else None)
+                                lambda: indexed(root, self._tars, endings), os.path.join(root, INDEX))
         self._names, self._places = found['names'], found['places']     # (N, 3): tar file, offset and size in bytes
         if not len(self._names):
             raise UserError('--data_path: the tar files of {} hold no images ({})'.format(root, ' '.join(endings)))

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from util.prefetch import Beside
+from util.device import Beside, select
 
 
 class Streams:
@@ -72,7 +72,6 @@ def test_a_batch_is_copied_beside_a_step_and_its_memory_given_back_when_the_step
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_batches_arrive_whole_on_a_gpu_that_is_busy():
-    from util.device import select
     accelerator = select('cuda')
     place = accelerator.use(0)
     large, seen = torch.randn(4096, 4096, device=place), []

@@ -14,11 +14,10 @@ import torch
 from conftest import environment, execute
 from torch.utils.data import DataLoader, Dataset
 
-from util import workers
 from util.device import Cpu
 from util.distributed import World
 from util.errors import UserError
-from util.loader import evaluation_loader
+from util.loader import batches_of, evaluation_loader
 
 
 class Samples(Dataset):
@@ -63,7 +62,7 @@ def test_an_iterator_goes_with_its_last_reference():
     gc.collect()
     gc.disable()
     try:
-        iterator = workers.batches(DataLoader([0] * 8, num_workers=1))
+        iterator = batches_of(DataLoader([0] * 8, num_workers=1))
         next(iterator)
         gone = weakref.ref(iterator.gi_yieldfrom)
         assert len(list(iterator)) == 7
@@ -157,13 +156,13 @@ def test_a_program_that_keeps_its_loader_to_the_end_ends():
 
 ORPHAN = """
 import os, signal, sys, time
-from util import workers
+from util import loader
 ends, ready, parent = os.pipe(), os.pipe(), os.getpid()
 if os.fork():
     os.read(ready[0], 1)
     os.kill(parent, signal.SIGKILL)
 else:
-    workers.set_up(parent, 0)
+    loader.set_up(parent, 0)
     os.close(ends[1])
     os.write(ready[1], b'.')
     try:

@@ -25,18 +25,6 @@ from util.transforms import to_grey
 FLAT = 1e-9         # deviation, as a share of the mean, that comes of rounding
 
 
-def parse(argv=None):
-    """The flags."""
-    parser = Parser(prog='python -m util.dataset_stats', description=__doc__.split('\n')[0])
-    add = parser.add_argument
-    add('data', metavar='DATA', help='what is given to main_pretrain.py as --data_path; with train/ in it, only that')
-    add('--in_chans', type=COUNT, default=3, help='channels of the images, as in training')
-    add('--images', type=COUNT, help='measure so many images, drawn at random; default: all')
-    add('--seed', type=INDEX, default=0, help='seed of that draw')
-    add('--num_workers', type=INDEX, default=default_workers(), help='processes that read images')
-    return parser.parse_args(argv)
-
-
 def moments(in_chans, picture):
     """The mean and the variance of each channel of a picture, in units of 0..1: (2, C) float64 tensor."""
     picture = picture.channels(in_chans)
@@ -72,7 +60,14 @@ def measure(dataset, num_workers=0):
 
 
 def main():
-    args = parse()
+    parser = Parser(prog='python -m util.dataset_stats', description=__doc__.split('\n')[0])
+    add = parser.add_argument
+    add('data', metavar='DATA', help='what is given to main_pretrain.py as --data_path; with train/ in it, only that')
+    add('--in_chans', type=COUNT, default=3, help='channels of the images, as in training')
+    add('--images', type=COUNT, help='measure so many images, drawn at random; default: all')
+    add('--seed', type=INDEX, default=0, help='seed of that draw')
+    add('--num_workers', type=INDEX, default=default_workers(), help='processes that read images')
+    args = parser.parse_args()
     log.set_up(True)
     torch.set_num_threads(1)
     with instead_of('--data_path', 'DATA'):

@@ -124,8 +124,16 @@ class Batches:
     empty are left out.
     """
 
-    def __init__(self, loader, dataset):
-        self.loader, self.dataset, self.sampler, self.workers = loader, dataset, loader.sampler, loader.num_workers
+    def __init__(self, dataset, lookup, sampler, batch_size, num_workers, pin_memory, accelerator):
+        # A generator of its own: else an iterator made anew, as after a resume, draws from the masks' generator.
+        options = supported(DataLoader, generator=torch.Generator())
+        if pin_memory and accelerator.is_accelerator:
+            options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
+        if num_workers:
+            options.update(supported(DataLoader, persistent_workers=True))
+        self.loader = DataLoader(lookup, batch_size=batch_size, sampler=sampler, collate_fn=collate,
+                                 drop_last=sampler is not None, **worker_options(num_workers), **options)
+        self.dataset, self.sampler, self.workers = dataset, sampler, num_workers
         self.bad_images, self.unreadable, self._left_out = None, 0, set()
 
     def __len__(self):
@@ -174,25 +182,14 @@ def training_loader(dataset, batch_size, world, seed, num_workers, pin_memory, a
     if len(sampler) < batch_size:
         raise UserError('--batch_size {}: a process gets at most {} of the {} images of the training set'.format(
             batch_size, len(sampler), len(dataset)))
-    return _batches(dataset, SeededDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator)
+    return Batches(dataset, SeededDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator)
 
 
 def evaluation_loader(dataset, batch_size, world, distributed, num_workers, pin_memory, accelerator):
     """Batches of all readable images, in order: shared among all processes, or all on rank 0 and none elsewhere."""
     share = range(world.rank, len(dataset), world.size) if distributed else range(len(dataset) * world.is_main)
     readable = ReadableDataset(Subset(dataset, share))
-    return _batches(dataset, readable, None, batch_size, num_workers, pin_memory, accelerator)
-
-
-def _batches(dataset, lookup, sampler, batch_size, num_workers, pin_memory, accelerator):
-    # A generator of its own: else an iterator that is made anew, as after a resume, draws from the masks' generator.
-    options = supported(DataLoader, generator=torch.Generator())
-    if pin_memory and accelerator.is_accelerator:
-        options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
-    if num_workers:
-        options.update(supported(DataLoader, persistent_workers=True))
-    return Batches(DataLoader(lookup, batch_size=batch_size, sampler=sampler, collate_fn=collate,
-                              drop_last=sampler is not None, **worker_options(num_workers), **options), dataset)
+    return Batches(dataset, readable, None, batch_size, num_workers, pin_memory, accelerator)
 
 
 def default_workers(local_processes=1, most=MAX_DEFAULT_WORKERS):

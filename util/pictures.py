@@ -50,8 +50,7 @@ class Picture:
         return self
 
     def _with_other_channels(self, count, own):
-        words = '{} channel{} and not the {} of --in_chans'.format(own, 's'[:own - 1], count)
-        return UnreadableImage(self._path, words)
+        return UnreadableImage(self._path, 'its channels are {}, and not the {} of --in_chans'.format(own, count))
 
     def step(self, height, width, size):
         """What the edges of a part of height x width should be multiples of, to get it in `size` for the least work."""

@@ -59,7 +59,7 @@ def evaluation_transform(input_size, in_chans=3):
 
 def _composed(in_chans, *steps):
     # Augmentations are defined on colour images, so a grey input is made at the end.
-    return transforms.Compose([*steps, to_grey] if in_chans == 1 else steps)
+    return transforms.Compose([*steps, to_grey] if in_chans == 1 else [*steps])
 
 
 class RandomResizedCrop:

@@ -20,8 +20,8 @@ from util.log import logger
 from util.lr_schedule import warmup_cosine
 from util.mistakes import Mistakes
 from util.param_groups import layer_decay_groups
-from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, SoftTargetCrossEntropy
-from util.transforms import Normalize, evaluation_transform, finetuning_transform, random_erasing
+from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, RandomErasing, SoftTargetCrossEntropy
+from util.transforms import Normalize, evaluation_transform, finetuning_transform
 from util.updates import WeightUpdates
 
 
@@ -50,7 +50,8 @@ def _unmixed(images, labels):
 def build_augmentation(args, mix, device):
     """What makes a batch of bytes and labels, on the device, what model and criterion take."""
     normalize = Normalize.of(vars(args))
-    erase = random_erasing(device, args.reprob, args.remode, args.recount, args.resplit)
+    erase = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount, num_splits=2 * args.resplit,
+                          device=device)
     return lambda images, labels: mix(erase(normalize(images)), labels)
 
 

@@ -1,7 +1,8 @@
 """Image files that could not be read: counted over the whole run, logged, listed in bad_images.txt, and limited."""
 import os
+from contextlib import suppress
 
-from util.errors import UserError
+from util.errors import UserError, one_line
 from util.files import open_regular, write_atomically
 from util.log import logger
 
@@ -25,17 +26,12 @@ class BadImages:
 
     def __init__(self, folder, limit):
         self.limit, self._met, self._recorded, self._logged = limit, {}, set(), 0
-        self._path, self._text, self._listed, self._writable = folder and os.path.join(folder, NAME), b'', set(), True
+        self._path, self._text, self._listed = folder and os.path.join(folder, NAME), b'', set()
         if folder:
-            try:
-                with open_regular(self._path) as file:
-                    self._text = file.read()
-            except OSError:             # there is none
-                pass
+            with suppress(OSError), open_regular(self._path) as file:       # that of before a resume, if there is one
+                self._text = file.read()
             self._text += b'\n' * (self._text[-1:] not in (b'', b'\n'))
             self._listed = {line.split(b'\t')[0] for line in self._text.split(b'\n') if b'\t' in line}
-            if self._listed:
-                logger.info('%s lists %d unreadable images from before', self._path, len(self._listed))
 
     def met(self, found):
         """Take note of (path, reason) pairs that this process has met."""
@@ -82,12 +78,9 @@ class BadImages:
         try:
             write_atomically(self._path, self._text)
         except OSError as error:                # training continues; the next time writes these lines too
-            if self._writable:
-                logger.warning('%s: cannot be written (%s); continuing without it', self._path, error.strerror or error)
-            self._writable = False
+            logger.warning('%s: cannot be written (%s); continuing without it', self._path, error.strerror or error)
 
 
 def escaped(path):
     """`path` with backslashes, and all that does not print (line ends, tabs, undecodable bytes), as \\-escapes."""
-    return ''.join(char if char.isprintable() and char != '\\' else char.encode('unicode_escape').decode()
-                   for char in path)
+    return one_line(path.replace('\\', '\\\\'))

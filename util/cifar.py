@@ -109,19 +109,10 @@ class _Stub:
         self.state = state
 
 
-def _latin1(text, encoding):
-    """How Python 2 pickles spell bytes; other codecs stay closed, since some of them run code or decompress."""
-    if encoding != 'latin1':
-        raise pickle.UnpicklingError('codec {!r}'.format(encoding))
-    return text.encode('latin1')
-
-
 class _Unpickler(pickle.Unpickler):
     """Reads plain values and stubs of arrays; anything else that a pickle names, and could run, is refused."""
 
     def find_class(self, module, name):
-        if (module, name) == ('_codecs', 'encode'):
-            return _latin1
         if '{}.{}'.format(module, name) in _NUMPY:
             return _Stub
         raise pickle.UnpicklingError('it holds {}.{}'.format(module, name))

@@ -5,6 +5,7 @@ has, whole and in their own size; each counts the same, however large it is, as 
 0..1: 8-bit values divided by 255, 16-bit ones by 65535, floats as they are.
 """
 import json
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,41 +25,17 @@ from util.transforms import to_grey
 FLAT = 1e-9         # deviation, as a share of the mean, that comes of rounding
 
 
-def parse(argv=None):
-    """The flags."""
-    parser = Parser(prog='python -m util.dataset_stats', description=__doc__.split('\n')[0])
-    add = parser.add_argument
-    add('data', metavar='DATA', help='what is given to main_pretrain.py as --data_path; with train/ in it, only that')
-    add('--in_chans', type=COUNT, default=3, help='channels of the images, as in training')
-    add('--images', type=COUNT, help='measure so many images, drawn at random; default: all')
-    add('--seed', type=INDEX, default=0, help='seed of that draw')
-    add('--num_workers', type=INDEX, default=default_workers(), help='processes that read images')
-    return parser.parse_args(argv)
-
-
-class Moments:
-    """A transform: the mean and the variance of each channel of a picture, in units of 0..1: (2, C) float64 tensor."""
-
-    def __init__(self, in_chans):
-        self.in_chans = in_chans
-
-    def __call__(self, picture):
-        picture = picture.channels(self.in_chans)
-        size = picture.height, picture.width
-        pixels = picture.part(0, 0, *size, size)
-        if self.in_chans == 1:
-            pixels = to_grey(pixels)
-        values = pixels.reshape(-1, self.in_chans).numpy().astype(np.float64) / 255
-        return torch.from_numpy(np.stack([values.mean(axis=0), values.var(axis=0)]))
-
-
-def sample(dataset, count, seed):
-    """`count` images of a dataset, drawn by a seed."""
-    return Subset(dataset, np.random.RandomState(seed).permutation(len(dataset))[:count])
+def moments(in_chans, picture):
+    """The mean and the variance of each channel of a picture, in units of 0..1: (2, C) float64 tensor."""
+    picture = picture.channels(in_chans)
+    size = picture.height, picture.width
+    pixels = picture.part(0, 0, *size, size)
+    values = (to_grey(pixels) if in_chans == 1 else pixels).reshape(-1, in_chans).numpy().astype(np.float64) / 255
+    return torch.from_numpy(np.stack([values.mean(axis=0), values.var(axis=0)]))
 
 
 def measure(dataset, num_workers=0):
-    """(mean, std, images measured) of a dataset with the transform Moments: a number for each channel.
+    """(mean, std, images measured) of a dataset with the transform `moments`: a number for each channel.
 
     The result does not depend on the number of processes. Unreadable images are told and left out.
     Raises:
@@ -67,9 +44,9 @@ def measure(dataset, num_workers=0):
     loader = evaluation_loader(dataset, 16, World(), False, num_workers, False, Cpu())
     found = []
     with progress_bar('measuring', 'images', len(dataset)) as bar:
-        for moments, _ in loader:
-            found.append(moments)
-            bar.update(len(moments))
+        for batch, _ in loader:
+            found.append(batch)
+            bar.update(len(batch))
     if not found:
         raise UserError('DATA: none of the {} images can be read; see the lines above, and --in_chans'
                         .format(len(dataset)))
@@ -83,13 +60,20 @@ def measure(dataset, num_workers=0):
 
 
 def main():
-    args = parse()
+    parser = Parser(prog='python -m util.dataset_stats', description=__doc__.split('\n')[0])
+    add = parser.add_argument
+    add('data', metavar='DATA', help='what is given to main_pretrain.py as --data_path; with train/ in it, only that')
+    add('--in_chans', type=COUNT, default=3, help='channels of the images, as in training')
+    add('--images', type=COUNT, help='measure so many images, drawn at random; default: all')
+    add('--seed', type=INDEX, default=0, help='seed of that draw')
+    add('--num_workers', type=INDEX, default=default_workers(), help='processes that read images')
+    args = parser.parse_args()
     log.set_up(True)
     torch.set_num_threads(1)
     with instead_of('--data_path', 'DATA'):
-        whole = pretraining_set(args.data, Moments(args.in_chans))
-    chosen = sample(whole, args.images, args.seed) if args.images and args.images < len(whole) else whole
-    mean, std, measured = measure(chosen, args.num_workers)
+        whole = pretraining_set(args.data, partial(moments, args.in_chans))
+    chosen = np.random.RandomState(args.seed).permutation(len(whole))[:args.images]
+    mean, std, measured = measure(Subset(whole, chosen), args.num_workers)
     logger.info('%d of %d images measured', measured, len(whole))
     print(flags_text(mean, std))
     print(json.dumps({'mean': mean, 'std': std, 'images': measured, 'in_chans': args.in_chans}))

@@ -1,19 +1,25 @@
-"""Where the images of --data_path are: class folders, tar shards, CSV files, CIFAR's batches, or a plain folder."""
+"""Where images are: in class folders, tar shards, CSV files, CIFAR's batches, or a plain folder.
+
+`pretraining_set` and `labelled_set` are the images of --data_path, `ImageSources` those that a command line names.
+"""
+import bisect
 import os
 
 import numpy as np
 from torch.utils import data
 from torchvision import datasets
 
-from util import cifar, csv_list
-from util.errors import UserError
+from util import cifar
+from util.arguments import is_csv
+from util.errors import UserError, instead_of
 from util.held_out import VAL_FRACTION, VAL_SEED, held_out
-from util.listing import Listing
+from util.listing import UNLABELLED, Listing, has_labels, read_csv
 from util.log import logger
 from util.pictures import PictureSet, open_picture
 from util.shards import ShardList, tar_files
 
 EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
+SPLITS = ('train', 'val', 'test')       # folders of a dataset, which are no classes
 VAL_NAMES = ('val', 'validation', 'valid', 'test')      # of the folder or CSV file of a validation set, the first there
 
 
@@ -67,13 +73,12 @@ def pretraining_set(data_path, transform=None, val_fraction=0., val_seed=VAL_SEE
         return _cifar(batches, 'train', transform)
     root = place(data_path, 'train', labelled=False) or data_path
     if root != data_path and os.path.isdir(root):
-        _log_left_out(data_path, root)
+        others = [name for name in _subfolders(data_path) if name not in ('train', *VAL_NAMES)]
+        if others:
+            logger.info('--data_path: %s alone is used; left out beside it: %s', root, ', '.join(others[:9]))
     if os.path.isfile(root) or tar_files(root):
         return _whole(root, transform, labelled=False)
-    paths = Listing(root, EXTENSIONS)
-    if not paths:
-        raise _without_images(root)
-    return ImageList(paths, np.zeros(len(paths), np.int64), ['unlabelled'], transform)
+    return _folder(root, transform)
 
 
 def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VAL_FRACTION, val_seed=VAL_SEED):
@@ -101,10 +106,8 @@ def labelled_set(data_path, split, transform=None, classes=None, val_fraction=VA
     if train is None and val is None:
         train = _undivided(data_path)
     if train is None or split == 'val' and not val_fraction:
-        missing = os.path.join(data_path, split)
-        other = '--val_fraction (1: all images)' if train else os.path.join(data_path, '<class>', '<images>')
-        raise UserError('--data_path: {} is missing; expected {}/<class>/<images>{}'.format(
-            missing, missing, '' if val else ', or ' + other))
+        raise UserError('--data_path: {0} is missing; expected {0}/<class>/<images>{1}'.format(
+            os.path.join(data_path, split), ', or --val_fraction (1: all images)' * bool(train)))
     whole = _whole(train, transform, True, classes)
     if val or not val_fraction:
         return whole
@@ -138,7 +141,7 @@ def place(data_path, split, labelled=True):
 
 def has_classes(root):
     """Whether a folder has subfolders or tar files, or a CSV file has labels."""
-    return csv_list.has_labels(root) if os.path.isfile(root) else bool(_subfolders(root) or tar_files(root))
+    return has_labels(root) if os.path.isfile(root) else bool(_subfolders(root) or tar_files(root))
 
 
 def _undivided(data_path):
@@ -164,13 +167,6 @@ def _subfolders(folder):
         return []                               # whoever lists the folder says it
 
 
-def _log_left_out(data_path, train):
-    others = [name for name in _subfolders(data_path) if name not in ('train', *VAL_NAMES)]
-    if others:
-        logger.info('--data_path: %s alone is used; left out beside it: %s%s', train, ', '.join(others[:3]),
-                    ', ...' if len(others) > 3 else '')
-
-
 def _cifar(found, split, transform):
     folder, form = found
     return cifar.CifarBatches(folder, form, form.train if split == 'train' else form.val, transform)
@@ -179,7 +175,7 @@ def _cifar(found, split, transform):
 def _whole(root, transform, labelled, classes=None):
     """All images of a folder of class folders or tar files, or of a CSV file, with labels by `classes` or their own."""
     if os.path.isfile(root):
-        paths, own, labels = csv_list.read(root, labelled)
+        paths, own, labels = read_csv(root, labelled)
         dataset = ImageList(paths, labels, own, transform)
     elif tar_files(root):
         dataset = ShardList(root, EXTENSIONS, labelled, transform)
@@ -198,17 +194,91 @@ def _whole(root, transform, labelled, classes=None):
 
 def _class_folders(root, transform):
     paths = Listing(root, EXTENSIONS, own_files=False)
-    class_of = [folder.split(os.sep)[0] for folder in paths.folders]
-    classes = sorted(set(class_of) - {''})
-    if not classes:
+    if len(paths.folders) == 1:
         raise UserError('--data_path: {} has no class folders; expected {}/<class>/<images>'.format(root, root))
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = np.array([label_of.get(name, -1) for name in class_of])[paths.folder_of]       # -1 is the root's: has none
+    classes, label_of = np.unique([folder.split(os.sep)[0] for folder in paths.folders[1:]], return_inverse=True)
+    labels = label_of[paths.folder_of - 1]              # the first folder is the root
     empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     if len(empty):
         raise _without_images(os.path.join(root, classes[empty[0]]))
-    return ImageList(paths, labels, classes, transform)
+    return ImageList(paths, labels, classes.tolist(), transform)
+
+
+def _folder(root, transform):
+    """All images below a folder, without labels."""
+    paths = Listing(root, EXTENSIONS)
+    if not paths:
+        raise _without_images(root)
+    return ImageList(paths, np.zeros(len(paths), np.int64), UNLABELLED, transform)
 
 
 def _without_images(folder):
     return UserError('--data_path: {} holds no images ({})'.format(folder, ' '.join(EXTENSIONS)))
+
+
+class ImageSources(data.ConcatDataset):
+    """(what `transform` makes of the picture, index) pairs; util.images.UnreadableImage where a file gives none.
+
+    Folders are searched at any depth; their images come in the order of util.listing.Listing. `classes` are the names
+    of the folders right below a named one (below its train/, val/ or test/), of CIFAR, of a CSV file's labels or of the
+    tar files, and `labels` (N,) the index there of each image; both None where an image has no class.
+    Args:
+        paths: files and folders, in this order; a CSV file or a batch of CIFAR stands for its images.
+        transform: takes a util.pictures.Picture.
+    Raises:
+        UserError: a path is missing, or a folder holds no images.
+    """
+
+    def __init__(self, paths, transform):
+        with instead_of('--data_path: ', ''):
+            super().__init__([part for path in paths for part in _parts(path, transform)])
+        self.classes = self.labels = None
+        if all(part.classes != UNLABELLED for part in self.datasets):
+            self.classes = sorted({name for part in self.datasets for name in part.classes})
+            self.labels = np.concatenate([np.searchsorted(self.classes, part.classes)[part.labels]
+                                          for part in self.datasets])
+
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0], index
+
+    def name_of(self, index):
+        """The file of an image; of one within a file, the file and where it is there."""
+        part = bisect.bisect_right(self.cumulative_sizes, index)
+        return self.datasets[part].name_of(index - self.cumulative_sizes[part])         # counted from its end
+
+
+def _parts(path, transform):
+    """The datasets that a path on a command line stands for."""
+    batches, form = cifar.found(path), cifar.form_of(path)
+    if batches:
+        folder, form = batches
+        return [cifar.CifarBatches(folder, form, form.train + form.val, transform)]
+    if form:
+        return [cifar.CifarBatches(os.path.dirname(path), form, [os.path.basename(path)], transform)]
+    packed = [folder for folder in (path, *(os.path.join(path, name) for name in SPLITS)) if tar_files(folder)]
+    if packed:
+        return [_shards(folder, transform) for folder in packed]
+    if is_csv(path):
+        return [_whole(path, transform, has_labels(path))]
+    if os.path.isdir(path):
+        return [_sorted_by_folder(_folder(path, transform))]
+    if not os.path.lexists(path):
+        raise UserError('{}: there is no such file or folder'.format(path))
+    return [ImageList([path], np.zeros(1, np.int64), UNLABELLED, transform)]
+
+
+def _shards(path, transform):
+    try:
+        return _whole(path, transform, labelled=True)
+    except UserError:                       # they have no classes, or something that the next line says too
+        return _whole(path, transform, labelled=False)
+
+
+def _sorted_by_folder(dataset):
+    """The images of `_folder`, with the classes of their folders if each has one."""
+    steps = [(*folder.split(os.sep), '') for folder in dataset.paths.folders]
+    class_of = np.array([step[step[0] in SPLITS] for step in steps])[dataset.paths.folder_of]
+    if '' not in class_of:
+        classes, dataset.labels = np.unique(class_of, return_inverse=True)
+        dataset.classes = classes.tolist()
+    return dataset

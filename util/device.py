@@ -2,6 +2,7 @@
 
 Nothing outside this module and util/precision.py names an accelerator.
 """
+import ctypes
 import importlib
 import math
 import os
@@ -11,12 +12,42 @@ import sys
 import torch
 import torch.utils.checkpoint
 
-from util import heap
 from util.errors import UserError, first_line
 from util.features import supported
-from util.prefetch import Beside, InTurn
 
 _BF16_INSTRUCTIONS = {'avx512_bf16', 'amx_bf16'}        # as /proc/cpuinfo names them
+
+
+def in_turn(tensors, device):
+    """The tensors on the device; on the queue that computes, a copy takes its turn."""
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]
+
+
+class Beside:
+    """Does what `in_turn` does on a queue (stream) of its own, while the device computes; the host waits for nothing.
+
+    Two batches are held: one that the device may still compute with, and the one that is copied. A third gets the
+    memory of the first as soon as the step that used it has ended on the device, so that memory is neither
+    overwritten early nor taken without bound by a host that is far ahead.
+    Args:
+        accelerator: an Accelerator; stream: a new one of its.
+    """
+
+    def __init__(self, accelerator, stream):
+        self._accelerator, self._stream = accelerator, stream
+        self._held, self._step_ended = (None, None), None
+
+    def __call__(self, tensors, device):
+        current = self._accelerator.current_stream()
+        if self._step_ended is not None:
+            self._stream.wait_event(self._step_ended)       # the step before the one that was queued last
+        self._step_ended = current.record_event()
+        self._held = self._held[1], None                    # lets go of that step's batch
+        with self._accelerator.queueing_on(self._stream):
+            moved = in_turn(tensors, device)
+        current.wait_stream(self._stream)
+        self._held = self._held[0], moved
+        return list(moved)
 
 
 class Cpu:
@@ -29,7 +60,7 @@ class Cpu:
 
     def __init__(self, reason=''):
         self.reason = reason
-        self.to_device = InTurn()       # (tensors, torch.device) -> the tensors there, best copied beside the computing
+        self.to_device = in_turn        # (tensors, torch.device) -> the tensors there, best copied beside the computing
 
     def count(self):
         """Devices of this type that the process may use; the CPU counts as one."""
@@ -37,7 +68,7 @@ class Cpu:
 
     def use(self, local_rank):
         """Make `local_rank`'s device the current one and return it as a torch.device."""
-        heap.keep_freed_memory()
+        keep_freed_memory()
         return torch.device(self.type)
 
     def seed(self, value):
@@ -255,6 +286,16 @@ def _cpu_flags():
             return set(next((line for line in file if line.startswith('flags')), '').split())
     except OSError:
         return set()
+
+
+def keep_freed_memory():
+    """Ask the C library to keep memory that CPU tensors have freed; returns whether it has understood.
+
+    By default glibc gives large blocks back at once, and every step fetches them again (test/bench/results/step.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    # malloc.h's M_MMAP_MAX, M_TRIM_THRESHOLD (the most that an int holds) and M_TOP_PAD
+    return bool(mallopt and mallopt(-4, 0) and mallopt(-1, 2 ** 31 - 1) and mallopt(-2, 2 ** 28))
 
 
 def local_address_towards(host):

@@ -21,14 +21,7 @@ SUPERSAMPLE = 2
 
 
 def draw(class_name, rng):
-    """One image of a class.
-
-    Args:
-        class_name: of CLASSES.
-        rng: numpy RandomState that decides everything else.
-    Returns:
-        PIL image, SIDE x SIDE, RGB.
-    """
+    """A PIL image, SIDE x SIDE, RGB, of one of CLASSES; the numpy RandomState `rng` decides everything else."""
     shape, texture = class_name.split('_')
     side = SIDE * SUPERSAMPLE
     mask = np.asarray(_shape_mask(shape, side, rng), dtype=np.float32)[..., None] / 255
@@ -69,10 +62,8 @@ def _texture(texture, side, rng):
     rows, columns = np.mgrid[:side, :side]
     angle, period = rng.uniform(0, math.pi), side * rng.uniform(.16, .24)
     along = np.cos(2 * math.pi * (columns * math.cos(angle) + rows * math.sin(angle)) / period)
-    if texture == 'stripes':
-        return (along > 0).astype(np.float32)
     across = np.cos(2 * math.pi * (rows * math.cos(angle) - columns * math.sin(angle)) / period)
-    return (along + across > 0).astype(np.float32)
+    return (along + (across if texture == 'checks' else 0) > 0).astype(np.float32)
 
 
 def _gradient(side, rng):

@@ -119,7 +119,7 @@ def write(folder, names, batches, images, dtype, width, unreadable):
 
     Args:
         names: of the arrays, without ending; batches: yields (indices of images, [tensor (M, width) of each array]).
-        images: util.image_sources.ImageSources; unreadable: util.inference.Unreadable.
+        images: util.datasets.ImageSources; unreadable: util.inference.Unreadable.
     Returns:
         the number of rows.
     Raises:
@@ -140,7 +140,7 @@ def write(folder, names, batches, images, dtype, width, unreadable):
                 add(rows.float().cpu().numpy())
             files.write(_lines(images.name_of(index) for index in indices))
             if labels:
-                labels([images.label_of(index) for index in indices])
+                labels(images.labels[indices])
             count += len(indices)
         if images.classes:
             opened('classes.txt').write(_lines(images.classes))

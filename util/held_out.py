@@ -64,13 +64,12 @@ def split_settings(fraction, seed, own, evaluating, trained_with):
             logger.info('warning: --val_fraction %g is not used: the data have validation images of their own',
                         fraction)
         return 0., VAL_SEED
-    before = trained_with or {}
-    old_fraction, old_seed = before.get('val_fraction'), before.get('val_seed')
-    if None in (old_fraction, old_seed):
-        usual = 0. if evaluating else VAL_FRACTION
-        return usual if fraction is None else fraction, VAL_SEED if seed is None else seed
+    old_fraction, old_seed = ((trained_with or {}).get(name) for name in ('val_fraction', 'val_seed'))
+    known = None not in (old_fraction, old_seed)
+    if not known:
+        old_fraction, old_seed = 0. if evaluating else VAL_FRACTION, VAL_SEED
     fraction, seed = old_fraction if fraction is None else fraction, old_seed if seed is None else seed
-    if old_fraction and (fraction > old_fraction or seed != old_seed):
+    if known and old_fraction and (fraction > old_fraction or seed != old_seed):
         logger.info('warning: --val_fraction %g, --val_seed %d: the checkpoint was trained with %g and %d; if on these '
                     'data, validation images are among those that it was trained on', fraction, seed, old_fraction,
                     old_seed)

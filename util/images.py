@@ -41,8 +41,7 @@ def decoding(path):
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
-        raise UnreadableImage(path, 'damaged, or a kind of TIFF that Pillow does not read; .npy files hold any channels'
-                              if path.lower().endswith(('.tif', '.tiff')) else 'damaged or not an image') from error
+        raise UnreadableImage(path, 'damaged or not an image, or a kind that Pillow does not read') from error
     except Exception as error:
         raise UnreadableImage(path, getattr(error, 'strerror', None) or first_line(error)) from error
 
@@ -59,12 +58,6 @@ def check_size(size):
     if size > MOST_BYTES:
         raise ValueError('{:,} bytes, more than the {:,} that an image may have'.format(size, MOST_BYTES))
     return size
-
-
-def read_image(path):
-    """An image file as an upright 8-bit RGB PIL image, without transparency; UnreadableImage where there is none."""
-    with decoding(path):
-        return Image.fromarray(decode(read_bytes(path))[0])
 
 
 def decode(data):

@@ -4,15 +4,15 @@ import sys
 import torch
 from torch.utils.data import Subset
 
-from util import device as devices, precision as precisions, preprocessing
+from util import device as devices, precision as precisions
 from util.bad_images import escaped
+from util.datasets import ImageSources
 from util.distributed import World
 from util.errors import UserError
-from util.image_sources import ImageSources
 from util.loader import default_workers, evaluation_loader
 from util.log import logger
 from util.progress_bar import progress_bar
-from util.transforms import to_pil
+from util.transforms import preprocessing_of, to_pil
 
 
 class Unreadable:
@@ -58,7 +58,7 @@ class Inference:
         self._device = self._accelerator.use(0)
         self._precision = precisions.choose(self._accelerator, amp)
         self.model = self._precision.prepare_inference(trained.model.to(self._device))
-        self._transform, self.normalize = preprocessing.of(trained.flags)
+        self._transform, self.normalize = preprocessing_of(trained.flags)
         self.unreadable = Unreadable()
 
     def images(self, paths):

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
-from util import device, hang_detector, log, precision as precisions, preprocessing, trained
+from util import device, hang_detector, log, precision as precisions, trained
 from util.datasets import has_validation, labelled_set
 from util.distributed import World
 from util.encoder import pooled
@@ -21,6 +21,7 @@ from util.log import logger
 from util.parser import COUNT, INDEX, POSITIVE, SHARE_BELOW_1, Parser
 from util.progress_bar import progress_bar
 from util.runtime import Runtime
+from util.transforms import preprocessing_of
 
 K, TEMPERATURE = 20, .07
 
@@ -167,7 +168,7 @@ def _datasets(data_path, flags, count, seed, *split):
         flags: of the training, by name; count, seed: see `spread`; None for all images.
         split: val_fraction and val_seed, see util.held_out.
     """
-    transform, _ = preprocessing.of(flags)
+    transform, _ = preprocessing_of(flags)
     train = labelled_set(data_path, 'train', transform, None, *split)
     bank = train if count is None else Subset(train, spread(np.asarray(train.labels), count, seed))
     return bank, labelled_set(data_path, 'val', transform, train.classes, *split), len(train.classes)
@@ -204,7 +205,7 @@ def _main():
     precision = precisions.choose(runtime.accelerator, args.amp)
     model = precision.prepare_inference(model.to(runtime.device))
     workers = default_workers() if args.num_workers is None else args.num_workers
-    KnnJudge(model, preprocessing.of(flags)[1], runtime, precision, *datasets, args.pool, args.k, args.temperature,
+    KnnJudge(model, preprocessing_of(flags)[1], runtime, precision, *datasets, args.pool, args.k, args.temperature,
              batch_size=args.batch_size, num_workers=workers, pin_memory=True).accuracy()
 
 

@@ -1,8 +1,10 @@
-"""The image files below a folder, in arrays: loader processes share these, where they would copy a list of strings.
+"""The image files below a folder or in a CSV file: arrays, which loader processes share, where they would copy lists.
 
 `listing` is the one boundary around listing a data set: whatever goes wrong in it is a UserError that names the file.
 """
+import csv
 import os
+import re
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -10,8 +12,14 @@ import numpy as np
 
 from util import hang_detector, remember
 from util.errors import UserError, first_line, one_line
+from util.files import open_regular
 from util.images import ARRAYS, without_arrays
 from util.progress_bar import progress_bar
+
+UNLABELLED = ['unlabelled']         # the classes of images that have none
+NO_CSV = 'cannot be read as rows of path,label in UTF-8'
+HEADERS = (['path'], ['path', 'label'])
+CHECKED = 10000         # files, spread over all, of which it is seen before the work begins that they are there
 
 
 @contextmanager
@@ -77,18 +85,16 @@ class Listing(Paths):
 
     def __init__(self, root, endings, own_files=True):
         with listing(root):
-            found = remember.arrays('list of files', root, lambda found: _state(root, found['folders'], endings)[0],
-                                    lambda: _listed(root, endings))
+            found = remember.arrays(
+                'list of files', root, lambda found: remember.state_of(root, _decoded(found['folders']), endings)[0],
+                lambda: _listed(root, endings))
         first = 0 if own_files else np.count_nonzero(found['folder_of'] == 0)
         super().__init__(root, found['names'][first:])
-        self.folders, self.folder_of = [os.fsdecode(folder) for folder in found['folders']], found['folder_of'][first:]
+        self.folders, self.folder_of = _decoded(found['folders']), found['folder_of'][first:]
 
 
-def _state(root, folders, endings):
-    """(text that differs when an entry of a folder has come, gone or been renamed, time of the last such change in s).
-    """
-    changed = [os.stat(os.path.join(root, os.fsdecode(folder))).st_mtime_ns for folder in folders]
-    return remember.digest(endings, changed), max(changed) / 1e9
+def _decoded(names):
+    return [os.fsdecode(name) for name in names]
 
 
 def _listed(root, endings):
@@ -106,15 +112,70 @@ def _listed(root, endings):
             bar.update(len(images))
     places = without_arrays(names)
     return {'names': encoded(names[place] for place in places), 'folders': encoded(folders),
-            'folder_of': np.array([folder_of[place] for place in places], np.int32)}, _state(root, folders, endings)
+            'folder_of': np.array([folder_of[place] for place in places], np.int32)}, remember.state_of(
+                root, folders, endings)
 
 
 def _leads_back(folder, name):
     """Whether an entry is a link to a folder that it lies in."""
     path = os.path.join(folder, name)
-    return os.path.islink(path) and os.path.join(os.path.realpath(folder), '').startswith(
-        os.path.join(os.path.realpath(path), ''))
+    return os.path.islink(path) and os.path.realpath(path) == os.path.commonpath(
+        [os.path.realpath(folder), os.path.realpath(path)])
 
 
 def _raise(error):
     raise error
+
+
+def read_csv(path, labelled):
+    """(Paths, class names, label of each path) of a CSV file: rows of path,label, in UTF-8, below a header or none.
+
+    Paths are relative to the folder of the file; a row that is there twice counts once.
+    Args:
+        labelled: whether labels are asked for; else all are 0 and the names UNLABELLED.
+    Raises:
+        UserError: the file cannot be read, a row is not as it should be, has no label, or names a missing file.
+    """
+    label_of, columns = {}, 2 if labelled else None
+    with listing(path, NO_CSV):
+        for line, cells in _rows(path):
+            columns = columns or len(cells)
+            if columns > 2 or len(cells) != columns or not all(cells):
+                raise ValueError('line {}: expected path,label; what holds a comma goes in double quotes'.format(line))
+            label = cells[1] if labelled else UNLABELLED[0]
+            if label_of.setdefault(cells[0], label) != label:
+                raise ValueError('line {}: {!r} had another label before'.format(line, cells[0]))
+        if not label_of:
+            raise ValueError('it lists no images')
+        paths = Paths(os.path.dirname(path), encoded(label_of))
+    for number in range(0, len(paths), len(paths) // CHECKED + 1):
+        if not os.path.exists(paths[number]):
+            raise UserError('--data_path: {}: {} is missing; paths are relative to the folder of the CSV file, and a '
+                            'header, if any, is path,label'.format(path, paths[number]))
+    found = set(label_of.values())
+    numbers = all(re.fullmatch(r'-?[0-9]{1,18}', label) for label in found)
+    classes = sorted(found, key=lambda label: (int(label) if numbers else 0, label))
+    number_of = {name: number for number, name in enumerate(classes)}
+    return paths, classes, np.array([number_of[label] for label in label_of.values()], np.int64)
+
+
+def has_labels(path):
+    """Whether a CSV file has more than paths, by its first row; UserError where it cannot be read."""
+    with listing(path, NO_CSV):
+        return len(next(_rows(path), (1, ['']))[1]) > 1
+
+
+def _rows(path):
+    """(number of its last line, cells without spaces around them) of each row below the header that is not blank."""
+    with open_regular(path, 'r', encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
+        reader, first = csv.reader(file, strict=True), True
+        try:
+            for row in reader:
+                cells = [cell.strip() for cell in row]
+                if reader.line_num % 10000 == 0:
+                    hang_detector.progress('the reading of {}'.format(one_line(path)))
+                if any(cells) and not (first and [cell.lower() for cell in cells] in HEADERS):
+                    yield reader.line_num, cells
+                first = first and not any(cells)
+        except csv.Error as error:
+            raise ValueError('line {}: {}'.format(reader.line_num, error)) from error

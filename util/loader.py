@@ -1,22 +1,33 @@
-"""Batches: which process sees which image, in which order, with which random augmentation."""
+"""Batches: which process sees which image, in which order, with which random augmentation; and loader processes."""
 import itertools
+import multiprocessing
 import os
 import random
+import re
+import signal
+import sys
+import threading
+import time
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torch.utils.data.dataloader import default_collate
 
-from util import workers
-from util.errors import UserError
+from util.errors import Fault, UserError
 from util.features import supported
 from util.images import UnreadableImage
 from util.log import logger
 
 MAX_DEFAULT_WORKERS = 10
 MOST_SUBSTITUTES = 99       # that may be unreadable too, before something other than the files must be broken
+GRACE = 2.          # seconds
+_TELLS_SENDER = hasattr(signal, 'sigtimedwait')      # of a signal; not on macOS
+_CAUGHT = re.compile(r'Caught \w+ in DataLoader worker process')     # raised in a worker that lives
+_ADVICE = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
+           signal.SIGBUS: 'most often shared memory ran out: enlarge /dev/shm or lower --num_workers'}
 # Older releases must be told for which accelerator to pin memory; newer ones know, and warn that they do.
 warnings.filterwarnings('ignore', 'pin_memory_device is deprecated')
 
@@ -49,19 +60,6 @@ class TrainingSampler(Sampler):
         seeds = torch.randint(2 ** 31, (self.length,), generator=generator)
         share = order[start:][rank::self.world_size][:max(self.length - start, 0) // self.world_size]
         return list(zip(share.tolist(), seeds[share].tolist()))
-
-
-class ShareSampler(Sampler):
-    """Given indices in their order; PyTorch 1.5 takes no range for a sampler."""
-
-    def __init__(self, indices):
-        self.indices = indices
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __iter__(self):
-        return iter(self.indices)
 
 
 class ReadableDataset(Dataset):
@@ -126,8 +124,16 @@ class Batches:
     empty are left out.
     """
 
-    def __init__(self, loader, dataset):
-        self.loader, self.dataset, self.sampler, self.workers = loader, dataset, loader.sampler, loader.num_workers
+    def __init__(self, dataset, lookup, sampler, batch_size, num_workers, pin_memory, accelerator):
+        # A generator of its own: else an iterator made anew, as after a resume, draws from the masks' generator.
+        options = supported(DataLoader, generator=torch.Generator())
+        if pin_memory and accelerator.is_accelerator:
+            options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
+        if num_workers:
+            options.update(supported(DataLoader, persistent_workers=True))
+        self.loader = DataLoader(lookup, batch_size=batch_size, sampler=sampler, collate_fn=collate,
+                                 drop_last=sampler is not None, **worker_options(num_workers), **options)
+        self.dataset, self.sampler, self.workers = dataset, sampler, num_workers
         self.bad_images, self.unreadable, self._left_out = None, 0, set()
 
     def __len__(self):
@@ -136,10 +142,10 @@ class Batches:
     def __iter__(self):
         """Raises util.errors.Fault where a loader process has died."""
         self.unreadable, self._left_out = 0, set()
-        return self._batches(workers.start(self.loader))
+        return self._batches(batches_of(self.loader))
 
-    def _batches(self, iterator):
-        for batch, found in iter(lambda: workers.following(iterator), None):
+    def _batches(self, batches):
+        for batch, found in batches:
             found = [tuple(pair) for pair in found]     # memory pinning makes lists of them
             self.unreadable += len(found)
             self._left_out.update(path for path, _ in found)
@@ -153,8 +159,8 @@ class Batches:
 
     def given(self):
         """Indices of the images that the last pass of an evaluation gave, in their order."""
-        indices = list(self.sampler)
-        return [i for i in indices if self.dataset.name_of(i) not in self._left_out] if self._left_out else indices
+        indices = self.loader.dataset.dataset.indices
+        return [i for i in indices if not self._left_out or self.dataset.name_of(i) not in self._left_out]
 
 
 def seed_generators(seed):
@@ -174,30 +180,103 @@ def training_loader(dataset, batch_size, world, seed, num_workers, pin_memory, a
     """
     sampler = TrainingSampler(len(dataset), seed, world.rank, world.size)
     if len(sampler) < batch_size:
-        raise UserError('--batch_size {}: the training set has {} images for {} process{}; at most {} fit'
-                        .format(batch_size, len(dataset), world.size, '' if world.size == 1 else 'es', len(sampler)))
-    return _batches(dataset, SeededDataset, sampler, batch_size, num_workers, pin_memory, accelerator)
+        raise UserError('--batch_size {}: a process gets at most {} of the {} images of the training set'.format(
+            batch_size, len(sampler), len(dataset)))
+    return Batches(dataset, SeededDataset(dataset), sampler, batch_size, num_workers, pin_memory, accelerator)
 
 
 def evaluation_loader(dataset, batch_size, world, distributed, num_workers, pin_memory, accelerator):
-    """All readable images once, in order: shared among all processes, or all on rank 0 and none elsewhere; as Batches.
-    """
+    """Batches of all readable images, in order: shared among all processes, or all on rank 0 and none elsewhere."""
     share = range(world.rank, len(dataset), world.size) if distributed else range(len(dataset) * world.is_main)
-    return _batches(dataset, ReadableDataset, ShareSampler(share), batch_size, num_workers, pin_memory, accelerator)
-
-
-def _batches(dataset, lookup, sampler, batch_size, num_workers, pin_memory, accelerator):
-    # A generator of its own: else an iterator that is made anew, as after a resume, draws from the masks' generator.
-    options = supported(DataLoader, generator=torch.Generator())
-    if pin_memory and accelerator.is_accelerator:
-        options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
-    if num_workers:
-        options.update(supported(DataLoader, persistent_workers=True))
-    return Batches(DataLoader(lookup(dataset), batch_size=batch_size, sampler=sampler, collate_fn=collate,
-                              drop_last=lookup is SeededDataset, **workers.options(num_workers), **options), dataset)
+    readable = ReadableDataset(Subset(dataset, share))
+    return Batches(dataset, readable, None, batch_size, num_workers, pin_memory, accelerator)
 
 
 def default_workers(local_processes=1, most=MAX_DEFAULT_WORKERS):
     """The cores this process may use, shared among the training processes of the node; 1 to `most`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(1, min(most, cores // local_processes))
+
+
+def worker_options(num_workers):
+    """DataLoader keywords for so many loader processes.
+
+    On Linux they are forked: started anew, as Python 3.14 does unless told, each would take seconds for its imports,
+    and hold lists of its own.
+    """
+    found = {'num_workers': num_workers, 'worker_init_fn': partial(set_up, os.getpid())}
+    if num_workers and sys.platform.startswith('linux'):
+        found['multiprocessing_context'] = 'fork'
+    return found
+
+
+def set_up(parent, worker):
+    """A DataLoader's worker_init_fn: this process leaves signals to its training process `parent`, and ends with it.
+
+    A batch system signals all processes of a job, and those that train still need batches for the step at hand; the
+    training process itself means its SIGTERM.
+    """
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if _TELLS_SENDER:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    sys.excepthook = lambda *error: None    # of the thread whose connection breaks off as the training process dies
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent):
+    """End with the training process, or by its SIGTERM.
+
+    DataLoader's own way to end takes seconds, in which the memory and the terminal are not free, and for ever where a
+    file blocks or a process that was killed held a lock.
+    """
+    while os.getppid() == parent:
+        told = signal.sigtimedwait([signal.SIGTERM], 1.) if _TELLS_SENDER else time.sleep(1.)
+        if told and told.si_pid == parent:
+            break
+    os._exit(1)
+
+
+def batches_of(loader):
+    """A generator of a DataLoader's batches; its workers run when this returns.
+
+    Raises:
+        Fault: a worker has died; by the generator, when its batch is asked for.
+    """
+    return _following(_iterator(loader), multiprocessing.active_children())
+
+
+def _iterator(loader):
+    """iter(loader) without the handler of SIGCHLD by which DataLoader tells of a dead worker at any moment."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        # Not by a name of its own: Python 3.7's getsignal leaves this frame in a cycle, and an iterator that a younger
+        # loader process collects as garbage waits there for processes that are not its own.
+        return iter(loader)
+    finally:
+        if handler not in (None, signal.getsignal(signal.SIGCHLD)):     # None: not set from Python
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def _following(iterator, processes):
+    try:
+        yield from iterator
+    except (RuntimeError, OSError, EOFError) as error:
+        deadline = time.monotonic() + GRACE     # a batch can break off before the system knows of its worker's end
+        while processes and not _CAUGHT.match(str(error)):
+            dead = [process for process in processes if process.exitcode is not None]
+            if dead:
+                raise Fault(_how(dead[0])) from error
+            if time.monotonic() > deadline:
+                break
+            time.sleep(.02)
+        raise
+
+
+def _how(worker):
+    number = -worker.exitcode
+    end = 'was killed by ' + signal.Signals(number).name if number > 0 else 'ended with status {}'.format(-number)
+    return 'a loader process (pid {}) {}; {}'.format(worker.pid, end,
+                                                     _ADVICE.get(number, '--num_workers 0 may show why'))

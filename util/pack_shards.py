@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from util import log, remember, shards, workers
+from util import log, remember, shards
 from util.arguments import is_csv
 from util.datasets import EXTENSIONS, ImageList, has_classes, labelled_set, place, pretraining_set
 from util.errors import UserError, instead_of, run
 from util.images import ARRAYS, UnreadableImage, decoding, read_bytes
-from util.loader import default_workers
+from util.listing import UNLABELLED
+from util.loader import batches_of, default_workers, worker_options
 from util.log import logger
 from util.parser import COUNT, INDEX, Parser, number
 from util.pictures import open_picture
@@ -64,13 +65,12 @@ def main():
 
 def split_sets(source, short_side=None):
     """(folder within TARGET, ImageList) of each part of SOURCE, which can be shrunk where that is asked for."""
-    if not (os.path.isdir(source) or is_csv(source)):
-        raise UserError('SOURCE: {} is not a folder or CSV file'.format(source))
     train = source if is_csv(source) else place(source, 'train')
     if train and has_classes(train):
         first = labelled_set(source, 'train', val_fraction=0.)
-        found = [('train', first)] + ([('val', labelled_set(source, 'val', classes=first.classes))]
-                                      if place(source, 'val') else [])
+        found = [('train', first)]
+        if place(source, 'val'):
+            found.append(('val', labelled_set(source, 'val', classes=first.classes)))
     else:
         found = [('train' if train else '', pretraining_set(source))]
     for split, dataset in found:
@@ -99,7 +99,8 @@ def pack(args, sets):
             json.dump({**settings, 'images': sum(len(dataset) for _, dataset in sets)}, file, indent=1)
         unread = sum([_pack_split(args, incomplete, split, dataset) for split, dataset in sets], [])
         if unread:
-            _write_lines(os.path.join(incomplete, UNREADABLE), unread)
+            with open(os.path.join(incomplete, UNREADABLE), 'w', encoding='utf-8', errors='surrogateescape') as file:
+                file.writelines(unread)
         os.sync()           # else a power cut could leave files that are empty below the final name
         os.rename(incomplete, target)
     except OSError as error:
@@ -111,13 +112,11 @@ def pack(args, sets):
 
 def _pack_split(args, folder, split, dataset):
     """Write the tar files of a split, its index and its classes below `folder`; returns lines about unread images."""
-    folder, labelled, unread = os.path.join(folder, split), dataset.classes != ['unlabelled'], []
+    folder, labelled, unread = os.path.join(folder, split), dataset.classes != UNLABELLED, []
     os.makedirs(folder, exist_ok=True)
     if labelled:
-        broken = [name for name in dataset.classes if '\n' in name]
-        if broken:
-            raise UserError('SOURCE: the class folder {!r} has a line break in its name; rename it'.format(broken[0]))
-        _write_lines(os.path.join(folder, shards.CLASSES), dataset.classes)
+        with open(os.path.join(folder, shards.CLASSES), 'w', encoding='utf-8', errors='surrogateescape') as file:
+            file.writelines(name.replace('\n', ' ') + '\n' for name in dataset.classes)
     names = member_names(dataset.paths)
     # Shuffled, so that tools which read tar files from their beginning meet the classes mixed.
     order = np.random.RandomState(0).permutation(len(dataset))
@@ -129,7 +128,7 @@ def _pack_split(args, folder, split, dataset):
                 for i, (data, ending, reason) in zip(order[start:start + args.images_per_shard], contents):
                     bar.update()
                     if reason:
-                        unread.append('{}\t{}'.format(dataset.name_of(i), reason))
+                        unread.append('{}\t{}\n'.format(dataset.name_of(i), reason))
                         continue
                     stem, own = os.path.splitext(names[i])
                     _add(tar, stem + (ending or own), data)
@@ -141,11 +140,6 @@ def _pack_split(args, folder, split, dataset):
     made, (state, _) = shards.indexed(folder, shards.tar_files(folder), EXTENSIONS)
     remember.save(os.path.join(folder, shards.INDEX), made, state)
     return unread
-
-
-def _write_lines(path, lines):
-    with open(path, 'w', encoding='utf-8', errors='surrogateescape') as file:
-        file.writelines(line + '\n' for line in lines)
 
 
 def _add(tar, name, data):
@@ -178,36 +172,32 @@ def _read(paths, num_workers, short_side, quality):
         util.errors.Fault: one of the processes dies.
     """
     loader = DataLoader(paths, batch_size=8, collate_fn=partial(_contents, short_side=short_side, quality=quality),
-                        **workers.options(num_workers))
+                        **worker_options(num_workers))
     # What a signal raises while Python forks would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    batches = workers.start(loader)
+    batches = batches_of(loader)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    return itertools.chain.from_iterable(iter(lambda: workers.following(batches), None))
+    return itertools.chain.from_iterable(batches)
 
 
-def _contents(paths, short_side, quality):
-    found = []
-    for path in paths:
-        try:
-            with decoding(path):
-                found.append((*_content(path, short_side, quality), None))
-        except UnreadableImage as error:
-            found.append((b'', None, error.reason))
-    return found
+def _contents(paths, **options):
+    return [_content(path, **options) for path in paths]
 
 
 def _content(path, short_side, quality):
-    """The bytes of an image file and None; of one whose short side is longer, an upright JPEG file and '.jpg'."""
-    picture = open_picture(path) if short_side else None
-    if picture is None or short_side >= min(picture.height, picture.width):
-        return read_bytes(path), None
-    scale = short_side / min(picture.height, picture.width)
-    size = round(picture.height * scale), round(picture.width * scale)
-    pixels = picture.part(0, 0, picture.height, picture.width, size).numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, 'JPEG', quality=quality)
-    return file.getvalue(), '.jpg'
+    """(bytes of an image file, None, None); (those of a JPEG file, '.jpg', None) of one whose short side is longer."""
+    try:
+        with decoding(path):
+            picture = open_picture(path) if short_side else None
+            if picture is None or short_side >= min(picture.height, picture.width):
+                return read_bytes(path), None, None
+            scale = short_side / min(picture.height, picture.width)
+            size = round(picture.height * scale), round(picture.width * scale)
+            pixels, file = picture.part(0, 0, picture.height, picture.width, size).numpy(), io.BytesIO()
+            Image.fromarray(pixels).save(file, 'JPEG', quality=quality)
+            return file.getvalue(), '.jpg', None
+    except UnreadableImage as error:
+        return b'', None, error.reason
 
 
 if __name__ == '__main__':

@@ -50,8 +50,7 @@ class Picture:
         return self
 
     def _with_other_channels(self, count, own):
-        words = '{} channel{} and not the {} of --in_chans'.format(own, 's'[:own - 1], count)
-        return UnreadableImage(self._path, words)
+        return UnreadableImage(self._path, 'its channels are {}, and not the {} of --in_chans'.format(own, count))
 
     def step(self, height, width, size):
         """What the edges of a part of height x width should be multiples of, to get it in `size` for the least work."""
@@ -130,12 +129,12 @@ class StoredPicture(Picture):
             image = image.convert('RGBA')
         own = len(image.getbands())
         if own == count:
-            return ArrayPicture(self._path, images.upright(self._image, image))
+            return ArrayPicture(images.upright(self._image, image), self._path)
         if own > 1 or self._image.format != 'TIFF':
             raise self._with_other_channels(count, own)
         with decoding(self._path):
             pages = images.decode_pages(self._data)
-        return ArrayPicture(self._path, pages).channels(count)
+        return ArrayPicture(pages, self._path).channels(count)
 
 
 class ArrayPicture(Picture):
@@ -144,9 +143,6 @@ class ArrayPicture(Picture):
     Parts of uint8 arrays are uint8; those of others float32, in which 255 stands for 65535 in uint16 and for 1 in
     floats, and is no limit to these.
     """
-
-    def __init__(self, path, pixels):
-        super().__init__(pixels, path)
 
     def channels(self, count):
         if count != self._pixels.shape[2]:
@@ -194,7 +190,7 @@ def open_picture(path, read=read_bytes):
         if picture:
             return picture
         if path.lower().endswith(ARRAYS):
-            return ArrayPicture(path, images.decode_array(data))
+            return ArrayPicture(images.decode_array(data), path)
         pixels, image = images.decode(data)
         return StoredPicture(pixels, path, data, image)
 

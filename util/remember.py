@@ -7,14 +7,13 @@ import hashlib
 import io
 import os
 import time
-import zipfile
 from contextlib import ExitStack, suppress
 
 import numpy as np
 
 from util import hang_detector
 from util.file_lock import file_lock
-from util.files import write_atomically
+from util.files import open_regular, write_atomically
 from util.log import logger
 
 SLOW = 1.           # seconds; what takes less to make is not kept
@@ -32,7 +31,7 @@ def arrays(what, source, state, make, beside=None):
         beside: file that may hold the arrays, looked at first.
     """
     folder = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae')
-    name = digest(what, os.path.realpath(source))[:32]
+    name = _digest(what, os.path.realpath(source))[:32]
     path = os.path.join(folder, name + '.npz')
     kept = _current((beside, path), state)
     if kept is None:
@@ -56,21 +55,25 @@ def arrays(what, source, state, make, beside=None):
     return kept[0]
 
 
-def digest(*values):
-    """Text that differs where one of the values does."""
+def state_of(root, names, *more):
+    """(text that differs when a file or folder below `root` has changed, or `more`; time of the last change in s)."""
+    found = [os.stat(os.path.join(root, name)) for name in names]
+    sizes, changed = [status.st_size for status in found], [status.st_mtime_ns for status in found]
+    return _digest(names, *more, sizes, changed), max(changed) / 1e9
+
+
+def _digest(*values):
     return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
 def _current(paths, state):
     """(arrays, path) of the first of the files that holds still; None where none does."""
     for path in filter(None, paths):
-        try:
-            with np.load(path, allow_pickle=False) as file:
+        with suppress(Exception):       # it is missing or damaged
+            with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
             if str(found.pop('state')) == state(found):
                 return found, path
-        except (OSError, ValueError, LookupError, EOFError, MemoryError, zipfile.BadZipFile):     # missing, damaged
-            pass
     return None
 
 

@@ -14,7 +14,7 @@ from util import hang_detector, remember
 from util.errors import UserError, one_line
 from util.files import open_regular
 from util.images import ARRAYS, check_size, without_arrays
-from util.listing import encoded, listing
+from util.listing import UNLABELLED, encoded, listing
 from util.pictures import PictureSet, open_picture
 from util.progress_bar import progress_bar
 
@@ -36,14 +36,13 @@ class ShardList(PictureSet):
 
     def __init__(self, root, endings, labelled, transform=None):
         self.root, self._tars = root, tar_files(root)
-        beside = os.path.join(root, INDEX)
         found = remember.arrays('index of tar files', root, lambda found: _checked(root, self._tars, endings, found),
-                                lambda: indexed(root, self._tars, endings), beside if os.path.isfile(beside) else None)
+                                lambda: indexed(root, self._tars, endings), os.path.join(root, INDEX))
         self._names, self._places = found['names'], found['places']     # (N, 3): tar file, offset and size in bytes
         if not len(self._names):
             raise UserError('--data_path: the tar files of {} hold no images ({})'.format(root, ' '.join(endings)))
-        labels, classes = np.zeros(len(self._names), np.int64), ['unlabelled']
-        super().__init__(*(_labels(root, found) if labelled else (labels, classes)), transform)
+        labels, classes = _labels(root, found) if labelled else (np.zeros(len(self._names), np.int64), UNLABELLED)
+        super().__init__(labels, classes, transform)
 
     def names(self):
         """The names of the images, which tell them apart wherever the dataset lies."""
@@ -78,10 +77,14 @@ def _labels(root, found):
     """(label of each image, class names)."""
     labels = found['labels']
     if (labels >= 0).all():
-        names = _named_classes(root) or [str(label) for label in range(labels.max() + 1)]
+        path, names = os.path.join(root, CLASSES), [str(label) for label in range(labels.max() + 1)]
+        if os.path.lexists(path):
+            with listing(path, 'cannot be read'), \
+                    open_regular(path, 'r', encoding='utf-8', errors='surrogateescape') as file:
+                names = file.read().rstrip('\n').split('\n')
         if labels.max() >= len(names):
             raise UserError('--data_path: {} has {} lines, but there is an image of class {}'.format(
-                os.path.join(root, CLASSES), len(names), labels.max()))
+                path, len(names), labels.max()))
         return labels, names
     folders, labels = np.unique([os.path.basename(os.path.dirname(os.fsdecode(name))) for name in found['names']],
                                 return_inverse=True)
@@ -89,14 +92,6 @@ def _labels(root, found):
         raise UserError('--data_path: the tar files of {} hold images without a class, which is a file .cls beside '
                         'the image or the folder that it is in'.format(root))
     return labels, folders.tolist()
-
-
-def _named_classes(root):
-    path = os.path.join(root, CLASSES)
-    if not os.path.lexists(path):
-        return None
-    with listing(path, 'cannot be read'), open_regular(path, 'r', encoding='utf-8', errors='surrogateescape') as file:
-        return file.read().rstrip('\n').split('\n')
 
 
 def _checked(root, tars, endings, found):
@@ -108,18 +103,11 @@ def _checked(root, tars, endings, found):
             and _within(offset, 0, end[tar] + 1) and _within(size, 0, end[tar] - offset + 1)
             and _within(labels, -1, MOST_CLASSES)):
         raise ValueError('not an index of these tar files')
-    return _state(root, tars, endings)[0]
+    return remember.state_of(root, tars, endings)[0]
 
 
 def _within(numbers, least, end):
     return bool(((least <= numbers) & (numbers < end)).all())
-
-
-def _state(root, tars, endings):
-    """(text that differs when a tar file has changed, time of the last change in s)."""
-    found = [os.stat(os.path.join(root, name)) for name in tars]
-    changed = [status.st_mtime_ns for status in found]
-    return remember.digest(tars, endings, [status.st_size for status in found], changed), max(changed) / 1e9
 
 
 def indexed(root, tars, endings):
@@ -137,17 +125,13 @@ def indexed(root, tars, endings):
         for name, offset, size in images:
             names.append(name)
             places.append((number, offset, size))
-            labels.append(classes.get(key(name), classes.get(os.path.splitext(name)[0], -1)))
+            stem = os.path.splitext(name)[0]
+            sample = os.path.join(os.path.dirname(name), os.path.basename(name).split('.')[0])      # WebDataset's
+            labels.append(classes.get(sample, classes.get(stem, -1)))
     kept = without_arrays(names)
     names, places, labels = ([values[place] for place in kept] for values in (names, places, labels))
     return {'names': encoded(names), 'places': np.array(places, np.int64).reshape(-1, 3),
-            'labels': np.array(labels, np.int64)}, _state(root, tars, endings)
-
-
-def key(name):
-    """What the members of a sample have in common: all before the first dot of the file name."""
-    folder, file = os.path.split(name)
-    return os.path.join(folder, file.split('.')[0])
+            'labels': np.array(labels, np.int64)}, remember.state_of(root, tars, endings)
 
 
 def _members(path, endings):

@@ -1,10 +1,8 @@
 """From a picture to bytes in the model's size, in the loader; from bytes to what the model takes, on the device.
 
-Augmentation for pre-training and fine-tuning, resizing for evaluation. A transform takes a util.pictures.Picture and
-gives a (H, W, C) uint8 tensor; batches of these are a quarter of what floats would be, and Normalize ends the way. Only
-arrays of more than 8 bits (util.pictures.ArrayPicture) become floats earlier.
-
-Sizes are those of util.input_size: the side of a square, or height and width.
+A transform takes a util.pictures.Picture and gives a (H, W, C) uint8 tensor; batches of these are a quarter of what
+floats would be, and Normalize ends the way. Only arrays of more than 8 bits (util.pictures.ArrayPicture) become floats
+earlier. Sizes are those of util.input_size: the side of a square, or height and width.
 """
 import math
 import random
@@ -18,7 +16,7 @@ from util.errors import UserError
 from util.input_arguments import COLOURED, RECIPE_AA
 from util.input_size import sides
 from util.input_statistics import MEAN, STD, statistics
-from util.timm_compat import RandomErasing, color_augmentation
+from util.timm_compat import color_augmentation
 
 RATIO = (3 / 4, 4 / 3)      # width to height of a random crop
 LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
@@ -29,8 +27,7 @@ EVAL_CROP = .875            # share of the short side that evaluation keeps, up 
 
 def pretraining_transform(input_size, in_chans=3, crop_min=.2):
     """Random resized crop, of `crop_min` of the area or more, and flip (arXiv:2111.06377, appendix A.1)."""
-    return transforms.Compose([RandomResizedCrop(input_size, (crop_min, 1.), in_chans), flip_at_random,
-                               *_grey(in_chans)])
+    return _composed(in_chans, RandomResizedCrop(input_size, (crop_min, 1.), in_chans), flip_at_random)
 
 
 def finetuning_transform(input_size, in_chans=3, color_jitter=None, aa=RECIPE_AA, crop_min=.08):
@@ -41,27 +38,28 @@ def finetuning_transform(input_size, in_chans=3, color_jitter=None, aa=RECIPE_AA
     Raises:
         UserError: timm cannot read the policy `aa`.
     """
-    on_pil = _colour(input_size, color_jitter, aa) if in_chans in COLOURED else []
-    return transforms.Compose([RandomResizedCrop(input_size, (crop_min, 1.), in_chans), flip_at_random, *on_pil,
-                               *_grey(in_chans)])
-
-
-def _colour(input_size, color_jitter, aa):
+    steps = []
     try:
-        steps = color_augmentation(None if aa == 'none' else aa, color_jitter=color_jitter, interpolation='bicubic',
-                                   input_size=input_size if isinstance(input_size, int) else sides(input_size),
-                                   mean=MEAN, std=STD)
+        if in_chans in COLOURED:
+            steps = color_augmentation(None if aa == 'none' else aa, color_jitter=color_jitter, mean=MEAN, std=STD,
+                                       input_size=sides(input_size), interpolation='bicubic')
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError('--aa {}: timm does not know this policy ({}); e.g. {}, or none'
                         .format(aa, error, RECIPE_AA)) from error
-    return [to_pil, *steps, to_bytes] if steps else []
+    return _composed(in_chans, RandomResizedCrop(input_size, (crop_min, 1.), in_chans), flip_at_random,
+                     *([to_pil, *steps, to_bytes] if steps else []))
 
 
 def evaluation_transform(input_size, in_chans=3):
     """Bicubic resize so that the centre crop keeps 0.875 of the side that limits it (all of it above 224 pixels)."""
     size = sides(input_size)
     around = tuple(int(side / EVAL_CROP) for side in size) if max(size) <= 224 else size
-    return transforms.Compose([CentreCrop(around, size, in_chans), *_grey(in_chans)])
+    return _composed(in_chans, CentreCrop(around, size, in_chans))
+
+
+def _composed(in_chans, *steps):
+    # Augmentations are defined on colour images, so a grey input is made at the end.
+    return transforms.Compose([*steps, to_grey] if in_chans == 1 else [*steps])
 
 
 class RandomResizedCrop:
@@ -71,7 +69,7 @@ class RandomResizedCrop:
     which is less than half a pixel of the result.
     """
 
-    def __init__(self, size, scale, in_chans=3):
+    def __init__(self, size, scale, in_chans):
         self.size, self.scale, self.in_chans = sides(size), scale, in_chans
 
     def __call__(self, picture):
@@ -94,10 +92,10 @@ class RandomResizedCrop:
 
 
 class CentreCrop:
-    """The middle `size` of a picture that is resized until it just covers `around`: for squares, to that short side."""
+    """The middle `size` of a picture that is resized until it just covers `around`; both (height, width)."""
 
-    def __init__(self, around, size, in_chans=3):
-        self.around, self.size, self.in_chans = sides(around), sides(size), in_chans
+    def __init__(self, around, size, in_chans):
+        self.around, self.size, self.in_chans = around, size, in_chans
 
     def __call__(self, picture):
         picture = picture.channels(self.in_chans)
@@ -127,11 +125,6 @@ def to_bytes(image):
     """PIL image -> (H, W, C) uint8 tensor."""
     pixels = torch.from_numpy(np.array(image))
     return pixels if pixels.dim() == 3 else pixels[..., None]
-
-
-def _grey(in_chans):
-    # Augmentations are defined on colour images, so a grey input is made at the end.
-    return [to_grey] if in_chans == 1 else []
 
 
 def to_grey(pixels):
@@ -180,11 +173,6 @@ class Normalize:
         return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1)[..., :3 if len(scale) >= 3 else 1]
 
 
-def random_erasing(device, prob, mode='pixel', count=1, resplit=False):
-    """timm's random erasing of normalised images (N, C, H, W), in place (arXiv:1708.04896).
-
-    Args:
-        prob: of an image to be erased in part; mode: 'const', 'rand' or 'pixel'; count: parts at most.
-        resplit: leave the first half of the batch as it is.
-    """
-    return RandomErasing(prob, mode=mode, max_count=count, num_splits=2 if resplit else 0, device=device)
+def preprocessing_of(flags):
+    """(transform, normalize) of a trained model, as in evaluation, from the flags that its checkpoint keeps."""
+    return evaluation_transform(flags.get('input_size') or 224, flags.get('in_chans') or 3), Normalize.of(flags)

@@ -32,7 +32,7 @@ from torchvision import transforms
 from util import device as devices
 from util.datasets import ImageList, pretraining_set
 from util.distributed import World
-from util.images import read_image
+from util.images import decode, read_bytes
 from util.loader import collate, evaluation_loader, training_loader
 from util.pictures import BICUBIC, MARGIN, open_picture
 from util.timm_compat import color_augmentation
@@ -194,7 +194,7 @@ def differences(paths):
     """{n: (mean, worst image's mean) difference in grey levels from Pillow's resize} of pictures decoded at 1 / n."""
     found = {scale: [] for scale in (1, 2, 4, 8)}
     for path in paths:
-        whole = read_image(path)
+        whole = Image.fromarray(decode(read_bytes(path))[0])
         for scale, values in found.items():
             width, height = (side // scale * scale for side in whole.size)
             side = int(min(width, height) / (MARGIN * scale))       # the largest that is decoded at this scale

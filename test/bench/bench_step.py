@@ -40,8 +40,8 @@ from util.compiling import compile_blocks
 from util.loader import seed_generators
 from util.param_groups import decay_groups, layer_decay_groups
 from util.recompute import recomputed
-from util.timm_compat import Mixup, SoftTargetCrossEntropy
-from util.transforms import Normalize, random_erasing
+from util.timm_compat import Mixup, RandomErasing, SoftTargetCrossEntropy
+from util.transforms import Normalize
 from util.updates import WeightUpdates
 
 SIDES = ('ours', 'baseline')
@@ -144,7 +144,7 @@ class Ours(Step):
             compile_blocks(model, place)
         self.updates = WeightUpdates(model, optimizer, self.precision, lambda epoch: LR)
         self.mix = Mixup(.8, 1., label_smoothing=.1, num_classes=1000)
-        self.erase, self.criterion = random_erasing(place, .25), SoftTargetCrossEntropy()
+        self.erase, self.criterion = RandomErasing(.25, mode='pixel', device=place), SoftTargetCrossEntropy()
 
     def __call__(self):
         images, self.i = self.normalize(self.pixels), self.i + 1

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from util import csv_list
+from util import listing
 from util.datasets import labelled_set, pretraining_set
 from util.errors import UserError
 
@@ -52,15 +52,6 @@ def test_numbers_are_ordered_by_their_value_and_names_by_their_letters(folder):
     assert labelled_set(write(folder, 'a.jpg,10\nb.jpg,9a\n'), 'train', val_fraction=0).classes == ['10', '9a']
 
 
-def test_two_files_share_the_classes_of_train(folder):
-    write(folder, 'path,label\na.jpg,cat\nb.jpg,dog\n', 'train.csv')
-    write(folder, 'path,label\nsub/\u6c49.jpg,dog\n', 'val.csv')
-    train = labelled_set(str(folder), 'train')
-    val = labelled_set(str(folder), 'val', classes=train.classes)
-    assert (len(train), len(val), val.classes, val[0][1]) == (2, 1, ['cat', 'dog'], 1)
-    assert len(pretraining_set(str(folder))) == 2
-
-
 def test_a_table_names_the_classes_of_images_that_lie_flat_in_train(folder):
     (folder / 'sub').rename(folder / 'train')
     write(folder, 'path,label\ntrain/\u6c49.jpg,dog\n"train/c, d.jpg",cat\n', 'train.csv')
@@ -96,8 +87,8 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_of_a_huge_file_some_images_are_looked_for(folder, monkeypatch):
-    monkeypatch.setattr(csv_list, 'CHECKED', 2)
+    monkeypatch.setattr(listing, 'CHECKED', 2)
     looked = []
-    monkeypatch.setattr(csv_list.os.path, 'exists', lambda path: looked.append(path) or True)
+    monkeypatch.setattr(listing.os.path, 'exists', lambda path: looked.append(path) or True)
     labelled_set(write(folder, ''.join('{}.jpg,a\n'.format(i) for i in range(100))), 'train')
     assert [path for path in looked if path.endswith('.jpg')] == [str(folder / '0.jpg'), str(folder / '51.jpg')]

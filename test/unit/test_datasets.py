@@ -1,5 +1,6 @@
 """The layouts that --data_path may have, and what is refused."""
 import pickle
+import pickletools
 import shutil
 
 import numpy as np
@@ -11,15 +12,23 @@ from util.drawn_dataset import CLASSES
 from util.errors import UserError
 
 
+def pickled(value):
+    """As Python 2 has pickled the official files, where bytes are strings."""
+    data = bytearray(pickle.dumps(value, protocol=3))
+    for opcode, _, place in pickletools.genops(bytes(data)):
+        data[place] = {'SHORT_BINBYTES': ord('U'), 'BINBYTES': ord('T')}.get(opcode.name, data[place])
+    return bytes(data)
+
+
 def write_cifar(folder, files, meta):
-    """A folder of batches {name: dict} whose data are random; protocol 2 is that of the official files."""
+    """A folder of batches {name: dict} whose data are random."""
     folder.mkdir()
     for name, batch in files.items():
         count = len(batch[b'labels' if b'labels' in batch else b'fine_labels'])
         pixels = np.random.RandomState(0).randint(0, 256, (count, 3072)).astype(np.uint8)
-        (folder / name).write_bytes(pickle.dumps({b'data': pixels, **batch}, protocol=2))
+        (folder / name).write_bytes(pickled({b'data': pixels, **batch}))
     for name, content in meta.items():
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+        (folder / name).write_bytes(pickled(content))
     return folder
 
 
@@ -68,7 +77,7 @@ def test_cifar_is_found_at_its_folder_and_at_the_one_around_it(cifar):
         train, val = datasets.labelled_set(path, 'train'), datasets.labelled_set(path, 'val')
         assert (len(train), len(val), len(train.classes)) == (30, 6, 10)
     picture, label = train[1]
-    data = pickle.loads((cifar / 'data_batch_1').read_bytes())[b'data'][1]
+    data = pickle.loads((cifar / 'data_batch_1').read_bytes(), encoding='bytes')[b'data'][1]
     assert np.array_equal(picture.part(0, 0, 32, 32, (32, 32)), data.reshape(3, 32, 32).transpose(1, 2, 0))
     assert label == 1
 
@@ -80,7 +89,7 @@ def test_cifar_100_gives_its_fine_labels_and_beside_cifar_10_must_be_named(cifar
     shutil.copytree(str(cifar), str(cifar_100.parent / cifar.name))
     with pytest.raises(UserError, match='CIFAR-10 and CIFAR-100'):
         datasets.pretraining_set(str(cifar_100.parent))
-    (cifar_100 / 'meta').write_bytes(pickle.dumps({b'fine_label_names': [b'cat']}, protocol=2))
+    (cifar_100 / 'meta').write_bytes(pickled({b'fine_label_names': [b'cat']}))
     with pytest.raises(UserError, match='meta'):
         datasets.labelled_set(str(cifar_100), 'train')
 
@@ -99,7 +108,7 @@ class Evil:
 def test_a_cifar_batch_of_another_kind_is_refused_by_name(cifar, tmp_path, batch):
     """Among them a pickle that runs code, one whose memo would take 32 GB and one that claims 4 GB of bytes."""
     shutil.copytree(str(cifar), str(tmp_path / 'c'))
-    data = batch if isinstance(batch, bytes) else pickle.dumps(batch, protocol=2)
+    data = batch if isinstance(batch, bytes) else pickled(batch)
     (tmp_path / 'c' / 'data_batch_1').write_bytes(data)
     with pytest.raises(UserError, match='data_batch_1 .*CIFAR-10 batch'):
         datasets.pretraining_set(str(tmp_path / 'c'))

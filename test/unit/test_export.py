@@ -11,10 +11,11 @@ import torch
 
 import models_mae
 import models_vit
-from util import checkpoint_file, export, export_hf, export_onnx, preprocessing, trained
+from util import checkpoint_file, export, export_hf, export_onnx, trained
 from util.errors import UserError
 from util.features import accepts
 from util.pictures import Picture
+from util.transforms import preprocessing_of
 
 FILES = {'timm': 'x.pth', 'hf': 'x', 'safetensors': 'x.safetensors', 'onnx': 'x.onnx'}
 # (checkpoint, part): all that there is to export.
@@ -79,7 +80,7 @@ def test_transformers_image_processor_makes_the_pixels_of_evaluation(checkpoints
     transformers = export_hf.transformers
     export.export(str(checkpoints / 'mean'), 'hf', str(tmp_path / 'x'))
     pixels = np.random.RandomState(0).randint(0, 256, (18, 18, 3)).astype(np.uint8)
-    transform, normalize = preprocessing.of(trained.load_either(str(checkpoints / 'mean')).flags)
+    transform, normalize = preprocessing_of(trained.load_either(str(checkpoints / 'mean')).flags)
     processor = getattr(transformers, 'AutoImageProcessor', None) or transformers.AutoFeatureExtractor
     found = processor.from_pretrained(str(tmp_path / 'x'))(pixels, return_tensors='pt')['pixel_values']
     assert torch.allclose(found, normalize(transform(Picture(pixels))[None]), atol=1e-5)

@@ -8,7 +8,7 @@ from PIL import Image
 from timm.data import mixup
 
 import models_vit
-from util import input_size, preprocessing, trained, weights
+from util import input_size, trained, weights
 from util.arguments import parse_pretrain
 from util.checkpoint import Resumed
 from util.checkpoint_file import save
@@ -16,6 +16,7 @@ from util.errors import UserError
 from util.features import accepts
 from util.pictures import Picture
 from util.timm_compat import Mixup
+from util.transforms import preprocessing_of
 
 WIDE = ['--input_size', '32', '48']
 
@@ -27,13 +28,6 @@ def vit(size, **options):
 
 def flags_of(size, model='vit_nano_patch16'):
     return {'model': model, 'input_size': size, 'patch_size': 8}
-
-
-@pytest.mark.parametrize('size, patch, near', [
-    (225, 16, '224 or 240'), (7, 16, ' 16 '), ([32, 50], 8, '48 or 56'), ([32, 48], 16, None), (28, 14, None)])
-def test_sizes_that_patches_do_not_fill_are_named_with_those_that_they_do(size, patch, near):
-    said = input_size.misfit(size, patch)
-    assert said is near or near in said
 
 
 def test_the_share_of_hidden_patches_is_counted_on_the_grid_that_there_is(tmp_path):
@@ -104,6 +98,6 @@ def test_a_size_is_kept_as_one_number_where_it_is_a_square(tmp_path, text, size)
 def test_a_classifier_of_a_wide_input_predicts_at_that_and_other_sizes(tmp_path, size):
     save(str(tmp_path / 'x.pth'), {'model': vit([32, 48]).state_dict(), 'args': flags_of([32, 48])})
     again, flags, _ = trained.load_classifier(str(tmp_path / 'x.pth'), size)
-    transform, normalize = preprocessing.of(flags)
+    transform, normalize = preprocessing_of(flags)
     assert again(normalize(transform(Picture(np.array(noise(80, 60))))[None])).shape == (1, 3)
     assert flags['input_size'] == (size or [32, 48])

@@ -5,6 +5,7 @@ import shutil
 import time
 
 import pytest
+from test_datasets import Evil
 
 from util import remember
 from util.datasets import EXTENSIONS, pretraining_set
@@ -75,11 +76,6 @@ def test_a_list_that_is_made_quickly_or_of_what_has_just_changed_or_without_a_pl
     monkeypatch.setattr(remember, 'SLOW', -1.)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tree / '0.jpg'))
     assert len(names(tree / 'a')) == 1
-
-
-class Evil:
-    def __reduce__(self):
-        return (exec, ('raise SystemExit("ran")',))
 
 
 @pytest.mark.parametrize('damage', [lambda data: data[:len(data) // 2], lambda data: data.replace(b'state', b'stale'),

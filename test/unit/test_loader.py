@@ -18,14 +18,25 @@ from util.loader import SeededDataset, TrainingSampler, collate, default_workers
 pytestmark = pytest.mark.compat
 
 
-class Noise(Dataset):
-    """Each sample is its index beside numbers from all three generators."""
+class Files(Dataset):
+    """(index as an image, label) pairs, of which some are unreadable and one shows a bug in the augmentation."""
 
-    def __init__(self, length=12):
-        self.length = length
+    def __init__(self, length=12, bad=(), buggy=None):
+        self.length, self.bad, self.buggy = length, set(bad), buggy
 
     def __len__(self):
         return self.length
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise UnreadableImage('/data/{}'.format(index), 'damaged')
+        if index == self.buggy:
+            raise ZeroDivisionError('a bug')
+        return torch.full((1, 2, 2), float(index)), 100 + index
+
+
+class Noise(Files):
+    """Each sample is its index beside numbers from all three generators."""
 
     def __getitem__(self, index):
         return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()])
@@ -75,23 +86,6 @@ def test_default_workers_share_the_cores_and_are_at_least_one():
     assert default_workers(10 ** 6) == 1 <= default_workers(1) <= 10
 
 
-class Files(Dataset):
-    """(index as an image, label) pairs, of which some are unreadable and one shows a bug in the augmentation."""
-
-    def __init__(self, length=12, bad=(), buggy=None):
-        self.length, self.bad, self.buggy = length, set(bad), buggy
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, index):
-        if index in self.bad:
-            raise UnreadableImage('/data/{}'.format(index), 'damaged')
-        if index == self.buggy:
-            raise ZeroDivisionError('a bug')
-        return torch.full((1, 2, 2), float(index)), 100 + index
-
-
 def passed(loader):
     """[(images, labels)] of a pass as lists of numbers, and what the pass left for the ledger."""
     found = []
@@ -108,10 +102,9 @@ def evaluated(dataset, num_workers=0, batch_size=4, distributed=False, **world):
     return (*passed(loader), loader.unreadable)
 
 
-@pytest.mark.parametrize('num_workers', [0, 2])
-def test_an_unreadable_image_is_replaced_by_another_with_its_own_label(num_workers):
+def test_an_unreadable_image_is_replaced_by_another_with_its_own_label():
     whole, _ = trained(Files())
-    batches, found = trained(Files(bad=[3, 5]), num_workers)
+    batches, found = trained(Files(bad=[3, 5]), 2)
     assert set(found) == {('/data/3', 'damaged'), ('/data/5', 'damaged')}
     for (images, labels), (expected, _) in zip(batches, whole):
         assert labels == [100 + image for image in images]
@@ -140,9 +133,8 @@ def test_a_bug_in_the_augmentation_is_not_an_unreadable_image():
     assert 'a bug' in raised_by(lambda: trained(Files(buggy=4), 2), ZeroDivisionError)
 
 
-@pytest.mark.parametrize('num_workers', [0, 2])
-def test_an_evaluation_leaves_unreadable_images_out_and_replaces_none(num_workers):
-    batches, found, unreadable = evaluated(Files(10, bad=[1, 4, 5, 6, 7]), num_workers)
+def test_an_evaluation_leaves_unreadable_images_out_and_replaces_none():
+    batches, found, unreadable = evaluated(Files(10, bad=[1, 4, 5, 6, 7]), 2)
     assert batches == [([0, 2, 3], [100, 102, 103]), ([8, 9], [108, 109])]      # the batch of 4 to 7 is empty
     assert unreadable == 5 and [path for path, _ in found] == ['/data/{}'.format(i) for i in (1, 4, 5, 6, 7)]
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from util import pictures
-from util.images import read_image
+from util.images import decode, read_bytes
 from util.pictures import JpegPicture, StoredPicture, open_picture, reduction
 
 pytestmark = pytest.mark.compat         # kernels and JPEG libraries differ between the generations
@@ -21,6 +21,11 @@ def photo(width=96, height=72):
 def saved(folder, image, name='x.jpg', **options):
     image.save(str(folder / name), **{'quality': 90, **options})
     return str(folder / name)
+
+
+def read_image(path):
+    """What Pillow reads, as an upright RGB PIL image."""
+    return Image.fromarray(decode(read_bytes(path))[0])
 
 
 def by_pillow(path, box, size):

@@ -1,78 +1,52 @@
 """Batches on their way to the device, with streams that write down what is asked of them."""
-from contextlib import contextmanager
+import weakref
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
-from util.prefetch import Beside
+from util.device import Beside, select
 
 
-class Streams:
-    """An accelerator and its streams by name; `queued` is what was queued on them, in order."""
+class Batch:
+    """A tensor on the host; its copy tells when its memory is free again."""
 
-    def __init__(self, name='computing', queued=None):
-        self.name, self.queued = name, [] if queued is None else queued
-        self.now = self
-
-    def current_stream(self):
-        return self.now
-
-    @contextmanager
-    def queueing_on(self, stream):
-        before, self.now = self.now, stream
-        yield
-        self.now = before
-
-    def record_event(self):
-        return 'the end of {}'.format(([words for words in self.queued if words.startswith('step')] or ['nothing'])[-1])
-
-    def wait_event(self, event):
-        self.queued.append('{} waits for {}'.format(self.name, event))
-
-    def wait_stream(self, stream):
-        self.queued.append('{} waits for {}'.format(self.name, stream.name))
-
-
-class Copy:
-    """A tensor whose copy on the device tells when its memory is free again."""
-
-    def __init__(self, streams, name, queued=None):
-        self.streams, self.name, self.on_device = streams, name, queued
+    def __init__(self, queued, name):
+        self.queued, self.name = queued, name
 
     def to(self, device, non_blocking):
         assert non_blocking and device == 'device'
-        self.streams.queued.append('{} copies {}'.format(self.streams.now.name, self.name))
-        return Copy(self.streams, self.name, True)
-
-    def __del__(self):
-        if self.on_device:
-            self.streams.queued.append('{} is free'.format(self.name))
+        self.queued.append('copy of ' + self.name)
+        copy = torch.zeros(1)
+        weakref.finalize(copy, self.queued.append, self.name + ' is free')
+        return copy
 
 
 def steps(count):
     """What a pass of `count` steps queues, in order."""
-    streams = Streams()
-    to_device = Beside(streams, Streams('copying', streams.queued))
+    queued, accelerator, copying = ['step before'], MagicMock(), MagicMock()
+    computing, other_queue = accelerator.current_stream.return_value, accelerator.queueing_on.return_value
+    other_queue.__enter__.side_effect = lambda: queued.append('copying:')
+    computing.record_event.side_effect = lambda: [words for words in queued if words.startswith('step')][-1]
+    computing.wait_stream.side_effect = lambda stream: queued.append('computing waits for the copy')
+    copying.wait_event.side_effect = lambda event: queued.append('copying waits for the end of ' + event)
+    to_device = Beside(accelerator, copying)
     for i in range(count):
-        to_device([Copy(streams, 'batch {}'.format(i))], 'device')      # the step lets go of it at once
-        streams.queued.append('step {}'.format(i))
-    return list(streams.queued)
+        to_device([Batch(queued, 'batch {}'.format(i))], 'device')      # the step lets go of it at once
+        queued.append('step {}'.format(i))
+    accelerator.queueing_on.assert_called_with(copying)
+    return list(queued)
 
 
 def test_a_batch_is_copied_beside_a_step_and_its_memory_given_back_when_the_step_that_used_it_has_ended():
+    one_step = ['copying waits for the end of step 1', 'batch 1 is free', 'copying:', 'copy of batch 3',
+                'computing waits for the copy', 'step 3']
     queued = steps(4)
-    assert queued.index('step 0') < queued.index('copying copies batch 1')
-    assert queued[queued.index('copying copies batch 1') + 1:][:2] == ['computing waits for copying', 'step 1']
-    for i in (0, 1):
-        free = queued.index('batch {} is free'.format(i))
-        assert queued[:free].count('step {}'.format(i + 1)) == 1
-        assert queued.index('copying waits for the end of step {}'.format(i)) < free
-        assert free < queued.index('copying copies batch {}'.format(i + 2))
+    assert queued[queued.index('step 2') + 1:] == one_step
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_batches_arrive_whole_on_a_gpu_that_is_busy():
-    from util.device import select
     accelerator = select('cuda')
     place = accelerator.use(0)
     large, seen = torch.randn(4096, 4096, device=place), []

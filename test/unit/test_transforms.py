@@ -9,15 +9,7 @@ from torchvision import transforms
 
 from util import timm_compat
 from util.pictures import Picture
-from util.transforms import (
-    MEAN,
-    STD,
-    Normalize,
-    evaluation_transform,
-    finetuning_transform,
-    pretraining_transform,
-    random_erasing,
-)
+from util.transforms import MEAN, STD, Normalize, evaluation_transform, finetuning_transform, pretraining_transform
 
 BICUBIC = transforms.InterpolationMode.BICUBIC if hasattr(transforms, 'InterpolationMode') else 3
 
@@ -112,18 +104,6 @@ def test_half_of_the_pictures_are_mirrored():
     transform = pretraining_transform(8)
     left = [bool(pixels[0, 0, 0] > pixels[0, -1, 0]) for pixels in (transform(slope) for _ in range(400))]
     assert 150 < sum(left) < 250
-
-
-def test_random_erasing_fills_parts_of_some_images_with_noise_and_with_resplit_of_none_in_the_first_half():
-    random.seed(0)
-    torch.manual_seed(0)
-    images = torch.full((200, 3, 32, 32), 5.)
-    erased = random_erasing(torch.device('cpu'), .25)(images) != 5
-    shares = erased[:, 0].float().mean(dim=(1, 2))
-    assert 30 < (shares > 0).sum() < 70 and shares[shares > 0].min() > .015 and shares.max() < .4
-    assert images[erased].std() == pytest.approx(1, abs=.05)
-    images = random_erasing(torch.device('cpu'), 1., resplit=True)(torch.full((8, 3, 32, 32), 5.))
-    assert (images[:4] == 5).all() and all((image != 5).any() for image in images[4:])
 
 
 def test_posterizing_to_no_bits_at_all_is_black_on_every_pillow():

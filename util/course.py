@@ -3,9 +3,8 @@ import time
 
 from util import bad_images, checkpoint, report, runtime as runtimes
 from util.errors import Stopped, Unsaved, UserError
-from util.log import logger
+from util.log import logger, progress_bar
 from util.progress import Progress
-from util.progress_bar import progress_bar
 from util.saver import Saver, SilentSaver
 from util.throughput import Rate
 

@@ -5,8 +5,11 @@ Nothing outside this module and util/precision.py names an accelerator.
 import importlib
 import math
 import os
+import shutil
 import socket
 import sys
+import tempfile
+from contextlib import suppress
 
 import torch
 import torch.utils.checkpoint
@@ -14,9 +17,13 @@ import torch.utils.checkpoint
 from util import heap
 from util.errors import UserError, first_line
 from util.features import supported
+from util.log import logger
 from util.prefetch import Beside, InTurn
 
 _BF16_INSTRUCTIONS = {'avx512_bf16', 'amx_bf16'}        # as /proc/cpuinfo names them
+SKIP = 5                # iterations until --prof traces
+# PyTorch 1.8 takes the square of their number to nest the events: two minutes for 10 iterations of ViT-B.
+TRACE = 10 if hasattr(torch, 'inference_mode') else 3
 
 
 class Cpu:
@@ -117,22 +124,9 @@ class Accelerator(Cpu):
                             .format(local_rank, self.type, self.count(), self.count()))
         device = torch.device('{}:{}'.format(self.type, local_rank))
         self.module.set_device(device)
-        stream = self.new_stream()
-        if stream is not None:
-            self.to_device = Beside(self, stream)
+        if hasattr(self.module, 'Stream'):      # else there is one queue of work alone
+            self.to_device = Beside(self.module, self.module.Stream())
         return device
-
-    def new_stream(self):
-        """A queue of work beside the one that computes; None where this PyTorch has one alone."""
-        return self.module.Stream() if hasattr(self.module, 'Stream') else None
-
-    def current_stream(self):
-        """The queue that work is put on now."""
-        return self.module.current_stream()
-
-    def queueing_on(self, stream):
-        """A context in which work is put on another queue."""
-        return self.module.stream(stream)
 
     def seed(self, value):
         self.module.manual_seed_all(value)
@@ -175,10 +169,9 @@ class Npu(Accelerator):
         os.environ.setdefault('HCCL_EXEC_TIMEOUT', str(min(68 * math.ceil(timeout / 68), 17340)))
         # HCCL binds to the first interface unless told; the one that reaches the master is the one that works.
         os.environ.setdefault('HCCL_WHITELIST_DISABLE', '1')
-        if 'HCCL_IF_IP' not in os.environ:
-            address = local_address_towards(master_addr)
-            if address:
-                os.environ['HCCL_IF_IP'] = address
+        address = local_address_towards(master_addr)
+        if address:
+            os.environ.setdefault('HCCL_IF_IP', address)
 
     def loader_options(self):
         return {'pin_memory_device': self.type}
@@ -190,9 +183,8 @@ class Npu(Accelerator):
         return hasattr(torch.utils.checkpoint, 'DefaultDeviceType')     # else it knows the CPU's and CUDA's generators
 
     def adamw(self, param_groups, **options):
-        torch_npu = sys.modules.get('torch_npu')
-        fused = getattr(getattr(torch_npu, 'optim', None), 'NpuFusedAdamW', None)
-        return (fused or torch.optim.AdamW)(param_groups, **options)
+        optimizers = getattr(sys.modules.get('torch_npu'), 'optim', None)
+        return getattr(optimizers, 'NpuFusedAdamW', torch.optim.AdamW)(param_groups, **options)
 
     def profile(self):
         modern = getattr(sys.modules.get('torch_npu'), 'profiler', None)
@@ -212,8 +204,6 @@ def select(requested):
     Raises:
         UserError: the requested device cannot be used here.
     """
-    if requested == 'cpu':
-        return Cpu('--device cpu')
     missing = []
     for kind in ('npu', 'cuda'):
         if requested in ('auto', kind):
@@ -222,8 +212,8 @@ def select(requested):
                 accelerator.reason = 'found' if requested == 'auto' else '--device ' + kind
                 return accelerator
             missing.append(why_not)
-    if requested == 'auto':
-        return Cpu('; '.join(missing))
+    if requested in ('auto', 'cpu'):
+        return Cpu('; '.join(missing) or '--device cpu')
     raise UserError('--device {}: {}; pass --device auto to run on what is there (python -m util.check_env lists it)'
                     .format(requested, missing[0]))
 
@@ -250,11 +240,9 @@ def probe(kind):
 
 def _cpu_flags():
     """The instruction sets that Linux says this CPU has; none on other systems."""
-    try:
-        with open('/proc/cpuinfo', encoding='ascii', errors='replace') as file:
-            return set(next((line for line in file if line.startswith('flags')), '').split())
-    except OSError:
-        return set()
+    with suppress(OSError), open('/proc/cpuinfo', encoding='ascii', errors='replace') as file:
+        return set(next((line for line in file if line.startswith('flags')), '').split())
+    return set()
 
 
 def local_address_towards(host):
@@ -269,3 +257,42 @@ def local_address_towards(host):
         except OSError:
             return None
     return None if address.startswith('127.') else address
+
+
+class Profiler:
+    """--prof: traces iterations SKIP to SKIP + TRACE of the run (fewer where it ends sooner), for chrome://tracing.
+
+    Args:
+        folder: prof/trace.json is written there; None for no trace.
+    """
+
+    def __init__(self, accelerator, folder):
+        self._accelerator, self._path = accelerator, folder and os.path.join(folder, 'prof', 'trace.json')
+        self._done, self._trace = 0, None
+
+    def step(self):
+        """Call after each iteration."""
+        self._done += 1
+        if self._path and self._done == SKIP:
+            self._accelerator.synchronize()     # what was queued before the window stays out of it
+            self._trace = self._accelerator.profile()
+            self._trace.__enter__()
+        elif self._done == SKIP + TRACE:
+            self.finish()
+
+    def finish(self):
+        """Write what was traced, if it has not been written."""
+        if self._path and self._done < SKIP:
+            logger.warning('--prof: the run ended after %d iterations, the trace begins after %d: nothing written',
+                           self._done, SKIP)
+        if self._trace is None:
+            return
+        self._accelerator.synchronize()
+        self._trace.__exit__(None, None, None)
+        os.makedirs(os.path.dirname(self._path), exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:       # torch itself takes no path that is not UTF-8
+            trace = os.path.join(folder, 'trace.json')
+            self._trace.export_chrome_trace(trace)
+            shutil.move(trace, self._path)
+        self._trace = None
+        logger.info('profiler trace: %s (open in chrome://tracing)', self._path)

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import time
-from contextlib import contextmanager
+from contextlib import nullcontext
 from datetime import timedelta
 from urllib.parse import urlparse
 
@@ -54,8 +54,9 @@ class World:
             dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
                                     world_size=self.size, timeout=timedelta(seconds=limit))
         except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
+            address = dist_url.replace('env://', '{MASTER_ADDR}, port {MASTER_PORT}').format(**os.environ)
             raise Fault('process {} of {} cannot meet the others at {} ({})'.format(
-                self.rank, self.size, _address(dist_url), first_line(error))) from error
+                self.rank, self.size, address, first_line(error))) from error
 
     def _meet(self, dist_url, seconds):
         """Open the store and wait there until every rank has left its key."""
@@ -68,9 +69,8 @@ class World:
             missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
         if missing:
             let_the_first_speak()
-            raise Fault('no sign of process{} {} of {} within {:.0f} s; start all of them, each with the same master '
-                        'address and port; see --hang_timeout'.format(
-                            'es' * (len(missing) > 1), ', '.join(map(str, missing)), self.size, seconds))
+            raise Fault('no sign of process {} of {} within {:.0f} s; start all of them, each with the same master '
+                        'address and port; see --hang_timeout'.format(', '.join(map(str, missing)), self.size, seconds))
 
     def share(self, model):
         """Give every process the weights of the first: each may have drawn its own."""
@@ -105,7 +105,7 @@ class World:
     def gather_values(self, value, device):
         """A JSON value of each process, as a list by rank; goes as bytes in numbers, which every backend exchanges."""
         text = json.dumps(value).encode()
-        longest = int(max(row[0] for row in self.gather(torch.tensor([float(len(text))], device=device))))
+        longest = int(max(self.gather(torch.tensor([float(len(text))], device=device)))[0])
         rows = self.gather(torch.tensor(list(text.ljust(longest)), dtype=torch.float32, device=device))
         return [json.loads(bytes(map(int, row)).decode()) for row in rows]
 
@@ -125,18 +125,9 @@ def meeting_seconds(hang_timeout):
     return hang_timeout + (RESTART_LATER if 'MAE_RESTART' in os.environ else 0.)
 
 
-def _address(dist_url):
-    return dist_url if dist_url != 'env://' else '{MASTER_ADDR}, port {MASTER_PORT}'.format(**os.environ)
-
-
-@contextmanager
 def gradient_sync(model, wanted):
-    """Within an accumulation window only the last backward exchanges gradients; the others keep them local."""
-    if wanted or not isinstance(model, DistributedDataParallel):
-        yield
-    else:
-        with model.no_sync():
-            yield
+    """A context: in an accumulation window only the last backward exchanges gradients; the others keep them local."""
+    return nullcontext() if wanted or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
 def world_from_environment(world_size=None, local_rank=-1, dist_on_itp=False, dist_url='env://', addr=None,
@@ -157,8 +148,8 @@ def world_from_environment(world_size=None, local_rank=-1, dist_on_itp=False, di
                       int(environ.get('LOCAL_RANK', max(local_rank, 0))))
     elif 'SLURM_PROCID' in environ and int(environ.get('SLURM_NTASKS', 1)) > 1:
         world = _from_variables(environ, 'SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'Slurm')
-        environ.setdefault('MASTER_ADDR', first_slurm_host(environ.get('SLURM_STEP_NODELIST')
-                                                           or environ.get('SLURM_JOB_NODELIST', '127.0.0.1')))
+        nodes = environ.get('SLURM_STEP_NODELIST') or environ.get('SLURM_JOB_NODELIST', '127.0.0.1')
+        environ.setdefault('MASTER_ADDR', first_slurm_host(nodes))
         # Every task must find the same port, and two jobs on a host different ones.
         environ.setdefault('MASTER_PORT', str(20000 + int(environ.get('SLURM_JOB_ID', 0)) % 20000))
     else:
@@ -184,10 +175,7 @@ def _from_variables(environ, rank, size, local_rank, source):
 
 def first_slurm_host(nodelist):
     """The first host of a Slurm node list: 'node[03-07,12],gpu1' -> 'node03'."""
-    match = re.match(r'([^,\[]+)(?:\[([^\],-]+)[^\]]*\](.*))?', nodelist)
-    prefix, first, rest = match.groups()
-    suffix = (rest or '').split(',')[0]
-    return prefix + (first or '') + suffix
+    return ''.join(re.match(r'([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?', nodelist).groups(''))
 
 
 def local_processes(environ=os.environ):

@@ -10,8 +10,7 @@ from util.distributed import World
 from util.errors import UserError
 from util.image_sources import ImageSources
 from util.loader import default_workers, evaluation_loader
-from util.log import logger
-from util.progress_bar import progress_bar
+from util.log import logger, progress_bar
 from util.transforms import to_pil
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from util import hang_detector, remember
 from util.errors import UserError, first_line, one_line
 from util.images import ARRAYS, without_arrays
-from util.progress_bar import progress_bar
+from util.log import progress_bar
 
 
 @contextmanager

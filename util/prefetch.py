@@ -20,21 +20,20 @@ class Beside(InTurn):
     memory of the first as soon as the step that used it has ended on the device, so that memory is neither
     overwritten early nor taken without bound by a host that is far ahead.
     Args:
-        accelerator: util.device.Accelerator.
-        stream: a new one of its.
+        module: torch.npu or torch.cuda; stream: a new one of its.
     """
 
-    def __init__(self, accelerator, stream):
-        self._accelerator, self._stream = accelerator, stream
+    def __init__(self, module, stream):
+        self._module, self._stream = module, stream
         self._held, self._step_ended = (None, None), None
 
     def __call__(self, tensors, device):
-        current = self._accelerator.current_stream()
+        current = self._module.current_stream()
         if self._step_ended is not None:
             self._stream.wait_event(self._step_ended)       # the step before the one that was queued last
         self._step_ended = current.record_event()
         self._held = self._held[1], None                    # lets go of that step's batch
-        with self._accelerator.queueing_on(self._stream):
+        with self._module.stream(self._stream):
             moved = super().__call__(tensors, device)
         current.wait_stream(self._stream)
         self._held = self._held[0], moved

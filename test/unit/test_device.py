@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, execute
 
-from util import device, profiler
+from util import device
 from util.errors import UserError
 
 BROKEN = {
@@ -131,8 +131,8 @@ def test_an_older_npu_build_is_profiled_by_the_profiler_that_knows_it(monkeypatc
 
 @pytest.mark.compat
 def test_a_trace_of_some_iterations_is_written(tmp_path):
-    window = profiler.Profiler(device.Cpu(), str(tmp_path))
-    for _ in range(profiler.SKIP + profiler.TRACE):
+    window = device.Profiler(device.Cpu(), str(tmp_path))
+    for _ in range(device.SKIP + device.TRACE):
         torch.ones(2).add(1)
         window.step()
     assert 'add' in (tmp_path / 'prof' / 'trace.json').read_text()

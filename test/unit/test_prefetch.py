@@ -8,7 +8,7 @@ from util.prefetch import Beside
 
 
 class Streams:
-    """An accelerator and its streams by name; `queued` is what was queued on them, in order."""
+    """A module like torch.cuda and its streams by name; `queued` is what was queued on them, in order."""
 
     def __init__(self, name='computing', queued=None):
         self.name, self.queued = name, [] if queued is None else queued
@@ -18,7 +18,7 @@ class Streams:
         return self.now
 
     @contextmanager
-    def queueing_on(self, stream):
+    def stream(self, stream):
         before, self.now = self.now, stream
         yield
         self.now = before

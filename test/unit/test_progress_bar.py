@@ -12,8 +12,7 @@ import pytest
 from conftest import PRETRAIN, ROOT, shown_on
 
 from util import log
-from util.log import logger
-from util.progress_bar import progress_bar
+from util.log import logger, progress_bar
 
 
 class Terminal(io.StringIO):

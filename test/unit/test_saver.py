@@ -10,8 +10,8 @@ from conftest import pretrain
 from test_end_to_end import same
 
 from util import checkpoint, checkpoint_file
+from util.file_lock import RunLock
 from util.logbook import Logbook
-from util.run_lock import RunLock
 from util.saver import Saver
 
 

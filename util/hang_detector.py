@@ -38,7 +38,7 @@ class _Detector(threading.Thread):
                 self.moved = now
             before, idle = now, now - self.moved
             # A checkpoint is written by a thread that the interpreter's own end would wait for.
-            saving = any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate())
+            saving = any(not each.daemon and each is not threading.main_thread() for each in threading.enumerate())
             if idle >= self._timeout + SAVING * saving:
                 line = 'error: {}: no progress for {:.0f} s at {}; see --hang_timeout; all stacks:\n'.format(
                     self._process, idle, self.place)

@@ -20,7 +20,7 @@ class Beside(InTurn):
     memory of the first as soon as the step that used it has ended on the device, so that memory is neither
     overwritten early nor taken without bound by a host that is far ahead.
     Args:
-        module: torch.npu or torch.cuda; stream: a new one of its.
+        module: that of util.device.Accelerator; stream: a new one of its.
     """
 
     def __init__(self, module, stream):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from conftest import ROOT, execute, signal_when_trapped, slow_kill
-from printed_commands import check_printed
+from test_readme_commands import check_printed
 from test_style import tool
 
 SLURM = ROOT / 'test' / 'slurm.sbatch'

@@ -13,9 +13,7 @@ from util.errors import UserError
 
 BROKEN = {
     'CANN is not sourced': ImportError('libhccl.so: cannot open shared object file: No such file or directory'),
-    'the backend fails to load': RuntimeError('Failed to load the backend extension: torch_npu.'),
     'torch_npu 1.8.1 leaves': SystemExit(1),
-    'another torch': AttributeError("module 'torch._C' has no attribute '_get_accelerator'"),
 }
 
 

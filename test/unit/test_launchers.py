@@ -29,8 +29,8 @@ OUTPUTS = {
 LOGS = {name: output.split('/')[1] for name, output in OUTPUTS.items()}
 
 
-def dry_run(name, images, *flags, **environ):
-    run = launcher(name, '--data_path=' + str(images), *flags, DRY_RUN='1', **environ)
+def dry_run(name, images, *flags):
+    run = launcher(name, '--data_path=' + str(images), *flags, DRY_RUN='1')
     assert run.status == 0, run.output
     return run.output.strip()
 
@@ -47,8 +47,7 @@ def test_each_launcher_has_its_folder_and_log_and_a_record_of_its_command(images
 
 def test_values_may_follow_a_space_and_other_flags_come_last_so_that_they_win(images):
     command = dry_run('pretrain_performance_1p', images, '--batch_size=64', '--output_dir', '/tmp/x y', '--epochs', 3)
-    assert command.endswith(r'--output_dir /tmp/x\ y --model mae_vit_base_patch16 --batch_size 256 --blr 3e-4 '
-                            '--norm_pix_loss --amp --epochs 1 --batch_size=64 --epochs 3')
+    assert r' --output_dir /tmp/x\ y ' in command and command.endswith(' --epochs 1 --batch_size=64 --epochs 3')
 
 
 def test_nproc_overrides_the_number_of_devices(images):
@@ -57,12 +56,6 @@ def test_nproc_overrides_the_number_of_devices(images):
     assert 'util/launch.py --nproc 4 ' in dry_run('pretrain_performance_1p', images, '--nproc', 4)
     assert 'util/launch.py --devices 1 --max_restarts 3 --stop_timeout 60 ' \
         in dry_run('pretrain_performance_1p', images, '--max_restarts=3', '--stop_timeout', 60)
-
-
-def test_nodes_come_from_the_environment_too(images):
-    command = dry_run('finetune_full_large_16p', images, '--finetune_pth', __file__, NODE_RANK='0', MASTER_ADDR='n1',
-                      MASTER_PORT='1234')
-    assert '--devices 8 --nnodes 2 --node_rank 0 --master_addr n1 --master_port 1234 ' in command
 
 
 @pytest.mark.parametrize('name, flags, named', [
@@ -96,11 +89,10 @@ def test_help_tells_what_the_launcher_takes():
     assert run.status == 0 and '--finetune_pth=FILE' in run.output
 
 
-def test_help_of_the_python_launcher_needs_no_script(capsys):
-    for flags, status, named in ((['--help'], 0, '--max_restarts'), (['--nproc', '2'], 2, 'script')):
-        with pytest.raises(SystemExit) as ended:
-            launch.parse(flags)
-        assert ended.value.code == status and named in ''.join(capsys.readouterr())
+def test_a_python_launcher_without_a_script_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        launch.parse(['--nproc', '2'])
+    assert ended.value.code == 2 and 'script' in capsys.readouterr().err
 
 
 @pytest.mark.compat

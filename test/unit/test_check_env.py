@@ -40,26 +40,19 @@ def root(tmp_path):
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """A folder of packages that are found before all others; the host's own torch_npu and apex are hidden."""
+    """A folder of packages that are found before all others."""
     monkeypatch.syspath_prepend(str(tmp_path / 'packages'))
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-
-    def take_out():
-        vars(torch).pop('npu', None)
-        names = [name for name in sys.modules if name.split('.')[0] in ('torch_npu', 'apex')]
-        return {name: sys.modules.pop(name) for name in names}
-
-    npu, modules = vars(torch).get('npu'), take_out()
-    yield tmp_path / 'packages'
-    take_out()
-    sys.modules.update(modules)
-    if npu:
-        torch.npu = npu
+    return tmp_path / 'packages'
 
 
 @pytest.fixture
 def check(root, packages, monkeypatch, capsys):
-    """Runs the program with VARIABLE=value, ... beside the variables that are none of Ascend's."""
+    """Runs the program with VARIABLE=value, ... on a host that has no GPU and nothing of Ascend's."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    for where, name in ((sys.modules, 'torch_npu'), (sys.modules, 'apex'), (sys.modules, 'apex.amp'),
+                        (vars(torch), 'npu')):
+        monkeypatch.setitem(where, name, None)      # what was there is back afterwards
+        del where[name]
     for name in list(os.environ):
         if name.startswith(('ASCEND_', 'HCCL_', 'TASK_QUEUE_', 'COMBINED_')):
             monkeypatch.delenv(name)

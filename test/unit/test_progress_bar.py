@@ -20,21 +20,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def a_screen(monkeypatch):
-    """The stream that standard error, a terminal, and standard output become."""
-    stream = Terminal()
-    monkeypatch.setattr(sys, 'stderr', stream)
-    monkeypatch.setattr(sys, 'stdout', stream)
-    return stream
-
-
 def left(shown):
     """The lines that stand on a terminal at the end."""
     return [line.split('\r')[-1].rstrip() for line in shown.replace('\r\n', '\n').split('\n')]
 
 
 def test_a_bar_counts_on_a_terminal_is_not_torn_by_log_lines_and_gone_at_the_end(monkeypatch):
-    screen = a_screen(monkeypatch)
+    screen = Terminal()
+    monkeypatch.setattr(sys, 'stderr', screen)
+    monkeypatch.setattr(sys, 'stdout', screen)
     log.set_up(is_main=True)
     with progress_bar('packing\n', 'images', 80, done=2) as bar:
         logger.info('one')

@@ -1,7 +1,4 @@
-"""MAE_BIND_CORES=1: each process of a node keeps to its share of the cores, near one NUMA node, as by taskset.
-
-A process and its loader workers then do not wander between the sockets of a large host.
-"""
+"""MAE_BIND_CORES=1: each process and its loader workers keep to their share of a node's cores, near one NUMA node."""
 import glob
 import os
 import re

@@ -33,6 +33,8 @@ class Cpu:
     name = 'CPU'
     is_accelerator = False
     gradients_may_move = True       # False where the optimizer finds them only in the memory that they were first in
+    loader_options = {}             # DataLoader keywords for batches that go to this device, beside pin_memory
+    repeats_drops = True            # whether torch.utils.checkpoint draws dropped paths again as they were
 
     def __init__(self, reason=''):
         self.reason = reason
@@ -65,20 +67,12 @@ class Cpu:
         """Whether --amp pays; on a CPU only where it multiplies bf16 by instructions of its own."""
         return not _BF16_INSTRUCTIONS.isdisjoint(_cpu_flags())
 
-    def repeats_drops(self):
-        """Whether torch.utils.checkpoint draws again what it has drawn, such as dropped paths."""
-        return True
-
     def prepare_network(self, master_addr, timeout):
         """Set what the collective library needs to know before the process group starts.
 
         Args:
             timeout: seconds until a collective operation gives up.
         """
-
-    def loader_options(self):
-        """DataLoader keywords for batches that go to this device, beside pin_memory."""
-        return {}
 
     def adamw(self, param_groups, **options):
         """The fastest exact AdamW that this device has."""
@@ -163,6 +157,8 @@ class Npu(Accelerator):
     type = 'npu'
     backend = 'hccl'
     gradients_may_move = False      # NpuFusedAdamW collects them in one buffer at the first step
+    loader_options = {'pin_memory_device': type}
+    repeats_drops = hasattr(torch.utils.checkpoint, 'DefaultDeviceType')    # else it knows the CPU and CUDA alone
 
     def prepare_network(self, master_addr, timeout):
         # Whole seconds; the 910A takes at most 17340, and rounds down to a multiple of 68.
@@ -173,14 +169,8 @@ class Npu(Accelerator):
         if address:
             os.environ.setdefault('HCCL_IF_IP', address)
 
-    def loader_options(self):
-        return {'pin_memory_device': self.type}
-
     def versions(self):
         return {'torch_npu': getattr(sys.modules.get('torch_npu'), '__version__', "PyTorch's own")}
-
-    def repeats_drops(self):
-        return hasattr(torch.utils.checkpoint, 'DefaultDeviceType')     # else it knows the CPU's and CUDA's generators
 
     def adamw(self, param_groups, **options):
         optimizers = getattr(sys.modules.get('torch_npu'), 'optim', None)
@@ -250,13 +240,11 @@ def local_address_towards(host):
 
     A UDP socket is connected, which consults the routing table and sends nothing.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))
-            address = probe.getsockname()[0]
-        except OSError:
-            return None
-    return None if address.startswith('127.') else address
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        address = probe.getsockname()[0]
+        return None if address.startswith('127.') else address
+    return None
 
 
 class Profiler:

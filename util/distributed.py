@@ -141,13 +141,15 @@ def world_from_environment(world_size=None, local_rank=-1, dist_on_itp=False, di
         UserError: the environment and the flags contradict each other.
     """
     if dist_on_itp:
-        world = _from_variables(environ, 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK',
-                                '--dist_on_itp')
+        try:
+            world = World(*(int(environ['OMPI_COMM_WORLD_' + name]) for name in ('RANK', 'SIZE', 'LOCAL_RANK')))
+        except KeyError as error:
+            raise UserError('--dist_on_itp: {} is not set in the environment'.format(error.args[0])) from error
     elif 'RANK' in environ and 'WORLD_SIZE' in environ:
         world = World(int(environ['RANK']), int(environ['WORLD_SIZE']),
                       int(environ.get('LOCAL_RANK', max(local_rank, 0))))
     elif 'SLURM_PROCID' in environ and int(environ.get('SLURM_NTASKS', 1)) > 1:
-        world = _from_variables(environ, 'SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'Slurm')
+        world = World(*(int(environ['SLURM_' + name]) for name in ('PROCID', 'NTASKS', 'LOCALID')))
         nodes = environ.get('SLURM_STEP_NODELIST') or environ.get('SLURM_JOB_NODELIST', '127.0.0.1')
         environ.setdefault('MASTER_ADDR', first_slurm_host(nodes))
         # Every task must find the same port, and two jobs on a host different ones.
@@ -164,13 +166,6 @@ def world_from_environment(world_size=None, local_rank=-1, dist_on_itp=False, di
         environ.setdefault('MASTER_ADDR', addr or '127.0.0.1')
         environ.setdefault('MASTER_PORT', str(DEFAULT_PORT))
     return world
-
-
-def _from_variables(environ, rank, size, local_rank, source):
-    try:
-        return World(*(int(environ[name]) for name in (rank, size, local_rank)))
-    except KeyError as error:
-        raise UserError('{}: {} is not set in the environment'.format(source, error.args[0])) from error
 
 
 def first_slurm_host(nodelist):

@@ -60,11 +60,9 @@ def start(hang_timeout, rank=0, size=1):
 
 def stop():
     """Watch this process no longer."""
-    global _detector
     if _detector is not None:
         _detector.stopped.set()
         _detector.join()
-    _detector = None
 
 
 def progress(place):

@@ -2,8 +2,7 @@
 
 A child of this process supervises the workers: torch.distributed.run where it exists, else a small loop. The first
 worker that fails ends the others on this node, and its status is the launcher's. Signals go from this process to the
-workers, never through the supervisor. A run that a fault has ended is started again from its last checkpoint, as often
-as --max_restarts says.
+workers, never through the supervisor.
 """
 import glob
 import logging
@@ -56,9 +55,13 @@ def parse(argv):
 
 def main(argv):
     flags, command = parse(argv)
-    if flags.nproc is None:
-        check_devices(flags.devices, config.value_of('--device', command) or 'auto')
     processes = flags.nproc or flags.devices
+    if flags.nproc is None:
+        accelerator = device.select(config.value_of('--device', command) or 'auto')
+        if accelerator.count() < processes:
+            raise UserError('{} devices asked, {} {} found; pass --nproc={}{}'.format(
+                processes, accelerator.count(), accelerator.type, accelerator.count(),
+                '' if accelerator.is_accelerator else ', or more to share the CPU ({})'.format(accelerator.reason)))
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
     signals, status = Signals(flags.stop_timeout), STOPPED_STATUS
     for attempt in range(flags.max_restarts + 1):
@@ -197,15 +200,6 @@ def children(parent):
         if int(its_parent) == parent and state not in (b'Z', b'X'):
             found.append(int(path.split('/')[2]))
     return found
-
-
-def check_devices(wanted, requested):
-    """Raise UserError, naming --nproc, where this node has fewer devices than `wanted`."""
-    accelerator = device.select(requested)
-    if accelerator.count() < wanted:
-        raise UserError('{} devices asked, {} {} found; pass --nproc={}{}'.format(
-            wanted, accelerator.count(), accelerator.type, accelerator.count(),
-            '' if accelerator.is_accelerator else ', or more to share the CPU ({})'.format(accelerator.reason)))
 
 
 def free_port():

@@ -190,7 +190,7 @@ def _batches(dataset, lookup, sampler, batch_size, num_workers, pin_memory, acce
     # A generator of its own: else an iterator that is made anew, as after a resume, draws from the masks' generator.
     options = supported(DataLoader, generator=torch.Generator())
     if pin_memory and accelerator.is_accelerator:
-        options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
+        options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options))
     if num_workers:
         options.update(supported(DataLoader, persistent_workers=True))
     return Batches(DataLoader(lookup(dataset), batch_size=batch_size, sampler=sampler, collate_fn=collate,

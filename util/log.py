@@ -20,17 +20,13 @@ class _Bar(tqdm):
     monitor_interval = 0
 
 
-class _OneLineValues(logging.Formatter):
-    """Names of files and classes come from outside: each stays within its line."""
+class _Handler(logging.StreamHandler):
+    """Values, such as names that come from outside, stay within their line; a progress bar makes way for it."""
 
     def format(self, record):
         if isinstance(record.args, tuple):
             record.args = tuple(value if isinstance(value, (int, float)) else one_line(value) for value in record.args)
         return super().format(record)
-
-
-class _BesideBars(logging.StreamHandler):
-    """A progress bar makes way for a line and comes back below it."""
 
     def emit(self, record):
         with _Bar.external_write_mode(self.stream):
@@ -43,9 +39,7 @@ def set_up(is_main, results=False):
     Args:
         results: standard output is for results, and the lines go to standard error.
     """
-    handler = _BesideBars(sys.stderr if results else sys.stdout)
-    handler.setFormatter(_OneLineValues('%(message)s'))
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [_Handler(sys.stderr if results else sys.stdout)]
     logger.propagate = False
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
 

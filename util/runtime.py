@@ -47,7 +47,7 @@ class Runtime:
             UserError: gradients would be wrong.
         """
         if grad_checkpoint:
-            if not self.accelerator.repeats_drops() and drops_paths(model):
+            if not self.accelerator.repeats_drops and drops_paths(model):
                 raise UserError('--grad_checkpoint: torch {} cannot draw dropped paths twice alike on {}; add '
                                 '--drop_path 0'.format(torch.__version__, self.accelerator.type))
             model.run_block = recomputed

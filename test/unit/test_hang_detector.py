@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from conftest import environment
+from conftest import execute
 
 from util.device import Cpu
 from util.distributed import World
@@ -36,16 +36,9 @@ hang_detector.stop()
 """
 
 
-def watched(act):
-    return subprocess.Popen([sys.executable, '-c', SCRIPT, act], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env=environment())
-
-
 def end(act):
     """(status, output) of a process that is watched."""
-    process = watched(act)
-    output = process.communicate(timeout=60)[0].decode()
-    return process.returncode, output
+    return execute([sys.executable, '-c', SCRIPT, act])
 
 
 def test_a_process_without_progress_says_who_and_where_it_is_shows_its_stacks_and_ends():
@@ -67,7 +60,8 @@ def test_a_checkpoint_that_is_being_written_is_finished_first():
 
 
 def test_a_machine_that_was_suspended_is_not_taken_for_a_hang():
-    process = watched('print("ready", flush=True); time.sleep(.8)')
+    process = subprocess.Popen([sys.executable, '-c', SCRIPT, 'print("ready", flush=True); time.sleep(.8)'],
+                               stdout=subprocess.PIPE)
     process.stdout.readline()
     process.send_signal(signal.SIGSTOP)
     time.sleep(2.5)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PRETRAIN, ROOT, execute
+from test_launchers import wait_for
 
 from util import stops
 from util.launch import children
@@ -18,17 +19,8 @@ def start(images, folder, *words):
     process = subprocess.Popen([str(word) for word in (
         sys.executable, *words, ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', folder,
         '--epochs', 100000, '--batch_size', 4)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 90
-    while not (folder / 'log.txt').exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()
-        time.sleep(.05)
+    wait_for(folder / 'log.txt', process)
     return process
-
-
-def end(process):
-    """(status, output)"""
-    output = process.communicate(timeout=60)[0].decode()
-    return process.returncode, output
 
 
 @pytest.mark.slow
@@ -39,8 +31,8 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(images,
     second, = [pid for pid in children(supervisor) if b'RANK=1' in Path('/proc', str(pid), 'environ').read_bytes()
                .split(b'\0')]
     os.kill(second, signal.SIGTERM)
-    status, output = end(process)
-    assert status == 75 and output.count('stopped by ') == 1, output
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and output.count(b'stopped by ') == 1, output
 
 
 # A main script whose checkpoints take for ever to be written.
@@ -66,8 +58,7 @@ def test_a_second_signal_stops_at_once(images, tmp_path):
     time.sleep(stops.ONE_REQUEST + .5)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    status, output = end(process)
-    assert status == 128 + signal.SIGTERM, output
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
 
 
 SCRIPT = """

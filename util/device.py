@@ -135,8 +135,7 @@ class Accelerator(Cpu):
         return True
 
     def supports_bf16(self):
-        supported = getattr(self.module, 'is_bf16_supported', None)  # absent before torch 1.10
-        return bool(supported and supported())
+        return getattr(self.module, 'is_bf16_supported', lambda: False)()       # absent before torch 1.10
 
 
 class Cuda(Accelerator):

@@ -30,10 +30,7 @@ class World:
 
     def __init__(self, rank=0, size=1, local_rank=0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
-
-    @property
-    def is_main(self):
-        return self.rank == 0
+        self.is_main = rank == 0
 
     def join(self, accelerator, dist_url='env://', hang_timeout=HANG_TIMEOUT):
         """Meet the other processes. The device must be current already, as HCCL demands.
@@ -46,10 +43,21 @@ class World:
         if self.size == 1:
             hang_detector.start(hang_timeout)
             return
-        limit = hang_timeout + COLLECTIVE_LATER
+        limit, seconds = hang_timeout + COLLECTIVE_LATER, meeting_seconds(hang_timeout)
         accelerator.prepare_network(urlparse(dist_url).hostname or os.environ['MASTER_ADDR'], limit)
         try:
-            self._meet(dist_url, meeting_seconds(hang_timeout))
+            # As if alone: process 0 would wait for all here, and could not say who is missing.
+            self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=timedelta(seconds=seconds)))
+            self._store.add('arrived/{}'.format(self.rank), 1)
+            missing, deadline = range(self.size), time.monotonic() + seconds
+            while missing and time.monotonic() < deadline:
+                time.sleep(.1)
+                missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
+            if missing:
+                let_the_first_speak()
+                raise Fault('no sign of process {} of {} within {:.0f} s; start all of them, each with the same master '
+                            'address and port; see --hang_timeout'.format(
+                                ', '.join(map(str, missing)), self.size, seconds))
             hang_detector.start(hang_timeout, self.rank, self.size)
             dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
                                     world_size=self.size, timeout=timedelta(seconds=limit))
@@ -57,20 +65,6 @@ class World:
             address = dist_url.replace('env://', '{MASTER_ADDR}, port {MASTER_PORT}').format(**os.environ)
             raise Fault('process {} of {} cannot meet the others at {} ({})'.format(
                 self.rank, self.size, address, first_line(error))) from error
-
-    def _meet(self, dist_url, seconds):
-        """Open the store and wait there until every rank has left its key."""
-        # As if alone: process 0 would wait for all here, and could not say who is missing.
-        self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=timedelta(seconds=seconds)))
-        self._store.add('arrived/{}'.format(self.rank), 1)
-        missing, deadline = range(self.size), time.monotonic() + seconds
-        while missing and time.monotonic() < deadline:
-            time.sleep(.1)
-            missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
-        if missing:
-            let_the_first_speak()
-            raise Fault('no sign of process {} of {} within {:.0f} s; start all of them, each with the same master '
-                        'address and port; see --hang_timeout'.format(', '.join(map(str, missing)), self.size, seconds))
 
     def share(self, model):
         """Give every process the weights of the first: each may have drawn its own."""

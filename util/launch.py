@@ -29,7 +29,6 @@ from util.stops import Launcher
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 FINAL = (0, USER_ERROR_STATUS, UNSAVED_STATUS, STOPPED_STATUS)      # statuses that a restart cannot change
-LONGEST_PAUSE = 30          # seconds between a failure and the restart
 
 
 def parse(argv):
@@ -68,7 +67,7 @@ def main(argv):
         if attempt:
             os.environ['MAE_RESTART'] = str(attempt)        # util.runtime resumes from the last checkpoint
             print('restart {} of {}'.format(attempt, flags.max_restarts), flush=True)
-            signals.pause(min(2 ** (attempt - 1), LONGEST_PAUSE))
+            signals.pause(min(2 ** (attempt - 1), 30))
         if signals.received:
             break
         # Nodes count up, so that one which is ahead does not meet what the attempt before has left.

@@ -127,14 +127,11 @@ class NativeAmp(FullPrecision):
             return super().step(optimizer, clip_grad)
         self._scaler.unscale_(optimizer)
         norm = self._clip(optimizer, clip_grad)
-        if optimizer.defaults.get('fused'):
-            self._scaler.step(optimizer)
-            bad = (~torch.isfinite(norm)).int()
-        else:
-            # The scaler also knows overflows of chips that saturate instead of giving inf: the count tells.
-            before = steps_taken(optimizer)
-            self._scaler.step(optimizer)
-            bad = 1 - (steps_taken(optimizer) - before)
+        fused = optimizer.defaults.get('fused')
+        before = 0 if fused else steps_taken(optimizer)
+        self._scaler.step(optimizer)
+        # The scaler also knows overflows of chips that saturate instead of giving inf: the count tells.
+        bad = (~torch.isfinite(norm)).int() if fused else 1 - (steps_taken(optimizer) - before)
         self._scaler.update(self._fixed_scale)
         optimizer.zero_grad()
         return bad

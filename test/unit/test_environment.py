@@ -104,6 +104,7 @@ def test_the_requirement_files_name_no_torch_so_that_none_replaces_it():
 
 SETTINGS = ('HCCL_WHITELIST_DISABLE', 'HCCL_CONNECT_TIMEOUT', 'TASK_QUEUE_ENABLE', 'COMBINED_ENABLE',
             'ASCEND_GLOBAL_LOG_LEVEL', 'ASCEND_SLOG_PRINT_TO_STDOUT', 'MAE_BIND_CORES')
+ASCEND = 'usr/local/Ascend'
 
 
 @pytest.fixture
@@ -114,9 +115,8 @@ def machine(tmp_path):
     return tmp_path
 
 
-def install_cann(root, install='/usr/local/Ascend', kind='ascend-toolkit', said='cann'):
+def install_cann(folder, said='cann'):
     """A set_env.sh that reads an unset variable and ends with a failing command, as real ones may."""
-    folder = root / install.strip('/') / kind
     folder.mkdir(parents=True)
     (folder / 'set_env.sh').write_text('export ASCEND_TOOLKIT_HOME={}$UNSET_BY_ANYONE\nfalse\n'.format(said))
 
@@ -132,16 +132,16 @@ def source(root, **environ):
 
 
 def test_a_machine_without_npus_stays_as_it_is(tmp_path):
-    install_cann(tmp_path)
+    install_cann(tmp_path / ASCEND / 'ascend-toolkit')
     said, variables = source(tmp_path)
     assert said == '' and not {'ASCEND_TOOLKIT_HOME', *SETTINGS} & set(variables)
 
 
 def test_cann_is_sourced_from_where_its_installer_says_else_kinds_of_installation_are_tried_in_order(machine):
     for kind in ('cann', 'nnae', 'ascend-toolkit'):
-        install_cann(machine, kind=kind, said=kind)
+        install_cann(machine / ASCEND / kind, kind)
         assert source(machine)[1]['ASCEND_TOOLKIT_HOME'] == kind
-    install_cann(machine, install='/opt/Ascend', said='elsewhere')
+    install_cann(machine / 'opt/Ascend/ascend-toolkit', 'elsewhere')
     (machine / 'etc' / 'Ascend').mkdir(parents=True)
     (machine / 'etc' / 'Ascend' / 'ascend_cann_install.info').write_text('version=8.0\nInstall_Path=/opt/Ascend\n')
     said, variables = source(machine)
@@ -155,7 +155,7 @@ def test_npus_without_cann_are_one_clear_line(machine):
 
 
 def test_what_the_user_has_set_stays(machine):
-    install_cann(machine)
+    install_cann(machine / ASCEND / 'cann')
     mine = dict.fromkeys(SETTINGS, '77')
     variables = source(machine, **mine)[1]
     assert {name: variables[name] for name in SETTINGS} == mine

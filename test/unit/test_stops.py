@@ -38,7 +38,6 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(images,
 # A main script whose checkpoints take for ever to be written.
 SLOW = """
 import runpy, sys, time
-sys.path.insert(0, {!r})
 import util
 from util import checkpoint_file
 checkpoint_file.save = lambda path, state: time.sleep(1000)
@@ -51,7 +50,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 @pytest.mark.compat
 def test_a_second_signal_stops_at_once(images, tmp_path):
     script = tmp_path / 'slow.py'
-    script.write_text(SLOW.format(str(ROOT)))
+    script.write_text(SLOW)
     process = start(images, tmp_path / 'o', script)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)             # as from a terminal and its launcher: one request

@@ -4,10 +4,9 @@ from torch.nn import functional as F
 
 from util import hang_detector
 from util.errors import UserError
-from util.log import logger
+from util.log import logger, progress_bar
 from util.metrics import count_correct
 from util.progress import PRINT_EVERY
-from util.progress_bar import progress_bar
 from util.throughput import Throughput, per_second
 
 

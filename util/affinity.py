@@ -1,23 +1,20 @@
-"""MAE_BIND_CORES=1: each process of a node keeps to its share of the cores, near one NUMA node, as by taskset.
-
-A process and its loader workers then do not wander between the sockets of a large host.
-"""
+"""MAE_BIND_CORES=1: each process and its loader workers keep to their share of a node's cores, near one NUMA node."""
 import glob
 import os
 import re
 
 
-def bind(local_rank, local_processes, environ=os.environ):
+def bind(local_rank, local_processes):
     """Bind this process, and what it starts, to its share of the cores.
 
     Returns:
-        the cores it has from now on, or None where nothing was asked for or the system cannot.
+        the cores it has from now on, such as '0-2,8', or '' where nothing was asked for or the system cannot.
     """
-    if environ.get('MAE_BIND_CORES') != '1' or local_processes < 2 or not hasattr(os, 'sched_setaffinity'):
-        return None
-    cores = share(numa_nodes(), os.sched_getaffinity(0), local_rank, local_processes)
-    os.sched_setaffinity(0, cores)
-    return cores
+    if os.environ.get('MAE_BIND_CORES') != '1' or local_processes < 2 or not hasattr(os, 'sched_setaffinity'):
+        return ''
+    os.sched_setaffinity(0, share(numa_nodes(), os.sched_getaffinity(0), local_rank, local_processes))
+    with open('/proc/self/status', encoding='ascii', errors='replace') as file:
+        return re.search(r'^Cpus_allowed_list:\s*(.*)$', file.read(), re.M).group(1)
 
 
 def share(nodes, allowed, local_rank, local_processes):
@@ -37,26 +34,9 @@ def share(nodes, allowed, local_rank, local_processes):
 
 def numa_nodes(root='/sys/devices/system/node'):
     """The cores of each NUMA node of this host; empty where the system does not tell."""
-    paths = glob.glob(os.path.join(root, 'node[0-9]*', 'cpulist'))
     nodes = []
-    for path in sorted(paths, key=lambda path: int(re.search(r'node(\d+)', path).group(1))):
+    for path in sorted(glob.glob(os.path.join(root, 'node[0-9]*', 'cpulist')), key=lambda path: (len(path), path)):
         with open(path, encoding='ascii') as file:
-            nodes.append(parse(file.read().strip()))
+            ends = [part.split('-') for part in file.read().strip().split(',') if part]         # such as 0-2,8
+        nodes.append([core for pair in ends for core in range(int(pair[0]), int(pair[-1]) + 1)])
     return nodes
-
-
-def parse(text):
-    """'0-2,8' -> [0, 1, 2, 8], the kernel's way of listing cores."""
-    ends = [part.split('-') for part in text.split(',') if part]
-    return [core for pair in ends for core in range(int(pair[0]), int(pair[-1]) + 1)]
-
-
-def text(cores):
-    """[0, 1, 2, 8] -> '0-2,8'."""
-    runs = []
-    for core in cores:
-        if runs and core == runs[-1][1] + 1:
-            runs[-1][1] = core
-        else:
-            runs.append([core, core])
-    return ','.join(str(a) if a == b else '{}-{}'.format(a, b) for a, b in runs)

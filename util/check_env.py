@@ -22,32 +22,27 @@ def row(what, how):
     print('{:<14} {}'.format(what, how))
 
 
-def loaded(name):
-    """(module, its version), or (None, why it does not load), whatever a broken package does."""
-    try:
-        module = importlib.import_module(name)
-        return module, getattr(module, '__version__', 'there')
-    except (Exception, SystemExit) as error:
-        return None, 'does not load: ' + first_line(error)
-
-
-def matches(path, pattern):
-    """What `pattern` captures in the files of a glob pattern."""
-    found = []
+def first_match(path, pattern, default):
+    """What `pattern` captures first in the files of a glob pattern, or `default`."""
     for name in glob.glob(path):
         with open(name, encoding='utf-8', errors='replace') as text:
-            found += re.findall(pattern, text.read(), re.MULTILINE)
-    return found
+            found = re.search(pattern, text.read(), re.MULTILINE)
+        if found:
+            return found.group(1)
+    return default
 
 
 def check_software(to_fix):
     """The packages that training needs; returns whether there is torch."""
     row('Python', '{} ({})'.format(platform.python_version(), sys.executable))
     for name in NEEDED + OPTIONAL:
-        module, how = loaded(name)
-        row(name, how)
-        if module is None and name in NEEDED:
-            to_fix.append('{} {}; install what the *_requirements.txt of your PyTorch says'.format(name, how))
+        try:
+            row(name, getattr(importlib.import_module(name), '__version__', 'there'))
+        except (Exception, SystemExit) as error:        # whatever a broken package does
+            how = 'does not load: ' + first_line(error)
+            row(name, how)
+            if name in NEEDED:
+                to_fix.append('{} {}; install what the *_requirements.txt of your PyTorch says'.format(name, how))
     return 'torch' in sys.modules
 
 
@@ -55,17 +50,16 @@ def check_host(to_fix, root):
     """Chips, driver, CANN and variables; returns whether there are chips."""
     chips = len(glob.glob(os.path.join(root, 'dev/davinci[0-9]*')))
     row('chips', chips or 'no NPU')
-    driver = matches(os.path.join(root, 'usr/local/Ascend/driver/version.info'), r'^Version=(\S+)')
-    row('driver', driver[0] if driver else 'absent')
-    installed = matches(os.path.join(root, 'etc/Ascend/ascend_cann_install.info'), r'^Install_Path=(\S+)')
-    base = os.path.join(root, (installed or ['/usr/local/Ascend'])[0].lstrip('/'))
+    row('driver', first_match(os.path.join(root, 'usr/local/Ascend/driver/version.info'), r'^Version=(\S+)', 'absent'))
+    base = os.path.join(root, first_match(os.path.join(root, 'etc/Ascend/ascend_cann_install.info'),
+                                          r'^Install_Path=(\S+)', '/usr/local/Ascend').lstrip('/'))
     scripts = list(filter(os.path.isfile, (os.path.join(base, kind, 'set_env.sh')
                                            for kind in ('ascend-toolkit', 'nnae', 'cann'))))
     home = os.environ.get('ASCEND_TOOLKIT_HOME') or os.environ.get('ASCEND_HOME_PATH')
     folder = home or (os.path.join(os.path.dirname(scripts[0]), 'latest') if scripts else base)
-    versions = matches(os.path.join(folder, '*-linux/ascend_*_install.info'), r'^version=(\S+)')
-    row('CANN', '{} in {}, {}sourced'.format(versions[0] if versions else '?', folder, '' if home else 'not ')
-        if home or scripts else 'absent (looked in {})'.format(base))
+    version = first_match(os.path.join(folder, '*-linux/ascend_*_install.info'), r'^version=(\S+)', '?')
+    row('CANN', '{} in {}, {}sourced'.format(version, folder, '' if home else 'not ') if home or scripts
+        else 'absent (looked in {})'.format(base))
     if (scripts or home) and not os.path.isdir(home or ''):
         to_fix.append('CANN is not sourced: source ' + (scripts or ['set_env.sh of the one that is there'])[0])
     for name in filter(re.compile('HCCL_|ASCEND_|TASK_QUEUE_ENABLE$|COMBINED_ENABLE$').match, sorted(os.environ)):

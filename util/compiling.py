@@ -15,9 +15,15 @@ def compile_blocks(model, device):
     Args:
         device: where a small block is tried first, since a compiler fails only when the first batch comes.
     """
-    why_not = _try(device)
-    if why_not:
-        logger.warning('--compile: %s; going on without', why_not)
+    if not hasattr(nn.Module, 'compile'):
+        logger.warning('--compile: torch %s does not compile modules; continuing without', torch.__version__)
+        return
+    probe = nn.Sequential(nn.Linear(8, 8), nn.GELU()).to(device)
+    try:
+        probe.compile()
+        probe(torch.zeros(2, 8, device=device)).sum().backward()
+    except Exception as error:          # compilers and what they call raise whatever they like
+        logger.warning('--compile: torch.compile does not work here (%s); continuing without', first_line(error))
         return
     for block in [*model.blocks, *getattr(model, 'decoder_blocks', [])]:
         block.compile()
@@ -28,16 +34,3 @@ def eagerly(model):
     """A context without compiled code, where PyTorch has one: compiling for another batch size takes far longer."""
     set_stance = getattr(getattr(torch, 'compiler', None), 'set_stance', None)
     return set_stance('force_eager') if set_stance and getattr(model, 'compiled', False) else nullcontext()
-
-
-def _try(device):
-    """Why nothing can be compiled here; None where it can."""
-    if not hasattr(nn.Module, 'compile'):
-        return 'torch {} does not compile modules'.format(torch.__version__)
-    probe = nn.Sequential(nn.Linear(8, 8), nn.GELU()).to(device)
-    try:
-        probe.compile()
-        probe(torch.zeros(2, 8, device=device)).sum().backward()
-    except Exception as error:          # compilers and what they call raise whatever they like
-        return 'torch.compile does not work here ({})'.format(first_line(error))
-    return None

@@ -3,9 +3,8 @@ import time
 
 from util import bad_images, checkpoint, report, runtime as runtimes
 from util.errors import Stopped, Unsaved, UserError
-from util.log import logger
+from util.log import logger, progress_bar
 from util.progress import Progress
-from util.progress_bar import progress_bar
 from util.throughput import Rate
 
 AGREE_SECONDS, AGREE_STEPS = 1., 50     # processes agree about once a second, and after so many steps at the latest

@@ -17,9 +17,8 @@ from util.distributed import World
 from util.errors import UserError, instead_of, run
 from util.input_statistics import flags_text, number_text
 from util.loader import default_workers, evaluation_loader
-from util.log import logger
+from util.log import logger, progress_bar
 from util.parser import COUNT, INDEX, Parser
-from util.progress_bar import progress_bar
 from util.transforms import to_grey
 
 FLAT = 1e-9         # deviation, as a share of the mean, that comes of rounding

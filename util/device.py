@@ -6,16 +6,23 @@ import ctypes
 import importlib
 import math
 import os
+import shutil
 import socket
 import sys
+import tempfile
+from contextlib import suppress
 
 import torch
 import torch.utils.checkpoint
 
 from util.errors import UserError, first_line
 from util.features import supported
+from util.log import logger
 
 _BF16_INSTRUCTIONS = {'avx512_bf16', 'amx_bf16'}        # as /proc/cpuinfo names them
+SKIP = 5                # iterations until --prof traces
+# PyTorch 1.8 takes the square of their number to nest the events: two minutes for 10 iterations of ViT-B.
+TRACE = 10 if hasattr(torch, 'inference_mode') else 3
 
 
 def in_turn(tensors, device):
@@ -30,20 +37,20 @@ class Beside:
     memory of the first as soon as the step that used it has ended on the device, so that memory is neither
     overwritten early nor taken without bound by a host that is far ahead.
     Args:
-        accelerator: an Accelerator; stream: a new one of its.
+        module: that of an Accelerator, such as torch.cuda; stream: a new one of its.
     """
 
-    def __init__(self, accelerator, stream):
-        self._accelerator, self._stream = accelerator, stream
+    def __init__(self, module, stream):
+        self._module, self._stream = module, stream
         self._held, self._step_ended = (None, None), None
 
     def __call__(self, tensors, device):
-        current = self._accelerator.current_stream()
+        current = self._module.current_stream()
         if self._step_ended is not None:
             self._stream.wait_event(self._step_ended)       # the step before the one that was queued last
         self._step_ended = current.record_event()
         self._held = self._held[1], None                    # lets go of that step's batch
-        with self._accelerator.queueing_on(self._stream):
+        with self._module.stream(self._stream):
             moved = in_turn(tensors, device)
         current.wait_stream(self._stream)
         self._held = self._held[0], moved
@@ -57,6 +64,8 @@ class Cpu:
     name = 'CPU'
     is_accelerator = False
     gradients_may_move = True       # False where the optimizer finds them only in the memory that they were first in
+    loader_options = {}             # DataLoader keywords for batches that go to this device, beside pin_memory
+    repeats_drops = True            # whether torch.utils.checkpoint draws dropped paths again as they were
 
     def __init__(self, reason=''):
         self.reason = reason
@@ -89,20 +98,12 @@ class Cpu:
         """Whether --amp pays; on a CPU only where it multiplies bf16 by instructions of its own."""
         return not _BF16_INSTRUCTIONS.isdisjoint(_cpu_flags())
 
-    def repeats_drops(self):
-        """Whether torch.utils.checkpoint draws again what it has drawn, such as dropped paths."""
-        return True
-
     def prepare_network(self, master_addr, timeout):
         """Set what the collective library needs to know before the process group starts.
 
         Args:
             timeout: seconds until a collective operation gives up.
         """
-
-    def loader_options(self):
-        """DataLoader keywords for batches that go to this device, beside pin_memory."""
-        return {}
 
     def adamw(self, param_groups, **options):
         """The fastest exact AdamW that this device has."""
@@ -148,22 +149,9 @@ class Accelerator(Cpu):
                             .format(local_rank, self.type, self.count(), self.count()))
         device = torch.device('{}:{}'.format(self.type, local_rank))
         self.module.set_device(device)
-        stream = self.new_stream()
-        if stream is not None:
-            self.to_device = Beside(self, stream)
+        if hasattr(self.module, 'Stream'):      # else there is one queue of work alone
+            self.to_device = Beside(self.module, self.module.Stream())
         return device
-
-    def new_stream(self):
-        """A queue of work beside the one that computes; None where this PyTorch has one alone."""
-        return self.module.Stream() if hasattr(self.module, 'Stream') else None
-
-    def current_stream(self):
-        """The queue that work is put on now."""
-        return self.module.current_stream()
-
-    def queueing_on(self, stream):
-        """A context in which work is put on another queue."""
-        return self.module.stream(stream)
 
     def seed(self, value):
         self.module.manual_seed_all(value)
@@ -178,8 +166,7 @@ class Accelerator(Cpu):
         return True
 
     def supports_bf16(self):
-        supported = getattr(self.module, 'is_bf16_supported', None)  # absent before torch 1.10
-        return bool(supported and supported())
+        return getattr(self.module, 'is_bf16_supported', lambda: False)()       # absent before torch 1.10
 
 
 class Cuda(Accelerator):
@@ -200,30 +187,24 @@ class Npu(Accelerator):
     type = 'npu'
     backend = 'hccl'
     gradients_may_move = False      # NpuFusedAdamW collects them in one buffer at the first step
+    loader_options = {'pin_memory_device': type}
+    repeats_drops = hasattr(torch.utils.checkpoint, 'DefaultDeviceType')    # else it knows the CPU and CUDA alone
 
     def prepare_network(self, master_addr, timeout):
         # Whole seconds; the 910A takes at most 17340, and rounds down to a multiple of 68.
         os.environ.setdefault('HCCL_EXEC_TIMEOUT', str(min(68 * math.ceil(timeout / 68), 17340)))
         # HCCL binds to the first interface unless told; the one that reaches the master is the one that works.
         os.environ.setdefault('HCCL_WHITELIST_DISABLE', '1')
-        if 'HCCL_IF_IP' not in os.environ:
-            address = local_address_towards(master_addr)
-            if address:
-                os.environ['HCCL_IF_IP'] = address
-
-    def loader_options(self):
-        return {'pin_memory_device': self.type}
+        address = local_address_towards(master_addr)
+        if address:
+            os.environ.setdefault('HCCL_IF_IP', address)
 
     def versions(self):
         return {'torch_npu': getattr(sys.modules.get('torch_npu'), '__version__', "PyTorch's own")}
 
-    def repeats_drops(self):
-        return hasattr(torch.utils.checkpoint, 'DefaultDeviceType')     # else it knows the CPU's and CUDA's generators
-
     def adamw(self, param_groups, **options):
-        torch_npu = sys.modules.get('torch_npu')
-        fused = getattr(getattr(torch_npu, 'optim', None), 'NpuFusedAdamW', None)
-        return (fused or torch.optim.AdamW)(param_groups, **options)
+        optimizers = getattr(sys.modules.get('torch_npu'), 'optim', None)
+        return getattr(optimizers, 'NpuFusedAdamW', torch.optim.AdamW)(param_groups, **options)
 
     def profile(self):
         modern = getattr(sys.modules.get('torch_npu'), 'profiler', None)
@@ -243,8 +224,6 @@ def select(requested):
     Raises:
         UserError: the requested device cannot be used here.
     """
-    if requested == 'cpu':
-        return Cpu('--device cpu')
     missing = []
     for kind in ('npu', 'cuda'):
         if requested in ('auto', kind):
@@ -253,8 +232,8 @@ def select(requested):
                 accelerator.reason = 'found' if requested == 'auto' else '--device ' + kind
                 return accelerator
             missing.append(why_not)
-    if requested == 'auto':
-        return Cpu('; '.join(missing))
+    if requested in ('auto', 'cpu'):
+        return Cpu('; '.join(missing) or '--device cpu')
     raise UserError('--device {}: {}; pass --device auto to run on what is there (python -m util.check_env lists it)'
                     .format(requested, missing[0]))
 
@@ -281,11 +260,9 @@ def probe(kind):
 
 def _cpu_flags():
     """The instruction sets that Linux says this CPU has; none on other systems."""
-    try:
-        with open('/proc/cpuinfo', encoding='ascii', errors='replace') as file:
-            return set(next((line for line in file if line.startswith('flags')), '').split())
-    except OSError:
-        return set()
+    with suppress(OSError), open('/proc/cpuinfo', encoding='ascii', errors='replace') as file:
+        return set(next((line for line in file if line.startswith('flags')), '').split())
+    return set()
 
 
 def keep_freed_memory():
@@ -303,10 +280,47 @@ def local_address_towards(host):
 
     A UDP socket is connected, which consults the routing table and sends nothing.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))
-            address = probe.getsockname()[0]
-        except OSError:
-            return None
-    return None if address.startswith('127.') else address
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        address = probe.getsockname()[0]
+        return None if address.startswith('127.') else address
+    return None
+
+
+class Profiler:
+    """--prof: traces iterations SKIP to SKIP + TRACE of the run (fewer where it ends sooner), for chrome://tracing.
+
+    Args:
+        folder: prof/trace.json is written there; None for no trace.
+    """
+
+    def __init__(self, accelerator, folder):
+        self._accelerator, self._path = accelerator, folder and os.path.join(folder, 'prof', 'trace.json')
+        self._done, self._trace = 0, None
+
+    def step(self):
+        """Call after each iteration."""
+        self._done += 1
+        if self._path and self._done == SKIP:
+            self._accelerator.synchronize()     # what was queued before the window stays out of it
+            self._trace = self._accelerator.profile()
+            self._trace.__enter__()
+        elif self._done == SKIP + TRACE:
+            self.finish()
+
+    def finish(self):
+        """Write what was traced, if it has not been written."""
+        if self._path and self._done < SKIP:
+            logger.warning('--prof: the run ended after %d iterations, the trace begins after %d: nothing written',
+                           self._done, SKIP)
+        if self._trace is None:
+            return
+        self._accelerator.synchronize()
+        self._trace.__exit__(None, None, None)
+        os.makedirs(os.path.dirname(self._path), exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:       # torch itself takes no path that is not UTF-8
+            trace = os.path.join(folder, 'trace.json')
+            self._trace.export_chrome_trace(trace)
+            shutil.move(trace, self._path)
+        self._trace = None
+        logger.info('profiler trace: %s (open in chrome://tracing)', self._path)

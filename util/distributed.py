@@ -4,7 +4,7 @@ import json
 import os
 import re
 import time
-from contextlib import contextmanager
+from contextlib import nullcontext
 from datetime import timedelta
 from urllib.parse import urlparse
 
@@ -30,10 +30,7 @@ class World:
 
     def __init__(self, rank=0, size=1, local_rank=0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
-
-    @property
-    def is_main(self):
-        return self.rank == 0
+        self.is_main = rank == 0
 
     def join(self, accelerator, dist_url='env://', hang_timeout=HANG_TIMEOUT):
         """Meet the other processes. The device must be current already, as HCCL demands.
@@ -46,31 +43,28 @@ class World:
         if self.size == 1:
             hang_detector.start(hang_timeout)
             return
-        limit = hang_timeout + COLLECTIVE_LATER
+        limit, seconds = hang_timeout + COLLECTIVE_LATER, meeting_seconds(hang_timeout)
         accelerator.prepare_network(urlparse(dist_url).hostname or os.environ['MASTER_ADDR'], limit)
         try:
-            self._meet(dist_url, meeting_seconds(hang_timeout))
+            # As if alone: process 0 would wait for all here, and could not say who is missing.
+            self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=timedelta(seconds=seconds)))
+            self._store.add('arrived/{}'.format(self.rank), 1)
+            missing, deadline = range(self.size), time.monotonic() + seconds
+            while missing and time.monotonic() < deadline:
+                time.sleep(.1)
+                missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
+            if missing:
+                let_the_first_speak()
+                raise Fault('no sign of process {} of {} within {:.0f} s; start all of them, each with the same master '
+                            'address and port; see --hang_timeout'.format(
+                                ', '.join(map(str, missing)), self.size, seconds))
             hang_detector.start(hang_timeout, self.rank, self.size)
             dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
                                     world_size=self.size, timeout=timedelta(seconds=limit))
         except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
+            address = dist_url.replace('env://', '{MASTER_ADDR}, port {MASTER_PORT}').format(**os.environ)
             raise Fault('process {} of {} cannot meet the others at {} ({})'.format(
-                self.rank, self.size, _address(dist_url), first_line(error))) from error
-
-    def _meet(self, dist_url, seconds):
-        """Open the store and wait there until every rank has left its key."""
-        # As if alone: process 0 would wait for all here, and could not say who is missing.
-        self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=timedelta(seconds=seconds)))
-        self._store.add('arrived/{}'.format(self.rank), 1)
-        missing, deadline = range(self.size), time.monotonic() + seconds
-        while missing and time.monotonic() < deadline:
-            time.sleep(.1)
-            missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
-        if missing:
-            let_the_first_speak()
-            raise Fault('no sign of process{} {} of {} within {:.0f} s; start all of them, each with the same master '
-                        'address and port; see --hang_timeout'.format(
-                            'es' * (len(missing) > 1), ', '.join(map(str, missing)), self.size, seconds))
+                self.rank, self.size, address, first_line(error))) from error
 
     def share(self, model):
         """Give every process the weights of the first: each may have drawn its own."""
@@ -105,7 +99,7 @@ class World:
     def gather_values(self, value, device):
         """A JSON value of each process, as a list by rank; goes as bytes in numbers, which every backend exchanges."""
         text = json.dumps(value).encode()
-        longest = int(max(row[0] for row in self.gather(torch.tensor([float(len(text))], device=device))))
+        longest = int(max(self.gather(torch.tensor([float(len(text))], device=device)))[0])
         rows = self.gather(torch.tensor(list(text.ljust(longest)), dtype=torch.float32, device=device))
         return [json.loads(bytes(map(int, row)).decode()) for row in rows]
 
@@ -125,18 +119,9 @@ def meeting_seconds(hang_timeout):
     return hang_timeout + (RESTART_LATER if 'MAE_RESTART' in os.environ else 0.)
 
 
-def _address(dist_url):
-    return dist_url if dist_url != 'env://' else '{MASTER_ADDR}, port {MASTER_PORT}'.format(**os.environ)
-
-
-@contextmanager
 def gradient_sync(model, wanted):
-    """Within an accumulation window only the last backward exchanges gradients; the others keep them local."""
-    if wanted or not isinstance(model, DistributedDataParallel):
-        yield
-    else:
-        with model.no_sync():
-            yield
+    """A context: in an accumulation window only the last backward exchanges gradients; the others keep them local."""
+    return nullcontext() if wanted or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
 def world_from_environment(world_size=None, local_rank=-1, dist_on_itp=False, dist_url='env://', addr=None,
@@ -150,15 +135,17 @@ def world_from_environment(world_size=None, local_rank=-1, dist_on_itp=False, di
         UserError: the environment and the flags contradict each other.
     """
     if dist_on_itp:
-        world = _from_variables(environ, 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK',
-                                '--dist_on_itp')
+        try:
+            world = World(*(int(environ['OMPI_COMM_WORLD_' + name]) for name in ('RANK', 'SIZE', 'LOCAL_RANK')))
+        except KeyError as error:
+            raise UserError('--dist_on_itp: {} is not set in the environment'.format(error.args[0])) from error
     elif 'RANK' in environ and 'WORLD_SIZE' in environ:
         world = World(int(environ['RANK']), int(environ['WORLD_SIZE']),
                       int(environ.get('LOCAL_RANK', max(local_rank, 0))))
     elif 'SLURM_PROCID' in environ and int(environ.get('SLURM_NTASKS', 1)) > 1:
-        world = _from_variables(environ, 'SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'Slurm')
-        environ.setdefault('MASTER_ADDR', first_slurm_host(environ.get('SLURM_STEP_NODELIST')
-                                                           or environ.get('SLURM_JOB_NODELIST', '127.0.0.1')))
+        world = World(*(int(environ['SLURM_' + name]) for name in ('PROCID', 'NTASKS', 'LOCALID')))
+        nodes = environ.get('SLURM_STEP_NODELIST') or environ.get('SLURM_JOB_NODELIST', '127.0.0.1')
+        environ.setdefault('MASTER_ADDR', first_slurm_host(nodes))
         # Every task must find the same port, and two jobs on a host different ones.
         environ.setdefault('MASTER_PORT', str(20000 + int(environ.get('SLURM_JOB_ID', 0)) % 20000))
     else:
@@ -175,19 +162,9 @@ def world_from_environment(world_size=None, local_rank=-1, dist_on_itp=False, di
     return world
 
 
-def _from_variables(environ, rank, size, local_rank, source):
-    try:
-        return World(*(int(environ[name]) for name in (rank, size, local_rank)))
-    except KeyError as error:
-        raise UserError('{}: {} is not set in the environment'.format(source, error.args[0])) from error
-
-
 def first_slurm_host(nodelist):
     """The first host of a Slurm node list: 'node[03-07,12],gpu1' -> 'node03'."""
-    match = re.match(r'([^,\[]+)(?:\[([^\],-]+)[^\]]*\](.*))?', nodelist)
-    prefix, first, rest = match.groups()
-    suffix = (rest or '').split(',')[0]
-    return prefix + (first or '') + suffix
+    return ''.join(re.match(r'([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?', nodelist).groups(''))
 
 
 def local_processes(environ=os.environ):

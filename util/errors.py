@@ -76,26 +76,21 @@ def run(main, *args):
         backend = _process_group_backend()
         if not backend or backend not in str(error).lower():    # a type of their own is that of the newest PyTorch only
             raise
-        _let_the_launcher_act()
+        let_the_first_speak(among_all=True)
         _end('error: process {}: a collective operation failed, most often because another process ended ({})'.format(
             os.environ.get('RANK', '?'), first_line(error)), FAULT_STATUS)
 
 
-def let_the_first_speak():
-    """Pause, on all ranks of a node but the first, before a mistake is told.
+def let_the_first_speak(among_all=False):
+    """Pause, on all ranks of a node but the first, before a mistake is told; `among_all`: on the first too.
 
-    Every rank usually makes the same one. Rank 0 speaks and ends, which makes the launcher stop the others; a rank
-    whose mistake is its own outlives the pause and speaks too.
+    Every rank usually makes the same one. When the first has ended, the launcher's SIGTERM ends the others without a
+    word; a rank whose mistake is its own outlives the pause and speaks too.
     """
-    if int(os.environ.get('LOCAL_RANK', 0)):
-        _let_the_launcher_act()
-
-
-def _let_the_launcher_act():
-    """Pause, open to a SIGTERM of the launcher, which ends this process without a word if another one ended first."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    time.sleep(LAUNCHER_FIRST)
+    if among_all or int(os.environ.get('LOCAL_RANK', 0)):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        time.sleep(LAUNCHER_FIRST)
 
 
 def _process_group_backend():

@@ -1,13 +1,22 @@
-"""Locks between processes, by filelock: held until the block or the process ends, however it ends."""
+"""Locks between processes, by filelock: held until the block or the process ends, however it ends.
+
+A run locks its output folder, where run.lock names the process: host, pid and start.
+"""
 import fcntl
+import json
 import os
+import socket
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from filelock import FileLock, Timeout
 
+from util.errors import UserError
 from util.log import logger
+
+OWNER, LOCKED = 'run.lock', '.lock'     # two files, since filelock 3.12 empties the one that it locks
+PATIENCE = 10.              # seconds; forked loader processes of a run that was killed hold its lock until they end
 
 
 @contextmanager
@@ -44,3 +53,35 @@ def _has_locks(folder):
             logger.warning('warning: %s: its file system has no locks (%s); nothing keeps two processes apart there',
                            folder, error.strerror)
             return False
+
+
+class RunLock:
+    """One output folder, one run: held from its making until `release`.
+
+    Raises:
+        UserError: another run holds it; or the folder cannot be written.
+    """
+
+    def __init__(self, folder):
+        self._folder, self._held = folder, ExitStack()
+        owner = os.path.join(folder, OWNER)
+        try:
+            self._held.enter_context(file_lock(os.path.join(folder, LOCKED), PATIENCE))
+            with open(owner, 'w', encoding='utf-8') as file:
+                json.dump({'host': socket.gethostname(), 'pid': os.getpid(),
+                           'start': time.strftime('%Y-%m-%d %H:%M:%S')}, file)
+        except Timeout:
+            who = 'a run that does not say who it is'
+            with suppress(OSError, ValueError, LookupError, TypeError), open(owner, encoding='utf-8') as file:
+                who = 'a run (process {pid} on {host}, since {start})'.format(**json.load(file))
+            raise UserError('--output_dir {}: in use by {}; give another folder, or end that run first'.format(
+                folder, who)) from None
+        except OSError as error:
+            self.release()
+            raise UserError('--output_dir {}: cannot be written ({})'.format(folder, error.strerror)) from error
+
+    def release(self, folder=None):
+        """Unlock the folder, which may have been renamed to `folder`."""
+        with suppress(OSError):
+            os.remove(os.path.join(folder or self._folder, OWNER))
+        self._held.close()

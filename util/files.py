@@ -45,16 +45,18 @@ def atomic_file(path):
         with open(temporary, 'wb') as file:
             sink = _Sink(file)
             yield sink
-            if sink.error:
-                raise sink.error
+            sink.check()
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        if os.path.exists(temporary):
+        with suppress(FileNotFoundError):
             os.remove(temporary)
         raise
-    _sync_folder(os.path.dirname(os.path.abspath(path)))
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    with suppress(OSError):         # makes the rename survive a power cut, where the file system can do that
+        os.fsync(folder)
+    os.close(folder)
 
 
 def write_atomically(path, content):
@@ -67,7 +69,7 @@ def open_regular(path, mode='rb', **options):
     """open() for regular files alone: opening a FIFO would wait for a writer, and a device can be read without end.
 
     Raises:
-        OSError: the file cannot be opened, or is a folder, a FIFO or a device, which are never opened.
+        OSError: the file cannot be opened, or is no regular file.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, 'not a regular file', path)
@@ -82,11 +84,7 @@ class _WithoutNumber(io.BufferedReader):
 
 
 def regular_file(path):
-    """A regular file opened to read bytes, for torch.load and others that should use its bytes alone.
-
-    Raises:
-        OSError: see open_regular.
-    """
+    """open_regular to read bytes, for torch.load and others that should use the bytes alone."""
     return _WithoutNumber(open_regular(path, buffering=0))
 
 
@@ -97,11 +95,3 @@ def lines(path):
             return [line.rstrip('\n') for line in file if line.endswith('\n')]
     except FileNotFoundError:
         return []
-
-
-def _sync_folder(folder):
-    """Make a rename survive a power cut, where the file system lets a folder be opened."""
-    handle = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):
-        os.fsync(handle)
-    os.close(handle)

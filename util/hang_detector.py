@@ -37,29 +37,22 @@ class _Detector(threading.Thread):
             if now - before > TICK + SUSPENDED:
                 self.moved = now
             before, idle = now, now - self.moved
-            if idle >= self._timeout + (SAVING if _saving() else 0.):
-                self._end(idle)
+            # A checkpoint is written by a thread that the interpreter's own end would wait for.
+            saving = any(not each.daemon and each is not threading.main_thread() for each in threading.enumerate())
+            if idle >= self._timeout + SAVING * saving:
+                line = 'error: {}: no progress for {:.0f} s at {}; see --hang_timeout; all stacks:\n'.format(
+                    self._process, idle, self.place)
+                os.write(sys.__stderr__.fileno(), line.encode())    # the main thread may hold the lock of sys.stderr
+                faulthandler.dump_traceback(sys.__stderr__)
+                os._exit(FAULT_STATUS)
         faulthandler.cancel_dump_traceback_later()
-
-    def _end(self, idle):
-        line = 'error: {}: no progress for {:.0f} s at {}; see --hang_timeout; all stacks:\n'.format(
-            self._process, idle, self.place)
-        os.write(sys.__stderr__.fileno(), line.encode())        # the main thread may hold the lock of sys.stderr
-        faulthandler.dump_traceback(sys.__stderr__)
-        os._exit(FAULT_STATUS)
-
-
-def _saving():
-    """Whether a checkpoint is being written, by a thread that the interpreter's own end would wait for."""
-    return any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate())
 
 
 _detector = None
 
 
 def start(hang_timeout, rank=0, size=1):
-    """Watch this process, `rank` of `size`, until `stop`: without progress for so many seconds it ends with status 70.
-    """
+    """Watch this process, `rank` of `size`, until `stop`: without progress for so many seconds it ends (status 70)."""
     global _detector
     _detector = _Detector(hang_timeout, rank, size)
     _detector.start()
@@ -67,11 +60,9 @@ def start(hang_timeout, rank=0, size=1):
 
 def stop():
     """Watch this process no longer."""
-    global _detector
     if _detector is not None:
         _detector.stopped.set()
         _detector.join()
-    _detector = None
 
 
 def progress(place):

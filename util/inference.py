@@ -10,8 +10,7 @@ from util.datasets import ImageSources
 from util.distributed import World
 from util.errors import UserError
 from util.loader import default_workers, evaluation_loader
-from util.log import logger
-from util.progress_bar import progress_bar
+from util.log import logger, progress_bar
 from util.transforms import preprocessing_of, to_pil
 
 

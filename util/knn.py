@@ -17,9 +17,8 @@ from util.errors import UserError, run
 from util.held_out import split_settings
 from util.inference_arguments import add_model, add_work, check_checkpoint
 from util.loader import default_workers, evaluation_loader
-from util.log import logger
+from util.log import logger, progress_bar
 from util.parser import COUNT, INDEX, POSITIVE, SHARE_BELOW_1, Parser
-from util.progress_bar import progress_bar
 from util.runtime import Runtime
 from util.transforms import preprocessing_of
 

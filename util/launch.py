@@ -2,8 +2,7 @@
 
 A child of this process supervises the workers: torch.distributed.run where it exists, else a small loop. The first
 worker that fails ends the others on this node, and its status is the launcher's. Signals go from this process to the
-workers, never through the supervisor. A run that a fault has ended is started again from its last checkpoint, as often
-as --max_restarts says.
+workers, never through the supervisor.
 """
 import glob
 import logging
@@ -30,8 +29,6 @@ from util.stops import Launcher
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 FINAL = (0, USER_ERROR_STATUS, UNSAVED_STATUS, STOPPED_STATUS)      # statuses that a restart cannot change
-SAID = (*FINAL, FAULT_STATUS)                                       # statuses that need no explanation
-LONGEST_PAUSE = 30          # seconds between a failure and the restart
 
 
 def parse(argv):
@@ -57,34 +54,36 @@ def parse(argv):
 
 def main(argv):
     flags, command = parse(argv)
-    if flags.nproc is None:
-        check_devices(flags.devices, config.value_of('--device', command) or 'auto')
     processes = flags.nproc or flags.devices
+    if flags.nproc is None:
+        accelerator = device.select(config.value_of('--device', command) or 'auto')
+        if accelerator.count() < processes:
+            raise UserError('{} devices asked, {} {} found; pass --nproc={}{}'.format(
+                processes, accelerator.count(), accelerator.type, accelerator.count(),
+                '' if accelerator.is_accelerator else ', or more to share the CPU ({})'.format(accelerator.reason)))
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
     signals, status = Signals(flags.stop_timeout), STOPPED_STATUS
     for attempt in range(flags.max_restarts + 1):
         if attempt:
             os.environ['MAE_RESTART'] = str(attempt)        # util.runtime resumes from the last checkpoint
             print('restart {} of {}'.format(attempt, flags.max_restarts), flush=True)
-            signals.pause(min(2 ** (attempt - 1), LONGEST_PAUSE))
+            signals.pause(min(2 ** (attempt - 1), 30))
         if signals.received:
             break
-        status = run_once(flags, command, processes, port_of(flags, attempt), signals)
+        # Nodes count up, so that one which is ahead does not meet what the attempt before has left.
+        port = (flags.master_port or DEFAULT_PORT) + attempt if flags.nnodes > 1 else flags.master_port or free_port()
+        status = run_once(flags, command, processes, port, signals)
         if status in FINAL or signals.received:
             break
     sys.exit(status)
 
 
-def port_of(flags, attempt):
-    """Where the processes meet. Nodes count up with every restart, so that one which is ahead does not meet what the
-    attempt before has left."""
-    if flags.nnodes > 1:
-        return (flags.master_port or DEFAULT_PORT) + attempt
-    return flags.master_port or free_port()
-
-
 def run_once(flags, command, processes, port, signals):
-    """Start the workers below a supervisor of their own and wait for their end; returns the status."""
+    """Start the workers below a supervisor of their own, wait for their end and say which one failed, unless it did.
+
+    Returns:
+        the exit status, 128 + n for signal n as shells do.
+    """
     receiver, sender = multiprocessing.Pipe(duplex=False)
     # A process of its own, since PyTorch 1.11 holds Python's lock while it waits for other nodes; forked, since the
     # import of PyTorch takes seconds.
@@ -107,7 +106,11 @@ def run_once(flags, command, processes, port, signals):
     if not started and signals.received:
         print('stopped before training; nothing to save', file=sys.stderr)
         return STOPPED_STATUS
-    return _report(rank, status, signals)
+    if status not in (*FINAL, FAULT_STATUS) and not signals.received:
+        what = 'ended with status {}'.format(status) if status > 0 else 'was killed by ' + signal.Signals(-status).name
+        what += ' (out of memory?)' * (status == -signal.SIGKILL)
+        print('error: process {} {}; the others were stopped'.format(rank, what), file=sys.stderr, flush=True)
+    return status if status >= 0 else 128 - status
 
 
 def _supervisor(launcher, flags, command, processes, port, sender):
@@ -198,17 +201,6 @@ def children(parent):
     return found
 
 
-def check_devices(wanted, requested):
-    """Raise UserError, naming --nproc, where this node has fewer devices than `wanted`."""
-    accelerator = device.select(requested)
-    found = accelerator.count()
-    if found < wanted and not accelerator.is_accelerator:
-        raise UserError('{} devices asked, but this runs on the CPU ({}); pass --nproc=N for N processes on the CPU'
-                        .format(wanted, accelerator.reason))
-    if found < wanted:
-        raise UserError('{} devices asked, {} {} found; pass --nproc={}'.format(wanted, found, accelerator.type, found))
-
-
 def free_port():
     """A TCP port that nobody uses now, so that two runs share a host."""
     with socket.socket() as probe:
@@ -270,17 +262,6 @@ def supervise(command, processes, flags, port):
         for process in ranks.values():
             process.kill()
             process.wait()
-
-
-def _report(rank, status, signals):
-    """Say which worker failed, unless it said so itself; returns the exit status, 128 + n for signal n as shells do."""
-    what = 'ended with status {}'.format(status)
-    if status < 0:
-        what = 'was killed by ' + signal.Signals(-status).name
-    what += ' (out of memory?)' if status == -signal.SIGKILL else ''
-    if status not in SAID and not signals.received:
-        print('error: process {} {}; the others were stopped'.format(rank, what), file=sys.stderr, flush=True)
-    return status if status >= 0 else 128 - status
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ from util import hang_detector, remember
 from util.errors import UserError, first_line, one_line
 from util.files import open_regular
 from util.images import ARRAYS, without_arrays
-from util.progress_bar import progress_bar
+from util.log import progress_bar
 
 UNLABELLED = ['unlabelled']         # the classes of images that have none
 NO_CSV = 'cannot be read as rows of path,label in UTF-8'

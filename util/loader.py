@@ -128,7 +128,7 @@ class Batches:
         # A generator of its own: else an iterator made anew, as after a resume, draws from the masks' generator.
         options = supported(DataLoader, generator=torch.Generator())
         if pin_memory and accelerator.is_accelerator:
-            options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options()))
+            options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options))
         if num_workers:
             options.update(supported(DataLoader, persistent_workers=True))
         self.loader = DataLoader(lookup, batch_size=batch_size, sampler=sampler, collate_fn=collate,

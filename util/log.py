@@ -1,27 +1,35 @@
-"""A logger that speaks on rank 0 alone, so that no print has to ask for the rank."""
+"""A logger that speaks on rank 0 alone, so that no print has to ask for the rank, and progress bars, by tqdm."""
 import logging
+import os
 import sys
+import threading
+
+from tqdm import tqdm
 
 from util.errors import one_line
-from util.progress_bar import Bar
 
 logger = logging.getLogger('mae')
 
+# tqdm's own lock is shared with forked loader processes, of which one that is killed may hold it for ever.
+tqdm.set_lock(threading.RLock())
+os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
-class _OneLineValues(logging.Formatter):
-    """Names of files and classes come from outside: each stays within its line."""
+
+class _Bar(tqdm):
+    """tqdm without its thread: loader processes are forked, and no lock of a thread may be held then."""
+    monitor_interval = 0
+
+
+class _Handler(logging.StreamHandler):
+    """Values, such as names that come from outside, stay within their line; a progress bar makes way for it."""
 
     def format(self, record):
         if isinstance(record.args, tuple):
             record.args = tuple(value if isinstance(value, (int, float)) else one_line(value) for value in record.args)
         return super().format(record)
 
-
-class _BesideBars(logging.StreamHandler):
-    """A progress bar makes way for a line and comes back below it."""
-
     def emit(self, record):
-        with Bar.external_write_mode(self.stream):
+        with _Bar.external_write_mode(self.stream):
             super().emit(record)
 
 
@@ -31,8 +39,22 @@ def set_up(is_main, results=False):
     Args:
         results: standard output is for results, and the lines go to standard error.
     """
-    handler = _BesideBars(sys.stderr if results else sys.stdout)
-    handler.setFormatter(_OneLineValues('%(message)s'))
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [_Handler(sys.stderr if results else sys.stdout)]
     logger.propagate = False
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
+
+
+def progress_bar(what, unit, total=None, done=0, items=None):
+    """A bar on the main process's standard error, if that is a terminal, until the work is done.
+
+    Call its `update`, or iterate over it for each of `items`.
+    Args:
+        what: words before the bar; '' for none at all.
+        unit: what is counted, in the plural.
+        total: how many there will be, if that is known; done: how many were done before.
+    """
+    hidden = not what or os.environ.get('RANK', '0') != '0'
+    # None: hidden where standard error is not a terminal. Without miniters a bar stands still when the pace drops;
+    # without smoothing the time left counts evaluations and checkpoints too.
+    return _Bar(items, one_line(what), total, leave=False, disable=hidden or None, unit=' ' + unit, initial=done,
+                dynamic_ncols=True, miniters=1, smoothing=0)

@@ -10,8 +10,9 @@ import re
 import sys
 import time
 
-from util import config, run_lock
+from util import config
 from util.errors import UserError, one_line, run
+from util.file_lock import RunLock
 from util.files import lines, write_atomically
 from util.log import logger
 
@@ -48,16 +49,16 @@ def enter(folder, resume=''):
     """Lock `folder` for this run and make it ready.
 
     Returns:
-        util.run_lock.RunLock, list of the places where earlier results went.
+        util.file_lock.RunLock, list of the places where earlier results went.
     Raises:
         UserError: the folder cannot be made or written, or another run is at work there.
     """
     _make(folder)
-    lock = run_lock.RunLock(folder)
+    lock = RunLock(folder)
     aside = prepare(folder, resume)
     if aside:                                   # and the lock went with it
         lock.release(aside)
-        lock = run_lock.RunLock(folder)
+        lock = RunLock(folder)
     for name in fnmatch.filter(os.listdir(folder), '*.tmp-*'):
         os.remove(os.path.join(folder, name))   # of a run that was killed while it wrote
     return lock, [aside] if aside else []
@@ -142,7 +143,8 @@ def _yaml(value):
 
 
 def _main(folder, *flags):
-    run_lock.check(folder)
+    if os.path.isdir(folder):
+        RunLock(folder).release()       # refused where a run is at work there
     aside = prepare(folder, config.value_of('--resume', flags) or '', RESULTS_AND_LOGS)
     if aside:
         print('earlier results kept in {}'.format(one_line(aside)))

@@ -25,10 +25,9 @@ from util.errors import UserError, instead_of, run
 from util.images import ARRAYS, UnreadableImage, decoding, read_bytes
 from util.listing import UNLABELLED
 from util.loader import batches_of, default_workers, worker_options
-from util.log import logger
+from util.log import logger, progress_bar
 from util.parser import COUNT, INDEX, Parser, number
 from util.pictures import open_picture
-from util.progress_bar import progress_bar
 
 SETTINGS, UNREADABLE = 'packing.json', 'unreadable.txt'
 STOPS = (signal.SIGINT, signal.SIGTERM)

@@ -66,11 +66,14 @@ class FullPrecision:
         return bad
 
     def _clip(self, optimizer, clip_grad):
-        """Clip if asked; returns the 2-norm before, a 0-dimensional tensor."""
+        """Clip if asked; returns the 2-norm before, a 0-dimensional tensor: not finite where a gradient is not."""
         parameters = self._trained_parameters(optimizer)
         if clip_grad is not None:
             return torch.nn.utils.clip_grad_norm_(parameters, clip_grad)
-        return gradient_norm(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if hasattr(torch.nn.utils, 'get_total_norm'):
+            return torch.nn.utils.get_total_norm(gradients)
+        return torch.norm(torch.stack([torch.norm(gradient) for gradient in gradients]))
 
     def _trained_parameters(self, optimizer):
         return [p for group in optimizer.param_groups for p in group['params']]
@@ -96,22 +99,9 @@ class FullPrecision:
         """Restore what state_dict gave."""
 
 
-def gradient_norm(parameters):
-    """2-norm of all gradients, a 0-dimensional tensor; not finite where one of them is not."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return torch.zeros(())
-    if hasattr(torch.nn.utils, 'get_total_norm'):
-        return torch.nn.utils.get_total_norm(gradients)
-    return torch.norm(torch.stack([torch.norm(gradient) for gradient in gradients]))
-
-
 def steps_taken(optimizer):
     """How many steps AdamW has taken, by the count in its state."""
-    counts = [state['step'] for state in optimizer.state.values() if 'step' in state]
-    if counts and torch.is_tensor(counts[0]):
-        return int(torch.stack(counts).max())
-    return max(counts, default=0)
+    return max((int(state['step']) for state in optimizer.state.values() if 'step' in state), default=0)
 
 
 class NativeAmp(FullPrecision):
@@ -137,14 +127,11 @@ class NativeAmp(FullPrecision):
             return super().step(optimizer, clip_grad)
         self._scaler.unscale_(optimizer)
         norm = self._clip(optimizer, clip_grad)
-        if optimizer.defaults.get('fused'):
-            self._scaler.step(optimizer)
-            bad = (~torch.isfinite(norm)).int()
-        else:
-            # The scaler also knows overflows of chips that saturate instead of giving inf: the count tells.
-            before = steps_taken(optimizer)
-            self._scaler.step(optimizer)
-            bad = 1 - (steps_taken(optimizer) - before)
+        fused = optimizer.defaults.get('fused')
+        before = 0 if fused else steps_taken(optimizer)
+        self._scaler.step(optimizer)
+        # The scaler also knows overflows of chips that saturate instead of giving inf: the count tells.
+        bad = (~torch.isfinite(norm)).int() if fused else 1 - (steps_taken(optimizer) - before)
         self._scaler.update(self._fixed_scale)
         optimizer.zero_grad()
         return bad
@@ -175,8 +162,8 @@ class ApexO2(FullPrecision):
         self._need_gradient = []
 
     def adamw(self, accelerator, param_groups, **options):
-        fused = getattr(getattr(self._apex, 'optimizers', None), 'NpuFusedAdamW', None)
-        return (fused or torch.optim.AdamW)(param_groups, **options)
+        optimizers = getattr(self._apex, 'optimizers', None)
+        return getattr(optimizers, 'NpuFusedAdamW', torch.optim.AdamW)(param_groups, **options)
 
     def prepare(self, model, optimizer):
         amp = self._apex.amp
@@ -186,7 +173,8 @@ class ApexO2(FullPrecision):
         exact = [p.detach().float().clone() for p in trained]
         self._frozen = {name: p.detach().float().clone() for name, p in model.named_parameters()
                         if name not in self._names}
-        # combine_grad is Ascend's own: gradients lie in one buffer, which its fused optimizer needs.
+        # combine_grad is Ascend's own: gradients lie in one buffer, which its fused optimizer needs. What has no
+        # gradient at the first backward would be left out for good.
         combine = {'combine_grad': True} if accepts(amp.initialize, 'combine_grad') else {}
         self._need_gradient = trained if combine else []
         model, optimizer = amp.initialize(model, optimizer, opt_level='O2', loss_scale=self._loss_scale, verbosity=0,
@@ -203,14 +191,10 @@ class ApexO2(FullPrecision):
     def backward(self, loss, optimizer):
         with self._apex.amp.scale_loss(loss, optimizer) as scaled:
             scaled.backward()
-            self._give_all_a_gradient()
-
-    def _give_all_a_gradient(self):
-        """At the first backward: combine_grad would leave out for good whatever has no gradient then."""
-        for parameter in self._need_gradient:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self._need_gradient = []
+            for parameter in self._need_gradient:       # at the first backward
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self._need_gradient = []
 
     def step(self, optimizer, clip_grad=None):
         if self._loss_scale != 'dynamic':

@@ -12,7 +12,7 @@ import time
 import numpy
 import PIL
 
-from util import affinity, runtime as runtimes
+from util import runtime as runtimes
 from util.arguments import finetune_parser, linprobe_parser, pretrain_parser
 from util.command import reproducing
 from util.errors import Stopped, first_line, one_line
@@ -225,6 +225,6 @@ def _environment(args, runtime, precision):
     return [('device', '{} ({}; {})'.format(accelerator.name, accelerator.type, accelerator.reason)),
             ('processes', '{}{}, {} loader processes each'.format(world.size, over, args.num_workers)),
             ('precision', precision.name), *accelerator.versions().items(),
-            ('cores', affinity.text(runtime.cores) if runtime.cores else os.cpu_count()),
+            ('cores', runtime.cores or os.cpu_count()),
             *runtimes.software().items(), ('numpy', numpy.__version__), ('Pillow', PIL.__version__),
             ('system', platform.platform())]

@@ -3,6 +3,7 @@ import json
 import os
 import platform
 import time
+from types import SimpleNamespace
 
 import timm
 import torch
@@ -15,9 +16,8 @@ from util.loader import default_workers, seed_generators
 from util.log import logger
 from util.logbook import Logbook, SilentLogbook
 from util.lr_schedule import peak_lr
-from util.profiler import Profiler
 from util.recompute import recomputed
-from util.stops import NoStops, Stops
+from util.stops import Stops
 from util.timm_compat import drops_paths
 
 
@@ -27,9 +27,9 @@ class Runtime:
     def __init__(self, accelerator, world, profiling_folder=None):
         self.accelerator, self.world = accelerator, world
         self.device = accelerator.use(world.local_rank)
-        self.profiler = Profiler(accelerator, profiling_folder if world.is_main else None)
-        self.cores = None       # those that the process is bound to
-        self.stops = NoStops()
+        self.profiler = device.Profiler(accelerator, profiling_folder if world.is_main else None)
+        self.cores = ''         # those that the process is bound to
+        self.stops = SimpleNamespace(requested='')      # signals have their default actions
         self._begun = time.time()
 
     def place(self, model):
@@ -47,7 +47,7 @@ class Runtime:
             UserError: gradients would be wrong.
         """
         if grad_checkpoint:
-            if not self.accelerator.repeats_drops() and drops_paths(model):
+            if not self.accelerator.repeats_drops and drops_paths(model):
                 raise UserError('--grad_checkpoint: torch {} cannot draw dropped paths twice alike on {}; add '
                                 '--drop_path 0'.format(torch.__version__, self.accelerator.type))
             model.run_block = recomputed
@@ -150,7 +150,7 @@ def describe(args, runtime, precision):
     logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)
     logger.info('processes: %d%s, %d loader processes each%s', world.size,
                 ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers,
-                ', cores {} of this one'.format(affinity.text(runtime.cores)) if runtime.cores else '')
+                ', cores {} of this one'.format(runtime.cores) if runtime.cores else '')
     logger.info('precision: %s', precision.name)
 
 

@@ -15,8 +15,8 @@ from util.errors import UserError, one_line
 from util.files import open_regular
 from util.images import ARRAYS, check_size, without_arrays
 from util.listing import UNLABELLED, encoded, listing
+from util.log import progress_bar
 from util.pictures import PictureSet, open_picture
-from util.progress_bar import progress_bar
 
 CLASSES = 'classes.txt'
 INDEX = 'index.npz'         # beside the tar files, where util.pack_shards leaves it

@@ -35,11 +35,6 @@ class Launcher:
         return os.getppid() != self._parent     # of one that has ended and that nobody has waited for
 
 
-class NoStops:
-    """Of a process that leaves signals to their default actions."""
-    requested, patient = '', True
-
-
 class Stops:
     """Receives stop signals from its creation on."""
 
@@ -51,7 +46,7 @@ class Stops:
         os.set_blocking(sending, False)
         signal.set_wakeup_fd(sending)   # gets each signal's number, whatever the main thread does
         for number in SIGNALS:
-            signal.signal(number, _nothing)
+            signal.signal(number, lambda number, frame: None)       # keeps it from its default action
         threading.Thread(target=self._listen, name='stops', daemon=True).start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)     # util.launch starts its processes with these blocked
 
@@ -73,10 +68,6 @@ class Stops:
             self._at, self.requested = now, what
         elif now - self._at > ONE_REQUEST:
             _end('stopped at once by a second signal ({})'.format(what), status)
-
-
-def _nothing(number, frame):
-    """Keeps a signal from its default action."""
 
 
 def _end(line, status):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import launcher
-from printed_commands import check_printed
+from test_readme_commands import check_printed
 
 from util import config, output_dir
 from util.arguments import parse_finetune, parse_pretrain

@@ -1,4 +1,5 @@
-"""Which interpreter the commands take, and that an installed PyTorch is never replaced."""
+"""test/lib/python.sh and env_npu.sh: which interpreter the commands take, that an installed PyTorch is never replaced,
+and that CANN is found and sourced on machines that are folders."""
 import os
 import re
 import subprocess
@@ -8,18 +9,13 @@ import pytest
 from conftest import ROOT
 
 
-def bash(command, folder, **environ):
-    """Run bash with an empty cache, and no Python beside the system's and those in `folder`."""
+def shell(code, folder, **environ):
+    """Run bash code with test/lib/python.sh: an empty cache, no Python but the system's and those in `folder`."""
     settings = {'PATH': '{}:/usr/bin:/bin'.format(folder), 'MAE_CACHE': str(folder / 'cache'), 'PYTHON': '',
                 'PYENV_ROOT': str(folder / 'pyenv')}
-    run = subprocess.run(['bash', *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         env={**os.environ, **settings, **environ})
+    run = subprocess.run(['bash', '-c', 'set -euo pipefail; source "$0"; ' + code, str(ROOT / 'test/lib/python.sh')],
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **settings, **environ})
     return run.returncode, run.stdout.decode()
-
-
-def shell(code, folder, **environ):
-    """Run bash code with test/lib/python.sh."""
-    return bash(['-c', 'set -euo pipefail; source "$0"; ' + code, str(ROOT / 'test/lib/python.sh')], folder, **environ)
 
 
 def script(path, text):
@@ -58,7 +54,7 @@ def test_the_newest_environment_that_is_complete_is_found(tmp_path):
 
 
 @pytest.mark.parametrize('version, generation', [
-    ('1.5.0+ascend.post5', '1.5'), ('1.11.0a0+gitbc2c6ed', '1.11'), ('2.1.0+cpu', '2.x'), ('1.12.1', '1.12')])
+    ('1.5.0+ascend.post5', '1.5'), ('1.11.0a0+gitbc2c6ed', '1.11'), ('2.1.0+cpu', '2.x')])
 def test_the_generation_of_an_installed_pytorch_is_known_without_importing_it(tmp_path, version, generation):
     with_torch(tmp_path, version)
     assert shell('generation_of python3', tmp_path) == (0, generation + '\n')
@@ -104,3 +100,64 @@ def test_a_python_that_cannot_make_environments_is_passed_over(lonely):
 def test_the_requirement_files_name_no_torch_so_that_none_replaces_it():
     lines = [line for path in ROOT.glob('*_requirements.txt') for line in path.read_text().splitlines()]
     assert 'timm' in ''.join(lines) and not [line for line in lines if re.match(r'torch\b', line)]
+
+
+SETTINGS = ('HCCL_WHITELIST_DISABLE', 'HCCL_CONNECT_TIMEOUT', 'TASK_QUEUE_ENABLE', 'COMBINED_ENABLE',
+            'ASCEND_GLOBAL_LOG_LEVEL', 'ASCEND_SLOG_PRINT_TO_STDOUT', 'MAE_BIND_CORES')
+ASCEND = 'usr/local/Ascend'
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A folder that stands for / of a machine with an NPU."""
+    (tmp_path / 'dev').mkdir()
+    (tmp_path / 'dev' / 'davinci0').write_text('')
+    return tmp_path
+
+
+def install_cann(folder, said='cann'):
+    """A set_env.sh that reads an unset variable and ends with a failing command, as real ones may."""
+    folder.mkdir(parents=True)
+    (folder / 'set_env.sh').write_text('export ASCEND_TOOLKIT_HOME={}$UNSET_BY_ANYONE\nfalse\n'.format(said))
+
+
+def source(root, **environ):
+    """(what was said, {variable: value} afterwards)."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(('ASCEND', 'HCCL', *SETTINGS))}
+    code = 'set -euo pipefail; source "$0"; source_npu_environment "$1"; env'
+    run = subprocess.run(['bash', '-c', code, str(ROOT / 'test/lib/env_npu.sh'), str(root)], stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, env={**clean, **environ})
+    assert run.returncode == 0, run.stderr
+    return run.stderr.decode(), dict(line.split('=', 1) for line in run.stdout.decode().splitlines() if '=' in line)
+
+
+def test_a_machine_without_npus_stays_as_it_is(tmp_path):
+    install_cann(tmp_path / ASCEND / 'ascend-toolkit')
+    said, variables = source(tmp_path)
+    assert said == '' and not {'ASCEND_TOOLKIT_HOME', *SETTINGS} & set(variables)
+
+
+def test_cann_is_sourced_from_where_its_installer_says_else_kinds_of_installation_are_tried_in_order(machine):
+    for kind in ('cann', 'nnae', 'ascend-toolkit'):
+        install_cann(machine / ASCEND / kind, kind)
+        assert source(machine)[1]['ASCEND_TOOLKIT_HOME'] == kind
+    install_cann(machine / 'opt/Ascend/ascend-toolkit', 'elsewhere')
+    (machine / 'etc' / 'Ascend').mkdir(parents=True)
+    (machine / 'etc' / 'Ascend' / 'ascend_cann_install.info').write_text('version=8.0\nInstall_Path=/opt/Ascend\n')
+    said, variables = source(machine)
+    assert (said, variables['ASCEND_TOOLKIT_HOME']) == ('', 'elsewhere')
+
+
+def test_npus_without_cann_are_one_clear_line(machine):
+    said = source(machine)[0]
+    assert said.count('\n') == 1 and '/usr/local/Ascend/ascend-toolkit/set_env.sh' in said
+    assert source(machine, ASCEND_TOOLKIT_HOME='/sourced/already')[0] == ''
+
+
+def test_what_the_user_has_set_stays(machine):
+    install_cann(machine / ASCEND / 'cann')
+    mine = dict.fromkeys(SETTINGS, '77')
+    variables = source(machine, **mine)[1]
+    assert {name: variables[name] for name in SETTINGS} == mine
+    defaults = source(machine)[1]
+    assert defaults['HCCL_CONNECT_TIMEOUT'] == '1200' and defaults['MAE_BIND_CORES'] == '1'

@@ -24,17 +24,17 @@ class Batch:
 
 def steps(count):
     """What a pass of `count` steps queues, in order."""
-    queued, accelerator, copying = ['step before'], MagicMock(), MagicMock()
-    computing, other_queue = accelerator.current_stream.return_value, accelerator.queueing_on.return_value
+    queued, module, copying = ['step before'], MagicMock(), MagicMock()
+    computing, other_queue = module.current_stream.return_value, module.stream.return_value
     other_queue.__enter__.side_effect = lambda: queued.append('copying:')
     computing.record_event.side_effect = lambda: [words for words in queued if words.startswith('step')][-1]
     computing.wait_stream.side_effect = lambda stream: queued.append('computing waits for the copy')
     copying.wait_event.side_effect = lambda event: queued.append('copying waits for the end of ' + event)
-    to_device = Beside(accelerator, copying)
+    to_device = Beside(module, copying)
     for i in range(count):
         to_device([Batch(queued, 'batch {}'.format(i))], 'device')      # the step lets go of it at once
         queued.append('step {}'.format(i))
-    accelerator.queueing_on.assert_called_with(copying)
+    module.stream.assert_called_with(copying)
     return list(queued)
 
 

@@ -12,21 +12,12 @@ import pytest
 from conftest import PRETRAIN, ROOT, shown_on
 
 from util import log
-from util.log import logger
-from util.progress_bar import progress_bar
+from util.log import logger, progress_bar
 
 
 class Terminal(io.StringIO):
     def isatty(self):
         return True
-
-
-def a_screen(monkeypatch):
-    """The stream that standard error, a terminal, and standard output become."""
-    stream = Terminal()
-    monkeypatch.setattr(sys, 'stderr', stream)
-    monkeypatch.setattr(sys, 'stdout', stream)
-    return stream
 
 
 def left(shown):
@@ -35,7 +26,9 @@ def left(shown):
 
 
 def test_a_bar_counts_on_a_terminal_is_not_torn_by_log_lines_and_gone_at_the_end(monkeypatch):
-    screen = a_screen(monkeypatch)
+    screen = Terminal()
+    monkeypatch.setattr(sys, 'stderr', screen)
+    monkeypatch.setattr(sys, 'stdout', screen)
     log.set_up(is_main=True)
     with progress_bar('packing\n', 'images', 80, done=2) as bar:
         logger.info('one')

@@ -2,19 +2,36 @@
 
 A command is a line of a ```bash block; it is parsed. test_end_to_end.py runs test/demo.sh, the first of them.
 """
+import os
 import re
 import shlex
 from functools import lru_cache
 
 import pytest
 from conftest import ROOT, execute, python
-from printed_commands import PARSERS, check_printed
 from test_baseline import help_of
 
-from util import launch
+from util import arguments, launch
 
 PAIRS = [('README.md', 'README.en.md'), ('RECIPES.md', 'RECIPES.en.md'), ('CONTRIBUTING.md', 'CONTRIBUTING.en.md')]
 DOCUMENTS = [name for pair in PAIRS for name in pair]
+PARSERS = {'main_pretrain.py': arguments.parse_pretrain, 'main_finetune.py': arguments.parse_finetune,
+           'main_linprobe.py': arguments.parse_linprobe}
+
+
+def check_printed(command, root=ROOT):
+    """Parse what a launcher of `root` prints under DRY_RUN=1, as the processes which it starts would.
+
+    Returns:
+        (flags of util/launch.py, or None where one process is started without it; flags of the script).
+    """
+    interpreter, script, *flags = shlex.split(command)
+    assert os.access(interpreter, os.X_OK), command
+    started, script = None, os.path.relpath(script, str(root))
+    if script == os.path.join('util', 'launch.py'):
+        started, (script, *flags) = launch.parse(flags)
+    return started, PARSERS[os.path.relpath(script, str(root))](flags)
+
 
 def commands_of(name):
     """The commands of a document's bash blocks, each on one line, without comments."""

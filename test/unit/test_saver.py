@@ -11,8 +11,8 @@ from test_end_to_end import same
 
 from util import checkpoint, checkpoint_file
 from util.checkpoint import Saver
+from util.file_lock import RunLock
 from util.logbook import Logbook
-from util.run_lock import RunLock
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A signal stops a run after its step, saved; a second one stops it at once."""
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -8,61 +7,37 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PRETRAIN, ROOT, execute, pretrain
+from conftest import PRETRAIN, ROOT, execute
+from test_launchers import wait_for
 
 from util import stops
 from util.launch import children
 
-LONG = ['--epochs', '100000', '--warmup_epochs', '1']
 
-
-def start(images, folder, *flags, words=(), until='log.txt'):
-    """A training that would take for ever, once the file `until` is there."""
+def start(images, folder, *words):
+    """A training that would take for ever, once it logs; `words` come before the script's."""
     process = subprocess.Popen([str(word) for word in (
         sys.executable, *words, ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', folder,
-        *LONG, *flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 90
-    while not (folder / until).exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()
-        time.sleep(.05)
+        '--epochs', 100000, '--batch_size', 4)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(folder / 'log.txt', process)
     return process
-
-
-def end(process):
-    """(status, output)"""
-    output = process.communicate(timeout=60)[0].decode()
-    return process.returncode, output
-
-
-@pytest.mark.slow
-@pytest.mark.compat
-def test_a_signal_stops_the_run_after_its_step_and_the_run_resumes_from_there(images, tmp_path):
-    process = start(images, tmp_path, '--num_workers', 1)
-    process.send_signal(signal.SIGTERM)
-    status, output = end(process)
-    assert status == 75 and 'Traceback' not in output, output
-    epoch, name = re.search(r'SIGTERM in epoch (\d+) .* (checkpoint-\S+) ', output).groups()
-    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--resume', 'auto', '--epochs', int(epoch) + 1)
-    assert run.status == 0 and str(tmp_path / name) in run.output
-    assert len((tmp_path / 'log.txt').read_text().splitlines()) == int(epoch) + 1
 
 
 @pytest.mark.slow
 @pytest.mark.compat
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(images, tmp_path):
-    process = start(images, tmp_path, '--batch_size', 4, words=[ROOT / 'util' / 'launch.py', '--nproc', 2])
+    process = start(images, tmp_path, ROOT / 'util' / 'launch.py', '--nproc', 2)
     supervisor, = children(process.pid)
     second, = [pid for pid in children(supervisor) if b'RANK=1' in Path('/proc', str(pid), 'environ').read_bytes()
                .split(b'\0')]
     os.kill(second, signal.SIGTERM)
-    status, output = end(process)
-    assert status == 75 and output.count('stopped by ') == 1, output
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and output.count(b'stopped by ') == 1, output
 
 
 # A main script whose checkpoints take for ever to be written.
 SLOW = """
 import runpy, sys, time
-sys.path.insert(0, {!r})
 import util
 from util import checkpoint_file
 checkpoint_file.save = lambda path, state: time.sleep(1000)
@@ -75,15 +50,14 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 @pytest.mark.compat
 def test_a_second_signal_stops_at_once(images, tmp_path):
     script = tmp_path / 'slow.py'
-    script.write_text(SLOW.format(str(ROOT)))
-    process = start(images, tmp_path / 'o', words=[script])
+    script.write_text(SLOW)
+    process = start(images, tmp_path / 'o', script)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)             # as from a terminal and its launcher: one request
     time.sleep(stops.ONE_REQUEST + .5)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    status, output = end(process)
-    assert status == 128 + signal.SIGTERM, output
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
 
 
 SCRIPT = """

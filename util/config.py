@@ -9,7 +9,6 @@ import sys
 from util.errors import UserError, one_line, run
 
 NULL = ('', '~', 'null', 'Null', 'NULL')        # of YAML: the flag keeps its default
-SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}
 
 
 def read(path):
@@ -18,51 +17,36 @@ def read(path):
     Raises:
         UserError: it cannot be read, is not YAML, or is not a mapping of flags, each set once, to values.
     """
-    def fault(what, *values):
-        return UserError('--config {}: {}'.format(path, what.format(*values)))
-
-    flags = {}
-    for key, value in _pairs(path, fault):
-        name = key[2:] if isinstance(key, str) and key.startswith('--') else key
-        if not isinstance(name, str):
-            raise fault('{} is not the name of a flag', name)
-        if name in flags:
-            raise fault('{} is set twice', name)
-        if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value or ''])):
-            raise fault('{} is neither a value nor a list of values', name)
-        flags[name] = value
-    return flags
-
-
-def _pairs(path, fault):
-    """The (key, value) pairs of a YAML mapping; what `fault` makes is raised where there is none."""
     try:
         import yaml
     except ImportError as error:
-        raise fault('PyYAML, which reads it, is not installed: pip install pyyaml') from error
-
-    class Loader(yaml.BaseLoader):
-        """Builds texts, None and lists alone, and keeps keys that occur twice."""
-
-        def construct_mapping(self, node, deep=False):
-            return self.construct_pairs(node, deep)
-
-        def construct_scalar(self, node):
-            text = super().construct_scalar(node)
-            return None if text in NULL and node.style is None else text        # without quotes
-
+        raise UserError('--config {}: PyYAML, which reads it, is not installed: pip install pyyaml'.format(path)
+                        ) from error
     try:
         with open(path, encoding='utf-8') as file:
-            pairs = yaml.load(file, Loader=Loader)
-    except OSError as error:
-        raise fault('cannot be read ({})', error.strerror) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:       # ValueError: not UTF-8
-        raise fault('not YAML ({})', ' '.join(str(error).split())) from error
-    if pairs is None:
-        return []
-    if not (isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)):
-        raise fault('is not a list of lines "flag: value"')
-    return pairs
+            # Nodes still have keys that occur twice, and tell "null" in quotes from null.
+            root = yaml.compose(file, Loader=yaml.BaseLoader)
+        if root and not isinstance(root, yaml.MappingNode):
+            raise ValueError('not lines "flag: value"')
+        flags = {}
+        for key, value in root.value if root else ():
+            name = _text(key, 'a key')
+            name = name[2:] if name.startswith('--') else name
+            if name in flags:
+                raise ValueError(name + ' is set twice')
+            if isinstance(value, yaml.SequenceNode):
+                flags[name] = [_text(item, name) for item in value.value]
+            else:
+                flags[name] = None if value.value in NULL and value.style is None else _text(value, name)
+        return flags
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError('--config {}: {}'.format(path, ' '.join(str(error).split()))) from error
+
+
+def _text(node, name):
+    if not isinstance(node.value, str):
+        raise ValueError(name + ' is neither a text nor a list of texts')
+    return node.value
 
 
 def on_command_line(flag, command):
@@ -83,11 +67,6 @@ def value_of(flag, command):
     if value is None and path is not None:
         value = read(path).get(flag[2:])
     return value if isinstance(value, str) else None
-
-
-def switched(text):
-    """What a text says of a switch: True or False; None where it says nothing."""
-    return SWITCH.get(text.lower()) if isinstance(text, str) else None
 
 
 def _main(path):

@@ -7,6 +7,7 @@ import sys
 from util import config
 from util.errors import USER_ERROR_STATUS, UserError, let_the_first_speak, one_line
 
+SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}     # in a file
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line that names the flag, and which takes no abbreviated flags.
@@ -81,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         if value is None:
             return []
         if action.nargs == 0:
-            switched = config.switched(value)
+            switched = SWITCH.get(str(value).lower())
             if switched is None:
                 self.error('argument {}: is a switch, true or false'.format(flag))
             # Switched off: its opposite if there is one (--pin_mem: --no_pin_mem), else off is the default.

@@ -135,7 +135,7 @@ CHECKPOINT = {
     'best': _dict(acc1=_number, epoch=lambda value: _count(value, least=-1)),
     'classes': _list(_text),                        # names by label
     'labels': _list(_text),                         # as 'classes', of another library
-    'reconstructions': _list(_dict(epoch=_count, of=_list(_text), jpegs=_list(_text)))}     # of util.gallery
+    'reconstructions': _list(_dict(epoch=_count, of=_list(_text), jpegs=_list(_text)))}     # of util.visualize
 # Of 'args', the flags of the training, those that are read again.
 FLAGS = {
     'model': _text, 'patch_size': _side, 'in_chans': _side, 'mask_ratio': _share, 'layer_norm_eps': _share,

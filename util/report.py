@@ -74,7 +74,7 @@ class Report:
     Args:
         images: of the training set.
         logbook: util.logbook.Logbook, whose records the curves show.
-        exhibit: pictures: util.gallery.Reconstructions or util.mistakes.Mistakes.
+        exhibit: pictures: util.visualize.Reconstructions or util.mistakes.Mistakes.
     """
 
     def __init__(self, args, runtime, precision, images, logbook, exhibit):

@@ -19,7 +19,7 @@ from util.arguments import parse_finetune, parse_linprobe, parse_pretrain
 from util.device import Cpu
 from util.distributed import World
 from util.errors import Stopped
-from util.gallery import IMAGES, MOMENTS, Reconstructions
+from util.visualize import IMAGES, MOMENTS, Reconstructions
 from util.logbook import SilentLogbook
 from util.transforms import Normalize, evaluation_transform
 

@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from util.command import quoted, reproducing
 from util.distributed import World
+from util.report import quoted, reproducing
 
 
 @pytest.mark.parametrize('word', ['plain', "it's", '$(x)`y`', 'a\nb', '', '汉é😀', os.fsdecode(b"\xff\xe6 '\x1b")])

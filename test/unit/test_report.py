@@ -19,9 +19,9 @@ from util.arguments import parse_finetune, parse_linprobe, parse_pretrain
 from util.device import Cpu
 from util.distributed import World
 from util.errors import Stopped
-from util.visualize import IMAGES, MOMENTS, Reconstructions
 from util.logbook import SilentLogbook
 from util.transforms import Normalize, evaluation_transform
+from util.visualize import IMAGES, MOMENTS, Reconstructions
 
 HOSTILE = '"></script><script>alert(1)</script><!--<img src=http://x onerror=alert(1)>&amp;\'\n\x1b\x7f\u2028\udcff'
 SHOWN = HOSTILE[:-5] + '\\n\\x1b\\x7f\\u2028\\udcff'       # in one line

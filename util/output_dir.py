@@ -10,10 +10,11 @@ import re
 import sys
 import time
 
-from util import config, run_lock
+from util import run_lock
 from util.errors import UserError, one_line, run
 from util.files import lines, write_atomically
 from util.log import logger
+from util.parser import value_of
 
 RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json', 'bad_images.txt', 'report.html', 'eval.html')
 RESULTS_AND_LOGS = RESULTS + ('*.log',)
@@ -143,7 +144,7 @@ def _yaml(value):
 
 def _main(folder, *flags):
     run_lock.check(folder)
-    aside = prepare(folder, config.value_of('--resume', flags) or '', RESULTS_AND_LOGS)
+    aside = prepare(folder, value_of('--resume', flags) or '', RESULTS_AND_LOGS)
     if aside:
         print('earlier results kept in {}'.format(one_line(aside)))
 

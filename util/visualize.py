@@ -17,7 +17,7 @@ from util.errors import one_line, run
 from util.inference import Inference
 from util.inference_arguments import add_images, check_checkpoint, check_output
 from util.output_file import output_file
-from util.parser import COUNT, INDEX, INSIDE_0_1, Parser
+from util.parser import COUNT, INDEX, RATIO, Parser
 from util.transforms import to_pil
 
 COLUMNS = (['masked'], ['reconstruction'], ['reconstruction', 'with visible patches'], ['original'])
@@ -146,7 +146,7 @@ def main(argv=None):
     add_images(parser)
     parser.add_argument('--resume', required=True, help='checkpoint of main_pretrain.py')
     parser.add_argument('--output', required=True, help='PNG file to write; one that is there is renamed')
-    parser.add_argument('--mask_ratio', type=INSIDE_0_1, help='share of patches to hide; default: as in training')
+    parser.add_argument('--mask_ratio', type=RATIO, help='share of patches to hide; default: as in training')
     parser.add_argument('--count', type=COUNT, default=8, help='images at most, spread over those named')
     parser.add_argument('--seed', type=INDEX, default=0, help='seed of the masks')
     args = parser.parse_args(argv)

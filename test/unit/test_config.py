@@ -6,7 +6,7 @@ import pytest
 from conftest import launcher
 from printed_commands import check_printed
 
-from util import config, output_dir
+from util import output_dir, parser
 from util.arguments import parse_finetune, parse_pretrain
 from util.errors import UserError
 
@@ -69,13 +69,13 @@ def test_a_mistake_gets_one_line_with_flag_or_file(parsed, capsys, text, named):
 @pytest.mark.parametrize('path', ['/', ''])
 def test_a_file_that_cannot_be_read_is_named(path):
     with pytest.raises(UserError, match='^--config {}: '.format(path)):
-        config.read(path)
+        parser.read_config(path)
 
 
 def test_without_pyyaml_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'yaml', None)
     with pytest.raises(UserError, match='--config x: .*pip install pyyaml'):
-        config.read('x')
+        parser.read_config('x')
 
 
 # What a run keeps

@@ -7,11 +7,12 @@ import math
 import os
 import re
 import shutil
+import subprocess
 from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import FINETUNE, finetune, pretrain, two_processes
+from conftest import FINETUNE, ROOT, finetune, pretrain, two_processes
 
 import models_mae
 from util import datasets, output_dir, precision, report, runtime
@@ -117,19 +118,16 @@ def test_what_users_name_is_data_and_no_markup(tmp_path):
     assert html.escape(SHOWN) in page.text
 
 
-def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_path):
-    for flags, expected in (['--report_every', '2'], [False, True, True]), ([], 3 * [False]):
-        folder = tmp_path / str(len(flags))
-        folder.mkdir()
-        running, found = written(folder, *flags), []
-        for epoch in range(3):
-            running.epoch(epoch)
-            found.append((folder / 'report.html').exists())
-        assert found == expected and (not any(found) or Page(folder / 'report.html').data['state'] == 'running')
+@pytest.mark.parametrize('every, expected', [('2', [False, True, True]), ('0', 3 * [False])])
+def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_path, every, expected):
+    running, found, path = written(tmp_path, '--report_every', every), [], tmp_path / 'report.html'
+    for epoch in range(3):
+        running.epoch(epoch)
+        found.append(path.exists())
+    assert found == expected and (not any(found) or Page(path).data['state'] == 'running')
     running.finish({'loss': .5, 'images_per_sec': 10., 'duration_sec': 3.})
     running.close()
-    page = Page(folder / 'report.html')
-    assert page.data['state'] == 'finished' and ['loss', .5] in page.parts['Final result']['facts']
+    assert Page(path).data['state'] == 'finished' and ['loss', .5] in Page(path).parts['Final result']['facts']
 
 
 def test_a_run_that_ends_early_also_before_its_first_epoch_says_why(tmp_path):
@@ -208,7 +206,7 @@ def test_pictures_are_of_the_average_where_there_is_one(images):
 
 @pytest.mark.slow
 def test_a_finetuning_shows_confused_classes_and_an_evaluation_leaves_its_report_alone(images, tmp_path):
-    run = two_processes('main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', tmp_path, '--epochs', 1,
+    run = two_processes(ROOT / 'main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', tmp_path, '--epochs', 1,
                         '--batch_size', 4, '--dist_eval')
     assert run.status == 0, run.output
     trained = Page(tmp_path / 'report.html')
@@ -260,3 +258,21 @@ def test_tensorboard_has_pictures_and_flags_in_the_run_itself(pretrained):
     found = events.PluginTagToContent('hparams')
     assert {'_hparams_/experiment', '_hparams_/session_start_info'} == set(found)
     assert b'mae_vit_nano_patch16' in found['_hparams_/session_start_info']
+
+
+@pytest.mark.parametrize('word', ['plain', "it's", '$(x)`y`', 'a\nb', '', '汉é😀', os.fsdecode(b"\xff\xe6 '\x1b")])
+def test_a_shell_reads_every_word_back_from_one_line(word):
+    said = subprocess.run(['bash', '-c', b'printf %s ' + os.fsencode(report.quoted(word))], stdout=subprocess.PIPE)
+    assert said.stdout == os.fsencode(word) and '\n' not in report.quoted(word)
+
+
+@pytest.mark.parametrize('size, environ, more, expected', [
+    (1, {}, [], 'python main_pretrain.py'),
+    (16, {'RANK': '0', 'WORLD_SIZE': '16', 'LOCAL_WORLD_SIZE': '8'}, ['--local_rank=0'],
+     'python util/launch.py --nproc 8 --nnodes 2 --node_rank 0 --master_addr ADDRESS main_pretrain.py'),
+    (4, {'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, [], 'srun --ntasks=4 python main_pretrain.py'),
+    (4, {}, ['--dist_on_itp'], 'mpirun -n 4 python main_pretrain.py --dist_on_itp')])
+def test_the_command_starts_the_processes_that_there_were(size, environ, more, expected):
+    words = ['/somewhere/main_pretrain.py', *more, '--data_path', 'a b']
+    found = report.reproducing(World(0, size), words, environ).replace(' \\\n    ', ' ')
+    assert found == expected + " --data_path 'a b'"

@@ -206,8 +206,8 @@ def test_pictures_are_of_the_average_where_there_is_one(images):
 
 @pytest.mark.slow
 def test_a_finetuning_shows_confused_classes_and_an_evaluation_leaves_its_report_alone(images, tmp_path):
-    run = two_processes(ROOT / 'main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', tmp_path, '--epochs', 1,
-                        '--batch_size', 4, '--dist_eval')
+    run = two_processes(ROOT / 'main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', tmp_path,
+                        '--epochs', 1, '--batch_size', 4, '--dist_eval')
     assert run.status == 0, run.output
     trained = Page(tmp_path / 'report.html')
     assert len(trained.curves) == 5

@@ -40,11 +40,8 @@ def attention_weights(model, imgs, number):
     """
     attention, taken = model.blocks[number - 1].attn, []
     hook = attention.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
-    try:
-        for _ in itertools.islice(encoder.block_outputs(model, imgs), number):
-            pass
-    finally:
-        hook.remove()
+    next(itertools.islice(encoder.block_outputs(model, imgs), number - 1, None))
+    hook.remove()
     tokens, = taken
     count, length, width = tokens.shape
     qkv = attention.qkv(tokens).reshape(count, length, 3, attention.num_heads, width // attention.num_heads)

@@ -82,7 +82,9 @@ class JpegPicture(Picture):
         self.height, self.width = stored[::-1] if (self._orientation or 1) >= 5 else stored
 
     def step(self, height, width, size):
-        return reduction(height, width, size)
+        # The mean difference from what the whole picture gives is about a grey level (test/bench/results/loader.md).
+        return next((scale for scale in (8, 4, 2) if height >= MARGIN * scale * size[0]
+                     and width >= MARGIN * scale * size[1]), 1)
 
     def part(self, top, left, height, width, size):
         scale = self.step(height, width, size)
@@ -109,7 +111,7 @@ class JpegPicture(Picture):
         # Coarser interpolation of colours is a tenth faster for most photographs, and 0.1 grey levels away.
         pixels = simplejpeg.decode_jpeg(data, 'RGB', fastupsample=True, min_height=-(-stored[0] // scale),
                                         min_width=-(-stored[1] // scale), min_factor=scale, strict=whole)
-        return images.UPRIGHT[self._orientation](pixels) if self._orientation in images.UPRIGHT else pixels
+        return images.UPRIGHT.get(self._orientation, np.asarray)(pixels)
 
 
 class StoredPicture(Picture):
@@ -130,10 +132,10 @@ class StoredPicture(Picture):
         if count == 4 and 'transparency' in image.info and image.mode in ('P', 'PA', 'RGB'):
             image = image.convert('RGBA')
         if len(image.getbands()) > 1 or image.format != 'TIFF':
-            return ArrayPicture(self._path, images.upright(self._image, image)).channels(count)
+            return ArrayPicture(images.upright(self._image, image), self._path).channels(count)
         with decoding(self._path):
             pages = images.decode_pages(self._data)
-        return ArrayPicture(self._path, pages).channels(count)
+        return ArrayPicture(pages, self._path).channels(count)
 
 
 class ArrayPicture(Picture):
@@ -143,7 +145,7 @@ class ArrayPicture(Picture):
     floats, and is no limit to these.
     """
 
-    def __init__(self, path, pixels):
+    def __init__(self, pixels, path=''):
         super().__init__(np.atleast_3d(pixels), path)
         self._counts = self._pixels.shape[2:]
 
@@ -182,7 +184,7 @@ def open_picture(path, read=read_bytes):
         if stored:
             return JpegPicture(path, data, stored)
         if path.lower().endswith(ARRAYS):
-            return ArrayPicture(path, images.decode_array(data))
+            return ArrayPicture(images.decode_array(data), path)
         pixels, image = images.decode(data)
         return StoredPicture(pixels, path, data, image)
 
@@ -212,15 +214,6 @@ def _layout(data):
         return None, True
     heights = [found[kind] + 5 for kind in _SEQUENTIAL if kind in found]
     return heights[0] if len(heights) == 1 and data.endswith(_END) else None, _APP1 in found
-
-
-def reduction(height, width, size):
-    """By which of 1, 2, 4, 8 a JPEG can be decoded smaller, so that MARGIN pixels are left for each that is needed.
-
-    The mean difference from what the whole picture gives is then about a grey level (test/bench/results/loader.md).
-    """
-    fitting = [scale for scale in (8, 4, 2) if height >= MARGIN * scale * size[0] and width >= MARGIN * scale * size[1]]
-    return fitting[0] if fitting else 1
 
 
 def _resized(pixels, size):

@@ -163,10 +163,10 @@ def test_colours_are_augmented_by_default_only_where_there_are_such(tmp_path):
 def test_grey_arrays_of_8_bits_are_augmented_and_of_more_refused_with_the_flag(tmp_path):
     random.seed(0)
     transform = finetuning_transform(32, 1)
-    assert transform(ArrayPicture('x', ramp(1))).shape == (32, 32, 1)
+    assert transform(ArrayPicture(ramp(1))).shape == (32, 32, 1)
     with pytest.raises(UserError, match='--aa none'):
-        transform(ArrayPicture('x', ramp(1, np.uint16)))
-    assert finetuning_transform(32, 1, aa='none')(ArrayPicture('x', ramp(1, np.uint16))).dtype == torch.float32
+        transform(ArrayPicture(ramp(1, np.uint16)))
+    assert finetuning_transform(32, 1, aa='none')(ArrayPicture(ramp(1, np.uint16))).dtype == torch.float32
 
 
 # -- mean and standard deviation -----------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from util.inference_arguments import add_images, add_model, check_checkpoint, ch
 from util.output_file import output_file
 from util.parser import COUNT, Parser, add_device
 from util.pictures import BICUBIC
-from util.thumbnails import LINE, grid, scaled, write
+from util.thumbnails import grid, scaled
 
-CELL, GAP, HEADING = 192, 6, 400        # pixels: longer side of an image, between images, width of the lines on top
+CELL, GAP, HEADING = 192, 6, 400        # pixels: longer side of an image, between images, width at least
 BATCH = 8
 ACROSS = 6                              # images side by side, where a row of heads needs no more
 STRENGTH = .65                          # of the colours over the grey image
@@ -93,11 +93,7 @@ def sheet(rows, heading):
     joined = max(1, ACROSS // len(rows[0]))
     rows = [sum(rows[i:i + joined], []) for i in range(0, len(rows), joined)]
     cells = grid([[image for _, image in row] for row in rows], [[title for title, _ in row] for row in rows], GAP)
-    canvas = Image.new('RGB', (max(cells.size[0], HEADING), 3 * LINE + cells.size[1]), 'white')
-    canvas.paste(cells, (0, 3 * LINE))
-    for i, line in enumerate((heading, KEY)):
-        write(canvas, 0, i * LINE, line, HEADING)
-    return canvas
+    return grid([[cells]], [[[heading, KEY, '']]], width=HEADING)
 
 
 def main(argv=None):

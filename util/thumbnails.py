@@ -38,12 +38,12 @@ def grid(rows, titles=(), gap=4, width=0):
             left = column * (across + gap)
             canvas.paste(image, (left, top))
             for line, text in enumerate(reversed(titles[row][column]) if above else (), 1):
-                write(canvas, left, top - line * LINE, text, across)
+                _write(canvas, left, top - line * LINE, text, across)
         top += height + gap
     return canvas
 
 
-def write(canvas, left, top, text, width):
+def _write(canvas, left, top, text, width):
     """Write a line of text on a PIL image, in so many pixels; of a longer one the end. The font has Latin letters."""
     most, text = width // LETTER, one_line(text).encode('latin-1', 'replace').decode('latin-1')
     font = ImageFont.load_default(**supported(ImageFont.load_default, size=LETTERS))

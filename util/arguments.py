@@ -92,7 +92,7 @@ def _add_data(parser, crop_min, val_fraction=None):
         'and in evaluation; 0: none, 1: all (--eval alone)' + as_trained.format(.1))
     add('--val_seed', type=INDEX, default=None if val_fraction is None else 0,
         help='seed of that choice' + as_trained.format(0))
-    add('--crop_min', type=number(float, 0, 1, open_low=True), default=crop_min,
+    add('--crop_min', type=number(float, 0, 1, excluded=[0]), default=crop_min,
         help='share of an image that a random crop takes at least, by area')
     add('--num_workers', type=INDEX,
         help='loader processes per device, 0: load in the training process; default: the cores there are, at most 10')
@@ -126,7 +126,7 @@ def _add_run(parser):
         help='optimizer steps in a row with a loss or gradient that is not finite, until the run stops')
     add('--max_bad_images', type=INDEX,
         help='image files that may be unreadable until the run stops; default: 1 in 1000, at least 10')
-    add('--hang_timeout', type=number(float, 0, 10 ** 8, open_low=True), default=600.,
+    add('--hang_timeout', type=number(float, 0, 10 ** 8, excluded=[0]), default=600.,
         help='seconds without progress, until a process ends with all its stacks and status 70')
 
     add = parser.adder(parser.add_argument_group('devices and processes'))
@@ -203,7 +203,7 @@ def _add_finetuning(parser):
         help='train without the patch embedding, class token, positions and the first N blocks; all: nothing but the '
              'head and its norm trains; default: all is trained')
     add('--drop_path', type=SHARE_BELOW_1, default=.1, help='stochastic depth of the last block')
-    add('--layer_decay', type=number(float, 0, 1, open_low=True), default=.75,
+    add('--layer_decay', type=number(float, 0, 1, excluded=[0]), default=.75,
         help='factor of the learning rate from one layer to the one below it')
 
 

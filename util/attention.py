@@ -61,13 +61,7 @@ def attention_maps(model, imgs, number, query='cls'):
 
 
 def coloured(pixels, weights):
-    """Attention over an image, its maximum in the brightest colour, 0 in the darkest.
-
-    Args:
-        pixels: PIL image; weights: (rows, columns) of patches, not negative.
-    Returns:
-        PIL image of the same size.
-    """
+    """A PIL image in grey below the colours of its attention, (rows, columns) of patches: the maximum is brightest."""
     shares = Image.fromarray((weights / max(weights.max(), 1e-12)).astype(np.float32)).resize(pixels.size, BICUBIC)
     levels = np.linspace(0, 1, len(COLOURS))
     colours = np.stack([np.interp(shares, levels, channel) for channel in COLOURS.T], axis=-1)
@@ -76,11 +70,7 @@ def coloured(pixels, weights):
 
 
 def cells(image, weights, name, heads):
-    """[([title], PIL image)] of a PIL image called `name` and its attention (heads, rows, columns).
-
-    Args:
-        heads: whether each head comes too, beside their mean.
-    """
+    """[([title], PIL image)] of a PIL image and its attention (heads, rows, columns): the mean, and all `heads`."""
     image, maps = scaled(image, CELL), [('mean', weights.mean(axis=0))]
     if heads:
         maps += [('head {}'.format(i), head) for i, head in enumerate(weights, 1)]

@@ -98,21 +98,17 @@ class Parser(argparse.ArgumentParser):
         return [flag, *value]
 
 
-def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
-    """An argparse type: `kind` within [low, high], either end open if so said."""
-    expected = 'a whole number' if kind is int else 'a number'
-    if low > -math.inf:
-        expected += ' {} {}'.format('above' if open_low else 'at least', low)
-    if high < math.inf:
-        expected += ' and {} {}'.format('below' if open_high else 'at most', high)
+def number(kind, low=-math.inf, high=math.inf, excluded=()):
+    """An argparse type: `kind`, int or float, from `low` to `high`, both included, but for the `excluded` ones."""
+    expected = '{} from {} to {}'.format('a whole number' if kind is int else 'a number', low, high)
+    expected += ''.join(', not {}'.format(value) for value in excluded)
 
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        good = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
-        if not (good and math.isfinite(value)):
+        if not (low <= value <= high and math.isfinite(value)) or value in excluded:
             raise argparse.ArgumentTypeError('{!r} is not {}'.format(text, expected))
         return value
     return parse
@@ -121,10 +117,10 @@ def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
 COUNT = number(int, 1)
 INDEX = number(int, 0)
 NOT_NEGATIVE = number(float, 0)
-POSITIVE = number(float, 0, open_low=True)
+POSITIVE = number(float, 0, excluded=[0])
 SHARE = number(float, 0, 1)
-SHARE_BELOW_1 = number(float, 0, 1, open_high=True)
-RATIO = number(float, 0, 1, open_low=True, open_high=True)      # neither 0 nor 1
+SHARE_BELOW_1 = number(float, 0, 1, excluded=[1])
+RATIO = number(float, 0, 1, excluded=[0, 1])
 
 
 def add_device(add):

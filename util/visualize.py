@@ -26,8 +26,8 @@ CELL, TITLE = 160, 162         # pixels: longer side of an image, width of a tit
 IMAGES, SIDE = 6, 128       # of Reconstructions, and pixels of the longer side of each
 MOMENTS = 8                 # of a training at which these are reconstructed, beside the reports on the way
 NOTE = 'The same images of the training set each time; {:.0%} of their patches are hidden, visible ones are shown as ' \
-       'they are. '
-NORMALISED_NOTE = 'Trained with --norm_pix_loss, the model predicts patches without their mean and contrast: those ' \
+       'they are.'
+NORMALISED_NOTE = ' Trained with --norm_pix_loss, the model predicts patches without their mean and contrast: those ' \
                   'of hidden patches are taken from the original.'
 # (N, C, H, W) each, normalised. Hidden pixels of `masked` are 0; `predicted` is the model's work alone, visible patches
 # too; in `pasted` these are the original ones.
@@ -36,14 +36,10 @@ Reconstruction = namedtuple('Reconstruction', 'masked predicted pasted')
 
 @torch.no_grad()
 def reconstruct(model, imgs, mask_ratio, seed=0):
-    """What is shown of images and what the model makes of it.
+    """The Reconstruction of images (N, C, H, W), normalised.
 
     A model trained with norm_pix_loss predicts patches without their mean and contrast; these are then taken from
     the original patches.
-    Args:
-        imgs: (N, C, H, W), normalised.
-    Returns:
-        Reconstruction.
     """
     generator = torch.Generator()
     generator.manual_seed(seed)
@@ -101,7 +97,7 @@ class Reconstructions:
     def _look(self):
         """(rows of PIL images: masked, reconstructed, original; the second as base64 JPEGs)."""
         if self._imgs is None:
-            self._open()
+            self._read()
         self._model.eval()
         with self._within(), self._precision.autocast(), eagerly(self._model):
             shown = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
@@ -109,7 +105,7 @@ class Reconstructions:
         self._masked, pasted, self._original = ([thumbnails.jpeg(image) for image in row] for row in rows)
         return rows, pasted
 
-    def _open(self):
+    def _read(self):
         """Read the images; unreadable ones are left out."""
         count = len(self._dataset)
         found = list(thumbnails.readable(self._dataset, sorted({i * count // IMAGES for i in range(IMAGES)})))

@@ -21,9 +21,10 @@ BAD = {
         '--device tpu', '--amp_dtype fp8', '--clip_grad 0', '--model resnet50', '--lr nan', '--blr inf',
         '--data_path /no/such/folder', '--resume /no/such/file', '--in_chans 2', '--mean .5', '--std .5',
         '--std 0 --mean .5', '--mean .5 .5 --std 1', '--mask_ratio 0', '--dist_url http://x', '--world_size 0',
-        '--save_every 0', '--start_epoch 9999', '--crop_min 0', '--report_every -1', '--val_fraction 1.1', '--val_fraction 1', '--val_seed -1',
-        '--base_batch_size 0', '--base_batch_size 64', '--mask_ratio 1', '--mask_ratio 0.999', '--init_from /no/file',
-        '--ema 1', '--loss_scale 0', '--knn_every -1', '--knn_images 0', '--mask_ration=0.5',
+        '--save_every 0', '--start_epoch 9999', '--crop_min 0', '--report_every -1', '--val_fraction 1.1',
+        '--val_fraction 1', '--val_seed -1', '--base_batch_size 0', '--base_batch_size 64', '--mask_ratio 1',
+        '--mask_ratio 0.999', '--init_from /no/file', '--ema 1', '--loss_scale 0', '--knn_every -1', '--knn_images 0',
+        '--mask_ration=0.5',
         '--auto_scale_lr --lr 1e-3', '--auto_scale_lr --blr 1e-3 --base_batch_size 64', '--hang_timeout 1e12'],
     parse_finetune: [
         '--drop_path 1', '--smoothing 1.5', '--reprob 2', '--mixup -1', '--nb_classes 0', '--layer_decay 0',

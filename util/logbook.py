@@ -31,7 +31,13 @@ class Logbook:
         self.folder, self._lock = folder, lock
         self._path = os.path.join(folder, 'log.txt')
         self.records = lines(self._path) if records is None else list(records)
-        self._writer = _open_tensorboard(log_dir or folder, None if begin is None else int(begin * STEPS_PER_EPOCH))
+        self._writer = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+            self._writer = SummaryWriter(log_dir or folder,
+                                         purge_step=None if begin is None else int(begin * STEPS_PER_EPOCH))
+        except (ImportError, OSError, UnicodeEncodeError) as error:     # the last of a folder whose name is no text
+            logger.info('TensorBoard files are not written: %s', error)
         if records is not None and (records or os.path.exists(self._path)):
             self._write()
 
@@ -102,12 +108,3 @@ class SilentLogbook:
 
     def __getattr__(self, name):
         return lambda *args: None
-
-
-def _open_tensorboard(log_dir, purge_step):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-        return SummaryWriter(log_dir=log_dir, purge_step=purge_step)
-    except (ImportError, OSError, UnicodeEncodeError) as error:      # the last of a folder whose name is no text
-        logger.info('TensorBoard files are not written: %s', error)
-        return None

@@ -117,18 +117,14 @@ def save_flags(args, processes, evaluation=False):
     text = ['{}: {}\n'.format(flag, _yaml(values[flag])) for flag in sorted(values)]
     path, asides = os.path.join(args.output_dir, 'eval_config.yaml' if evaluation else 'config.yaml'), []
     try:
-        if os.path.exists(path) and _settings(path) != text:
-            asides.append(set_aside(path))
+        if os.path.exists(path):
+            with open(path, encoding='utf-8', errors='replace') as file:
+                old = [line for line in file if not line.startswith('#')]
+            asides += [set_aside(path)] if old != text else []
         write_atomically(path, (head + ''.join(text)).encode())
     except OSError as error:
         logger.error('error: %s: not written (%s)', path, error.strerror)
     return asides
-
-
-def _settings(path):
-    """The lines of a file without its comments."""
-    with open(path, encoding='utf-8', errors='replace') as file:
-        return [line for line in file if not line.startswith('#')]
 
 
 def _yaml(value):

@@ -23,7 +23,6 @@ from util.log import logger
 from util.output_dir import set_aside
 from util.throughput import duration
 
-NAME, EVALUATION = 'report.html', 'eval.html'
 TEMPLATE, PLACEHOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html'), '<!-- report -->'
 _NAMES = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',
           'knn_acc1': 'k-NN', 'test_raw_loss': 'validation, not averaged', 'test_raw_acc1': 'Acc@1, not averaged',
@@ -76,7 +75,7 @@ class Report:
     def __init__(self, args, runtime, precision, images, logbook, exhibit):
         self._args, self._runtime, self._precision, self._images = args, runtime, precision, images
         self._logbook, self._exhibit, self._result = logbook, exhibit, None
-        self._path = os.path.join(args.output_dir, NAME)
+        self._path = os.path.join(args.output_dir, 'report.html')
 
     def epoch(self, epoch):
         """Take the pictures that are due after an epoch, and write where --report_every says so."""
@@ -119,7 +118,7 @@ def of_evaluation(args, runtime, precision, result, mistakes):
         result: what eval.json holds.
         mistakes: util.mistakes.Mistakes.
     """
-    path = os.path.join(args.output_dir, EVALUATION)
+    path = os.path.join(args.output_dir, 'eval.html')
 
     def write():
         shown = [(name, form.format(result[key])) for name, form, key in (
@@ -155,22 +154,16 @@ def _kind(args):
 def _figures(records, result, elapsed):
     """[(name, text)] of the figures that matter most."""
     last, result = records[-1] if records else {}, result or {}
-    shown = []
-    if 'test_acc1' in last:
-        best = max(records, key=lambda record: record.get('test_acc1', -1))
-        shown += [('Acc@1', '{:.2f}%'.format(last['test_acc1'])),
-                  ('best, epoch {}'.format(best['epoch']), '{:.2f}%'.format(best['test_acc1']))]
-    if 'train_loss' in last:
-        shown.append(('training loss', '{:.5g}'.format(last['train_loss'])))
-    rate = result.get('images_per_sec', last.get('FPS'))
-    if rate is not None:
-        shown.append(('images/s', '{:.1f}'.format(rate)))
-    if 'data_wait' in last:
-        waits = [record.get('data_wait', 0.) for record in records]
-        shown.append(('waiting for data', '{:.1%}'.format(sum(waits) / len(waits))))
-    if 'n_parameters' in last:
-        shown.append(('parameters', '{:.2f} M'.format(last['n_parameters'] / 1e6)))
-    return [*shown, ('this run', duration(result.get('duration_sec', elapsed)))]
+    best = max(records, key=lambda record: record.get('test_acc1', -1), default={})
+    waits = [record.get('data_wait', 0.) for record in records]
+    found = [('Acc@1', '{:.2f}%', last.get('test_acc1')),
+             ('best, epoch {}'.format(best.get('epoch')), '{:.2f}%', best.get('test_acc1')),
+             ('training loss', '{:.5g}', last.get('train_loss')),
+             ('images/s', '{:.1f}', result.get('images_per_sec', last.get('FPS'))),
+             ('waiting for data', '{:.1%}', sum(waits) / len(waits) if 'data_wait' in last else None),
+             ('parameters', '{:.2f} M', last['n_parameters'] / 1e6 if 'n_parameters' in last else None)]
+    return [*((name, form.format(value)) for name, form, value in found if value is not None),
+            ('this run', duration(result.get('duration_sec', elapsed)))]
 
 
 def _curves(records):

@@ -8,7 +8,6 @@ from util.errors import one_line
 from util.features import supported
 from util.images import UnreadableImage
 
-QUALITY = 85            # of the JPEG files
 NEAREST, LANCZOS = 0, 1         # by Pillow's numbers: release 9.1 warns of the names
 LETTERS, LINE, LETTER = 13, 17, 7       # pixels: height of letters, where this Pillow lets one choose; of a line; width
 
@@ -62,5 +61,5 @@ def readable(dataset, indices):
 def jpeg(image):
     """A PIL image as the base64 text of a JPEG file."""
     file = io.BytesIO()
-    image.save(file, 'JPEG', quality=QUALITY)
+    image.save(file, 'JPEG', quality=85)
     return base64.b64encode(file.getvalue()).decode('ascii')

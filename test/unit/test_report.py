@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,23 +46,17 @@ class Page:
                        for chart in self.parts.get('Curves', {'charts': {'charts': []}})['charts']['charts']}
 
 
-class Records(SilentLogbook):
+def records(count=3, **more):
     """A logbook of a few epochs; the last one's record has `more`."""
+    logbook, found = SilentLogbook(), [{'train_loss': 2. / (i + 1), 'train_lr': 1e-4, 'FPS': 100., 'data_wait': .01,
+                                        'epoch': i, 'device': 'CPU'} for i in range(count)]
+    logbook.records = [json.dumps(record) for record in found[:-1] + [{**record, **more} for record in found[-1:]]]
+    return logbook
 
-    def __init__(self, count=3, **more):
-        records = [{'train_loss': 2. / (i + 1), 'train_lr': 1e-4, 'FPS': 100., 'data_wait': .01, 'epoch': i,
-                    'device': 'CPU'} for i in range(count)]
-        self.records = [json.dumps(record) for record in records[:-1] + [{**record, **more} for record in records[-1:]]]
 
-
-class Exhibit:
+def showing(*sections):
     """Pictures, which stand for themselves."""
-
-    def __init__(self, *sections):
-        self.sections = lambda: sections
-
-    def after(self, epoch, due, logbook):
-        pass
+    return SimpleNamespace(sections=lambda: sections, after=lambda epoch, due, logbook: None)
 
 
 def place(*world):
@@ -72,8 +67,8 @@ def written(folder, *flags, logbook=None, exhibit=None, parse=parse_pretrain, wh
     """A Report of three epochs to `folder`."""
     args = parse(['--data_path', str(folder), '--output_dir', str(folder), '--epochs', '3', '--num_workers', '0',
                   *flags])
-    return report.Report(args, where or place(), precision.FullPrecision(), 32, logbook or Records(),
-                         exhibit or Exhibit())
+    return report.Report(args, where or place(), precision.FullPrecision(), 32, logbook or records(),
+                         exhibit or showing())
 
 
 def page_of(folder, error=None, **options):
@@ -109,8 +104,8 @@ def test_only_the_page_s_own_style_and_script_count():
 def test_what_users_name_is_data_and_no_markup(tmp_path):
     folder = tmp_path / ('x' + HOSTILE.replace('/', '|'))
     folder.mkdir()
-    exhibit = Exhibit((HOSTILE, [('strips', [(HOSTILE, [HOSTILE])]), ('pairs', [[HOSTILE, 1]])]))
-    page = page_of(folder, Stopped(HOSTILE), logbook=Records(**{HOSTILE + 'acc': 2.}), exhibit=exhibit)
+    exhibit = showing((HOSTILE, [('strips', [(HOSTILE, [HOSTILE])]), ('pairs', [[HOSTILE, 1]])]))
+    page = page_of(folder, Stopped(HOSTILE), logbook=records(**{HOSTILE + 'acc': 2.}), exhibit=exhibit)
     assert page.parts[SHOWN] == {'strips': [[SHOWN, [SHOWN]]], 'pairs': [[SHOWN, 1]]}
     assert page.data['words'].endswith(': ' + SHOWN) and SHOWN.replace('/', '|') in page.data['lead']
     assert page.curves['Accuracy, %'] == {SHOWN + 'acc': [None, None, 2.]}
@@ -133,13 +128,12 @@ def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_pat
 def test_a_run_that_ends_early_also_before_its_first_epoch_says_why(tmp_path):
     for parse, name, error, state in ((parse_finetune, 'Fine-tuning · ', Stopped('by SIGTERM'), 'stopped'),
                                       (parse_linprobe, 'Linear probing · ', ValueError('bad steps'), 'ended')):
-        page = page_of(tmp_path, error, logbook=Records(0), parse=parse)
+        page = page_of(tmp_path, error, logbook=records(0), parse=parse)
         assert page.data['title'].startswith(name)
         assert page.data['state'] == state and page.data['words'].endswith(str(error)) and 'Curves' not in page.parts
 
 
-def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(report.logger, 'propagate', True)
+def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog):
     (tmp_path / 'report.html').mkdir()
     running = written(tmp_path, '--report_every', '1')
     for epoch in range(3):
@@ -149,7 +143,7 @@ def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog
 
 
 def test_curves_are_named_in_words_and_the_table_has_what_only_some_epochs_have(tmp_path):
-    page = page_of(tmp_path, logbook=Records(knn_acc1=12.5, test_raw_acc5=2., test_raw_loss=math.nan, test_loss=3.))
+    page = page_of(tmp_path, logbook=records(knn_acc1=12.5, test_raw_acc5=2., test_raw_loss=math.nan, test_loss=3.))
     assert page.curves['Accuracy, %'] == {'k-NN': [None, None, 12.5], 'Acc@5, not averaged': [None, None, 2.]}
     assert page.curves['Loss'] == {'training': [2., 1., 2. / 3], 'validation': [None, None, 3.]}
     table = page.parts['Curves']['folded'][2]
@@ -164,7 +158,7 @@ def test_other_processes_write_nothing(tmp_path):
     silent.epoch(2)
     silent.close(Stopped('x'))
     report.of_evaluation(parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)]), other, None, {},
-                         Exhibit())
+                         showing())
     assert os.listdir(str(tmp_path)) == []
 
 
@@ -220,7 +214,7 @@ def test_an_older_report_of_an_evaluation_is_set_aside(tmp_path):
     result = {'task': 'Evaluation', 'acc1': 50., 'acc5': 90., 'loss': 1., 'images': 19, 'images_per_sec': 10.,
               'duration_sec': 2., 'checkpoint': 'x.pth'}
     for accuracy in (50., 75.):
-        report.of_evaluation(args, place(), precision.FullPrecision(), {**result, 'acc1': accuracy}, Exhibit())
+        report.of_evaluation(args, place(), precision.FullPrecision(), {**result, 'acc1': accuracy}, showing())
     assert len(list(tmp_path.glob('eval*.html'))) == 2
     assert ['Acc@1', '75.00%'] in Page(tmp_path / 'eval.html').data['figures']
 

@@ -9,7 +9,6 @@ from engine_pretrain import train_one_epoch
 from util import checkpoint, knn, precision as precisions, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, pretraining_set
-from util.gallery import Reconstructions
 from util.held_out import split_settings
 from util.input_statistics import adopt_statistics
 from util.loader import training_loader
@@ -17,6 +16,7 @@ from util.lr_schedule import warmup_cosine
 from util.param_groups import decay_groups
 from util.transforms import Normalize, evaluation_transform, pretraining_transform
 from util.updates import WeightUpdates
+from util.visualize import Reconstructions
 
 
 def build_model(args):

@@ -3,18 +3,7 @@ import os
 
 from util import download, input_arguments, input_size
 from util.model_sizes import SIZES
-from util.parser import (
-    COUNT,
-    INDEX,
-    INSIDE_0_1,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SHARE,
-    SHARE_BELOW_1,
-    Parser,
-    add_device,
-    number,
-)
+from util.parser import COUNT, INDEX, NOT_NEGATIVE, POSITIVE, RATIO, SHARE, SHARE_BELOW_1, Parser, add_device, number
 
 FINETUNE_MODELS = tuple('vit_{}_patch{}'.format(name, size.patch) for name, size in SIZES.items())
 PRETRAIN_MODELS = (*('mae_' + name for name in FINETUNE_MODELS),
@@ -103,7 +92,7 @@ def _add_data(parser, crop_min, val_fraction=None):
         'and in evaluation; 0: none, 1: all (--eval alone)' + as_trained.format(.1))
     add('--val_seed', type=INDEX, default=None if val_fraction is None else 0,
         help='seed of that choice' + as_trained.format(0))
-    add('--crop_min', type=number(float, 0, 1, open_low=True), default=crop_min,
+    add('--crop_min', type=number(float, 0, 1, excluded=[0]), default=crop_min,
         help='share of an image that a random crop takes at least, by area')
     add('--num_workers', type=INDEX,
         help='loader processes per device, 0: load in the training process; default: the cores there are, at most 10')
@@ -137,7 +126,7 @@ def _add_run(parser):
         help='optimizer steps in a row with a loss or gradient that is not finite, until the run stops')
     add('--max_bad_images', type=INDEX,
         help='image files that may be unreadable until the run stops; default: 1 in 1000, at least 10')
-    add('--hang_timeout', type=number(float, 0, 10 ** 8, open_low=True), default=600.,
+    add('--hang_timeout', type=number(float, 0, 10 ** 8, excluded=[0]), default=600.,
         help='seconds without progress, until a process ends with all its stacks and status 70')
 
     add = parser.adder(parser.add_argument_group('devices and processes'))
@@ -172,14 +161,14 @@ def _add_full_training(parser):
     add('--grad_checkpoint', action='store_true',
         help="recompute the blocks' activations in the backward pass: less memory, about a third more time")
     add = parser.adder(parser.add_argument_group('average of the weights'))
-    add('--ema', type=INSIDE_0_1, metavar='DECAY',
+    add('--ema', type=RATIO, metavar='DECAY',
         help='keep a moving average of the weights, of which a step replaces the share 1 - DECAY, e.g. 0.9999 (at '
         'first more); checkpoints are judged and used by it; default: none')
 
 
 def _add_autoencoder(parser):
     add = parser.adder(parser.add_argument_group('masked autoencoder'))
-    add('--mask_ratio', type=INSIDE_0_1, default=.75, help='share of patches to hide, between 0 and 1')
+    add('--mask_ratio', type=RATIO, default=.75, help='share of patches to hide, between 0 and 1')
     add('--norm_pix_loss', action='store_true',
         help="predict each patch's pixels normalised by its own mean and variance")
     add('--init_from', default='',
@@ -214,7 +203,7 @@ def _add_finetuning(parser):
         help='train without the patch embedding, class token, positions and the first N blocks; all: nothing but the '
              'head and its norm trains; default: all is trained')
     add('--drop_path', type=SHARE_BELOW_1, default=.1, help='stochastic depth of the last block')
-    add('--layer_decay', type=number(float, 0, 1, open_low=True), default=.75,
+    add('--layer_decay', type=number(float, 0, 1, excluded=[0]), default=.75,
         help='factor of the learning rate from one layer to the one below it')
 
 
@@ -231,7 +220,7 @@ def _add_augmentation(parser):
     add('--resplit', action='store_true', help='leave the first half of each batch free of random erasing')
     add('--mixup', type=NOT_NEGATIVE, default=0., help='mixup alpha; 0: off')
     add('--cutmix', type=NOT_NEGATIVE, default=0., help='cutmix alpha; 0: off')
-    add('--cutmix_minmax', type=INSIDE_0_1, nargs=2, metavar=('MIN', 'MAX'),
+    add('--cutmix_minmax', type=RATIO, nargs=2, metavar=('MIN', 'MAX'),
         help='cutmix side as shares of the image, instead of alpha')
     add('--mixup_prob', type=SHARE, default=1., help='probability of mixing a batch')
     add('--mixup_switch_prob', type=SHARE, default=.5, help='probability of cutmix where both are on')
@@ -257,7 +246,6 @@ def parse_finetune(argv=None):
     parser = finetune_parser()
     args = parser.parse_args(argv)
     _check_shared(parser, args)
-    _check_classification(parser, args)
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
         parser.error('argument --batch_size: mixup and cutmix pair images, so {} must be even'.format(args.batch_size))
     input_arguments.settle_colours(parser, args)
@@ -269,7 +257,6 @@ def parse_linprobe(argv=None):
     parser = linprobe_parser()
     args = parser.parse_args(argv)
     _check_shared(parser, args)
-    _check_classification(parser, args)
     if args.batch_size == 1 and not args.eval:
         parser.error('argument --batch_size: the batch normalisation before the head needs 2 images at least')
     return args
@@ -284,7 +271,10 @@ def _check_shared(parser, args):
     input_arguments.check(parser, args, _patch_size(args))
     if not (os.path.isdir(args.data_path) or is_csv(args.data_path)):
         parser.error('argument --data_path: {} is not a folder or CSV file'.format(args.data_path))
-    if args.val_fraction == 1 and not getattr(args, 'eval', False):
+    if getattr(args, 'eval', False):
+        if not args.resume:
+            parser.error('argument --eval: name the checkpoint to evaluate with --resume')
+    elif args.val_fraction == 1:
         parser.error('argument --val_fraction: 1 leaves nothing to train on')
     for flag in ('resume', 'finetune', 'init_from'):
         path = getattr(args, flag, '')
@@ -300,11 +290,6 @@ def _check_shared(parser, args):
         parser.error('argument --start_epoch: {} leaves nothing of --epochs {}'.format(args.start_epoch, args.epochs))
     if not (args.dist_url == 'env://' or args.dist_url.startswith('tcp://')):
         parser.error('argument --dist_url: {!r} is neither env:// nor tcp://host:port'.format(args.dist_url))
-
-
-def _check_classification(parser, args):
-    if args.eval and not args.resume:
-        parser.error('argument --eval: name the checkpoint to evaluate with --resume')
 
 
 def is_csv(path):

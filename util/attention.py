@@ -17,13 +17,14 @@ from util.inference_arguments import add_images, add_model, check_checkpoint, ch
 from util.output_file import output_file
 from util.parser import COUNT, Parser, add_device
 from util.pictures import BICUBIC
-from util.thumbnails import LINE, grid, scaled, write
+from util.thumbnails import grid, scaled
 
-CELL, GAP, HEADING = 192, 6, 400        # pixels: longer side of an image, between images, width of the lines on top
+CELL, GAP, HEADING = 192, 6, 400        # pixels: longer side of an image, between images, width at least
 BATCH = 8
 ACROSS = 6                              # images side by side, where a row of heads needs no more
 STRENGTH = .65                          # of the colours over the grey image
 QUERIES = {'cls': 'the class token attends to', 'mean': 'the patches attend to, on average'}
+KEY = 'dark: nothing; bright: the maximum, in the title'
 # From least to most, of rising lightness: readable in grey, and by the colour-blind.
 COLOURS = np.array([(4, 3, 30), (80, 18, 123), (182, 54, 121), (251, 136, 97), (252, 253, 191)], np.float32)
 
@@ -39,11 +40,8 @@ def attention_weights(model, imgs, number):
     """
     attention, taken = model.blocks[number - 1].attn, []
     hook = attention.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
-    try:
-        for _ in itertools.islice(encoder.block_outputs(model, imgs), number):
-            pass
-    finally:
-        hook.remove()
+    next(itertools.islice(encoder.block_outputs(model, imgs), number - 1, None))
+    hook.remove()
     tokens, = taken
     count, length, width = tokens.shape
     qkv = attention.qkv(tokens).reshape(count, length, 3, attention.num_heads, width // attention.num_heads)
@@ -63,50 +61,32 @@ def attention_maps(model, imgs, number, query='cls'):
 
 
 def coloured(pixels, weights):
-    """Attention over an image, its maximum in the brightest colour, 0 in the darkest.
-
-    Args:
-        pixels: PIL image; weights: (rows, columns) of patches, not negative.
-    Returns:
-        PIL image of the same size.
-    """
-    shares = Image.fromarray((weights / max(weights.max(), 1e-12)).astype(np.float32))
-    shares = np.clip(np.array(shares.resize(pixels.size, BICUBIC)), 0, 1) * (len(COLOURS) - 1)
-    lower = np.minimum(shares.astype(int), len(COLOURS) - 2)
-    part = (shares - lower)[..., None]
-    colours = COLOURS[lower] * (1 - part) + COLOURS[lower + 1] * part
+    """A PIL image in grey below the colours of its attention, (rows, columns) of patches: the maximum is brightest."""
+    shares = Image.fromarray((weights / max(weights.max(), 1e-12)).astype(np.float32)).resize(pixels.size, BICUBIC)
+    levels = np.linspace(0, 1, len(COLOURS))
+    colours = np.stack([np.interp(shares, levels, channel) for channel in COLOURS.T], axis=-1)
     grey = np.array(pixels.convert('L'), np.float32)[..., None]
     return Image.fromarray((grey * (1 - STRENGTH) + colours * STRENGTH).round().astype(np.uint8))
 
 
 def cells(image, weights, name, heads):
-    """[(title, PIL image)] of a PIL image called `name` and its attention (heads, rows, columns).
-
-    Args:
-        heads: whether each head comes too, beside their mean.
-    """
+    """[([title], PIL image)] of a PIL image and its attention (heads, rows, columns): the mean, and all `heads`."""
     image, maps = scaled(image, CELL), [('mean', weights.mean(axis=0))]
     if heads:
         maps += [('head {}'.format(i), head) for i, head in enumerate(weights, 1)]
-    return [(name, image)] + [('{}: {:.1%}'.format(title, shares.max()), coloured(image, shares))
-                              for title, shares in maps]
+    return [([name], image)] + [(['{}: {:.1%}'.format(title, shares.max())], coloured(image, shares))
+                                for title, shares in maps]
 
 
 def sheet(rows, heading):
-    """Rows of (title, image) cells, all of one size, in one PIL image below a line and the key to the colours."""
+    """Rows of `cells`, all of one size, in one PIL image below a line and the key to the colours."""
     joined = max(1, ACROSS // len(rows[0]))
     rows = [sum(rows[i:i + joined], []) for i in range(0, len(rows), joined)]
-    cells = grid([[image for _, image in row] for row in rows], [[[title] for title, _ in row] for row in rows], GAP)
-    canvas = Image.new('RGB', (max(cells.size[0], HEADING), 3 * LINE + cells.size[1]), 'white')
-    canvas.paste(cells, (0, 3 * LINE))
-    write(canvas, 0, 0, heading, HEADING)
-    key = coloured(Image.new('L', (CELL // 2, LINE // 2)), np.arange(CELL // 2)[None])
-    canvas.paste(key, (0, LINE + LINE // 4))
-    write(canvas, key.size[0] + GAP, LINE, 'from nothing to the maximum in a title', HEADING)
-    return canvas
+    cells = grid([[image for _, image in row] for row in rows], [[title for title, _ in row] for row in rows], GAP)
+    return grid([[cells]], [[[heading, KEY, '']]], width=HEADING)
 
 
-def _flags(argv):
+def main(argv=None):
     parser = Parser(prog='python -m util.attention', description=__doc__.split('\n')[0])
     add_model(parser, 'main_pretrain.py or main_finetune.py')
     add_images(parser)
@@ -122,15 +102,9 @@ def _flags(argv):
     args = parser.parse_args(argv)
     check_checkpoint(parser, args)
     check_output(parser, args)
-    return args
-
-
-def main(argv=None):
-    args = _flags(argv)
     log.set_up(True, results=True)
     loaded = trained.load_either(args.resume, args.input_size)
     depth = len(loaded.model.blocks)
-    # The class token of a classifier of the mean learns to attend to nothing in the end.
     query = args.query or ('mean' if getattr(loaded.model, 'global_pool', False) else 'cls')
     number = args.block or depth
     if number > depth:
@@ -143,9 +117,8 @@ def main(argv=None):
             name = os.sep.join(images.name_of(i).split(os.sep)[-2:])
             rows.append(cells(inference.shown(images[i][0]), weights, name, args.heads))
     heading = 'Block {} of {}: what {}'.format(number, depth, QUERIES[query])
-    picture = sheet(rows, heading)
     with output_file(args.output) as file:
-        picture.save(file, 'PNG')
+        sheet(rows, heading).save(file, 'PNG')
     print('{}: {}'.format(heading, one_line(args.output)))
 
 

@@ -120,7 +120,7 @@ CHECKPOINT = {
     'best': _dict(acc1=NUMBER, epoch=EPOCH),
     'classes': _list(_text),                        # names by label
     'labels': _list(_text),                         # as 'classes', of another library
-    'reconstructions': _list(_dict(epoch=COUNT, of=_list(_text), jpegs=_list(_text)))}     # of util.gallery
+    'reconstructions': _list(_dict(epoch=COUNT, of=_list(_text), jpegs=_list(_text)))}     # of util.visualize
 # Of 'args', the flags of the training, those that are read again.
 FLAGS = {
     'model': _text, 'patch_size': SIDE, 'in_chans': SIDE, 'mask_ratio': SHARE, 'layer_norm_eps': SHARE,

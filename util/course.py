@@ -19,7 +19,7 @@ class Course:
         loader: of util.loader.training_loader.
         resumed: util.checkpoint.Resumed, restored already.
         loss_tag: TensorBoard's name of the training loss.
-        exhibit: pictures for the report: util.gallery.Reconstructions or util.mistakes.Mistakes.
+        exhibit: pictures for the report: util.visualize.Reconstructions or util.mistakes.Mistakes.
         values: further plain values that checkpoints keep, such as classes.
     """
 

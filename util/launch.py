@@ -20,11 +20,11 @@ from contextlib import suppress
 if not __package__:     # run as a file: find the repository from any directory
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from util import config, device
+from util import device
 from util.distributed import DEFAULT_PORT, HANG_TIMEOUT, meeting_seconds
 from util.errors import FAULT_STATUS, STOPPED_STATUS, UNSAVED_STATUS, USER_ERROR_STATUS, UserError, first_line, run
 from util.loader import default_workers
-from util.parser import COUNT, INDEX, Parser
+from util.parser import COUNT, INDEX, Parser, value_of
 from util.stops import Launcher
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -56,7 +56,7 @@ def main(argv):
     flags, command = parse(argv)
     processes = flags.nproc or flags.devices
     if flags.nproc is None:
-        accelerator = device.select(config.value_of('--device', command) or 'auto')
+        accelerator = device.select(value_of('--device', command) or 'auto')
         if accelerator.count() < processes:
             raise UserError('{} devices asked, {} {} found; pass --nproc={}{}'.format(
                 processes, accelerator.count(), accelerator.type, accelerator.count(),
@@ -214,7 +214,7 @@ def _torchrun(torchrun, command, processes, flags, port):
     logging.disable(logging.ERROR)      # a failure is said by the launcher, in one line
     hang_timeout = HANG_TIMEOUT
     with suppress(ValueError):          # which the workers explain
-        hang_timeout = float(config.value_of('--hang_timeout', command) or HANG_TIMEOUT)
+        hang_timeout = float(value_of('--hang_timeout', command) or HANG_TIMEOUT)
     seconds = math.ceil(meeting_seconds(hang_timeout))
     # Its own restarts would also repeat what a user must mend, and a stop that was asked for.
     arguments = ['--max_restarts', 0, '--monitor_interval', 1, '--nproc_per_node', processes,

@@ -10,6 +10,10 @@ from util.log import logger
 from util.output_dir import set_aside
 
 STEPS_PER_EPOCH = 1000      # TensorBoard's step is epoch x 1000, so that runs of any batch size share an axis
+# The lines of the Final result block, and what they are there for.
+FINAL = (('images_per_sec', 'Final Performance images/sec : {images_per_sec:.2f}'), ('loss', 'Final Loss : {loss:.4f}'),
+         ('acc1', 'Final Accuracy : {acc1:.2f}'), ('best_acc1', 'Best Accuracy : {best_acc1:.2f} (epoch {best_epoch})'),
+         ('task', 'E2E {task} Duration sec : {duration_sec:.0f}'))
 
 
 class Logbook:
@@ -27,7 +31,13 @@ class Logbook:
         self.folder, self._lock = folder, lock
         self._path = os.path.join(folder, 'log.txt')
         self.records = lines(self._path) if records is None else list(records)
-        self._writer = _open_tensorboard(log_dir or folder, None if begin is None else int(begin * STEPS_PER_EPOCH))
+        self._writer = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+            self._writer = SummaryWriter(log_dir or folder,
+                                         purge_step=None if begin is None else int(begin * STEPS_PER_EPOCH))
+        except (ImportError, OSError, UnicodeEncodeError) as error:     # the last of a folder whose name is no text
+            logger.info('TensorBoard files are not written: %s', error)
         if records is not None and (records or os.path.exists(self._path)):
             self._write()
 
@@ -83,7 +93,8 @@ class Logbook:
             write_atomically(path, json.dumps(result, indent=1).encode())
         except OSError as error:
             logger.error('error: %s: not written (%s)', path, error.strerror)
-        logger.info(final_result(result))
+        logger.info('\n'.join(['------------------ Final result ------------------',
+                               *(text.format(**result) for key, text in FINAL if result.get(key) is not None)]))
 
     def close(self):
         """Give the folder free."""
@@ -97,24 +108,3 @@ class SilentLogbook:
 
     def __getattr__(self, name):
         return lambda *args: None
-
-
-def _open_tensorboard(log_dir, purge_step):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-        return SummaryWriter(log_dir=log_dir, purge_step=purge_step)
-    except (ImportError, OSError, UnicodeEncodeError) as error:      # the last of a folder whose name is no text
-        logger.info('TensorBoard files are not written: %s', error)
-        return None
-
-
-def final_result(result):
-    """The Final result block of a summary."""
-    lines = ['------------------ Final result ------------------']
-    for key, text in (('images_per_sec', 'Final Performance images/sec : {images_per_sec:.2f}'),
-                      ('loss', 'Final Loss : {loss:.4f}'), ('acc1', 'Final Accuracy : {acc1:.2f}'),
-                      ('best_acc1', 'Best Accuracy : {best_acc1:.2f} (epoch {best_epoch})'),
-                      ('task', 'E2E {task} Duration sec : {duration_sec:.0f}')):
-        if result.get(key) is not None:
-            lines.append(text.format(**result))
-    return '\n'.join(lines)

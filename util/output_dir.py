@@ -10,19 +10,14 @@ import re
 import sys
 import time
 
-from util import config
 from util.errors import UserError, one_line, run
 from util.file_lock import RunLock
 from util.files import lines, write_atomically
 from util.log import logger
+from util.parser import value_of
 
 RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json', 'bad_images.txt', 'report.html', 'eval.html')
 RESULTS_AND_LOGS = RESULTS + ('*.log',)
-
-
-def is_resumed(folder, resume):
-    """Whether --resume `resume` continues the run in `folder`: by 'auto', or a checkpoint there."""
-    return resume == 'auto' or bool(resume) and os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder)
 
 
 def prepare(folder, resume='', results=RESULTS):
@@ -37,8 +32,12 @@ def prepare(folder, resume='', results=RESULTS):
         UserError: the folder cannot be made or written.
     """
     # A restarted run has its launcher's log open there.
-    continues = is_resumed(folder, resume) or 'MAE_RESTART' in os.environ
-    aside = set_aside(folder) if _holds(folder, results) and not continues else None
+    continues = _is_resumed(folder, resume) or 'MAE_RESTART' in os.environ
+    # The log of a node other than the first is no result, it may have started sooner.
+    names = [name for name in (os.listdir(folder) if os.path.isdir(folder) else ())
+             if not re.search(r'_node\d+\.log$', name)]
+    found = any(fnmatch.filter(names, pattern) for pattern in results)
+    aside = set_aside(folder) if found and not continues else None
     _make(folder)
     if not os.access(folder, os.W_OK):
         raise UserError('--output_dir {}: may not be written'.format(folder))
@@ -64,18 +63,16 @@ def enter(folder, resume=''):
     return lock, [aside] if aside else []
 
 
+def _is_resumed(folder, resume):
+    """Whether --resume `resume` continues the run in `folder`: by 'auto', or a checkpoint there."""
+    return resume == 'auto' or bool(resume) and os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder)
+
+
 def _make(folder):
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError('--output_dir {}: cannot be made ({})'.format(folder, error.strerror)) from error
-
-
-def _holds(folder, patterns):
-    """True where a file matches; the log of a node other than the first is no result, it may have started sooner."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    names = [name for name in names if not re.search(r'_node\d+\.log$', name)]
-    return any(fnmatch.filter(names, pattern) for pattern in patterns)
 
 
 def set_aside(path):
@@ -112,7 +109,7 @@ def save_flags(args, processes, evaluation=False):
     """
     values = {flag: value for flag, value in vars(args).items() if flag != 'config'}
     head = '# All flags of a run; --config takes this file.\n'
-    if not evaluation and is_resumed(args.output_dir, args.resume):
+    if not evaluation and _is_resumed(args.output_dir, args.resume):
         head += '# Resumed by --resume {}.\n'.format(one_line(args.resume))
         values.update(resume='', start_epoch=None)
     if values.get('lr') is not None and values.get('base_batch_size') is None:
@@ -120,32 +117,26 @@ def save_flags(args, processes, evaluation=False):
     text = ['{}: {}\n'.format(flag, _yaml(values[flag])) for flag in sorted(values)]
     path, asides = os.path.join(args.output_dir, 'eval_config.yaml' if evaluation else 'config.yaml'), []
     try:
-        if os.path.exists(path) and _settings(path) != text:
-            asides.append(set_aside(path))
+        if os.path.exists(path):
+            with open(path, encoding='utf-8', errors='replace') as file:
+                old = [line for line in file if not line.startswith('#')]
+            asides += [set_aside(path)] if old != text else []
         write_atomically(path, (head + ''.join(text)).encode())
     except OSError as error:
         logger.error('error: %s: not written (%s)', path, error.strerror)
     return asides
 
 
-def _settings(path):
-    """The lines of a file without its comments."""
-    with open(path, encoding='utf-8', errors='replace') as file:
-        return [line for line in file if not line.startswith('#')]
-
-
 def _yaml(value):
     if isinstance(value, str):      # what cannot be printed is spelt out, as YAML does it too
         return '"{}"'.format(one_line(value.replace('\\', '\\\\').replace('"', '\\"')))
-    if isinstance(value, (list, tuple)):
-        return '[{}]'.format(', '.join(map(_yaml, value)))
     return json.dumps(value)
 
 
 def _main(folder, *flags):
     if os.path.isdir(folder):
         RunLock(folder).release()       # refused where a run is at work there
-    aside = prepare(folder, config.value_of('--resume', flags) or '', RESULTS_AND_LOGS)
+    aside = prepare(folder, value_of('--resume', flags) or '', RESULTS_AND_LOGS)
     if aside:
         print('earlier results kept in {}'.format(one_line(aside)))
 

@@ -1,11 +1,18 @@
-"""A parser of flags whose errors are one line, and the types of its numbers. Nothing here imports torch."""
+"""A parser of flags whose errors are one line, the types of its numbers, and the YAML file of --config.
+
+A value in the file is the text that would follow the flag on the command line, so that 1e-3, 010 and no mean what they
+mean there. `python -m util.parser FILE` prints the names of the flags that a file sets, for the launchers. Nothing here
+imports torch.
+"""
 import argparse
 import difflib
 import math
 import sys
 
-from util import config
-from util.errors import USER_ERROR_STATUS, UserError, let_the_first_speak, one_line
+from util.errors import USER_ERROR_STATUS, UserError, let_the_first_speak, one_line, run
+
+NULL = ('', '~', 'null', 'Null', 'NULL')        # of YAML: the flag keeps its default
+SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}     # in a file
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,11 +49,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         """The flags as a Namespace; a mistake ends the process with one line."""
         words = sys.argv[1:] if args is None else list(args)
-        path = config.on_command_line('--config', words) if '--config' in self.flags else None
-        return self._parse(words, namespace if path is None else self._read(path))
-
-    def _parse(self, words, namespace=None):
-        parsed, unknown = self.parse_known_args(words, namespace)
+        path = on_command_line('--config', words) if '--config' in self.flags else None
+        parsed, unknown = self.parse_known_args(words, namespace if path is None else self._read(path))
         if unknown:
             self._unknown(unknown[0].split('=')[0])
         return parsed
@@ -61,18 +65,18 @@ class Parser(argparse.ArgumentParser):
         for action in required:
             action.required = False
         try:
-            settings = config.read(path)
+            settings = read_config(path)
         except UserError as error:
             self.error(str(error))
         self._source = '--config {}: '.format(path)
-        values = self._parse([word for name, value in settings.items() for word in self._words('--' + name, value)])
+        values = self.parse_args([word for name, value in settings.items() for word in self._words('--' + name, value)])
         self._source = ''
         for action in required:
             action.required = getattr(values, action.dest) is None
         return values
 
     def _words(self, flag, value):
-        """A flag of a file as words of a command line; `value` as config.read gives it."""
+        """A flag of a file as words of a command line; `value` as read_config gives it."""
         action = self.flags.get(flag)
         if action is None:
             self._unknown(flag)
@@ -81,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         if value is None:
             return []
         if action.nargs == 0:
-            switched = config.switched(value)
+            switched = SWITCH.get(str(value).lower())
             if switched is None:
                 self.error('argument {}: is a switch, true or false'.format(flag))
             # Switched off: its opposite if there is one (--pin_mem: --no_pin_mem), else off is the default.
@@ -94,21 +98,17 @@ class Parser(argparse.ArgumentParser):
         return [flag, *value]
 
 
-def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
-    """An argparse type: `kind` within [low, high], either end open if so said."""
-    expected = 'a whole number' if kind is int else 'a number'
-    if low > -math.inf:
-        expected += ' {} {}'.format('above' if open_low else 'at least', low)
-    if high < math.inf:
-        expected += ' and {} {}'.format('below' if open_high else 'at most', high)
+def number(kind, low=-math.inf, high=math.inf, excluded=()):
+    """An argparse type: `kind`, int or float, from `low` to `high`, both included, but for the `excluded` ones."""
+    expected = '{} from {} to {}'.format('a whole number' if kind is int else 'a number', low, high)
+    expected += ''.join(', not {}'.format(value) for value in excluded)
 
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        good = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
-        if not (good and math.isfinite(value)):
+        if not (low <= value <= high and math.isfinite(value)) or value in excluded:
             raise argparse.ArgumentTypeError('{!r} is not {}'.format(text, expected))
         return value
     return parse
@@ -117,13 +117,80 @@ def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
 COUNT = number(int, 1)
 INDEX = number(int, 0)
 NOT_NEGATIVE = number(float, 0)
-POSITIVE = number(float, 0, open_low=True)
+POSITIVE = number(float, 0, excluded=[0])
 SHARE = number(float, 0, 1)
-SHARE_BELOW_1 = number(float, 0, 1, open_high=True)
-INSIDE_0_1 = number(float, 0, 1, open_low=True, open_high=True)
+SHARE_BELOW_1 = number(float, 0, 1, excluded=[1])
+RATIO = number(float, 0, 1, excluded=[0, 1])
 
 
 def add_device(add):
     """Add --device by `add`, which is add_argument of a parser or group."""
     add('--device', default='auto', choices=('auto', 'npu', 'cuda', 'cpu'),
         help='where to run; auto: NPU, then CUDA, then CPU')
+
+
+def read_config(path):
+    """The flags of a YAML file: {name without dashes: text, list of texts, or None for the default}.
+
+    Raises:
+        UserError: it cannot be read, is not YAML, or is not a mapping of flags, each set once, to values.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise UserError('--config {}: PyYAML, which reads it, is not installed: pip install pyyaml'.format(path)
+                        ) from error
+    try:
+        with open(path, encoding='utf-8') as file:
+            # Nodes still have keys that occur twice, and tell "null" in quotes from null.
+            root = yaml.compose(file, Loader=yaml.BaseLoader)
+        if root and not isinstance(root, yaml.MappingNode):
+            raise ValueError('not lines "flag: value"')
+        flags = {}
+        for key, value in root.value if root else ():
+            name = _text(key, 'a key')
+            name = name[2:] if name.startswith('--') else name
+            if name in flags:
+                raise ValueError(name + ' is set twice')
+            if isinstance(value, yaml.SequenceNode):
+                flags[name] = [_text(item, name) for item in value.value]
+            else:
+                flags[name] = None if value.value in NULL and value.style is None else _text(value, name)
+        return flags
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError('--config {}: {}'.format(path, ' '.join(str(error).split()))) from error
+
+
+def _text(node, name):
+    if not isinstance(node.value, str):
+        raise ValueError(name + ' is neither a text nor a list of texts')
+    return node.value
+
+
+def on_command_line(flag, command):
+    """The value that a list of words gives to a flag with one value, whatever other flags there are; None without."""
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, dest='value')
+    return parser.parse_known_args(command)[0].value
+
+
+def value_of(flag, command):
+    """The text that a command line, or else the --config file that it names, gives to a flag; None where neither does.
+
+    A switch has a text in a file only.
+    Raises:
+        UserError: see read_config.
+    """
+    value, path = on_command_line(flag, command), on_command_line('--config', command)
+    if value is None and path is not None:
+        value = read_config(path).get(flag[2:])
+    return value if isinstance(value, str) else None
+
+
+def _main(path):
+    for name in read_config(path):
+        print(one_line(name))
+
+
+if __name__ == '__main__':
+    run(_main, *sys.argv[1:])

@@ -5,6 +5,7 @@ is needed, and at a reduced scale where that loses nothing; other files, damaged
 is missing, by Pillow.
 """
 import io
+import math
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ try:
 except ImportError:
     simplejpeg = None
 
-_FROM_RGB = (1, 3)      # channels that every image has
 BICUBIC = 3             # by Pillow's number: release 9.1 warns of the name
 MARGIN = 2              # a reduced picture keeps that many pixels a side for each one that is needed
 _COLOURS = ('YCbCr', 'RGB', 'Gray')         # what simplejpeg makes RGB of as Pillow does
@@ -35,22 +35,22 @@ _APP1 = b'\xe1'             # where EXIF and XMP data stand
 class Picture:
     """An upright RGB picture of `height` x `width` pixels, given as an (H, W, 3) uint8 array; `path` names it."""
 
+    _counts = (1, 3)        # of channels that it can be had in; grey is made at the end
+
     def __init__(self, pixels, path=''):
         self._pixels, self._path, (self.height, self.width) = pixels, path, pixels.shape[:2]
 
     def channels(self, count):
-        """The picture for a model of `count` channels: as it is for 3 (RGB) and for 1, as grey is made at the end; else
-        in those that the file has.
+        """The picture for a model of `count` channels: RGB for 1 and 3, else in those that the file has.
 
         Raises:
             UnreadableImage: it has others.
         """
-        if count not in _FROM_RGB:
-            raise self._with_other_channels(count, 3)
+        if count not in self._counts:
+            own = self._counts[-1]
+            raise UnreadableImage(self._path, '{} channel{} and not the {} of --in_chans'.format(
+                own, 's'[:own - 1], count))
         return self
-
-    def _with_other_channels(self, count, own):
-        return UnreadableImage(self._path, 'its channels are {}, and not the {} of --in_chans'.format(own, count))
 
     def step(self, height, width, size):
         """What the edges of a part of height x width should be multiples of, to get it in `size` for the least work."""
@@ -69,18 +69,22 @@ class JpegPicture(Picture):
     """A JPEG file that is decoded when the part is known, at a reduced scale where that loses nothing.
 
     Args:
-        data: the file's bytes; `height` and `width`: as its header says.
-        orientation: as its EXIF data says, 1 to 8; None where it says nothing.
-        height_at: where the height stands in `data`, if the file holds its rows one after the other; else None.
+        data: the file's bytes.
+        stored: (height, width), as its header says.
     """
 
-    def __init__(self, path, data, height, width, orientation, height_at):
-        self._path, self._data, self._stored, self._orientation = path, data, (height, width), orientation
-        self._height_at = height_at
-        self.height, self.width = (width, height) if (orientation or 1) >= 5 else (height, width)
+    def __init__(self, path, data, stored):
+        self._path, self._data, self._stored, self._orientation = path, data, stored, None
+        self._height_at, tagged = _layout(data)
+        if tagged:
+            with Image.open(io.BytesIO(data)) as image:
+                self._orientation = images.orientation_of(image)
+        self.height, self.width = stored[::-1] if (self._orientation or 1) >= 5 else stored
 
     def step(self, height, width, size):
-        return reduction(height, width, size)
+        # The mean difference from what the whole picture gives is about a grey level (test/bench/results/loader.md).
+        return next((scale for scale in (8, 4, 2) if height >= MARGIN * scale * size[0]
+                     and width >= MARGIN * scale * size[1]), 1)
 
     def part(self, top, left, height, width, size):
         scale = self.step(height, width, size)
@@ -107,7 +111,7 @@ class JpegPicture(Picture):
         # Coarser interpolation of colours is a tenth faster for most photographs, and 0.1 grey levels away.
         pixels = simplejpeg.decode_jpeg(data, 'RGB', fastupsample=True, min_height=-(-stored[0] // scale),
                                         min_width=-(-stored[1] // scale), min_factor=scale, strict=whole)
-        return images.UPRIGHT[self._orientation](pixels) if self._orientation in images.UPRIGHT else pixels
+        return images.UPRIGHT.get(self._orientation, np.asarray)(pixels)
 
 
 class StoredPicture(Picture):
@@ -122,38 +126,28 @@ class StoredPicture(Picture):
         self._data, self._image = data, image
 
     def channels(self, count):
-        if count in _FROM_RGB:
+        if count in self._counts:
             return self
         image = self._image
         if count == 4 and 'transparency' in image.info and image.mode in ('P', 'PA', 'RGB'):
             image = image.convert('RGBA')
-        own = len(image.getbands())
-        if own == count:
-            return ArrayPicture(images.upright(self._image, image), self._path)
-        if own > 1 or self._image.format != 'TIFF':
-            raise self._with_other_channels(count, own)
+        if len(image.getbands()) > 1 or image.format != 'TIFF':
+            return ArrayPicture(images.upright(self._image, image), self._path).channels(count)
         with decoding(self._path):
             pages = images.decode_pages(self._data)
         return ArrayPicture(pages, self._path).channels(count)
 
 
 class ArrayPicture(Picture):
-    """An (H, W, C) array of any number of channels, which a model must have as many of.
+    """An (H, W, C) array of any number of channels, which a model must have as many of; (H, W) is one of one channel.
 
     Parts of uint8 arrays are uint8; those of others float32, in which 255 stands for 65535 in uint16 and for 1 in
     floats, and is no limit to these.
     """
 
-    def channels(self, count):
-        if count != self._pixels.shape[2]:
-            raise self._with_other_channels(count, self._pixels.shape[2])
-        return self
-
-    def part(self, top, left, height, width, size):
-        pixels = self._pixels[top:top + height, left:left + width]
-        if pixels.dtype != np.uint8:
-            return _channel_by_channel(pixels.astype(np.float32) * (1 / 257 if pixels.dtype.kind == 'u' else 255), size)
-        return _resized(pixels, size)
+    def __init__(self, pixels, path=''):
+        super().__init__(np.atleast_3d(pixels), path)
+        self._counts = self._pixels.shape[2:]
 
 
 class PictureSet(Dataset):
@@ -186,31 +180,25 @@ def open_picture(path, read=read_bytes):
     """
     with decoding(path):
         data = read(path)
-        picture = _jpeg(path, data)
-        if picture:
-            return picture
+        stored = _jpeg_size(data)
+        if stored:
+            return JpegPicture(path, data, stored)
         if path.lower().endswith(ARRAYS):
             return ArrayPicture(images.decode_array(data), path)
         pixels, image = images.decode(data)
         return StoredPicture(pixels, path, data, image)
 
 
-def _jpeg(path, data):
-    """A JpegPicture; None where Pillow shall see what there is."""
+def _jpeg_size(data):
+    """(height, width) of a JPEG file that simplejpeg can decode; None where Pillow shall see what there is."""
     if simplejpeg is None or not data.startswith(_MARK):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if colours not in _COLOURS or height * width > (Image.MAX_IMAGE_PIXELS or height * width):
-        return None
-    height_at, tagged = _layout(data)
-    orientation = None
-    if tagged:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = images.orientation_of(image)
-    return JpegPicture(path, data, height, width, orientation, height_at)
+    most = Image.MAX_IMAGE_PIXELS or math.inf
+    return (height, width) if colours in _COLOURS and height * width <= most else None
 
 
 def _layout(data):
@@ -228,17 +216,10 @@ def _layout(data):
     return heights[0] if len(heights) == 1 and data.endswith(_END) else None, _APP1 in found
 
 
-def reduction(height, width, size):
-    """By which of 1, 2, 4, 8 a JPEG can be decoded smaller, so that MARGIN pixels are left for each that is needed.
-
-    The mean difference from what the whole picture gives is then about a grey level (test/bench/results/loader.md).
-    """
-    fitting = [scale for scale in (8, 4, 2) if height >= MARGIN * scale * size[0] and width >= MARGIN * scale * size[1]]
-    return fitting[0] if fitting else 1
-
-
 def _resized(pixels, size):
-    """(H, W, C) uint8 array -> (*size, C) uint8 tensor."""
+    """(H, W, C) array -> (*size, C) tensor of uint8 or, see ArrayPicture, float32."""
+    if pixels.dtype != np.uint8:
+        return _channel_by_channel(pixels.astype(np.float32) * (1 / 257 if pixels.dtype.kind == 'u' else 255), size)
     if _RESIZES_BYTES:
         pixels = pixels if min(pixels.strides) > 0 else pixels.copy()
         # In this form the kernel neither reads nor writes channel by channel.

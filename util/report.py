@@ -7,6 +7,9 @@ import json
 import math
 import os
 import platform
+import re
+import shlex
+import sys
 import time
 
 import numpy
@@ -14,17 +17,13 @@ import PIL
 
 from util import runtime as runtimes
 from util.arguments import finetune_parser, linprobe_parser, pretrain_parser
-from util.command import reproducing
 from util.errors import Stopped, first_line, one_line
 from util.files import write_atomically
 from util.log import logger
 from util.output_dir import set_aside
 from util.throughput import duration
 
-NAME, EVALUATION = 'report.html', 'eval.html'
 TEMPLATE, PLACEHOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html'), '<!-- report -->'
-# A full disk, a device without memory for the pictures, lines of log.txt that another program has written.
-FAILURES = (OSError, RuntimeError, ValueError, LookupError, TypeError)
 _NAMES = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',
           'knn_acc1': 'k-NN', 'test_raw_loss': 'validation, not averaged', 'test_raw_acc1': 'Acc@1, not averaged',
           'test_raw_acc5': 'Acc@5, not averaged', 'train_lr': 'lr', 'data_wait': 'data wait'}
@@ -44,16 +43,13 @@ def page(title, state, words, lead, figures, sections):
     """
     data = json.dumps(_plain({'title': title, 'state': state, 'words': words, 'lead': lead, 'figures': figures,
                               'sections': [part for part in sections if part[1]]}), allow_nan=False)
-    rows = ''.join('<tr><th scope="row">{}</th><td>{}</td></tr>\n'.format(*map(_escaped, row)) for row in figures)
+    rows = ['<tr><th scope="row">{}</th><td>{}</td></tr>\n'.format(*(html.escape(one_line(text)) for text in row))
+            for row in figures]
+    caption = html.escape(one_line('{}, {} {}. {}'.format(title, state, words, lead)))
     content = '<table class="facts">\n<caption>{}</caption>\n{}</table>\n<script type="application/json" id="data">' \
-              '{}</script>'.format(_escaped('{}, {} {}. {}'.format(title, state, words, lead)), rows,
-                                   data.replace('<', '\\u003c'))
+              '{}</script>'.format(caption, ''.join(rows), data.replace('<', '\\u003c'))
     with open(TEMPLATE, encoding='utf-8') as file:
         return file.read().replace(PLACEHOLDER, content).encode()
-
-
-def _escaped(text):
-    return html.escape(one_line(text))
 
 
 def _plain(value):
@@ -64,8 +60,7 @@ def _plain(value):
         return [_plain(one) for one in value]
     if value is None or isinstance(value, int) or isinstance(value, float) and math.isfinite(value):
         return value
-    text = str(value)
-    return text if text.isprintable() else one_line(text)
+    return one_line(value)
 
 
 class Report:
@@ -74,13 +69,13 @@ class Report:
     Args:
         images: of the training set.
         logbook: util.logbook.Logbook, whose records the curves show.
-        exhibit: pictures: util.gallery.Reconstructions or util.mistakes.Mistakes.
+        exhibit: pictures: util.visualize.Reconstructions or util.mistakes.Mistakes.
     """
 
     def __init__(self, args, runtime, precision, images, logbook, exhibit):
         self._args, self._runtime, self._precision, self._images = args, runtime, precision, images
         self._logbook, self._exhibit, self._result = logbook, exhibit, None
-        self._path = os.path.join(args.output_dir, NAME)
+        self._path = os.path.join(args.output_dir, 'report.html')
 
     def epoch(self, epoch):
         """Take the pictures that are due after an epoch, and write where --report_every says so."""
@@ -123,7 +118,7 @@ def of_evaluation(args, runtime, precision, result, mistakes):
         result: what eval.json holds.
         mistakes: util.mistakes.Mistakes.
     """
-    path = os.path.join(args.output_dir, EVALUATION)
+    path = os.path.join(args.output_dir, 'eval.html')
 
     def write():
         shown = [(name, form.format(result[key])) for name, form, key in (
@@ -143,7 +138,8 @@ def _attempt(runtime, path, action):
     try:
         if runtime.world.is_main:
             action()
-    except FAILURES as error:
+    # A full disk, a device without memory for the pictures, lines of log.txt that another program has written.
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         logger.error('error: %s: not written (%s); the run continues without it', path,
                      getattr(error, 'strerror', None) or first_line(error))
 
@@ -158,22 +154,16 @@ def _kind(args):
 def _figures(records, result, elapsed):
     """[(name, text)] of the figures that matter most."""
     last, result = records[-1] if records else {}, result or {}
-    shown = []
-    if 'test_acc1' in last:
-        best = max(records, key=lambda record: record.get('test_acc1', -1))
-        shown += [('Acc@1', '{:.2f}%'.format(last['test_acc1'])),
-                  ('best, epoch {}'.format(best['epoch']), '{:.2f}%'.format(best['test_acc1']))]
-    if 'train_loss' in last:
-        shown.append(('training loss', '{:.5g}'.format(last['train_loss'])))
-    rate = result.get('images_per_sec', last.get('FPS'))
-    if rate is not None:
-        shown.append(('images/s', '{:.1f}'.format(rate)))
-    if 'data_wait' in last:
-        waits = [record.get('data_wait', 0.) for record in records]
-        shown.append(('waiting for data', '{:.1%}'.format(sum(waits) / len(waits))))
-    if 'n_parameters' in last:
-        shown.append(('parameters', '{:.2f} M'.format(last['n_parameters'] / 1e6)))
-    return [*shown, ('this run', duration(result.get('duration_sec', elapsed)))]
+    best = max(records, key=lambda record: record.get('test_acc1', -1), default={})
+    waits = [record.get('data_wait', 0.) for record in records]
+    found = [('Acc@1', '{:.2f}%', last.get('test_acc1')),
+             ('best, epoch {}'.format(best.get('epoch')), '{:.2f}%', best.get('test_acc1')),
+             ('training loss', '{:.5g}', last.get('train_loss')),
+             ('images/s', '{:.1f}', result.get('images_per_sec', last.get('FPS'))),
+             ('waiting for data', '{:.1%}', sum(waits) / len(waits) if 'data_wait' in last else None),
+             ('parameters', '{:.2f} M', last['n_parameters'] / 1e6 if 'n_parameters' in last else None)]
+    return [*((name, form.format(value)) for name, form, value in found if value is not None),
+            ('this run', duration(result.get('duration_sec', elapsed)))]
 
 
 def _curves(records):
@@ -228,3 +218,34 @@ def _environment(args, runtime, precision):
             ('cores', runtime.cores or os.cpu_count()),
             *runtimes.software().items(), ('numpy', numpy.__version__), ('Pillow', PIL.__version__),
             ('system', platform.platform())]
+
+
+def reproducing(world, argv=None, environ=os.environ):
+    """The command that starts this run again with as many processes, in the repository's root; a line for each flag.
+
+    Args:
+        world: util.distributed.World.
+        argv: script and flags; default: this process's.
+    """
+    script, *flags = sys.argv if argv is None else argv
+    start = ['python']
+    if 'RANK' in environ and 'WORLD_SIZE' in environ:
+        flags = [flag for flag in flags if not re.match('--local[-_]rank=', flag)]      # a launcher's doing
+        local = int(environ.get('LOCAL_WORLD_SIZE') or world.size)
+        if world.size > 1:
+            start += ['util/launch.py', '--nproc', str(local)]
+        if world.size > local:          # on several nodes the command of the first
+            start += ['--nnodes', str(world.size // local), '--node_rank', '0', '--master_addr', 'ADDRESS']
+    elif world.size > 1 and '--dist_on_itp' in flags:
+        start = ['mpirun', '-n', str(world.size), 'python']
+    elif world.size > 1 and 'SLURM_PROCID' in environ:
+        start = ['srun', '--ntasks={}'.format(world.size), 'python']
+    begun = ' '.join(map(quoted, [*start, os.path.basename(script)]))
+    return begun + ''.join((' \\\n    ' if flag.startswith('--') else ' ') + quoted(flag) for flag in flags)
+
+
+def quoted(word):
+    """A word as bash reads it back to the last byte, in one line."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'{}'".format(''.join('\\x{:02x}'.format(byte) for byte in os.fsencode(word)))

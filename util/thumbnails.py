@@ -8,7 +8,6 @@ from util.errors import one_line
 from util.features import supported
 from util.images import UnreadableImage
 
-QUALITY = 85            # of the JPEG files
 NEAREST, LANCZOS = 0, 1         # by Pillow's numbers: release 9.1 warns of the names
 LETTERS, LINE, LETTER = 13, 17, 7       # pixels: height of letters, where this Pillow lets one choose; of a line; width
 
@@ -38,12 +37,12 @@ def grid(rows, titles=(), gap=4, width=0):
             left = column * (across + gap)
             canvas.paste(image, (left, top))
             for line, text in enumerate(reversed(titles[row][column]) if above else (), 1):
-                write(canvas, left, top - line * LINE, text, across)
+                _write(canvas, left, top - line * LINE, text, across)
         top += height + gap
     return canvas
 
 
-def write(canvas, left, top, text, width):
+def _write(canvas, left, top, text, width):
     """Write a line of text on a PIL image, in so many pixels; of a longer one the end. The font has Latin letters."""
     most, text = width // LETTER, one_line(text).encode('latin-1', 'replace').decode('latin-1')
     font = ImageFont.load_default(**supported(ImageFont.load_default, size=LETTERS))
@@ -62,5 +61,5 @@ def readable(dataset, indices):
 def jpeg(image):
     """A PIL image as the base64 text of a JPEG file."""
     file = io.BytesIO()
-    image.save(file, 'JPEG', quality=QUALITY)
+    image.save(file, 'JPEG', quality=85)
     return base64.b64encode(file.getvalue()).decode('ascii')

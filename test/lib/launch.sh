@@ -102,7 +102,7 @@ check_parameters() {
 yield_to_config() {
     local names word left_out='' kept=()
     [[ -n $config ]] || return 0
-    names=$(PYTHONPATH=$ROOT "$PYTHON" -m util.config "$config")
+    names=$(PYTHONPATH=$ROOT "$PYTHON" -m util.parser "$config")
     for word in "${RECIPE[@]}"; do
         if [[ $word == --* ]]; then
             left_out=''

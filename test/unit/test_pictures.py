@@ -5,7 +5,7 @@ from PIL import Image
 
 from util import pictures
 from util.images import decode, read_bytes
-from util.pictures import JpegPicture, StoredPicture, open_picture, reduction
+from util.pictures import JpegPicture, StoredPicture, open_picture
 
 pytestmark = pytest.mark.compat         # kernels and JPEG libraries differ between the generations
 needs_simplejpeg = pytest.mark.skipif(pictures.simplejpeg is None, reason='simplejpeg is not installed')
@@ -18,28 +18,22 @@ def photo(width=96, height=72):
     return Image.fromarray(noise).resize((width, height), 3)
 
 
-def saved(folder, image, name='x.jpg', **options):
+def saved(folder, image, name='x.jpg', orientation=None, **options):
+    if orientation:
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        options['exif'] = exif.tobytes()
     image.save(str(folder / name), **{'quality': 90, **options})
     return str(folder / name)
 
 
-def read_image(path):
-    """What Pillow reads, as an upright RGB PIL image."""
-    return Image.fromarray(decode(read_bytes(path))[0])
-
-
-def by_pillow(path, box, size):
-    """What cropping and resizing by Pillow gives: (H, W, 3)."""
-    top, left, height, width = box
-    part = read_image(path).crop((left, top, left + width, top + height)).resize(size[::-1], 3)
-    return np.asarray(part).astype(int)
-
-
-def difference(picture, path, box, size):
-    """Mean difference in grey levels from Pillow's part."""
-    part = picture.part(*box, size=size)
+def difference(path, box, size):
+    """Mean difference in grey levels of a part from what cropping and resizing by Pillow gives."""
+    part, (top, left, height, width) = open_picture(path).part(*box, size=size), box
     assert tuple(part.shape) == (*size, 3) and part.is_contiguous()
-    return abs(part.numpy().astype(int) - by_pillow(path, box, size)).mean()
+    whole = Image.fromarray(decode(read_bytes(path))[0])
+    expected = whole.crop((left, top, left + width, top + height)).resize(size[::-1], 3)
+    return abs(part.numpy().astype(int) - np.asarray(expected).astype(int)).mean()
 
 
 @pytest.mark.parametrize('name, mode, options', [
@@ -47,32 +41,26 @@ def difference(picture, path, box, size):
     ('x.jpg', 'L', {}), ('x.jpg', 'CMYK', {}), ('x.png', 'RGB', {}), ('x.webp', 'RGB', {})])
 def test_a_part_is_what_pillow_makes_of_it(tmp_path, name, mode, options):
     path = saved(tmp_path, photo().convert(mode), name, **options)
-    picture = open_picture(path)
-    assert difference(picture, path, (5, 11, 50, 61), (32, 40)) < LIKE_PILLOW
+    assert difference(path, (5, 11, 50, 61), (32, 40)) < LIKE_PILLOW
     if pictures.simplejpeg and name == 'x.jpg' and mode != 'CMYK':
-        assert isinstance(picture, JpegPicture)
+        assert isinstance(open_picture(path), JpegPicture)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('scale', [1, 4])
 def test_a_part_is_cut_from_the_upright_picture(tmp_path, orientation, scale):
-    image = photo(96 * scale, 72 * scale)
-    exif = Image.Exif() if hasattr(Image, 'Exif') else image.getexif()
-    exif[0x0112] = orientation
-    path = saved(tmp_path, image, exif=exif.tobytes())
+    path = saved(tmp_path, photo(96 * scale, 72 * scale), orientation=orientation)
     picture = open_picture(path)
-    assert (picture.width, picture.height) == read_image(path).size
-    assert difference(picture, path, (8 * scale, 4 * scale, 40 * scale, 60 * scale), (20, 30)) < 2
+    assert (picture.height, picture.width) == decode(read_bytes(path))[0].shape[:2]
+    assert difference(path, (8 * scale, 4 * scale, 40 * scale, 60 * scale), (20, 30)) < 2
 
 
 @needs_simplejpeg
 @pytest.mark.parametrize('before', [b'\xff\xfe\0\x06\xff\xda\0\0', b'\xff\xe2\0\x02', b'\xff'],
                          ids=['a comment', 'another segment', 'a byte of padding'])
 def test_the_orientation_is_found_behind_other_things(tmp_path, before):
-    exif = photo().getexif()
-    exif[0x0112] = 6
     path = tmp_path / 'x.jpg'
-    saved(tmp_path, photo(), exif=exif.tobytes())
+    saved(tmp_path, photo(), orientation=6)
     path.write_bytes(path.read_bytes()[:2] + before + path.read_bytes()[2:])
     picture = open_picture(str(path))
     assert isinstance(picture, JpegPicture) and (picture.width, picture.height) == (72, 96)
@@ -83,8 +71,9 @@ def test_the_orientation_is_found_behind_other_things(tmp_path, before):
 def test_a_part_of_a_reduced_picture_is_that_of_the_whole_one_within_two_grey_levels(tmp_path, scale):
     path = saved(tmp_path, photo(101 * scale, 75 * scale))
     box = (3 * scale, 5 * scale, 68 * scale, 72 * scale)
-    assert reduction(*box[2:], size=(32, 32)) == scale == 2 * reduction(63 * scale, 72 * scale, size=(32, 32))
-    assert difference(open_picture(path), path, box, (32, 32)) < 2
+    step = open_picture(path).step
+    assert step(*box[2:], size=(32, 32)) == scale == 2 * step(63 * scale, 72 * scale, size=(32, 32))
+    assert difference(path, box, (32, 32)) < 2
 
 
 def decoded(path, box, size, monkeypatch):
@@ -122,14 +111,11 @@ def test_where_rows_do_not_simply_follow_each_other_all_are_decoded(tmp_path, mo
 @pytest.mark.parametrize('orientation', [1, 3])
 @pytest.mark.parametrize('box', [(0, 0, 757, 1003), (1, 2, 750, 1000), (8, 16, 744, 984)])
 def test_edges_that_a_reduced_picture_cannot_meet_are_met_all_the_same(tmp_path, orientation, box):
-    exif = photo().getexif()
-    exif[0x0112] = orientation
-    path = saved(tmp_path, photo(1003, 757), exif=exif.tobytes())
-    assert difference(open_picture(path), path, box, (24, 32)) < LIKE_PILLOW
+    path = saved(tmp_path, photo(1003, 757), orientation=orientation)
+    assert difference(path, box, (24, 32)) < LIKE_PILLOW
 
 
 def test_without_simplejpeg_pillow_reads_jpeg_files(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, 'simplejpeg', None)
     path = saved(tmp_path, photo())
-    picture = open_picture(path)
-    assert type(picture) is StoredPicture and difference(picture, path, (5, 11, 50, 61), (32, 40)) < 1
+    assert type(open_picture(path)) is StoredPicture and difference(path, (5, 11, 50, 61), (32, 40)) < 1

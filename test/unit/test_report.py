@@ -7,11 +7,13 @@ import math
 import os
 import re
 import shutil
+import subprocess
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FINETUNE, finetune, pretrain, two_processes
+from conftest import FINETUNE, ROOT, finetune, pretrain, two_processes
 
 import models_mae
 from util import datasets, output_dir, precision, report, runtime
@@ -19,9 +21,9 @@ from util.arguments import parse_finetune, parse_linprobe, parse_pretrain
 from util.device import Cpu
 from util.distributed import World
 from util.errors import Stopped
-from util.gallery import IMAGES, MOMENTS, Reconstructions
 from util.logbook import SilentLogbook
 from util.transforms import Normalize, evaluation_transform
+from util.visualize import IMAGES, MOMENTS, Reconstructions
 
 HOSTILE = '"></script><script>alert(1)</script><!--<img src=http://x onerror=alert(1)>&amp;\'\n\x1b\x7f\u2028\udcff'
 SHOWN = HOSTILE[:-5] + '\\n\\x1b\\x7f\\u2028\\udcff'       # in one line
@@ -44,35 +46,29 @@ class Page:
                        for chart in self.parts.get('Curves', {'charts': {'charts': []}})['charts']['charts']}
 
 
-class Records(SilentLogbook):
+def records(count=3, **more):
     """A logbook of a few epochs; the last one's record has `more`."""
+    logbook, found = SilentLogbook(), [{'train_loss': 2. / (i + 1), 'train_lr': 1e-4, 'FPS': 100., 'data_wait': .01,
+                                        'epoch': i, 'device': 'CPU'} for i in range(count)]
+    logbook.records = [json.dumps(record) for record in found[:-1] + [{**record, **more} for record in found[-1:]]]
+    return logbook
 
-    def __init__(self, count=3, **more):
-        records = [{'train_loss': 2. / (i + 1), 'train_lr': 1e-4, 'FPS': 100., 'data_wait': .01, 'epoch': i,
-                    'device': 'CPU'} for i in range(count)]
-        self.records = [json.dumps(record) for record in records[:-1] + [{**record, **more} for record in records[-1:]]]
 
-
-class Exhibit:
+def showing(*sections):
     """Pictures, which stand for themselves."""
-
-    def __init__(self, *sections):
-        self.sections = lambda: sections
-
-    def after(self, epoch, due, logbook):
-        pass
+    return SimpleNamespace(sections=lambda: sections, after=lambda epoch, due, logbook: None)
 
 
-def place():
-    return runtime.Runtime(Cpu(), World())
+def place(*world):
+    return runtime.Runtime(Cpu(), World(*world))
 
 
 def written(folder, *flags, logbook=None, exhibit=None, parse=parse_pretrain, where=None):
     """A Report of three epochs to `folder`."""
     args = parse(['--data_path', str(folder), '--output_dir', str(folder), '--epochs', '3', '--num_workers', '0',
                   *flags])
-    return report.Report(args, where or place(), precision.FullPrecision(), 32, logbook or Records(),
-                         exhibit or Exhibit())
+    return report.Report(args, where or place(), precision.FullPrecision(), 32, logbook or records(),
+                         exhibit or showing())
 
 
 def page_of(folder, error=None, **options):
@@ -108,8 +104,8 @@ def test_only_the_page_s_own_style_and_script_count():
 def test_what_users_name_is_data_and_no_markup(tmp_path):
     folder = tmp_path / ('x' + HOSTILE.replace('/', '|'))
     folder.mkdir()
-    exhibit = Exhibit((HOSTILE, [('strips', [(HOSTILE, [HOSTILE])]), ('pairs', [[HOSTILE, 1]])]))
-    page = page_of(folder, Stopped(HOSTILE), logbook=Records(**{HOSTILE + 'acc': 2.}), exhibit=exhibit)
+    exhibit = showing((HOSTILE, [('strips', [(HOSTILE, [HOSTILE])]), ('pairs', [[HOSTILE, 1]])]))
+    page = page_of(folder, Stopped(HOSTILE), logbook=records(**{HOSTILE + 'acc': 2.}), exhibit=exhibit)
     assert page.parts[SHOWN] == {'strips': [[SHOWN, [SHOWN]]], 'pairs': [[SHOWN, 1]]}
     assert page.data['words'].endswith(': ' + SHOWN) and SHOWN.replace('/', '|') in page.data['lead']
     assert page.curves['Accuracy, %'] == {SHOWN + 'acc': [None, None, 2.]}
@@ -117,31 +113,27 @@ def test_what_users_name_is_data_and_no_markup(tmp_path):
     assert html.escape(SHOWN) in page.text
 
 
-def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_path):
-    for flags, expected in (['--report_every', '2'], [False, True, True]), ([], 3 * [False]):
-        folder = tmp_path / str(len(flags))
-        folder.mkdir()
-        running, found = written(folder, *flags), []
-        for epoch in range(3):
-            running.epoch(epoch)
-            found.append((folder / 'report.html').exists())
-        assert found == expected and (not any(found) or Page(folder / 'report.html').data['state'] == 'running')
+@pytest.mark.parametrize('every, expected', [('2', [False, True, True]), ('0', 3 * [False])])
+def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_path, every, expected):
+    running, found, path = written(tmp_path, '--report_every', every), [], tmp_path / 'report.html'
+    for epoch in range(3):
+        running.epoch(epoch)
+        found.append(path.exists())
+    assert found == expected and (not any(found) or Page(path).data['state'] == 'running')
     running.finish({'loss': .5, 'images_per_sec': 10., 'duration_sec': 3.})
     running.close()
-    page = Page(folder / 'report.html')
-    assert page.data['state'] == 'finished' and ['loss', .5] in page.parts['Final result']['facts']
+    assert Page(path).data['state'] == 'finished' and ['loss', .5] in Page(path).parts['Final result']['facts']
 
 
 def test_a_run_that_ends_early_also_before_its_first_epoch_says_why(tmp_path):
     for parse, name, error, state in ((parse_finetune, 'Fine-tuning · ', Stopped('by SIGTERM'), 'stopped'),
                                       (parse_linprobe, 'Linear probing · ', ValueError('bad steps'), 'ended')):
-        page = page_of(tmp_path, error, logbook=Records(0), parse=parse)
+        page = page_of(tmp_path, error, logbook=records(0), parse=parse)
         assert page.data['title'].startswith(name)
         assert page.data['state'] == state and page.data['words'].endswith(str(error)) and 'Curves' not in page.parts
 
 
-def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(report.logger, 'propagate', True)
+def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog):
     (tmp_path / 'report.html').mkdir()
     running = written(tmp_path, '--report_every', '1')
     for epoch in range(3):
@@ -151,7 +143,7 @@ def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog
 
 
 def test_curves_are_named_in_words_and_the_table_has_what_only_some_epochs_have(tmp_path):
-    page = page_of(tmp_path, logbook=Records(knn_acc1=12.5, test_raw_acc5=2., test_raw_loss=math.nan, test_loss=3.))
+    page = page_of(tmp_path, logbook=records(knn_acc1=12.5, test_raw_acc5=2., test_raw_loss=math.nan, test_loss=3.))
     assert page.curves['Accuracy, %'] == {'k-NN': [None, None, 12.5], 'Acc@5, not averaged': [None, None, 2.]}
     assert page.curves['Loss'] == {'training': [2., 1., 2. / 3], 'validation': [None, None, 3.]}
     table = page.parts['Curves']['folded'][2]
@@ -161,13 +153,12 @@ def test_curves_are_named_in_words_and_the_table_has_what_only_some_epochs_have(
 
 
 def test_other_processes_write_nothing(tmp_path):
-    other = place()
-    other.world = World(1, 2)
+    other = place(1, 2)
     silent = written(tmp_path, where=other)
     silent.epoch(2)
     silent.close(Stopped('x'))
     report.of_evaluation(parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)]), other, None, {},
-                         Exhibit())
+                         showing())
     assert os.listdir(str(tmp_path)) == []
 
 
@@ -179,11 +170,12 @@ def gallery(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask
 
 
 def test_pictures_stay_few_and_those_of_the_first_and_the_last_epoch_are_among_them(images):
-    shown = gallery(images, norm_pix_loss=True)
+    entered = []
+    shown = gallery(images, norm_pix_loss=True, within=lambda: entered.append(True) or nullcontext())
     for epoch in (*range(0, 400, 40), 399):
         shown.after(epoch, True, SilentLogbook())
     found = [shot['epoch'] for shot in shown.snapshots]
-    assert (found[0], found[-1]) == (0, 399) and len(found) <= MOMENTS + 1
+    assert (found[0], found[-1]) == (0, 399) and len(found) <= MOMENTS + 1 and entered
     assert '--norm_pix_loss' in dict(shown.sections()[0][1])['note']
 
 
@@ -200,16 +192,10 @@ def test_a_resumed_run_keeps_the_pictures_from_before_it_unless_they_are_of_othe
     assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
 
 
-def test_pictures_are_of_the_average_where_there_is_one(images):
-    entered = []
-    gallery(images, within=lambda: entered.append(True) or nullcontext()).after(0, True, SilentLogbook())
-    assert entered
-
-
 @pytest.mark.slow
 def test_a_finetuning_shows_confused_classes_and_an_evaluation_leaves_its_report_alone(images, tmp_path):
-    run = two_processes('main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', tmp_path, '--epochs', 1,
-                        '--batch_size', 4, '--dist_eval')
+    run = two_processes(ROOT / 'main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', tmp_path,
+                        '--epochs', 1, '--batch_size', 4, '--dist_eval')
     assert run.status == 0, run.output
     trained = Page(tmp_path / 'report.html')
     assert len(trained.curves) == 5
@@ -228,7 +214,7 @@ def test_an_older_report_of_an_evaluation_is_set_aside(tmp_path):
     result = {'task': 'Evaluation', 'acc1': 50., 'acc5': 90., 'loss': 1., 'images': 19, 'images_per_sec': 10.,
               'duration_sec': 2., 'checkpoint': 'x.pth'}
     for accuracy in (50., 75.):
-        report.of_evaluation(args, place(), precision.FullPrecision(), {**result, 'acc1': accuracy}, Exhibit())
+        report.of_evaluation(args, place(), precision.FullPrecision(), {**result, 'acc1': accuracy}, showing())
     assert len(list(tmp_path.glob('eval*.html'))) == 2
     assert ['Acc@1', '75.00%'] in Page(tmp_path / 'eval.html').data['figures']
 
@@ -260,3 +246,21 @@ def test_tensorboard_has_pictures_and_flags_in_the_run_itself(pretrained):
     found = events.PluginTagToContent('hparams')
     assert {'_hparams_/experiment', '_hparams_/session_start_info'} == set(found)
     assert b'mae_vit_nano_patch16' in found['_hparams_/session_start_info']
+
+
+@pytest.mark.parametrize('word', ['plain', "it's", '$(x)`y`', 'a\nb', '', '汉é😀', os.fsdecode(b"\xff\xe6 '\x1b")])
+def test_a_shell_reads_every_word_back_from_one_line(word):
+    said = subprocess.run(['bash', '-c', b'printf %s ' + os.fsencode(report.quoted(word))], stdout=subprocess.PIPE)
+    assert said.stdout == os.fsencode(word) and '\n' not in report.quoted(word)
+
+
+@pytest.mark.parametrize('size, environ, more, expected', [
+    (1, {}, [], 'python main_pretrain.py'),
+    (16, {'RANK': '0', 'WORLD_SIZE': '16', 'LOCAL_WORLD_SIZE': '8'}, ['--local_rank=0'],
+     'python util/launch.py --nproc 8 --nnodes 2 --node_rank 0 --master_addr ADDRESS main_pretrain.py'),
+    (4, {'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, [], 'srun --ntasks=4 python main_pretrain.py'),
+    (4, {}, ['--dist_on_itp'], 'mpirun -n 4 python main_pretrain.py --dist_on_itp')])
+def test_the_command_starts_the_processes_that_there_were(size, environ, more, expected):
+    words = ['/somewhere/main_pretrain.py', *more, '--data_path', 'a b']
+    found = report.reproducing(World(0, size), words, environ).replace(' \\\n    ', ' ')
+    assert found == expected + " --data_path 'a b'"

@@ -5,7 +5,6 @@ from torch.nn import functional as F
 from util import hang_detector
 from util.errors import UserError
 from util.log import logger
-from util.metrics import count_correct
 from util.progress import PRINT_EVERY
 from util.progress_bar import progress_bar
 from util.throughput import Throughput, per_second
@@ -82,3 +81,11 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes):
         logger.info('* Acc@1 %.3f Acc@5 %.3f loss %.4f  (%d images%s)', result['acc1'], result['acc5'], result['loss'],
                     result['images'], ', {:.0f} more cannot be read'.format(unreadable) if unreadable else '')
     return result
+
+
+def count_correct(logits, labels, ks=(1, 5)):
+    """How many labels are among the k highest logits, for each k (at most the number of classes): (len(ks),) tensor."""
+    ks = [min(k, logits.shape[1]) for k in ks]
+    ranked = logits.topk(max(ks), dim=1).indices
+    hits = ranked.eq(labels[:, None])
+    return torch.stack([hits[:, :k].any(dim=1).float().sum() for k in ks])

@@ -14,11 +14,11 @@ from util.errors import UserError
 from util.loader import default_workers, seed_generators
 from util.log import logger
 from util.logbook import Logbook, SilentLogbook
-from util.lr_schedule import peak_lr
 from util.profiler import Profiler
 from util.recompute import recomputed
 from util.stops import NoStops, Stops
 from util.timm_compat import drops_paths
+from util.updates import peak_lr
 
 
 class Runtime:
@@ -171,12 +171,10 @@ def describe_training(args, dataset, model, effective_batch, lr, val_set=None):
 
     Args:
         val_set: the validation images, where there are classes.
-    Returns:
-        number of trained parameters.
     """
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info('data: %d images', len(dataset))
-    logger.info('model: %.2f M trained parameters', parameters / 1e6)
+    logger.info('model: %.2f M trained parameters',
+                sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6)
     logger.info('effective batch size: %d, peak lr: %.3e', effective_batch, lr)
     if args.warmup_epochs >= args.epochs > 1:
         logger.info('warning: --warmup_epochs %g of --epochs %d: the learning rate never falls, and reaches %.0f%% of '
@@ -186,7 +184,6 @@ def describe_training(args, dataset, model, effective_batch, lr, val_set=None):
                     'lower --accum_iter', effective_batch, len(dataset))
     if val_set is not None:
         warn_of_empty_classes(val_set)
-    return parameters
 
 
 def warn_of_empty_classes(val_set):

@@ -20,16 +20,16 @@ class Throughput:
         warmup: how many of the first to leave out; at most a third of all, so that 3 iterations still give 2.
         synchronize: waits for the device; called only where the timed stretch begins and ends.
         now: a clock in seconds.
+        earlier: images, seconds and seconds of waiting that an interrupted run had timed of the same pass.
     """
 
-    def __init__(self, iterations, warmup=WARMUP_ITERATIONS, synchronize=lambda: None, now=time.perf_counter):
+    def __init__(self, iterations, warmup, synchronize, now=time.perf_counter, earlier=(0, 0., 0.)):
         self.skip = min(warmup, iterations // 3)
-        self.images, self.seconds, self.waited = 0, 0., 0.
+        self.images, self._seconds, self.waited = earlier
         self.last_wait = 0.
         self._first_wait = 0.           # as the loader starts anew, which more loader processes would not shorten
         self._synchronize, self._now = synchronize, now
         self._started, self._ended = None, None
-        self._earlier = (0, 0., 0.)     # what an interrupted run had timed of the same pass
 
     def batches(self, loader):
         """The batches of `loader`; call `add` once for each."""
@@ -51,20 +51,15 @@ class Throughput:
                 self._start()
         self._synchronize()
         self._ended = self._now()
-        self.seconds = self._ended - self._started if self._started is not None else 0.
+
+    @property
+    def seconds(self):
+        """Seconds that have been timed so far."""
+        return self._seconds + (0. if self._started is None else (self._ended or self._now()) - self._started)
 
     def steady(self):
         """Seconds, and seconds of waiting for data, without the start of the loader."""
         return self.seconds - self._first_wait, self.waited - self._first_wait
-
-    def go_on_from(self, images, seconds, waited):
-        """Count what an interrupted run had timed of the same pass, in this process's share."""
-        self._earlier = (images, seconds, waited)
-
-    def so_far(self):
-        """Images, seconds and seconds of waiting for data."""
-        seconds = 0. if self._started is None else (self._ended or self._now()) - self._started
-        return [now + before for now, before in zip((self.images, seconds, self.waited), self._earlier)]
 
     def add(self, images):
         """Count the images of the batch at hand."""
@@ -74,29 +69,6 @@ class Throughput:
     def _start(self):
         self._synchronize()
         self._started = self._now()
-
-
-class Rate:
-    """Images per second over all processes and epochs of a run, built from the epochs' Throughputs."""
-
-    def __init__(self):
-        self.images, self.seconds = 0., 0.
-        self._advised = None            # what `news` has heard last
-
-    def news(self, workers):
-        """Whether this number of loader processes (None for enough) is advice that was not given the epoch before."""
-        before, self._advised = self._advised, workers
-        return workers not in (None, before)
-
-    def add(self, images, seconds):
-        """Count an epoch; gives its own images per second."""
-        self.images += images
-        self.seconds += seconds
-        return per_second(images, seconds)
-
-    @property
-    def fps(self):
-        return per_second(self.images, self.seconds)
 
 
 def workers_to_keep_up(workers, seconds, waited):

@@ -1,13 +1,11 @@
 """From losses to weight updates: schedule, accumulation window, gradient exchange, scaling and clipping."""
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from util.bad_steps import BadSteps
 from util.distributed import gradient_sync
-from util.lr_schedule import set_lr
-from util.weight_average import NoAverage
 
 
 class WeightUpdates:
@@ -20,14 +18,14 @@ class WeightUpdates:
         schedule: learning rate as a function of the fractional epoch; asked once when a window opens.
         clip_grad: 2-norm that a step's gradient is clipped to, or None.
         bad_steps: util.bad_steps.BadSteps, told of every step.
-        average: util.weight_average.WeightAverage, told of every step.
+        average: util.weight_average.WeightAverage, told of every step, or None.
     """
 
     def __init__(self, model, optimizer, precision, schedule, accum_iter=1, clip_grad=None, bad_steps=None,
                  average=None):
         self.model, self.optimizer, self.precision, self.schedule = model, optimizer, precision, schedule
         self.accum_iter, self.clip_grad = accum_iter, clip_grad
-        self.bad_steps, self.average = bad_steps or BadSteps(math.inf), average or NoAverage()
+        self.bad_steps, self.average = bad_steps or BadSteps(math.inf), average
         self.lr = 0.
         self.first = 0              # iteration that the first window of this epoch opens at: not 0 after a resume
         self.complete = True        # no window is open
@@ -42,13 +40,15 @@ class WeightUpdates:
         self._share, self._at = 1. / size, (epoch, i)
         if i == opened:
             self.lr = self.schedule(epoch + i / iterations)
-            set_lr(self.optimizer, self.lr)
+            for group in self.optimizer.param_groups:
+                group['lr'] = self.lr * group.get('lr_scale', 1.)       # of layer-wise decay
         with gradient_sync(self.model, wanted=self.complete or not self.precision.gradients_stay_in_model):
             yield
         if self.complete:
             skipped = self.precision.step(self.optimizer, self.clip_grad)
             self.bad_steps.add(skipped)
-            self.average.update(skipped)
+            if self.average:
+                self.average.update(skipped)
 
     def backward(self, loss):
         """Add the gradients of this iteration's loss to the window's."""
@@ -57,3 +57,51 @@ class WeightUpdates:
         # A loss that is not finite can have finite gradients: make them NaN, and their exchange tells all processes.
         share = torch.where(finite, torch.full_like(loss, self._share), torch.full_like(loss, math.nan))
         self.precision.backward(loss * share.detach(), self.optimizer)
+
+    def averaged(self, model):
+        """A context in which `model` has its averaged weights, where there are such."""
+        return self.average.within(model) if self.average else nullcontext()
+
+
+def weight_updates(args, runtime, precision, resumed, model, optimizer, lr, average=None):
+    """The WeightUpdates that the flags describe, with the peak learning rate `lr`, as an earlier run left them."""
+    return WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
+                         lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
+                         args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps), average)
+
+
+def adamw_updates(args, runtime, precision, resumed, model, groups, betas, lr):
+    """(model as its precision makes it, WeightUpdates by AdamW) of a model on its device, as an earlier run left them.
+    """
+    optimizer = precision.adamw(runtime.accelerator, groups, lr=lr, betas=betas)
+    model, optimizer = precision.prepare(model, optimizer)
+    runtime.speed_up(model, args.compile, args.grad_checkpoint)
+    resumed.restore_training(optimizer, precision)
+    average = resumed.average(args.ema, precision.trained_weights(model, optimizer))
+    return model, weight_updates(args, runtime, precision, resumed, model, optimizer, lr, average)
+
+
+def warmup_cosine(epoch, peak, epochs, warmup_epochs, floor=0.):
+    """Learning rate at a fractional epoch (arXiv:2111.06377, appendix A.1; arXiv:1608.03983 without restarts).
+
+    Args:
+        epoch: epochs done so far, e.g. 2.5.
+        peak: learning rate at the end of the warm-up.
+        floor: learning rate at the end of the last epoch.
+    """
+    if epoch < warmup_epochs:
+        return peak * epoch / warmup_epochs
+    progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
+    return floor + (peak - floor) * .5 * (1. + math.cos(math.pi * progress))
+
+
+def peak_lr(lr, blr, effective_batch, lr_batch=None):
+    """The peak learning rate: `lr` where given, else `blr`, which is for 256 images, scaled to the batch.
+
+    Scaling is linear (arXiv:1706.02677).
+    Args:
+        lr_batch: effective batch that `lr` is for, where it is to be scaled too (--auto_scale_lr).
+    """
+    if lr is None:
+        return blr * effective_batch / 256
+    return lr * effective_batch / lr_batch if lr_batch else lr

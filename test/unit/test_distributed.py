@@ -68,7 +68,7 @@ import torch
 import util, models_mae
 from util import device
 from util.distributed import world_from_environment
-from util.metrics import DeviceMean
+from util.progress import DeviceMean
 from util.precision import FullPrecision
 from util.updates import WeightUpdates
 

@@ -5,12 +5,12 @@ from conftest import FINETUNE
 
 import main_finetune
 import models_vit
+from main_finetune import check_resumed, freeze
 from util import encoder
 from util.arguments import parse_finetune
 from util.checkpoint import Resumed
 from util.checkpoint_file import save
 from util.errors import UserError
-from util.freezing import check_resumed, freeze
 from util.param_groups import layer_decay_groups
 from util.recompute import directly, recomputed
 

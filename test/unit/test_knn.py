@@ -3,6 +3,7 @@ import argparse
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from util.log import logger
 from util.precision import FullPrecision
 from util.runtime import Runtime
 from util.transforms import Normalize, evaluation_transform
-from util.weight_average import NoAverage
 
 
 def by_formula(queries, bank, labels, classes, k, temperature):
@@ -111,13 +111,14 @@ def periodic(folder, pretrained, runtime=None, **changes):
     """(what main_pretrain.py calls after each epoch, its model) of a training of five epochs."""
     model, flags, _ = trained.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
     args = argparse.Namespace(**{**flags, 'data_path': str(folder), 'epochs': 5, 'knn_every': 1, **changes})
-    return knn.periodic(args, model, Normalize(), runtime or Runtime(Cpu(), World()), FullPrecision(), NoAverage())
+    return knn.periodic(args, model, Normalize(), runtime or Runtime(Cpu(), World()), FullPrecision(),
+                        lambda model: nullcontext())
 
 
 @pytest.mark.parametrize('every, due', [(0, []), (2, [1, 3, 4]), (9, [4])])
 def test_it_is_due_every_so_many_epochs_and_after_the_last_on_a_bank_of_knn_images(images, pretrained, monkeypatch,
                                                                                     every, due):
-    monkeypatch.setattr(knn.KnnJudge, 'accuracy', lambda self, bad_images: len(self._bank))
+    monkeypatch.setattr(knn, 'measure', lambda *args, **options: len(args[4][0]))
     judge, course = periodic(images, pretrained, knn_every=every, knn_images=16), Course()
     assert [epoch for epoch in range(5) if judge(epoch, course) == {'knn_acc1': 16}] == due
     assert course.agreed == len(due)

@@ -4,8 +4,9 @@ import math
 import pytest
 import torch
 
+from engine_finetune import count_correct
 from util.distributed import World
-from util.metrics import DeviceMean, count_correct
+from util.progress import DeviceMean
 
 pytestmark = pytest.mark.compat
 

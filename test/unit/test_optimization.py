@@ -5,9 +5,9 @@ import torch
 
 import models_mae
 import models_vit
-from util.lars import LARS
-from util.lr_schedule import peak_lr, warmup_cosine
+from util.linear_probe import LARS
 from util.param_groups import decay_groups, layer_decay_groups
+from util.updates import peak_lr, warmup_cosine
 
 pytestmark = pytest.mark.compat
 

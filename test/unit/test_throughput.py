@@ -1,7 +1,7 @@
 """Images per second, with a clock that the test moves."""
 import pytest
 
-from util.throughput import Rate, Throughput, duration, per_second, workers_to_keep_up
+from util.throughput import Throughput, duration, workers_to_keep_up
 
 
 class Clock:
@@ -54,24 +54,8 @@ def test_the_device_is_waited_for_at_the_edges_only():
     assert clock.synchronized == 2
 
 
-def test_a_run_adds_up_its_epochs_and_leaves_out_what_lies_between():
-    rate = Rate()
-    assert rate.add(100, 2.) == pytest.approx(50)
-    assert rate.add(300, 2.) == pytest.approx(150)
-    assert rate.fps == pytest.approx(100)
-
-
-def test_nothing_timed_is_no_speed_rather_than_an_error():
-    assert per_second(0, 0.) == 0. and Rate().fps == 0.
-
-
 def test_durations_read_as_hours_minutes_seconds():
     assert duration(3725.9) == '1:02:05'
-
-
-def test_advice_is_given_again_only_when_it_changes():
-    rate = Rate()
-    assert [rate.news(workers) for workers in (None, 4, 4, 5, None, 5)] == [False, True, False, True, False, True]
 
 
 @pytest.mark.parametrize('workers, seconds, waited, enough', [

@@ -19,16 +19,14 @@ import numpy as np
 from util import encoder, log, trained
 from util.bad_images import NAME as BAD_IMAGES, escaped
 from util.errors import UserError, one_line, run
-from util.inference import Inference
+from util.inference import Inference, output_file
 from util.inference_arguments import add_images, add_model, add_work, check_checkpoint
 from util.output_dir import set_aside
-from util.output_file import output_file
 from util.parser import COUNT, Parser
 from util.throughput import per_second
 
 ALL = 'all'
 ABOUT = 'features.json'
-MAGIC, HEADER = b'\x93NUMPY\x01\x00', 128      # version 1.0 of .npy (NEP 1), and bytes before the rows
 # What the folder may hold.
 OURS = ('features.npy', 'block-*.npy', 'files.txt', 'labels.npy', 'classes.txt', BAD_IMAGES, ABOUT, '*.tmp-*')
 
@@ -97,21 +95,23 @@ def growing_array(path, shape, dtype):
 
     Rows go to the disk as they come: their number is known only at the end, and they need not fit into memory.
     Raises:
-        UserError: see util.output_file.output_file.
+        UserError: see util.inference.output_file.
     """
     dtype, count = np.dtype(dtype), 0
     with output_file(path) as file:
+        def head():             # of 128 bytes, whatever the count
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(
+                file, {'descr': dtype.str, 'fortran_order': False, 'shape': (count, *shape)})
+
         def add(rows):
             nonlocal count
             file.write(np.ascontiguousarray(rows, dtype).tobytes())
             file.check()
             count += len(rows)
-        file.write(bytes(HEADER))
+        head()
         yield add
-        text = repr({'descr': dtype.str, 'fortran_order': False, 'shape': (count, *shape)}).encode()
-        length = HEADER - len(MAGIC) - 2
-        file.seek(0)
-        file.write(MAGIC + length.to_bytes(2, 'little') + text.ljust(length - 1) + b'\n')
+        head()
 
 
 def write(folder, names, batches, images, dtype, width, unreadable):
@@ -119,7 +119,7 @@ def write(folder, names, batches, images, dtype, width, unreadable):
 
     Args:
         names: of the arrays, without ending; batches: yields (indices of images, [tensor (M, width) of each array]).
-        images: util.image_sources.ImageSources; unreadable: util.inference.Unreadable.
+        images: util.image_sources.ImageSources; unreadable: (path, reason) pairs.
     Returns:
         the number of rows.
     Raises:
@@ -144,8 +144,9 @@ def write(folder, names, batches, images, dtype, width, unreadable):
             count += len(indices)
         if images.classes:
             opened('classes.txt').write(_lines(images.classes))
-        if unreadable.files:
-            opened(BAD_IMAGES).write(unreadable.listed())
+        if unreadable:          # as util.bad_images lists them
+            opened(BAD_IMAGES).write(''.join('{}\t{}\n'.format(escaped(path), reason) for path, reason in unreadable)
+                                     .encode())
     return count
 
 
@@ -173,7 +174,7 @@ def main(argv=None):
     speed = per_second(count, time.monotonic() - began)
     about = {'resume': args.resume, 'model': loaded.flags['model'], 'input_size': loaded.flags.get('input_size') or 224,
              'pool': pool, 'blocks': blocks or None, 'dtype': args.dtype, 'images': count, 'width': width,
-             'unreadable': len(inference.unreadable.files)}
+             'unreadable': len(inference.unreadable)}
     with output_file(os.path.join(args.output, ABOUT)) as file:
         file.write(json.dumps(about, indent=1).encode() + b'\n')
     print('features of {:,} images, {} numbers each: {} ({:.0f} images/s)'.format(

@@ -10,9 +10,8 @@ import torch
 import models_mae
 from util import log, trained
 from util.errors import one_line, run
-from util.inference import Inference
+from util.inference import Inference, output_file
 from util.inference_arguments import add_images, check_checkpoint, check_output
-from util.output_file import output_file
 from util.parser import COUNT, INDEX, INSIDE_0_1, Parser
 from util.thumbnails import grid, scaled
 from util.transforms import to_pil

@@ -8,7 +8,7 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from util import bad_images, checkpoint, precision as precisions, report, runtime as runtimes, weights
+from util import bad_images, checkpoint, report, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, labelled_set
 from util.held_out import split_settings
@@ -62,17 +62,6 @@ def count_classes(args, dataset):
     return args.nb_classes or found
 
 
-def frozen_blocks(flag, depth):
-    """How many blocks --freeze means, a number or 'all', of `depth`; None where nothing is frozen.
-
-    Raises:
-        UserError: there are not so many.
-    """
-    if flag not in (None, 'all') and flag > depth:
-        raise UserError('--freeze {}: the model has {} blocks; give at most {}, or all'.format(flag, depth, depth))
-    return depth if flag == 'all' else flag
-
-
 def freeze(model, flag):
     """Let nothing train of what --freeze names: patch embedding, class token, positions and the first blocks.
 
@@ -83,9 +72,12 @@ def freeze(model, flag):
     Raises:
         UserError: there are not so many blocks.
     """
-    blocks = frozen_blocks(flag, len(model.blocks))
-    if blocks is None:
+    if flag is None:
         return
+    depth = len(model.blocks)
+    blocks = depth if flag == 'all' else flag
+    if blocks > depth:
+        raise UserError('--freeze {}: the model has {} blocks; give at most {}, or all'.format(flag, depth, depth))
     frozen = [*model.patch_embed.parameters(), model.cls_token, model.pos_embed, *model.blocks[:blocks].parameters()]
     for parameter in frozen:
         parameter.requires_grad = False
@@ -93,15 +85,7 @@ def freeze(model, flag):
         if hasattr(module, 'drop_prob'):
             module.drop_prob = 0.
     logger.info('frozen: patch embedding, class token, positions and %d of %d blocks, %.2f M parameters',
-                blocks, len(model.blocks), sum(parameter.numel() for parameter in frozen) / 1e6)
-
-
-def check_resumed(resumed, flag, depth):
-    """Raise UserError where the checkpoint that a training goes on from had other blocks frozen."""
-    before = (resumed.get('args') or {}).get('freeze')
-    if resumed.goes_on and frozen_blocks(before, depth) != frozen_blocks(flag, depth):
-        raise UserError('{}: was trained with --freeze {}, this run has {}; give it to --finetune for a new run'.format(
-            resumed.path, *('none' if each is None else each for each in (before, flag))))
+                blocks, depth, sum(parameter.numel() for parameter in frozen) / 1e6)
 
 
 def build_data(args, world, accelerator, transform=None):
@@ -124,12 +108,7 @@ def build_evaluation(args, world, accelerator, classes=None):
                                       args.pin_mem, accelerator)
 
 
-def prepared(model, precision):
-    """(model, precision) as evaluation takes them, of a model on its device."""
-    return precision.prepare_inference(model), precision
-
-
-def evaluate_checkpoint(args, runtime, precision, resumed, build=build_model, prepare=prepared):
+def evaluate_checkpoint(args, runtime, precision, resumed, build, prepare):
     """--eval: accuracy of the --resume checkpoint, of what `build` builds, on the validation images."""
     if resumed.path is None:
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
@@ -139,7 +118,8 @@ def evaluate_checkpoint(args, runtime, precision, resumed, build=build_model, pr
     adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model, fit_positions=True, averaged=True)
     logbook = runtimes.open_logbook(args, runtime)
-    model, precision = prepare(model.to(runtime.device), precision)
+    model = prepare(model.to(runtime.device), precision)
+    precision = getattr(model, 'precision', precision)          # a LinearProbe's own
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
     normalize = Normalize.of(vars(args))
     mistakes = Mistakes(dataset, normalize)
@@ -165,15 +145,13 @@ def train(args, runtime, precision, resumed):
     model = build_model(args, classes)
     if args.finetune and resumed.path is None:
         weights.start_from(args.finetune, model, args, weights.load_pretrained)
-    check_resumed(resumed, args.freeze, len(model.blocks))
     adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model)
     freeze(model, args.freeze)
     runtime.place(model)
-    effective_batch, lr = runtimes.batch_and_lr(args, runtime.world)
+    lr = runtimes.describe_training(args, runtime.world, train_set, model, val_loader.dataset)
     groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)
     model, updates = adamw_updates(args, runtime, precision, resumed, model, groups, (.9, .999), lr)
-    runtimes.describe_training(args, train_set, model, effective_batch, lr, val_loader.dataset)
     criterion, mix = build_loss(args, classes)
     train_epochs(args, runtime, resumed, updates, model, data, criterion, build_augmentation(args, mix, runtime.device))
 
@@ -211,12 +189,10 @@ def close_epoch(course, epoch, stats, result):
                                       'best_epoch': best['epoch']}, improved)
 
 
-def main(args, train=train, build=build_model, prepare=prepared):
-    """Train by `train`, or evaluate what `build` builds; main_linprobe.py has its own."""
+def main(args, train=train, build=build_model, prepare=lambda model, precision: precision.prepare_inference(model)):
+    """Train by `train`, or evaluate what `build` builds and `prepare` makes ready; main_linprobe.py has its own."""
     runtime = runtimes.start(args)
-    precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype,
-                                  getattr(args, 'loss_scale', 'dynamic'))
-    runtimes.describe(args, runtime, precision)
+    precision = runtimes.choose_precision(args, runtime)
     resumed = checkpoint.find(args.resume, args.output_dir)
     args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
                                                       args.eval, resumed.get('args'))

@@ -43,12 +43,6 @@ def build_data(args, world, accelerator):
                                     pretraining_transform(args.input_size, args.in_chans, args.crop_min))
 
 
-def prepared(model, precision):
-    """(model, precision) as evaluation takes them, of a model on its device."""
-    probe = LinearProbe(model, precision)
-    return probe, probe.precision
-
-
 def train(args, runtime, precision, resumed):
     """Train the head, with an evaluation after each epoch."""
     data = train_set, _, val_loader = build_data(args, runtime.world, runtime.accelerator)
@@ -62,18 +56,17 @@ def train(args, runtime, precision, resumed):
     resumed.restore_model(model)
     runtime.place(model)
     probe = LinearProbe(model, precision, runtime.world)
-    effective_batch, lr = runtimes.batch_and_lr(args, runtime.world)
+    lr = runtimes.describe_training(args, runtime.world, train_set, probe.head, val_loader.dataset)
     optimizer = LARS(probe.head.parameters(), lr=lr, weight_decay=args.weight_decay)
     resumed.restore_training(optimizer, probe.precision)
     updates = weight_updates(args, runtime, probe.precision, resumed, probe.head, optimizer, lr)
-    runtimes.describe_training(args, train_set, probe.head, effective_batch, lr, val_loader.dataset)
     normalize = Normalize.of(vars(args))
     main_finetune.train_epochs(args, runtime, resumed, updates, probe, data, CrossEntropyLoss(),
                                lambda images, labels: (probe.features(normalize(images)), labels))
 
 
 def main(args):
-    main_finetune.main(args, train, build_model, prepared)
+    main_finetune.main(args, train, build_model, LinearProbe)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import checkpoint, knn, precision as precisions, runtime as runtimes, weights
+from util import checkpoint, knn, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, pretraining_set
 from util.gallery import Reconstructions
@@ -33,8 +33,7 @@ def build_data(args):
 
 def main(args):
     runtime = runtimes.start(args)
-    precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
-    runtimes.describe(args, runtime, precision)
+    precision = runtimes.choose_precision(args, runtime)
     train(args, runtime, precision)
     runtime.world.leave()
 
@@ -58,10 +57,9 @@ def train(args, runtime, precision):
     normalize = Normalize.of(vars(args))
     resumed.restore_model(model)
     runtime.place(model)
-    effective_batch, lr = runtimes.batch_and_lr(args, runtime.world)
+    lr = runtimes.describe_training(args, runtime.world, dataset, model)
     groups = decay_groups(model, args.weight_decay)
     model, updates = adamw_updates(args, runtime, precision, resumed, model, groups, (.9, .95), lr)
-    runtimes.describe_training(args, dataset, model, effective_batch, lr)
 
     # epochs
     gallery = Reconstructions(model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize,

@@ -6,7 +6,6 @@ import re
 
 import torch
 
-from util.bad_steps import BadSteps
 from util.checkpoint_file import judged_weights, load, loading
 from util.checkpoint_schema import check, check_optimizer
 from util.errors import UserError
@@ -179,10 +178,6 @@ class Resumed:
         elif self.goes_on:
             logger.info('--ema: %s has no average; it starts from the weights', self.path)
         return average
-
-    def bad_steps(self, limit):
-        """util.bad_steps.BadSteps, with the count of the checkpoint."""
-        return BadSteps(limit, self.get('bad_steps_in_row') or 0)
 
     def start(self, start_epoch=None):
         """(epoch, images of it that are done, what util.progress.Progress.state gave there or None) to resume at.

@@ -39,8 +39,8 @@ def check_optimizer(optimizer, saved, path):
     """
     groups = optimizer.param_groups
     if [len(group['params']) for group in groups] != [len(group['params']) for group in saved['param_groups']]:
-        raise UserError('{}: its optimizer has other parameter groups; give it to --finetune instead of --resume'
-                        .format(path))
+        raise UserError('{}: its optimizer has other parameter groups, as with another --freeze; give it to --finetune '
+                        'instead of --resume'.format(path))
     keys = [key for group in saved['param_groups'] for key in group['params']]
     parameters = dict(zip(keys, (parameter for group in groups for parameter in group['params'])))
     if len(parameters) != len(keys) or not set(saved['state']) <= set(parameters):

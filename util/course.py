@@ -32,8 +32,7 @@ class Course:
             raise UserError('--resume {}: it was saved after {} images of an epoch, and --data_path has {} in all; '
                             'add --start_epoch to begin an epoch'.format(resumed.path, self._images,
                                                                          len(loader.dataset)))
-        runtime.check_agreement('epoch to start at', self._epoch)
-        runtime.check_agreement('images to start after', self._images)
+        runtime.check_agreement(self._epoch, self._images)
         self._first_epoch, self._resumed = self._epoch, resumed
         self._every, self._steps, self._since = 1, 0, time.monotonic()
         self._pending = 0                               # iterations of the window that is open

@@ -23,7 +23,7 @@ from util.inference import Inference, output_file
 from util.inference_arguments import add_images, add_model, add_work, check_checkpoint
 from util.output_dir import set_aside
 from util.parser import COUNT, Parser
-from util.throughput import per_second
+from util.progress import per_second
 
 ALL = 'all'
 ABOUT = 'features.json'

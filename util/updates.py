@@ -65,9 +65,10 @@ class WeightUpdates:
 
 def weight_updates(args, runtime, precision, resumed, model, optimizer, lr, average=None):
     """The WeightUpdates that the flags describe, with the peak learning rate `lr`, as an earlier run left them."""
+    bad_steps = BadSteps(args.max_bad_steps, resumed.get('bad_steps_in_row') or 0)
     return WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
                          lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
-                         args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps), average)
+                         args.accum_iter, args.clip_grad, bad_steps, average)
 
 
 def adamw_updates(args, runtime, precision, resumed, model, groups, betas, lr):
@@ -93,15 +94,3 @@ def warmup_cosine(epoch, peak, epochs, warmup_epochs, floor=0.):
         return peak * epoch / warmup_epochs
     progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
     return floor + (peak - floor) * .5 * (1. + math.cos(math.pi * progress))
-
-
-def peak_lr(lr, blr, effective_batch, lr_batch=None):
-    """The peak learning rate: `lr` where given, else `blr`, which is for 256 images, scaled to the batch.
-
-    Scaling is linear (arXiv:1706.02677).
-    Args:
-        lr_batch: effective batch that `lr` is for, where it is to be scaled too (--auto_scale_lr).
-    """
-    if lr is None:
-        return blr * effective_batch / 256
-    return lr * effective_batch / lr_batch if lr_batch else lr

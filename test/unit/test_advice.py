@@ -7,6 +7,7 @@ import torch
 from conftest import finetune
 
 from util import runtime as runtimes
+from util.distributed import World
 from util.drawn_dataset import CLASSES
 
 
@@ -15,8 +16,9 @@ from util.drawn_dataset import CLASSES
     (10, 1, 1001, '--accum_iter')])
 def test_a_warm_up_of_all_epochs_and_a_batch_of_more_than_all_images_get_a_line(caplog, epochs, warmup, batch, named):
     caplog.set_level('INFO', 'mae')
-    args = Namespace(epochs=epochs, warmup_epochs=warmup)
-    runtimes.describe_training(args, range(1000), torch.nn.Linear(1, 1), batch, .1)
+    args = Namespace(epochs=epochs, warmup_epochs=warmup, lr=None, blr=.1, batch_size=batch, accum_iter=1,
+                     base_batch_size=None)
+    runtimes.describe_training(args, World(), range(1000), torch.nn.Linear(1, 1))
     warnings = [line for line in caplog.messages if line.startswith('warning: ')]
     assert len(warnings) == bool(named) and all(named in line for line in warnings)
 

@@ -135,8 +135,7 @@ def test_images_that_cannot_be_read_do_not_shift_the_others(images, folder):
 def test_an_evaluation_that_was_broken_off_is_not_shown(images):
     mistakes = mistakes_of(images)
     before = mistakes.sections()
-    mistakes.begin()
-    mistakes.share(None, World(), torch.device('cpu'))
+    mistakes.share([], None, World(), torch.device('cpu'))
     assert mistakes.sections() == before
     mistakes.after(1, True, None)
     assert mistakes.sections() != before

@@ -1,7 +1,7 @@
 """Images per second, with a clock that the test moves."""
 import pytest
 
-from util.throughput import Throughput, duration, workers_to_keep_up
+from util.progress import Throughput, duration, workers_to_keep_up
 
 
 class Clock:

@@ -17,10 +17,9 @@ from util.input_statistics import adopt_statistics
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
 from util.mistakes import Mistakes
-from util.param_groups import layer_decay_groups
 from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, SoftTargetCrossEntropy
 from util.transforms import Normalize, evaluation_transform, finetuning_transform, random_erasing
-from util.updates import adamw_updates
+from util.updates import adamw_updates, layer_decay_groups
 
 
 def build_model(args, classes):
@@ -38,11 +37,8 @@ def build_loss(args, classes):
             mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
             switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
             num_classes=classes)
-    return (LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else CrossEntropyLoss()), _unmixed
-
-
-def _unmixed(images, labels):
-    return images, labels
+    return (LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else CrossEntropyLoss()), (
+        lambda images, labels: (images, labels))
 
 
 def build_augmentation(args, mix, device):

@@ -13,9 +13,8 @@ from util.gallery import Reconstructions
 from util.held_out import split_settings
 from util.input_statistics import adopt_statistics
 from util.loader import training_loader
-from util.param_groups import decay_groups
 from util.transforms import Normalize, evaluation_transform, pretraining_transform
-from util.updates import adamw_updates
+from util.updates import adamw_updates, decay_groups
 
 
 def build_model(args):

@@ -25,7 +25,6 @@ from util.output_dir import set_aside
 from util.parser import COUNT, Parser
 from util.progress import per_second
 
-ALL = 'all'
 ABOUT = 'features.json'
 # What the folder may hold.
 OURS = ('features.npy', 'block-*.npy', 'files.txt', 'labels.npy', 'classes.txt', BAD_IMAGES, ABOUT, '*.tmp-*')
@@ -47,10 +46,10 @@ def features_of(model, imgs, pool, blocks):
 
 
 def _block(text):
-    if not (text == ALL or text.isdigit()):
+    if not (text == 'all' or text.isdigit()):
         raise argparse.ArgumentTypeError("{!r} is neither a block's number nor 'all'; name images before --blocks"
                                          .format(text))
-    return text if text == ALL else COUNT(text)
+    return text if text == 'all' else COUNT(text)
 
 
 def _flags(argv):
@@ -159,7 +158,7 @@ def main(argv=None):
     log.set_up(True, results=True)
     loaded = trained.load_either(args.resume, args.input_size)
     asked, depth = set(args.blocks or ()), len(loaded.model.blocks)
-    blocks = list(range(1, depth + 1)) if ALL in asked else sorted(asked)
+    blocks = list(range(1, depth + 1)) if 'all' in asked else sorted(asked)
     if blocks and blocks[-1] > depth:
         raise UserError('--blocks {}: the model has {} blocks, counted from 1'.format(blocks[-1], depth))
     pool = args.pool or ('mean' if getattr(loaded.model, 'global_pool', True) else 'cls')

@@ -144,12 +144,13 @@ class DeviceMean:
         recent, self._window = self._window, self._zero.clone()
         total, count = world.sum(recent).tolist()
         self._total = [self._total[0] + total, self._total[1] + count]
-        return _mean(total, count)
+        return total / count if count else math.nan
 
     def read(self, world):
         """Mean of everything, over all processes."""
         self.read_window(world)
-        return _mean(*self._total)
+        total, count = self._total
+        return total / count if count else math.nan
 
     def state(self, world):
         """What a resumed run goes on from: the total, and what each process has added since; plain numbers."""
@@ -162,10 +163,6 @@ class DeviceMean:
         if len(windows) != world.size:
             windows = [[sum(values) for values in zip(*windows)]] + [[0., 0.]] * (world.size - 1)
         self._window = self._zero.new_tensor(windows[world.rank])
-
-
-def _mean(total, count):
-    return total / count if count else math.nan
 
 
 class Throughput:

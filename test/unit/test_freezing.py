@@ -10,8 +10,8 @@ from util import encoder
 from util.arguments import parse_finetune
 from util.checkpoint import Resumed, load_optimizer
 from util.errors import UserError
-from util.param_groups import layer_decay_groups
 from util.recompute import directly, recomputed
+from util.updates import layer_decay_groups
 
 
 def classifier(flag, **options):

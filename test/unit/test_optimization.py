@@ -6,8 +6,7 @@ import torch
 import models_mae
 import models_vit
 from util.linear_probe import LARS
-from util.param_groups import decay_groups, layer_decay_groups
-from util.updates import warmup_cosine
+from util.updates import decay_groups, layer_decay_groups, warmup_cosine
 
 pytestmark = pytest.mark.compat
 

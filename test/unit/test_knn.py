@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from contextlib import nullcontext
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -99,14 +100,6 @@ def test_unreadable_images_are_left_out_and_none_left_is_a_mistake(images, pretr
         stand_alone(monkeypatch, capsys, *flags)
 
 
-class Course:
-    """What the judgement needs of util.course.Course."""
-    bad_images, agreed = None, 0
-
-    def agree(self):
-        self.agreed += 1
-
-
 def periodic(folder, pretrained, runtime=None, **changes):
     """(what main_pretrain.py calls after each epoch, its model) of a training of five epochs."""
     model, flags, _ = trained.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
@@ -119,9 +112,9 @@ def periodic(folder, pretrained, runtime=None, **changes):
 def test_it_is_due_every_so_many_epochs_and_after_the_last_on_a_bank_of_knn_images(images, pretrained, monkeypatch,
                                                                                     every, due):
     monkeypatch.setattr(knn, 'measure', lambda *args, **options: len(args[4][0]))
-    judge, course = periodic(images, pretrained, knn_every=every, knn_images=16), Course()
+    judge, course = periodic(images, pretrained, knn_every=every, knn_images=16), mock.Mock()
     assert [epoch for epoch in range(5) if judge(epoch, course) == {'knn_acc1': 16}] == due
-    assert course.agreed == len(due)
+    assert course.agree.call_count == len(due)
 
 
 def test_pretraining_without_classes_is_a_mistake(images, pretrained):
@@ -134,7 +127,7 @@ def test_a_judgement_that_a_signal_cuts_short_tells_no_accuracy(images, pretrain
     runtime, lines = Runtime(Cpu(), World()), []
     runtime.stops.requested = 'SIGTERM'
     monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
-    assert periodic(images, pretrained, runtime)(0, Course()) == {'knn_acc1': 0} and not lines
+    assert periodic(images, pretrained, runtime)(0, mock.Mock(bad_images=None)) == {'knn_acc1': 0} and not lines
 
 
 @pytest.mark.slow

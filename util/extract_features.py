@@ -52,23 +52,6 @@ def _block(text):
     return text if text == 'all' else COUNT(text)
 
 
-def _flags(argv):
-    parser = Parser(prog='python -m util.extract_features', description=__doc__.split('\n')[0])
-    add_model(parser, 'main_pretrain.py or main_finetune.py')
-    add_images(parser)
-    add = parser.add_argument
-    add('--output', required=True, help='folder to write to; earlier features in it are set aside')
-    add('--pool', choices=('mean', 'cls'),
-        help="of the patch tokens their mean, or the class token; default: what the model's head takes, else mean")
-    add('--blocks', nargs='+', type=_block, metavar='N',
-        help='blocks after which to take features, counted from 1, or all; default: after the last, with its norm')
-    add('--dtype', default='float32', choices=('float32', 'float16'), help='type of the numbers')
-    add_work(parser)
-    args = parser.parse_args(argv)
-    check_checkpoint(parser, args)
-    return args
-
-
 def prepare(folder):
     """Make an empty folder; one that holds earlier features is renamed first.
 
@@ -154,7 +137,19 @@ def _lines(names):
 
 
 def main(argv=None):
-    args = _flags(argv)
+    parser = Parser(prog='python -m util.extract_features', description=__doc__.split('\n')[0])
+    add_model(parser, 'main_pretrain.py or main_finetune.py')
+    add_images(parser)
+    add = parser.add_argument
+    add('--output', required=True, help='folder to write to; earlier features in it are set aside')
+    add('--pool', choices=('mean', 'cls'),
+        help="of the patch tokens their mean, or the class token; default: what the model's head takes, else mean")
+    add('--blocks', nargs='+', type=_block, metavar='N',
+        help='blocks after which to take features, counted from 1, or all; default: after the last, with its norm')
+    add('--dtype', default='float32', choices=('float32', 'float16'), help='type of the numbers')
+    add_work(parser)
+    args = parser.parse_args(argv)
+    check_checkpoint(parser, args)
     log.set_up(True, results=True)
     loaded = trained.load_either(args.resume, args.input_size)
     asked, depth = set(args.blocks or ()), len(loaded.model.blocks)

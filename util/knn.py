@@ -162,7 +162,7 @@ def _datasets(data_path, flags, count, seed, *split):
     return bank, labelled_set(data_path, 'val', transform, train.classes, *split), len(train.classes)
 
 
-def _flags():
+def _main():
     parser = Parser(prog='python -m util.knn', description='Classify validation images by their nearest neighbours.')
     add_model(parser, 'main_pretrain.py, main_finetune.py or main_linprobe.py')
     add = parser.add_argument
@@ -178,11 +178,6 @@ def _flags():
     add_work(parser)
     args = parser.parse_args()
     check_checkpoint(parser, args)
-    return args
-
-
-def _main():
-    args = _flags()
     log.set_up(is_main=True)
     model, flags, _ = trained.load_either(args.resume, args.input_size)
     # A training that held nothing out says nothing of data without a validation set.

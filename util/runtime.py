@@ -17,7 +17,6 @@ from util.logbook import Logbook, SilentLogbook
 from util.profiler import Profiler
 from util.recompute import recomputed
 from util.stops import NoStops, Stops
-from util.timm_compat import drops_paths
 
 
 class Runtime:
@@ -46,7 +45,8 @@ class Runtime:
             UserError: gradients would be wrong.
         """
         if grad_checkpoint:
-            if not self.accelerator.repeats_drops() and drops_paths(model):
+            drops_paths = any(getattr(module, 'drop_prob', None) for module in model.modules())
+            if drops_paths and not self.accelerator.repeats_drops():
                 raise UserError('--grad_checkpoint: torch {} cannot draw dropped paths twice alike on {}; add '
                                 '--drop_path 0'.format(torch.__version__, self.accelerator.type))
             model.run_block = recomputed

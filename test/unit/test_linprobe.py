@@ -7,19 +7,14 @@ from conftest import FINETUNE, linprobe
 from test_end_to_end import epochs_of, weights_of
 from test_resume import ends_alike, killer  # noqa: F401  (a fixture)
 
-import main_finetune
 import main_linprobe
 import models_vit
-from engine_finetune import evaluate
 from util import checkpoint_file, encoder, precision, trained, weights
 from util.arguments import parse_linprobe
 from util.device import Cpu
 from util.distributed import World
 from util.errors import UserError
 from util.linear_probe import LinearProbe, probing_head
-from util.mistakes import Mistakes
-from util.runtime import Runtime
-from util.transforms import Normalize
 
 
 @pytest.fixture(scope='module')
@@ -110,13 +105,6 @@ def flags_of(folder, path):
     return parse_linprobe([*FINETUNE, '--data_path', str(folder), '--finetune', str(path)])
 
 
-def test_the_head_starts_anew_where_the_checkpoint_is_a_probe_of_other_classes():
-    one, other = (models_vit.vit_nano_patch16(img_size=32, patch_size=8) for _ in range(2))
-    one.head, other.head = probing_head(128, 8), probing_head(128, 3)
-    left_out, fresh = weights.load_pretrained(one, other.state_dict(), 'x.pth')
-    assert left_out == fresh == [name for name in one.state_dict() if name.startswith('head.')]
-
-
 def test_a_checkpoint_of_fine_tuning_and_one_of_probing_are_told_apart():
     plain = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=8)
     for model, other, script in ((plain, vit(), 'main_linprobe.py'), (vit(), plain, 'main_finetune.py')):
@@ -152,9 +140,8 @@ def test_two_processes_of_which_one_is_killed_end_as_the_uninterrupted_ones(imag
     ends_alike('main_linprobe.py', flags, tmp_path, killer, [(5, 1)], processes=2)
 
     # both evaluate with the first one's running statistics, which are in the checkpoint
-    args, model, place = parse_linprobe([*FINETUNE, '--data_path', str(images)]), vit(), Runtime(Cpu(), World())
-    model.load_state_dict(weights_of(tmp_path / 'whole' / 'checkpoint-2.pth')['model'])
-    probe = LinearProbe(model, precision.FullPrecision())
-    dataset, loader = main_finetune.build_evaluation(args, World(), Cpu())
-    result = evaluate(probe, loader, probe.precision, place, Normalize(), Mistakes(dataset, Normalize()))
-    assert result['loss'] == pytest.approx(epochs_of(tmp_path / 'whole')[-1]['test_loss'], rel=1e-5)
+    run = linprobe('--eval', '--data_path', images, '--resume', tmp_path / 'whole' / 'checkpoint-2.pth', '--output_dir',
+                   tmp_path / 'eval')
+    assert run.status == 0, run.output
+    result, last = json.loads((tmp_path / 'eval' / 'eval.json').read_text()), epochs_of(tmp_path / 'whole')[-1]
+    assert result['loss'] == pytest.approx(last['test_loss'], rel=1e-5)

@@ -1,12 +1,17 @@
 """Speed, with a clock that the test moves; means on the device; accuracy."""
 import math
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 
 from engine_finetune import count_correct
+from util.bad_steps import BadSteps
+from util.device import Cpu
 from util.distributed import World
-from util.progress import DeviceMean, Throughput, duration, workers_to_keep_up
+from util.progress import DeviceMean, Progress, Throughput, duration, workers_to_keep_up
+from util.runtime import Runtime
 
 
 class Clock:
@@ -67,6 +72,17 @@ def test_durations_read_as_hours_minutes_seconds():
     (4, 10., .1, None), (4, 10., 5., 8), (0, 10., 5., 1), (0, 10., 8., 4), (2, 0., 0., None)])
 def test_loader_processes_are_asked_for_where_the_device_waits(workers, seconds, waited, enough):
     assert workers_to_keep_up(workers, seconds, waited) == enough
+
+
+def test_advice_on_the_loader_is_given_again_only_when_it_changes(monkeypatch, caplog):
+    caplog.set_level('INFO', 'mae')
+    updates = SimpleNamespace(lr=.1, bad_steps=BadSteps(3))
+    progress = Progress(mock.MagicMock(workers=2), Runtime(Cpu(), World()), updates, None, 'loss', 0, None)
+    for enough, lines in ((None, 0), (4, 1), (4, 1), (5, 2), (None, 2), (5, 3)):
+        monkeypatch.setattr('util.progress.workers_to_keep_up', lambda *args, enough=enough: enough)
+        progress.begin(0, 0)
+        progress.finish()
+        assert sum('--num_workers' in line for line in caplog.messages) == lines
 
 
 @pytest.mark.compat

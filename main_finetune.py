@@ -61,8 +61,7 @@ def count_classes(args, dataset):
 def freeze(model, flag):
     """Let nothing train of what --freeze names: patch embedding, class token, positions and the first blocks.
 
-    No gradient passes through them, so autograd keeps nothing of them. They drop no paths: what no longer learns gains
-    nothing by noise. The other blocks keep the rates that they have.
+    They drop no paths: what no longer learns gains nothing by noise. The other blocks keep the rates that they have.
     Args:
         flag: a number of blocks, 'all', or None for nothing.
     Raises:

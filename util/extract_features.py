@@ -25,9 +25,8 @@ from util.output_dir import set_aside
 from util.parser import COUNT, Parser
 from util.progress import per_second
 
-ABOUT = 'features.json'
 # What the folder may hold.
-OURS = ('features.npy', 'block-*.npy', 'files.txt', 'labels.npy', 'classes.txt', BAD_IMAGES, ABOUT, '*.tmp-*')
+OURS = ('features.npy', 'block-*.npy', 'files.txt', 'labels.npy', 'classes.txt', BAD_IMAGES, 'features.json', '*.tmp-*')
 
 
 def features_of(model, imgs, pool, blocks):
@@ -169,7 +168,7 @@ def main(argv=None):
     about = {'resume': args.resume, 'model': loaded.flags['model'], 'input_size': loaded.flags.get('input_size') or 224,
              'pool': pool, 'blocks': blocks or None, 'dtype': args.dtype, 'images': count, 'width': width,
              'unreadable': len(inference.unreadable)}
-    with output_file(os.path.join(args.output, ABOUT)) as file:
+    with output_file(os.path.join(args.output, 'features.json')) as file:
         file.write(json.dumps(about, indent=1).encode() + b'\n')
     print('features of {:,} images, {} numbers each: {} ({:.0f} images/s)'.format(
         count, width, one_line(', '.join(os.path.join(args.output, name + '.npy') for name in names)), speed))

@@ -5,9 +5,7 @@ from torch.nn import functional as F
 from util import hang_detector
 from util.errors import UserError
 from util.log import logger, progress_bar
-from util.metrics import count_correct
-from util.progress import PRINT_EVERY
-from util.throughput import Throughput, per_second
+from util.progress import PRINT_EVERY, Throughput, per_second
 
 
 def train_one_epoch(progress, updates, criterion, augment):
@@ -50,8 +48,7 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes):
         UserError: no image can be read.
     """
     model.eval()
-    mistakes.begin()
-    totals = torch.zeros(4, device=runtime.device)                  # correct@1, correct@5, loss, images
+    totals, seen = torch.zeros(4, device=runtime.device), []        # correct@1, correct@5, loss, images
     clock = Throughput(len(loader), warmup=0, synchronize=runtime.accelerator.synchronize)
     batches = progress_bar('evaluation', 'batches', len(loader), items=clock.batches(loader))
     for i, (images, labels) in hang_detector.watched(batches, 'evaluation'):
@@ -61,7 +58,7 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes):
         images = normalize(images)
         with precision.autocast():
             logits = model(images)
-        mistakes.add(logits, labels)
+        seen.append(torch.stack([labels, logits.argmax(dim=1)]))
         loss = F.cross_entropy(logits.float(), labels, reduction='sum')
         totals += torch.cat([count_correct(logits, labels), torch.stack([loss, torch.full_like(loss, len(images))])])
         if (i + 1) % PRINT_EVERY == 0:
@@ -71,7 +68,7 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes):
     if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images can be read; is the disk there?'
                         .format(unreadable))
-    mistakes.share(loader, runtime.world, runtime.device)
+    mistakes.share(seen, loader, runtime.world, runtime.device)
     shown = max(images, 1)                      # 0 only where all have been asked to stop
     result = {'acc1': 100 * correct1 / shown, 'acc5': 100 * correct5 / shown, 'loss': loss / shown,
               'images': int(images), 'FPS': round(per_second(images, clock.seconds), 2)}
@@ -81,3 +78,9 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes):
         logger.info('* Acc@1 %.3f Acc@5 %.3f loss %.4f  (%d images%s)', result['acc1'], result['acc5'], result['loss'],
                     result['images'], ', {:.0f} more cannot be read'.format(unreadable) if unreadable else '')
     return result
+
+
+def count_correct(logits, labels):
+    """How many labels (N,) have the highest logit of (N, classes), and how many are among the 5 highest: (2,)."""
+    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None]).float()
+    return torch.stack([hits[:, 0].sum(), hits.sum()])

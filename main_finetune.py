@@ -8,21 +8,18 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from util import bad_images, checkpoint, precision as precisions, report, runtime as runtimes, weights
+from util import bad_images, checkpoint, report, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, labelled_set
-from util.freezing import check_resumed, freeze
 from util.held_out import split_settings
 from util.input_arguments import COLOURED
 from util.input_statistics import adopt_statistics
 from util.loader import evaluation_loader, training_loader
 from util.log import logger
-from util.lr_schedule import warmup_cosine
 from util.mistakes import Mistakes
-from util.param_groups import layer_decay_groups
 from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, RandomErasing, SoftTargetCrossEntropy
 from util.transforms import Normalize, evaluation_transform, finetuning_transform
-from util.updates import WeightUpdates
+from util.updates import adamw_updates, layer_decay_groups
 
 
 def build_model(args, classes):
@@ -30,7 +27,7 @@ def build_model(args, classes):
     size = {'patch_size': args.patch_size} if args.patch_size else {}
     return getattr(models_vit, args.model)(global_pool=args.global_pool, img_size=args.input_size,
                                            in_chans=args.in_chans, num_classes=classes,
-                                           drop_path_rate=args.drop_path, **size)
+                                           drop_path_rate=getattr(args, 'drop_path', 0.), **size)
 
 
 def build_loss(args, classes):
@@ -40,11 +37,8 @@ def build_loss(args, classes):
             mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
             switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
             num_classes=classes)
-    return (LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else CrossEntropyLoss()), _unmixed
-
-
-def _unmixed(images, labels):
-    return images, labels
+    return (LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else CrossEntropyLoss()), (
+        lambda images, labels: (images, labels))
 
 
 def build_augmentation(args, mix, device):
@@ -65,13 +59,38 @@ def count_classes(args, dataset):
     return args.nb_classes or found
 
 
-def build_data(args, world, accelerator, classes=None):
-    """(training set, its loader, evaluation loader)."""
-    if args.in_chans not in COLOURED:
-        logger.info('no augmentation of colours: there is none for %d channels', args.in_chans)
-    train_set = labelled_set(args.data_path, 'train', finetuning_transform(
-        args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min), classes,
-        args.val_fraction, args.val_seed)
+def freeze(model, flag):
+    """Let nothing train of what --freeze names: patch embedding, class token, positions and the first blocks.
+
+    They drop no paths: what no longer learns gains nothing by noise. The other blocks keep the rates that they have.
+    Args:
+        flag: a number of blocks, 'all', or None for nothing.
+    Raises:
+        UserError: there are not so many blocks.
+    """
+    if flag is None:
+        return
+    depth = len(model.blocks)
+    blocks = depth if flag == 'all' else flag
+    if blocks > depth:
+        raise UserError('--freeze {}: the model has {} blocks; give at most {}, or all'.format(flag, depth, depth))
+    frozen = [*model.patch_embed.parameters(), model.cls_token, model.pos_embed, *model.blocks[:blocks].parameters()]
+    for parameter in frozen:
+        parameter.requires_grad = False
+    for module in model.blocks[:blocks].modules():
+        if hasattr(module, 'drop_prob'):
+            module.drop_prob = 0.
+    logger.info('frozen: patch embedding, class token, positions and %d of %d blocks, %.2f M parameters',
+                blocks, depth, sum(parameter.numel() for parameter in frozen) / 1e6)
+
+
+def build_data(args, world, accelerator, transform=None):
+    """(training set, its loader, evaluation loader); `transform` is another than fine-tuning's for the training."""
+    if transform is None:
+        if args.in_chans not in COLOURED:
+            logger.info('no augmentation of colours: there is none for %d channels', args.in_chans)
+        transform = finetuning_transform(args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min)
+    train_set = labelled_set(args.data_path, 'train', transform, None, args.val_fraction, args.val_seed)
     train_loader = training_loader(train_set, args.batch_size, world, args.seed, args.num_workers, args.pin_mem,
                                    accelerator)
     return train_set, train_loader, build_evaluation(args, world, accelerator, train_set.classes)[1]
@@ -85,23 +104,7 @@ def build_evaluation(args, world, accelerator, classes=None):
                                       args.pin_mem, accelerator)
 
 
-def main(args):
-    runtime = runtimes.start(args)
-    precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
-    runtimes.describe(args, runtime, precision)
-    resumed = checkpoint.find(args.resume, args.output_dir)
-    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
-                                                      args.eval, resumed.get('args'))
-    (evaluate_checkpoint if args.eval else train)(args, runtime, precision, resumed)
-    runtime.world.leave()
-
-
-def prepared(model, precision):
-    """(model, precision) as evaluation takes them, of a model on its device."""
-    return precision.prepare_inference(model), precision
-
-
-def evaluate_checkpoint(args, runtime, precision, resumed, build=build_model, prepare=prepared):
+def evaluate_checkpoint(args, runtime, precision, resumed, build, prepare):
     """--eval: accuracy of the --resume checkpoint, of what `build` builds, on the validation images."""
     if resumed.path is None:
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
@@ -111,7 +114,8 @@ def evaluate_checkpoint(args, runtime, precision, resumed, build=build_model, pr
     adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model, fit_positions=True, averaged=True)
     logbook = runtimes.open_logbook(args, runtime)
-    model, precision = prepare(model.to(runtime.device), precision)
+    model = prepare(model.to(runtime.device), precision)
+    precision = getattr(model, 'precision', precision)          # a LinearProbe's own
     loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
     normalize = Normalize.of(vars(args))
     mistakes = Mistakes(dataset, normalize)
@@ -129,7 +133,7 @@ def train(args, runtime, precision, resumed):
     if args.freeze is not None and not (args.finetune or resumed.path):
         raise UserError('--freeze {}: there are only random weights to freeze; name others with --finetune'
                         .format(args.freeze))
-    train_set, train_loader, val_loader = build_data(args, runtime.world, runtime.accelerator)
+    data = train_set, _, val_loader = build_data(args, runtime.world, runtime.accelerator)
     classes = count_classes(args, train_set)
 
     # model, optimizer, and what earlier runs left
@@ -137,59 +141,62 @@ def train(args, runtime, precision, resumed):
     model = build_model(args, classes)
     if args.finetune and resumed.path is None:
         weights.start_from(args.finetune, model, args, weights.load_pretrained)
-    check_resumed(resumed, args.freeze, len(model.blocks))
     adopt_statistics(args, resumed.get('args'), resumed.path)
     resumed.restore_model(model)
     freeze(model, args.freeze)
     runtime.place(model)
-    effective_batch, lr = runtimes.batch_and_lr(args, runtime.world)
+    lr = runtimes.describe_training(args, runtime.world, train_set, model, val_loader.dataset)
     groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)
-    optimizer = precision.adamw(runtime.accelerator, groups, lr=lr, betas=(.9, .999))
-    model, optimizer = precision.prepare(model, optimizer)
-    runtime.speed_up(model, args.compile, args.grad_checkpoint)
-    resumed.restore_training(optimizer, precision)
-    updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
-                            lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
-                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps),
-                            resumed.average(args.ema, precision.trained_weights(model, optimizer)))
-    parameters = runtimes.describe_training(args, train_set, model, effective_batch, lr, val_loader.dataset)
+    model, updates = adamw_updates(args, runtime, precision, resumed, model, groups, (.9, .999), lr)
     criterion, mix = build_loss(args, classes)
-    augment = build_augmentation(args, mix, runtime.device)
+    train_epochs(args, runtime, resumed, updates, model, data, criterion, build_augmentation(args, mix, runtime.device))
 
-    # epochs
-    normalize = Normalize.of(vars(args))
+
+def train_epochs(args, runtime, resumed, updates, model, data, criterion, augment):
+    """Train the epochs that are left of `data`, what build_data gave, and evaluate `model` after each; see
+    engine_finetune for the other arguments."""
+    normalize, (train_set, train_loader, val_loader) = Normalize.of(vars(args)), data
     mistakes = Mistakes(val_loader.dataset, normalize)
     course = Course(args, runtime, updates, model, train_loader, resumed, 'loss', mistakes, classes=train_set.classes,
                     best=resumed.get('best') or {'acc1': -1., 'epoch': -1})
     if course.nothing_left():
         return
+
+    def judge():
+        return evaluate(model, val_loader, updates.precision, runtime, normalize, mistakes)
     with course:
         val_loader.bad_images = course.bad_images
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, criterion, augment)
-            result = updates.average.judge(
-                model, lambda: evaluate(model, val_loader, precision, runtime, normalize, mistakes))
+            result = updates.average.judge(model, judge) if updates.average else judge()
             course.agree()                              # a signal may have cut the evaluation short
-            close_epoch(course, progress.epoch, stats, result, parameters)
-        finish(course, stats, result)
+            close_epoch(course, progress.epoch, stats, result)
 
 
-def close_epoch(course, epoch, stats, result, parameters):
+def close_epoch(course, epoch, stats, result):
     """Log an epoch with its evaluation, and remember the best."""
     improved = result['acc1'] > course.values['best']['acc1']
     if improved:
         course.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
-    logger.info('Max accuracy: %.2f%% (epoch %d)', course.values['best']['acc1'], course.values['best']['epoch'])
-    tests = {'test_' + name: value for name, value in result.items() if name.endswith(('acc1', 'acc5', 'loss'))}
-    course.close_epoch({**stats, **tests, 'n_parameters': parameters}, improved,
-                       {'perf/' + name: value for name, value in tests.items()})
-
-
-def finish(course, stats, result):
-    """Write the Final result, of the last epoch and the best."""
     best = course.values['best']
-    course.finish({'loss': stats['train_loss'], 'acc1': result['acc1'], 'acc5': result['acc5'],
-                   'best_acc1': best['acc1'], 'best_epoch': best['epoch']})
+    logger.info('Max accuracy: %.2f%% (epoch %d)', best['acc1'], best['epoch'])
+    tests = {'test_' + name: value for name, value in result.items() if name.endswith(('acc1', 'acc5', 'loss'))}
+    course.close_epoch(stats, tests, {'acc1': result['acc1'], 'acc5': result['acc5'], 'best_acc1': best['acc1'],
+                                      'best_epoch': best['epoch']}, improved)
+
+
+def main(args, train=train, build=build_model, prepare=lambda model, precision: precision.prepare_inference(model)):
+    """Train by `train`, or evaluate what `build` builds and `prepare` makes ready; main_linprobe.py has its own."""
+    runtime = runtimes.start(args)
+    precision = runtimes.choose_precision(args, runtime)
+    resumed = checkpoint.find(args.resume, args.output_dir)
+    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
+                                                      args.eval, resumed.get('args'))
+    if args.eval:
+        evaluate_checkpoint(args, runtime, precision, resumed, build, prepare)
+    else:
+        train(args, runtime, precision, resumed)
+    runtime.world.leave()
 
 
 if __name__ == '__main__':

@@ -6,16 +6,14 @@ ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import checkpoint, knn, precision as precisions, runtime as runtimes, weights
+from util import checkpoint, knn, runtime as runtimes, weights
 from util.course import Course
 from util.datasets import has_validation, pretraining_set
 from util.held_out import split_settings
 from util.input_statistics import adopt_statistics
 from util.loader import training_loader
-from util.lr_schedule import warmup_cosine
-from util.param_groups import decay_groups
 from util.transforms import Normalize, evaluation_transform, pretraining_transform
-from util.updates import WeightUpdates
+from util.updates import adamw_updates, decay_groups
 from util.visualize import Reconstructions
 
 
@@ -32,17 +30,9 @@ def build_data(args):
                            args.val_fraction, args.val_seed)
 
 
-def build_gallery(args, runtime, precision, dataset, model, normalize, resumed, average):
-    """What pictures the progress of the model, or of its average, on a few of the images."""
-    return Reconstructions(model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize,
-                           args.mask_ratio, precision, runtime.device, args.epochs, resumed.get('reconstructions'),
-                           resumed.start(args.start_epoch)[0], lambda: average.within(model))
-
-
 def main(args):
     runtime = runtimes.start(args)
-    precision = precisions.choose(runtime.accelerator, args.amp, args.amp_backend, args.amp_dtype, args.loss_scale)
-    runtimes.describe(args, runtime, precision)
+    precision = runtimes.choose_precision(args, runtime)
     train(args, runtime, precision)
     runtime.world.leave()
 
@@ -66,31 +56,24 @@ def train(args, runtime, precision):
     normalize = Normalize.of(vars(args))
     resumed.restore_model(model)
     runtime.place(model)
-    effective_batch, lr = runtimes.batch_and_lr(args, runtime.world)
-    optimizer = precision.adamw(runtime.accelerator, decay_groups(model, args.weight_decay), lr=lr, betas=(.9, .95))
-    model, optimizer = precision.prepare(model, optimizer)
-    runtime.speed_up(model, args.compile, args.grad_checkpoint)
-    resumed.restore_training(optimizer, precision)
-    updates = WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
-                            lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
-                            args.accum_iter, args.clip_grad, resumed.bad_steps(args.max_bad_steps),
-                            resumed.average(args.ema, precision.trained_weights(model, optimizer)))
-    parameters = runtimes.describe_training(args, dataset, model, effective_batch, lr)
+    lr = runtimes.describe_training(args, runtime.world, dataset, model)
+    groups = decay_groups(model, args.weight_decay)
+    model, updates = adamw_updates(args, runtime, precision, resumed, model, groups, (.9, .95), lr)
 
     # epochs
-    gallery = build_gallery(args, runtime, precision, dataset, model, normalize, resumed, updates.average)
+    gallery = Reconstructions(model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize,
+                              args.mask_ratio, precision, runtime.device, args.epochs, resumed.get('reconstructions'),
+                              resumed.start(args.start_epoch)[0], lambda: updates.averaged(model))
     course = Course(args, runtime, updates, model, loader, resumed, 'train_loss', gallery,
                     reconstructions=gallery.snapshots)
     if course.nothing_left():
         return
-    judge = knn.periodic(args, model, normalize, runtime, precision, updates.average)
+    judge = knn.periodic(args, model, normalize, runtime, precision, updates.averaged)
     with course:
         for progress in course.epochs():
             stats = train_one_epoch(progress, updates, args.mask_ratio, normalize)
             judged = judge(progress.epoch, course)
-            course.close_epoch({**stats, **judged, 'n_parameters': parameters},
-                               scalars={'perf/' + name: value for name, value in judged.items()})
-        course.finish({'loss': stats['train_loss'], **judged})
+            course.close_epoch(stats, judged, judged)
 
 
 if __name__ == '__main__':

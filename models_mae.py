@@ -52,7 +52,10 @@ class MaskedAutoencoderViT(nn.Module):
 
     def initialize_weights(self):
         """Xavier-uniform for linear layers and for the patch embedding seen as one; normal(0.02) for the tokens."""
-        self.apply(_init_linear)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
         nn.init.normal_(self.cls_token, std=.02)
         nn.init.normal_(self.mask_token, std=.02)
@@ -145,13 +148,6 @@ def gather_tokens(x, ids):
 def patch_statistics(patches):
     """Mean and standard deviation (unbiased, plus 1e-6 on the variance) of each patch: two (N, L, 1)."""
     return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1.e-6).sqrt()
-
-
-def _init_linear(module):
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _mae(name, **options):

@@ -46,7 +46,10 @@ class VisionTransformer(nn.Module):
 
         trunc_normal_(self.pos_embed, std=.02)
         trunc_normal_(self.cls_token, std=.02)
-        self.apply(_init_linear)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=.02)
+                nn.init.zeros_(module.bias)
 
     def forward(self, imgs):
         """(N, C, H, W) -> logits (N, classes)."""
@@ -55,13 +58,6 @@ class VisionTransformer(nn.Module):
     def forward_features(self, imgs):
         """(N, C, H, W) -> pooled features (N, D)."""
         return pooled(self, imgs, 'mean' if self.global_pool else 'cls')
-
-
-def _init_linear(module):
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _vit(name, **options):

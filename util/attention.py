@@ -12,9 +12,8 @@ from PIL import Image
 
 from util import encoder, log, trained
 from util.errors import UserError, one_line, run
-from util.inference import Inference
+from util.inference import Inference, output_file
 from util.inference_arguments import add_images, add_model, check_checkpoint, check_output
-from util.output_file import output_file
 from util.parser import COUNT, Parser, add_device
 from util.pictures import BICUBIC
 from util.thumbnails import grid, scaled

@@ -10,14 +10,13 @@ import time
 import torch
 
 from util import hang_detector
-from util.bad_steps import BadSteps
 from util.checkpoint_file import judged_weights, load, loading, plain_copy, save
 from util.checkpoint_schema import check, check_optimizer
 from util.errors import UserError
 from util.files import lines
 from util.log import logger
 from util.output_dir import set_aside
-from util.weight_average import NoAverage, WeightAverage
+from util.weight_average import WeightAverage
 from util.weights import check_grid, load_model, with_positions_for
 
 # Flags that say where a run happens, not what it computes.
@@ -86,11 +85,12 @@ def training_state(model, optimizer, precision, epoch, args, average=None, **mor
 
     Args:
         model: not in DistributedDataParallel.
-        average: util.weight_average.WeightAverage.
+        average: util.weight_average.WeightAverage, or None.
         more: further plain values, such as best and classes.
     """
     weights = precision.model_state(model, optimizer)
-    return {'model': weights, **(average or NoAverage()).state(weights), 'optimizer': optimizer.state_dict(),
+    averaged = average.state(weights) if average else {}
+    return {'model': weights, **averaged, 'optimizer': optimizer.state_dict(),
             'epoch': epoch, 'scaler': precision.state_dict(), 'args': dict(vars(args)), **more}
 
 
@@ -166,22 +166,18 @@ class Resumed:
             logger.info('%s holds no optimizer: starting at epoch 0 from its weights', self.path)
 
     def average(self, decay, weights):
-        """util.weight_average.WeightAverage, the saved one where there is one; NoAverage where `decay` is None.
+        """util.weight_average.WeightAverage, the saved one where there is one; None where `decay` is.
 
         Args:
             weights: {name: parameter} that the optimizer updates, restored already.
         """
         if decay is None:
-            return NoAverage()
+            return None
         average = WeightAverage(decay, weights)
         if self.goes_on and 'model_ema' in self.state:
             with loading(self.path):
                 average.load(self.state, self.path)
         return average
-
-    def bad_steps(self, limit):
-        """util.bad_steps.BadSteps, with the count of the checkpoint."""
-        return BadSteps(limit, self.get('bad_steps_in_row') or 0)
 
     def start(self, start_epoch=None):
         """(epoch, images of it that are done, what util.progress.Progress.state gave there or None) to resume at.

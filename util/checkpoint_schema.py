@@ -39,8 +39,8 @@ def check_optimizer(optimizer, saved, path):
     """
     groups = optimizer.param_groups
     if [len(group['params']) for group in groups] != [len(group['params']) for group in saved['param_groups']]:
-        raise UserError('{}: its optimizer has other parameter groups; give it to --finetune instead of --resume'
-                        .format(path))
+        raise UserError('{}: its optimizer has other parameter groups, as with another --freeze; give it to --finetune '
+                        'instead of --resume'.format(path))
     # What the optimizers of this program look up in a state that is not empty.
     needed = ('step', 'exp_avg', 'exp_avg_sq') if 'betas' in optimizer.defaults else \
         ('mu',) if 'trust_coefficient' in optimizer.defaults else ()

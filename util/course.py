@@ -5,7 +5,6 @@ from util import bad_images, checkpoint, report, runtime as runtimes
 from util.errors import Stopped, Unsaved, UserError
 from util.log import logger, progress_bar
 from util.progress import Progress
-from util.throughput import Rate
 
 AGREE_SECONDS, AGREE_STEPS = 1., 50     # processes agree about once a second, and after so many steps at the latest
 
@@ -25,14 +24,13 @@ class Course:
 
     def __init__(self, args, runtime, updates, model, loader, resumed, loss_tag, exhibit, **values):
         self._args, self._runtime, self._updates, self._model, self._loader = args, runtime, updates, model, loader
-        self._loss_tag, self.values, self._rate, self._exhibit = loss_tag, values, Rate(), exhibit
+        self._loss_tag, self.values, self._exhibit = loss_tag, values, exhibit
         self._epoch, self._images, self._progress_state = resumed.start(args.start_epoch)
         if self._images > len(loader.dataset):
             raise UserError('--resume {}: it was saved after {} images of an epoch, and --data_path has {} in all; '
                             'add --start_epoch to begin an epoch'.format(resumed.path, self._images,
                                                                          len(loader.dataset)))
-        runtime.check_agreement('epoch to start at', self._epoch)
-        runtime.check_agreement('images to start after', self._images)
+        runtime.check_agreement(self._epoch, self._images)
         self._first_epoch, self._resumed = self._epoch, resumed
         self._every, self._steps, self._since = 1, 0, time.monotonic()
         self._pending = 0                               # iterations of the window that is open
@@ -57,6 +55,8 @@ class Course:
                                        args.save_every_minutes, args.keep_last)
         self.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, self._loader.dataset, self._runtime)
         self._loader.bad_images = self.bad_images
+        self._progress = Progress(self._loader, self._runtime, self._updates, self._logbook, self._loss_tag, args.seed,
+                                  self._after)
         self._runtime.stops.patient = True
         images = args.batch_size * self._runtime.world.size         # of an iteration
         iterations = len(self._loader.dataset) // images            # of an epoch
@@ -78,16 +78,9 @@ class Course:
             done = self._updates.first = round(self._images / (self._args.batch_size * world.size))
             if self._epoch == self._first_epoch:
                 self._begun_at = done, self._images
-            self._progress = Progress(self._epoch, done, self._loader, self._runtime, self._updates,
-                                      self._logbook, self._loss_tag, self._rate, self._before, self._after,
-                                      self._epoch == self._first_epoch, self._progress_state)
+            self._progress.begin(self._epoch, done, self._progress_state)
             self._progress_state = None
             yield self._progress
-
-    def _before(self, iteration):
-        # Seeded anew each time, so that epoch and iteration are all that a resumed run needs to draw the same masks,
-        # dropped paths and mixtures.
-        self._runtime.seed(self._args.seed, self._epoch, iteration)
 
     def _after(self, iteration):
         self._bar.update()
@@ -153,33 +146,32 @@ class Course:
         if self._runtime.totals(not self._saver.wait())[0]:
             raise Unsaved('the last checkpoint could not be saved' if self._runtime.world.is_main else '')
 
-    def close_epoch(self, record, improved=False, scalars=()):
-        """Log an epoch, and save where it is due.
+    def close_epoch(self, stats, tests, result, improved=False):
+        """Log an epoch, and save where it is due; after the last, write the Final result.
 
         Args:
-            record: its line of log.txt.
+            stats, tests: of training and of evaluation, for log.txt; the latter for TensorBoard too.
+            result: what the Final result says, beside the loss.
             improved: keep it as the best too.
-            scalars: {tag: value} for TensorBoard.
+        Raises:
+            Unsaved: the last checkpoint is not on the disk.
         """
-        epoch, due = self._epoch, (self._epoch + 1) % self._args.save_every == 0
-        self._logbook.epoch({**record, 'epoch': epoch, 'device': self._runtime.accelerator.name,
-                                    'precision': self._updates.precision.name})
-        self._logbook.scalars(epoch + 1, dict(scalars))
+        epoch, scalars = self._epoch, {'perf/' + name: value for name, value in tests.items()}
+        trained = sum(p.numel() for p in self._updates.model.parameters() if p.requires_grad)
+        self._logbook.epoch({**stats, **tests, 'n_parameters': trained, 'epoch': epoch,
+                             'device': self._runtime.accelerator.name, 'precision': self._updates.precision.name})
+        self._logbook.scalars(epoch + 1, scalars)
         if epoch == self._first_epoch:
-            self._logbook.hyperparameters(vars(self._args), [self._loss_tag, *dict(scalars)])
+            self._logbook.hyperparameters(vars(self._args), [self._loss_tag, *scalars])
         self._report.epoch(epoch)
         self._epoch, self._images = epoch + 1, 0
         last = self._epoch == self._args.epochs
-        names = [checkpoint.name_after(epoch)] * (due or last) + [checkpoint.BEST] * improved
+        due = last or self._epoch % self._args.save_every == 0
+        names = [checkpoint.name_after(epoch)] * due + [checkpoint.BEST] * improved
         if names:
             self._save(names)
-
-    def finish(self, result):
-        """Write the Final result, when the last checkpoint is on the disk.
-
-        Raises:
-            Unsaved: it is not.
-        """
-        self._report.finish(runtimes.finish(self._runtime, self._logbook, 'summary', {
-            'task': 'Training', 'images_per_sec': self._rate.fps, **result, 'epochs': self._args.epochs}))
-        self._end_saved()
+        if last:
+            self._report.finish(runtimes.finish(self._runtime, self._logbook, 'summary', {
+                'task': 'Training', 'images_per_sec': self._progress.fps, 'loss': stats['train_loss'], **result,
+                'epochs': self._args.epochs}))
+            self._end_saved()

@@ -19,18 +19,14 @@ import numpy as np
 from util import encoder, log, trained
 from util.bad_images import NAME as BAD_IMAGES, escaped
 from util.errors import UserError, one_line, run
-from util.inference import Inference
+from util.inference import Inference, output_file
 from util.inference_arguments import add_images, add_model, add_work, check_checkpoint
 from util.output_dir import set_aside
-from util.output_file import output_file
 from util.parser import COUNT, Parser
-from util.throughput import per_second
+from util.progress import per_second
 
-ALL = 'all'
-ABOUT = 'features.json'
-MAGIC, HEADER = b'\x93NUMPY\x01\x00', 128      # version 1.0 of .npy (NEP 1), and bytes before the rows
 # What the folder may hold.
-OURS = ('features.npy', 'block-*.npy', 'files.txt', 'labels.npy', 'classes.txt', BAD_IMAGES, ABOUT, '*.tmp-*')
+OURS = ('features.npy', 'block-*.npy', 'files.txt', 'labels.npy', 'classes.txt', BAD_IMAGES, 'features.json', '*.tmp-*')
 
 
 def features_of(model, imgs, pool, blocks):
@@ -49,27 +45,10 @@ def features_of(model, imgs, pool, blocks):
 
 
 def _block(text):
-    if not (text == ALL or text.isdigit()):
+    if not (text == 'all' or text.isdigit()):
         raise argparse.ArgumentTypeError("{!r} is neither a block's number nor 'all'; name images before --blocks"
                                          .format(text))
-    return text if text == ALL else COUNT(text)
-
-
-def _flags(argv):
-    parser = Parser(prog='python -m util.extract_features', description=__doc__.split('\n')[0])
-    add_model(parser, 'main_pretrain.py or main_finetune.py')
-    add_images(parser)
-    add = parser.add_argument
-    add('--output', required=True, help='folder to write to; earlier features in it are set aside')
-    add('--pool', choices=('mean', 'cls'),
-        help="of the patch tokens their mean, or the class token; default: what the model's head takes, else mean")
-    add('--blocks', nargs='+', type=_block, metavar='N',
-        help='blocks after which to take features, counted from 1, or all; default: after the last, with its norm')
-    add('--dtype', default='float32', choices=('float32', 'float16'), help='type of the numbers')
-    add_work(parser)
-    args = parser.parse_args(argv)
-    check_checkpoint(parser, args)
-    return args
+    return text if text == 'all' else COUNT(text)
 
 
 def prepare(folder):
@@ -97,21 +76,23 @@ def growing_array(path, shape, dtype):
 
     Rows go to the disk as they come: their number is known only at the end, and they need not fit into memory.
     Raises:
-        UserError: see util.output_file.output_file.
+        UserError: see util.inference.output_file.
     """
     dtype, count = np.dtype(dtype), 0
     with output_file(path) as file:
+        def head():             # of 128 bytes, whatever the count
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(
+                file, {'descr': dtype.str, 'fortran_order': False, 'shape': (count, *shape)})
+
         def add(rows):
             nonlocal count
             file.write(np.ascontiguousarray(rows, dtype).tobytes())
             file.check()
             count += len(rows)
-        file.write(bytes(HEADER))
+        head()
         yield add
-        text = repr({'descr': dtype.str, 'fortran_order': False, 'shape': (count, *shape)}).encode()
-        length = HEADER - len(MAGIC) - 2
-        file.seek(0)
-        file.write(MAGIC + length.to_bytes(2, 'little') + text.ljust(length - 1) + b'\n')
+        head()
 
 
 def write(folder, names, batches, images, dtype, width, unreadable):
@@ -119,7 +100,7 @@ def write(folder, names, batches, images, dtype, width, unreadable):
 
     Args:
         names: of the arrays, without ending; batches: yields (indices of images, [tensor (M, width) of each array]).
-        images: util.datasets.ImageSources; unreadable: util.inference.Unreadable.
+        images: util.datasets.ImageSources; unreadable: (path, reason) pairs.
     Returns:
         the number of rows.
     Raises:
@@ -144,8 +125,9 @@ def write(folder, names, batches, images, dtype, width, unreadable):
             count += len(indices)
         if images.classes:
             opened('classes.txt').write(_lines(images.classes))
-        if unreadable.files:
-            opened(BAD_IMAGES).write(unreadable.listed())
+        if unreadable:          # as util.bad_images lists them
+            opened(BAD_IMAGES).write(''.join('{}\t{}\n'.format(escaped(path), reason) for path, reason in unreadable)
+                                     .encode())
     return count
 
 
@@ -154,11 +136,23 @@ def _lines(names):
 
 
 def main(argv=None):
-    args = _flags(argv)
+    parser = Parser(prog='python -m util.extract_features', description=__doc__.split('\n')[0])
+    add_model(parser, 'main_pretrain.py or main_finetune.py')
+    add_images(parser)
+    add = parser.add_argument
+    add('--output', required=True, help='folder to write to; earlier features in it are set aside')
+    add('--pool', choices=('mean', 'cls'),
+        help="of the patch tokens their mean, or the class token; default: what the model's head takes, else mean")
+    add('--blocks', nargs='+', type=_block, metavar='N',
+        help='blocks after which to take features, counted from 1, or all; default: after the last, with its norm')
+    add('--dtype', default='float32', choices=('float32', 'float16'), help='type of the numbers')
+    add_work(parser)
+    args = parser.parse_args(argv)
+    check_checkpoint(parser, args)
     log.set_up(True, results=True)
     loaded = trained.load_either(args.resume, args.input_size)
     asked, depth = set(args.blocks or ()), len(loaded.model.blocks)
-    blocks = list(range(1, depth + 1)) if ALL in asked else sorted(asked)
+    blocks = list(range(1, depth + 1)) if 'all' in asked else sorted(asked)
     if blocks and blocks[-1] > depth:
         raise UserError('--blocks {}: the model has {} blocks, counted from 1'.format(blocks[-1], depth))
     pool = args.pool or ('mean' if getattr(loaded.model, 'global_pool', True) else 'cls')
@@ -173,8 +167,8 @@ def main(argv=None):
     speed = per_second(count, time.monotonic() - began)
     about = {'resume': args.resume, 'model': loaded.flags['model'], 'input_size': loaded.flags.get('input_size') or 224,
              'pool': pool, 'blocks': blocks or None, 'dtype': args.dtype, 'images': count, 'width': width,
-             'unreadable': len(inference.unreadable.files)}
-    with output_file(os.path.join(args.output, ABOUT)) as file:
+             'unreadable': len(inference.unreadable)}
+    with output_file(os.path.join(args.output, 'features.json')) as file:
         file.write(json.dumps(about, indent=1).encode() + b'\n')
     print('features of {:,} images, {} numbers each: {} ({:.0f} images/s)'.format(
         count, width, one_line(', '.join(os.path.join(args.output, name + '.npy') for name in names)), speed))

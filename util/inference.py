@@ -1,50 +1,44 @@
 """A trained model at work on many images: in batches, in order, with loader processes; what cannot be read is told."""
+import os
 import sys
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import Subset
 
 from util import device as devices, precision as precisions
-from util.bad_images import escaped
 from util.datasets import ImageSources
 from util.distributed import World
-from util.errors import UserError
+from util.errors import UserError, one_line
+from util.files import atomic_file
 from util.loader import default_workers, evaluation_loader
 from util.log import logger, progress_bar
+from util.output_dir import set_aside
 from util.transforms import preprocessing_of, to_pil
 
 
-class Unreadable:
-    """Takes the place of util.bad_images.BadImages: names files on standard error as they are met, and keeps them."""
+@contextmanager
+def output_file(path):
+    """A binary file that the user has named, to write to: at `path` when the block ends well, and what was there has
+    another name; its `check` tells at once what a disk refuses.
 
-    def __init__(self):
-        self.files = []     # (path, reason) pairs
-
-    def met(self, found):
-        """Take note of (path, reason) pairs."""
-        for path, reason in found:
-            logger.warning('%s: cannot be read (%s)', path, reason)
-        self.files += found
-
-    def listed(self):
-        """Bytes of a file such as util.bad_images keeps: a line a file, path TAB reason."""
-        return ''.join('{}\t{}\n'.format(escaped(path), reason) for path, reason in self.files).encode()
-
-    def close(self, total):
-        """Say how many of `total` images there were.
-
-        Raises:
-            UserError: no image could be read.
-        """
-        if self.files and len(self.files) == total:
-            raise UserError('none of the {:,} images can be read'.format(total))
-        if self.files:
-            print('{:,} of {:,} images cannot be read'.format(len(self.files), total), file=sys.stderr)
+    Raises:
+        UserError: it cannot be written; what was at `path` is still there.
+    """
+    try:
+        with atomic_file(path) as file:
+            yield file
+            file.check()
+            if os.path.lexists(path):
+                print('earlier results kept in {}'.format(one_line(set_aside(path))), file=sys.stderr)
+    except OSError as error:
+        raise UserError('{}: cannot be written ({})'.format(path, error.strerror or error)) from error
 
 
 class Inference:
     """A trained model on its device.
 
+    `unreadable` are the (path, reason) pairs of the files that cannot be read.
     Args:
         trained: util.trained.Trained.
         device, amp: as the flags of that name.
@@ -58,7 +52,7 @@ class Inference:
         self._precision = precisions.choose(self._accelerator, amp)
         self.model = self._precision.prepare_inference(trained.model.to(self._device))
         self._transform, self.normalize = preprocessing_of(trained.flags)
-        self.unreadable = Unreadable()
+        self.unreadable = []
 
     def images(self, paths):
         """The images of a command line as the model takes them; see ImageSources."""
@@ -86,12 +80,22 @@ class Inference:
         if num_workers is None:             # a single batch is read as fast without
             num_workers = min(default_workers(), (len(images) - 1) // batch_size)
         loader = evaluation_loader(images, batch_size, World(), False, num_workers, True, self._accelerator)
-        loader.bad_images = self.unreadable
+        loader.bad_images = self
         with progress_bar(told, 'images', len(images)) as bar:
             for pixels, indices in loader:
                 yield indices.tolist(), self._apply(function, pixels)
                 bar.update(len(indices))
-        self.unreadable.close(len(images))
+        bad, total = len(self.unreadable), len(images)
+        if bad == total:
+            raise UserError('none of the {:,} images can be read'.format(total))
+        if bad:
+            print('{:,} of {:,} images cannot be read'.format(bad, total), file=sys.stderr)
+
+    def met(self, found):
+        """Name unreadable files on standard error, in the place of util.bad_images.BadImages."""
+        for path, reason in found:
+            logger.warning('%s: cannot be read (%s)', path, reason)
+        self.unreadable += found
 
     def _apply(self, function, pixels):
         pixels, = self._accelerator.to_device([pixels], self._device)

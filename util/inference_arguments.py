@@ -5,8 +5,8 @@ from util import download, input_size
 from util.parser import COUNT, INDEX, Parser, add_device
 
 
-def predict_parser():
-    """Flags of main_predict.py."""
+def parse_predict(argv=None):
+    """Parse and check the flags of main_predict.py; a bad one ends the process with one line."""
     parser = Parser(prog='main_predict.py', description='The classes of images, by a model of main_finetune.py.')
     add_model(parser, 'main_finetune.py')
     add_images(parser)
@@ -17,17 +17,9 @@ def predict_parser():
     add('--class_names', default='',
         help="text file with the names of the classes by number, one a line; default: the checkpoint's")
     add_work(parser)
-    return parser
-
-
-def parse_predict(argv=None):
-    """Parse and check the flags of main_predict.py; a bad one ends the process with one line."""
-    parser = predict_parser()
     args = parser.parse_args(argv)
     check_checkpoint(parser, args)
     check_output(parser, args)
-    if args.class_names and not os.path.isfile(args.class_names):
-        parser.error('argument --class_names: {} is not a file'.format(args.class_names))
     return args
 
 

@@ -25,7 +25,7 @@ from util.transforms import preprocessing_of
 K, TEMPERATURE = 20, .07
 
 
-def classify(queries, bank, labels, classes, k=K, temperature=TEMPERATURE):
+def classify(queries, bank, labels, classes, k, temperature):
     """The class of each query by the votes of its k nearest, each of weight exp(cosine similarity / temperature).
 
     Args:
@@ -54,89 +54,79 @@ def spread(labels, count, seed):
     return np.sort(order[np.argsort(rounds, kind='stable')[:count]])
 
 
-class KnnJudge:
-    """Classifies all validation images of a dataset by the features of an encoder.
+@torch.no_grad()
+def measure(model, normalize, runtime, precision, datasets, loading, pool='mean', k=K, temperature=TEMPERATURE,
+            bad_images=None):
+    """Share of the readable validation images, in percent, that are classified right; each is counted once.
 
+    Nothing is drawn at random. All processes must call it, and get the same.
     Args:
         model: on its device, not in DistributedDataParallel; normalize: images of the loader -> what it takes.
-        bank, held_out: datasets of (image, label).
-        classes: how many.
-        options: batch_size, num_workers and pin_memory of the loaders.
+        datasets: images of the bank, validation images, number of classes.
+        loading: (batch_size, num_workers, pin_memory) of the loaders.
+        bad_images: util.bad_images.BadImages that is told of unreadable ones.
+    Raises:
+        UserError: no image of either kind can be read.
     """
+    def encoded(dataset, what):
+        # A loader made anew each time, so that no loader processes wait through the epochs in between.
+        loader = evaluation_loader(dataset, loading[0], runtime.world, True, *loading[1:], runtime.accelerator)
+        loader.bad_images = bad_images
+        return _encode(model, normalize, runtime, precision, pool, progress_bar(
+            'features of the {} images'.format(what), 'batches', items=loader))
 
-    def __init__(self, model, normalize, runtime, precision, bank, held_out, classes, pool='mean', k=K,
-                 temperature=TEMPERATURE, **options):
-        self._model, self._normalize, self._runtime, self._precision = model, normalize, runtime, precision
-        self._bank, self._held_out, self._classes, self._options = bank, held_out, classes, options
-        self._pool, self._k, self._temperature = pool, k, temperature
-
-    @torch.no_grad()
-    def accuracy(self, bad_images=None):
-        """Share of the readable validation images, in percent, that are classified right; each is counted once.
-
-        Nothing is drawn at random. All processes must call it, and get the same.
-        Args:
-            bad_images: util.bad_images.BadImages that is told of unreadable ones.
-        Raises:
-            UserError: no image of either kind can be read.
-        """
-        self._model.eval()
-        bank, labels = (self._of_all(values) for values in self._encode(self._bank, 'training', bad_images))
-        queries, wanted = self._encode(self._held_out, 'validation', bad_images)
-        right = torch.zeros((), device=self._runtime.device)
-        for i in range(0, len(queries) if len(bank) else 0, self._options['batch_size']):
-            chunk = slice(i, i + self._options['batch_size'])
-            found = classify(queries[chunk], bank, labels, self._classes, self._k, self._temperature)
-            right += (found == wanted[chunk]).float().sum()
-        right, images, stopped = self._runtime.totals(float(right), len(queries), bool(self._runtime.stops.requested))
-        if not (len(bank) and images or stopped):
-            raise UserError('--data_path: none of the {} images can be read; is the disk there?'.format(
-                'validation' if len(bank) else 'training'))
-        accuracy = 100 * right / max(images, 1)
-        if not stopped:
-            logger.info('* k-NN Acc@1 %.3f  (k %d, %d validation images among %d training images)', accuracy, self._k,
-                        images, len(bank))
-        return accuracy
-
-    def _encode(self, dataset, what, bad_images):
-        """(rows, D) features of unit length and (rows,) labels of this process's share, both fp32 on the device."""
-        runtime, options = self._runtime, self._options
-        # Made anew each time, so that no loader processes wait through the epochs in between.
-        loader = evaluation_loader(dataset, options['batch_size'], runtime.world, True, options['num_workers'],
-                                   options['pin_memory'], runtime.accelerator)
-        loader.bad_images = bad_images or loader.bad_images
-        weight, features, labels = self._model.patch_embed.proj.weight, [], []
-        batches = progress_bar('features of the {} images'.format(what), 'batches', items=loader)
-        for _, batch in hang_detector.watched(batches, 'k-NN'):
-            if runtime.stops.requested:
-                break
-            images, truth = runtime.accelerator.to_device(batch, runtime.device)
-            with self._precision.autocast():
-                rows = pooled(self._model, self._normalize(images).to(weight.dtype), self._pool)
-            features.append(F.normalize(rows.float(), dim=1))
-            labels.append(truth.float())
-        if not features:
-            return weight.new_zeros(0, self._model.cls_token.shape[-1]).float(), weight.new_zeros(0).float()
-        return torch.cat(features), torch.cat(labels)
-
-    def _of_all(self, rows):
-        """The rows of all processes, one's after the other's."""
-        world = self._runtime.world
-        if world.size == 1:
-            return rows
-        lengths = [int(row[0]) for row in world.gather(rows.new_tensor([float(len(rows))]))]
-        everything = rows.new_zeros(sum(lengths), *rows.shape[1:])
-        begin = sum(lengths[:world.rank])
-        everything[begin:begin + len(rows)] = rows
-        return world.sum(everything)
+    model.eval()
+    bank, validation, classes = datasets
+    features, labels = (_of_all(values, runtime.world) for values in encoded(bank, 'training'))
+    queries, wanted = encoded(validation, 'validation')
+    right = torch.zeros((), device=runtime.device)
+    for i in range(0, len(queries) if len(features) else 0, loading[0]):
+        chunk = slice(i, i + loading[0])
+        right += (classify(queries[chunk], features, labels, classes, k, temperature) == wanted[chunk]).float().sum()
+    right, images, stopped = runtime.totals(float(right), len(queries), bool(runtime.stops.requested))
+    if not (len(features) and images or stopped):
+        raise UserError('--data_path: none of the {} images can be read; is the disk there?'.format(
+            'validation' if len(features) else 'training'))
+    accuracy = 100 * right / max(images, 1)
+    if not stopped:
+        logger.info('* k-NN Acc@1 %.3f  (k %d, %d validation images among %d training images)', accuracy, k, images,
+                    len(features))
+    return accuracy
 
 
-def periodic(args, model, normalize, runtime, precision, average):
+def _encode(model, normalize, runtime, precision, pool, batches):
+    """(rows, D) features of unit length and (rows,) labels of this process's share, both fp32 on the device."""
+    weight = model.patch_embed.proj.weight
+    features = [weight.new_zeros(0, model.cls_token.shape[-1]).float()]
+    labels = [weight.new_zeros(0).float()]
+    for _, batch in hang_detector.watched(batches, 'k-NN'):
+        if runtime.stops.requested:
+            break
+        images, truth = runtime.accelerator.to_device(batch, runtime.device)
+        with precision.autocast():
+            rows = pooled(model, normalize(images).to(weight.dtype), pool)
+        features.append(F.normalize(rows.float(), dim=1))
+        labels.append(truth.float())
+    return torch.cat(features), torch.cat(labels)
+
+
+def _of_all(rows, world):
+    """The rows of all processes, one's after the other's."""
+    if world.size == 1:
+        return rows
+    lengths = [int(row[0]) for row in world.gather(rows.new_tensor([float(len(rows))]))]
+    everything = rows.new_zeros(sum(lengths), *rows.shape[1:])
+    begin = sum(lengths[:world.rank])
+    everything[begin:begin + len(rows)] = rows
+    return world.sum(everything)
+
+
+def periodic(args, model, normalize, runtime, precision, averaged):
     """What main_pretrain.py calls with (epoch, course) after each epoch: {'knn_acc1': percent} where --knn_every makes
     it due, and after the last; else {}. It raises what course.agree does.
 
     Args:
-        average: util.weight_average.WeightAverage, which is judged in place of the weights.
+        averaged: a context in which a model has the weights to judge (see util.updates.WeightUpdates).
     Raises:
         UserError: the images have no classes.
     """
@@ -147,14 +137,13 @@ def periodic(args, model, normalize, runtime, precision, average):
     except UserError as error:
         raise UserError('--knn_every {}: {}; leave the flag out where images have no classes'.format(
             args.knn_every, error)) from error
-    judge = KnnJudge(model, normalize, runtime, precision, *datasets, batch_size=args.batch_size,
-                     num_workers=args.num_workers, pin_memory=args.pin_mem)
 
     def after(epoch, course):
         if (epoch + 1) % args.knn_every and epoch + 1 != args.epochs:
             return {}
-        with average.within(model):
-            accuracy = judge.accuracy(course.bad_images)
+        with averaged(model):
+            accuracy = measure(model, normalize, runtime, precision, datasets,
+                               (args.batch_size, args.num_workers, args.pin_mem), bad_images=course.bad_images)
         course.agree()                      # a signal may have cut it short
         return {'knn_acc1': accuracy}
     return after
@@ -173,7 +162,7 @@ def _datasets(data_path, flags, count, seed, *split):
     return bank, labelled_set(data_path, 'val', transform, train.classes, *split), len(train.classes)
 
 
-def _flags():
+def _main():
     parser = Parser(prog='python -m util.knn', description='Classify validation images by their nearest neighbours.')
     add_model(parser, 'main_pretrain.py, main_finetune.py or main_linprobe.py')
     add = parser.add_argument
@@ -189,11 +178,6 @@ def _flags():
     add_work(parser)
     args = parser.parse_args()
     check_checkpoint(parser, args)
-    return args
-
-
-def _main():
-    args = _flags()
     log.set_up(is_main=True)
     model, flags, _ = trained.load_either(args.resume, args.input_size)
     # A training that held nothing out says nothing of data without a validation set.
@@ -204,8 +188,8 @@ def _main():
     precision = precisions.choose(runtime.accelerator, args.amp)
     model = precision.prepare_inference(model.to(runtime.device))
     workers = default_workers() if args.num_workers is None else args.num_workers
-    KnnJudge(model, preprocessing_of(flags)[1], runtime, precision, *datasets, args.pool, args.k, args.temperature,
-             batch_size=args.batch_size, num_workers=workers, pin_memory=True).accuracy()
+    measure(model, preprocessing_of(flags)[1], runtime, precision, datasets, (args.batch_size, workers, True),
+            args.pool, args.k, args.temperature)
 
 
 if __name__ == '__main__':

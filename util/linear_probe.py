@@ -6,6 +6,7 @@ linear layer. Shapes: N images, C channels, D width.
 import torch
 from torch import nn
 
+from util.distributed import World
 from util.precision import FullPrecision
 from util.timm_compat import trunc_normal_
 
@@ -26,9 +27,11 @@ class LinearProbe:
     Args:
         model: models_vit.VisionTransformer whose head is a `probing_head`, on its device; it is changed.
         precision: from util.precision.choose.
+        world: whose processes train the head together.
     """
 
-    def __init__(self, model, precision):
+    def __init__(self, model, precision, world=None):
+        self._world = world or World()
         self.head, model.head = model.head, nn.Identity()
         # Kept as they are: a precision that halves an encoder puts new tensors into it.
         self._weights = model.state_dict()
@@ -49,12 +52,50 @@ class LinearProbe:
         return self.head(self.features(imgs))
 
     def eval(self):
-        """Let the batch normalisation use its running statistics; the encoder never does anything else."""
+        """Let the batch normalisation use its running statistics; the encoder never does anything else.
+
+        They are each process's own: the first one's count, which checkpoints keep. All processes must call it.
+        """
+        self._world.share(self.head)
         self.head.eval()
 
     def state_dict(self):
         """All weights by the names that published code has for them: the frozen encoder's, head.0 and head.1."""
         return {**self._weights, **{'head.' + name: value for name, value in self.head.state_dict().items()}}
+
+
+class LARS(torch.optim.Optimizer):
+    """Momentum whose step is scaled, matrix by matrix, to the size of the weights (You et al., arXiv:1708.03888).
+
+    For a matrix w with gradient g: d = g + weight_decay w, times trust_coefficient |w| / |d| where neither norm is 0.
+    1-D tensors, such as biases, neither decay nor are scaled: d = g. Then m = momentum m + d, and w = w - lr m.
+    """
+
+    def __init__(self, params, lr, weight_decay=0., momentum=.9, trust_coefficient=.001):
+        super().__init__(params, {'lr': lr, 'weight_decay': weight_decay, 'momentum': momentum,
+                                  'trust_coefficient': trust_coefficient})
+
+    @torch.no_grad()
+    def step(self):
+        """Update the weights by their gradients."""
+        for group in self.param_groups:
+            for parameter in group['params']:
+                if parameter.grad is not None:
+                    state = self.state[parameter]
+                    if not state:
+                        state['mu'] = torch.zeros_like(parameter)
+                    state['mu'].mul_(group['momentum']).add_(_direction(parameter, group))
+                    parameter.add_(state['mu'], alpha=-group['lr'])
+
+
+def _direction(parameter, group):
+    """d of the formula above; the norms stay on the device."""
+    if parameter.dim() < 2:
+        return parameter.grad
+    direction = parameter.grad.add(parameter, alpha=group['weight_decay'])
+    size, length = parameter.norm(), direction.norm()
+    ratio = group['trust_coefficient'] * size / length
+    return direction * torch.where((size > 0) & (length > 0), ratio, torch.ones_like(ratio))
 
 
 def folded(weights):

@@ -14,28 +14,25 @@ MATRIX = ('Validation images by their class (rows) and what they are taken for (
 
 
 class Mistakes:
-    """Predictions on the validation images: they stay on the device during an evaluation and are read at its end.
+    """Predictions on the validation images.
 
     Args:
         dataset: the validation images; normalize: util.transforms.Normalize, for showing them.
     """
 
     def __init__(self, dataset, normalize):
-        self._dataset, self._normalize, self._seen, self._latest, self._shown = dataset, normalize, [], None, None
+        self._dataset, self._normalize, self._latest, self._shown = dataset, normalize, None, None
 
-    def begin(self):
-        """Forget the evaluation before."""
-        self._seen = []
+    def share(self, seen, loader, world, device):
+        """Take note of an evaluation; all processes must call it.
 
-    def add(self, logits, labels):
-        """Take note of a batch: (N, classes), (N,). Never waits for the device."""
-        self._seen.append(torch.stack([labels, logits.argmax(dim=1)]))
-
-    def share(self, loader, world, device):
-        """Bring together what all processes have seen; each must call it, with its util.loader.Batches."""
+        Args:
+            seen: (2, N) on the device for each batch that this process has seen: labels and predictions.
+            loader: util.loader.Batches that gave them.
+        """
         found = torch.zeros(2, len(self._dataset), device=device)       # label and prediction + 1; 0: not seen
-        if self._seen:
-            seen = torch.cat(self._seen, dim=1)
+        if seen:
+            seen = torch.cat(seen, dim=1)
             places = torch.tensor(loader.given(), device=device)[:seen.shape[1]]
             found[:, places] = (seen + 1).float()
         self._latest = world.sum(found).cpu().numpy().astype(np.int64) - 1

@@ -37,7 +37,8 @@ def recognise(weights, path, input_size=None):
     if embedding is None or embedding.dim() != 4 or positions is None or positions.dim() != 3:
         raise UserError('{}: neither a checkpoint of this program nor the weights of a ViT'.format(path))
     width, in_chans, patch, columns = embedding.shape
-    encoder = width, _depth(weights, 'blocks')
+    blocks = [re.match(r'blocks\.(\d{1,4})\.', name) for name in weights]
+    encoder = width, max((int(match.group(1)) + 1 for match in blocks if match), default=0)
     found = next((size for size, row in SIZES.items() if (row.width, row.depth) == encoder), None)
     side = round(max(positions.shape[1] - 1, 0) ** .5)
     if found is None or patch != columns or not (input_size or side ** 2 == positions.shape[1] - 1):
@@ -45,14 +46,6 @@ def recognise(weights, path, input_size=None):
                         .format(path, *encoder, patch, columns, positions.shape[1]))
     name = 'vit_{}_patch{}'.format(found, SIZES[found].patch)
     if 'decoder_embed.weight' in weights:
-        decoder, name = (len(weights['decoder_embed.weight']), _depth(weights, 'decoder_blocks')), 'mae_' + name
-        if decoder != SIZES[found].decoder[:2]:
-            raise UserError('{}: its decoder has width {} and {} blocks, that of {} {} and {}'
-                            .format(path, *decoder, name, *SIZES[found].decoder))
+        name = 'mae_' + name
     return {'model': name, 'input_size': input_size or side * patch, 'patch_size': patch, 'in_chans': in_chans,
             'global_pool': 'fc_norm.weight' in weights}
-
-
-def _depth(weights, blocks):
-    found = [re.match(blocks + r'\.(\d{1,4})\.', name) for name in weights]
-    return max((int(match.group(1)) + 1 for match in found if match), default=0)

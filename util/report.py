@@ -21,7 +21,7 @@ from util.errors import Stopped, first_line, one_line
 from util.files import write_atomically
 from util.log import logger
 from util.output_dir import set_aside
-from util.throughput import duration
+from util.progress import duration
 
 TEMPLATE, PLACEHOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html'), '<!-- report -->'
 _NAMES = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',

@@ -9,16 +9,14 @@ import timm
 import torch
 import torchvision
 
-from util import affinity, checkpoint, device, distributed, hang_detector, log, output_dir
+from util import affinity, checkpoint, device, distributed, hang_detector, log, output_dir, precision as precisions
 from util.compiling import compile_blocks
 from util.errors import UserError
 from util.loader import default_workers, seed_generators
 from util.log import logger
 from util.logbook import Logbook, SilentLogbook
-from util.lr_schedule import peak_lr
 from util.recompute import recomputed
 from util.stops import Stops
-from util.timm_compat import drops_paths
 
 
 class Runtime:
@@ -47,7 +45,8 @@ class Runtime:
             UserError: gradients would be wrong.
         """
         if grad_checkpoint:
-            if not self.accelerator.repeats_drops and drops_paths(model):
+            drops_paths = any(getattr(module, 'drop_prob', None) for module in model.modules())
+            if drops_paths and not self.accelerator.repeats_drops:
                 raise UserError('--grad_checkpoint: torch {} cannot draw dropped paths twice alike on {}; add '
                                 '--drop_path 0'.format(torch.__version__, self.accelerator.type))
             model.run_block = recomputed
@@ -65,12 +64,12 @@ class Runtime:
             return list(map(float, values))
         return self.world.sum(torch.tensor(values, dtype=torch.float32, device=self.device)).tolist()
 
-    def check_agreement(self, what, value):
-        """Raise UserError where processes have different values, as when nodes do not share a disk."""
-        if self.world.size > 1 and any(row != [value] for row in self.world.gather(
-                torch.tensor([float(value)], device=self.device))):
-            raise UserError('--resume: the processes disagree on the {}, {} here; all nodes must see the same '
-                            'checkpoint, on a shared disk or as copies'.format(what, value))
+    def check_agreement(self, epoch, images):
+        """Raise UserError where processes start at different places, as when nodes do not share a disk."""
+        places = self.world.gather(torch.tensor([float(epoch), float(images)], device=self.device))
+        if any(place != places[0] for place in places):
+            raise UserError('--resume: the processes disagree on where to start, here after {} images of epoch {}; all '
+                            'nodes must see the same checkpoint, on a shared disk or as copies'.format(images, epoch))
 
     def seed(self, seed, epoch, iteration=0):
         """Seed everything for an iteration, differently on each process: its noise is the same after a resume."""
@@ -141,10 +140,12 @@ def software():
             'timm': timm.__version__}
 
 
-def describe(args, runtime, precision):
-    """Say at the head of the log what the run uses, and why."""
-    hang_detector.progress('the preparation of data and model')
+def choose_precision(args, runtime):
+    """The precision that the flags ask for; says at the head of the log what the run uses, and why."""
     accelerator, world = runtime.accelerator, runtime.world
+    precision = precisions.choose(accelerator, args.amp, args.amp_backend, args.amp_dtype,
+                                  getattr(args, 'loss_scale', 'dynamic'))
+    hang_detector.progress('the preparation of data and model')
     logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
     logger.info('software: %s', ', '.join('{} {}'.format(*pair) for pair in software().items()))
     logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)
@@ -152,31 +153,39 @@ def describe(args, runtime, precision):
                 ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers,
                 ', cores {} of this one'.format(runtime.cores) if runtime.cores else '')
     logger.info('precision: %s', precision.name)
+    return precision
 
 
 def batch_and_lr(args, world):
-    """(effective batch size, peak learning rate) of the flags; says where --lr is for another batch and stays."""
+    """(effective batch size, peak learning rate) of the flags; says where --lr is for another batch and stays.
+
+    The rate is scaled linearly to the batch (arXiv:1706.02677); --blr is for 256 images.
+    """
     effective_batch, lr_batch = args.batch_size * args.accum_iter * world.size, args.base_batch_size
-    lr = peak_lr(args.lr, args.blr, effective_batch, lr_batch if args.auto_scale_lr else None)
+    if args.lr is None:
+        return effective_batch, args.blr * effective_batch / 256
+    scaled = args.lr * effective_batch / (lr_batch or effective_batch)
     if args.auto_scale_lr:
         logger.info('lr scaled from %.3e for a batch of %d images', args.lr, lr_batch)
-    elif args.lr is not None and lr_batch not in (None, effective_batch):
+        return effective_batch, scaled
+    if lr_batch not in (None, effective_batch):
         logger.warning('--lr %g is for a batch of %d images, the effective batch is %d: --auto_scale_lr would make it '
-                       '%.3e', args.lr, lr_batch, effective_batch, peak_lr(args.lr, None, effective_batch, lr_batch))
-    return effective_batch, lr
+                       '%.3e', args.lr, lr_batch, effective_batch, scaled)
+    return effective_batch, args.lr
 
 
-def describe_training(args, dataset, model, effective_batch, lr, val_set=None):
+def describe_training(args, world, dataset, model, val_set=None):
     """Log what is trained, on what, how fast, and warn of settings that would waste the run.
 
     Args:
         val_set: the validation images, where there are classes.
     Returns:
-        number of trained parameters.
+        the peak learning rate.
     """
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    effective_batch, lr = batch_and_lr(args, world)
     logger.info('data: %d images', len(dataset))
-    logger.info('model: %.2f M trained parameters', parameters / 1e6)
+    logger.info('model: %.2f M trained parameters',
+                sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6)
     logger.info('effective batch size: %d, peak lr: %.3e', effective_batch, lr)
     if args.warmup_epochs >= args.epochs > 1:
         logger.info('warning: --warmup_epochs %g of --epochs %d: the learning rate never falls, and reaches %.0f%% of '
@@ -186,7 +195,7 @@ def describe_training(args, dataset, model, effective_batch, lr, val_set=None):
                     'lower --accum_iter', effective_batch, len(dataset))
     if val_set is not None:
         warn_of_empty_classes(val_set)
-    return parameters
+    return lr
 
 
 def warn_of_empty_classes(val_set):

@@ -47,11 +47,6 @@ def posterize(image, bits, **_):
     return auto_augment.posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)
 
 
-def drops_paths(model):
-    """Whether a model's blocks have stochastic depth."""
-    return any(getattr(module, 'drop_prob', None) for module in model.modules())
-
-
 class TransformerBlock(Block):
     """timm's pre-norm transformer block with a bias in qkv, the same in all releases, that can leave out tokens.
 

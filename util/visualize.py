@@ -14,9 +14,8 @@ import models_mae
 from util import log, thumbnails, trained
 from util.compiling import eagerly
 from util.errors import one_line, run
-from util.inference import Inference
+from util.inference import Inference, output_file
 from util.inference_arguments import add_images, check_checkpoint, check_output
-from util.output_file import output_file
 from util.parser import COUNT, INDEX, RATIO, Parser
 from util.transforms import to_pil
 

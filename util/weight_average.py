@@ -80,23 +80,6 @@ class WeightAverage:
         self._updates.fill_(state.get('ema_updates') or 0)
 
 
-class NoAverage:
-    """Where there is no --ema."""
-
-    def update(self, skipped):
-        pass
-
-    def judge(self, model, evaluate):
-        return evaluate()
-
-    @contextmanager
-    def within(self, model):
-        yield
-
-    def state(self, model_state):
-        return {}
-
-
 @torch.no_grad()
 def _copy(sources, targets):
     for name, target in targets.items():

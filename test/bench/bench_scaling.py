@@ -37,9 +37,8 @@ from util.parser import Parser, number
 from util.errors import run
 from util.features import supported
 from util.launch import free_port
-from util.param_groups import decay_groups
 from util.transforms import Normalize
-from util.updates import WeightUpdates
+from util.updates import WeightUpdates, decay_groups
 
 
 class Training:

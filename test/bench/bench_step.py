@@ -38,11 +38,10 @@ import models_vit
 from util import device as devices, precision as precisions
 from util.compiling import compile_blocks
 from util.loader import seed_generators
-from util.param_groups import decay_groups, layer_decay_groups
 from util.recompute import recomputed
 from util.timm_compat import Mixup, RandomErasing, SoftTargetCrossEntropy
 from util.transforms import Normalize
-from util.updates import WeightUpdates
+from util.updates import WeightUpdates, decay_groups, layer_decay_groups
 
 SIDES = ('ours', 'baseline')
 LR = 1e-4

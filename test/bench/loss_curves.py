@@ -19,10 +19,8 @@ from util import device as devices, precision as precisions
 from util.compiling import compile_blocks
 from util.datasets import pretraining_set
 from util.loader import seed_generators
-from util.lr_schedule import warmup_cosine
-from util.param_groups import decay_groups
 from util.transforms import Normalize, evaluation_transform
-from util.updates import WeightUpdates
+from util.updates import WeightUpdates, decay_groups, warmup_cosine
 
 
 def curve(args, images, seed, amp):

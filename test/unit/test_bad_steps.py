@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import pretrain, two_processes
+from conftest import pretrain
 
 from util import precision
 from util.bad_steps import BadSteps
@@ -124,39 +124,3 @@ def test_a_run_whose_numbers_go_bad_stops_in_one_line_and_keeps_its_last_good_ch
     files = report['iterations'][0]['processes'][0]['files']
     assert len(files) == 8 and all(str(images) in name for name in files)
     assert (tmp_path / 'checkpoint-0.pth').read_bytes() == good
-
-
-SCRIPT = """
-import sys
-import torch
-from util.device import Cpu
-from util.distributed import world_from_environment
-from util.bad_steps import BadSteps
-from util.precision import FullPrecision
-from util.updates import WeightUpdates
-
-world = world_from_environment()
-world.join(Cpu())
-torch.manual_seed(0)
-model = world.wrap(torch.nn.Linear(2, 1), torch.device('cpu'), True)
-optimizer = torch.optim.AdamW(model.parameters(), lr=.1)
-updates = WeightUpdates(model, optimizer, FullPrecision(), lambda epoch: .1, accum_iter=2, bad_steps=BadSteps(3))
-for i in range(6):
-    with updates.iteration(i, 6, 0):
-        loss = model(torch.ones(1, 2)).sum()
-        updates.backward(loss * float('nan') if world.rank == 1 and i == 2 else loss)
-weights = world.gather(torch.cat([p.detach().flatten() for p in model.parameters()]))
-assert weights[0] == weights[1] and all(w == w for w in weights[0]), weights
-assert updates.bad_steps.skipped == 1, updates.bad_steps.skipped
-print('agreed')
-del model, updates
-world.leave()
-"""
-
-
-@pytest.mark.compat
-@pytest.mark.slow
-def test_a_bad_loss_on_one_process_makes_all_of_them_skip_the_same_step(tmp_path):
-    (tmp_path / 'script.py').write_text(SCRIPT)
-    run = two_processes(tmp_path / 'script.py')
-    assert run.status == 0 and run.output.count('agreed') == 2, run.output

@@ -3,6 +3,8 @@ import argparse
 import json
 import shutil
 import sys
+from contextlib import nullcontext
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +20,6 @@ from util.log import logger
 from util.precision import FullPrecision
 from util.runtime import Runtime
 from util.transforms import Normalize, evaluation_transform
-from util.weight_average import NoAverage
 
 
 def by_formula(queries, bank, labels, classes, k, temperature):
@@ -99,28 +100,21 @@ def test_unreadable_images_are_left_out_and_none_left_is_a_mistake(images, pretr
         stand_alone(monkeypatch, capsys, *flags)
 
 
-class Course:
-    """What the judgement needs of util.course.Course."""
-    bad_images, agreed = None, 0
-
-    def agree(self):
-        self.agreed += 1
-
-
 def periodic(folder, pretrained, runtime=None, **changes):
     """(what main_pretrain.py calls after each epoch, its model) of a training of five epochs."""
     model, flags, _ = trained.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
     args = argparse.Namespace(**{**flags, 'data_path': str(folder), 'epochs': 5, 'knn_every': 1, **changes})
-    return knn.periodic(args, model, Normalize(), runtime or Runtime(Cpu(), World()), FullPrecision(), NoAverage())
+    return knn.periodic(args, model, Normalize(), runtime or Runtime(Cpu(), World()), FullPrecision(),
+                        lambda model: nullcontext())
 
 
 @pytest.mark.parametrize('every, due', [(0, []), (2, [1, 3, 4]), (9, [4])])
 def test_it_is_due_every_so_many_epochs_and_after_the_last_on_a_bank_of_knn_images(images, pretrained, monkeypatch,
                                                                                     every, due):
-    monkeypatch.setattr(knn.KnnJudge, 'accuracy', lambda self, bad_images: len(self._bank))
-    judge, course = periodic(images, pretrained, knn_every=every, knn_images=16), Course()
+    monkeypatch.setattr(knn, 'measure', lambda *args, **options: len(args[4][0]))
+    judge, course = periodic(images, pretrained, knn_every=every, knn_images=16), mock.Mock()
     assert [epoch for epoch in range(5) if judge(epoch, course) == {'knn_acc1': 16}] == due
-    assert course.agreed == len(due)
+    assert course.agree.call_count == len(due)
 
 
 def test_pretraining_without_classes_is_a_mistake(images, pretrained):
@@ -133,7 +127,7 @@ def test_a_judgement_that_a_signal_cuts_short_tells_no_accuracy(images, pretrain
     runtime, lines = Runtime(Cpu(), World()), []
     runtime.stops.requested = 'SIGTERM'
     monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
-    assert periodic(images, pretrained, runtime)(0, Course()) == {'knn_acc1': 0} and not lines
+    assert periodic(images, pretrained, runtime)(0, mock.Mock(bad_images=None)) == {'knn_acc1': 0} and not lines
 
 
 @pytest.mark.slow

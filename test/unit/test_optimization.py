@@ -5,9 +5,8 @@ import torch
 
 import models_mae
 import models_vit
-from util.lars import LARS
-from util.lr_schedule import peak_lr, warmup_cosine
-from util.param_groups import decay_groups, layer_decay_groups
+from util.linear_probe import LARS
+from util.updates import decay_groups, layer_decay_groups, warmup_cosine
 
 pytestmark = pytest.mark.compat
 
@@ -60,12 +59,6 @@ def test_a_minimum_no_warm_up_and_a_run_shorter_than_its_warm_up():
     assert warmup_cosine(100, 1e-3, 100, 5, floor=1e-6) == pytest.approx(1e-6)
     assert warmup_cosine(0, 1e-3, 10, 0) == pytest.approx(1e-3)
     assert warmup_cosine(.5, 1., 1, 40) == pytest.approx(.0125)
-
-
-def test_the_peak_is_blr_for_256_images_unless_lr_is_given():
-    assert peak_lr(None, 3e-4, 2048) == pytest.approx(2.4e-3)
-    assert peak_lr(5e-4, 3e-4, 2048) == 5e-4
-    assert peak_lr(5e-4, 3e-4, 2048, lr_batch=4096) == pytest.approx(2.5e-4)
 
 
 # LARS

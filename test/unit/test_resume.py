@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, execute, pretrain, python
-from test_end_to_end import moments_of, same, weights_of
+from test_end_to_end import epochs_of, moments_of, same, weights_of
 from test_launchers import both, by
 
 from util.launch import free_port
@@ -55,9 +55,8 @@ def command(script, flags, processes, killer=None, at=None, rank=0):
 def results(folder):
     """(weights, their average, moments, best, lines of log.txt but for times) of a run's end."""
     state = weights_of(folder / 'checkpoint-2.pth')
-    records = [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
     return (state['model'], state.get('model_ema'), moments_of(state), state.get('best'),
-            [{name: value for name, value in record.items() if name not in TIMES} for record in records])
+            [{name: value for name, value in record.items() if name not in TIMES} for record in epochs_of(folder)])
 
 
 def ends_alike(script, flags, tmp_path, killer, kills, processes=1):

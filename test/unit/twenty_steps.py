@@ -18,11 +18,9 @@ import models_mae
 import models_vit
 from util import checkpoint, checkpoint_file
 from util.device import Cpu
-from util.lr_schedule import warmup_cosine
-from util.param_groups import decay_groups, layer_decay_groups
 from util.precision import FullPrecision
 from util.timm_compat import Mixup, SoftTargetCrossEntropy
-from util.updates import WeightUpdates
+from util.updates import WeightUpdates, decay_groups, layer_decay_groups, warmup_cosine
 
 STEPS, SAVED_AT = 20, 10
 SIZE = {'img_size': 32, 'patch_size': 8}

@@ -8,9 +8,8 @@ import torch
 import models_mae
 from util import checkpoint, checkpoint_file
 from util.device import Cpu
-from util.param_groups import decay_groups
 from util.precision import ApexO2, FullPrecision
-from util.updates import WeightUpdates
+from util.updates import WeightUpdates, decay_groups
 
 from .conftest import require_emulator
 

@@ -1,7 +1,17 @@
-"""Images per second, with a clock that the test moves."""
-import pytest
+"""Speed, with a clock that the test moves; means on the device; accuracy."""
+import math
+from types import SimpleNamespace
+from unittest import mock
 
-from util.throughput import Rate, Throughput, duration, per_second, workers_to_keep_up
+import pytest
+import torch
+
+from engine_finetune import count_correct
+from util.bad_steps import BadSteps
+from util.device import Cpu
+from util.distributed import World
+from util.progress import DeviceMean, Progress, Throughput, duration, workers_to_keep_up
+from util.runtime import Runtime
 
 
 class Clock:
@@ -54,27 +64,48 @@ def test_the_device_is_waited_for_at_the_edges_only():
     assert clock.synchronized == 2
 
 
-def test_a_run_adds_up_its_epochs_and_leaves_out_what_lies_between():
-    rate = Rate()
-    assert rate.add(100, 2.) == pytest.approx(50)
-    assert rate.add(300, 2.) == pytest.approx(150)
-    assert rate.fps == pytest.approx(100)
-
-
-def test_nothing_timed_is_no_speed_rather_than_an_error():
-    assert per_second(0, 0.) == 0. and Rate().fps == 0.
-
-
 def test_durations_read_as_hours_minutes_seconds():
     assert duration(3725.9) == '1:02:05'
-
-
-def test_advice_is_given_again_only_when_it_changes():
-    rate = Rate()
-    assert [rate.news(workers) for workers in (None, 4, 4, 5, None, 5)] == [False, True, False, True, False, True]
 
 
 @pytest.mark.parametrize('workers, seconds, waited, enough', [
     (4, 10., .1, None), (4, 10., 5., 8), (0, 10., 5., 1), (0, 10., 8., 4), (2, 0., 0., None)])
 def test_loader_processes_are_asked_for_where_the_device_waits(workers, seconds, waited, enough):
     assert workers_to_keep_up(workers, seconds, waited) == enough
+
+
+def test_advice_on_the_loader_is_given_again_only_when_it_changes(monkeypatch, caplog):
+    caplog.set_level('INFO', 'mae')
+    updates = SimpleNamespace(lr=.1, bad_steps=BadSteps(3))
+    progress = Progress(mock.MagicMock(workers=2), Runtime(Cpu(), World()), updates, None, 'loss', 0, None)
+    for enough, lines in ((None, 0), (4, 1), (4, 1), (5, 2), (None, 2), (5, 3)):
+        monkeypatch.setattr('util.progress.workers_to_keep_up', lambda *args, enough=enough: enough)
+        progress.begin(0, 0)
+        progress.finish()
+        assert sum('--num_workers' in line for line in caplog.messages) == lines
+
+
+@pytest.mark.compat
+def test_a_window_starts_after_the_last_reading_and_the_total_keeps_all_by_their_counts_but_what_is_not_finite():
+    mean = DeviceMean(torch.device('cpu'))
+    mean.add(torch.tensor(1.), 3)
+    mean.add(torch.tensor(math.nan), 3)
+    assert mean.read_window(World()) == pytest.approx(1)
+    mean.add(torch.tensor(math.inf), 3)
+    mean.add(torch.tensor(5.), 1)
+    assert mean.read_window(World()) == pytest.approx(5)
+    assert mean.read(World()) == pytest.approx(2)
+
+
+@pytest.mark.compat
+def test_adding_reads_nothing_from_the_device(monkeypatch):
+    mean = DeviceMean(torch.device('cpu'))
+    for name in ('item', 'tolist', '__float__', '__bool__'):
+        monkeypatch.setattr(torch.Tensor, name, lambda *args: pytest.fail('the host waited for the device'))
+    mean.add(torch.ones((), requires_grad=True) * 2, 4)
+
+
+@pytest.mark.compat
+def test_top_1_and_top_5_are_counted_and_top_5_of_two_classes_is_everything():
+    assert count_correct(torch.arange(10.).expand(3, 10), torch.tensor([9, 5, 0])).tolist() == [1, 2]
+    assert count_correct(torch.randn(4, 2), torch.tensor([0, 1, 1, 0])).tolist()[1] == 4

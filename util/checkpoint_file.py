@@ -102,8 +102,8 @@ def load(path, as_trained=False):
     Raises:
         UserError, Fault: see `loading`.
     """
-    local = download.fetch(path) if download.is_url(path) else path
     with loading(path):
+        local = download.fetch(path) if download.is_url(path) else path
         folder = hugging_face.folder_of(local)
         state = hugging_face.read_folder(folder, lambda part: _read(part).get('model')) if folder else _read(local)
         if not folder and _is_state_dict(state.get('model')) and hugging_face.is_foreign(state['model']):
@@ -112,9 +112,6 @@ def load(path, as_trained=False):
         raise UserError("{}: not a checkpoint, it holds no 'model'".format(path))
     if type(state.get('args')) is not dict:
         state.pop('args', None)
-    unsound = [name for name, value in state['model'].items() if not _is_finite(value)]
-    if unsound:
-        logger.info('warning: %s: %d of its weights are not finite, the first is %s', path, len(unsound), unsound[0])
     if not (_is_state_dict(state.get('model_ema')) and state['model_ema']):
         state.pop('model_ema', None)
     return state if as_trained else judged_weights(state, path)
@@ -164,7 +161,3 @@ def _to_cpu(value):
 def _is_state_dict(value):
     return type(value) is dict and all(type(name) is str and torch.is_tensor(tensor)
                                        for name, tensor in value.items())
-
-
-def _is_finite(value):
-    return not value.is_floating_point() or bool(torch.isfinite(value.sum(dtype=torch.float64)))

@@ -3,7 +3,7 @@
 Beside 'model', the weights in fp32 by name, which util.checkpoint_file looks after. Any other key may be missing.
 """
 import json
-import math
+import sys
 
 import torch
 
@@ -69,24 +69,14 @@ def _misfits(values, kinds):
             if values.get(name) is not None and not fits(values[name])]
 
 
-def _count(value, least=0):
-    return type(value) is int and least <= value < 2 ** 63
+def _is(*kinds, least=-sys.float_info.max, most=sys.float_info.max):
+    """Whether a value is a number of one of these types and within these bounds, and so finite."""
+    return lambda value: type(value) in kinds and least <= value <= most
 
 
-def _number(value):
-    return type(value) in (int, float)
-
-
-def _finite(value):
-    return _number(value) and math.isfinite(value)
-
-
-def _share(value):
-    return type(value) is float and 0 < value < 1
-
-
-def _side(value):
-    return _count(value) and value <= LARGEST_SIZE          # 0 as None
+COUNT, EPOCH = _is(int, least=0, most=2 ** 63 - 1), _is(int, least=-1, most=2 ** 63 - 1)
+NUMBER, SHARE = _is(int, float), _is(float, least=1e-30, most=1 - 1e-9)
+SIDE = _is(int, least=0, most=LARGEST_SIZE)         # 0 as None
 
 
 def _text(value):
@@ -103,7 +93,7 @@ def _dict(**kinds):
 
 
 def _is_step(value):
-    return _count(int(value)) if torch.is_tensor(value) and value.numel() == 1 else _count(value)
+    return COUNT(int(value)) if torch.is_tensor(value) and value.numel() == 1 else COUNT(value)
 
 
 def _is_moments(value):
@@ -111,34 +101,33 @@ def _is_moments(value):
 
 
 def _is_scaler(value):
-    return type(value) is dict and all(_is_scaler(item) if type(item) is dict else _number(item) and item >= 0
-                                       for item in value.values())
+    return all(map(_is_scaler, value.values())) if type(value) is dict else _is(int, float, least=0)(value)
 
 
 def _is_record(line):
-    record = json.loads(line) if type(line) is str else None
-    return type(record) is dict and _count(record.get('epoch', 0))
+    record = json.loads(line) if _text(line) else None
+    return type(record) is dict and COUNT(record.get('epoch', 0))
 
 
 CHECKPOINT = {
-    'ema_updates': _count,                          # how many steps 'model_ema', of names as 'model', has followed
-    'optimizer': _dict(state=_is_moments, param_groups=_list(_dict(params=_list(_count)))),
+    'ema_updates': COUNT,                           # how many steps 'model_ema', of names as 'model', has followed
+    'optimizer': _dict(state=_is_moments, param_groups=_list(_dict(params=_list(COUNT)))),
     'scaler': _is_scaler,                           # of the loss
-    'epoch': lambda value: _count(value, least=-1),             # the last whole one, counted from 0
-    'images': _count,                               # of the next epoch, that are done
+    'epoch': EPOCH,                                 # the last whole one, counted from 0
+    'images': COUNT,                                # of the next epoch, that are done
     'progress': _dict(                              # of the next epoch, where some are
-        loss=_dict(total=_list(_number, 2), windows=_list(_list(_number, 2))), skipped_steps=_count, lr=_finite,
-        speed=_list(_finite, 3)),
-    'processes': lambda value: _count(value, least=1),
-    'bad_steps_in_row': _count,
+        loss=_dict(total=_list(NUMBER, 2), windows=_list(_list(NUMBER, 2))), skipped_steps=COUNT, lr=NUMBER,
+        speed=_list(NUMBER, 3)),
+    'processes': _is(int, least=1),
+    'bad_steps_in_row': COUNT,
     'log': _list(_is_record),                       # the lines of log.txt
-    'best': _dict(acc1=_number, epoch=lambda value: _count(value, least=-1)),
+    'best': _dict(acc1=NUMBER, epoch=EPOCH),
     'classes': _list(_text),                        # names by label
     'labels': _list(_text),                         # as 'classes', of another library
-    'reconstructions': _list(_dict(epoch=_count, of=_list(_text), jpegs=_list(_text)))}     # of util.gallery
+    'reconstructions': _list(_dict(epoch=COUNT, of=_list(_text), jpegs=_list(_text)))}     # of util.gallery
 # Of 'args', the flags of the training, those that are read again.
 FLAGS = {
-    'model': _text, 'patch_size': _side, 'in_chans': _side, 'mask_ratio': _share, 'layer_norm_eps': _share,
-    'input_size': lambda value: _side(value) or type(value) is list and _list(_side, 2)(value),
-    'freeze': lambda value: value == 'all' or _count(value),
-    'val_fraction': lambda value: _number(value) and 0 <= value <= 1, 'val_seed': lambda value: type(value) is int}
+    'model': _text, 'patch_size': SIDE, 'in_chans': SIDE, 'mask_ratio': SHARE, 'layer_norm_eps': SHARE,
+    'input_size': lambda value: SIDE(value) or type(value) is list and _list(SIDE, 2)(value),
+    'freeze': lambda value: value == 'all' or COUNT(value),
+    'val_fraction': _is(int, float, least=0, most=1), 'val_seed': _is(int)}

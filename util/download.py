@@ -24,38 +24,30 @@ def is_url(path):
     return bool(re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', path))
 
 
-def fault_of(url):
-    """Why `url` is not loaded and what to do instead, or None where it may be."""
-    if not re.match('https?://', url):
-        return 'is not an http:// or https:// address; download it and give the path of the file'
-    if not WEIGHTS.fullmatch(url):
-        return 'has no hash in its name (name-<8 or more digits of its SHA-256>.pth), so what arrives could not be ' \
-               'checked; download it, check it, and give the path of the file'
-    return None
-
-
 def fault_of_weights(place):
-    """Why a URL or path names no weights, as the end of a sentence; None for a file, or a folder of Hugging Face."""
+    """Why a URL or path names no weights, as the end of a sentence, or None for a file, a folder of Hugging Face, or a
+    URL that may be loaded."""
     if is_url(place):
-        return fault_of(place)
+        if not re.match('https?://', place):
+            return 'is not an http:// or https:// address; download it and give the path of the file'
+        return None if WEIGHTS.fullmatch(place) else \
+            'has no hash in its name (name-<8 or more digits of its SHA-256>.pth), so what arrives could not be ' \
+            'checked; download it, check it, and give the path of the file'
     if os.path.isdir(place):
         return None if os.path.isfile(os.path.join(place, 'config.json')) else 'is not a file, and has no config.json'
     return None if os.path.isfile(place) else 'is not a file'
 
 
 def fetch(url):
-    """Where the file of `url` lies on this machine; it is downloaded unless it is there already.
+    """Path of the file of `url`, which `fault_of_weights` has passed; it is downloaded unless it is there already.
 
     Processes of a machine that need the same file wait for the first one to download it.
     Raises:
-        UserError: the URL has no hash, cannot be reached, or its content is of another hash.
+        UserError: the URL cannot be reached, or its content is of another hash.
     """
     # Not above, since --help needs the rest of this module, and no torch.
     from torch import hub
 
-    fault = fault_of(url)
-    if fault:
-        raise UserError('{}: {}'.format(url, fault))
     name, expected = WEIGHTS.fullmatch(url).group('name', 'hash')
     try:
         path = os.path.join(_folder(hub), name)

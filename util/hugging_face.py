@@ -62,11 +62,8 @@ def read_folder(folder, read_weights):
         a checkpoint: dict with 'model' and, of transformers, 'args' and perhaps 'classes' or 'labels' (names for the
         classes that are not those of a data folder).
     Raises:
-        UserError: it holds no model that this program has. ValueError, LookupError, OSError: it is damaged.
+        UserError: it holds no model that this program has. Other errors: it is damaged.
     """
-    if not os.path.isfile(os.path.join(folder, CONFIG)):
-        raise UserError('{}: is a folder without {}; name a checkpoint, or a folder of a Hugging Face ViTMAE or ViT'
-                        .format(folder, CONFIG))
     config, weights = _json(folder, CONFIG), _weights(folder, read_weights)
     # Where there is no model_type, it is timm's, whose names are this program's.
     state = translate(weights, folder, config) if 'model_type' in config else {'model': weights, 'args': {}}
@@ -148,12 +145,9 @@ def _join_qkv(weights):
 
 
 def _json(folder, name):
-    """The object in a JSON file of a folder."""
+    """The value in a JSON file of a folder; whoever takes it for an object fails where it is none."""
     with regular_file(os.path.join(folder, name)) as file:
-        value = json.loads(file.read().decode('utf-8'))
-    if type(value) is not dict:
-        raise ValueError('{} is not a JSON object'.format(name))
-    return value
+        return json.loads(file.read().decode('utf-8'))
 
 
 def _weights(folder, read_weights):

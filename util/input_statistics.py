@@ -45,14 +45,11 @@ def adopt_statistics(args, saved, path):
     was given instead.
 
     Args:
-        saved: the flags in the checkpoint at `path`, a dict; None where it keeps none.
-    Raises:
-        UserError: no training had such.
+        saved: the flags in the checkpoint at `path`, a dict that util.checkpoint_schema has checked; None where it
+            keeps none.
     """
     if saved is None or (saved.get('in_chans') or 3) != args.in_chans:
         return          # of other channels: whoever loads the weights says it
-    if not sound(saved):
-        raise UserError('{}: was made with --mean {} --std {}?'.format(path, saved.get('mean'), saved.get('std')))
     mean, std = saved.get('mean'), saved.get('std')
     if args.mean is None:
         args.mean, args.std = mean, std

@@ -7,7 +7,7 @@ import json
 import struct
 
 import numpy as np
-import safetensors
+import safetensors.numpy
 import torch
 
 MOST_HEADER = 2 ** 24       # bytes, of about 100000 tensors
@@ -28,13 +28,10 @@ def read(file, size):
     Returns:
         dict of tensors by name, dict of the strings under __metadata__.
     Raises:
-        ValueError: the file is damaged or not of this format.
+        SafetensorError, ValueError, KeyError: the file is damaged, or holds a type that is not one of KINDS.
     """
     data = file.read(size)
-    try:
-        found = safetensors.deserialize(data)
-    except safetensors.SafetensorError as error:
-        raise ValueError(error) from error
+    found = safetensors.deserialize(data)
     header = json.loads(data[8:8 + struct.unpack('<Q', data[:8])[0]].decode(), object_pairs_hook=_once)
     return {name: _tensor(**entry) for name, entry in found}, header.get('__metadata__', {})
 
@@ -48,8 +45,6 @@ def _once(pairs):
 
 
 def _tensor(dtype, shape, data):
-    if dtype not in KINDS:
-        raise ValueError('it holds a tensor of type {}'.format(dtype))
     values = np.frombuffer(data, KINDS[dtype])
     if dtype == 'BF16':
         return torch.from_numpy((values.astype(np.uint32) << 16).view(np.float32).reshape(shape)).to(torch.bfloat16)
@@ -60,20 +55,7 @@ def write(sink, tensors, metadata=None):
     """Write tensors to a binary file.
 
     Args:
-        tensors: dict of dense tensors by name; metadata: dict of strings by name.
+        tensors: dict of dense tensors by name, of types that numpy has; metadata: dict of strings by name.
     """
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}     # while it is written
-    sink.write(safetensors.serialize({name: _entry(tensor) for name, tensor in kept.items()},
-                                     {'format': 'pt', **(metadata or {})}))
-
-
-def _entry(tensor):
-    about = {'dtype': str(tensor.dtype).split('.')[-1], 'shape': list(tensor.shape)}
-    if hasattr(safetensors, 'TensorSpec'):      # which newer releases take; older ones take bytes
-        size = tensor.numel() * tensor.element_size()
-        return safetensors.TensorSpec(data_ptr=tensor.data_ptr(), data_len=size, **about)
-    if tensor.dtype == torch.bfloat16:
-        values = (tensor.float().numpy().view(np.uint32) >> 16).astype(np.uint16)
-    else:
-        values = tensor.numpy()
-    return {'data': values.tobytes(), **about}
+    values = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    sink.write(safetensors.numpy.save(values, {'format': 'pt', **(metadata or {})}))

@@ -1,5 +1,5 @@
 """From the weights of a checkpoint to a model: exactly, or what fits of a pre-trained one."""
-from util import checkpoint_file
+from util import checkpoint_file, checkpoint_schema
 from util.errors import UserError
 from util.input_size import grid_of
 from util.input_statistics import adopt_statistics
@@ -40,6 +40,8 @@ def start_from(path, model, args, load):
     """
     with checkpoint_file.loading(path):
         saved = checkpoint_file.load(path)
+        flags = saved.get('args') or {}         # of any program: whatever else they say is none of this run's
+        checkpoint_schema.check({'args': {name: flags.get(name) for name in ('in_chans', 'mean', 'std')}}, path)
         adopt_statistics(args, saved.get('args'), path)
         left_out, fresh = load(model, saved['model'], path, saved.get('args'))
     logger.info('loaded %s; left out: %s', path, _listed(left_out))

@@ -12,7 +12,7 @@ from conftest import FINETUNE, execute, finetune, pretrain
 from PIL import Image
 from test_datasets import cifar  # noqa: F401  (a fixture)
 
-from util import dataset_stats, pack_shards, pictures, trained
+from util import dataset_stats, pack_shards, pictures, trained, weights
 from util.arguments import parse_finetune
 from util.checkpoint_file import save
 from util.datasets import labelled_set, pretraining_set
@@ -197,9 +197,9 @@ def test_mean_and_std_come_from_the_checkpoint_unless_they_are_given(caplog, giv
 @pytest.mark.parametrize('flags', [{'mean': [.5]}, {'mean': '0.5', 'std': '0.5'}, {'mean': [.5], 'std': [0.]},
                                    {'mean': [.5, .5], 'std': [1.]}, {'mean': [float('nan')], 'std': [1.]}])
 def test_a_checkpoint_with_numbers_that_no_training_had_is_refused(tmp_path, flags):
-    with pytest.raises(UserError, match='x.pth: was made with --mean'):
-        adopt_statistics(Namespace(in_chans=3, mean=None, std=None), flags, 'x.pth')
     save(str(tmp_path / 'x.pth'), {'model': {}, 'args': {'model': 'mae_vit_nano_patch16', **flags}})
+    with pytest.raises(UserError, match='x.pth: was made with --mean'):
+        weights.start_from(str(tmp_path / 'x.pth'), None, Namespace(in_chans=3, mean=None, std=None), None)
     with pytest.raises(UserError, match='x.pth: was made with --mean'):
         trained.load_autoencoder(str(tmp_path / 'x.pth'))
 

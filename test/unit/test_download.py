@@ -101,7 +101,7 @@ def test_a_server_that_does_not_serve_the_file_is_one_line(server, monkeypatch, 
     'http://host/x-12345678.pth/', 'http:///x-12345678.pth', 'file:///tmp/x-12345678.pth',
     'https://host/x\n-12345678.pth', 'https://host/?x-12345678.pth', 'https://host/..%2f-/..'])
 def test_a_url_without_a_hash_or_of_another_kind_is_refused(url):
-    assert download.is_url(url) and 'download it' in download.fault_of(url)
+    assert download.is_url(url) and 'download it' in download.fault_of_weights(url)
     assert not any(map(download.is_url, ['/a/b', 'a', 'auto', '', '-x', './http:/x', 'C:\\x', 'http:x', '://']))
 
 

@@ -5,17 +5,22 @@ import itertools
 import json
 import os
 import re
+import struct
 from contextlib import contextmanager
 
+import numpy as np
+import safetensors.numpy  # its part for PyTorch does not load under torch 1.5 and 1.8
 import torch
 
-from util import checkpoint_format, download, hugging_face, safetensors_file
+from util import checkpoint_format, download, hugging_face
 from util.errors import Fault, UserError
 from util.features import accepts
-from util.files import atomic_file, regular_file
+from util.files import atomic_file, regular_file, write_atomically
 from util.log import logger
 
-DESCRIPTION = ('args', 'classes')       # what of a checkpoint beside its weights says which model it is
+MOST_HEADER = 2 ** 24       # bytes, of about 100000 tensors in a file of safetensors
+KINDS = {'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': 'u2', 'I64': 'i8', 'I32': 'i4', 'I16': 'i2', 'I8': 'i1',
+         'U8': 'u1', 'BOOL': 'u1'}              # numpy's, which has no BF16, the upper half of a float32
 MOST_VALUES, MOST_LEVELS = 10 ** 6, 100     # some hundred lists within each other's places can mean endlessly many
 # How opening a file fails by the user's mistake; by None, regular_file refuses what is not one.
 MISTAKES = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
@@ -60,6 +65,12 @@ def save(path, state):
     state = plain_copy(state, _to_cpu)
     with atomic_file(path) as file:
         torch.save(state, file, _use_new_zipfile_serialization=True)    # PyTorch 1.5 knows it, but has another default
+
+
+def save_safetensors(path, tensors, **metadata):
+    """Write a dict of dense tensors, of types that numpy has, to a safetensors file, and strings by name."""
+    values = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    write_atomically(path, safetensors.numpy.save(values, {'format': 'pt', **metadata}))
 
 
 def plain_copy(value, leaf, levels=MOST_LEVELS, counter=None):
@@ -132,16 +143,39 @@ def _read(path):
         file.seek(0)
         if size > os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'):
             raise ValueError('it has {:.0f} GB, more than the memory of this machine'.format(size / 1e9))
-        if safetensors_file.begins(head):
-            model, metadata = safetensors_file.read(file, size)
-            # What util.export adds: the flags that build the model, and its classes.
-            return {'model': model, **{name: json.loads(metadata[name]) for name in DESCRIPTION if name in metadata}}
+        if head[8:] == b'{' and struct.unpack('<Q', head[:8])[0] <= MOST_HEADER:
+            return _read_safetensors(file.read(size))
         checkpoint_format.inspect(file, size)
         file.seek(0)
         state = plain_copy(_torch_load(file), torch.Tensor.detach)
     if type(state) is not dict:
         return {}
     return {'model': state} if 'model' not in state and state and _is_state_dict(state) else state
+
+
+def _read_safetensors(data):
+    """A checkpoint of the bytes of a safetensors file: a JSON header, then the tensors' bytes; nothing in them runs."""
+    found = safetensors.deserialize(data)
+    header = json.loads(data[8:8 + struct.unpack('<Q', data[:8])[0]].decode(), object_pairs_hook=_once)
+    # What util.export adds: the flags that build the model, and its classes.
+    described = {name: json.loads(text) for name, text in header.get('__metadata__', {}).items()
+                 if name in ('args', 'classes')}
+    return {'model': {name: _tensor(**entry) for name, entry in found}, **described}
+
+
+def _once(pairs):
+    # Of a name that comes twice, the library takes the last.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError('a name comes twice')
+    return found
+
+
+def _tensor(dtype, shape, data):
+    values = np.frombuffer(data, KINDS[dtype])
+    if dtype == 'BF16':
+        return torch.from_numpy((values.astype(np.uint32) << 16).view(np.float32).reshape(shape)).to(torch.bfloat16)
+    return torch.from_numpy((values != 0 if dtype == 'BOOL' else values).reshape(shape))
 
 
 def _torch_load(file):

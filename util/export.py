@@ -14,10 +14,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer  # noqa: TID251
 from torch import nn
 
-from util import encoder, log, safetensors_file, trained
+from util import checkpoint_file, encoder, log, trained
 from util.errors import UserError, first_line, one_line, run
 from util.features import accepts
-from util.files import atomic_file
 from util.inference_arguments import check_checkpoint, check_output
 from util.input_size import sides
 from util.input_statistics import flags_text, statistics
@@ -137,8 +136,7 @@ def write_timm(part, path):
     if part.pools_mean and not accepts(VisionTransformer, 'global_pool'):
         raise UserError('--to timm: the ViT of timm {} has no mean pooling (--global_pool); install a newer timm, or '
                         'give --to hf'.format(timm.__version__))
-    with atomic_file(path) as file:
-        torch.save(part.weights(), file)
+    checkpoint_file.save(path, part.weights())
     options = {'img_size': part.size, 'patch_size': part.patch_size, 'in_chans': part.in_chans,
                'num_classes': 0 if part.kind == 'encoder' else part.model.head.out_features,
                'embed_dim': part.model.cls_token.shape[-1], 'depth': len(part.model.blocks),
@@ -159,11 +157,8 @@ def write_safetensors(part, path):
     Returns:
         the other library's outputs by name, None as none computes with it; code that loads the file, {} for the path.
     """
-    metadata = {'args': json.dumps(part.description())}
-    if part.classes:
-        metadata['classes'] = json.dumps(part.classes)
-    with atomic_file(path) as file:
-        safetensors_file.write(file, part.weights(), metadata)
+    classes = {'classes': json.dumps(part.classes)} if part.classes else {}
+    checkpoint_file.save_safetensors(path, part.weights(), args=json.dumps(part.description()), **classes)
     return None, 'safetensors.torch.load_file({})'
 
 

@@ -9,9 +9,9 @@ import os
 
 import torch
 
-from util import hugging_face, safetensors_file
+from util import checkpoint_file, hugging_face
 from util.errors import UserError
-from util.files import atomic_file, write_atomically
+from util.files import write_atomically
 from util.input_size import plain
 from util.transforms import EVAL_CROP
 
@@ -41,11 +41,8 @@ def write(part, path):
         weights = {key: value for key, value in weights.items() if not key.endswith('.key.bias')}
     # Releases before 4.25, which on Python 3.7 are the last, know safetensors too little to read a model of them.
     old = transformers and not hasattr(transformers, 'AutoImageProcessor')
-    with atomic_file(os.path.join(path, hugging_face.WEIGHTS[1 if old else 0])) as file:
-        if old:
-            torch.save(weights, file)
-        else:
-            safetensors_file.write(file, weights)
+    save = checkpoint_file.save if old else checkpoint_file.save_safetensors
+    save(os.path.join(path, hugging_face.WEIGHTS[1 if old else 0]), weights)
     texts = {hugging_face.CONFIG: _config(part, name, model_type)}
     if _has_processor(part):
         texts[hugging_face.PREPROCESSOR] = _preprocessor(part)

@@ -10,7 +10,7 @@ from util import checkpoint_file, checkpoint_schema, linear_probe, weights
 from util.arguments import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 from util.input_arguments import COLOURED
-from util.input_size import misfit, sides
+from util.input_size import misfit
 from util.log import logger
 from util.model_sizes import recognise
 
@@ -61,9 +61,10 @@ def _load(path, models, scripts, input_size=None):
         if flags.get('mean') is None and (flags.get('in_chans') or 3) not in COLOURED:
             raise UserError('{}: does not say by which mean and std its {} channels are normalised; name the '
                             'checkpoint of its training'.format(path, flags['in_chans']))
-        if input_size:
-            _check_size(input_size, values)
         model = _build({**flags, 'input_size': input_size or flags.get('input_size')}, values, path)
+        fault = input_size and misfit(input_size, model.patch_embed.proj.kernel_size[0])
+        if fault:
+            raise UserError('--input_size: {}'.format(fault))
         weights.load_model(model, _fitted(model, values, flags) if input_size else values, path)
         flags = {**flags, 'input_size': input_size} if input_size else flags
         return Trained(model.eval(), flags, state.get('classes', state.get('labels')))
@@ -77,14 +78,6 @@ def _recognised(values, path):
     logger.warning('%s holds no flags of a training; by its shapes it is %s%s, input size %d, patch size %d', path,
                    flags['model'], part, flags['input_size'], flags['patch_size'])
     return flags
-
-
-def _check_size(size, values):
-    filters, most = values.get('patch_embed.proj.weight'), checkpoint_schema.LARGEST_SIZE
-    side = filters.shape[-1] if filters is not None and filters.dim() == 4 else 1
-    fault = misfit(size, side) or (None if max(sides(size)) <= most else 'at most {}'.format(most))
-    if fault:
-        raise UserError('--input_size: {}'.format(fault))
 
 
 def _fitted(model, values, flags):
@@ -107,7 +100,5 @@ def _build(flags, values, path):
         model = getattr(models_vit, flags['model'])(global_pool='fc_norm.weight' in values, num_classes=1, **size)
         model.head = nn.Identity()
         return model
-    if head.dim() != 2:
-        raise UserError('{}: not a checkpoint of main_finetune.py, its head is no matrix'.format(path))
     return getattr(models_vit, flags['model'])(global_pool=bool(flags.get('global_pool', True)), num_classes=len(head),
                                                **size)

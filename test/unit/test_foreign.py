@@ -12,7 +12,7 @@ from conftest import finetune
 
 import models_mae
 import models_vit
-from util import checkpoint_file, export, hugging_face, safetensors_file, trained, weights
+from util import checkpoint_file, export, hugging_face, trained, weights
 from util.errors import UserError
 
 SMALL = {'img_size': 32, 'patch_size': 8}
@@ -24,8 +24,7 @@ NO_VIT = pytest.mark.skipif(not hasattr(torch.nn.init, 'trunc_normal_'), reason=
 
 
 def write(path, tensors, **metadata):
-    with open(str(path), 'wb') as file:
-        safetensors_file.write(file, tensors, metadata)
+    checkpoint_file.save_safetensors(str(path), tensors, **metadata)
     return str(path)
 
 

@@ -62,10 +62,8 @@ def set_newer_aside(folder, start, resumed_path):
 
 
 def find(flag, folder):
-    """What --resume names: the checkpoint at a path, the newest of `folder` that can be read for 'auto', or none.
+    """Resumed of what --resume names: a path, the newest checkpoint of `folder` that can be read for 'auto', or none.
 
-    Returns:
-        Resumed.
     Raises:
         UserError: it cannot be read; or there are checkpoints but none can be read.
     """
@@ -269,8 +267,11 @@ class Saver:
             except (OSError, RuntimeError) as error:     # the latter is how torch.save tells of a full disk
                 self.failed = True
                 logger.error('error: %s', self._why_not(path, state, error))
-        if not self.failed:
-            self._make_room()
+        for path in numbered(self._folder)[self._keep_last:] if self._keep_last and not self.failed else []:
+            try:
+                os.remove(path)
+            except OSError as error:
+                logger.warning('%s: cannot be removed (%s)', path, error.strerror)
 
     def _why_not(self, path, state, error):
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split('\n')[0]
@@ -282,10 +283,3 @@ class Saver:
         plain_copy(state, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
         return ('{}: not saved ({}); it needs {:.1f} MB, {}; the newest checkpoint is {}; training goes on, the '
                 'next one is written when it is due'.format(path, reason, sum(sizes) / 1e6, free, newest))
-
-    def _make_room(self):
-        for path in numbered(self._folder)[self._keep_last:] if self._keep_last else []:
-            try:
-                os.remove(path)
-            except OSError as error:
-                logger.warning('%s: cannot be removed (%s)', path, error.strerror)

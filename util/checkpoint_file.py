@@ -43,15 +43,10 @@ def loading(path):
     except Exception as error:
         text = (getattr(error, 'strerror', None) or str(error)).strip().split('\n')[0][:300]
         reason = ': '.join(filter(None, (type(error).__name__, text)))
-        if _is_fault(error):
+        fault = error.errno not in MISTAKES if isinstance(error, OSError) else isinstance(error, MemoryError)
+        if fault or isinstance(error, RuntimeError) and OF_THE_MACHINE.search(str(error)):
             raise Fault('{}: cannot be read here ({})'.format(path, reason)) from error
         raise UserError('{}: not a readable checkpoint ({})'.format(path, reason)) from error
-
-
-def _is_fault(error):
-    if isinstance(error, OSError):
-        return error.errno not in MISTAKES
-    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and bool(OF_THE_MACHINE.search(str(error)))
 
 
 def save(path, state):
@@ -62,7 +57,7 @@ def save(path, state):
     Raises:
         TypeError: it holds anything else, so that `load` would refuse it.
     """
-    state = plain_copy(state, _to_cpu)
+    state = plain_copy(state, lambda value: torch.Tensor.detach(value).cpu())
     with atomic_file(path) as file:
         torch.save(state, file, _use_new_zipfile_serialization=True)    # PyTorch 1.5 knows it, but has another default
 
@@ -156,19 +151,11 @@ def _read(path):
 def _read_safetensors(data):
     """A checkpoint of the bytes of a safetensors file: a JSON header, then the tensors' bytes; nothing in them runs."""
     found = safetensors.deserialize(data)
-    header = json.loads(data[8:8 + struct.unpack('<Q', data[:8])[0]].decode(), object_pairs_hook=_once)
+    header = json.loads(data[8:8 + struct.unpack('<Q', data[:8])[0]].decode())
     # What util.export adds: the flags that build the model, and its classes.
     described = {name: json.loads(text) for name, text in header.get('__metadata__', {}).items()
                  if name in ('args', 'classes')}
     return {'model': {name: _tensor(**entry) for name, entry in found}, **described}
-
-
-def _once(pairs):
-    # Of a name that comes twice, the library takes the last.
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError('a name comes twice')
-    return found
 
 
 def _tensor(dtype, shape, data):
@@ -184,12 +171,6 @@ def _torch_load(file):
             return torch.load(file, map_location='cpu', weights_only=True)
     options = {'weights_only': False} if accepts(torch.load, 'weights_only') else {}
     return torch.load(file, map_location='cpu', pickle_module=checkpoint_format, **options)
-
-
-def _to_cpu(value):
-    if not torch.is_tensor(value):
-        raise TypeError('a checkpoint cannot hold {}'.format(type(value)))
-    return value.detach().cpu()
 
 
 def _is_state_dict(value):

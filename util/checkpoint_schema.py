@@ -41,6 +41,9 @@ def check_optimizer(optimizer, saved, path):
     if [len(group['params']) for group in groups] != [len(group['params']) for group in saved['param_groups']]:
         raise UserError('{}: its optimizer has other parameter groups; give it to --finetune instead of --resume'
                         .format(path))
+    # What the optimizers of this program look up in a state that is not empty.
+    needed = ('step', 'exp_avg', 'exp_avg_sq') if 'betas' in optimizer.defaults else \
+        ('mu',) if 'trust_coefficient' in optimizer.defaults else ()
     keys = [key for group in saved['param_groups'] for key in group['params']]
     parameters = dict(zip(keys, (parameter for group in groups for parameter in group['params'])))
     if len(parameters) != len(keys) or not set(saved['state']) <= set(parameters):
@@ -52,16 +55,9 @@ def check_optimizer(optimizer, saved, path):
             if not fits:
                 raise UserError('{}: {} of its optimizer does not fit a parameter of shape {}'.format(
                     path, name, tuple(parameters[key].shape)))
-        missing = [name for name in _needed(optimizer) if moments and moments.get(name) is None]
+        missing = [name for name in needed if moments and moments.get(name) is None]
         if missing:
             raise UserError('{}: its optimizer lacks {}'.format(path, missing[0]))
-
-
-def _needed(optimizer):
-    """What the optimizers of this program look up in a state that is not empty."""
-    if 'betas' in optimizer.defaults:
-        return 'step', 'exp_avg', 'exp_avg_sq'
-    return ('mu',) if 'trust_coefficient' in optimizer.defaults else ()
 
 
 def _misfits(values, kinds):

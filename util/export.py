@@ -85,13 +85,6 @@ class Part:
         features = encoder.pool_tokens(self.model, tokens, 'mean' if self.pools_mean else 'cls')
         return features, tokens if self.pools_mean else self.model.norm(tokens)
 
-    def input_text(self):
-        """What the inputs are, for people."""
-        text = 'takes imgs (N, {}, {}, {}): 0..1, normalised by {}'.format(
-            self.in_chans, *self.size, flags_text(self.mean, self.std))
-        return text + ('; and noise (N, {1}), whose largest values hide patches'.format(*self.expected['mask'].shape)
-                       if self.kind == 'mae' else '')
-
     def weights(self):
         """dict of the part's tensors by name."""
         outside = ('head.', 'decoder_', 'mask_token') if self.kind == 'encoder' else ()
@@ -207,12 +200,15 @@ def export(path, form, output, kind=None):
             os.rename(inner, output)
     except OSError as error:
         raise UserError('--output {}: cannot be written ({})'.format(output, error.strerror or error)) from error
-    return [compared, part.input_text(), 'to load it: ' + loaded_by.format(repr(output))]
+    takes = 'takes imgs (N, {}, {}, {}): 0..1, normalised by {}'.format(part.in_chans, *part.size,
+                                                                        flags_text(part.mean, part.std))
+    if part.kind == 'mae':
+        takes += '; and noise (N, {1}), whose largest values hide patches'.format(*part.inputs['noise'].shape)
+    return [compared, takes, 'to load it: ' + loaded_by.format(repr(output))]
 
 
 def main(args):
-    lines = export(args.resume, args.to, args.output, args.part)
-    for line in ['written: ' + args.output, *lines]:
+    for line in ['written: ' + args.output, *export(args.resume, args.to, args.output, args.part)]:
         print(one_line(line))
 
 

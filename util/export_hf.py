@@ -22,11 +22,8 @@ except ImportError:         # then nobody tries the folder
 
 
 def write(part, path):
-    """Write the folder, and run it in transformers.
+    """Write the folder, and run it in transformers; results are those of util.export.write_safetensors.
 
-    Returns:
-        transformers' outputs by name, None where it is missing or its ViT needs a newer torch; code that loads the
-        folder, {} for its path.
     Raises:
         UserError: transformers has no such model.
     """

@@ -29,8 +29,7 @@ MOST_BYTES = 2 ** 31 - 2 ** 20          # of a protobuf message, which the file 
 def write(part, path):
     """Write the file, and run it in onnxruntime, on another number of images than it was traced with.
 
-    Returns:
-        onnxruntime's outputs by name, None where it is missing; code that loads the file, {} for its path.
+    Results are those of util.export.write_safetensors.
     Raises:
         UserError: the model is too large for a file of ONNX.
     """

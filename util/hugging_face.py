@@ -77,19 +77,19 @@ def translate(weights, path, config=None):
     Args:
         config: content of config.json; None where there is only the file of weights.
     """
+    config = config or {}
     stems = {name: re.sub(r'^(vit|beit)\.', '', name) for name in weights}
     left_out = [name for name in weights if stems[name].startswith(NEEDLESS)]
     ours = _join_qkv({_our_name(stems[name]): value for name, value in weights.items() if name not in left_out})
-    flags = _flags(config or {}, ours, path)
-    logger.info('%s: %d tensors of a Hugging Face %s read as %s%s; left out: %s', path, len(weights) - len(left_out),
-                (config or {}).get('model_type', 'model without its config.json'), flags['model'],
-                '' if {'head.weight', 'mask_token'} & set(ours) else ', the encoder alone',
+    flags = _flags(config, ours, path)
+    logger.info('%s: %d tensors of a Hugging Face %s read as %s; left out: %s', path, len(weights) - len(left_out),
+                config.get('model_type', 'model without its config.json'), flags['model'],
                 ', '.join(left_out) or 'nothing')
     if flags['layer_norm_eps'] != EPS:
         logger.info('%s: layer_norm_eps %s, which util.visualize, main_predict.py and util.export keep; training and '
                     '--eval take %s, so their outputs differ a little', path, flags['layer_norm_eps'], EPS)
     state = {'model': ours, 'args': flags}
-    labels = _labels(config or {}, ours)
+    labels = _labels(config, ours)
     if labels:
         state['classes' if OURS in config else 'labels'] = labels
     return state
@@ -198,12 +198,11 @@ def _labels(config, weights):
 
 def _statistics(folder, config):
     """mean and std as flags, where a folder says by which its images were normalised."""
+    source, names = config, STATISTICS
     if os.path.isfile(os.path.join(folder, PREPROCESSOR)):
-        found = _json(folder, PREPROCESSOR)
-        found = found.get('image_mean'), found.get('image_std')
+        source, names = _json(folder, PREPROCESSOR), ('image_mean', 'image_std')
     elif type(config.get('pretrained_cfg')) is dict:            # timm's
-        found = config['pretrained_cfg'].get('mean'), config['pretrained_cfg'].get('std')
-    else:
-        found = tuple(map(config.get, STATISTICS))
-    flags = {'mean': found[0], 'std': found[1]}
-    return flags if None not in found and input_statistics.sound({**flags, 'in_chans': len(found[0])}) else {}
+        source, names = config['pretrained_cfg'], ('mean', 'std')
+    flags = dict(zip(('mean', 'std'), map(source.get, names)))
+    known = None not in flags.values() and input_statistics.sound({**flags, 'in_chans': len(flags['mean'])})
+    return flags if known else {}

@@ -31,13 +31,11 @@ def statistics(in_chans, mean=None, std=None):
 
 def sound(flags):
     """Whether mean and std of a checkpoint's flags are as main_*.py write them: both None, or both lists of numbers."""
-    values = flags.get('mean'), flags.get('std')
-    if values == (None, None):
-        return True
-    lengths = 1, flags.get('in_chans') or 3
-    return all(isinstance(numbers, list) and len(numbers) in lengths for numbers in values) and all(
-        type(number) is float and math.isfinite(number) for numbers in values for number in numbers) and min(
-        values[1]) > 0
+    values, lengths = (flags.get('mean'), flags.get('std')), (1, flags.get('in_chans') or 3)
+    return values == (None, None) or all(
+        type(numbers) is list and len(numbers) in lengths and
+        all(type(number) is float and math.isfinite(number) for number in numbers) for numbers in values
+    ) and min(values[1]) > 0
 
 
 def adopt_statistics(args, saved, path):

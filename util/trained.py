@@ -61,13 +61,13 @@ def _load(path, models, scripts, input_size=None):
         if flags.get('mean') is None and (flags.get('in_chans') or 3) not in COLOURED:
             raise UserError('{}: does not say by which mean and std its {} channels are normalised; name the '
                             'checkpoint of its training'.format(path, flags['in_chans']))
-        model = _build({**flags, 'input_size': input_size or flags.get('input_size')}, values, path)
+        built = {**flags, 'input_size': input_size} if input_size else flags
+        model = _build(built, values)
         fault = input_size and misfit(input_size, model.patch_embed.proj.kernel_size[0])
         if fault:
             raise UserError('--input_size: {}'.format(fault))
         weights.load_model(model, _fitted(model, values, flags) if input_size else values, path)
-        flags = {**flags, 'input_size': input_size} if input_size else flags
-        return Trained(model.eval(), flags, state.get('classes', state.get('labels')))
+        return Trained(model.eval(), built, state.get('classes', state.get('labels')))
 
 
 def _recognised(values, path):
@@ -86,7 +86,7 @@ def _fitted(model, values, flags):
     return {**weights.with_positions_for(model, values, flags), **own}
 
 
-def _build(flags, values, path):
+def _build(flags, values):
     """The model of a checkpoint, by its flags; which kind of classifier it is, its weights say."""
     size = {'img_size': flags.get('input_size') or 224, 'in_chans': flags.get('in_chans') or 3}
     if flags.get('patch_size'):

@@ -1,4 +1,4 @@
-"""Weights of other libraries come in: safetensors, timm's names, Hugging Face's folders; and models without flags."""
+"""Weights come in: safetensors, timm's names, Hugging Face's folders, models without flags, and --init_from."""
 import json
 import os
 import shutil
@@ -8,11 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from conftest import finetune
+from conftest import finetune, pretrain
+from test_hostile_checkpoints import refused
 
 import models_mae
 import models_vit
-from util import checkpoint_file, export, hugging_face, trained, weights
+from util import checkpoint_file, encoder, export, hugging_face, trained, weights
 from util.errors import UserError
 
 SMALL = {'img_size': 32, 'patch_size': 8}
@@ -28,34 +29,8 @@ def write(path, tensors, **metadata):
     return str(path)
 
 
-def refused(path, words='', load=checkpoint_file.load):
-    """`load` names the file in one line."""
-    with pytest.raises(UserError) as caught:
-        load(str(path))
-    text = str(caught.value)
-    assert str(path) in text and words in text and '\n' not in text and len(text) < 600, text
-
-
-# -- safetensors -----------------------------------------------------------------------------------------------------
-@pytest.mark.compat
-def test_tensors_of_every_type_survive_safetensors_and_its_library_reads_them(tmp_path):
-    saved = {'f': torch.randn(2, 3), 'd': torch.randn(2).double(), 'h': torch.randn(5).half(), 's': torch.tensor(2.),
-             'b': torch.randn(7).bfloat16(), 'i': torch.arange(3), 'o': torch.tensor([True, False]),
-             'u': torch.arange(3, dtype=torch.uint8), 'none': torch.zeros(0, 3)}
-    path = write(tmp_path / 'x.safetensors', saved, a='b')
-    found = [checkpoint_file.load(path)['model']]
-    if hasattr(torch, 'frombuffer'):        # which the library's own reader needs
-        theirs = str(tmp_path / 'theirs.safetensors')
-        safetensors.torch.save_file(saved, theirs)
-        found += [safetensors.torch.load_file(path), checkpoint_file.load(theirs)['model']]
-    for loaded in found:
-        assert set(loaded) == set(saved)
-        for name, value in saved.items():
-            assert loaded[name].dtype == value.dtype and loaded[name].shape == value.shape
-            assert torch.equal(loaded[name].double(), value.double()), name
-
-
 def raw(header, data=b''):
+    """The bytes of a safetensors file."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack('<Q', len(text)) + text + data
 
@@ -64,10 +39,35 @@ def entry(begin, end, shape=(1,), dtype='F32'):
     return {'dtype': dtype, 'shape': list(shape), 'data_offsets': [begin, end]}
 
 
+# -- safetensors -----------------------------------------------------------------------------------------------------
+@pytest.mark.compat
+def test_tensors_of_every_type_survive_safetensors_and_its_library_reads_them(tmp_path):
+    saved = {'f': torch.randn(2, 3), 'd': torch.randn(2).double(), 'h': torch.randn(5).half(), 's': torch.tensor(2.),
+             'i': torch.arange(3), 'o': torch.tensor([True, False]), 'u': torch.arange(3, dtype=torch.uint8),
+             'none': torch.zeros(0, 3)}
+    path = write(tmp_path / 'x.safetensors', saved, a='b')
+    found = [checkpoint_file.load(path)['model']]
+    if hasattr(torch, 'frombuffer'):        # which the library's own reader needs
+        found.append(safetensors.torch.load_file(path))
+    for loaded in found:
+        assert set(loaded) == set(saved)
+        for name, value in saved.items():
+            assert loaded[name].dtype == value.dtype and loaded[name].shape == value.shape
+            assert torch.equal(loaded[name].double(), value.double()), name
+
+
+@pytest.mark.compat
+def test_bfloat16_is_read(tmp_path):
+    (tmp_path / 'x').write_bytes(raw({'a': entry(0, 4, (2,), 'BF16')}, b'\x80\x3f\x00\xc0'))
+    found = checkpoint_file.load(str(tmp_path / 'x'))['model']['a']
+    assert found.dtype == torch.bfloat16 and found.tolist() == [1., -2.]
+
+
 @pytest.mark.compat
 @pytest.mark.parametrize('content', [
     struct.pack('<Q', 2 ** 62) + b'{}', struct.pack('<Q', 99) + b'{}', raw(b'{"a": ' + b'[' * 100000),
-    raw(b'{"a": 1, "a": 1}'), raw({'a': entry(0, 8)}, b'x' * 8), raw({'a': entry(0, 4)}, b'xx'),
+    raw('{{"a": {}, "a": {}}}'.format(*map(json.dumps, (entry(4, 8), entry(0, 4)))).encode(), b'x' * 8),
+    raw({'a': entry(0, 8)}, b'x' * 8), raw({'a': entry(0, 4)}, b'xx'),
     raw({'a': entry(0, 4), 'b': entry(2, 6)}, b'x' * 6), raw({'a': entry(0, 2 ** 70, (2 ** 68,))}),
     raw({'a': entry(0, 1, (1,), 'F8_E4M3')}, b'x'), raw({'__metadata__': {'args': '{'}})], ids=range(10))
 def test_a_hostile_or_damaged_safetensors_file_is_refused_in_one_line(tmp_path, content):
@@ -102,19 +102,24 @@ def test_an_encoder_alone_gives_features_and_is_refused_as_anything_else(tmp_pat
     mae = models_mae.mae_vit_nano_patch16(**SMALL).eval()
     path = write(tmp_path / 'x.safetensors', encoder_of(mae))
     imgs = torch.randn(2, 3, 32, 32)
-    latent = mae.forward_encoder(mae.patchify(imgs), torch.arange(16).expand(2, -1))
+    latent = mae.forward_encoder(mae.patchify(imgs), torch.arange(16).expand(2, -1))        # with nothing hidden
     assert torch.allclose(trained.load_either(path).model(imgs), latent[:, 0], atol=1e-5)
+    assert torch.allclose(encoder.pooled(mae, imgs, 'cls'), latent[:, 0], atol=1e-5)
+    assert torch.allclose(encoder.pooled(mae, imgs), latent[:, 1:].mean(dim=1), atol=1e-5)
     for load in (trained.load_autoencoder, trained.load_classifier):
-        with pytest.raises(UserError, match='x.safetensors: '):
-            load(path)
+        refused(path, load)
+
+
+def test_weights_of_other_channels_that_say_no_mean_are_refused(tmp_path):
+    model = models_mae.mae_vit_nano_patch16(in_chans=4, **SMALL)
+    assert 'mean and std' in refused(write(tmp_path / 'x.safetensors', model.state_dict()), trained.load_either)
 
 
 def test_weights_of_no_known_model_are_refused_in_one_line(tmp_path):
     mae = models_mae.mae_vit_nano_patch16(**SMALL).state_dict()
     for values in ({'a': torch.zeros(1)}, {**mae, 'decoder_embed.weight': torch.zeros(9, 128)},
                    {'patch_embed.proj.weight': torch.zeros(100, 3, 8, 8), 'pos_embed': torch.zeros(1, 17, 100)}):
-        with pytest.raises(UserError, match='x.safetensors: '):
-            trained.load_either(write(tmp_path / 'x.safetensors', values))
+        refused(write(tmp_path / 'x.safetensors', values), trained.load_either)
 
 
 # -- timm -------------------------------------------------------------------------------------------------------------
@@ -218,20 +223,15 @@ def test_the_names_of_transformers_5_are_known(mae_folder):
     assert set(again) == set(ours) and all(torch.equal(value, again[name]) for name, value in ours.items())
 
 
-def changed(source, target, **config):
-    """A copy of a folder with another config.json."""
-    shutil.copytree(str(source), str(target))
-    own = json.loads((source / 'config.json').read_text())
-    (target / 'config.json').write_text(json.dumps({**own, **config}))
-    return target
-
-
 @pytest.mark.parametrize('config', [
     {'hidden_act': 'relu'}, {'num_attention_heads': 8}, {'decoder_num_attention_heads': 4}, {'mask_ratio': 2.},
     {'layer_norm_eps': 'x'}, {'image_size': -1}, {'image_size': [32, 'x']}, {'patch_size': 16}, {'model_type': 'clip'},
     {'model_type': ['vit']}, {'use_mean_pooling': False, 'model_type': 'beit'}], ids=str)
 def test_a_config_that_this_program_cannot_follow_is_refused_in_one_line(tmp_path, mae_folder, config):
-    refused(changed(mae_folder, tmp_path / 'x', **config), load=trained.load_either)
+    shutil.copytree(str(mae_folder), str(tmp_path / 'x'))
+    own = json.loads((mae_folder / 'config.json').read_text())
+    (tmp_path / 'x' / 'config.json').write_text(json.dumps({**own, **config}))
+    refused(tmp_path / 'x', trained.load_either)
 
 
 def index(places):
@@ -249,8 +249,75 @@ def test_a_folder_that_is_damaged_or_names_files_elsewhere_is_refused_in_one_lin
 
 
 def test_a_folder_of_anything_else_is_refused_in_one_line(tmp_path):
-    refused(tmp_path, 'config.json')
+    refused(tmp_path)
     (tmp_path / 'config.json').write_text('{"model_type": "vit_mae"}')
-    refused(tmp_path, 'model.safetensors')
+    assert 'model.safetensors' in refused(tmp_path)
     os.mkfifo(str(tmp_path / 'pytorch_model.bin'))
     refused(tmp_path)
+
+
+# -- --init_from -------------------------------------------------------------------------------------------------------
+def autoencoder(**options):
+    return models_mae.mae_vit_nano_patch16(**{**SMALL, **options})
+
+
+def shifted(model):
+    """A state_dict of other values than any new model has."""
+    return {name: value + 1 for name, value in model.state_dict().items()}
+
+
+def taken(model, values):
+    """Names of the weights that the model has from a checkpoint."""
+    return {name for name, value in model.state_dict().items() if name in values and torch.equal(value, values[name])}
+
+
+def test_encoder_and_decoder_are_loaded_and_the_positions_are_the_models_own():
+    values, model = shifted(autoencoder(img_size=48)), autoencoder()
+    fixed = {'pos_embed', 'decoder_pos_embed'}
+    assert weights.load_for_pretraining(model, values, 'x.pth') == ([], [])
+    assert taken(model, values) == set(values) - fixed
+    assert all(torch.equal(getattr(model, name), getattr(autoencoder(), name)) for name in fixed)
+
+
+@pytest.mark.parametrize('change', ['without', 'other width', 'incomplete'])
+def test_a_decoder_that_does_not_fit_whole_starts_anew(change):
+    values, model = shifted(autoencoder(decoder_embed_dim=32 if change == 'other width' else 64)), autoencoder()
+    encoder_names = set(encoder_of(model))
+    if change == 'without':
+        values = {name: values[name] for name in encoder_names}
+    if change == 'incomplete':
+        del values['mask_token']
+    left_out, fresh = weights.load_for_pretraining(model, values, 'x.pth')
+    assert taken(model, values) == encoder_names - {'pos_embed'}
+    decoder = set(model.state_dict()) - encoder_names - {'decoder_pos_embed'}
+    assert set(fresh) == decoder and set(left_out) == decoder & set(values)
+
+
+@pytest.mark.parametrize('pool, fresh', [(True, ['norm.weight', 'norm.bias']), (False, [])])
+def test_the_encoder_of_a_classifier_is_loaded(pool, fresh):
+    values = shifted(models_vit.vit_nano_patch16(global_pool=pool, num_classes=4, **SMALL))
+    model = autoencoder()
+    left_out, anew = weights.load_for_pretraining(model, values, 'x.pth')
+    assert [name for name in anew if 'decoder' not in name and name != 'mask_token'] == fresh
+    assert left_out == ['head.weight', 'head.bias'] + ['fc_norm.weight', 'fc_norm.bias'] * pool
+    assert 'blocks.5.mlp.fc2.weight' in taken(model, values) and 'pos_embed' not in taken(model, values)
+
+
+@pytest.mark.parametrize('options', [{'in_chans': 1}, {'depth': 7}, {'depth': 5}])
+def test_another_encoder_is_refused(options):
+    with pytest.raises(UserError, match='^x.pth: '):
+        weights.load_for_pretraining(autoencoder(**options), shifted(autoencoder()), 'x.pth')
+
+
+def test_a_new_run_starts_from_them_and_a_checkpoint_of_its_own_wins(images, pretrained, tmp_path):
+    path = pretrained / 'checkpoint-0.pth'
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--init_from', path, '--resume', 'auto', '--lr', '1e-9',
+             '--input_size', 48, '--epochs']
+    run = pretrain(*flags, 1)
+    assert run.status == 0 and 'loaded {}; left out: nothing\n'.format(path) in run.output, run.output
+    before, after = (checkpoint_file.load(str(folder / 'checkpoint-0.pth')) for folder in (pretrained, tmp_path))
+    assert after['epoch'] == 0 and after['model']['pos_embed'].shape == (1, 37, 128)
+    assert all(torch.allclose(value, before['model'][name], atol=1e-6)
+               for name, value in after['model'].items() if 'pos_embed' not in name)
+    run = pretrain(*flags, 2)
+    assert run.status == 0 and str(path) + ';' not in run.output and 'Epoch: [0]' not in run.output, run.output

@@ -2,11 +2,11 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import FINETUNE, PRETRAIN, ROOT, Run
+from conftest import FINETUNE, PRETRAIN, ROOT, execute
 
 from util import checkpoint_file, drawn_dataset, errors, log
 
@@ -31,21 +31,16 @@ def place(images, tmp_path_factory):
     return folder
 
 
-def execute(place, *command):
-    """Run a command in `place` on a terminal that knows nothing but ASCII: no line of the output is part of a name."""
-    environ = {**os.environ, 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii', 'PYTHON': sys.executable}
-    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          timeout=300, env=environ, cwd=str(place))
-    output = done.stdout.decode(errors='replace')
-    assert 'Traceback' not in output and 'Logging error' not in output and not set('\x1b\t') & set(output), output
-    assert not list(place.glob('**/ran')) and not (ROOT / 'ran').exists()
-    return Run(done.returncode, output)
+@pytest.fixture(autouse=True)
+def stand(place, monkeypatch):
+    monkeypatch.chdir(place)
 
 
-def well(place, *command):
-    """The command ends well; returns its output."""
-    run = execute(place, *command)
-    assert run.status == 0, run.output
+def ends(status, *command):
+    """The output of a command on a terminal that knows nothing but ASCII: no line of it is part of a name."""
+    run = execute(command, LC_ALL='C', PYTHONIOENCODING='ascii', PYTHON=sys.executable)
+    assert run.status == status and 'Traceback' not in run.output and 'Logging error' not in run.output, run.output
+    assert not set('\x1b\t') & set(run.output) and not list(Path().glob('**/ran')) and not (ROOT / 'ran').exists()
     return run.output
 
 
@@ -53,22 +48,21 @@ def well(place, *command):
 def test_every_step_takes_them(place):
     """From pre-training on two processes to a picture, by Python and by the launchers; each step uses the ones before.
     """
-    well(place, 'bash', ROOT / 'test/pretrain_performance_8p.sh', '--nproc=2', '--data_path', DATA, '--output_dir', OUT,
+    ends(0, 'bash', ROOT / 'test/pretrain_performance_8p.sh', '--nproc=2', '--data_path', DATA, '--output_dir', OUT,
          *PRETRAIN)
-    well(place, sys.executable, ROOT / 'main_pretrain.py', '--data_path=' + DATA, '--output_dir=' + OUT, *PRETRAIN,
+    ends(0, sys.executable, ROOT / 'main_pretrain.py', '--data_path=' + DATA, '--output_dir=' + OUT, *PRETRAIN,
          '--epochs', '2', '--resume', 'auto', '--num_workers', '1')
     shutil.copy(str(place / OUT / 'checkpoint-1.pth'), str(place / CHECKPOINT))
-    well(place, sys.executable, ROOT / 'main_finetune.py', '--data_path=' + DATA, '--output_dir=' + OTHER, *FINETUNE,
+    ends(0, sys.executable, ROOT / 'main_finetune.py', '--data_path=' + DATA, '--output_dir=' + OTHER, *FINETUNE,
          '--epochs', '1', '--finetune=' + CHECKPOINT)
     shutil.copy(str(place / OTHER / 'checkpoint-0.pth'), str(place / CHECKPOINT))
     assert checkpoint_file.load(str(place / CHECKPOINT))['classes'] == sorted(CLASSES)
-    well(place, 'bash', ROOT / 'test/finetune_eval_8p.sh', '--nproc', '1', '--data_path', DATA, '--output_dir', OTHER,
+    ends(0, 'bash', ROOT / 'test/finetune_eval_8p.sh', '--nproc', '1', '--data_path', DATA, '--output_dir', OTHER,
          '--resume_pth', CHECKPOINT, *FINETUNE)
-    with open(str(place / OTHER / 'eval.json'), encoding='utf-8') as file:
-        assert json.load(file)['checkpoint'] == './' + CHECKPOINT
-    with open(str(place / OUT / 'log.txt'), encoding='utf-8') as file:
-        assert [json.loads(line)['epoch'] for line in file] == [0, 1]
-    output = well(place, sys.executable, ROOT / 'util/visualize.py', '--resume={}/checkpoint-1.pth'.format(OUT),
+    assert json.loads((place / OTHER / 'eval.json').read_text('utf-8'))['checkpoint'] == './' + CHECKPOINT
+    lines = (place / OUT / 'log.txt').read_text('utf-8').splitlines()
+    assert [json.loads(line)['epoch'] for line in lines] == [0, 1]
+    output = ends(0, sys.executable, ROOT / 'util/visualize.py', '--resume={}/checkpoint-1.pth'.format(OUT),
                   '--output={}.png'.format(OUT), '--', DATA)
     assert output.count('\n') == 1 and (place / (OUT + '.png')).exists()
 
@@ -77,9 +71,8 @@ def test_a_mistake_in_them_is_one_line_of_python_and_of_a_launcher(place):
     for command in ((sys.executable, ROOT / 'main_finetune.py', '--data_path=' + DATA, '--resume=no' + STRANGE),
                     ('bash', ROOT / 'test/finetune_full_8p.sh', '--data_path', '-no' + STRANGE, '--finetune_pth',
                      CHECKPOINT)):
-        run = execute(place, *command)
-        assert run.status == 2 and run.output.count('\n') == 1 and r'[x]\ {0}%s\n' in run.output, run.output
-        assert run.output.startswith('error: ')
+        output = ends(2, *command)
+        assert output.startswith('error: ') and output.count('\n') == 1 and r'[x]\ {0}%s\n' in output
 
 
 def test_any_text_fits_a_line_and_plain_text_stays_as_it_is():

@@ -96,9 +96,8 @@ def _build(flags, values):
     if flags['model'] in PRETRAIN_MODELS:
         return getattr(models_mae, flags['model'])(norm_pix_loss=bool(flags.get('norm_pix_loss')), **size)
     head = values.get('head.weight')
+    model = getattr(models_vit, flags['model'])(global_pool='fc_norm.weight' in values,
+                                                num_classes=1 if head is None else len(head), **size)
     if head is None:
-        model = getattr(models_vit, flags['model'])(global_pool='fc_norm.weight' in values, num_classes=1, **size)
         model.head = nn.Identity()
-        return model
-    return getattr(models_vit, flags['model'])(global_pool=bool(flags.get('global_pool', True)), num_classes=len(head),
-                                               **size)
+    return model

@@ -76,15 +76,6 @@ def test_a_published_checkpoint_is_read(tmp_path, new_format):
     check(state, path)
 
 
-def test_the_encoder_is_taken_from_a_masked_autoencoder_and_the_rest_left_out():
-    mae, model = models_mae.mae_vit_nano_patch16(**MAE), vit()
-    left_out, fresh = weights.load_pretrained(model, mae.state_dict(), 'x.pth')
-    assert torch.equal(model.blocks[3].mlp.fc1.weight, mae.blocks[3].mlp.fc1.weight)
-    assert torch.equal(model.pos_embed, mae.pos_embed)
-    assert {'mask_token', 'decoder_pred.weight', 'norm.weight'} <= set(left_out)
-    assert set(fresh) == {'fc_norm.weight', 'fc_norm.bias', 'head.weight', 'head.bias'}
-
-
 def test_weights_of_another_model_are_refused_by_name():
     with pytest.raises(UserError, match='^x.pth: .*--model'):
         weights.load_pretrained(vit(), models_mae.mae_vit_tiny_patch16(**MAE).state_dict(), 'x.pth')

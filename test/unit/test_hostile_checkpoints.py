@@ -355,7 +355,7 @@ def test_what_fails_while_loading_is_one_line_with_the_file_and_the_type_of_the_
 def test_no_flipped_bit_of_our_own_checkpoint_goes_unnoticed_in_what_is_loaded(tmp_path):
     path = tmp_path / 'c.pth'
     checkpoint_file.save(str(path), {
-        'model': {'w': torch.randn(30, 10), 'b': torch.randn(10).half(), 'none': torch.zeros(0)}, 'epoch': 3,
+        'model': {'w': torch.randn(30, 10), 'b': torch.randn(10).double(), 'none': torch.zeros(0)}, 'epoch': 3,
         'args': {'model': 'x', 'lr': .1}, 'optimizer': {'state': {0: {'step': 2, 'm': torch.randn(10)}}}})
     content, rng, harmless = path.read_bytes(), random.Random(0), 0
     right = checkpoint_file.load(str(path))

@@ -63,10 +63,14 @@ def _load(path, models, scripts, input_size=None):
                             'checkpoint of its training'.format(path, flags['in_chans']))
         built = {**flags, 'input_size': input_size} if input_size else flags
         model = _build(built, values)
-        fault = input_size and misfit(input_size, model.patch_embed.proj.kernel_size[0])
-        if fault:
-            raise UserError('--input_size: {}'.format(fault))
-        weights.load_model(model, _fitted(model, values, flags) if input_size else values, path)
+        if input_size:
+            fault = misfit(input_size, model.patch_embed.proj.kernel_size[0])
+            if fault:
+                raise UserError('--input_size: {}'.format(fault))
+            # The decoder's positions are fixed ones, and so the model's own.
+            own = {name: table for name, table in model.state_dict().items() if name == 'decoder_pos_embed'}
+            values = {**weights.with_positions_for(model, values, flags), **own}
+        weights.load_model(model, values, path)
         return Trained(model.eval(), built, state.get('classes', state.get('labels')))
 
 
@@ -78,12 +82,6 @@ def _recognised(values, path):
     logger.warning('%s holds no flags of a training; by its shapes it is %s%s, input size %d, patch size %d', path,
                    flags['model'], part, flags['input_size'], flags['patch_size'])
     return flags
-
-
-def _fitted(model, values, flags):
-    """`values` with positions for the model's input size; the decoder's are fixed ones, and so the model's own."""
-    own = {name: table for name, table in model.state_dict().items() if name == 'decoder_pos_embed'}
-    return {**weights.with_positions_for(model, values, flags), **own}
 
 
 def _build(flags, values):

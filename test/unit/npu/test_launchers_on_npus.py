@@ -1,4 +1,4 @@
-"""All eleven launchers on emulated NPUs, with a nano model and 32 images; one of them on eight devices."""
+"""All eleven launchers with all their devices, on emulated NPUs, with a nano model and 32 images."""
 import json
 import subprocess
 
@@ -17,7 +17,6 @@ pytestmark = pytest.mark.slow
 
 TINY = ['--input_size=32', '--patch_size=8', '--num_workers=0', '--batch_size=2', '--warmup_epochs=1', '--accum_iter=2']
 MODEL = {'pretrain': 'mae_vit_nano_patch16', 'finetune': 'vit_nano_patch16', 'linprobe': 'vit_nano_patch16'}
-PROCESSES = {'pretrain_performance_1p': 1, 'finetune_performance_1p': 1, 'pretrain_performance_8p': 8}      # others: 2
 NATIVE = 'finetune_full_8p'         # without apex
 COMPARED = ('pretrain_full_8p', NATIVE)         # with fp32, which skips no step as a dynamic loss scale may
 
@@ -28,10 +27,9 @@ def flags(name, images, folder, start):
     if name == 'finetune_eval_8p':
         needed = ['--resume_pth={}'.format(start)]
     epochs = [] if 'performance' in name or 'eval' in name else ['--epochs=2']
-    compared = ['--lr=1e-3', '--loss_scale=128'] if name in COMPARED else []
+    compared = ['--lr=1e-3', '--warmup_epochs=0', '--loss_scale=128'] if name in COMPARED else []
     return ['--data_path={}'.format(images), '--output_dir={}'.format(folder), *needed, *TINY, *epochs, *compared,
-            '--model=' + MODEL[name.split('_')[0]], *['--nproc=2'] * (name not in PROCESSES),
-            *['--amp_backend=native'] * (name == NATIVE)]
+            '--model=' + MODEL[name.split('_')[0]], *['--amp_backend=native'] * (name == NATIVE)]
 
 
 def chip(name):
@@ -67,9 +65,8 @@ def test_a_launcher_trains_on_its_devices(trained, name):
     folder, output = trained(name)
     scale = '2048.0' if 'large' in name else '128.0' if name in COMPARED else 'dynamic'
     device = {'910A': 'Ascend910A', '910B': 'Ascend910B1'}[chip(name)['EMULATED_NPU_CHIP']]
-    processes = PROCESSES.get(name, 2)
     assert 'device: {} (npu; found)'.format(device) in output
-    assert 'processes: {}'.format('1,' if processes == 1 else '{} over hccl'.format(processes)) in output
+    assert 'processes: {}'.format('1,' if name.endswith('1p') else '8 over hccl') in output
     assert 'precision: {}, loss scale {}\n'.format('native fp16' if name == NATIVE else 'apex O2', scale) in output
     assert output.count('Final result') == 1 and 'Final result' in (folder / LOGS[name]).read_text()
     record = epochs_of(folder)[0]
@@ -77,7 +74,7 @@ def test_a_launcher_trains_on_its_devices(trained, name):
     assert ('(19 images)' in output) != name.startswith('pretrain')
 
 
-def test_a_finetuned_model_is_evaluated_on_npus(images, trained, tmp_path):
+def test_a_finetuned_model_is_evaluated_on_eight_devices(images, trained, tmp_path):
     folder, _ = trained('finetune_full_8p')
     output = on_npus('finetune_eval_8p', images, tmp_path, folder / 'checkpoint-1.pth')
     result, last = json.loads((tmp_path / 'eval.json').read_text()), epochs_of(folder)[-1]
@@ -94,23 +91,23 @@ def test_a_probed_encoder_is_in_the_checkpoint_as_it_was_though_apex_halves_it(p
 
 
 @pytest.mark.parametrize('name', COMPARED)
-def test_two_npus_have_the_losses_of_two_cpu_processes(images, pretrained, trained, tmp_path, name):
-    run = launcher(name, *flags(name, images, tmp_path, pretrained / 'checkpoint-0.pth'), '--device=cpu',
+def test_eight_npus_have_the_losses_of_eight_cpu_processes(images, pretrained, trained, tmp_path, name):
+    run = launcher(name, *flags(name, images, tmp_path, pretrained / 'checkpoint-0.pth'), '--device=cpu', '--nproc=8',
                    '--amp_backend=none')
     assert run.status == 0, run.output
     assert losses(trained(name)[0]) == pytest.approx(losses(tmp_path), rel=2e-3)
 
 
-def test_two_nodes_train_together(images, pretrained, tmp_path):
+def test_two_nodes_of_eight_devices_train_together(images, pretrained, tmp_path):
     name, port = 'finetune_full_large_16p', free_port()
     environ = environment(PYTHON=python(**WITH_STAND_INS), **chip(name), **WITH_STAND_INS)
     nodes = [subprocess.Popen(
         ['bash', str(ROOT / 'test' / (name + '.sh')), *flags(name, images, tmp_path, pretrained / 'checkpoint-0.pth'),
-         '--nproc=1', '--node_rank={}'.format(rank), '--master_addr=127.0.0.1', '--master_port={}'.format(port)],
+         '--node_rank={}'.format(rank), '--master_addr=127.0.0.1', '--master_port={}'.format(port)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ) for rank in (0, 1)]
     outputs = [node.communicate(timeout=600)[0].decode() for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert 'processes: 2 over hccl' in outputs[0] and 'effective batch size: 8,' in outputs[0]
+    assert 'processes: 16 over hccl' in outputs[0] and 'effective batch size: 64,' in outputs[0]
     assert outputs[0].count('Final result') == 1 and 'Final result' not in outputs[1]
     assert 'Final result' in (tmp_path / LOGS[name]).read_text() and len(losses(tmp_path)) == 4
     assert (tmp_path / LOGS[name].replace('.log', '_node1.log')).exists()

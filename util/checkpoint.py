@@ -177,6 +177,8 @@ class Resumed:
         if self.goes_on and 'model_ema' in self.state:
             with loading(self.path):
                 average.load(self.state, self.path)
+        elif self.goes_on:
+            logger.info('--ema: %s has no average; it starts from the weights', self.path)
         return average
 
     def start(self, start_epoch=None):

@@ -118,6 +118,10 @@ def load(path, as_trained=False):
         raise UserError("{}: not a checkpoint, it holds no 'model'".format(path))
     if type(state.get('args')) is not dict:
         state.pop('args', None)
+    broken = [name for name, value in state['model'].items() if not torch.isfinite(value.sum(dtype=torch.float64))]
+    if broken:
+        logger.info('warning: %s: %d of its tensors have values that are not finite, first %s', path, len(broken),
+                    broken[0])
     if not (_is_state_dict(state.get('model_ema')) and state['model_ema']):
         state.pop('model_ema', None)
     return state if as_trained else judged_weights(state, path)

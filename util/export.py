@@ -9,9 +9,9 @@ import os
 import tempfile
 from functools import partial
 
-import timm  # noqa: TID251  (models are handed over to it)
+import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer  # noqa: TID251
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from util import checkpoint_file, encoder, log, trained

@@ -1,11 +1,12 @@
 """python -m util.check_env: what it says of a host, whole or half-installed."""
 import importlib
 import os
+import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, execute
+from conftest import ROOT, environment
 
 from util import check_env
 
@@ -111,7 +112,8 @@ def test_an_apex_that_does_not_load_is_said_so_and_nothing_to_fix(packages, chec
 
 def test_a_torch_that_does_not_load_is_named_and_the_rest_is_still_listed(tmp_path, packages):
     write(packages / 'torch' / '__init__.py', 'raise OSError("libcudart.so.9: cannot open")')
-    status, table, to_fix = read(*execute([sys.executable, '-m', 'util.check_env', '--root', tmp_path],
-                                          PYTHONPATH=os.pathsep.join([str(ROOT), str(packages)])))
+    run = subprocess.run([sys.executable, '-m', 'util.check_env', '--root', tmp_path], stdout=subprocess.PIPE,
+                         env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(packages)])))
+    status, table, to_fix = read(run.returncode, run.stdout.decode())
     assert status == 1 and table['torch'].startswith('does not load: libcudart.so.9') and table['numpy'][0].isdigit()
     assert any(line.startswith('torch does not load') for line in to_fix)

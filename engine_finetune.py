@@ -2,24 +2,24 @@
 import torch
 from torch.nn import functional as F
 
-from util import hang_detector
+from util.distributed import hang_detector
 from util.errors import UserError
 from util.log import logger, progress_bar
-from util.progress import PRINT_EVERY, Throughput, per_second
+from util.training.epoch_meter import PRINT_EVERY, Throughput, per_second
 
 
 def train_one_epoch(progress, updates, criterion, augment):
     """Show the model every batch that is left of an epoch.
 
     Args:
-        progress: util.progress.Progress of the epoch.
-        updates: util.updates.WeightUpdates of the model.
+        progress: Progress of the epoch.
+        updates: WeightUpdates of the model.
         criterion: loss of (logits, labels), or of (logits, soft labels) where `augment` makes such.
         augment: (images, labels) as the loader gives them -> as model and criterion take them.
     Returns:
         train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
     Raises:
-        Stopped, UserError: see util.course.Course.agree.
+        Stopped, UserError: see Course.agree.
     """
     updates.model.train()
     for i, (images, labels) in progress.batches():
@@ -39,9 +39,9 @@ def evaluate(model, loader, precision, runtime, normalize, mistakes):
 
     Args:
         model: not in DistributedDataParallel, since processes may have unequal numbers of batches.
-        loader: of util.loader.evaluation_loader.
+        loader: of util.data.loader.evaluation_loader.
         normalize: images as the loader gives them -> as the model takes them.
-        mistakes: util.mistakes.Mistakes, which is shown the predictions.
+        mistakes: Mistakes, which is shown the predictions.
     Returns:
         acc1 and acc5 in percent, loss, images, FPS; unreadable, where there are such images.
     Raises:

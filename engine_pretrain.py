@@ -5,13 +5,13 @@ def train_one_epoch(progress, updates, mask_ratio, normalize):
     """Show the model every batch that is left of an epoch.
 
     Args:
-        progress: util.progress.Progress of the epoch.
-        updates: util.updates.WeightUpdates of the model.
+        progress: Progress of the epoch.
+        updates: WeightUpdates of the model.
         normalize: images as the loader gives them -> as the model takes them.
     Returns:
         train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
     Raises:
-        Stopped, UserError: see util.course.Course.agree.
+        Stopped, UserError: see Course.agree.
     """
     updates.model.train()
     for i, (images, _) in progress.batches():

@@ -1,5 +1,5 @@
 """Fine-tune or evaluate a ViT classifier: python main_finetune.py --data_path FOLDER [flags]; --help lists them."""
-from util.arguments import mixing, parse_finetune
+from util.config.train_flags import mixing, parse_finetune
 from util.errors import UserError, run
 
 ARGS = parse_finetune() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
@@ -8,18 +8,21 @@ from torch.nn import CrossEntropyLoss
 
 import models_vit
 from engine_finetune import evaluate, train_one_epoch
-from util import bad_images, checkpoint, report, runtime as runtimes, weights
-from util.course import Course
-from util.datasets import has_validation, labelled_set
-from util.held_out import split_settings
-from util.input_arguments import COLOURED
-from util.input_statistics import adopt_statistics
-from util.loader import evaluation_loader, training_loader
+from util.checkpoints import checkpointer, weights
+from util.config.input_flags import COLOURED
+from util.config.normalization import adopt_statistics
+from util.data import unreadable
+from util.data.datasets import has_validation, labelled_set
+from util.data.loader import evaluation_loader, training_loader
+from util.data.transforms import Normalize, evaluation_transform, finetuning_transform
+from util.data.validation_split import split_settings
 from util.log import logger
-from util.mistakes import Mistakes
-from util.timm_compat import LabelSmoothingCrossEntropy, Mixup, RandomErasing, SoftTargetCrossEntropy
-from util.transforms import Normalize, evaluation_transform, finetuning_transform
-from util.updates import adamw_updates, layer_decay_groups
+from util.models.timm_adapter import LabelSmoothingCrossEntropy, Mixup, RandomErasing, SoftTargetCrossEntropy
+from util.reporting import report
+from util.reporting.confusion import Mistakes
+from util.training import session as runtimes
+from util.training.optimizer_step import adamw_updates, layer_decay_groups
+from util.training.trainer import Course
 
 
 def build_model(args, classes):
@@ -116,7 +119,7 @@ def evaluate_checkpoint(args, runtime, precision, resumed, build, prepare):
     logbook = runtimes.open_logbook(args, runtime)
     model = prepare(model.to(runtime.device), precision)
     precision = getattr(model, 'precision', precision)          # a LinearProbe's own
-    loader.bad_images = bad_images.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
+    loader.bad_images = unreadable.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
     normalize = Normalize.of(vars(args))
     mistakes = Mistakes(dataset, normalize)
     result = evaluate(model, loader, precision, runtime, normalize, mistakes)
@@ -189,7 +192,7 @@ def main(args, train=train, build=build_model, prepare=lambda model, precision: 
     """Train by `train`, or evaluate what `build` builds and `prepare` makes ready; main_linprobe.py has its own."""
     runtime = runtimes.start(args)
     precision = runtimes.choose_precision(args, runtime)
-    resumed = checkpoint.find(args.resume, args.output_dir)
+    resumed = checkpointer.find(args.resume, args.output_dir)
     args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
                                                       args.eval, resumed.get('args'))
     if args.eval:

@@ -1,5 +1,5 @@
 """Linear probing of a frozen encoder: python main_linprobe.py --data_path FOLDER --finetune CHECKPOINT [flags]."""
-from util.arguments import parse_linprobe
+from util.config.train_flags import parse_linprobe
 from util.errors import UserError, run
 
 ARGS = parse_linprobe() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
@@ -7,12 +7,13 @@ ARGS = parse_linprobe() if __name__ == '__main__' else None      # first: --help
 from torch.nn import CrossEntropyLoss
 
 import main_finetune
-from util import runtime as runtimes, weights
-from util.input_statistics import adopt_statistics
-from util.linear_probe import LARS, LinearProbe, probing_head
+from util.checkpoints import weights
+from util.config.normalization import adopt_statistics
+from util.data.transforms import Normalize, pretraining_transform
 from util.log import logger
-from util.transforms import Normalize, pretraining_transform
-from util.updates import weight_updates
+from util.models.linear_probe import LARS, LinearProbe, probing_head
+from util.training import session as runtimes
+from util.training.optimizer_step import weight_updates
 
 
 def build_model(args, classes):

@@ -1,6 +1,6 @@
 """The classes of images, by a fine-tuned model: python main_predict.py --resume CHECKPOINT IMAGES...; see --help."""
+from util.config.inference_flags import parse_predict
 from util.errors import UserError, first_line, one_line, run
-from util.inference_arguments import parse_predict
 
 ARGS = parse_predict() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
@@ -10,8 +10,9 @@ import sys
 import unicodedata
 from contextlib import contextmanager
 
-from util import log, trained
-from util.inference import Inference, output_file
+from util import log
+from util.checkpoints import load_model
+from util.tools.inference import Inference, output_file
 
 MEASURED = 1000         # file names that are looked at to find the width of their column
 
@@ -91,7 +92,7 @@ def open_output(path):
 
 def main(args):
     log.set_up(True, results=True)
-    classifier = trained.load_classifier(args.resume, args.input_size)
+    classifier = load_model.load_classifier(args.resume, args.input_size)
     names = name_classes(classifier, args.class_names)
     inference = Inference(classifier, args.device, args.amp)
     images = inference.images(args.images)

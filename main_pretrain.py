@@ -1,20 +1,21 @@
 """Pre-train a masked autoencoder: python main_pretrain.py --data_path FOLDER [flags]; --help lists them."""
-from util.arguments import parse_pretrain
+from util.config.train_flags import parse_pretrain
 from util.errors import run
 
 ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
 import models_mae
 from engine_pretrain import train_one_epoch
-from util import checkpoint, knn, runtime as runtimes, weights
-from util.course import Course
-from util.datasets import has_validation, pretraining_set
-from util.held_out import split_settings
-from util.input_statistics import adopt_statistics
-from util.loader import training_loader
-from util.transforms import Normalize, evaluation_transform, pretraining_transform
-from util.updates import adamw_updates, decay_groups
-from util.visualize import Reconstructions
+from util.checkpoints import checkpointer, weights
+from util.config.normalization import adopt_statistics
+from util.data.datasets import has_validation, pretraining_set
+from util.data.loader import training_loader
+from util.data.transforms import Normalize, evaluation_transform, pretraining_transform
+from util.data.validation_split import split_settings
+from util.tools.visualize import Reconstructions
+from util.training import knn, session as runtimes
+from util.training.optimizer_step import adamw_updates, decay_groups
+from util.training.trainer import Course
 
 
 def build_model(args):
@@ -48,7 +49,7 @@ def train(args, runtime, precision):
 
     # model, optimizer, and what an earlier run left
     runtime.seed(args.seed, epoch=-1)
-    resumed = checkpoint.find(args.resume, args.output_dir)
+    resumed = checkpointer.find(args.resume, args.output_dir)
     model = build_model(args)
     if args.init_from and resumed.path is None:
         weights.start_from(args.init_from, model, args, weights.load_for_pretraining)

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from util.input_size import sides
+from util.config.input_size import sides
 from util.model_sizes import SIZES
-from util.pos_embed import sincos_2d
-from util.recompute import directly
-from util.timm_compat import PatchEmbed, TransformerBlock
+from util.models.activation_checkpointing import directly
+from util.models.positions import sincos_2d
+from util.models.timm_adapter import PatchEmbed, TransformerBlock
 
 
 class MaskedAutoencoderViT(nn.Module):
@@ -29,7 +29,7 @@ class MaskedAutoencoderViT(nn.Module):
                  norm_layer=nn.LayerNorm, norm_pix_loss=False):
         super().__init__()
         self.patch_size, self.in_chans, self.norm_pix_loss = patch_size, in_chans, norm_pix_loss
-        self.run_block = directly     # or util.recompute.recomputed
+        self.run_block = directly     # or util.models.activation_checkpointing.recomputed
         height, width = img_size = sides(img_size)
         self.grid_size = (height // patch_size, width // patch_size)
 

@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from util.encoder import pooled
-from util.input_size import sides
+from util.config.input_size import sides
 from util.model_sizes import SIZES
-from util.recompute import directly
-from util.timm_compat import PatchEmbed, TransformerBlock, trunc_normal_
+from util.models.activation_checkpointing import directly
+from util.models.features import pooled
+from util.models.timm_adapter import PatchEmbed, TransformerBlock, trunc_normal_
 
 
 class VisionTransformer(nn.Module):
@@ -27,7 +27,7 @@ class VisionTransformer(nn.Module):
                  depth=12, num_heads=12, mlp_ratio=4., norm_layer=nn.LayerNorm, drop_path_rate=0.):
         super().__init__()
         self.global_pool = global_pool
-        self.run_block = directly     # or util.recompute.recomputed
+        self.run_block = directly     # or util.models.activation_checkpointing.recomputed
         height, width = img_size = sides(img_size)
         self.grid_size = (height // patch_size, width // patch_size)
 

@@ -15,4 +15,4 @@ RUN pip install torch==2.11.0 torchvision==0.26.0 pyyaml==6.0.3 setuptools==80.9
     pip install --no-deps torch-npu==2.11.0 && \
     pip install -r 2.x_requirements.txt
 COPY . .
-CMD ["python", "-m", "util.check_env"]
+CMD ["python", "-m", "util.tools.check_env"]

@@ -8,4 +8,4 @@ WORKDIR /mae
 COPY 2.x_requirements.txt .
 RUN pip install -r 2.x_requirements.txt
 COPY . .
-CMD ["python3", "-m", "util.check_env"]
+CMD ["python3", "-m", "util.tools.check_env"]

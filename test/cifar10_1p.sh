@@ -90,11 +90,11 @@ write_recipe() {
 check_all_stages() {
     "$PYTHON" - "$data_path" "${PRETRAIN[@]}" -- "${FINETUNE[@]}" <<'PYTHON'
 import sys
-from util.arguments import parse_finetune, parse_pretrain
+from util.config.train_flags import parse_finetune, parse_pretrain
 from util.errors import run
 
 def check():
-    from util.datasets import labelled_set
+    from util.data.datasets import labelled_set
     from util.log import set_up
     set_up(is_main=True)
     labelled_set(sys.argv[1], 'val', classes=labelled_set(sys.argv[1], 'train').classes)
@@ -112,12 +112,12 @@ open_output() {
     recipe="--data_path=$(cd "$data_path" && pwd) --pretrain_epochs=$pretrain_epochs --finetune_epochs=$finetune_epochs"
     recipe+=" --model=$model --seed=$seed --images=${images:-all}"
     if [[ ! -e $log || ! -e $output_dir/recipe.txt ]]; then
-        "$PYTHON" -m util.output_dir "$output_dir"
+        "$PYTHON" -m util.reporting.output_dir "$output_dir"
         printf '%s\n' "$recipe" >"$output_dir/recipe.txt"
     elif [[ $(<"$output_dir/recipe.txt") != "$recipe" ]]; then
         die "--output_dir: $output_dir holds a run with $(<"$output_dir/recipe.txt"); give another folder"
     else
-        "$PYTHON" -m util.output_dir "$output_dir" --resume auto
+        "$PYTHON" -m util.reporting.output_dir "$output_dir" --resume auto
     fi
 }
 

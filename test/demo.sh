@@ -28,7 +28,7 @@ make_environment '' 'torch torchvision timm PIL simplejpeg numpy tensorboard yam
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 source_npu_environment
 SECONDS=0
-"$PYTHON" -m util.output_dir "$output"
+"$PYTHON" -m util.reporting.output_dir "$output"
 log=$output/demo.log
 : >"$log"       # marks the folder as a run's, so that the next one sets it aside
 
@@ -39,7 +39,7 @@ budget=(--model vit_nano_patch16 --epochs "$finetune_epochs" --warmup_epochs 1 -
     --drop_path 0)
 
 stage "1/6 drawing $train training and $val validation images of 8 classes"
-"$PYTHON" -m util.drawn_dataset "$images" --train "$train" --val "$val" --seed "$seed"
+"$PYTHON" -m util.tools.synthetic_dataset "$images" --train "$train" --val "$val" --seed "$seed"
 
 stage "2/6 pre-training a masked autoencoder, without labels"
 "$PYTHON" "$ROOT/main_pretrain.py" "${common[@]}" --output_dir "$output/pretrain" --model mae_vit_nano_patch16 \
@@ -61,7 +61,7 @@ for run in finetune scratch; do
 done
 
 stage "6/6 looking at reconstructions of validation images"
-"$PYTHON" -m util.visualize --resume "$checkpoint" --output "$output/reconstructions.png" "$images/val"
+"$PYTHON" -m util.tools.visualize --resume "$checkpoint" --output "$output/reconstructions.png" "$images/val"
 
 stage "done"
 compare_runs "$output" | tee "$log"

@@ -29,14 +29,14 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torch.utils.data.dataloader import default_collate
 from torchvision import transforms
 
-from util import device as devices
-from util.datasets import ImageList, pretraining_set
-from util.distributed import World
-from util.images import decode, read_bytes
-from util.loader import collate, evaluation_loader, training_loader
-from util.pictures import BICUBIC, MARGIN, open_picture
-from util.timm_compat import color_augmentation
-from util.transforms import MEAN, STD, Normalize, evaluation_transform, finetuning_transform, pretraining_transform
+from util.devices import accelerator as devices
+from util.data.datasets import ImageList, pretraining_set
+from util.distributed.world import World
+from util.data.image_files import decode, read_bytes
+from util.data.loader import collate, evaluation_loader, training_loader
+from util.data.lazy_image import BICUBIC, MARGIN, open_picture
+from util.models.timm_adapter import color_augmentation
+from util.data.transforms import evaluation_transform, finetuning_transform, MEAN, Normalize, pretraining_transform, STD
 
 INTERPOLATION = transforms.InterpolationMode.BICUBIC if hasattr(transforms, 'InterpolationMode') else BICUBIC
 STAGES = ('read', 'decode', 'crop, resize, flip', 'colours, floats', 'collate', 'to the device, normalise')
@@ -215,7 +215,7 @@ def main():
     parser.add_argument('--batch_size', type=int, default=32)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--device', default='auto')
-    parser.add_argument('--packed', help='what python -m util.pack_shards made of the folder')
+    parser.add_argument('--packed', help='what python -m util.tools.pack_shards made of the folder')
     parser.add_argument('--json', help='file to write the figures to')
     args = parser.parse_args()
     torch.set_num_threads(1)

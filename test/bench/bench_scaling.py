@@ -31,14 +31,15 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import main_pretrain
-from util import precision as precisions, runtime as runtimes
-from util.arguments import parse_pretrain
-from util.parser import Parser, number
+from util.devices import precision as precisions
+from util.training import session as runtimes
+from util.config.train_flags import parse_pretrain
+from util.config.parser import number, Parser
 from util.errors import run
-from util.features import supported
-from util.launch import free_port
-from util.transforms import Normalize
-from util.updates import WeightUpdates, decay_groups
+from util.compat import supported
+from util.tools.launch import free_port
+from util.data.transforms import Normalize
+from util.training.optimizer_step import decay_groups, WeightUpdates
 
 
 class Training:

@@ -1,6 +1,6 @@
 """What tar files change: python test/bench/bench_shards.py FOLDER PACKED
 
-PACKED is what python -m util.pack_shards made of FOLDER. The images of both are taken at random places, as a training
+PACKED is what util.tools.pack_shards made of FOLDER. The images of both are taken at random places, as a training
 epoch takes them: read alone, and made into batches for pre-training; with the files dropped from the page cache, and
 from it. One process with one thread, round by round in turn; medians are shown. How much came from the disk indeed is
 the system's count; where it is 0, nothing could be dropped, and "cold" means nothing.
@@ -19,11 +19,11 @@ import util  # noqa: F401  (before torch: it keeps `import torch` from loading a
 import numpy as np
 import torch
 
-from util.datasets import pretraining_set
-from util.device import Cpu
-from util.distributed import World
-from util.loader import training_loader
-from util.transforms import Normalize, pretraining_transform
+from util.data.datasets import pretraining_set
+from util.devices.accelerator import Cpu
+from util.distributed.world import World
+from util.data.loader import training_loader
+from util.data.transforms import Normalize, pretraining_transform
 
 
 def files_below(folder):
@@ -82,7 +82,7 @@ def works(folder, batch_size, input_size):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('folder', help='of images, flat or nested')
-    parser.add_argument('packed', help='what python -m util.pack_shards made of it')
+    parser.add_argument('packed', help='what python -m util.tools.pack_shards made of it')
     parser.add_argument('--batch_size', type=int, default=32)
     parser.add_argument('--input_size', type=int, default=224)
     parser.add_argument('--rounds', type=int, default=5)

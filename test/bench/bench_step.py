@@ -1,7 +1,7 @@
 """How fast a training step is, against the published implementations' way: python test/bench/bench_step.py [flags]
 
 Ours is the program's own step, from bytes on the device to updated weights: its models, engine's losses, precision and
-util.updates.WeightUpdates. The baseline, in this file, works as the published implementations do: explicit softmax
+WeightUpdates. The baseline, in this file, works as the published implementations do: explicit softmax
 attention, all patches embedded and predicted, fp16 autocast with a gradient scaler on GPUs and fp32 on CPUs, plain
 AdamW, the loss read and the device waited for in every step. It gets its images as floats on the device, for nothing.
 
@@ -35,13 +35,13 @@ from torch import nn
 
 import models_mae
 import models_vit
-from util import device as devices, precision as precisions
-from util.compiling import compile_blocks
-from util.loader import seed_generators
-from util.recompute import recomputed
-from util.timm_compat import Mixup, RandomErasing, SoftTargetCrossEntropy
-from util.transforms import Normalize
-from util.updates import WeightUpdates, decay_groups, layer_decay_groups
+from util.devices import accelerator as devices, precision as precisions
+from util.devices.compile import compile_blocks
+from util.data.loader import seed_generators
+from util.models.activation_checkpointing import recomputed
+from util.models.timm_adapter import Mixup, RandomErasing, SoftTargetCrossEntropy
+from util.data.transforms import Normalize
+from util.training.optimizer_step import decay_groups, layer_decay_groups, WeightUpdates
 
 SIDES = ('ours', 'baseline')
 LR = 1e-4

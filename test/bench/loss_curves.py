@@ -15,12 +15,12 @@ import util  # noqa: F401  (before torch: it keeps `import torch` from loading a
 import torch
 
 import models_mae
-from util import device as devices, precision as precisions
-from util.compiling import compile_blocks
-from util.datasets import pretraining_set
-from util.loader import seed_generators
-from util.transforms import Normalize, evaluation_transform
-from util.updates import WeightUpdates, decay_groups, warmup_cosine
+from util.devices import accelerator as devices, precision as precisions
+from util.devices.compile import compile_blocks
+from util.data.datasets import pretraining_set
+from util.data.loader import seed_generators
+from util.data.transforms import evaluation_transform, Normalize
+from util.training.optimizer_step import decay_groups, warmup_cosine, WeightUpdates
 
 
 def curve(args, images, seed, amp):

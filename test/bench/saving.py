@@ -16,8 +16,9 @@ import util  # noqa: F401  (before torch: it keeps `import torch` from loading a
 import torch
 
 import models_mae
-from util import checkpoint_file, device
-from util.checkpoint import Saver
+from util.checkpoints import pth_file
+from util.devices import accelerator as device
+from util.checkpoints.checkpointer import Saver
 
 STEPS = 3           # timed together
 
@@ -61,7 +62,7 @@ def main():
             assert saver.wait()
             times['save is on the disk'].append(time.perf_counter() - begun)
             begun = time.perf_counter()
-            checkpoint_file.save(os.path.join(folder, 'checkpoint-1.pth'), state)
+            pth_file.save(os.path.join(folder, 'checkpoint-1.pth'), state)
             times['save that is waited for'].append(time.perf_counter() - begun)
         size = os.path.getsize(os.path.join(folder, 'checkpoint-1.pth'))
     print('{} on {}, torch {}, state of {:.0f} MB; medians of {}, in seconds ({} steps):'.format(

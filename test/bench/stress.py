@@ -26,11 +26,12 @@ import util  # noqa: F401  (before torch: it keeps `import torch` from loading a
 
 import torch
 
-from util import checkpoint, checkpoint_file, drawn_dataset
+from util.checkpoints import checkpointer, pth_file
+from util.tools import synthetic_dataset
 from util.errors import UserError
-from util.images import UnreadableImage
-from util.launch import children
-from util.pictures import open_picture
+from util.data.image_files import UnreadableImage
+from util.tools.launch import children
+from util.data.lazy_image import open_picture
 
 NANO = ['--model', 'mae_vit_nano_patch16', '--input_size', '32', '--patch_size', '8', '--batch_size', '8',
         '--device', 'cpu', '--warmup_epochs', '1', '--num_workers', '1']
@@ -70,7 +71,7 @@ def started(words, log, and_trains=False):
 
 def end_of(folder, epochs):
     """(weights, lines of log.txt without times) of a finished run."""
-    state = checkpoint_file.load(str(folder / 'checkpoint-{}.pth'.format(epochs - 1)))
+    state = pth_file.load(str(folder / 'checkpoint-{}.pth'.format(epochs - 1)))
     lines = [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
     return state['model'], [{name: value for name, value in line.items() if name not in ('FPS', 'data_wait')}
                             for line in lines]
@@ -85,8 +86,8 @@ def broken(folder):
     """What is broken in a folder after a kill: a checkpoint that cannot be read, a line of log.txt that is not JSON."""
     bad, log = [], folder / 'log.txt'
     try:
-        for path in checkpoint.numbered(str(folder)):
-            checkpoint_file.load(path)
+        for path in checkpointer.numbered(str(folder)):
+            pth_file.load(path)
         for line in log.read_text().splitlines() if log.exists() else []:
             json.loads(line)
     except (UserError, ValueError) as error:
@@ -165,7 +166,7 @@ def damaged_checkpoints(work, rng, count):
     """Cut a checkpoint off, or flip one of its bits, at a random place: it is refused, or loads as it was."""
     row, path, refused = Row('checkpoint cut off or with a flipped bit'), work / 'damaged.pth', 0
     weights = {'w{}'.format(i): torch.randn(100, 10) for i in range(20)}
-    checkpoint_file.save(str(path), {'model': weights, 'epoch': 3})
+    pth_file.save(str(path), {'model': weights, 'epoch': 3})
     content = path.read_bytes()
     for i in range(count):
         place = rng.randrange(len(content))
@@ -175,7 +176,7 @@ def damaged_checkpoints(work, rng, count):
         path.write_bytes(bytes(damaged))
         row.tried += 1
         try:
-            loaded = checkpoint_file.load(str(path))
+            loaded = pth_file.load(str(path))
             if loaded['epoch'] != 3 or not equal((weights, ()), (loaded['model'], ())):
                 row.lost.append('damage at byte {} of {} was not noticed'.format(place, len(content)))
         except UserError:
@@ -240,15 +241,15 @@ def full_disk(work, steps):
     subprocess.check_call(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(disk)])
     try:
         path, old = str(disk / 'checkpoint-0.pth'), {'model': {'w': torch.zeros(1000)}}
-        checkpoint_file.save(path, old)
+        pth_file.save(path, old)
         state = {'model': {'w{}'.format(i): torch.full((100000,), float(i)) for i in range(10)}}       # 4 MB
         for room in range(0, 4 * 1000 * 1000, 4 * 1000 * 1000 // steps):
             (disk / 'filler').write_bytes(b'x' * (shutil.disk_usage(str(disk)).free - room))
             try:
-                checkpoint_file.save(path, state)
+                pth_file.save(path, state)
                 why = 'it seemed to fit into {} bytes'.format(room)
             except OSError as error:
-                kept = torch.equal(checkpoint_file.load(path)['model']['w'], old['model']['w'])
+                kept = torch.equal(pth_file.load(path)['model']['w'], old['model']['w'])
                 alone = sorted(os.listdir(str(disk))) == ['checkpoint-0.pth', 'filler']
                 why = '' if kept and alone else 'the old one is damaged, or a piece is left'
                 row.note = str(error.strerror)
@@ -276,7 +277,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         data = work / 'images'
-        drawn_dataset.write(str(data), train=64, val=8, seed=0)
+        synthetic_dataset.write(str(data), train=64, val=8, seed=0)
         epochs = 5 if few else 40
         rows = [kills(data, work, rng, 2 if few else 50, epochs, 1),
                 kills(data, work, rng, 1 if few else 20, epochs, 2),

@@ -29,5 +29,5 @@ source_npu_environment() {
     export COMBINED_ENABLE=${COMBINED_ENABLE:-1}
     export ASCEND_GLOBAL_LOG_LEVEL=${ASCEND_GLOBAL_LOG_LEVEL:-3}
     export ASCEND_SLOG_PRINT_TO_STDOUT=${ASCEND_SLOG_PRINT_TO_STDOUT:-0}
-    export MAE_BIND_CORES=${MAE_BIND_CORES:-1}      # each process to its share of the cores, see util/affinity.py
+    export MAE_BIND_CORES=${MAE_BIND_CORES:-1}      # each process to its share of the cores, see util/devices/host.py
 }

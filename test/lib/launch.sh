@@ -102,7 +102,7 @@ check_parameters() {
 yield_to_config() {
     local names word left_out='' kept=()
     [[ -n $config ]] || return 0
-    names=$(PYTHONPATH=$ROOT "$PYTHON" -m util.parser "$config")
+    names=$(PYTHONPATH=$ROOT "$PYTHON" -m util.config.parser "$config")
     for word in "${RECIPE[@]}"; do
         if [[ $word == --* ]]; then
             left_out=''
@@ -117,7 +117,7 @@ yield_to_config() {
 build_command() {
     COMMAND=("$PYTHON")
     if ((nnodes > 1 || ${nproc:-$DEVICES} > 1 || ${max_restarts:-0} > 0 || ${stop_timeout:-0} > 0)); then
-        COMMAND+=("$ROOT/util/launch.py")
+        COMMAND+=("$ROOT/util/tools/launch.py")
         if [[ -n $nproc ]]; then COMMAND+=(--nproc "$nproc"); else COMMAND+=(--devices "$DEVICES"); fi
         if ((nnodes > 1)); then COMMAND+=(--nnodes "$nnodes" --node_rank "$node_rank" --master_addr "$master_addr"); fi
         if [[ -n $master_port ]]; then COMMAND+=(--master_port "$master_port"); fi
@@ -173,7 +173,7 @@ launch() {
         log=${log%.log}_node$node_rank.log
         mkdir -p "$folder"
     else
-        PYTHONPATH=$ROOT "$PYTHON" -m util.output_dir "$folder" "${COMMAND[@]}"
+        PYTHONPATH=$ROOT "$PYTHON" -m util.reporting.output_dir "$folder" "${COMMAND[@]}"
     fi
     run_logged "$folder/$log"
 }

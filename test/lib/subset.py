@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 
-from util.datasets import labelled_set
+from util.data.datasets import labelled_set
+from util.data.transforms import to_pil
 from util.errors import UserError, run
 from util.files import atomic_file
-from util.transforms import to_pil
 
 
 def main(data_path, folder, train, val):

@@ -20,8 +20,8 @@ os.environ['OMP_NUM_THREADS'] = '1'     # of tests and of what they run: small w
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
-from util import drawn_dataset
 from util.log import logger
+from util.tools import synthetic_dataset
 
 Run = namedtuple('Run', 'status output')
 TIMEOUT = 600               # seconds
@@ -122,7 +122,7 @@ def quiet_logger():
 def images(tmp_path_factory):
     """A folder with 32 training and 19 validation images of 8 classes."""
     folder = tmp_path_factory.mktemp('images')
-    drawn_dataset.write(str(folder), train=32, val=19, seed=0)
+    synthetic_dataset.write(str(folder), train=32, val=19, seed=0)
     return folder
 
 

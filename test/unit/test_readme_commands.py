@@ -11,19 +11,20 @@ import pytest
 from conftest import ROOT, execute, python
 from test_baseline import help_of
 
-from util import arguments, launch
+from util.config import train_flags
+from util.tools import launch
 
 PAIRS = [('README.md', 'README.en.md'), ('RECIPES.md', 'RECIPES.en.md'), ('CONTRIBUTING.md', 'CONTRIBUTING.en.md')]
 DOCUMENTS = [name for pair in PAIRS for name in pair]
-PARSERS = {'main_pretrain.py': arguments.parse_pretrain, 'main_finetune.py': arguments.parse_finetune,
-           'main_linprobe.py': arguments.parse_linprobe}
+PARSERS = {'main_pretrain.py': train_flags.parse_pretrain, 'main_finetune.py': train_flags.parse_finetune,
+           'main_linprobe.py': train_flags.parse_linprobe}
 
 
 def check_printed(command, root=ROOT):
     """Parse what a launcher of `root` prints under DRY_RUN=1, as the processes which it starts would.
 
     Returns:
-        (flags of util/launch.py, or None where one process is started without it; flags of the script).
+        (flags of util/tools/launch.py, or None where one process is started without it; flags of the script).
     """
     interpreter, script, *flags = shlex.split(command)
     assert os.access(interpreter, os.X_OK), command
@@ -69,7 +70,7 @@ flags_of = lru_cache()(help_of)
 def parse(words):
     """Hold a command, from its script's name on, against that script's parser."""
     script, *flags = words
-    if script == 'util/launch.py':
+    if script == 'util/tools/launch.py':
         _, (script, *flags) = launch.parse(flags)
     if script in PARSERS:
         PARSERS[script](flags)

@@ -16,11 +16,11 @@ import torch
 
 import models_mae
 import models_vit
-from util import checkpoint, checkpoint_file
-from util.device import Cpu
-from util.precision import FullPrecision
-from util.timm_compat import Mixup, SoftTargetCrossEntropy
-from util.updates import WeightUpdates, decay_groups, layer_decay_groups, warmup_cosine
+from util.checkpoints import checkpointer, pth_file
+from util.devices.accelerator import Cpu
+from util.devices.precision import FullPrecision
+from util.models.timm_adapter import Mixup, SoftTargetCrossEntropy
+from util.training.optimizer_step import WeightUpdates, decay_groups, layer_decay_groups, warmup_cosine
 
 STEPS, SAVED_AT = 20, 10
 SIZE = {'img_size': 32, 'patch_size': 8}
@@ -56,7 +56,7 @@ def losses(task, path, resumes):
     """The losses of all steps, of which a checkpoint is written at `path`, or of the last, resumed from it."""
     (model, groups, loss_of), precision, found = build(task), FullPrecision(), []
     fill(model)
-    resumed = checkpoint.Resumed(path if resumes else None)
+    resumed = checkpointer.Resumed(path if resumes else None)
     resumed.restore_model(model)
     optimizer = precision.adamw(Cpu(), groups, lr=1e-3, betas=(.9, .95))
     resumed.restore_training(optimizer, precision)
@@ -65,8 +65,8 @@ def losses(task, path, resumes):
     model.train()
     for step in range(SAVED_AT if resumes else 0, STEPS):
         if step == SAVED_AT and not resumes:
-            state = checkpoint.training_state(model, optimizer, precision, 0, argparse.Namespace(lr=1e-3))
-            checkpoint_file.save(path, state)
+            state = checkpointer.training_state(model, optimizer, precision, 0, argparse.Namespace(lr=1e-3))
+            pth_file.save(path, state)
         np.random.seed(step)
         torch.manual_seed(step)         # of the masks; uniform noise is the same in all releases
         images = torch.tensor(np.random.normal(0, 1, (8, 3, 32, 32)), dtype=torch.float32)

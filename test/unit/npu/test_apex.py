@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import models_mae
-from util import checkpoint, checkpoint_file
-from util.device import Cpu
-from util.precision import ApexO2, FullPrecision
-from util.updates import WeightUpdates, decay_groups
+from util.checkpoints import checkpointer, pth_file
+from util.devices.accelerator import Cpu
+from util.devices.precision import ApexO2, FullPrecision
+from util.training.optimizer_step import WeightUpdates, decay_groups
 
 from .conftest import require_emulator
 
@@ -21,7 +21,7 @@ class Training:
 
     def __init__(self, precision, path=None, ema=None):
         torch.manual_seed(0)
-        self.precision, resumed = precision, checkpoint.Resumed(path)
+        self.precision, resumed = precision, checkpointer.Resumed(path)
         model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8)
         resumed.restore_model(model)
         optimizer = precision.adamw(Cpu(), decay_groups(model, .05), lr=1e-3, betas=(.9, .95))
@@ -45,10 +45,10 @@ class Training:
 
     def saved(self, path):
         """The checkpoint of now, which is at `path` then."""
-        state = checkpoint.training_state(self.model, self.optimizer, self.precision, 0, argparse.Namespace(),
+        state = checkpointer.training_state(self.model, self.optimizer, self.precision, 0, argparse.Namespace(),
                                           self.average)
-        checkpoint_file.save(str(path), state)
-        return checkpoint_file.load(str(path), as_trained=True)
+        pth_file.save(str(path), state)
+        return pth_file.load(str(path), as_trained=True)
 
     def weights_and_moments(self):
         """Copies of them, by name."""

@@ -8,7 +8,7 @@ from conftest import ROOT, environment, launcher, python
 from test_end_to_end import epochs_of, weights_of
 from test_launchers import LOGS
 
-from util.launch import free_port
+from util.tools.launch import free_port
 
 from .conftest import WITH_STAND_INS, require_emulator
 

@@ -48,7 +48,7 @@ def test_a_profile_is_taken_by_torch_npus_own_profiler(images, tmp_path):
 
 
 def test_check_env_names_the_devices_and_the_precision():
-    run = execute([sys.executable, '-m', 'util.check_env'], ASCEND_RT_VISIBLE_DEVICES='0,1', **WITH_STAND_INS)
+    run = execute([sys.executable, '-m', 'util.tools.check_env'], ASCEND_RT_VISIBLE_DEVICES='0,1', **WITH_STAND_INS)
     assert run.status == 0 and run.output.endswith('to fix:\n  nothing\n'), run.output
     for words in ('NPU            2 x Ascend910A', '--amp          apex O2, loss scale dynamic',
                   'variable       ASCEND_RT_VISIBLE_DEVICES=0,1'):

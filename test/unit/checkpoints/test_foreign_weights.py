@@ -1,0 +1,292 @@
+"""Weights come in: safetensors, timm's names, Hugging Face's folders, models without flags, and --init_from."""
+import json
+import os
+import shutil
+import struct
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from conftest import finetune, pretrain
+from test_hostile_checkpoints import refused
+
+import models_mae
+import models_vit
+from util.checkpoints import hugging_face, load_model, pth_file, weights
+from util.errors import UserError
+from util.models import features
+from util.tools import export
+
+SMALL = {'img_size': 32, 'patch_size': 8}
+SIZES = {'hidden_size': 128, 'num_hidden_layers': 6, 'num_attention_heads': 4, 'intermediate_size': 512,
+         'image_size': 32, 'patch_size': 8}
+DECODER = {'decoder_hidden_size': 64, 'decoder_num_hidden_layers': 2, 'decoder_num_attention_heads': 2,
+           'decoder_intermediate_size': 256}
+NO_VIT = pytest.mark.skipif(not hasattr(torch.nn.init, 'trunc_normal_'), reason="transformers' ViT needs trunc_normal_")
+
+
+def write(path, tensors, **metadata):
+    pth_file.save_safetensors(str(path), tensors, **metadata)
+    return str(path)
+
+
+def autoencoder(**options):
+    return models_mae.mae_vit_nano_patch16(**{**SMALL, **options})
+
+
+def raw(header, data=b''):
+    """The bytes of a safetensors file."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack('<Q', len(text)) + text + data
+
+
+def entry(begin, end, shape=(1,), dtype='F32'):
+    return {'dtype': dtype, 'shape': list(shape), 'data_offsets': [begin, end]}
+
+
+# -- safetensors -----------------------------------------------------------------------------------------------------
+@pytest.mark.compat
+def test_tensors_of_every_type_survive_safetensors_and_its_library_reads_them(tmp_path):
+    saved = {'f': torch.randn(2, 3), 'd': torch.randn(2).double(), 'h': torch.randn(5).half(), 's': torch.tensor(2.),
+             'i': torch.arange(3), 'o': torch.tensor([True, False]), 'u': torch.arange(3, dtype=torch.uint8),
+             'none': torch.zeros(0, 3)}
+    path = write(tmp_path / 'x.safetensors', saved, a='b')
+    found = [pth_file.load(path)['model']]
+    if hasattr(torch, 'frombuffer'):        # which the library's own reader needs
+        found.append(safetensors.torch.load_file(path))
+    for loaded in found:
+        assert set(loaded) == set(saved)
+        for name, value in saved.items():
+            assert loaded[name].dtype == value.dtype and loaded[name].shape == value.shape
+            assert torch.equal(loaded[name].double(), value.double()), name
+
+
+@pytest.mark.compat
+def test_bfloat16_is_read(tmp_path):
+    (tmp_path / 'x').write_bytes(raw({'a': entry(0, 4, (2,), 'BF16')}, b'\x80\x3f\x00\xc0'))
+    found = pth_file.load(str(tmp_path / 'x'))['model']['a']
+    assert found.dtype == torch.bfloat16 and found.tolist() == [1., -2.]
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize('content', [
+    struct.pack('<Q', 2 ** 62) + b'{}', struct.pack('<Q', 99) + b'{}', raw(b'{"a": ' + b'[' * 100000),
+    raw('{{"a": {}, "a": {}}}'.format(*map(json.dumps, (entry(4, 8), entry(0, 4)))).encode(), b'x' * 8),
+    raw({'a': entry(0, 8)}, b'x' * 8), raw({'a': entry(0, 4)}, b'xx'),
+    raw({'a': entry(0, 4), 'b': entry(2, 6)}, b'x' * 6), raw({'a': entry(0, 2 ** 70, (2 ** 68,))}),
+    raw({'a': entry(0, 1, (1,), 'F8_E4M3')}, b'x'), raw({'__metadata__': {'args': '{'}})], ids=range(10))
+def test_a_hostile_or_damaged_safetensors_file_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / 'x.safetensors').write_bytes(content)
+    refused(tmp_path / 'x.safetensors')
+
+
+# -- models without flags ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('pools_mean', [True, False])
+def test_a_classifier_without_flags_is_recognised_by_its_shapes(tmp_path, pools_mean):
+    model = models_vit.vit_nano_patch16(global_pool=pools_mean, num_classes=7, in_chans=1, **SMALL).eval()
+    found = load_model.load_classifier(write(tmp_path / 'x.safetensors', model.state_dict())).model
+    imgs = torch.randn(2, 1, 32, 32)
+    assert torch.equal(found(imgs), model(imgs))
+
+
+def test_an_autoencoder_without_flags_is_recognised(tmp_path):
+    model, imgs, noise = autoencoder().eval(), torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    torch.save(model.state_dict(), str(tmp_path / 'x.bin'))
+    found = load_model.load_autoencoder(str(tmp_path / 'x.bin')).model
+    assert torch.equal(found(imgs, .75, noise)[1], model(imgs, .75, noise)[1])
+
+
+def encoder_of(model):
+    """What timm and the published files hold of a pre-trained model."""
+    return {name: value for name, value in model.state_dict().items()
+            if not name.startswith(('decoder', 'mask_token', 'head.'))}
+
+
+def test_an_encoder_alone_gives_features_and_is_refused_as_anything_else(tmp_path):
+    mae = autoencoder().eval()
+    path = write(tmp_path / 'x.safetensors', encoder_of(mae))
+    imgs = torch.randn(2, 3, 32, 32)
+    latent = mae.forward_encoder(mae.patchify(imgs), torch.arange(16).expand(2, -1))        # with nothing hidden
+    assert torch.allclose(load_model.load_either(path).model(imgs), latent[:, 0], atol=1e-5)
+    assert torch.allclose(features.pooled(mae, imgs, 'cls'), latent[:, 0], atol=1e-5)
+    assert torch.allclose(features.pooled(mae, imgs), latent[:, 1:].mean(dim=1), atol=1e-5)
+    for load in (load_model.load_autoencoder, load_model.load_classifier):
+        refused(path, load)
+
+
+def test_weights_of_other_channels_that_say_no_mean_are_refused(tmp_path):
+    model = autoencoder(in_chans=4)
+    assert 'mean and std' in refused(write(tmp_path / 'x.safetensors', model.state_dict()), load_model.load_either)
+
+
+def test_weights_of_no_known_model_are_refused_in_one_line(tmp_path):
+    mae = autoencoder().state_dict()
+    for values in ({'a': torch.zeros(1)}, {**mae, 'decoder_embed.weight': torch.zeros(9, 128)},
+                   {'patch_embed.proj.weight': torch.zeros(100, 3, 8, 8), 'pos_embed': torch.zeros(1, 17, 100)}):
+        refused(write(tmp_path / 'x.safetensors', values), load_model.load_either)
+
+
+# -- timm -------------------------------------------------------------------------------------------------------------
+@pytest.mark.compat
+def test_timms_own_weights_are_read_and_compute_the_same(tmp_path):
+    model = export.VisionTransformer(num_classes=4, embed_dim=128, depth=6, num_heads=4, **SMALL).eval()
+    torch.save(model.state_dict(), str(tmp_path / 'pytorch_model.bin'))
+    (tmp_path / 'config.json').write_text(json.dumps({
+        'architecture': 'vit', 'pretrained_cfg': {'mean': [.5] * 3, 'std': [.5] * 3}}))
+    imgs = torch.randn(2, 3, 32, 32)
+    for path in (tmp_path, tmp_path / 'pytorch_model.bin'):     # the file in such a folder means the folder
+        found = load_model.load_classifier(str(path))
+        with torch.no_grad():
+            assert torch.allclose(found.model(imgs), model(imgs), atol=1e-5)
+        assert found.flags['mean'] == [.5] * 3
+
+
+# -- Hugging Face -----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope='module')
+def mae_folder(tmp_path_factory):
+    """A folder of a ViTMAE; test_export.py has what one computes."""
+    folder = tmp_path_factory.mktemp('vit_mae')
+    transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**SIZES, **DECODER)).save_pretrained(str(folder))
+    return folder
+
+
+def test_weights_are_read_without_their_config_and_in_several_files(tmp_path, mae_folder):
+    name = next(name for name in hugging_face.WEIGHTS if (mae_folder / name).exists())
+    (tmp_path / ('x' + name)).write_bytes((mae_folder / name).read_bytes())
+    transformers.ViTMAEForPreTraining.from_pretrained(str(mae_folder)).save_pretrained(
+        str(tmp_path / 'parts'), max_shard_size='1MB')
+    assert len(list((tmp_path / 'parts').iterdir())) > 4
+    whole = pth_file.load(str(mae_folder))['model']
+    for path in (tmp_path / ('x' + name), tmp_path / 'parts'):
+        found = pth_file.load(str(path))['model']
+        assert set(found) == set(whole) and all(torch.equal(value, whole[name]) for name, value in found.items())
+
+
+@NO_VIT
+def test_a_vit_classifier_folder_is_evaluated_by_eval(images, tmp_path):
+    names = ['class number %d' % label for label in range(8)]
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(
+        id2label=dict(enumerate(names)), label2id={name: label for label, name in enumerate(names)}, **SIZES)).eval()
+    model.save_pretrained(str(tmp_path / 'vit'))
+    found, imgs = load_model.load_classifier(str(tmp_path / 'vit')), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(found.model(imgs), model(imgs).logits, atol=1e-5) and found.classes == names
+    run = finetune('--data_path', images, '--output_dir', tmp_path / 'o', '--eval', '--resume', tmp_path / 'vit',
+                   '--cls_token')
+    assert run.status == 0 and '* Acc@1' in run.output, run.output
+
+
+@NO_VIT
+def test_a_vit_without_a_bias_of_qkv_computes_the_same(tmp_path):
+    model = transformers.ViTModel(transformers.ViTConfig(qkv_bias=False, **SIZES)).eval()
+    model.save_pretrained(str(tmp_path))
+    imgs = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(load_model.load_either(str(tmp_path)).model(imgs), model(imgs).last_hidden_state[:, 0],
+                              atol=1e-5)
+
+
+NEWER = [('vit.encoder.layer.', 'vit.layers.'), ('attention.attention.query', 'attention.q_proj'),
+         ('attention.attention.key', 'attention.k_proj'), ('attention.attention.value', 'attention.v_proj'),
+         ('attention.output.dense', 'attention.o_proj'), ('intermediate.dense', 'mlp.fc1'), ('output.dense', 'mlp.fc2')]
+
+
+def test_the_names_of_transformers_5_are_known(mae_folder):
+    ours = pth_file.load(str(mae_folder))['model']
+    newer = {}
+    for name, value in hugging_face.their_names(ours, 'vit.').items():
+        for old, new in NEWER:
+            name = name.replace(old, new)
+        newer[name] = value
+    assert 'vit.layers.0.attention.q_proj.weight' in newer and 'decoder.decoder_layers.1.mlp.fc2.bias' in newer
+    again = hugging_face.translate(newer, 'x')['model']
+    assert set(again) == set(ours) and all(torch.equal(value, again[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize('config', [
+    {'hidden_act': 'relu'}, {'num_attention_heads': 8}, {'decoder_num_attention_heads': 4}, {'mask_ratio': 2.},
+    {'layer_norm_eps': 'x'}, {'image_size': -1}, {'image_size': [32, 'x']}, {'patch_size': 16}, {'model_type': 'clip'},
+    {'model_type': ['vit']}, {'use_mean_pooling': False, 'model_type': 'beit'}], ids=str)
+def test_a_config_that_this_program_cannot_follow_is_refused_in_one_line(tmp_path, mae_folder, config):
+    shutil.copytree(str(mae_folder), str(tmp_path / 'x'))
+    own = json.loads((mae_folder / 'config.json').read_text())
+    (tmp_path / 'x' / 'config.json').write_text(json.dumps({**own, **config}))
+    refused(tmp_path / 'x', load_model.load_either)
+
+
+def index(places):
+    return 'pytorch_model.bin.index.json', json.dumps({'weight_map': places}).encode()
+
+
+@pytest.mark.parametrize('name, content', [
+    index({'a': '../x.bin'}), index({'a': '..'}), index({'a': 5}), index([]), ('config.json', b'[]'),
+    ('config.json', b'\xff'), ('config.json', b'[' * 100000)], ids=range(7))
+def test_a_folder_that_is_damaged_or_names_files_elsewhere_is_refused_in_one_line(tmp_path, name, content):
+    torch.save({'a': torch.zeros(1)}, str(tmp_path / 'model.bin'))
+    for path, text in (('config.json', b'{"model_type": "vit_mae"}'), index({'a': 'model.bin'}), (name, content)):
+        (tmp_path / path).write_bytes(text)
+    refused(tmp_path)
+
+
+def test_a_folder_of_anything_else_is_refused_in_one_line(tmp_path):
+    refused(tmp_path)
+    (tmp_path / 'config.json').write_text('{"model_type": "vit_mae"}')
+    assert 'model.safetensors' in refused(tmp_path)
+    os.mkfifo(str(tmp_path / 'pytorch_model.bin'))
+    refused(tmp_path)
+
+
+# -- --init_from -------------------------------------------------------------------------------------------------------
+def shifted(model):
+    """A state_dict of other values than any new model has."""
+    return {name: value + 1 for name, value in model.state_dict().items()}
+
+
+def taken(model, values):
+    """Names of the weights that the model has from a checkpoint."""
+    return {name for name, value in model.state_dict().items() if name in values and torch.equal(value, values[name])}
+
+
+@pytest.mark.parametrize('change', ['without', 'other width', 'incomplete'])
+def test_a_decoder_that_does_not_fit_whole_starts_anew(change):
+    values, model = shifted(autoencoder(decoder_embed_dim=32 if change == 'other width' else 64)), autoencoder()
+    encoder_names = set(encoder_of(model))
+    if change == 'without':
+        values = {name: values[name] for name in encoder_names}
+    if change == 'incomplete':
+        del values['mask_token']
+    left_out, fresh = weights.load_for_pretraining(model, values, 'x.pth')
+    assert taken(model, values) == encoder_names - {'pos_embed'}
+    decoder = set(model.state_dict()) - encoder_names - {'decoder_pos_embed'}
+    assert set(fresh) == decoder and set(left_out) == decoder & set(values)
+
+
+@pytest.mark.parametrize('pool, fresh', [(True, ['norm.weight', 'norm.bias']), (False, [])])
+def test_the_encoder_of_a_classifier_is_loaded(pool, fresh):
+    values = shifted(models_vit.vit_nano_patch16(global_pool=pool, num_classes=4, **SMALL))
+    model = autoencoder()
+    left_out, anew = weights.load_for_pretraining(model, values, 'x.pth')
+    assert [name for name in anew if 'decoder' not in name and name != 'mask_token'] == fresh
+    assert left_out == ['head.weight', 'head.bias'] + ['fc_norm.weight', 'fc_norm.bias'] * pool
+    assert 'blocks.5.mlp.fc2.weight' in taken(model, values) and 'pos_embed' not in taken(model, values)
+
+
+@pytest.mark.parametrize('options, more', [({'in_chans': 1}, {}), ({'depth': 7}, {}), ({}, {'blocks.0.ls1.gamma': 0})])
+def test_another_encoder_is_refused(options, more):
+    with pytest.raises(UserError, match='^x.pth: '):
+        weights.load_for_pretraining(autoencoder(**options), {**shifted(autoencoder()), **more}, 'x.pth')
+
+
+def test_a_new_run_starts_from_them_and_a_checkpoint_of_its_own_wins(images, pretrained, tmp_path):
+    path = pretrained / 'checkpoint-0.pth'
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--init_from', path, '--resume', 'auto', '--lr', '1e-9',
+             '--input_size', 48, '--epochs']
+    run = pretrain(*flags, 1)
+    assert run.status == 0 and 'loaded {}; left out: nothing\n'.format(path) in run.output, run.output
+    before, after = (pth_file.load(str(folder / 'checkpoint-0.pth')) for folder in (pretrained, tmp_path))
+    assert after['epoch'] == 0 and torch.equal(after['model']['pos_embed'], autoencoder(img_size=48).pos_embed)
+    assert all(torch.allclose(value, before['model'][name], atol=1e-6)
+               for name, value in after['model'].items() if 'pos_embed' not in name)
+    run = pretrain(*flags, 2)
+    assert run.status == 0 and str(path) + ';' not in run.output and 'Epoch: [0]' not in run.output, run.output

@@ -1,0 +1,383 @@
+"""Checkpoints made to run code, to fill the memory or to lie about their size; and damage of every kind."""
+import argparse
+import collections
+import copyreg
+import io
+import os
+import pickle
+import random
+import struct
+import tarfile
+import zipfile
+
+import pytest
+import torch
+from test_end_to_end import same
+
+from util.checkpoints import pth_file
+from util.checkpoints.pth_format import MAGIC_NUMBER, PROTOCOL
+from util.errors import Fault, UserError
+
+pytestmark = pytest.mark.compat
+
+MACHINE = {'protocol_version': PROTOCOL, 'little_endian': True, 'type_sizes': {'short': 2, 'int': 4, 'long': 4}}
+
+
+def zipped(path, pickled, records=(), method=zipfile.ZIP_STORED, folder='archive/'):
+    """A zip checkpoint of this pickle and these further (name, content)."""
+    with zipfile.ZipFile(str(path), 'w', method) as archive:
+        for name, content in [('data.pkl', pickled), ('version', b'3\n'), *records]:
+            archive.writestr(folder + name, content)
+    return str(path)
+
+
+def legacy(path, pickled, keys=(), data=b''):
+    """A checkpoint in the format before zip archives."""
+    path.write_bytes(b''.join(pickle.dumps(part, 2) for part in (MAGIC_NUMBER, PROTOCOL, MACHINE)) + pickled
+                     + pickle.dumps(list(keys), 2) + data)
+    return str(path)
+
+
+def refused(path, load=pth_file.load):
+    """`load` names the file in one line, which gives the kind of fault."""
+    with pytest.raises(UserError) as caught:
+        load(str(path))
+    said = str(caught.value)
+    assert said.startswith('{}: '.format(path)) and '\n' not in said and len(said) < 600
+    return said
+
+
+class Call:
+    """Calls a function when unpickled by the ordinary pickle."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+    def __call__(self):
+        """A pickle may also call what it got from another call."""
+
+
+def system(marker):
+    return Call(os.system, 'touch "{}"'.format(marker))
+
+
+def within(value):
+    """`value` as a further entry, deep in a state that is otherwise fine."""
+    return pickle.dumps({'model': {}, 'x': [{'x': (value,)}]}, 2)
+
+
+def dotted(module, name, marker):
+    def text(value):
+        return b'\x8c' + bytes([len(value)]) + value.encode()
+    return b'\x80\x04' + text(module) + text(name) + b'\x93' + text('touch ' + str(marker)[-200:]) + b'\x85R.'
+
+
+RUNNING = {
+    'os.system': lambda marker: within(system(marker)),
+    'eval': lambda marker: within(Call(eval, 'open({!r}, "w")'.format(str(marker)))),
+    'exec': lambda marker: within(Call(exec, 'open({!r}, "w")'.format(str(marker)))),
+    'getattr': lambda marker: within(Call(Call(getattr, Call(__import__, 'os'), 'mkdir'), str(marker))),
+    'within a reduce': lambda marker: within(Call(collections.OrderedDict, [('x', system(marker))])),
+    'as a key': lambda marker: within(Call(dict, [(Call(open, str(marker), 'w'), 0)])),
+    'in the model': lambda marker: pickle.dumps({'model': {'w': system(marker)}}, 2),
+    'protocol 4': lambda marker: pickle.dumps({'model': {}, 'x': system(marker)}, 4),
+    'inst': lambda marker: b'(S\'touch "%s"\'\nios\nsystem\n.' % str(marker).encode(),
+    'obj': lambda marker: b'(cos\nsystem\nS\'touch "%s"\'\no.' % str(marker).encode(),
+    'dotted': lambda marker: dotted('torch', 'serialization.os.system', marker),
+    'globals': lambda marker: dotted('torch._utils', '_rebuild_tensor_v2.__globals__.get', marker),
+    'extension': lambda marker: b'\x80\x02\x82\xf0X' + struct.pack('<I', len(str(marker))) + str(marker).encode()
+                                + b'\x85R.',
+    'hub': lambda marker: within(Call(torch.hub.load_state_dict_from_url, 'file://' + str(marker))),
+    'hooks': lambda marker: within(Call(torch._utils._rebuild_tensor_v2, 0, 0, (), (), False, system(marker))),
+    'a slot': lambda marker: b'\x80\x02cargparse\nNamespace\n)\x81N}X\x09\x00\x00\x00__class__cos\nsystem\ns\x86b.',
+}
+
+
+@pytest.fixture
+def extension():
+    """A code that stands for os.mkdir, as a library may register one."""
+    copyreg.add_extension('os', 'mkdir', 240)
+    yield
+    copyreg.remove_extension('os', 'mkdir', 240)
+
+
+@pytest.mark.usefixtures('extension')
+@pytest.mark.parametrize('container', [zipped, legacy])
+@pytest.mark.parametrize('kind', RUNNING)
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path, monkeypatch, container, kind):
+    monkeypatch.chdir(tmp_path)
+    refused(container(tmp_path / 'evil.pth', RUNNING[kind](tmp_path / 'ran')))
+    assert os.listdir(str(tmp_path)) == ['evil.pth']
+
+
+@pytest.mark.parametrize('code', [b'\x80\x02cargparse\nNamespace\n}X\x06\x00\x00\x00__eq__cargparse\nNamespace\nsb.',
+                                  b'\x80\x02cargparse\nNamespace\nN}X\x06\x00\x00\x00__eq__K\x05s\x86b.',
+                                  b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x06\x00\x00\x00__defaults__K\x05s\x86b.',
+                                  b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00xK\x05sb.',
+                                  b'\x80\x02ctorch\nFloatStorage\nN}X\x04\x00\x00\x00sizeK\x05s\x86b.',
+                                  b'\x80\x02ctorch\nSize\n)R}X\x01\x00\x00\x00xK\x05sb.'])
+def test_a_checkpoint_changes_no_class_or_function(tmp_path, code):
+    things = argparse.Namespace, torch._utils._rebuild_tensor_v2, torch.FloatStorage
+    before = [dict(vars(thing)) for thing in things]
+    refused(zipped(tmp_path / 'evil.pth', code))
+    assert before == [dict(vars(thing)) for thing in things]
+
+
+def test_a_tar_archive_is_refused_and_nothing_of_it_is_unpacked(tmp_path, monkeypatch):
+    """Two of them are named so that one begins as torch's older format does, or would leave the folder."""
+    monkeypatch.chdir(tmp_path)
+    evil, head = pickle.dumps(system(tmp_path / 'ran')), pickle.dumps(MAGIC_NUMBER, 2).decode('latin1')
+    for number, names in enumerate((['storages', 'tensors', 'pickle'], ['../up'], [head, 'storages'])):
+        path = tmp_path / '{}.pth'.format(number)
+        with tarfile.open(str(path), 'w', encoding='latin1', format=tarfile.GNU_FORMAT) as archive:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = len(evil)
+                archive.addfile(info, io.BytesIO(evil))
+        assert tarfile.is_tarfile(str(path))
+        refused(path)
+    assert sorted(os.listdir(str(tmp_path))) == ['0.pth', '1.pth', '2.pth'] and not (tmp_path.parent / 'up').exists()
+
+
+LAUGHS = b'\x80\x02]q\x00' + b''.join(b'](h%ch%ceq%c' % (i, i, i + 1) for i in range(60)) + b'.'
+EXHAUSTING = {
+    'a tuple too deep to hash, as a key': b'\x80\x02})' + b'\x85' * 500000 + b'Ns.',
+    'lists within lists': b'\x80\x02' + b']' * 500000 + b'a' * 499999 + b'.',
+    'a list that holds itself': b'\x80\x02]q\x00h\x00a.',
+    'each list holds the one before twice': LAUGHS,
+    'the last place of the memo': b'\x80\x02]r\xff\xff\xff\xff.',
+    'decimals without end': b'I' + b'9' * 1000000 + b'\n.',
+    'a number of a billion digits': b'\x80\x02\x8b\xff\xff\xff\x7f' + b'\xff' * 1000 + b'.',
+    'a string of 4 GB that is not there': b'\x80\x02X\xff\xff\xff\xff' + b'x' * 100 + b'.',
+    'a frame of exabytes': b'\x80\x04\x95' + b'\xff' * 7 + b'\x7f].',
+    'more values than are counted': b'\x80\x02](' + b'N' * 1000100 + b'e.',
+    'more operations than are counted': b'\x80\x02' + b'N' * 1100000 + b'.',
+    'nothing on the stack': b'\x80\x02R.',
+    'an unknown operation': b'\x80\x02\xee.',
+    'no end': b'\x80\x02}',
+    'a codec that decompresses': within(Call(__import__('codecs').encode, 'x', 'zlib')),
+}
+
+
+@pytest.mark.parametrize('kind', EXHAUSTING)
+def test_a_pickle_made_to_exhaust_memory_or_time_is_refused(tmp_path, kind):
+    refused(zipped(tmp_path / 'evil.pth', EXHAUSTING[kind]))
+
+
+class Storage:
+    """What torch's pickles refer to."""
+
+    def __init__(self, *saved_id):
+        self.saved_id = saved_id
+
+
+class StoragePickler(pickle.Pickler):
+    def persistent_id(self, value):
+        return value.saved_id if isinstance(value, Storage) else None
+
+
+def tensors(*options):
+    """A pickle of a model with a tensor for each dict of options, torch's own kind where one has none."""
+    def tensor(size=(2,), stride=(1,), offset=0, numel=2, key='0', kind=None, hooks=None, location='cpu', more=(),
+               word='storage', attributes=()):
+        storage = Storage(word, kind or torch.FloatStorage, key, location, numel, *more)
+        made = Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False,
+                    collections.OrderedDict() if hooks is None else hooks)
+        made.call += attributes
+        return made
+    file = io.BytesIO()
+    StoragePickler(file, 2).dump({'model': {str(i): tensor(**given) for i, given in enumerate(options)}})
+    return file.getvalue()
+
+
+DATA = struct.pack('<2f', 3., 4.)
+
+
+def test_a_tensor_that_fits_is_loaded_from_either_format(tmp_path):
+    for path in (zipped(tmp_path / 'zip.pth', tensors({}), [('data/0', DATA)]),
+                 legacy(tmp_path / 'legacy.pth', tensors({'more': [None]}), ['0'], struct.pack('<q', 2) + DATA)):
+        assert pth_file.load(path)['model']['0'].tolist() == [3., 4.]
+
+
+SAME = Storage('storage', torch.FloatStorage, '0', 'cpu', 2)
+# By what is wrong: the options of a tensor, or of several.
+LYING = {
+    'two sizes of the same data': [{'size': (1,)}, {'size': (1,), 'kind': torch.LongStorage, 'numel': 1}],
+    'terabytes': {'size': (10 ** 12,), 'numel': 10 ** 12}, 'one element too many': {'size': (3,), 'numel': 3},
+    'one element too few': {'size': (1,), 'numel': 1}, 'beyond its storage': {'offset': 1},
+    'far beyond': {'offset': 2 ** 62, 'stride': (2 ** 62,)}, 'before its storage': {'offset': -1},
+    'a step beyond': {'stride': (2,)}, 'a step back': {'stride': (-1,), 'offset': 1},
+    'larger than its data by steps of 0': {'size': (10 ** 12,), 'stride': (0,)}, 'a size below 0': {'size': (-1,)},
+    'a size of 200 digits': {'size': (10 ** 200,), 'stride': (0,)},
+    'more dimensions than torch knows': {'size': (1,) * 100, 'stride': (1,) * 100},
+    'thousands of sizes': {'size': (2 ** 62,) * 10 ** 5, 'stride': (0,) * 10 ** 5},
+    'no numbers': {'size': ('2',)}, 'truth values': {'size': (True,)}, 'hooks': {'hooks': {'x': 1}},
+    'another key': {'key': '1'}, 'a key that is a path': {'key': '../../etc/passwd'}, 'no key': {'key': None},
+    'a number for a key': {'key': 0}, 'numel below 0': {'numel': -2}, 'numel is no number': {'numel': 2.},
+    'a type of larger elements': {'kind': torch.DoubleStorage}, 'no type': {'kind': 'FloatStorage'},
+    'a module': {'word': 'module'}, 'a location that is none': {'location': 5}, 'a view': {'more': [('1', 0, 1)]},
+    'too many parts': {'more': [None, None]},
+    'another shape afterwards': {'attributes': ((SAME, 1, (1,), (1,)),)},
+}
+
+
+@pytest.mark.parametrize('kind', LYING)
+def test_a_tensor_that_does_not_fit_its_data_is_refused(tmp_path, kind):
+    options = LYING[kind] if isinstance(LYING[kind], list) else [LYING[kind]]
+    refused(zipped(tmp_path / 'zip.pth', tensors(*options), [('data/0', DATA)]))
+    older = tensors(*({'more': [None], **given} for given in options))
+    refused(legacy(tmp_path / 'legacy.pth', older, ['0'], struct.pack('<q', 2) + DATA))
+
+
+@pytest.mark.parametrize('keys, data', [
+    (['0'], b''), (['0'], struct.pack('<q', 2) + DATA[:-1]), (['0'], struct.pack('<q', 2) + DATA + b'x'),
+    (['0'], struct.pack('<q', 3) + DATA), (['0'], struct.pack('<q', -1) + DATA), ([], b''), (['1'], b''),
+    (['0', '0'], 2 * (struct.pack('<q', 2) + DATA)), ([['0']], struct.pack('<q', 2) + DATA)])
+def test_data_that_does_not_fit_the_pickle_is_refused_in_the_older_format(tmp_path, keys, data):
+    refused(legacy(tmp_path / 'legacy.pth', tensors({'more': [None]}), keys, data))
+
+
+def changed(at, value):
+    return lambda content: content[:at] + value + content[at + len(value):]
+
+
+ARCHIVES = {
+    'something behind its end': lambda content: content + b'x', 'a second one behind it': lambda content: 2 * content,
+    'something before it': lambda content: b'x' * 10 + content,
+    'a zip within the comment': lambda content: content[:-2] + struct.pack('<H', len(content)) + content,
+    'a directory of gigabytes': lambda content: content[:-10] + struct.pack('<L', 2 ** 31) + content[-6:],
+    'more records than it has': lambda content: content[:-12] + struct.pack('<H', 60000) + content[-10:],
+    'two names for a record': changed(30, b'ARCHIVE'), 'an encrypted record': changed(6, b'\1'),
+}
+
+
+@pytest.mark.parametrize('kind', ARCHIVES)
+def test_an_archive_that_can_be_read_in_two_ways_is_refused(tmp_path, kind):
+    path = tmp_path / 'zip.pth'
+    zipped(path, tensors({}), [('data/0', DATA)])
+    path.write_bytes(ARCHIVES[kind](path.read_bytes()))
+    refused(path)
+
+
+@pytest.mark.parametrize('records', [[('data/0', DATA), ('data/0', DATA)], [('data/0', DATA), ('DATA/0', DATA)],
+                                     [('data/0', DATA), ('data.PKL', b'x')], [('data/0', DATA), ('byteorder', b'big')],
+                                     [('data/0', DATA), ('../../up', DATA)], [('data/0', DATA), ('code/x.py', b'')],
+                                     [('data/0', DATA), ('constants.pkl', b'')], [('data/0', DATA), ('Code/x', b'')]])
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+def test_records_of_equal_names_of_another_byte_order_and_of_torchscript_are_refused(tmp_path, records):
+    folder = '' if records[-1][0].startswith('..') else 'archive/'
+    refused(zipped(tmp_path / 'zip.pth', tensors({}), records, folder=folder))
+
+
+def test_records_that_share_their_bytes_are_refused(tmp_path):
+    """They would fill more memory than the file has bytes."""
+    path, inner = tmp_path / 'zip.pth', io.BytesIO()
+    with zipfile.ZipFile(inner, 'w') as archive:
+        archive.writestr('archive/data/1', bytes(4000))
+        record = archive.getinfo('archive/data/1')
+    outer = inner.getvalue()[:30 + len(record.filename) + 4000]
+    zipped(path, tensors({'numel': len(outer) // 4}, {'key': '1', 'numel': 1000}), [('data/0', outer)])
+    with zipfile.ZipFile(str(path), 'a') as archive:
+        record.header_offset = archive.getinfo('archive/data/0').header_offset + 30 + len(record.filename)
+        archive.filelist.append(record)
+        archive.comment = b''           # so that the directory is written again
+    refused(path)
+
+
+def test_compressed_records_are_refused_however_large_they_would_get(tmp_path):
+    zeros = 10 ** 8
+    pickled = tensors({'size': (zeros // 4,), 'numel': zeros // 4})
+    refused(zipped(tmp_path / 'zip.pth', pickled, [('data/0', bytes(zeros))], zipfile.ZIP_DEFLATED))
+
+
+def test_a_file_larger_than_the_memory_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / 'sparse.pth'
+    zipped(path, tensors({}))
+    os.truncate(str(path), 2 ** 43)
+    refused(path)
+
+
+@pytest.mark.parametrize('state', [
+    {'model': {1: torch.zeros(1)}}, {'model': {'w': 1.}}, {'model': {'w': [torch.zeros(1)]}}, {'model': 5}, {}, [], 7,
+    torch.zeros(2), {'model': {}, 'x': {1, 2}}, {'model': {}, 'x': {(1, 2): 3}}, {'model': {}, 'x': 1j},
+    {'model': {}, 'x': torch.float32}, {'model': {}, 'x': torch.zeros(2).to_sparse()},
+    {'model': {}, 'x': torch.nn.Linear(1, 1)}, {'model': {}, 'x': torch.quantize_per_tensor(torch.ones(1), 1., 0,
+                                                                                         torch.quint8)}])
+@pytest.mark.parametrize('new_format', [True, False])
+def test_only_tensors_and_plain_values_are_loaded(tmp_path, state, new_format):
+    path = str(tmp_path / 'odd.pth')
+    torch.save(state, path, _use_new_zipfile_serialization=new_format)
+    refused(path)
+
+
+def test_containers_lose_attributes_that_a_file_gives_them(tmp_path):
+    state, flags = Call(collections.OrderedDict, [['w', torch.ones(2)]]), argparse.Namespace()
+    state.call += ({'items': 5, 'keys': 6, '_metadata': 7},)
+    vars(flags).update({'__class__': 1, '__dict__': 2, 'self': 3, '_get_kwargs': 4})
+    torch.save({'model': state, 'args': flags}, str(tmp_path / 'odd.pth'))
+    loaded = pth_file.load(str(tmp_path / 'odd.pth'))
+    assert type(loaded['model']) is dict and loaded['model']['w'].tolist() == [1., 1.]
+    assert type(loaded['args']) is dict and loaded['args'] == vars(flags)
+
+
+def test_what_a_checkpoint_cannot_hold_is_not_saved_in_one(tmp_path):
+    with pytest.raises(TypeError):
+        pth_file.save(str(tmp_path / 'c.pth'), {'model': {}, 'x': {1, 2}})
+    assert not os.listdir(str(tmp_path))
+
+
+# Faults of the path and of the machine
+
+def test_a_folder_a_pipe_and_a_device_are_refused_at_once(tmp_path):
+    os.mkfifo(str(tmp_path / 'pipe'))
+    os.symlink('loop', str(tmp_path / 'loop'))
+    for path in (tmp_path / 'pipe', '/dev/zero', tmp_path / 'loop', tmp_path / 'none', tmp_path):
+        refused(path)
+
+
+@pytest.mark.parametrize('error, kind', [
+    (PermissionError(13, 'Permission denied'), UserError), (OSError(5, 'Input/output error'), Fault),
+    (MemoryError(), Fault), (RuntimeError("DefaultCPUAllocator: can't allocate memory"), Fault),
+    (RuntimeError('NPU out of memory. Tried to allocate 2 GiB\nmore'), Fault), (RuntimeError('wrong shape'), UserError),
+    (IndexError('3'), UserError)])
+def test_what_fails_while_loading_is_one_line_with_the_file_and_the_type_of_the_fault(error, kind):
+    with pytest.raises(kind) as caught, pth_file.loading('x.pth'):
+        raise error
+    said = str(caught.value)
+    assert said.startswith('x.pth: ') and type(error).__name__ in said and '\n' not in said
+
+
+# Damage to files of ours
+
+def test_no_flipped_bit_of_our_own_checkpoint_goes_unnoticed_in_what_is_loaded(tmp_path):
+    path = tmp_path / 'c.pth'
+    pth_file.save(str(path), {
+        'model': {'w': torch.randn(30, 10), 'b': torch.randn(10).double(), 'none': torch.zeros(0)}, 'epoch': 3,
+        'args': {'model': 'x', 'lr': .1}, 'optimizer': {'state': {0: {'step': 2, 'm': torch.randn(10)}}}})
+    content, rng, harmless = path.read_bytes(), random.Random(0), 0
+    right = pth_file.load(str(path))
+    head, tail = range(200), range(len(content) - 150, len(content))
+    for position in sorted({*head, *tail, *rng.sample(range(len(content)), 500)}):
+        path.write_bytes(changed(position, bytes([content[position] ^ 1 << rng.randrange(8)]))(content))
+        try:
+            loaded = pth_file.load(str(path))
+        except UserError as error:
+            assert str(error).startswith('{}: '.format(path)) and '\n' not in str(error)
+        else:
+            harmless += 1
+            assert same(loaded, right), position
+    assert harmless < 400       # padding between records, dates and such
+
+
+@pytest.mark.parametrize('new_format', [True, False])
+def test_a_checkpoint_that_is_cut_off_anywhere_is_refused(tmp_path, new_format):
+    path = tmp_path / 'c.pth'
+    torch.save({'model': {'w': torch.randn(30)}, 'epoch': 3}, str(path), _use_new_zipfile_serialization=new_format)
+    content = path.read_bytes()
+    assert pth_file.load(str(path))['epoch'] == 3
+    for length in {*range(0, 120), *range(120, len(content), 11), *range(len(content) - 120, len(content))}:
+        path.write_bytes(content[:length])
+        refused(path)

@@ -1,0 +1,101 @@
+"""Mistakes that users make: one clear line, a non-zero status, nothing lost."""
+import shutil
+import sys
+from argparse import Namespace
+
+import fuzzed_images
+import pytest
+import torch
+from conftest import FINETUNE, execute, finetune, pretrain
+
+import main_finetune
+from util.checkpoints.checkpointer import Resumed
+from util.config.train_flags import parse_finetune
+from util.data.datasets import labelled_set
+from util.data.transforms import finetuning_transform
+from util.distributed.world import World
+from util.errors import UserError
+from util.reporting import output_dir
+from util.tools.synthetic_dataset import CLASSES
+from util.training import session as runtimes
+
+
+def one_line(run, words):
+    """The run ended with status 2 and, without a traceback, a last line that names `words`."""
+    assert run.status == 2 and 'Traceback' not in run.output, run.output
+    last = run.output.strip().split('\n')[-1]
+    assert last.startswith('error: ') and str(words) in last, run.output
+
+
+@pytest.mark.parametrize('tool, called', [('dataset_stats', 'DATA'), ('pack_shards', 'SOURCE')])
+def test_a_tool_speaks_of_its_own_words_and_not_of_a_flag_that_it_has_not(tmp_path, tool, called):
+    (tmp_path / 'data').mkdir()
+    run = execute([sys.executable, '-m', 'util.' + tool, tmp_path / 'data', *[tmp_path / 'x'] * (called == 'SOURCE')])
+    one_line(run, 'error: {}: {}'.format(called, tmp_path / 'data'))
+
+
+def test_a_folder_of_mutated_images_is_trained_on_without_a_traceback(tmp_path):
+    (tmp_path / 'data').mkdir()
+    fuzzed_images.write(tmp_path / 'data', 150, seed=3)
+    run = pretrain('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 2, '--num_workers', 2,
+                   '--max_bad_images', 150)
+    assert run.status == 0, run.output
+    for words in ('Traceback', 'Warning', 'Exception'):
+        assert words not in run.output, run.output
+    assert run.output.count(': cannot be read (') == 10
+
+
+def test_too_few_classes(images):
+    args = parse_finetune([*FINETUNE, '--data_path', str(images), '--nb_classes', '3'])
+    with pytest.raises(UserError, match='^--nb_classes 3'):
+        main_finetune.count_classes(args, labelled_set(str(images), 'val'))
+
+
+def test_an_output_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='^--output_dir'):
+        output_dir.enter(str(tmp_path / 'file' / 'o'))
+
+
+def test_nothing_to_resume_in_an_evaluation(tmp_path):
+    args = parse_finetune([*FINETUNE, '--data_path', str(tmp_path), '--eval', '--resume', 'auto'])
+    with pytest.raises(UserError, match='^--resume auto'):
+        main_finetune.evaluate_checkpoint(args, None, None, Resumed(None), None, None)
+
+
+def test_a_mistake_found_late_leaves_earlier_results_as_they_were(images, tmp_path):
+    (tmp_path / 'log.txt').write_text('{}\n')
+    one_line(pretrain('--data_path', images, '--output_dir', tmp_path, '--batch_size', 99), '--batch_size 99')
+    assert [path.name for path in tmp_path.iterdir()] == ['log.txt']
+
+
+def test_an_augmentation_policy_that_timm_does_not_know():
+    with pytest.raises(UserError, match='^--aa rand-m9-foo1'):
+        finetuning_transform(32, aa='rand-m9-foo1')
+
+
+# Warnings at the head of a run
+
+@pytest.mark.parametrize('epochs, warmup, batch, named', [
+    (400, 40, 1000, ''), (1, 40, 1000, ''), (10, 10, 1000, '--warmup_epochs 10'), (10, 40, 1000, '--warmup_epochs 40'),
+    (10, 1, 1001, '--accum_iter')])
+def test_a_warm_up_of_all_epochs_and_a_batch_of_more_than_all_images_get_a_line(caplog, epochs, warmup, batch, named):
+    caplog.set_level('INFO', 'mae')
+    args = Namespace(epochs=epochs, warmup_epochs=warmup, lr=None, blr=.1, batch_size=batch, accum_iter=1,
+                     base_batch_size=None)
+    runtimes.describe_training(args, World(), range(1000), torch.nn.Linear(1, 1))
+    warnings = [line for line in caplog.messages if line.startswith('warning: ')]
+    assert len(warnings) == bool(named) and all(named in line for line in warnings)
+
+
+def test_warnings_of_training_and_evaluation_stand_at_the_head_of_the_log(images, tmp_path):
+    for name in (CLASSES[:2]):
+        shutil.copytree(str(images / 'train' / name), str(tmp_path / 'data' / 'train' / name))
+    shutil.copytree(str(images / 'val' / CLASSES[0]), str(tmp_path / 'data' / 'val' / CLASSES[0]))
+    flags = ['--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 2, '--warmup_epochs', 2,
+             '--batch_size', 2, '--accum_iter', 8]
+    run = finetune(*flags)
+    head, _, rest = run.output.partition('Epoch: [0]')
+    assert run.status == 0 and '\nwarning: ' not in rest and head.count('\nwarning: ') == 3, run.output
+    run = finetune(*flags, '--eval', '--resume', tmp_path / 'o' / 'checkpoint-1.pth')
+    assert run.status == 0 and run.output.count('\nwarning: ') == 1, run.output

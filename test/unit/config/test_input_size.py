@@ -1,0 +1,104 @@
+"""Inputs that are no squares, and patches that do not fit."""
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import mixup
+
+import models_vit
+from util.checkpoints import load_model, weights
+from util.checkpoints.checkpointer import Resumed
+from util.checkpoints.pth_file import save
+from util.compat import accepts
+from util.config import input_size
+from util.config.train_flags import parse_pretrain
+from util.data.lazy_image import Picture
+from util.data.transforms import preprocessing_of
+from util.errors import UserError
+from util.models.timm_adapter import Mixup
+
+WIDE = ['--input_size', '32', '48']
+
+
+def vit(size, **options):
+    torch.manual_seed(0)
+    return models_vit.vit_nano_patch16(img_size=size, patch_size=8, num_classes=3, global_pool=True, **options).eval()
+
+
+def flags_of(size, model='vit_nano_patch16'):
+    return {'model': model, 'input_size': size, 'patch_size': 8}
+
+
+def test_the_share_of_hidden_patches_is_counted_on_the_grid_that_there_is(tmp_path):
+    flags = ['--data_path', str(tmp_path), '--model', 'mae_vit_nano_patch16', '--input_size', '16', '64']
+    assert parse_pretrain([*flags, '--mask_ratio', '.75']).mask_ratio == .75
+    with pytest.raises(SystemExit):
+        parse_pretrain([*flags, '--mask_ratio', '.8'])
+
+
+def noise(width, height):
+    pixels = np.random.RandomState(0).randint(0, 256, (9, 12, 3)).astype(np.uint8)
+    return Image.fromarray(pixels).resize((width, height), 3)
+
+
+@pytest.mark.compat         # timm of 1.x makes targets on a GPU alone
+@pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])
+@pytest.mark.parametrize('options', [{'mixup_alpha': .8, 'cutmix_alpha': 1., 'switch_prob': .4}, {'mixup_alpha': .8},
+                                     {'cutmix_alpha': .7}, {'cutmix_minmax': (.2, .6)}])
+def test_mixing_is_timms_draw_for_draw(monkeypatch, mode, options):
+    target, results = mixup.mixup_target, []
+    if accepts(target, 'device'):
+        monkeypatch.setattr(mixup, 'mixup_target', partial(target, device='cpu'))
+    options = {'mixup_alpha': 0., 'cutmix_alpha': 0., 'prob': .7, 'mode': mode, 'num_classes': 5, **options}
+    for kind in (mixup.Mixup, Mixup):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        mix = kind(**options)
+        results.append([mix(torch.randn(6, 3, 16, 24), torch.randint(5, (6,))) for _ in range(10)])
+    assert all(torch.equal(*pair) for one, other in zip(*results) for pair in zip(one, other))
+
+
+def test_positions_go_from_one_wide_grid_to_another_by_the_flags_of_the_source():
+    """A ramp along the rows stays one along the rows, which a square or swapped source grid would break."""
+    source, model = vit([32, 48]), vit([48, 32])
+    ramp = torch.linspace(0, 1, 4)[:, None, None].expand(4, 6, 128).reshape(1, 24, 128)
+    values = {**source.state_dict(), 'pos_embed': torch.cat([torch.zeros(1, 1, 128), ramp], dim=1)}
+    weights.load_pretrained(model, values, 'x.pth', flags_of([32, 48]))
+    table = model.pos_embed[0, 1:].reshape(6, 4, 128)
+    assert torch.allclose(table, table[:, :1].expand(-1, 4, -1), atol=1e-6)
+    assert (table[1:, 0, 0] > table[:-1, 0, 0]).all()
+
+
+def test_resuming_with_height_and_width_swapped_is_refused_and_evaluating_so_interpolates(tmp_path):
+    source = vit([32, 48])
+    save(str(tmp_path / 'x.pth'), {'model': source.state_dict(), 'args': flags_of([32, 48])})
+    resumed, model = Resumed(str(tmp_path / 'x.pth')), vit([48, 32])
+    with pytest.raises(UserError, match='4 x 6 .* 6 x 4.*--input_size'):
+        resumed.restore_model(model)
+    resumed.restore_model(model, fit_positions=True)
+    assert not torch.equal(model.pos_embed, source.pos_embed)
+
+
+@pytest.mark.parametrize('flags', [None, {}, {'model': 'x', 'input_size': 32}, flags_of('32'),
+                                   flags_of([32, 48, 1]), flags_of([32., 48.]), flags_of(0)])
+def test_only_flags_of_a_training_name_a_grid(flags):
+    assert input_size.grid_of(flags) is None
+    assert input_size.grid_of({'model': 'mae_vit_huge_patch14', 'input_size': 224}) == (16, 16)
+
+
+@pytest.mark.parametrize('text, size', [('48', 48), ('48x48', 48), ('32x48', [32, 48])])
+def test_a_size_is_kept_as_one_number_where_it_is_a_square(tmp_path, text, size):
+    assert input_size.parse(text) == size
+    args = parse_pretrain(['--data_path', str(tmp_path), '--patch_size', '8', '--input_size', *text.split('x')])
+    assert args.input_size == size
+
+
+@pytest.mark.parametrize('size', [None, 32, [48, 32]])
+def test_a_classifier_of_a_wide_input_predicts_at_that_and_other_sizes(tmp_path, size):
+    save(str(tmp_path / 'x.pth'), {'model': vit([32, 48]).state_dict(), 'args': flags_of([32, 48])})
+    again, flags, _ = load_model.load_classifier(str(tmp_path / 'x.pth'), size)
+    transform, normalize = preprocessing_of(flags)
+    assert again(normalize(transform(Picture(np.array(noise(80, 60))))[None])).shape == (1, 3)
+    assert flags['input_size'] == (size or [32, 48])

@@ -1,0 +1,176 @@
+"""Flags: each is checked by name and reaches what it names; test_baseline.py holds their names and defaults."""
+import json
+import math
+
+import pytest
+import torch
+from conftest import FINETUNE, PRETRAIN, finetune, pretrain
+
+import main_finetune
+import main_pretrain
+from util.config.train_flags import parse_finetune, parse_linprobe, parse_pretrain
+from util.data.transforms import finetuning_transform
+from util.devices.accelerator import Cpu
+from util.distributed.world import World
+from util.training import session as runtimes
+
+BAD = {
+    parse_pretrain: [
+        '--batch_size 0', '--epochs -1', '--accum_iter 1.5', '--blr 0', '--min_lr -1e-3', '--weight_decay -0.1',
+        '--warmup_epochs -5', '--seed -1', '--input_size 225', '--input_size 32 48 64', '--num_workers -1',
+        '--device tpu', '--amp_dtype fp8', '--clip_grad 0', '--model resnet50', '--lr nan', '--blr inf',
+        '--data_path /no/such/folder', '--resume /no/such/file', '--in_chans 2', '--mean .5', '--std .5',
+        '--std 0 --mean .5', '--mean .5 .5 --std 1', '--mask_ratio 0', '--dist_url http://x', '--world_size 0',
+        '--save_every 0', '--start_epoch 9999', '--crop_min 0', '--report_every -1', '--val_fraction 1.1',
+        '--val_fraction 1', '--val_seed -1', '--base_batch_size 0', '--base_batch_size 64', '--mask_ratio 1',
+        '--mask_ratio 0.999', '--init_from /no/file', '--ema 1', '--loss_scale 0', '--knn_every -1', '--knn_images 0',
+        '--mask_ration=0.5',
+        '--auto_scale_lr --lr 1e-3', '--auto_scale_lr --blr 1e-3 --base_batch_size 64', '--hang_timeout 1e12'],
+    parse_finetune: [
+        '--drop_path 1', '--smoothing 1.5', '--reprob 2', '--mixup -1', '--nb_classes 0', '--layer_decay 0',
+        '--cutmix_minmax 0', '--mixup_mode all', '--finetune /no/file', '--freeze -1', '--freeze some', '--recount 0',
+        '--remode black', '--mixup_prob 1.1', '--color_jitter -1', '--eval', '--cls_token --global_pool',
+        '--batch_size 7 --mixup .8', '--aa rand-m9 --in_chans 5 --mean 0 --std 1',
+        '--color_jitter .4 --in_chans 5 --mean 0 --std 1'],
+    parse_linprobe: ['--nb_classes 0', '--batch_size 1', '--eval']}
+
+
+@pytest.mark.parametrize('parse, flags', [(parse, flags) for parse in BAD for flags in BAD[parse]])
+def test_a_mistake_gets_one_line_that_names_the_first_flag(tmp_path, capsys, parse, flags):
+    with pytest.raises(SystemExit) as ended:
+        parse(['--data_path', str(tmp_path), *flags.split()])
+    error, flag = capsys.readouterr().err, flags.split()[0].split('=')[0]
+    assert ended.value.code == 2 and error.count('\n') == 1 and flag in error, error
+
+
+# -- every flag reaches what it names ------------------------------------------------------------------------------
+
+def parsed(parse, base, folder, *flags):
+    return parse(['--data_path', str(folder), *base, *[str(flag) for flag in flags]])
+
+
+def autoencoder(folder, *flags):
+    return main_pretrain.build_model(parsed(parse_pretrain, PRETRAIN, folder, *flags))
+
+
+def classifier(folder, *flags):
+    return main_finetune.build_model(parsed(parse_finetune, FINETUNE, folder, *flags), 8)
+
+
+def head(folder, *flags):
+    args = parsed(parse_finetune, FINETUNE, folder, *flags)
+    _, loader = main_finetune.build_evaluation(args, World(), Cpu())
+    return main_finetune.build_model(args, main_finetune.count_classes(args, loader.dataset)).head
+
+
+def pretraining_data(folder, *flags):
+    return main_pretrain.build_data(parsed(parse_pretrain, PRETRAIN, folder, *flags))
+
+
+def data(folder, *flags):
+    accelerator = Cpu()
+    accelerator.is_accelerator = True
+    return main_finetune.build_data(parsed(parse_finetune, FINETUNE, folder, *flags), World(), accelerator)
+
+
+def mixing(folder, *flags):
+    return main_finetune.build_loss(parsed(parse_finetune, FINETUNE, folder, *flags), 8)[1]
+
+
+@pytest.mark.parametrize('build, flags, look, expected', [
+    *[(build, ['--patch_size', 4], lambda m: m.grid_size, (8, 8)) for build in (autoencoder, classifier)],
+    *[(build, ['--in_chans', 1], lambda m: m.patch_embed.proj.weight.shape[1], 1)
+      for build in (autoencoder, classifier)],
+    (autoencoder, ['--model', 'mae_vit_tiny_patch16'], lambda m: m.cls_token.shape[-1], 192),
+    (autoencoder, ['--norm_pix_loss'], lambda m: m.norm_pix_loss, True),
+    (classifier, ['--model', 'vit_tiny_patch16'], lambda m: m.cls_token.shape[-1], 192),
+    (classifier, ['--cls_token'], lambda m: hasattr(m, 'norm'), True),
+    (classifier, ['--global_pool'], lambda m: hasattr(m, 'fc_norm'), True),
+    (head, ['--nb_classes', 11], lambda m: m.out_features, 11),
+    (pretraining_data, ['--crop_min', .5], lambda d: d.transform.transforms[0].scale, (.5, 1.)),
+    (data, ['--crop_min', .5], lambda d: d[0].transform.transforms[0].scale, (.5, 1.)),
+    *[(data, ['--num_workers', 3, *more],
+       lambda d: [(part.loader.num_workers, part.loader.pin_memory, part.loader.batch_size) for part in d[1:]],
+       [(3, not more, 8)] * 2) for more in ([], ['--no_pin_mem'])],
+    (classifier, ['--drop_path', .5],
+     lambda m: (getattr(m.blocks[-1], 'drop_path1', None) or m.blocks[-1].drop_path).drop_prob, .5),
+    (mixing, ['--mixup', .8], lambda m: m.mixup_alpha, .8), (mixing, ['--cutmix', 1], lambda m: m.cutmix_alpha, 1.),
+    (mixing, ['--cutmix_minmax', .2, .4], lambda m: m.cutmix_minmax, [.2, .4]),
+    (mixing, ['--mixup', 1, '--mixup_prob', .3], lambda m: m.mix_prob, .3),
+    (mixing, ['--mixup', 1, '--mixup_switch_prob', .2], lambda m: m.switch_prob, .2),
+    (mixing, ['--mixup', 1, '--mixup_mode', 'elem'], lambda m: m.mode, 'elem'),
+    (mixing, ['--mixup', 1, '--smoothing', .3], lambda m: m.label_smoothing, .3)])
+def test_a_flag_reaches_what_it_names(images, build, flags, look, expected):
+    assert look(build(images, *flags)) == expected
+
+
+def test_smoothing_without_mixing_reaches_the_loss(tmp_path):
+    logits, label = torch.tensor([[2., 0, 0, 0]]), torch.tensor([0])
+    losses = [main_finetune.build_loss(parsed(parse_finetune, FINETUNE, tmp_path, '--smoothing', smoothing), 4)[0](
+        logits, label).item() for smoothing in (0, .2)]
+    logs = torch.log_softmax(logits, dim=1)[0]
+    assert losses == pytest.approx([-logs[0].item(), (-.8 * logs[0] - .2 * logs.mean()).item()], rel=1e-5)
+
+
+def steps_of(**flags):
+    """The steps of the fine-tuning transform as one text."""
+    return ' '.join(type(step).__name__ for step in finetuning_transform(32, **flags).transforms)
+
+
+def test_augmentation_flags_reach_the_transform_where_there_are_colours():
+    assert 'RandAugment' in steps_of() and 'ColorJitter' not in steps_of() and 'RandAugment' in steps_of(in_chans=1)
+    assert 'RandAugment' not in steps_of(aa='none') and 'ColorJitter' in steps_of(aa='none', color_jitter=.4)
+    assert 'AugMix' in steps_of(aa='augmix-m5-w4-d2')
+    assert steps_of(in_chans=4) == 'RandomResizedCrop function'
+
+
+@pytest.mark.parametrize('flags, expected', [
+    (['--reprob', '0'], [0] * 4), (['--reprob', '1', '--remode', 'const'], [1] * 4),
+    (['--reprob', '1', '--resplit'], [0, 0, 1, 1])])
+def test_random_erasing_flags_reach_the_batch(tmp_path, flags, expected):
+    args = parsed(parse_finetune, FINETUNE, tmp_path, '--mixup', '0', '--cutmix', '0', *flags)
+    augment = main_finetune.build_augmentation(args, main_finetune.build_loss(args, 8)[1], torch.device('cpu'))
+    images, _ = augment(torch.full((4, 32, 32, 3), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+    assert [int(image[0].max() - image[0].min() > .1) for image in images] == expected
+    assert '--remode' not in flags or all((image == 0).any() for image in images)
+
+
+@pytest.mark.parametrize('flags, expected, lines', [
+    ([], 1e-3 / 8, 0), (['--lr', '.1'], .1, 0), (['--lr', '.1', '--base_batch_size', '32'], .1, 0),
+    (['--lr', '.1', '--base_batch_size', '64'], .1, 1),
+    (['--lr', '.1', '--base_batch_size', '64', '--auto_scale_lr'], .05, 1)])
+def test_an_lr_for_another_batch_is_scaled_where_asked_and_else_warned_of(tmp_path, caplog, flags, expected, lines):
+    caplog.set_level('INFO', 'mae')
+    args = parsed(parse_pretrain, PRETRAIN, tmp_path, '--accum_iter', 2, *flags)
+    assert runtimes.batch_and_lr(args, World(0, 2)) == (32, pytest.approx(expected))
+    assert len(caplog.messages) == lines
+
+
+def epochs_of(folder):
+    return [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_schedule_and_optimizer_flags_reach_training(images, tmp_path):
+    flags = ['--data_path', images, '--epochs', 2, '--warmup_epochs', 0, '--output_dir']
+    base = tmp_path / 'base'
+    assert pretrain(*flags, base, '--blr', .032, '--min_lr', 0).status == 0
+    first, second = epochs_of(base)
+    assert first['train_lr'] == pytest.approx(.001 * .5 * (1 + math.cos(math.pi * .375)))
+    assert second['train_lr'] == pytest.approx(.001 * .5 * (1 + math.cos(math.pi * .875)))
+    reference = second['train_loss']
+    for extra, same_lr in ((['--weight_decay', 5], True), (['--mask_ratio', .5], True), (['--clip_grad', .001], True),
+                           (['--accum_iter', 2, '--lr', .001], False), (['--min_lr', .01], False)):
+        out = tmp_path / extra[0].strip('-')
+        run = pretrain(*flags, out, *(['--blr', .032] if '--lr' not in extra else []), *extra)
+        assert run.status == 0, run.output
+        record = epochs_of(out)[1]
+        assert record['train_loss'] != pytest.approx(reference, rel=1e-7), extra
+        assert (record['train_lr'] == pytest.approx(second['train_lr'])) == same_lr, extra
+
+
+def test_layer_decay_reaches_training(images, tmp_path):
+    run = finetune('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--layer_decay', .5)
+    assert run.status == 0, run.output
+    groups = torch.load(str(tmp_path / 'checkpoint-0.pth'))['optimizer']['param_groups']
+    assert min(group['lr_scale'] for group in groups) == .5 ** 7

@@ -1,0 +1,143 @@
+"""--config: flags from a YAML file, and the file in which a run keeps its own."""
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import launcher
+from test_readme_commands import check_printed
+
+from util.config import parser
+from util.config.train_flags import parse_finetune, parse_pretrain
+from util.errors import UserError
+from util.reporting import output_dir
+
+
+@pytest.fixture
+def parsed(tmp_path):
+    """A function that parses flags with a file of the given text."""
+    def parse(text, *flags, by=parse_pretrain):
+        (tmp_path / 'recipe.yaml').write_bytes(text if isinstance(text, bytes) else text.encode())
+        return by(['--data_path', str(tmp_path), *flags, '--config', str(tmp_path / 'recipe.yaml')])
+    return parse
+
+
+# Reading
+
+@pytest.mark.compat
+@pytest.mark.parametrize('line, flag, value', [
+    ('"--batch_size": "8"', 'batch_size', 8), ('{"seed": 8}', 'seed', 8), ('blr: 1e-3', 'blr', 1e-3),
+    ('seed: 010', 'seed', 10), ('norm_pix_loss: true', 'norm_pix_loss', True), ('amp: no', 'amp', False),
+    ('no_pin_mem: on', 'pin_mem', False), ('no_pin_mem: False', 'pin_mem', True), ('pin_mem: off', 'pin_mem', False),
+    ('input_size: [32, 64]', 'input_size', [32, 64]), ('log_dir: "null"', 'log_dir', 'null'),
+    ('mean:\n- 0.5\n- -.5\n- .5\nstd: [1]', 'mean', [.5, -.5, .5]), ('lr:', 'lr', None), ('blr: null', 'blr', 1e-3),
+    ('local-rank: -1', 'local_rank', -1), ('output_dir: on', 'output_dir', 'on'), ('addr: -x=1', 'addr', '-x=1'),
+    ('', 'batch_size', 64)])
+def test_a_line_means_what_the_flag_would(parsed, line, flag, value):
+    assert getattr(parsed(line), flag) == value
+
+
+@pytest.mark.compat
+def test_the_command_line_wins_over_the_file(parsed):
+    text = 'batch_size: 8\nseed: 1\nglobal_pool: true'
+    args = parsed(text, '--batch_size=4', '--cls_token', by=parse_finetune)
+    assert (args.batch_size, args.seed, args.global_pool) == (4, 1, False)
+
+
+def test_a_required_flag_that_the_file_lacks_stays_required(tmp_path):
+    (tmp_path / 'x.yaml').write_text('seed: 1')
+    with pytest.raises(SystemExit):
+        parse_pretrain(['--config={}'.format(tmp_path / 'x.yaml')])
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize('text, named', [
+    ('mask_ration: .5', '--mask_ration'), ('batch_size: many', '--batch_size'), ('batch_size: 8.5', '--batch_size'),
+    ('blr: [1, 2]', '--blr'), ('blr: {a: 1}', 'blr'), ('blr: [[1]]', 'blr'), ('mean: [1, --amp]', '--mean'),
+    ('model: resnet', '--model'), ('amp: maybe', '--amp'), ('amp: [true]', '--amp'),
+    ('seed: 1\n--seed: 1', 'seed'), ('input_size: 225', '--input_size'), ('config: x', '--config'),
+    ('help: true', '--help'), ('seed: !!python/object/apply:os.abort []', '--seed'), ('seed: 1\n input_size: 2', ''),
+    ('[' * 500, ''), (b'seed: \xff', ''), ('just words', ''), ('- seed', ''), ('[a]: 1', ''), ('&a {b: *a}', ''),
+    ('seed: 1\n---\nseed: 2', '')])
+def test_a_mistake_gets_one_line_with_flag_or_file(parsed, capsys, text, named):
+    with pytest.raises(SystemExit) as ended:
+        parsed(text)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count('\n') == 1 and (named or 'recipe.yaml') in error, error
+
+
+def test_a_file_that_cannot_be_read_is_named_also_without_pyyaml(monkeypatch):
+    for path, module in (('/', sys.modules['yaml']), ('x', None)):
+        monkeypatch.setitem(sys.modules, 'yaml', module)
+        with pytest.raises(UserError, match='^--config {}: '.format(path)):
+            parser.read_config(path)
+
+
+# What a run keeps
+
+def test_the_file_of_a_run_gives_back_all_its_flags(tmp_path):
+    odd = 'a "b" \\ \n\t#: \x7f\u2028\udc80é\U0001f600'
+    args = parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path), '--addr', odd, '--blr', '1e-6',
+                           '--log_dir', 'null', '--cls_token', '--no_pin_mem', '--cutmix_minmax', '.2', '.4',
+                           '--freeze', '3', '--aa', 'none', '--finetune', ''])
+    assert output_dir.save_flags(args, 1) == []
+    again = parse_finetune(['--config', str(tmp_path / 'config.yaml')])
+    assert vars(again) == {**vars(args), 'config': str(tmp_path / 'config.yaml')}
+
+
+def saved(folder, *flags):
+    args = parse_pretrain(['--data_path', str(folder), '--output_dir', str(folder), *map(str, flags)])
+    return output_dir.save_flags(args, 4), (folder / 'config.yaml').read_text()
+
+
+def test_a_file_of_other_flags_is_renamed_and_one_of_the_same_is_not(tmp_path):
+    assert saved(tmp_path)[0] == [] and saved(tmp_path, '--resume', 'auto')[0] == []
+    asides, text = saved(tmp_path, '--seed', 2)
+    assert len(asides) == 1 and 'seed: 0' in Path(asides[0]).read_text() and 'seed: 2' in text
+
+
+def test_resuming_in_the_same_folder_is_not_part_of_the_recipe(tmp_path):
+    (tmp_path / 'elsewhere').mkdir()
+    for path in (tmp_path / 'checkpoint-3.pth', tmp_path / 'elsewhere' / 'x.pth'):
+        path.write_bytes(b'')
+    text = saved(tmp_path, '--resume', tmp_path / 'checkpoint-3.pth', '--start_epoch', 4)[1]
+    assert 'resume: ""' in text and 'start_epoch: null' in text and '# Resumed by --resume ' in text
+    assert 'resume: "{}"'.format(path) in saved(tmp_path, '--resume', path)[1]
+
+
+def test_the_batch_that_an_absolute_lr_was_used_with_is_put_down(tmp_path):
+    assert 'base_batch_size: null' in saved(tmp_path)[1]
+    assert 'base_batch_size: 512' in saved(tmp_path, '--lr', 1, '--batch_size', 64, '--accum_iter', 2)[1]
+    assert 'base_batch_size: 99' in saved(tmp_path, '--lr', 1, '--base_batch_size', 99)[1]
+
+
+# Launchers
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / 'my recipe.yaml').write_text('blr: 1e-2\namp: false\nepochs: 3\nglobal_pool: true\n')
+    return tmp_path / 'my recipe.yaml'
+
+
+def test_a_launchers_recipe_yields_to_the_file_and_the_file_to_flags(recipe, images):
+    run = launcher('linprobe_full_8p', '--data_path', images, '--finetune_pth', __file__, '--epochs=7', '--config',
+                   recipe, DRY_RUN='1')
+    words = run.output.split()
+    assert run.status == 0 and not {'--blr', '--amp', '--epochs'} & set(words) and words[-1] == '--epochs=7'
+    args = check_printed(run.output)[1]
+    assert (args.blr, args.epochs, args.global_pool) == (1e-2, 7, True)
+
+
+def test_the_cifar10_launcher_takes_no_file(recipe, tmp_path):
+    run = launcher('cifar10_1p', '--data_path', tmp_path, '--config', recipe)
+    assert run.status == 2 and run.output.startswith('error: --config: ')
+
+
+def test_a_resume_in_the_file_keeps_the_launcher_from_setting_results_aside(tmp_path):
+    folder = tmp_path / 'out'
+    folder.mkdir()
+    (folder / 'log.txt').write_text('{}\n')
+    (tmp_path / 'x.yaml').write_text('resume: auto\n')
+    output_dir._main(str(folder), 'main_pretrain.py', '--config', str(tmp_path / 'x.yaml'))
+    assert (folder / 'log.txt').exists()
+    output_dir._main(str(folder), 'main_pretrain.py')
+    assert not (folder / 'log.txt').exists()

@@ -1,0 +1,184 @@
+"""Image files of every sort: read right, or refused by the one exception that names the file."""
+import os
+import struct
+import sys
+import zlib
+
+import fuzzed_images
+import numpy as np
+import pytest
+from conftest import execute
+from PIL import Image
+
+from util.data import image_files, lazy_image
+from util.data.image_files import UnreadableImage
+from util.data.lazy_image import open_picture
+
+SLOPE = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024 + 255        # 16 bits, from 255 to 64767
+pytestmark = [pytest.mark.compat,           # other generations have other releases of Pillow
+              pytest.mark.filterwarnings('ignore::UserWarning:PIL')]    # pytest undoes the program's own filters
+READ = 'import sys; from util.pictures import open_picture; print(open_picture(sys.argv[1]).part(0, 0, 9, 9, (1, 1)))'
+
+
+def saved(path, image, **options):
+    image.save(str(path), **options)
+    return str(path)
+
+
+def pixels(path):
+    picture = open_picture(path)
+    size = picture.height, picture.width
+    return picture.part(0, 0, *size, size).numpy().astype(int)
+
+
+def refused(path):
+    with pytest.raises(UnreadableImage) as caught:
+        open_picture(str(path)).part(0, 0, 8, 8, (8, 8))
+    assert caught.value.path == str(path) and '\n' not in caught.value.reason
+    return caught.value.reason
+
+
+def photo(size=(64, 48)):
+    noise = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
+    return Image.fromarray(noise).resize(size, 3)
+
+
+def png(width, height, bits, colours, rows):
+    """A PNG from its parts; Pillow cannot write 16-bit colours."""
+    def chunk(name, body):
+        return struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
+    header = struct.pack('>IIBBBBB', width, height, bits, colours, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+
+
+def test_an_image_of_any_mode_keeps_its_colours_and_transparency_is_dropped(tmp_path):
+    for mode in ('LA', 'P', '1'):
+        assert (pixels(saved(tmp_path / 'x.png', Image.new('RGB', (8, 8), 'white').convert(mode))) == 255).all()
+    assert (pixels(saved(tmp_path / 'x.png', Image.new('RGBA', (4, 4), (100, 50, 25, 0)))) == [100, 50, 25]).all()
+
+
+def test_cmyk_is_read_as_the_colours_it_prints(tmp_path):
+    expected = [(255 - ink) * (255 - 30) / 255 for ink in (10, 200, 50)]
+    for name in ('x.jpg', 'x.tif'):
+        path = saved(tmp_path / name, Image.new('CMYK', (16, 16), (10, 200, 50, 30)))
+        assert np.abs(pixels(path) - expected).max() <= 3
+
+
+def test_what_pillow_warns_of_is_read_without_a_word(tmp_path):
+    image = Image.new('P', (100, 100), 1)
+    image.putpalette([10, 20, 30, 200, 100, 50] + [0] * 762)
+    path = saved(tmp_path / 'x.png', image, transparency=b'\0\x80')
+    run = execute([sys.executable, '-c', 'from PIL import Image; Image.MAX_IMAGE_PIXELS = 6000; ' + READ, path])
+    assert (run.status, run.output) == (0, 'tensor([[[200, 100,  50]]], dtype=torch.uint8)\n')
+
+
+def test_16_bits_and_more_are_scaled_not_clipped(tmp_path):
+    (tmp_path / 'x.pgm').write_bytes(b'P5 8 8 65535\n' + SLOPE.astype('>u2').tobytes())
+    paths = [saved(tmp_path / 'x.png', Image.fromarray(SLOPE)), saved(tmp_path / 'x.tif', Image.fromarray(SLOPE)),
+             saved(tmp_path / 'b.tif', Image.fromarray(SLOPE.astype('>u2'))), str(tmp_path / 'x.pgm'),
+             saved(tmp_path / 'i.tif', Image.fromarray(SLOPE.astype(np.int32)))]
+    for path in paths:
+        assert (pixels(path) == (SLOPE >> 8)[..., None]).all(), path
+    rows = b''.join(b'\0' + np.stack([row, row[::-1], row], axis=1).astype('>u2').tobytes() for row in SLOPE)
+    (tmp_path / 'c.png').write_bytes(png(8, 8, 16, 2, rows))
+    assert (pixels(str(tmp_path / 'c.png')) == np.stack([SLOPE, SLOPE[:, ::-1], SLOPE], axis=2) >> 8).all()
+
+
+def test_floats_are_scaled_by_the_white_they_fit_under_and_other_numbers_spread_over_what_occurs(tmp_path):
+    for white, scale in ((1, 255), (255, 1), (65535, 1 / 256)):
+        values = np.linspace(0, white, 64, dtype=np.float32).reshape(8, 8)
+        assert np.abs(pixels(saved(tmp_path / 'x.tif', Image.fromarray(values)))[..., 0] - values * scale).max() <= 1
+    values = np.linspace(-1000, 10 ** 6, 64).astype(np.int32).reshape(8, 8)
+    read = pixels(saved(tmp_path / 'x.tif', Image.fromarray(values)))
+    assert read.min() == 0 and read.max() == 255 and (np.diff(read[..., 0].flatten()) > 0).all()
+    assert (pixels(saved(tmp_path / 'y.tif', Image.fromarray(np.full((2, 2), -7, np.int32)))) == 0).all()
+    assert refused(saved(tmp_path / 'z.tif', Image.fromarray(np.full((2, 2), np.nan, np.float32))))
+
+
+def exif(orientation):
+    return b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01' + struct.pack('>HH', orientation, 0) + bytes(4)
+
+
+@pytest.mark.parametrize('orientation, corner', [(1, (0, 0)), (2, (0, 1)), (3, (1, 1)), (4, (1, 0)), (5, (0, 0)),
+                                                 (6, (0, 1)), (7, (1, 1)), (8, (1, 0)), (9, (0, 0))])
+@pytest.mark.parametrize('name', ['x.jpg', 'x.png', 'x.tif', 'packed.tif'])
+def test_an_image_is_turned_as_its_exif_says(tmp_path, name, orientation, corner):
+    """The mark at the stored top left ends in the (bottom, right) corner that the EXIF standard names."""
+    stored = Image.new('RGB', (32, 16), 'black')
+    stored.paste((255, 255, 255), (0, 0, 8, 8))
+    options = {'tiffinfo': {0x112: orientation}} if name.endswith('tif') else {'exif': exif(orientation)}
+    if name == 'packed.tif' and orientation <= 8:
+        options['compression'] = 'tiff_lzw'         # which libtiff reads, and writes with a valid orientation only
+    read = pixels(saved(tmp_path / name, stored, **options))
+    assert read.shape[:2] == ((32, 16) if 5 <= orientation <= 8 else (16, 32))
+    bright = [(bottom, right) for bottom in (0, 1) for right in (0, 1)
+              if read[-1 if bottom else 0, -1 if right else 0].mean() > 200]
+    assert bright == [corner]
+
+
+def test_damaged_exif_does_not_make_an_image_unreadable(tmp_path):
+    for i, data in enumerate([b'Exif\0\0MM\0*\xff\xff\xff\xff', b'Exif\0\0nonsense', exif(6)[:20]]):
+        assert pixels(saved(tmp_path / '{}.jpg'.format(i), photo(), exif=data)).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize('content', [b'', b'<html>404</html>', b'\xff\xd8\xff no picture', png(0, 5, 8, 0, b'\0' * 5),
+                                     png(20000, 20000, 8, 0, b'\0' * 1000), 'JPEG', 'PNG', 'TIFF'])
+def test_what_is_no_image_or_truncated_is_refused(tmp_path, content):
+    if isinstance(content, str):
+        saved(tmp_path / 'x.jpg', photo(), format=content)
+        content = (tmp_path / 'x.jpg').read_bytes()[:-100]
+    (tmp_path / 'x.jpg').write_bytes(content)
+    assert refused(tmp_path / 'x.jpg')
+
+
+def npy(shape, version=(1, 0)):
+    """An .npy file of 100 bytes that claims to be of another shape."""
+    text = repr({'descr': '|u1', 'fortran_order': False, 'shape': shape}).encode() + b'\n'
+    return b'\x93NUMPY' + bytes(version) + len(text).to_bytes(2 * version[0], 'little') + text + bytes(100)
+
+
+@pytest.mark.parametrize('shape', [(1000, 1000, 2000), (2 ** 62, 4, 4), (-1, 5, 5)])
+def test_an_array_that_claims_more_than_the_file_has_takes_no_memory(tmp_path, shape):
+    for version in ((1, 0), (2, 0)):
+        (tmp_path / 'x.npy').write_bytes(npy((4, 5, 5), version))
+        assert open_picture(str(tmp_path / 'x.npy')).channels(5).height == 4
+        (tmp_path / 'x.npy').write_bytes(npy(shape, version))
+        before = resident_bytes()
+        with pytest.raises(UnreadableImage):
+            open_picture(str(tmp_path / 'x.npy')).channels(2)
+        assert resident_bytes() - before < 10 ** 8
+
+
+def test_what_cannot_be_read_is_refused_and_pipes_and_devices_are_never_opened(tmp_path, monkeypatch):
+    (tmp_path / 'errs.jpg').symlink_to('/proc/self/mem')           # whose first page gives EIO to everybody
+    (tmp_path / 'device.npy').symlink_to('/dev/zero')
+    os.mkfifo(str(tmp_path / 'pipe.jpg'))
+    (tmp_path / 'folder.png').mkdir()
+    monkeypatch.setattr(image_files, 'MOST_BYTES', 1000)
+    (tmp_path / 'large.png').write_bytes(bytes(1001))
+    for name in ('gone.jpg', 'errs.jpg', 'device.npy', 'pipe.jpg', 'folder.png', 'large.png'):
+        assert refused(tmp_path / name)
+
+
+def resident_bytes():
+    with open('/proc/self/statm') as file:
+        return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+def test_mutated_files_are_read_or_refused_alike_with_and_without_simplejpeg_and_leak_no_memory(tmp_path, monkeypatch):
+    """Thousands more are in test/bench/stress.py. Only a header that lies about the size may make a difference."""
+    paths, before = fuzzed_images.write(tmp_path, 150, seed=1), None
+    for _ in range(6):
+        outcomes = []
+        for decoder in (lazy_image.simplejpeg, None):
+            with monkeypatch.context() as patch:
+                patch.setattr(lazy_image, 'simplejpeg', decoder)
+                for path in paths:
+                    try:
+                        outcomes.append(open_picture(path).part(0, 0, 1, 1, (1, 1)) is not None)
+                    except UnreadableImage as error:
+                        outcomes.append(False)
+                        assert error.path == path and '\n' not in str(error)
+        assert outcomes[:150] == outcomes[150:] and 15 < sum(outcomes[150:]) < 75
+        before = before or resident_bytes()
+    assert resident_bytes() - before < 10 ** 7

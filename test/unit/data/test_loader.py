@@ -1,0 +1,154 @@
+"""Which process sees which image, with which augmentation."""
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_worker_processes import raised_by
+from torch.utils.data import Dataset
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from util.data.image_files import UnreadableImage
+from util.data.loader import (
+    SeededDataset,
+    TrainingSampler,
+    collate,
+    default_workers,
+    evaluation_loader,
+    training_loader,
+)
+from util.devices.accelerator import Cpu
+from util.distributed.world import World
+from util.errors import UserError
+
+pytestmark = pytest.mark.compat
+
+
+class Files(Dataset):
+    """(index as an image, label) pairs, of which some are unreadable and one shows a bug in the augmentation."""
+
+    def __init__(self, length=12, bad=(), buggy=None):
+        self.length, self.bad, self.buggy = length, set(bad), buggy
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise UnreadableImage('/data/{}'.format(index), 'damaged')
+        if index == self.buggy:
+            raise ZeroDivisionError('a bug')
+        return torch.full((1, 2, 2), float(index)), 100 + index
+
+
+class Noise(Files):
+    """Each sample is its index beside numbers from all three generators."""
+
+    def __getitem__(self, index):
+        return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()])
+
+
+def batches(num_workers, epoch=0, seed=0, size=1, rank=0, batch_size=4):
+    loader = training_loader(Noise(), batch_size, World(rank, size), seed, num_workers, True, Cpu())
+    loader.sampler.epoch = epoch
+    return torch.stack(list(loader))
+
+
+def test_a_batch_depends_on_seed_and_epoch_alone_and_not_on_the_number_of_loader_processes():
+    first, second = batches(0, epoch=0), batches(0, epoch=1)
+    torch.manual_seed(1)
+    assert torch.equal(first, batches(2, epoch=0)) and torch.equal(second, batches(0, epoch=1))
+    assert not torch.equal(first[..., 0], second[..., 0])
+    assert set(first[..., 1].flatten().tolist()).isdisjoint(second[..., 1].flatten().tolist())
+    assert not torch.equal(first[..., 0], batches(0, seed=1)[..., 0])
+
+
+def test_two_processes_see_per_step_what_one_sees_with_twice_the_batch():
+    one = batches(0, batch_size=4)
+    two = [batches(0, size=2, rank=rank, batch_size=2) for rank in (0, 1)]
+    for step in range(3):
+        together = torch.cat([share[step] for share in two])
+        assert sorted(together.tolist()) == sorted(one[step].tolist())
+
+
+def test_training_shares_are_equal_and_disjoint_when_the_world_does_not_divide():
+    shares = [[index for index, _ in TrainingSampler(11, 0, rank, 3)] for rank in range(3)]
+    assert [len(share) for share in shares] == [3, 3, 3]
+    assert len(set(sum(shares, []))) == 9
+
+
+@pytest.mark.parametrize('distributed', [True, False])
+def test_evaluation_shares_hold_every_image_exactly_once(distributed):
+    found = [evaluated(Files(3), distributed=distributed, rank=rank, size=2)[0] for rank in range(2)]
+    assert found == [[([0, 2], [100, 102])], [([1], [101])]] if distributed else [[([0, 1, 2], [100, 101, 102])], []]
+
+
+def test_a_batch_larger_than_the_data_is_refused_by_name():
+    with pytest.raises(UserError, match='--batch_size 16'):
+        training_loader(Noise(), 16, World(), 0, 0, True, Cpu())
+
+
+def test_default_workers_share_the_cores_and_are_at_least_one():
+    assert default_workers(10 ** 6) == 1 <= default_workers(1) <= 10
+
+
+def passed(loader):
+    """[(images, labels)] of a pass as lists of numbers, and what the pass left for the ledger."""
+    found = []
+    loader.bad_images = SimpleNamespace(met=found.extend)
+    return [(images[:, 0, 0, 0].tolist(), labels.tolist()) for images, labels in loader], found
+
+
+def trained(dataset, num_workers=0, batch_size=4, seed=0, **world):
+    return passed(training_loader(dataset, batch_size, World(**world), seed, num_workers, True, Cpu()))
+
+
+def evaluated(dataset, num_workers=0, batch_size=4, distributed=False, **world):
+    loader = evaluation_loader(dataset, batch_size, World(**world), distributed, num_workers, True, Cpu())
+    return (*passed(loader), loader.unreadable)
+
+
+def test_an_unreadable_image_is_replaced_by_another_with_its_own_label():
+    whole, _ = trained(Files())
+    batches, found = trained(Files(bad=[3, 5]), 2)
+    assert set(found) == {('/data/3', 'damaged'), ('/data/5', 'damaged')}
+    for (images, labels), (expected, _) in zip(batches, whole):
+        assert labels == [100 + image for image in images]
+        assert [image for image, was in zip(images, expected) if was not in (3, 5)] \
+            == [was for was in expected if was not in (3, 5)]
+        assert not {3, 5} & set(images)
+
+
+def test_substitutes_depend_on_sample_and_seed_alone_and_are_seeded_as_any_other():
+    class Noisy(Files):
+        def __getitem__(self, index):
+            return super().__getitem__(index)[0], torch.rand(()).item()
+    bad = range(0, 40, 2)
+    assert trained(Files(40, bad)) == trained(Files(40, bad))
+    assert len({SeededDataset(Files(1000, bad=range(500)))[index, 7][0][1] for index in range(100)}) > 50
+    assert SeededDataset(Noisy(bad=[3]))[3, 5][0][1] == SeededDataset(Noisy())[3, 5][0][1]
+
+
+@pytest.mark.parametrize('length, tries', [(500, 100), (7, 7)])
+def test_a_disk_that_is_gone_ends_the_search(length, tries):
+    with pytest.raises(UserError, match=r'^--data_path: {} images .*/data/\d+ \(damaged\)'.format(tries)):
+        SeededDataset(Files(length, bad=range(length)))[0, 0]
+
+
+def test_a_bug_in_the_augmentation_is_not_an_unreadable_image():
+    assert 'a bug' in raised_by(lambda: trained(Files(buggy=4), 2), ZeroDivisionError)
+
+
+def test_an_evaluation_leaves_unreadable_images_out_and_replaces_none():
+    batches, found, unreadable = evaluated(Files(10, bad=[1, 4, 5, 6, 7]), 2)
+    assert batches == [([0, 2, 3], [100, 102, 103]), ([8, 9], [108, 109])]      # the batch of 4 to 7 is empty
+    assert unreadable == 5 and [path for path, _ in found] == ['/data/{}'.format(i) for i in (1, 4, 5, 6, 7)]
+
+
+def test_what_was_met_survives_the_pinning_of_memory(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda tensor, *device: tensor)     # which needs an accelerator
+    found = [('/data/a\udc80', 'damaged'), ('/data/b', 'an empty file')]
+    for sample in ((torch.zeros(2), 1), None):
+        batch, pinned = pin_memory(collate([(sample, found)]))
+        assert (batch is None) == (sample is None) and [tuple(pair) for pair in pinned] == found

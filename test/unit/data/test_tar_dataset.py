@@ -1,0 +1,147 @@
+"""Tar shards: what training reads from them, and what is refused."""
+import io
+import os
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from util.data import array_cache, tar_dataset
+from util.data.datasets import EXTENSIONS, labelled_set, pretraining_set
+from util.data.image_files import UnreadableImage
+from util.errors import UserError
+
+
+def jpeg(shade):
+    file = io.BytesIO()
+    Image.new('RGB', (8, 8), (shade,) * 3).save(file, 'JPEG')
+    return file.getvalue()
+
+
+def tar(path, members):
+    """A tar file of {name: bytes, or the size that is claimed of nothing}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(str(path), 'w') as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = data if isinstance(data, int) else len(data)
+            if isinstance(data, int):
+                file.fileobj.write(info.tobuf(tarfile.GNU_FORMAT))
+            else:
+                file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def shade(picture):
+    return int(picture.part(0, 0, 8, 8, (8, 8))[0, 0, 0])
+
+
+def labels(dataset):
+    """{shade of the picture: class name}."""
+    return {shade(picture): dataset.classes[label] for picture, label in (dataset[i] for i in range(len(dataset)))}
+
+
+def test_labels_are_read_from_the_files_beside_the_images(tmp_path):
+    tar(tmp_path / 'train' / 'a-000.tar',
+        {'x/0.jpg': jpeg(10), 'x/0.cls': b'2', 'x/1.cls': b'0\n', 'x/1.jpg': jpeg(20)})
+    tar(tmp_path / 'train' / 'a-001.tar', {'x/2.png.jpg': jpeg(30), 'x/2.cls': b'1', 'x/2.jpg.txt': b''})
+    dataset = labelled_set(str(tmp_path), 'train')
+    assert dataset.classes == ['0', '1', '2'] and labels(dataset) == {10: '2', 20: '0', 30: '1'}
+    (tmp_path / 'train' / 'classes.txt').write_text('cat\ndog\nhorse, grey\n')
+    assert labels(labelled_set(str(tmp_path), 'train')) == {10: 'horse, grey', 20: 'cat', 30: 'dog'}
+    (tmp_path / 'train' / 'classes.txt').write_text('cat\ndog\n')
+    with pytest.raises(UserError, match='classes.txt'):
+        labelled_set(str(tmp_path), 'train')
+
+
+def test_without_such_files_the_folder_of_an_image_is_its_class(tmp_path):
+    tar(tmp_path / 'train' / 'cats.tar', {'cat/0.jpg': jpeg(10), './dog/1.jpg': jpeg(20)})
+    tar(tmp_path / 'val' / 'x.TAR', {'deep/dog/5.JPEG': jpeg(30)})
+    train = labelled_set(str(tmp_path), 'train')
+    assert labels(train) == {10: 'cat', 20: 'dog'}
+    assert labels(labelled_set(str(tmp_path), 'val', classes=train.classes)) == {30: 'dog'}
+
+
+def test_an_image_that_cannot_be_read_is_named_by_tar_file_and_member(tmp_path):
+    tar(tmp_path / 'a.tar', {'x/0.jpg': b'no picture', 'x/1.jpg': b''})
+    dataset = pretraining_set(str(tmp_path))
+    for gone in (False, True):
+        if gone:
+            (tmp_path / 'a.tar').unlink()
+            tar_dataset._opened.cache_clear()
+        for i in range(2):
+            with pytest.raises(UnreadableImage) as caught:
+                dataset[i]
+            assert caught.value.path == dataset.name_of(i) == str(tmp_path / 'a.tar' / 'x' / '{}.jpg'.format(i))
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize('members, named', [
+    ({'a/0.jpg': b'x', '1.jpg': b'x', '1.cls': b'0'}, 'class'), ({'0.txt': b'x'}, 'images'),
+    ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0\.cls'), ({'0.jpg': b'x', '0.cls': b'1' * 12}, r'x\.tar.*0\.cls'),
+    ({'0.cls': b'x', '0.jpg': 10 ** 12}, r'x\.tar'), ({'0.jpg': b'x', '0.cls': 10 ** 12}, r'x\.tar')])
+def test_tar_files_that_cannot_be_trained_on_are_refused(tmp_path, members, named):
+    tar(tmp_path / 'train' / 'x.tar', members)
+    with pytest.raises(UserError, match='^--data_path: .*' + named):
+        labelled_set(str(tmp_path), 'train')
+
+
+@pytest.mark.parametrize('damage', [lambda data: b'not a tar file' * 100, lambda data: data[:700], lambda data: b'',
+                                    lambda data: data.replace(b'0.jpg\0', b'0.jpg\xff', 1), None])
+def test_a_damaged_tar_file_is_named_and_a_pipe_is_not_waited_for(tmp_path, damage):
+    tar(tmp_path / 'a.tar', {'0.jpg': jpeg(1)})
+    os.mkfifo(str(tmp_path / 'index.npz'))
+    assert len(pretraining_set(str(tmp_path))) == 1
+    if damage:
+        path = tar(tmp_path / 'b.tar', {'0.jpg': jpeg(1)})
+        path.write_bytes(damage(path.read_bytes()))
+    else:
+        os.mkfifo(str(tmp_path / 'b.tar'))
+    with pytest.raises(UserError, match=r'^--data_path: .*b\.tar'):
+        pretraining_set(str(tmp_path))
+
+
+def test_the_index_beside_the_tar_files_is_used_until_one_of_them_changes(tmp_path, monkeypatch):
+    path = tar(tmp_path / 'a.tar', {'0.jpg': jpeg(10)})
+    made, (state, _) = tar_dataset.indexed(str(tmp_path), ['a.tar'], EXTENSIONS)
+    array_cache.save(str(tmp_path / 'index.npz'), made, state)
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, 'open', None)
+        assert shade(pretraining_set(str(tmp_path))[0][0]) == 10
+    tar(path, {'0.jpg': jpeg(10), '1.jpg': jpeg(20)})
+    assert len(pretraining_set(str(tmp_path))) == 2
+
+
+TERABYTE = io.BytesIO()
+np.lib.format.write_array_header_1_0(TERABYTE, {'shape': (2 ** 37,), 'descr': '<i8', 'fortran_order': False})
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize('name, change', [
+    ('places', lambda places: places + [1, 0, 0]), ('places', lambda places: places * [1, -1, 1]),
+    ('places', lambda places: places + [0, 0, 2 ** 62]), ('places', lambda places: places + [0, 2 ** 63 - 2000, 0]),
+    ('places', lambda places: places.astype(float)), ('places', lambda places: places[:, :2]),
+    ('labels', lambda labels: labels + 10 ** 11), ('names', lambda names: names[:1]),
+    ('names', lambda names: np.zeros(2)), ('labels', TERABYTE.getvalue())])
+def test_an_index_that_leads_outside_of_the_tar_files_is_made_anew(tmp_path, name, change):
+    """One claims a terabyte."""
+    tar(tmp_path / 'a.tar', {'0.jpg': jpeg(10), '0.cls': b'0', '1.jpg': jpeg(30), '1.cls': b'1'})
+    made, (state, _) = tar_dataset.indexed(str(tmp_path), ['a.tar'], EXTENSIONS)
+    changed = made.pop(name)
+    if not isinstance(change, bytes):
+        made[name] = change(changed)
+    array_cache.save(str(tmp_path / 'index.npz'), made, state)
+    if isinstance(change, bytes):
+        with zipfile.ZipFile(str(tmp_path / 'index.npz'), 'a') as file:
+            file.writestr(name + '.npy', change)
+    assert labels(labelled_set(str(tmp_path), 'train', val_fraction=0)) == {10: '0', 30: '1'}
+
+
+def test_more_tar_files_than_may_be_open_are_read(tmp_path, monkeypatch):
+    for number in range(tar_dataset._MOST_OPEN + 5):
+        tar(tmp_path / '{:03d}.tar'.format(number), {'0.jpg': jpeg(number)})
+    dataset, before = pretraining_set(str(tmp_path)), len(os.listdir('/proc/self/fd'))
+    assert [abs(shade(dataset[i][0]) - i) <= 1 for i in range(len(dataset))] == [True] * len(dataset)
+    assert len(os.listdir('/proc/self/fd')) <= before + tar_dataset._MOST_OPEN

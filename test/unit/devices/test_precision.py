@@ -1,0 +1,147 @@
+"""Which precision is chosen, and that each one trains."""
+import sys
+import types
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from util.devices import accelerator as devices, precision
+from util.devices.accelerator import Accelerator, Cpu
+from util.errors import UserError
+
+
+class Chip(Accelerator):
+    """An accelerator in name, for choosing."""
+    name = 'Chip'
+
+    def __init__(self, type, bf16):
+        super().__init__(types.SimpleNamespace(is_bf16_supported=lambda: bf16))
+        self.type = type
+
+
+@pytest.fixture
+def apex(monkeypatch):
+    """An importable package that looks like apex with amp."""
+    package, amp = types.ModuleType('apex'), types.ModuleType('apex.amp')
+    amp.initialize, package.amp = (lambda model, optimizer=None, **options: (model, optimizer)), amp
+    monkeypatch.setitem(sys.modules, 'apex', package)
+    monkeypatch.setitem(sys.modules, 'apex.amp', amp)
+
+
+@pytest.mark.parametrize('device, bf16, flags, name', [
+    ('cuda', True, {}, 'fp32'),
+    ('cuda', True, {'amp': True}, 'native bf16'),
+    ('cuda', False, {'amp': True}, 'native fp16, loss scale dynamic'),
+    ('cuda', True, {'dtype': 'fp16', 'loss_scale': 2048.}, 'native fp16, loss scale 2048.0'),
+    ('cuda', True, {'amp': True, 'backend': 'none'}, 'fp32'),
+    ('npu', False, {'amp': True}, 'apex O2, loss scale dynamic'),
+    ('cuda', True, {'backend': 'apex', 'loss_scale': 128.}, 'apex O2, loss scale 128.0'),
+    ('cpu', False, {'amp': True}, 'fp32'),
+    ('cpu', True, {'amp': True}, 'native bf16'),
+    ('cpu', False, {'dtype': 'bf16'}, 'native bf16'),
+])
+def test_the_flags_and_the_device_choose(apex, monkeypatch, device, bf16, flags, name):
+    monkeypatch.setattr(precision, '_autocast_factory', lambda accelerator, dtype: nullcontext)
+    monkeypatch.setattr(precision, '_new_scaler', lambda accelerator, scale: None)
+    monkeypatch.setattr(devices, '_cpu_flags', lambda: {'avx2', 'avx512_bf16'} if bf16 else {'avx2'})
+    accelerator = Cpu() if device == 'cpu' else Chip(device, bf16)
+    assert precision.choose(accelerator, **flags).name == name
+
+
+@pytest.mark.parametrize('device, flags, named', [
+    (Cpu(), {'dtype': 'fp16'}, '--amp_dtype fp16'), (Cpu(), {'backend': 'apex'}, '--amp_backend apex'),
+    (Chip('cuda', False), {'dtype': 'bf16'}, '--amp_dtype bf16'),
+    (Chip('npu', True), {'backend': 'apex', 'dtype': 'bf16'}, '--amp_dtype bf16')])
+def test_what_a_device_cannot_do_is_refused_by_name(apex, device, flags, named):
+    with pytest.raises(UserError, match=named):
+        precision.choose(device, **flags)
+
+
+def test_an_apex_without_amp_that_is_asked_for_is_one_clear_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'apex', types.ModuleType("PyPI's"))
+    with pytest.raises(UserError, match='--amp_backend apex'):
+        precision.choose(Chip('cuda', True), backend='apex')
+
+
+def old_chip(type='npu', **amp):
+    """One whose module has this autocast, beside a torch.autocast that does not know it."""
+    chip = Chip(type, False)
+    chip.module = types.SimpleNamespace(amp=types.SimpleNamespace(**amp))
+    return chip
+
+
+@pytest.mark.compat
+def test_older_npu_builds_have_an_autocast_of_their_own_for_bf16_where_it_takes_a_type():
+    factory = precision._autocast_factory
+    of_1_8 = old_chip(autocast=lambda enabled=True: 'fp16')
+    assert factory(of_1_8, torch.float16)() == 'fp16' and factory(of_1_8, torch.bfloat16) is None
+    of_1_11 = old_chip(autocast=lambda enabled=True, dtype=torch.float16: dtype)
+    assert factory(of_1_11, torch.bfloat16)() == torch.bfloat16
+
+
+def test_an_npu_without_autocast_or_apex_trains_in_fp32_unless_asked_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'apex', None)
+    assert precision.choose(old_chip(), amp=True).name == 'fp32'
+    with pytest.raises(UserError, match='--amp_backend native'):
+        precision.choose(old_chip(), backend='native')
+
+
+@pytest.mark.compat
+def test_a_gpu_without_autocast_takes_apex_where_there_is_one(apex):
+    assert precision.choose(old_chip('a GPU that torch.autocast does not know'), amp=True).name.startswith('apex O2')
+
+
+def train(chosen, steps=30):
+    """Losses of a small regression."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.GELU(), torch.nn.Linear(16, 1))
+    optimizer = chosen.adamw(Cpu(), model.parameters(), lr=.02)
+    model, optimizer = chosen.prepare(model, optimizer)
+    x = torch.randn(64, 4)
+    y = x.sum(dim=1, keepdim=True)
+    losses = []
+    for _ in range(steps):
+        with chosen.autocast():
+            out = model(x)
+        loss = (out.float() - y).pow(2).mean()
+        chosen.backward(loss, optimizer)
+        chosen.step(optimizer, clip_grad=5.)
+        losses.append(loss.item())
+    return losses
+
+
+def test_bf16_on_the_cpu_computes_in_bf16_and_trains_like_fp32():
+    if precision._autocast_factory(Cpu(), torch.bfloat16) is None:
+        pytest.skip('this torch has no autocast on the CPU')
+    losses, exact = train(precision.choose(Cpu(), dtype='bf16')), train(precision.FullPrecision())
+    assert losses != exact
+    assert losses[-1] == pytest.approx(exact[-1], rel=.1) and losses[-1] < .5 * losses[0]
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Makes fp16 with a scaler, as a device without bf16 has it, in fp32."""
+    if not hasattr(getattr(torch, 'amp', None), 'GradScaler'):
+        pytest.skip('this torch has no gradient scaler for the CPU')
+    monkeypatch.setattr(precision, '_autocast_factory', lambda accelerator, dtype: nullcontext)
+    return lambda loss_scale: precision.NativeAmp(Cpu(), torch.float16, loss_scale)
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize('loss_scale', ['dynamic', 2048.])
+def test_scaled_losses_give_the_steps_of_fp32(scaled, loss_scale):
+    assert train(scaled(loss_scale)) == pytest.approx(train(precision.FullPrecision()), rel=1e-4)
+
+
+@pytest.mark.parametrize('loss_scale, after', [('dynamic', 32768.), (2048., 2048.)])
+def test_an_overflow_skips_the_step_and_halves_a_dynamic_scale_which_is_remembered(scaled, loss_scale, after):
+    chosen, weight = scaled(loss_scale), torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW([weight], lr=.1)
+    chosen.backward((weight * float('inf')).sum(), optimizer)
+    assert chosen.step(optimizer) == 1 and weight.item() == 1. and chosen.scale == after
+    other = scaled(loss_scale)
+    other.load_state_dict(chosen.state_dict())
+    assert other.state_dict() == chosen.state_dict()
+    other.backward(weight.sum(), optimizer)
+    assert other.step(optimizer) == 0 and weight.item() < 1. and other.scale == after

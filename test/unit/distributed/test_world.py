@@ -1,0 +1,108 @@
+"""Who a process is, and that several processes compute what one would."""
+import json
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, execute
+
+from util.distributed.world import first_slurm_host, local_processes, world_from_environment
+from util.errors import UserError
+
+
+def world(environ, **flags):
+    found = world_from_environment(environ=environ, **flags)
+    return found.rank, found.size, found.local_rank
+
+
+@pytest.mark.parametrize('environ, flags, expected', [
+    ({}, {}, (0, 1, 0)),
+    ({'RANK': '9', 'WORLD_SIZE': '16', 'LOCAL_RANK': '1'}, {}, (9, 16, 1)),
+    ({'RANK': '3', 'WORLD_SIZE': '8'}, {'local_rank': 3}, (3, 8, 3)),       # an old launcher
+    ({'OMPI_COMM_WORLD_RANK': '2', 'OMPI_COMM_WORLD_SIZE': '4', 'OMPI_COMM_WORLD_LOCAL_RANK': '0'},
+     {'dist_on_itp': True}, (2, 4, 0)),
+    ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '1', 'SLURM_LOCALID': '0'}, {}, (0, 1, 0))])     # a shell in an allocation
+def test_a_process_learns_its_place_from_environment_and_flags(environ, flags, expected):
+    assert world(environ, **flags) == expected
+
+
+def test_slurm_tasks_find_their_master_in_the_node_list():
+    environ = {'SLURM_PROCID': '5', 'SLURM_NTASKS': '16', 'SLURM_LOCALID': '5', 'SLURM_JOB_NODELIST': 'npu[07-08]',
+               'SLURM_JOB_ID': '12345'}
+    assert world(environ) == (5, 16, 5)
+    assert environ['MASTER_ADDR'] == 'npu07' and 1024 < int(environ['MASTER_PORT']) < 65536
+
+
+@pytest.mark.parametrize('nodelist, host', [
+    ('node1,node2', 'node1'), ('n[03-07,12],x1', 'n03'), ('n[4]-ib,z', 'n4-ib')])
+def test_the_first_host_of_a_slurm_list(nodelist, host):
+    assert first_slurm_host(nodelist) == host
+
+
+@pytest.mark.parametrize('environ, address', [({}, '10.0.0.1'), ({'MASTER_ADDR': 'set'}, 'set')])
+def test_processes_started_by_hand_say_who_they_are_by_flags(environ, address):
+    assert world(environ, world_size=8, local_rank=5, addr='10.0.0.1') == (5, 8, 5)
+    assert environ == {'MASTER_ADDR': address, 'MASTER_PORT': '29500'}
+
+
+@pytest.mark.parametrize('environ, flags', [
+    ({'RANK': '0', 'WORLD_SIZE': '4', 'LOCAL_RANK': '0'}, {'world_size': 8}), ({}, {'local_rank': 3}),
+    ({}, {'dist_on_itp': True})])
+def test_flags_that_contradict_the_environment_or_each_other_are_refused(environ, flags):
+    with pytest.raises(UserError, match='--' + list(flags)[0]):
+        world(environ, **flags)
+
+
+def test_processes_on_a_node_are_counted_for_the_share_of_cores():
+    environments = {}, {'LOCAL_WORLD_SIZE': '8'}, {'SLURM_NTASKS_PER_NODE': '4(x2)'}
+    assert [local_processes(environ) for environ in environments] == [1, 8, 1]
+
+
+SCRIPT = '''
+import json, sys
+import torch
+import util, models_mae
+from util import device
+from util.distributed import world_from_environment
+from util.precision import FullPrecision
+from util.updates import WeightUpdates
+
+def train(world):
+    torch.manual_seed(0)
+    images, noise = torch.randn(3, 8, 3, 16, 16), torch.rand(3, 8, 4)
+    model = models_mae.mae_vit_nano_patch16(img_size=16, patch_size=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=.1)
+    updates = WeightUpdates(world.wrap(model, torch.device('cpu'), True), optimizer, FullPrecision(), lambda epoch: .1,
+                            accum_iter=2)       # of 3 iterations: the second window is of one
+    losses, mine = [], slice(world.rank, None, world.size)
+    for i in range(3):
+        with updates.iteration(i, 3, 0):
+            loss = updates.model(images[i, mine], .5, noise[i, mine])[0]
+            updates.backward(loss)
+        losses.append(world.sum(loss.detach()).item() / world.size)
+    if world.is_main:
+        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+        json.dump([losses, weights.tolist()], open(sys.argv[1], 'w'))
+
+world = world_from_environment()
+world.join(device.Cpu())
+train(world)
+world.leave()
+'''
+
+
+def losses_and_weights(folder, processes):
+    script, result = folder / 'script.py', folder / 'result-{}.json'.format(processes)
+    script.write_text(SCRIPT)
+    start = [ROOT / 'util' / 'launch.py', '--nproc', processes] if processes > 1 else []
+    run = execute([sys.executable, *start, script, result])
+    assert run.status == 0, run.output
+    return [torch.tensor(values) for values in json.loads(result.read_text())]
+
+
+@pytest.mark.slow
+@pytest.mark.compat
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    one, two = (losses_and_weights(tmp_path, processes) for processes in (1, 2))
+    assert torch.allclose(one[0], two[0], rtol=1e-5)
+    assert torch.allclose(one[1], two[1], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,78 @@
+"""--freeze: blocks that stay as they are."""
+import pytest
+import torch
+from conftest import FINETUNE
+
+import main_finetune
+import models_vit
+from main_finetune import freeze
+from util.checkpoints.checkpointer import Resumed, load_optimizer
+from util.config.train_flags import parse_finetune
+from util.errors import UserError
+from util.models import features
+from util.models.activation_checkpointing import directly, recomputed
+from util.training.optimizer_step import layer_decay_groups
+
+
+def classifier(flag, **options):
+    """A nano classifier of 6 blocks in training mode, with --freeze `flag`."""
+    torch.manual_seed(0)
+    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=4, drop_path_rate=.5, **options).train()
+    freeze(model, flag)
+    return model
+
+
+def trained(model):
+    """Blocks, and layers outside of them, that have parameters which train."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return {'.'.join(name.split('.')[:2]) if name.startswith('blocks.') else name.rsplit('.', 1)[0] for name in names}
+
+
+BLOCKS = ['blocks.{}'.format(i) for i in range(6)]
+
+
+@pytest.mark.parametrize('flag, pool, expected', [
+    (None, True, {'cls_token', 'pos_embed', 'patch_embed.proj', *BLOCKS, 'head', 'fc_norm'}),
+    (0, True, {*BLOCKS, 'head', 'fc_norm'}), (4, True, {*BLOCKS[4:], 'head', 'fc_norm'}),
+    ('all', True, {'head', 'fc_norm'}), ('all', False, {'head', 'norm'})])
+def test_what_trains_is_what_the_flag_leaves(flag, pool, expected):
+    assert trained(classifier(flag, global_pool=pool)) == expected
+
+
+def test_frozen_blocks_drop_no_paths_and_autograd_keeps_nothing_of_them_alone():
+    model, images = classifier(4), torch.randn(64, 3, 32, 32)
+    first, second = (list(features.block_outputs(model, images)) for _ in range(2))
+    assert [torch.equal(a, b) for a, b in zip(first, second)] == [True] * 4 + [False] * 2
+    assert [output.requires_grad for output in first] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize('flag', [0, 'all'])
+def test_recomputing_gives_the_same_gradients(flag):
+    gradients = []
+    for run_block in (directly, recomputed):
+        model = classifier(flag)
+        model.run_block = run_block
+        torch.manual_seed(1)
+        model(torch.ones(4, 3, 32, 32)).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert all(map(torch.equal, *gradients))
+
+
+def test_more_blocks_than_there_are_get_one_line():
+    with pytest.raises(UserError, match='^--freeze 7: '):
+        classifier(7)
+
+
+def test_a_run_resumes_with_the_same_blocks_frozen_only():
+    def optimizer(flag):
+        return torch.optim.AdamW(layer_decay_groups(classifier(flag), .05, .5))
+    load_optimizer(optimizer(6), optimizer('all').state_dict(), 'x.pth')
+    for before, now in ((4, 5), (0, None), (None, 'all')):
+        with pytest.raises(UserError, match='x.pth: .*--freeze.*--finetune'):
+            load_optimizer(optimizer(now), optimizer(before).state_dict(), 'x.pth')
+
+
+def test_random_weights_are_not_frozen(images, tmp_path):
+    args = parse_finetune([*FINETUNE, '--data_path', str(images), '--freeze', '1'])
+    with pytest.raises(UserError, match='^--freeze 1: '):
+        main_finetune.train(args, None, None, Resumed(None))

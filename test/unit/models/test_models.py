@@ -1,0 +1,177 @@
+"""The models against independent implementations, transformers' and timm's, and the paper."""
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+
+import models_mae
+import models_vit
+from util.checkpoints import hugging_face
+from util.compat import accepts
+from util.config.train_flags import FINETUNE_MODELS, PRETRAIN_MODELS
+from util.model_sizes import SIZES
+from util.models import activation_checkpointing
+from util.models.positions import resize_positions, sincos_2d
+
+pytestmark = pytest.mark.compat
+NORM = partial(torch.nn.LayerNorm, eps=1e-6)
+SIZE = {'img_size': 32, 'patch_size': 8, 'embed_dim': 48, 'depth': 3, 'num_heads': 4}
+DECODER = {'decoder_embed_dim': 32, 'decoder_depth': 2, 'decoder_num_heads': 4}
+
+
+def random_biases(model):
+    """Biases and norms start at 0 and 1: make them count."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=.1)
+    return model
+
+
+def autoencoder(**options):
+    torch.manual_seed(0)
+    return random_biases(models_mae.MaskedAutoencoderViT(**{**SIZE, **DECODER, 'norm_layer': NORM, **options}))
+
+
+def classifier(global_pool, **options):
+    torch.manual_seed(0)
+    return random_biases(models_vit.VisionTransformer(global_pool=global_pool, norm_layer=NORM, num_classes=7, **SIZE,
+                                                      **options))
+
+
+def drawn():
+    """(images, noise) for four images."""
+    return torch.randn(4, 3, 32, 32), torch.rand(4, 16)
+
+
+def relative(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+# The masked autoencoder
+
+@pytest.mark.parametrize('norm_pix_loss', [False, True])
+@pytest.mark.parametrize('loss_only, run_block', [
+    (False, activation_checkpointing.directly), (True, activation_checkpointing.directly), (True, activation_checkpointing.recomputed)])
+def test_loss_prediction_mask_and_gradients_equal_those_of_transformers(norm_pix_loss, loss_only, run_block):
+    model = autoencoder(norm_pix_loss=norm_pix_loss).train()
+    model.run_block = run_block
+    other = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(
+        image_size=32, patch_size=8, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192,
+        decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=4,
+        decoder_intermediate_size=128, mask_ratio=.75, norm_pix_loss=norm_pix_loss, layer_norm_eps=1e-6)).train()
+    other.load_state_dict(hugging_face.their_names(model.state_dict(), 'vit.'))
+    imgs, noise = drawn()
+    found = model(imgs, .75, noise, loss_only)
+    expected = other(pixel_values=imgs, noise=noise)
+    if not loss_only:
+        found, pred, mask = found
+        assert relative(pred, expected.logits) < 1e-5 and torch.equal(mask, expected.mask)
+    found.backward()
+    expected.loss.backward()
+    assert relative(found, expected.loss) < 1e-5
+    gradients = {name: p.grad for name, p in other.named_parameters() if p.requires_grad}
+    found = hugging_face.their_names({name: p.grad for name, p in model.named_parameters() if p.requires_grad}, 'vit.')
+    assert found.keys() == gradients.keys()
+    for name, gradient in found.items():
+        if name.endswith('.key.bias'):
+            assert gradient.abs().max() < 1e-7      # softmax does not see it: rounding noise on both sides
+        else:
+            assert relative(gradient, gradients[name]) < 1e-5, name
+
+
+def test_a_seed_gives_the_mask_of_uniform_noise_of_smallest_first():
+    model, imgs = autoencoder(), torch.randn(3, 3, 32, 32)
+    torch.manual_seed(7)
+    _, _, mask = model(imgs, .75)
+    torch.manual_seed(7)
+    expected = np.ones((3, 16))
+    for row, order in zip(expected, torch.rand(3, 16).numpy().argsort(axis=1)):
+        row[order[:4]] = 0
+    assert np.array_equal(mask.numpy(), expected)
+
+
+def test_unpatchify_undoes_patchify_for_any_channels_and_shape():
+    model = autoencoder(img_size=(32, 16), in_chans=2)
+    imgs = torch.randn(2, 2, 32, 16)
+    assert torch.equal(model.unpatchify(model.patchify(imgs)), imgs)
+    assert model(imgs)[1].shape == (2, 8, 128)
+    assert torch.equal(model.pos_embed, sincos_2d(48, (4, 2)))
+
+
+@pytest.mark.parametrize('name, millions', [
+    ('mae_vit_base_patch16', 111.91), ('mae_vit_large_patch16', 329.54), ('mae_vit_huge_patch14', 657.07)])
+def test_a_named_size_has_its_published_parameter_count(monkeypatch, name, millions):
+    for fill in ('uniform_', 'normal_'):        # weights that nobody writes cost neither time nor memory
+        monkeypatch.setattr(torch.Tensor, fill, lambda tensor, *args, **options: tensor)
+    model = getattr(models_mae, name)()
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+def test_every_model_that_can_be_asked_for_is_of_the_size_in_its_name():
+    for module, prefix, names in ((models_mae, 'mae_vit_', PRETRAIN_MODELS), (models_vit, 'vit_', FINETUNE_MODELS)):
+        for name in names:
+            size, = getattr(module, name).args
+            assert name.startswith('{}{}_patch{}'.format(prefix, size, SIZES[size].patch))
+
+
+# The classifier
+
+@pytest.mark.parametrize('global_pool', [False, True])
+def test_logits_and_gradients_equal_those_of_timm(global_pool):
+    constructor = timm.models.vision_transformer.VisionTransformer
+    if global_pool and not accepts(constructor, 'global_pool'):
+        pytest.skip('this timm has no average pooling in its ViT')
+    options = {'global_pool': 'avg' if global_pool else 'token'} if accepts(constructor, 'global_pool') else {}
+    other = constructor(qkv_bias=True, norm_layer=NORM, num_classes=7, **SIZE, **options)
+    model = classifier(global_pool)
+    other.load_state_dict(model.state_dict())
+    imgs, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    logits, expected = model(imgs), other(imgs)
+    for out in (logits, expected):
+        torch.nn.functional.cross_entropy(out, labels).backward()
+    assert relative(logits, expected) < 1e-5
+    gradients = dict(other.named_parameters())
+    for name, parameter in model.named_parameters():
+        difference = (parameter.grad - gradients[name].grad).abs().max()
+        assert difference <= 1e-5 * gradients[name].grad.abs().max() + 1e-9, name
+
+
+def test_drop_path_grows_linearly_to_its_rate_at_the_last_block():
+    rates = [getattr(getattr(block, 'drop_path1', None) or block.drop_path, 'drop_prob', 0.)
+             for block in classifier(False, drop_path_rate=.2).blocks]
+    assert rates == pytest.approx([0, .1, .2])
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, 'scaled_dot_product_attention'), reason='no fused attention')
+def test_attention_is_fused_where_torch_has_it(monkeypatch):
+    calls, original = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention',
+                        lambda *args, **options: calls.append(1) or original(*args, **options))
+    classifier(True)(torch.randn(2, 3, 32, 32))
+    assert len(calls) == 3
+
+
+# Positions
+
+def test_the_table_holds_sines_then_cosines_of_column_then_row_and_none_of_the_class_token():
+    table = sincos_2d(8, (2, 3))
+    assert table.shape == (1, 7, 8) and table[0, 0].abs().sum() == 0
+    row, column = 1, 2
+    half = [[math.sin(p), math.sin(p / 100), math.cos(p), math.cos(p / 100)] for p in (column, row)]
+    assert table[0, 1 + row * 3 + column].tolist() == pytest.approx(half[0] + half[1], abs=1e-6)
+    with pytest.raises(ValueError):
+        sincos_2d(6, (2, 2))
+
+
+def test_interpolation_keeps_the_class_row_and_a_linear_ramp():
+    rows = torch.linspace(0, 1, 8)[:, None].expand(8, 8).reshape(1, 64, 1)
+    table = torch.cat([torch.full((1, 1, 1), 5.), rows], dim=1)
+    resized = resize_positions(table, (8, 8), (16, 4))          # rows and columns apart
+    assert resized.shape == (1, 65, 1) and resized[0, 0] == 5
+    inner = resized[0, 1:, 0].reshape(16, 4)[4:12, 0]
+    assert torch.allclose(inner[2:] - inner[:-2], torch.full((6,), 1 / 7), atol=1e-5)
+    assert resize_positions(table, (8, 8), (8, 8)) is table

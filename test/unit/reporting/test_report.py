@@ -1,0 +1,269 @@
+"""report.html and eval.html: whole, alone, and without markup from outside."""
+import base64
+import hashlib
+import html
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import FINETUNE, ROOT, finetune, pretrain, two_processes
+
+import models_mae
+from util.config.train_flags import parse_finetune, parse_linprobe, parse_pretrain
+from util.data import datasets
+from util.data.transforms import Normalize, evaluation_transform
+from util.devices import precision
+from util.devices.accelerator import Cpu
+from util.distributed.world import World
+from util.errors import Stopped
+from util.reporting import output_dir, report
+from util.reporting.run_logger import SilentLogbook
+from util.tools.visualize import IMAGES, MOMENTS, Reconstructions
+from util.training import session
+
+HOSTILE = '"></script><script>alert(1)</script><!--<img src=http://x onerror=alert(1)>&amp;\'\n\x1b\x7f\u2028\udcff'
+SHOWN = HOSTILE[:-5] + '\\n\\x1b\\x7f\\u2028\\udcff'       # in one line
+with open(report.TEMPLATE, encoding='utf-8') as file:
+    TEMPLATE = file.read()
+DRAWN = set(re.findall(r'^  (\w+): ', TEMPLATE.split('const draw = {')[1], re.M))       # kinds of content
+
+
+class Page:
+    """A report as the file has it: the data of its script, by section and kind, and the text beside them."""
+
+    def __init__(self, path):
+        self.text = path.read_text(encoding='utf-8')
+        raw = re.search(r'<script type="application/json" id="data">(.*)</script>\n', self.text).group(1)
+        assert not set(raw) & set('<\n\x1b\x7f')
+        self.data = json.loads(raw)
+        self.parts = {heading: dict(parts) for heading, parts in self.data['sections']}
+        assert {kind for parts in self.parts.values() for kind in parts} <= DRAWN
+        self.curves = {chart['title']: {curve['name']: curve['values'] for curve in chart['curves']}
+                       for chart in self.parts.get('Curves', {'charts': {'charts': []}})['charts']['charts']}
+
+
+def records(count=3, **more):
+    """A logbook of a few epochs; the last one's record has `more`."""
+    logbook, found = SilentLogbook(), [{'train_loss': 2. / (i + 1), 'train_lr': 1e-4, 'FPS': 100., 'data_wait': .01,
+                                        'epoch': i, 'device': 'CPU'} for i in range(count)]
+    logbook.records = [json.dumps(record) for record in found[:-1] + [{**record, **more} for record in found[-1:]]]
+    return logbook
+
+
+def showing(*sections):
+    """Pictures, which stand for themselves."""
+    return SimpleNamespace(sections=lambda: sections, after=lambda epoch, due, logbook: None)
+
+
+def place(*world):
+    return session.Runtime(Cpu(), World(*world))
+
+
+def written(folder, *flags, logbook=None, exhibit=None, parse=parse_pretrain, where=None):
+    """A Report of three epochs to `folder`."""
+    args = parse(['--data_path', str(folder), '--output_dir', str(folder), '--epochs', '3', '--num_workers', '0',
+                  *flags])
+    return report.Report(args, where or place(), precision.FullPrecision(), 32, logbook or records(),
+                         exhibit or showing())
+
+
+def page_of(folder, error=None, **options):
+    """The Page of a run that was stopped."""
+    written(folder, **options).close(error or Stopped('stopped by SIGTERM'))
+    return Page(folder / 'report.html')
+
+
+def test_a_run_of_one_epoch_has_its_curves_pictures_flags_and_command(pretrained):
+    page = Page(pretrained / 'report.html')
+    assert list(page.parts) == ['Curves', 'Reconstructions', 'Final result', 'Command', 'Configuration', 'Environment']
+    assert page.data['state'] == 'finished' and len(page.curves) == 4 and all(
+        len(values) == 1 for curves in page.curves.values() for values in curves.values())
+    assert [(what, len(jpegs)) for what, jpegs in page.parts['Reconstructions']['strips']] == [
+        ('masked', IMAGES), ('after epoch 0', IMAGES), ('original', IMAGES)]
+    changed, (_, _, defaults) = page.parts['Configuration']['facts'], page.parts['Configuration']['folded']
+    assert ['--patch_size', '8'] in changed and '--mask_ratio' in dict(defaults)
+    assert page.parts['Command']['command'][:2] == ['python main_pretrain.py \\',
+                                                    '    --model mae_vit_nano_patch16 \\']
+    assert page.data['figures'] and all('<tr><th scope="row">{}</th><td>{}</td></tr>'.format(*figure) in page.text
+                                        for figure in page.data['figures'])        # without the script
+
+
+def test_only_the_page_s_own_style_and_script_count():
+    policy = re.search('Content-Security-Policy" content="([^"]*)"', TEMPLATE).group(1)
+    hashes = [base64.b64encode(hashlib.sha256(re.search('<{0}>(.*)</{0}>'.format(tag), TEMPLATE, re.S).group(1)
+                                              .encode()).digest()).decode() for tag in ('style', 'script')]
+    assert ' '.join(policy.split()) == "default-src 'none'; img-src data:; style-src 'sha256-{}'; " \
+                                       "script-src 'sha256-{}'".format(*hashes)
+    assert TEMPLATE.count(report.PLACEHOLDER) == 1 and 'innerHTML' not in TEMPLATE
+
+
+def test_what_users_name_is_data_and_no_markup(tmp_path):
+    folder = tmp_path / ('x' + HOSTILE.replace('/', '|'))
+    folder.mkdir()
+    exhibit = showing((HOSTILE, [('strips', [(HOSTILE, [HOSTILE])]), ('pairs', [[HOSTILE, 1]])]))
+    page = page_of(folder, Stopped(HOSTILE), logbook=records(**{HOSTILE + 'acc': 2.}), exhibit=exhibit)
+    assert page.parts[SHOWN] == {'strips': [[SHOWN, [SHOWN]]], 'pairs': [[SHOWN, 1]]}
+    assert page.data['words'].endswith(': ' + SHOWN) and SHOWN.replace('/', '|') in page.data['lead']
+    assert page.curves['Accuracy, %'] == {SHOWN + 'acc': [None, None, 2.]}
+    assert page.text.count('<script') == 2 and '<img' not in page.text and '<!--<' not in page.text
+    assert html.escape(SHOWN) in page.text
+
+
+@pytest.mark.parametrize('every, expected', [('2', [False, True, True]), ('0', 3 * [False])])
+def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_path, every, expected):
+    running, found, path = written(tmp_path, '--report_every', every), [], tmp_path / 'report.html'
+    for epoch in range(3):
+        running.epoch(epoch)
+        found.append(path.exists())
+    assert found == expected and (not any(found) or Page(path).data['state'] == 'running')
+    running.finish({'loss': .5, 'images_per_sec': 10., 'duration_sec': 3.})
+    running.close()
+    assert Page(path).data['state'] == 'finished' and ['loss', .5] in Page(path).parts['Final result']['facts']
+
+
+def test_a_run_that_ends_early_also_before_its_first_epoch_says_why(tmp_path):
+    for parse, name, error, state in ((parse_finetune, 'Fine-tuning · ', Stopped('by SIGTERM'), 'stopped'),
+                                      (parse_linprobe, 'Linear probing · ', ValueError('bad steps'), 'ended')):
+        page = page_of(tmp_path, error, logbook=records(0), parse=parse)
+        assert page.data['title'].startswith(name)
+        assert page.data['state'] == state and page.data['words'].endswith(str(error)) and 'Curves' not in page.parts
+
+
+def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog):
+    (tmp_path / 'report.html').mkdir()
+    running = written(tmp_path, '--report_every', '1')
+    for epoch in range(3):
+        running.epoch(epoch)
+    running.close(Stopped(''))
+    assert len(caplog.messages) == 3 and all('\n' not in line for line in caplog.messages)
+
+
+def test_curves_are_named_in_words_and_the_table_has_what_only_some_epochs_have(tmp_path):
+    page = page_of(tmp_path, logbook=records(knn_acc1=12.5, test_raw_acc5=2., test_raw_loss=math.nan, test_loss=3.))
+    assert page.curves['Accuracy, %'] == {'k-NN': [None, None, 12.5], 'Acc@5, not averaged': [None, None, 2.]}
+    assert page.curves['Loss'] == {'training': [2., 1., 2. / 3], 'validation': [None, None, 3.]}
+    table = page.parts['Curves']['folded'][2]
+    newest = dict(zip(table['head'], table['rows'][0]))
+    assert (newest['epoch'], newest['knn_acc1'], newest['test_raw_loss']) == (2, 12.5, 'nan')
+    assert (table['head'][0], len(table['rows'])) == ('epoch', 3)
+
+
+def test_other_processes_write_nothing(tmp_path):
+    other = place(1, 2)
+    silent = written(tmp_path, where=other)
+    silent.epoch(2)
+    silent.close(Stopped('x'))
+    report.of_evaluation(parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)]), other, None, {},
+                         showing())
+    assert os.listdir(str(tmp_path)) == []
+
+
+def gallery(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, within=nullcontext):
+    torch.manual_seed(0)
+    model = models_mae.mae_vit_nano_patch16(norm_pix_loss=norm_pix_loss, img_size=32, patch_size=8).eval()
+    return Reconstructions(model, datasets.pretraining_set(str(images)), evaluation_transform(32), Normalize(),
+                           mask_ratio, precision.FullPrecision(), torch.device('cpu'), epochs, earlier, start, within)
+
+
+def test_pictures_stay_few_and_those_of_the_first_and_the_last_epoch_are_among_them(images):
+    entered = []
+    shown = gallery(images, norm_pix_loss=True, within=lambda: entered.append(True) or nullcontext())
+    for epoch in (*range(0, 400, 40), 399):
+        shown.after(epoch, True, SilentLogbook())
+    found = [shot['epoch'] for shot in shown.snapshots]
+    assert (found[0], found[-1]) == (0, 399) and len(found) <= MOMENTS + 1 and entered
+    assert '--norm_pix_loss' in dict(shown.sections()[0][1])['note']
+
+
+def test_a_resumed_run_keeps_the_pictures_from_before_it_unless_they_are_of_other_masks(images):
+    first = gallery(images, 3)
+    for epoch in range(3):
+        first.after(epoch, False, SilentLogbook())
+    resumed, other = (gallery(images, 3, list(first.snapshots), 2, mask_ratio=ratio) for ratio in (.75, .5))
+    # also where it ends before its first picture
+    assert resumed.sections()[0][1][1][1] == first.sections()[0][1][1][1][:3] + first.sections()[0][1][1][1][-1:]
+    assert other.sections() == []
+    for one in (resumed, other):
+        one.after(2, False, SilentLogbook())
+    assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
+
+
+@pytest.mark.slow
+def test_a_finetuning_shows_confused_classes_and_an_evaluation_leaves_its_report_alone(images, tmp_path):
+    run = two_processes(ROOT / 'main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', tmp_path,
+                        '--epochs', 1, '--batch_size', 4, '--dist_eval')
+    assert run.status == 0, run.output
+    trained = Page(tmp_path / 'report.html')
+    assert len(trained.curves) == 5
+    assert trained.parts['Command']['command'][0].startswith('python util/tools/launch.py --nproc 2 main_finetune.py')
+    assert all(jpegs for *_, jpegs in trained.parts['Worst-confused classes']['pairs'])
+    before = (tmp_path / 'report.html').read_bytes()
+    run = finetune('--data_path', images, '--output_dir', tmp_path, '--eval', '--resume', tmp_path / 'checkpoint-0.pth')
+    assert run.status == 0 and (tmp_path / 'report.html').read_bytes() == before, run.output
+    evaluated = Page(tmp_path / 'eval.html')
+    assert evaluated.parts['All classes'] == trained.parts['All classes']
+    assert sum(map(sum, evaluated.parts['All classes']['matrix']['counts'])) == 19
+
+
+def test_an_older_report_of_an_evaluation_is_set_aside(tmp_path):
+    args = parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path), '--num_workers', '0'])
+    result = {'task': 'Evaluation', 'acc1': 50., 'acc5': 90., 'loss': 1., 'images': 19, 'images_per_sec': 10.,
+              'duration_sec': 2., 'checkpoint': 'x.pth'}
+    for accuracy in (50., 75.):
+        report.of_evaluation(args, place(), precision.FullPrecision(), {**result, 'acc1': accuracy}, showing())
+    assert len(list(tmp_path.glob('eval*.html'))) == 2
+    assert ['Acc@1', '75.00%'] in Page(tmp_path / 'eval.html').data['figures']
+
+
+def test_the_report_of_a_course_that_was_left_is_set_aside_with_its_log(tmp_path):
+    for name, text in (('log.txt', '{"epoch": 0}\n{"epoch": 1}\n'), ('report.html', 'x')):
+        (tmp_path / name).write_text(text)
+    assert output_dir.set_log_aside(str(tmp_path), ['{"epoch": 0}', '{"epoch": 1}', '{"epoch": 2}']) == []
+    assert len(output_dir.set_log_aside(str(tmp_path), ['{"epoch": 0}'])) == 2
+    assert not (tmp_path / 'report.html').exists() and len(list(tmp_path.glob('report.*.html'))) == 1
+
+
+@pytest.mark.slow
+def test_a_resumed_pretraining_goes_on_with_its_report(images, pretrained, tmp_path):
+    shutil.copytree(str(pretrained), str(tmp_path / 'o'))
+    run = pretrain('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', 'auto')
+    assert run.status == 0, run.output
+    strips = Page(tmp_path / 'o' / 'report.html').parts['Reconstructions']['strips']
+    assert [what for what, _ in strips] == ['masked', 'after epoch 0', 'after epoch 1', 'original']
+
+
+def test_tensorboard_has_pictures_and_flags_in_the_run_itself(pretrained):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    assert [path for path in pretrained.iterdir() if path.is_dir()] == []
+    events = accumulator.EventAccumulator(str(pretrained), size_guidance={'images': 0})
+    events.Reload()
+    assert events.Tags()['images'] == ['reconstructions'] and 'train_loss' in events.Tags()['scalars']
+    assert [image.step for image in events.Images('reconstructions')] == [1000]
+    found = events.PluginTagToContent('hparams')
+    assert {'_hparams_/experiment', '_hparams_/session_start_info'} == set(found)
+    assert b'mae_vit_nano_patch16' in found['_hparams_/session_start_info']
+
+
+@pytest.mark.parametrize('word', ['plain', "it's", '$(x)`y`', 'a\nb', '', '汉é😀', os.fsdecode(b"\xff\xe6 '\x1b")])
+def test_a_shell_reads_every_word_back_from_one_line(word):
+    said = subprocess.run(['bash', '-c', b'printf %s ' + os.fsencode(report.quoted(word))], stdout=subprocess.PIPE)
+    assert said.stdout == os.fsencode(word) and '\n' not in report.quoted(word)
+
+
+@pytest.mark.parametrize('size, environ, more, expected', [
+    (1, {}, [], 'python main_pretrain.py'),
+    (16, {'RANK': '0', 'WORLD_SIZE': '16', 'LOCAL_WORLD_SIZE': '8'}, ['--local_rank=0'],
+     'python util/tools/launch.py --nproc 8 --nnodes 2 --node_rank 0 --master_addr ADDRESS main_pretrain.py'),
+    (4, {'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, [], 'srun --ntasks=4 python main_pretrain.py'),
+    (4, {}, ['--dist_on_itp'], 'mpirun -n 4 python main_pretrain.py --dist_on_itp')])
+def test_the_command_starts_the_processes_that_there_were(size, environ, more, expected):
+    words = ['/somewhere/main_pretrain.py', *more, '--data_path', 'a b']
+    found = report.reproducing(World(0, size), words, environ).replace(' \\\n    ', ' ')
+    assert found == expected + " --data_path 'a b'"

@@ -1,0 +1,140 @@
+"""Trained models go out to other libraries, and come in again."""
+import functools
+import os
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+import models_mae
+import models_vit
+from util.checkpoints import load_model, pth_file
+from util.compat import accepts
+from util.data.lazy_image import Picture
+from util.data.transforms import preprocessing_of
+from util.errors import UserError
+from util.tools import export, export_hf, export_onnx
+
+FILES = {'timm': 'x.pth', 'hf': 'x', 'safetensors': 'x.safetensors', 'onnx': 'x.onnx'}
+# (checkpoint, part): all that there is to export.
+PARTS = [('mae', 'mae'), ('mae', 'encoder'), ('mean', 'classifier'), ('mean', 'encoder'), ('cls', 'classifier'),
+         ('cls', 'encoder'), ('wide', 'classifier')]
+SIZE = {'img_size': 16, 'patch_size': 8}
+
+
+def shaken(model):
+    """Weights far from their initial values, so that no output is small or symmetric."""
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * .05)
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+    """A folder of an autoencoder, classifiers of the mean, of the class token, and of a wide grey input with an
+    epsilon, mean and std of its own, and an autoencoder of a wide input."""
+    torch.manual_seed(0)
+    folder, names = tmp_path_factory.mktemp('checkpoints'), {'classes': ['cat', 'cow', 'dog']}
+    mean, three = {'global_pool': True}, {'num_classes': 3}
+    for name, model, flags, more in (
+            ('mae', models_mae.mae_vit_nano_patch16(norm_pix_loss=True, **SIZE),
+             {'model': 'mae_vit_nano_patch16', 'norm_pix_loss': True, 'mask_ratio': .5}, {}),
+            ('mean', models_vit.vit_nano_patch16(**mean, **three, **SIZE), mean, names),
+            ('cls', models_vit.vit_nano_patch16(**three, **SIZE), {'global_pool': False}, names),
+            ('wide', models_vit.vit_nano_patch16(img_size=(16, 32), patch_size=8, in_chans=1, **mean, **three),
+             {'input_size': [16, 32], 'in_chans': 1, 'layer_norm_eps': 1e-2, 'mean': [.1], 'std': [.3]}, {}),
+            ('wide-mae', models_mae.mae_vit_nano_patch16(img_size=(16, 32), patch_size=8),
+             {'model': 'mae_vit_nano_patch16', 'input_size': [16, 32]}, {})):
+        flags = {'model': 'vit_nano_patch16', 'input_size': 16, 'patch_size': 8, 'in_chans': 3, **flags}
+        pth_file.save(str(folder / name), {'model': shaken(model).state_dict(), 'args': flags, **more})
+    return folder
+
+
+@pytest.mark.compat     # where other opsets, names and libraries are taken
+@pytest.mark.parametrize('form, source, part', [(form, *place) for form in FILES for place in PARTS
+                                                if (form, *place) != ('timm', 'mae', 'mae')])
+def test_a_part_goes_out_is_compared_and_comes_in_again(checkpoints, tmp_path, form, source, part):
+    if form == 'timm' and source in ('mean', 'wide') and not accepts(export.VisionTransformer, 'global_pool'):
+        pytest.skip("this timm's ViT has no mean pooling")
+    path = str(tmp_path / FILES[form])
+    compared, inputs, load = export.export(str(checkpoints / source), form, path, part)
+    too_old = form == 'hf' and (source, part) in PARTS[1:2] + PARTS[4:6] and not hasattr(torch.nn.init, 'trunc_normal_')
+    assert compared.startswith('not compared' if form == 'safetensors' or too_old else 'compared with ' + form)
+    assert os.listdir(str(tmp_path)) == [FILES[form]] and 'imgs (N, ' in inputs
+    if not too_old and (form != 'safetensors' or hasattr(torch, 'frombuffer')):
+        exec(load.split(': ', 1)[1], {'timm': timm, 'torch': torch, 'functools': functools, 'safetensors': safetensors,
+                                      'transformers': export_hf.transformers, 'onnxruntime': export_onnx.onnxruntime})
+    if form in ('hf', 'safetensors'):
+        before, after = export.Part(str(checkpoints / source), part), export.Part(path)
+        for name, value in before.expected.items():
+            assert torch.allclose(after.expected[name], value, atol=1e-5)
+        assert (after.mean, after.std) == (before.mean, before.std)
+        assert after.kind == part and (part != 'classifier' or after.classes == before.classes)
+        assert all(after.flags[name] == value for name, value in before.description().items() if name in after.flags)
+
+
+def test_transformers_image_processor_makes_the_pixels_of_evaluation(checkpoints, tmp_path):
+    """Of a picture that needs no resizing, in which libraries differ by rounding."""
+    transformers = export_hf.transformers
+    export.export(str(checkpoints / 'mean'), 'hf', str(tmp_path / 'x'))
+    pixels = np.random.RandomState(0).randint(0, 256, (18, 18, 3)).astype(np.uint8)
+    transform, normalize = preprocessing_of(load_model.load_either(str(checkpoints / 'mean')).flags)
+    processor = getattr(transformers, 'AutoImageProcessor', None) or transformers.AutoFeatureExtractor
+    found = processor.from_pretrained(str(tmp_path / 'x'))(pixels, return_tensors='pt')['pixel_values']
+    assert torch.allclose(found, normalize(transform(Picture(pixels))[None]), atol=1e-5)
+
+
+def test_a_difference_a_nan_and_another_shape_are_told_and_nothing_is_written(checkpoints, tmp_path, monkeypatch):
+    part = export.Part(str(checkpoints / 'cls'))
+    logits = part.expected['logits']
+    part.compare({'logits': logits.numpy()}, 'x')
+    for wrong in (logits + 1e-2, logits * float('nan'), logits[:2], logits[:, None]):
+        with pytest.raises(UserError, match='nothing was written'):
+            part.compare({'logits': wrong}, 'x')
+    monkeypatch.setattr(export, 'TOLERANCE', -1)
+    with pytest.raises(UserError, match='nothing was written'):
+        export.export(str(checkpoints / 'cls'), 'onnx', str(tmp_path / 'x.onnx'))
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_what_is_not_installed_is_not_compared_with_and_what_was_written_is_printed(
+        checkpoints, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export_hf, 'transformers', None)
+    monkeypatch.setattr(export_onnx, 'onnxruntime', None)
+    for form, written in (('hf', 'x/model.safetensors'), ('onnx', 'x.onnx')):
+        path = str(tmp_path / FILES[form])
+        export.main(export.parse_export(['--resume', str(checkpoints / 'cls'), '--to', form, '--output', path]))
+        told = capsys.readouterr().out.split('\n')
+        assert (tmp_path / written).exists() and path in told[-5] and told[-4].startswith('not compared')
+
+
+def test_what_cannot_be_written_without_its_library_is_one_line(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'util.tools.export_onnx', None)
+    with pytest.raises(UserError, match='pip install onnx onnxruntime'):
+        export.export(str(checkpoints / 'cls'), 'onnx', str(tmp_path / 'x.onnx'))
+    assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize('flags, flag', [
+    (['--to', 'onnx', '--output', 'x.pt'], '--output'), (['--to', 'hf', '--output', '.'], '--output'),
+    (['--to', 'hf', '--output', 'nowhere/x'], '--output'), (['--to', 'torchscript', '--output', 'x.pt'], '--to'),
+    (['--to', 'hf', '--output', 'x', '--resume', 'none.pth'], '--resume')])
+def test_a_bad_flag_is_one_line(tmp_path, monkeypatch, capsys, flags, flag):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'c.pth').write_bytes(b'')
+    with pytest.raises(SystemExit) as ended:
+        export.parse_export(['--resume', 'c.pth', *flags])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count('\n') == 1 and 'argument {}: '.format(flag) in error, error
+
+
+@pytest.mark.parametrize('source, form, part, flag', [
+    ('mae', 'timm', 'mae', '--to timm'), ('mae', 'onnx', 'classifier', '--part classifier'),
+    ('cls', 'onnx', 'mae', '--part mae'), ('wide-mae', 'hf', 'mae', '--to hf')])
+def test_a_part_that_has_no_such_form_is_refused_in_one_line(checkpoints, tmp_path, source, form, part, flag):
+    with pytest.raises(UserError, match=flag):
+        export.export(str(checkpoints / source), form, str(tmp_path / FILES[form]), part)
+    assert os.listdir(str(tmp_path)) == []

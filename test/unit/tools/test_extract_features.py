@@ -1,0 +1,81 @@
+"""Features in .npy files: the right numbers in the right rows, whole or not at all."""
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from util.checkpoints import load_model
+from util.errors import UserError
+from util.models import features
+from util.tools import extract_features, inference
+
+
+def extract(*flags):
+    """python -m util.tools.extract_features, in this process."""
+    extract_features.main(['--device', 'cpu', '--num_workers', '0', *[str(flag) for flag in flags]])
+
+
+def expected(folder, path, function):
+    """What a function makes of all images of a folder at once."""
+    at_work = inference.Inference(load_model.load_either(str(path)), 'cpu')
+    (_, found), = at_work.over(at_work.images([str(folder)]), function, 100, 0)
+    return found.numpy()
+
+
+def test_features_are_the_pooled_ones_of_readable_images_beside_names_and_labels(images, pretrained, tmp_path, capsys):
+    shutil.copytree(str(images / 'val'), str(tmp_path / 'val'))
+    paths = sorted(tmp_path.glob('val/*/*'))
+    bad = paths.pop(4)
+    bad.write_bytes(b'')
+    flags = '--resume', pretrained / 'checkpoint-0.pth', '--output', tmp_path / 'f', '--batch_size', 8
+    extract(*flags, tmp_path / 'val')
+    found = np.load(str(tmp_path / 'f' / 'features.npy'), mmap_mode='r')
+    assert found.dtype == np.float32 and found.shape == (18, 128)
+    assert np.allclose(found, expected(tmp_path / 'val', pretrained / 'checkpoint-0.pth', features.pooled), atol=1e-4)
+    assert (tmp_path / 'f' / 'files.txt').read_text().splitlines() == [str(path) for path in paths]
+    classes = (tmp_path / 'f' / 'classes.txt').read_text().splitlines()
+    labels = np.load(str(tmp_path / 'f' / 'labels.npy'))
+    assert labels.dtype == np.int64 and [classes[i] for i in labels] == [path.parent.name for path in paths]
+    about = json.loads((tmp_path / 'f' / 'features.json').read_text())
+    assert (about['images'], about['pool'], about['input_size'], about['unreadable']) == (18, 'mean', 32, 1)
+    assert (tmp_path / 'f' / 'bad_images.txt').read_text() == '{}\tan empty file\n'.format(bad)
+    assert str(bad) in capsys.readouterr().err
+
+
+def test_blocks_have_a_file_each_and_pool_and_dtype_are_taken(images, pretrained, tmp_path):
+    flags = '--resume', pretrained / 'checkpoint-0.pth', images / 'val', '--pool', 'cls', '--dtype', 'float16'
+    extract(*flags, '--output', tmp_path / 'f', '--blocks', 6, 2)
+    for number in (2, 6):
+        found = np.load(str(tmp_path / 'f' / 'block-{}.npy'.format(number)))
+        tokens = expected(images / 'val', pretrained / 'checkpoint-0.pth',
+                          lambda net, imgs, n=number: list(features.block_outputs(net, imgs))[n - 1])
+        assert found.dtype == np.float16 and np.array_equal(found, tokens[:, 0].astype(np.float16))
+    assert not (tmp_path / 'f' / 'features.npy').exists()
+    extract(*flags, '--output', tmp_path / 'all', '--blocks', 'all')
+    assert len(list((tmp_path / 'all').glob('block-*.npy'))) == 6
+    with pytest.raises(UserError, match='--blocks 7: the model has 6 blocks'):
+        extract(*flags, '--output', tmp_path / 'none', '--blocks', 7)
+    assert not (tmp_path / 'none').exists()
+
+
+def test_earlier_features_are_kept_and_a_folder_of_other_things_is_left_alone(images, pretrained, tmp_path):
+    flags = '--resume', pretrained / 'checkpoint-0.pth', next(images.glob('val/*/*')), '--output', tmp_path / 'f'
+    extract(*flags)
+    extract(*flags)
+    kept, = [path for path in tmp_path.iterdir() if path.name.startswith('f.')]
+    assert sorted(os.listdir(str(kept))) == sorted(os.listdir(str(tmp_path / 'f')))
+    (tmp_path / 'f' / 'thesis.tex').write_text('x')
+    with pytest.raises(UserError, match='thesis.tex'):
+        extract(*flags)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_numbers_too_large_for_float16_are_refused(tmp_path):
+    images = SimpleNamespace(classes=None, name_of='image {}.jpg'.format)
+    with pytest.raises(UserError, match='--dtype float16: .*image 0.jpg'):
+        extract_features.write(str(tmp_path), ['features'], [([0], [torch.tensor([[1e5, 0.]])])], images, 'float16', 2,
+                               None)

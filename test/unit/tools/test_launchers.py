@@ -1,0 +1,272 @@
+"""The launchers: their commands, their outputs, their status, and what happens on a signal."""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from conftest import PRETRAIN, ROOT, environment, execute, launcher, python, signal_when_trapped, slow_kill
+from test_baseline import RECORD
+
+from util.tools import launch
+
+LOGS = {'pretrain_performance_1p': '910A_1p_pretrain.log', 'pretrain_performance_8p': '910A_8p_pretrain.log'}
+
+
+def dry_run(name, images, *flags):
+    run = launcher(name, '--data_path=' + str(images), *flags, DRY_RUN='1')
+    assert run.status == 0, run.output
+    return run.output.strip()
+
+
+def test_each_launcher_has_its_folder_and_log_and_a_record_of_its_command(images):
+    """test_baseline.py holds the commands against the records; RECIPES.md tells the users where the logs are."""
+    table = re.findall(r'^\| `(\w+)\.sh` .* `(output\S+)` \|$', (ROOT / 'RECIPES.md').read_text(encoding='utf-8'), re.M)
+    assert {name for name, _ in table} == set(RECORD['dry run']) - {'cifar10_1p'}
+    for name, output in table:
+        assert re.search(r'^output +{}$'.format(output), (ROOT / 'test' / (name + '.sh')).read_text(), re.M), name
+    folder = ROOT / 'output_pretrain_full_8p'
+    assert ' --output_dir {} '.format(folder) in dry_run('pretrain_full_8p', images)
+
+
+def test_values_may_follow_a_space_and_other_flags_come_last_so_that_they_win(images):
+    command = dry_run('pretrain_performance_1p', images, '--batch_size=64', '--output_dir', '/tmp/x y', '--epochs', 3)
+    assert r' --output_dir /tmp/x\ y ' in command and command.endswith(' --epochs 1 --batch_size=64 --epochs 3')
+
+
+def test_nproc_overrides_the_number_of_devices(images):
+    assert 'util/tools/launch.py --nproc 2 ' in dry_run('pretrain_performance_8p', images, '--nproc=2')
+    assert 'util/tools/launch.py' not in dry_run('pretrain_performance_8p', images, '--nproc=1')
+    assert 'util/tools/launch.py --nproc 4 ' in dry_run('pretrain_performance_1p', images, '--nproc', 4)
+    assert 'util/tools/launch.py --devices 1 --max_restarts 3 --stop_timeout 60 ' \
+        in dry_run('pretrain_performance_1p', images, '--max_restarts=3', '--stop_timeout', 60)
+
+
+@pytest.mark.parametrize('name, flags, named', [
+    ('pretrain_performance_1p', [], '--data_path'),
+    ('pretrain_performance_1p', ['--data_path=/no/where'], '--data_path: /no/where'),
+    ('pretrain_performance_1p', ['--data_path'], '--data_path'),
+    ('pretrain_performance_1p', ['--data_path=/', '--nproc=two'], '--nproc: two'),
+    ('pretrain_performance_1p', ['--data_path=/', '--max_restarts=-1'], '--max_restarts: -1'),
+    ('finetune_full_large_16p', ['--data_path=/', '--finetune_pth=' + __file__], '--node_rank=0 .* --master_addr'),
+    ('finetune_full_8p', ['--data_path=/', '--finetune_pth=/no.pth'], '--finetune_pth: /no.pth'),
+    ('pretrain_full_8p', ['--data_path=/', '--finetune_pth=x'], '--finetune_pth'),
+    ('finetune_eval_8p', ['--data_path=/'], '--resume_pth'),
+    ('pretrain_performance_8p', ['--data_path=' + str(ROOT), '--output_dir={tmp}', '--device=cpu'], '--nproc')])
+def test_a_wrong_parameter_is_one_line_that_names_it(tmp_path, name, flags, named):
+    run = launcher(name, *[flag.format(tmp=tmp_path) for flag in flags])
+    assert (run.status, run.output.count('\n')) == (2, 1) and re.search(named, run.output), run.output
+
+
+@pytest.mark.slow
+@pytest.mark.compat
+@pytest.mark.parametrize('flag', ['--batch_size=30', '--epochs=0'])     # found after the signals are taken, and before
+def test_a_mistake_that_all_processes_make_is_said_once(images, tmp_path, flag):
+    run = launcher('pretrain_performance_8p', '--nproc=2', '--data_path', images, '--output_dir', tmp_path, *PRETRAIN,
+                   flag)
+    error, = [line for line in run.output.splitlines() if 'error' in line.lower()]
+    assert run.status == 2 and flag.split('=')[0] in error
+
+
+def test_help_tells_what_the_launcher_takes():
+    run = launcher('finetune_full_8p', '--help')
+    assert run.status == 0 and '--finetune_pth=FILE' in run.output
+
+
+def test_a_python_launcher_without_a_script_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        launch.parse(['--nproc', '2'])
+    assert ended.value.code == 2 and 'script' in capsys.readouterr().err
+
+
+@pytest.mark.compat
+def test_relative_paths_with_spaces_quotes_and_dollars_arrive_whole(images, tmp_path):
+    strange = 'it\'s "a" $(touch ran) folder'
+    os.symlink(str(images), str(tmp_path / strange))
+    run = subprocess.run(['bash', str(ROOT / 'test' / 'pretrain_performance_1p.sh'), '--data_path=' + strange,
+                          '--output_dir=out put', *PRETRAIN], cwd=str(tmp_path), stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, env=environment(PYTHON=python()))
+    assert run.returncode == 0, run.stdout
+    assert (tmp_path / 'out put' / LOGS['pretrain_performance_1p']).read_bytes() == run.stdout
+    assert not (tmp_path / 'ran').exists() and not (ROOT / 'ran').exists()
+
+
+def test_a_second_run_sets_the_first_aside_and_mixes_nothing(images, tmp_path):
+    out = tmp_path / 'o'
+    for _ in range(2):
+        assert launcher('pretrain_performance_1p', '--data_path', images, '--output_dir', out, *PRETRAIN).status == 0
+    folders = [out] + [path for path in tmp_path.iterdir() if path.name.startswith('o.')]
+    assert len(folders) == 2
+    for folder in folders:
+        assert (folder / 'log.txt').read_text().count('\n') == 1
+        assert (folder / LOGS['pretrain_performance_1p']).read_text().count('Final result') == 1
+        assert (folder / 'checkpoint-0.pth').exists()
+
+
+def all_gone(text):
+    """Whether no process with `text` in its command line is left within 20 s; loader processes take seconds."""
+    for _ in range(100):
+        if subprocess.run('grep -qasFf - /proc/[0-9]*/cmdline', shell=True, input=text.encode()).returncode:
+            return True
+        time.sleep(.2)
+    return False
+
+
+def wait_for(path, process):
+    """Wait for a file of a process that lives."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(.05)
+
+
+@pytest.fixture
+def long_run(images, tmp_path):
+    """Starts a launcher of bash that trains almost for ever; gives its process and output folder once it trains."""
+    started = []
+
+    def start(nproc, **options):
+        folder = tmp_path / 'out'
+        started.append(subprocess.Popen(
+            ['bash', str(ROOT / 'test' / 'pretrain_performance_8p.sh'), '--nproc={}'.format(nproc), '--data_path',
+             str(images), '--output_dir', str(folder), *PRETRAIN, '--epochs', '100000', '--num_workers', '1'],
+            env={**os.environ, 'PYTHON': sys.executable}, stdout=subprocess.DEVNULL, **options))
+        wait_for(folder / 'log.txt', started[0])
+        return started[0], folder
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.compat
+@pytest.mark.parametrize('nproc, signum, whole_group', [(2, signal.SIGINT, True), (1, signal.SIGUSR1, False)])
+def test_a_signal_to_the_launcher_stops_all_processes_saved(long_run, nproc, signum, whole_group):
+    # Whoever started the tests may ignore SIGINT, which a shell could then not trap; on a terminal nobody does.
+    process, folder = long_run(nproc, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL))
+    if whole_group:                                                 # as Ctrl-C on a terminal, or a batch system
+        os.killpg(process.pid, signum)
+    else:
+        process.send_signal(signum)
+    status, log = process.wait(timeout=60), (folder / LOGS['pretrain_performance_8p']).read_text()
+    assert status == 75 and 'Traceback' not in log, log
+    assert (folder / re.findall(r'(checkpoint-\S+) is saved', log)[-1]).exists() and all_gone(str(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.compat
+@pytest.mark.parametrize('nproc', [1, 2])
+def test_a_launcher_that_is_killed_leaves_nobody_running_and_nothing_unsaved(long_run, nproc):
+    process, folder = long_run(nproc)
+    process.kill()
+    process.wait()
+    assert all_gone(str(folder))
+    log = (folder / LOGS['pretrain_performance_8p']).read_text()
+    assert 'Traceback' not in log and (folder / re.findall(r'(checkpoint-\S+) is saved', log)[-1]).exists()
+
+
+def test_a_run_that_ends_before_the_shell_that_signalled_it_looks_keeps_its_status(tmp_path):
+    script = 'trap "exit 75" USR1; echo at work; for ((i = 0; i < 600; i++)); do sleep .1; done'
+    running = subprocess.Popen(
+        ['bash', '-c', 'source "$0"; COMMAND=(bash -c "$1"); run_logged "$2"', str(ROOT / 'test' / 'lib' / 'launch.sh'),
+         script, str(tmp_path / 'log')], env={**os.environ, **slow_kill(.5)}, stdout=subprocess.PIPE)
+    assert running.stdout.readline() == b'at work\n'
+    signal_when_trapped(running, signal.SIGUSR1)
+    assert running.wait(timeout=60) == 75 and (tmp_path / 'log').read_text() == 'at work\n'
+
+
+def by(supervisor, *words):
+    """util/tools/launch.py with torchrun, or with the supervisor that older generations get."""
+    if supervisor == 'torchrun':
+        pytest.importorskip('torch.distributed.run', reason='this torch has no torch.distributed.run')
+        return [sys.executable, ROOT / 'util' / 'launch.py', *words]
+    code = "import sys; sys.modules['torch.distributed.run'] = None; from util import launch; launch.main(sys.argv[1:])"
+    return [sys.executable, '-c', code, *words]
+
+
+both = pytest.mark.parametrize('supervisor', ['torchrun', 'ours'])
+
+FAILING = """
+import os, signal, sys, time
+exec(sys.argv[1 + int(os.environ['RANK'])])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.compat
+@pytest.mark.parametrize('supervisor, waits, fails, status', [
+    ('torchrun', 'signal.sigwait([signal.SIGTERM])', 'os.kill(os.getpid(), 9)', 137),
+    ('ours', 'time.sleep(100)', 'sys.exit(7)', 7)])             # deaf to SIGTERM, which is blocked
+def test_one_failing_process_ends_even_stubborn_others_and_is_named(tmp_path, supervisor, waits, fails, status):
+    script = tmp_path / 'failing.py'
+    script.write_text(FAILING)
+    run = execute(by(supervisor, '--nproc', 2, script, waits, fails))
+    assert run.status == status and run.output.count('\n') == 1 and 'process 1 ' in run.output, run.output
+    assert all_gone(str(script))
+
+
+FLAKY = """
+import os, sys
+with open(sys.argv[1] + os.environ['RANK'], 'a') as attempts:
+    attempts.write(os.environ.get('MAE_RESTART', 'first') + ' ')
+    if attempts.tell() < 10:
+        os._exit(70)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.compat
+@both
+def test_a_failed_run_is_restarted_and_knows_it(tmp_path, supervisor):
+    (tmp_path / 'flaky.py').write_text(FLAKY)
+    run = execute(by(supervisor, '--nproc', 2, '--max_restarts', 3, tmp_path / 'flaky.py', tmp_path / 'attempts-'))
+    assert run.status == 0 and (tmp_path / 'attempts-0').read_text() == 'first 1 2 ', run.output
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize('status, restarts', [(70, 3), (137, 3), (1, 3), (0, 0), (2, 0), (74, 0), (75, 0)])
+def test_faults_are_restarted_and_nothing_that_a_restart_cannot_mend(monkeypatch, status, restarts):
+    attempts = []
+    monkeypatch.setattr(launch, 'run_once', lambda *_: attempts.append(1) or status)
+    monkeypatch.setattr(launch, 'Signals', lambda _: SimpleNamespace(received=False, pause=lambda seconds: None))
+    monkeypatch.setenv('MAE_RESTART', '0')
+    with pytest.raises(SystemExit) as ended:
+        launch.main(['--nproc', '1', '--max_restarts', '3', 'x.py'])
+    assert ended.value.code == status and len(attempts) == 1 + restarts
+
+
+STUBBORN = """
+import signal, sys, time
+open(sys.argv[1], 'w').close()
+signal.sigwait([signal.SIGUSR1])
+open(sys.argv[1] + '-told', 'w').close()
+time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.compat
+@both
+def test_processes_that_take_longer_than_the_stop_timeout_are_killed(tmp_path, supervisor):
+    script, ready = tmp_path / 'stubborn.py', tmp_path / 'ready'
+    script.write_text(STUBBORN)
+    command = by(supervisor, '--nproc', 1, '--stop_timeout', 1, '--max_restarts', 2, script, ready)
+    running = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(ready, running)
+    running.send_signal(signal.SIGUSR1)
+    output = running.communicate(timeout=60)[0].decode()
+    assert running.returncode == 137 and '--stop_timeout' in output and output.count('\n') == 1, output
+    assert (tmp_path / 'ready-told').exists() and all_gone(str(script))
+
+
+@pytest.mark.compat
+def test_a_signal_while_other_nodes_are_waited_for_ends_the_launcher_at_once():
+    running = subprocess.Popen([str(word) for word in by(
+        'torchrun', '--nproc', 1, '--nnodes', 2, '--master_port', launch.free_port(), ROOT / 'main_pretrain.py')])
+    time.sleep(1)
+    signal_when_trapped(running, signal.SIGTERM)
+    assert running.wait(timeout=60) == 75

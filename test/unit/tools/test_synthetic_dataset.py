@@ -1,0 +1,32 @@
+"""The dataset that the program draws for itself."""
+import sys
+
+from conftest import execute
+from PIL import Image
+
+from util.tools import synthetic_dataset
+
+
+def test_classes_are_spread_evenly_over_jpeg_files(images):
+    for split, expected in (('train', 32), ('val', 19)):
+        counts = [len(list(folder.iterdir())) for folder in (images / split).iterdir()]
+        assert sum(counts) == expected and len(counts) == 8 and max(counts) - min(counts) <= 1
+    with Image.open(str(next(images.glob('train/*/*.jpg')))) as image:
+        assert (image.format, image.size) == ('JPEG', (64, 64))
+    train, val = ({path.read_bytes() for path in images.glob(split + '/*/*.jpg')} for split in ('train', 'val'))
+    assert not train & val
+
+
+def test_a_seed_gives_the_same_images_and_another_seed_others(images, tmp_path):
+    synthetic_dataset.write(str(tmp_path / 'again'), train=8, val=0, seed=0)
+    synthetic_dataset.write(str(tmp_path / 'other'), train=8, val=0, seed=1)
+    for path in (tmp_path / 'again' / 'train').glob('*/*.jpg'):
+        name = path.relative_to(tmp_path / 'again')
+        assert path.read_bytes() == (images / name).read_bytes() != (tmp_path / 'other' / name).read_bytes()
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / 'file').write_text('')
+    run = execute([sys.executable, '-m', 'util.tools.synthetic_dataset', tmp_path, '--train', 8])
+    assert (run.status, run.output.count('\n')) == (2, 1) and str(tmp_path) in run.output
+    assert [path.name for path in tmp_path.iterdir()] == ['file']

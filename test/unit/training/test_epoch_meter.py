@@ -1,0 +1,111 @@
+"""Speed, with a clock that the test moves; means on the device; accuracy."""
+import math
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+
+from engine_finetune import count_correct
+from util.devices.accelerator import Cpu
+from util.distributed.world import World
+from util.training.epoch_meter import DeviceMean, Progress, Throughput, duration, workers_to_keep_up
+from util.training.non_finite_steps import BadSteps
+from util.training.session import Runtime
+
+
+class Clock:
+    """Seconds that pass only when somebody says so."""
+
+    def __init__(self):
+        self.time, self.synchronized = 0., 0
+
+    def __call__(self):
+        return self.time
+
+    def synchronize(self):
+        self.synchronized += 1
+
+
+def measure(sizes, step, wait=0., warmup=10, slow_first=0.):
+    """A pass over batches of `sizes` images that wait `wait` seconds for data and take `step` seconds each."""
+    clock = Clock()
+
+    def loader():
+        for size in sizes:
+            clock.time += wait
+            yield [0] * size
+
+    throughput = Throughput(len(sizes), warmup, clock.synchronize, clock)
+    for i, batch in enumerate(throughput.batches(loader())):
+        clock.time += step + (slow_first if i == 0 else 0)
+        throughput.add(len(batch))
+    return throughput, clock
+
+
+@pytest.mark.parametrize('sizes, options, images, seconds', [
+    ([8, 8, 8], {'step': .5, 'slow_first': 100}, 16, 1.),           # the first of three warms up
+    ([4] * 50, {'step': .1, 'slow_first': 30}, 160, 4.),            # ten do
+    ([10, 10, 10, 3], {'step': 1., 'warmup': 0}, 33, 4.),           # a short last batch
+    ([8], {'step': 2.}, 8, 2.)], ids=str)                           # an epoch of one
+def test_iterations_after_the_warm_up_are_counted_and_timed(sizes, options, images, seconds):
+    throughput, _ = measure(sizes, **options)
+    assert (throughput.images, throughput.seconds) == (images, pytest.approx(seconds))
+
+
+def test_waiting_for_data_counts_in_the_time_and_is_told_apart():
+    throughput, _ = measure([8] * 4, step=.3, wait=.1, warmup=0)
+    assert (throughput.seconds, throughput.waited) == pytest.approx((1.6, .4))
+    assert throughput.steady() == pytest.approx((1.5, .3))          # without the loader's start, which is no slowness
+
+
+def test_the_device_is_waited_for_at_the_edges_only():
+    _, clock = measure([8] * 60, step=.1)
+    assert clock.synchronized == 2
+
+
+def test_durations_read_as_hours_minutes_seconds():
+    assert duration(3725.9) == '1:02:05'
+
+
+@pytest.mark.parametrize('workers, seconds, waited, enough', [
+    (4, 10., .1, None), (4, 10., 5., 8), (0, 10., 5., 1), (0, 10., 8., 4), (2, 0., 0., None)])
+def test_loader_processes_are_asked_for_where_the_device_waits(workers, seconds, waited, enough):
+    assert workers_to_keep_up(workers, seconds, waited) == enough
+
+
+def test_advice_on_the_loader_is_given_again_only_when_it_changes(monkeypatch, caplog):
+    caplog.set_level('INFO', 'mae')
+    updates = SimpleNamespace(lr=.1, bad_steps=BadSteps(3))
+    progress = Progress(mock.MagicMock(workers=2), Runtime(Cpu(), World()), updates, None, 'loss', 0, None)
+    for enough, lines in ((None, 0), (4, 1), (4, 1), (5, 2), (None, 2), (5, 3)):
+        monkeypatch.setattr('util.training.epoch_meter.workers_to_keep_up', lambda *args, enough=enough: enough)
+        progress.begin(0, 0)
+        progress.finish()
+        assert sum('--num_workers' in line for line in caplog.messages) == lines
+
+
+@pytest.mark.compat
+def test_a_window_starts_after_the_last_reading_and_the_total_keeps_all_by_their_counts_but_what_is_not_finite():
+    mean = DeviceMean(torch.device('cpu'))
+    mean.add(torch.tensor(1.), 3)
+    mean.add(torch.tensor(math.nan), 3)
+    assert mean.read_window(World()) == pytest.approx(1)
+    mean.add(torch.tensor(math.inf), 3)
+    mean.add(torch.tensor(5.), 1)
+    assert mean.read_window(World()) == pytest.approx(5)
+    assert mean.read(World()) == pytest.approx(2)
+
+
+@pytest.mark.compat
+def test_adding_reads_nothing_from_the_device(monkeypatch):
+    mean = DeviceMean(torch.device('cpu'))
+    for name in ('item', 'tolist', '__float__', '__bool__'):
+        monkeypatch.setattr(torch.Tensor, name, lambda *args: pytest.fail('the host waited for the device'))
+    mean.add(torch.ones((), requires_grad=True) * 2, 4)
+
+
+@pytest.mark.compat
+def test_top_1_and_top_5_are_counted_and_top_5_of_two_classes_is_everything():
+    assert count_correct(torch.arange(10.).expand(3, 10), torch.tensor([9, 5, 0])).tolist() == [1, 2]
+    assert count_correct(torch.randn(4, 2), torch.tensor([0, 1, 1, 0])).tolist()[1] == 4

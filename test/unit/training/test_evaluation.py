@@ -1,0 +1,132 @@
+"""Accuracy and confused classes over the images that can be read, counted over all processes."""
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_report import DRAWN
+
+import models_vit
+from engine_finetune import evaluate
+from util.data import datasets
+from util.data.loader import evaluation_loader
+from util.data.transforms import Normalize, evaluation_transform
+from util.devices import precision
+from util.devices.accelerator import Cpu
+from util.distributed.world import World
+from util.errors import UserError
+from util.log import logger
+from util.reporting.confusion import Mistakes, worst_pairs
+from util.training import session
+
+
+class Constant(torch.nn.Module):
+    """Takes everything for class 2."""
+
+    def forward(self, images):
+        return torch.eye(8)[2].expand(len(images), 8)
+
+
+@pytest.fixture
+def folder(images, tmp_path):
+    """A copy of the images, whose validation set may be damaged."""
+    shutil.copytree(str(images), str(tmp_path / 'data'))
+    return tmp_path / 'data'
+
+
+def break_some(folder, every):
+    """Damage each `every`th validation image; returns their paths."""
+    broken = sorted(folder.glob('val/*/*.jpg'))[::every]
+    for path in broken:
+        path.write_bytes(b'no picture')
+    return broken
+
+
+def evaluated(folder, model, batch_size=4, signal='', world=None):
+    """(result, Mistakes) of an evaluation; in one process of `world`, before these are summed up."""
+    dataset = datasets.labelled_set(str(folder), 'val', evaluation_transform(32))
+    place = session.Runtime(Cpu(), World())
+    place.stops.requested = signal
+    loader = evaluation_loader(dataset, batch_size, world or World(), True, 0, True, Cpu())
+    mistakes = Mistakes(dataset, Normalize())
+    result = evaluate(model, loader, precision.FullPrecision(), place, Normalize(), mistakes)
+    mistakes.after(0, True, None)
+    return {name: value for name, value in result.items() if name != 'FPS'}, mistakes
+
+
+def result_of(folder, **options):
+    torch.manual_seed(0)
+    return evaluated(folder, models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=8), **options)[0]
+
+
+def mistakes_of(folder, **options):
+    return evaluated(folder, Constant(), **options)[1]
+
+
+def test_an_evaluation_that_a_signal_cuts_short_tells_no_accuracy(images, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
+    assert result_of(images, signal='SIGTERM')['images'] == 0 and not lines
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize('batch_size', [4, 1])      # 1: some batches have no readable image
+def test_unreadable_images_are_left_out_and_counted(folder, monkeypatch, batch_size):
+    broken, lines = break_some(folder, 3), []
+    monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
+    result = result_of(folder, batch_size=batch_size)
+    assert (result['images'], result.pop('unreadable')) == (12, 7) and '7' in lines[-1].split('(')[-1]
+    for path in broken:
+        path.unlink()
+    whole = result_of(folder)
+    assert result == pytest.approx(whole) and 'unreadable' not in whole and '7' not in lines[-1].split('(')[-1]
+
+
+def test_an_evaluation_without_a_readable_image_is_a_mistake(folder):
+    break_some(folder, 1)
+    with pytest.raises(UserError, match='none of the 19 validation images'):
+        result_of(folder)
+
+
+# Confused classes
+
+def test_the_pairs_that_are_confused_most_come_first():
+    labels, guesses = np.array([0, 0, 0, 1, 1, 2, 2, -1]), np.array([0, 2, 2, 2, 1, 0, 2, 5])
+    assert [(label, guess, list(places)) for label, guess, places in worst_pairs(labels, guesses, 2)] == [
+        (0, 2, [1, 2]), (1, 2, [3])]
+
+
+def test_every_image_has_its_own_prediction_on_whichever_process(images):
+    whole = mistakes_of(images)
+    dataset = datasets.labelled_set(str(images), 'val', None)
+    assert list(whole._shown[0]) == list(dataset.labels) and set(whole._shown[1]) == {2}
+    parts = [mistakes_of(images, world=World(rank, 2))._shown + 1 for rank in (0, 1)]
+    assert np.array_equal(sum(parts) - 1, whole._shown)
+
+
+def test_images_that_cannot_be_read_do_not_shift_the_others(images, folder):
+    break_some(folder, 3)
+    broken, whole = mistakes_of(folder), mistakes_of(images)
+    seen = broken._shown[0] >= 0
+    assert list(np.flatnonzero(~seen)) == list(range(0, 19, 3))
+    assert np.array_equal(broken._shown[:, seen], whole._shown[:, seen])
+    assert [kind for kind, _ in broken.sections()[0][1]] == ['pairs']
+
+
+def test_an_evaluation_that_was_broken_off_is_not_shown(images):
+    mistakes = mistakes_of(images)
+    before = mistakes.sections()
+    mistakes.share([], None, World(), torch.device('cpu'))
+    assert mistakes.sections() == before
+    mistakes.after(1, True, None)
+    assert mistakes.sections() != before
+
+
+def test_few_classes_are_a_matrix_many_a_list_and_nothing_confused_is_said(images):
+    mistakes = mistakes_of(images)
+    assert mistakes.sections()[1][0] == 'All classes'
+    mistakes._dataset.classes = mistakes._dataset.classes + ['class {}'.format(i) for i in range(8, 40)]
+    (_, pairs), (heading, hardest) = mistakes.sections()
+    assert heading == 'Hardest classes' and {kind for kind, _ in pairs + hardest} == {'pairs', 'table'} < DRAWN
+    mistakes._shown[1][:] = mistakes._shown[0]
+    assert [kind for kind, _ in mistakes.sections()[0][1]] == ['text'] and 'text' in DRAWN

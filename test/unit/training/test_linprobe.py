@@ -1,0 +1,149 @@
+"""Linear probing: the encoder stays, the head learns, and a checkpoint is enough to evaluate."""
+import json
+
+import pytest
+import torch
+from conftest import FINETUNE, linprobe
+from test_end_to_end import epochs_of, weights_of
+from test_resume import ends_alike, killer  # noqa: F401  (a fixture)
+
+import main_linprobe
+import models_vit
+from util.checkpoints import load_model, pth_file, weights
+from util.config.train_flags import parse_linprobe
+from util.devices import precision
+from util.devices.accelerator import Cpu
+from util.distributed.world import World
+from util.errors import UserError
+from util.models import features as encoder
+from util.models.linear_probe import LinearProbe, probing_head
+
+
+@pytest.fixture(scope='module')
+def probed(images, pretrained, tmp_path_factory):
+    """The output folder of a linear probing of two epochs."""
+    folder = tmp_path_factory.mktemp('probed')
+    run = linprobe('--data_path', images, '--output_dir', folder, '--epochs', 2, '--save_every', 1, '--lr', 3,
+                   '--weight_decay', .01, '--finetune', pretrained / 'checkpoint-0.pth')
+    assert run.status == 0, run.output
+    assert 'left out: the decoder\n' in run.output and 'starting from random weights: head.0.running_mean' in run.output
+    return folder
+
+
+def vit(**options):
+    torch.manual_seed(0)
+    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=8, **options)
+    model.head = probing_head(128, 8)
+    return model
+
+
+def test_only_the_head_learns(pretrained, probed):
+    encoder_weights = weights_of(pretrained / 'checkpoint-0.pth')['model']
+    states = [weights_of(probed / 'checkpoint-{}.pth'.format(epoch)) for epoch in (0, 1)]
+    for state in states:
+        own = {name for name in state['model'] if name not in encoder_weights}
+        assert own == {'head.0.running_mean', 'head.0.running_var', 'head.0.num_batches_tracked', 'head.1.weight',
+                       'head.1.bias'}
+        assert all(torch.equal(value, encoder_weights[name]) for name, value in state['model'].items()
+                   if name not in own)
+    assert not torch.equal(states[0]['model']['head.1.weight'], states[1]['model']['head.1.weight'])
+    assert epochs_of(probed)[0]['n_parameters'] == 128 * 8 + 8
+    assert states[0]['optimizer']['param_groups'][0]['weight_decay'] == .01
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize('global_pool, pool', [(False, 'cls'), (True, 'mean')])
+def test_features_are_those_of_the_encoder_at_rest_without_gradients(global_pool, pool):
+    model = vit(global_pool=global_pool, drop_path_rate=.9)
+    probe = LinearProbe(model, precision.FullPrecision())
+    probe.head.train()
+    imgs = torch.randn(4, 3, 32, 32)
+    features = probe.features(imgs)
+    assert not features.requires_grad
+    assert torch.allclose(features, encoder.pooled(model.eval(), imgs, pool))
+
+
+def test_the_class_token_is_classified_unless_the_mean_is_asked_for(tmp_path):
+    flags = [*FINETUNE, '--data_path', str(tmp_path)]
+    for more, name in (([], 'norm'), (['--cls_token'], 'norm'), (['--global_pool'], 'fc_norm')):
+        assert hasattr(main_linprobe.build_model(parse_linprobe(flags + more), 8), name)
+
+
+def test_crops_and_flips_are_all_the_augmentation(images):
+    args = parse_linprobe([*FINETUNE, '--data_path', str(images), '--crop_min', '.5'])
+    steps = main_linprobe.build_data(args, World(), Cpu())[0].transform.transforms
+    assert [getattr(step, '__name__', type(step).__name__) for step in steps] == ['RandomResizedCrop', 'flip_at_random']
+    assert steps[0].scale == (.5, 1.)
+
+
+def test_a_checkpoint_is_enough_to_evaluate(images, probed, tmp_path):
+    run = linprobe('--eval', '--data_path', images, '--resume', probed / 'checkpoint-1.pth', '--output_dir', tmp_path)
+    assert run.status == 0, run.output
+    result, last = json.loads((tmp_path / 'eval.json').read_text()), epochs_of(probed)[-1]
+    assert (result['acc1'], result['acc5']) == (last['test_acc1'], last['test_acc5'])
+    assert result['loss'] == pytest.approx(last['test_loss'], rel=1e-5) and result['images'] == 19
+
+
+@pytest.mark.compat
+def test_a_checkpoint_is_an_ordinary_classifier_to_whoever_uses_trained_models(probed):
+    path = str(probed / 'checkpoint-1.pth')
+    model = vit()
+    model.load_state_dict(pth_file.load(path)['model'])
+    imgs = torch.randn(4, 3, 32, 32)
+    classifier, flags, classes = load_model.load_classifier(path)
+    assert torch.allclose(classifier(imgs), model.eval()(imgs), atol=1e-4)
+    assert not flags['global_pool'] and len(classes) == 8
+
+
+def test_a_head_that_no_probing_wrote_is_refused_in_one_line(probed, tmp_path):
+    state = pth_file.load(str(probed / 'checkpoint-1.pth'))
+    state['model']['head.0.running_mean'] = torch.zeros(64)
+    pth_file.save(str(tmp_path / 'x.pth'), state)
+    with pytest.raises(UserError, match='x.pth: '):
+        load_model.load_either(str(tmp_path / 'x.pth'))
+
+
+def flags_of(folder, path):
+    return parse_linprobe([*FINETUNE, '--data_path', str(folder), '--finetune', str(path)])
+
+
+def test_a_checkpoint_of_fine_tuning_and_one_of_probing_are_told_apart():
+    plain = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=8)
+    for model, other, script in ((plain, vit(), 'main_linprobe.py'), (vit(), plain, 'main_finetune.py')):
+        with pytest.raises(UserError, match='x.pth: is a classifier of {}, which'.format(script)):
+            weights.load_model(model, other.state_dict(), 'x.pth')
+
+
+def test_a_classifier_of_the_mean_has_no_norm_for_the_class_token(images, tmp_path):
+    torch.manual_seed(0)
+    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=5, global_pool=True)
+    pth_file.save(str(tmp_path / 'fine.pth'), {'model': model.state_dict()})
+    with pytest.raises(UserError, match='fine.pth: has no norm for the class token, .*; add --global_pool'):
+        main_linprobe.load_encoder(vit(), flags_of(tmp_path, tmp_path / 'fine.pth'))
+    probing = vit(global_pool=True)
+    main_linprobe.load_encoder(probing, flags_of(tmp_path, tmp_path / 'fine.pth'))
+    assert torch.equal(probing.blocks[5].mlp.fc2.weight, model.blocks[5].mlp.fc2.weight)
+
+
+@pytest.mark.skipif(not hasattr(torch, 'autocast'), reason='this torch has no autocast for the CPU')
+def test_in_half_precision_the_head_computes_in_fp32():
+    probe = LinearProbe(vit(), precision.choose(Cpu(), dtype='bf16'))
+    assert probe.precision.name == 'native bf16 for the frozen encoder, fp32 for the head'
+    probe.eval()
+    logits = probe(torch.randn(4, 3, 32, 32))
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_killed_end_as_the_uninterrupted_ones(images, pretrained, tmp_path,
+                                                                            killer):  # noqa: F811
+    flags = ['--data_path', images, '--batch_size', 4, '--accum_iter', 2, '--num_workers', 1, '--dist_eval', '--lr', 30,
+             '--finetune', pretrained / 'checkpoint-0.pth']
+    ends_alike('main_linprobe.py', flags, tmp_path, killer, [(5, 1)], processes=2)
+
+    # both evaluate with the first one's running statistics, which are in the checkpoint
+    run = linprobe('--eval', '--data_path', images, '--resume', tmp_path / 'whole' / 'checkpoint-2.pth', '--output_dir',
+                   tmp_path / 'eval')
+    assert run.status == 0, run.output
+    result, last = json.loads((tmp_path / 'eval' / 'eval.json').read_text()), epochs_of(tmp_path / 'whole')[-1]
+    assert result['loss'] == pytest.approx(last['test_loss'], rel=1e-5)

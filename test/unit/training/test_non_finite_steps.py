@@ -1,0 +1,126 @@
+"""Losses and gradients that are not finite: their steps are skipped, counted, and in the end listed."""
+import json
+import math
+import re
+
+import pytest
+import torch
+from conftest import pretrain
+
+from util.devices import precision
+from util.devices.accelerator import Cpu
+from util.distributed.world import World
+from util.errors import UserError
+from util.training.non_finite_steps import BadSteps
+from util.training.optimizer_step import WeightUpdates
+
+
+class Device(Cpu):
+    """The CPU, whose fused optimizer decides by itself which steps to skip, as a GPU's does."""
+    is_accelerator = True
+
+
+@pytest.fixture(params=[Cpu, Device])
+def updates(request):
+    """WeightUpdates of one weight."""
+    weight = torch.nn.Linear(1, 1, bias=False)
+    chosen = precision.FullPrecision()
+    optimizer = chosen.adamw(request.param(), weight.parameters(), lr=.1)
+    if request.param is Device and not optimizer.defaults.get('fused'):
+        pytest.skip('this torch has no fused AdamW for the CPU')
+    return WeightUpdates(weight, optimizer, chosen, lambda epoch: .1, bad_steps=BadSteps(3))
+
+
+def state_of(updates):
+    held = [updates.model.weight, *updates.optimizer.state[updates.model.weight].values()]
+    return [value.clone() if torch.is_tensor(value) else value for value in held]
+
+
+def step(updates, factor, i=0):
+    with updates.iteration(i, i + 1, 0):
+        updates.backward((updates.model(torch.ones(1, 1)) * factor).sum())
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize('lost', [math.nan, math.inf])
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_the_count(updates, lost):
+    step(updates, 1.)
+    before = state_of(updates)
+    step(updates, lost)
+    assert all(torch.equal(*map(torch.as_tensor, pair)) for pair in zip(before, state_of(updates)))
+    assert (updates.bad_steps.skipped, updates.bad_steps.in_row) == (1, 1)
+    step(updates, 1.)
+    assert updates.model.weight != before[0]
+    assert (updates.bad_steps.skipped, updates.bad_steps.in_row) == (1, 0)
+
+
+@pytest.mark.compat
+def test_a_loss_that_is_not_finite_is_skipped_even_where_its_gradient_is_finite(updates):
+    before = updates.model.weight.clone()
+    with updates.iteration(0, 1, 0):
+        updates.backward((updates.model(torch.ones(1, 1))).sum() + math.inf)
+    assert updates.model.weight == before and updates.bad_steps.skipped == 1
+
+
+@pytest.mark.parametrize('clip_grad', [None, 1.])
+def test_finite_gradients_whose_norm_overflows_are_skipped(clip_grad):
+    chosen, weight = precision.FullPrecision(), torch.nn.Parameter(torch.ones(2))
+    optimizer = chosen.adamw(Device(), [weight], lr=.1)
+    weight.grad = torch.full((2,), 3e38)
+    assert chosen.step(optimizer, clip_grad) == 1 and weight.tolist() == [1., 1.]
+
+
+@pytest.mark.compat
+def test_only_steps_in_a_row_are_too_many(updates):
+    for factor in (math.nan, math.nan, 1., math.nan, math.nan):
+        step(updates, factor)
+    assert not updates.bad_steps.too_many
+    step(updates, math.nan)
+    assert updates.bad_steps.too_many
+    step(updates, 1.)
+    assert updates.bad_steps.too_many           # also when it is asked some steps later
+
+
+@pytest.mark.parametrize('updates', [Device], indirect=True)
+def test_a_fused_optimizer_decides_without_the_host(updates, monkeypatch):
+    step(updates, 1.)
+    for name in ('item', 'tolist', '__float__', '__int__', '__bool__'):
+        monkeypatch.setattr(torch.Tensor, name, lambda *args: pytest.fail('the host waited for the device'))
+    step(updates, math.nan)
+
+
+def test_a_resumed_run_counts_on():
+    bad_steps = BadSteps(3, in_row=2)
+    bad_steps.add(1)
+    assert bad_steps.too_many and bad_steps.skipped == 1
+
+
+def test_giving_up_lists_the_first_skipped_iterations_their_losses_and_their_images(tmp_path):
+    bad_steps = BadSteps(2)
+    for i, (bad, loss) in enumerate([(1, 1.), (0, 1.), (1, math.nan), (1, 2.), (0, 1.)]):
+        for part in (0, 1):
+            bad_steps.remember(7, 2 * i + part, 1e-3, torch.tensor(loss))
+        bad_steps.add(bad)
+    with pytest.raises(UserError, match=r'epoch 7, iteration 4.*--blr .*bad_steps.json'):
+        bad_steps.give_up(str(tmp_path), World(), 128., lambda rank, epoch, i: ['{}-{}.jpg'.format(rank, i)])
+    report = json.loads((tmp_path / 'bad_steps.json').read_text())
+    assert report['skipped_in_a_row'] == 2 and report['loss_scale'] == 128.
+    assert [at['iteration'] for at in report['iterations']] == [4, 5, 6, 7]
+    assert report['iterations'][0] == {'epoch': 7, 'iteration': 4, 'lr': 1e-3, 'processes': [
+        {'rank': 0, 'loss': 'nan', 'files': ['0-4.jpg']}]}
+    assert report['iterations'][2]['processes'] == [{'rank': 0, 'loss': 2., 'files': ['0-6.jpg']}]
+
+
+@pytest.mark.slow
+def test_a_run_whose_numbers_go_bad_stops_in_one_line_and_keeps_its_last_good_checkpoint(images, tmp_path):
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every', 1]
+    assert pretrain(*flags, '--epochs', 1).status == 0
+    good = (tmp_path / 'checkpoint-0.pth').read_bytes()
+    run = pretrain(*flags, '--epochs', 6, '--resume', 'auto', '--lr', '1e30', '--max_bad_steps', 5)
+    assert run.status == 2 and 'Traceback' not in run.output
+    last = run.output.strip().split('\n')[-1]
+    assert re.match(r'error: \d+ steps in a row, from epoch 1, iteration 1 on, were skipped', last), last
+    report = json.loads((tmp_path / 'bad_steps.json').read_text())
+    files = report['iterations'][0]['processes'][0]['files']
+    assert len(files) == 8 and all(str(images) in name for name in files)
+    assert (tmp_path / 'checkpoint-0.pth').read_bytes() == good

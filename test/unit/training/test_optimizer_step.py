@@ -1,0 +1,51 @@
+"""Accumulation windows, schedule and clipping."""
+import pytest
+import torch
+
+from util.devices.precision import FullPrecision
+from util.training.optimizer_step import WeightUpdates
+
+pytestmark = pytest.mark.compat
+
+
+class Linear(torch.nn.Module):
+    """One weight that is trained; the loss is weight times the input's mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.fixed = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, x):
+        return (self.weight * x).mean()
+
+
+def run(values, accum_iter, clip_grad=None, lr=1., schedule=None):
+    """Weights after each iteration of plain SGD over inputs `values`."""
+    model = Linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    updates = WeightUpdates(model, optimizer, FullPrecision(), schedule or (lambda epoch: lr), accum_iter, clip_grad)
+    weights = []
+    for i, value in enumerate(values):
+        with updates.iteration(i, len(values), epoch=0):
+            updates.backward(model(torch.tensor([float(value)])))
+        weights.append(model.weight.item())
+    return weights
+
+
+def test_a_window_steps_once_along_the_mean_gradient():
+    assert run([1, 3, 5, 7], accum_iter=2) == pytest.approx([0, -2, -2, -8])
+
+
+def test_the_last_window_of_an_epoch_is_closed_and_weighs_its_own_size():
+    assert run([1, 3, 10], accum_iter=2) == pytest.approx([0, -2, -12])
+
+
+def test_the_schedule_is_asked_once_a_window_for_the_fractional_epoch():
+    asked = []
+    run([1] * 5, accum_iter=2, schedule=lambda epoch: asked.append(epoch) or .1)
+    assert asked == pytest.approx([0, .4, .8])
+
+
+def test_clipping_limits_the_norm_of_the_accumulated_gradient():
+    assert run([1, 3, .25], accum_iter=2, clip_grad=.5) == pytest.approx([0, -.5, -.75], abs=1e-5)

@@ -1,0 +1,161 @@
+"""Killed anywhere and resumed, a run ends as if nothing had happened: weights, moments, log.txt, best accuracy."""
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import FINETUNE, PRETRAIN, ROOT, execute, pretrain, python
+from test_end_to_end import epochs_of, moments_of, same, weights_of
+from test_launchers import both, by
+
+from util.tools.launch import free_port
+
+TIMES = ('FPS', 'data_wait')        # all that differs between two runs of the same course
+
+# Runs a main script which saves after each step that it can, and is killed after so many iterations, without warning;
+# not when its launcher has started it again.
+KILLER = """
+import os, runpy, signal, sys
+sys.path.insert(0, sys.argv[1])
+script, rank, last = sys.argv[2], sys.argv[3], int(sys.argv[4])
+import util
+from util import course
+from util.course import Course
+course.AGREE_SECONDS = 0.
+count, after = [0], Course._after
+
+def killed(self, iteration):
+    after(self, iteration)
+    self._saver.wait()
+    count[0] += 1
+    if count[0] == last and os.environ.get('RANK', '0') == rank and 'MAE_RESTART' not in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Course._after = killed
+sys.argv = [script] + sys.argv[5:]
+runpy.run_path(script, run_name='__main__')
+"""
+
+
+@pytest.fixture(scope='module')
+def killer(tmp_path_factory):
+    path = tmp_path_factory.mktemp('killer') / 'killer.py'
+    path.write_text(KILLER)
+    return path
+
+
+def command(script, flags, processes, killer=None, at=None, rank=0):
+    """A main script, killed after `at` iterations if so asked."""
+    words = [ROOT / 'util' / 'launch.py', '--nproc', processes] if processes > 1 else []
+    words += [killer, ROOT, ROOT / script, rank, at] if at else [ROOT / script]
+    return execute([sys.executable, *words, *(PRETRAIN if 'pretrain' in script else FINETUNE), *flags])
+
+
+def results(folder):
+    """(weights, their average, moments, best, lines of log.txt but for times) of a run's end."""
+    state = weights_of(folder / 'checkpoint-2.pth')
+    return (state['model'], state.get('model_ema'), moments_of(state), state.get('best'),
+            [{name: value for name, value in record.items() if name not in TIMES} for record in epochs_of(folder)])
+
+
+def ends_alike(script, flags, tmp_path, killer, kills, processes=1):
+    """A run killed after each of `kills` iterations and resumed ends as the uninterrupted one."""
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    flags = [*flags, '--epochs', 3]
+    assert command(script, [*flags, '--output_dir', whole], processes).status == 0
+    flags = [*flags, '--output_dir', parts, '--save_every_minutes', 1e-5, '--resume', 'auto']
+    for number, (at, rank) in enumerate(kills):
+        run = command(script, flags, processes, killer, at, rank)
+        assert run.status in (-9, 137) and 'Traceback' not in run.output, run.output
+        assert ('going on' in run.output) == (number > 0), run.output
+    run = command(script, flags, processes)
+    assert run.status == 0 and 'going on' in run.output, run.output
+    for one, other in zip(results(whole), results(parts)):
+        assert same(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.compat
+def test_a_killed_pretraining_ends_as_the_uninterrupted_one(images, tmp_path, killer):
+    """Within the first epoch twice, with a window open, then within the second."""
+    ends_alike('main_pretrain.py', ['--data_path', images, '--accum_iter', 3, '--num_workers', 1, '--batch_size', 4],
+               tmp_path, killer, [(4, 0), (3, 0), (5, 0)])
+
+
+@pytest.mark.slow
+@pytest.mark.compat
+def test_two_processes_of_which_any_is_killed_end_as_the_uninterrupted_ones(images, pretrained, tmp_path, killer):
+    ends_alike('main_finetune.py', ['--data_path', images, '--finetune', pretrained / 'checkpoint-0.pth', '--freeze', 2,
+                                    '--ema', .9, '--mixup', .8, '--cutmix', 1, '--drop_path', .2, '--batch_size', 2,
+                                    '--accum_iter', 2, '--num_workers', 1, '--dist_eval'],
+               tmp_path, killer, [(5, 1)], processes=2)
+    state, start = weights_of(tmp_path / 'whole' / 'checkpoint-2.pth'), weights_of(pretrained / 'checkpoint-0.pth')
+    assert state['ema_updates'] == 12 and not same(state['model_ema'], state['model'])
+    names = ['blocks.{}.attn.qkv.weight'.format(i) for i in range(3)]
+    assert [same(state['model'][name], start['model'][name]) for name in names] == [True, True, False]
+
+
+@pytest.mark.slow
+@both
+def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_nothing_was(images, tmp_path, killer,
+                                                                                        supervisor):
+    flags = ['--data_path', images, '--epochs', 3, '--batch_size', 2, '--num_workers', 0]
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    assert command('main_finetune.py', [*flags, '--output_dir', whole], 2).status == 0
+    port = free_port()
+    nodes = [by(supervisor, '--nproc', 1, '--nnodes', 2, '--node_rank', node, '--master_port', port,
+                '--max_restarts', 1, killer, ROOT, ROOT / 'main_finetune.py', 1, 20, *FINETUNE, *flags,
+                '--output_dir', parts, '--save_every_minutes', 1e-5, '--start_epoch', 0) for node in range(2)]
+    nodes = [[python() if word == sys.executable else str(word) for word in node] for node in nodes]
+    nodes = [subprocess.Popen(node, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for node in nodes]
+    outputs = [node.communicate(timeout=300)[0].decode() for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert all('restart 1 of 1\n' in output for output in outputs), outputs
+    assert 'process 1 was killed by SIGKILL' in outputs[1] and 'going on in epoch 2' in outputs[0], outputs
+    for one, other in zip(results(whole), results(parts)):
+        assert same(one, other)
+
+
+@pytest.mark.slow
+def test_a_changed_batch_and_number_of_processes_go_on_with_the_unseen_images_and_say_what_changed(images, tmp_path,
+                                                                                                   killer):
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-5, '--epochs', 2]
+    assert command('main_pretrain.py', flags, 1, killer, 2).status == -9           # 16 of 32 images
+    run = command('main_pretrain.py', [*flags, '--resume', 'auto', '--batch_size', 4, '--accum_iter', 2], 2)
+    assert run.status == 0, run.output
+    assert 'accum_iter 1 -> 2, batch_size 8 -> 4, processes 1 -> 2' in run.output
+    assert 'Epoch: [0]  [4/4]' in run.output and 'Epoch: [1]  [4/4]' in run.output, run.output
+
+
+@pytest.mark.slow
+def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(images, tmp_path):
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every', 1, '--epochs', 3]
+    assert pretrain(*flags).status == 0
+    newest = (tmp_path / 'checkpoint-2.pth').read_bytes()
+    run = pretrain(*flags, '--resume', tmp_path / 'checkpoint-0.pth', '--lr', 1e-3)
+    assert run.status == 0, run.output
+    assert all(len(list(tmp_path.glob(name + '.*.*'))) == 1 for name in ('checkpoint-1', 'config', 'log', 'report'))
+    aside, = tmp_path.glob('checkpoint-2.*.pth')
+    assert aside.read_bytes() == newest != (tmp_path / 'checkpoint-2.pth').read_bytes()
+    assert len((tmp_path / 'log.txt').read_text().splitlines()) == 3
+    old, = tmp_path.glob('log.*.txt')
+    assert len(old.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize('again', [{'MAE_RESTART': '1'}, {}])
+def test_a_run_that_ended_before_its_first_checkpoint_begins_its_log_anew(images, tmp_path, again):
+    (tmp_path / 'log.txt').write_text('{"epoch": 0, "train_loss": 7}\n')
+    flags = ['--resume', 'auto'] if not again else []
+    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, *flags, **again)
+    assert run.status == 0, run.output
+    record, = (tmp_path / 'log.txt').read_text().splitlines()
+    old, = tmp_path.glob('log.*.txt')
+    assert json.loads(record)['train_loss'] != json.loads(old.read_text())['train_loss'] == 7
+
+
+def test_more_images_than_the_data_has_are_refused(images, pretrained, tmp_path):
+    state = weights_of(pretrained / 'checkpoint-0.pth')
+    torch.save({**state, 'images': 10 ** 9}, str(tmp_path / 'x.pth'))
+    run = pretrain('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', tmp_path / 'x.pth')
+    assert run.status == 2 and '--resume' in run.output and not (tmp_path / 'o' / 'log.txt').exists(), run.output

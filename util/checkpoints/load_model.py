@@ -1,0 +1,102 @@
+"""Trained models as their checkpoints describe them: no flags of the training have to be said again."""
+from collections import namedtuple
+from functools import partial
+
+from torch import nn
+
+import models_mae
+import models_vit
+from util.checkpoints import pth_file, schema, weights
+from util.config.input_flags import COLOURED
+from util.config.input_size import misfit
+from util.config.train_flags import FINETUNE_MODELS, PRETRAIN_MODELS
+from util.errors import UserError
+from util.log import logger
+from util.model_sizes import recognise
+from util.models import linear_probe
+
+# model: in evaluation mode; flags: what it was trained with; classes: names by label, None where the file has none.
+Trained = namedtuple('Trained', 'model flags classes')
+
+
+def load_autoencoder(path):
+    """The masked autoencoder of a checkpoint of main_pretrain.py, as Trained.
+
+    Raises:
+        UserError: the file is no such checkpoint.
+    """
+    return _load(path, PRETRAIN_MODELS, 'main_pretrain.py')
+
+
+def load_classifier(path, input_size=None):
+    """The classifier of a checkpoint of main_finetune.py or main_linprobe.py, as Trained.
+
+    Args:
+        input_size: another one than that of the training, see util.config.input_size; positions are interpolated.
+    Raises:
+        UserError: the file is no such checkpoint, or patches do not fit into input_size.
+    """
+    return _load(path, FINETUNE_MODELS, 'main_finetune.py', input_size)
+
+
+def load_either(path, input_size=None):
+    """The model of a checkpoint of any of the scripts, or an encoder alone as a classifier without head; see
+    load_classifier."""
+    return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py', input_size)
+
+
+def _load(path, models, scripts, input_size=None):
+    state = pth_file.load(path)
+    with pth_file.loading(path):
+        values = linear_probe.folded(state['model'])
+        if models is FINETUNE_MODELS and 'cls_token' in values and 'head.weight' not in values:
+            raise UserError('{0}: a pre-trained model, which knows no classes; fine-tune it first: '
+                            'python main_finetune.py --finetune {0} --data_path ...'.format(path))
+        flags = state.get('args') or {}
+        if 'model' not in flags:
+            flags = {**_recognised(values, path), **flags}
+        if flags['model'] not in models:
+            raise UserError('{}: not a checkpoint of {}{}'.format(
+                path, scripts, '; it has no decoder to reconstruct with' if models is PRETRAIN_MODELS else ''))
+        schema.check({name: state.get(name) for name in ('args', 'classes', 'labels')}, path)
+        if flags.get('mean') is None and (flags.get('in_chans') or 3) not in COLOURED:
+            raise UserError('{}: does not say by which mean and std its {} channels are normalised; name the '
+                            'checkpoint of its training'.format(path, flags['in_chans']))
+        built = {**flags, 'input_size': input_size} if input_size else flags
+        model = _build(built, values)
+        if input_size:
+            fault = misfit(input_size, model.patch_embed.proj.kernel_size[0])
+            if fault:
+                raise UserError('--input_size: {}'.format(fault))
+            # The decoder's positions are fixed ones, and so the model's own.
+            own = {name: table for name, table in model.state_dict().items() if name == 'decoder_pos_embed'}
+            values = {**weights.with_positions_for(model, values, flags), **own}
+        weights.load_model(model, values, path)
+        return Trained(model.eval(), built, state.get('classes', state.get('labels')))
+
+
+def _recognised(values, path):
+    """The flags of weights that come without any, with a warning of what is assumed."""
+    flags = recognise(values, path)
+    part = (', taken as trained without --norm_pix_loss' if flags['model'].startswith('mae_') else
+            '' if 'head.weight' in values else ', the encoder alone')
+    logger.warning('%s holds no flags of a training; by its shapes it is %s%s, input size %d, patch size %d', path,
+                   flags['model'], part, flags['input_size'], flags['patch_size'])
+    return flags
+
+
+def _build(flags, values):
+    """The model of a checkpoint, by its flags; which kind of classifier it is, its weights say."""
+    size = {'img_size': flags.get('input_size') or 224, 'in_chans': flags.get('in_chans') or 3}
+    if flags.get('patch_size'):
+        size['patch_size'] = flags['patch_size']
+    if 'layer_norm_eps' in flags:           # of another library
+        size['norm_layer'] = partial(nn.LayerNorm, eps=flags['layer_norm_eps'])
+    if flags['model'] in PRETRAIN_MODELS:
+        return getattr(models_mae, flags['model'])(norm_pix_loss=bool(flags.get('norm_pix_loss')), **size)
+    head = values.get('head.weight')
+    model = getattr(models_vit, flags['model'])(global_pool='fc_norm.weight' in values,
+                                                num_classes=1 if head is None else len(head), **size)
+    if head is None:
+        model.head = nn.Identity()
+    return model

@@ -1,0 +1,115 @@
+"""A small dataset that the program draws itself: python -m util.tools.synthetic_dataset FOLDER
+
+Eight classes, four shapes in two textures each, as JPEG files in train/<class>/ and val/<class>/. Colours, position,
+size, angle and background are drawn at random for every image, so neither the mean colour nor the place tells the
+class: shape and texture must both be seen.
+"""
+import math
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from util.config.parser import COUNT, INDEX, Parser
+from util.errors import UserError, run
+
+SIDE = 64                   # pixels of a finished image
+SHAPES = ('cross', 'disc', 'star', 'triangle')
+TEXTURES = ('checks', 'stripes')
+CLASSES = ['{}_{}'.format(shape, texture) for shape in SHAPES for texture in TEXTURES]
+SUPERSAMPLE = 2
+
+
+def draw(class_name, rng):
+    """A PIL image, SIDE x SIDE, RGB, of one of CLASSES; the numpy RandomState `rng` decides everything else."""
+    shape, texture = class_name.split('_')
+    side = SIDE * SUPERSAMPLE
+    mask = np.asarray(_shape_mask(shape, side, rng), dtype=np.float32)[..., None] / 255
+    figure = _two_colours(_texture(texture, side, rng), rng)
+    ground = _two_colours(_gradient(side, rng), rng)
+    image = mask * figure + (1 - mask) * ground + rng.normal(0, 6, (side, side, 1))
+    return Image.fromarray(image.clip(0, 255).astype(np.uint8)).resize((SIDE, SIDE))
+
+
+def _shape_mask(shape, side, rng):
+    """White figure on black: regular outlines of random size, place and angle."""
+    mask = Image.new('L', (side, side))
+    radius = side * rng.uniform(.32, .46)
+    centre = rng.uniform(radius * .8, side - radius * .8, 2)
+    points = centre + radius * _outline(shape) @ _rotation(rng.uniform(0, 2 * math.pi))
+    ImageDraw.Draw(mask).polygon([tuple(point) for point in points], fill=255)
+    return mask
+
+
+def _outline(shape):
+    """(corners, 2) of a figure that fits the unit circle."""
+    if shape == 'cross':
+        arm = [(1., -.3), (1., .3), (.3, .3)]
+        return np.concatenate([np.array(arm) @ _rotation(quarter * math.pi / 2) for quarter in range(4)]) * .96
+    corners = {'disc': 48, 'star': 10, 'triangle': 3}[shape]
+    angles = 2 * math.pi * np.arange(corners) / corners
+    lengths = np.where(np.arange(corners) % 2, .45, 1.) if shape == 'star' else np.ones(corners)
+    return (lengths * np.stack([np.cos(angles), np.sin(angles)])).T
+
+
+def _rotation(angle):
+    """(2, 2) matrix that turns row vectors counter-clockwise."""
+    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+
+
+def _texture(texture, side, rng):
+    """(side, side) in 0..1: stripes vary along one direction, checks along two."""
+    rows, columns = np.mgrid[:side, :side]
+    angle, period = rng.uniform(0, math.pi), side * rng.uniform(.16, .24)
+    along = np.cos(2 * math.pi * (columns * math.cos(angle) + rows * math.sin(angle)) / period)
+    across = np.cos(2 * math.pi * (rows * math.cos(angle) - columns * math.sin(angle)) / period)
+    return (along + (across if texture == 'checks' else 0) > 0).astype(np.float32)
+
+
+def _gradient(side, rng):
+    """(side, side) in 0..1: a smooth slope in a random direction."""
+    rows, columns = np.mgrid[:side, :side] / side - .5
+    angle = rng.uniform(0, 2 * math.pi)
+    return .5 + (columns * math.cos(angle) + rows * math.sin(angle)) / math.sqrt(2)
+
+
+def _two_colours(weights, rng):
+    """Blend two random colours of clearly different brightness by (side, side) weights."""
+    dark, light = rng.uniform(0, 120, 3), rng.uniform(135, 255, 3)
+    return dark + weights[..., None] * (light - dark)
+
+
+def write(folder, train, val, seed):
+    """Draw `train` and `val` images, spread evenly over the classes, below `folder`.
+
+    Raises:
+        UserError: the folder holds something already.
+    """
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise UserError('{}: is not empty; name a new folder'.format(folder))
+    for split, count in (('train', train), ('val', val)):
+        rng = np.random.RandomState(seed + (split == 'val') * 7919)
+        for name in CLASSES:
+            os.makedirs(os.path.join(folder, split, name), exist_ok=True)
+        for i in range(count):
+            name = CLASSES[i % len(CLASSES)]
+            draw(name, rng).save(os.path.join(folder, split, name, '{:05d}.jpg'.format(i)), quality=90)
+            if (i + 1) % 500 == 0 or i + 1 == count:
+                print('drawing {}: {}/{}'.format(split, i + 1, count), flush=True)
+
+
+def _main():
+    parser = Parser(prog='python -m util.tools.synthetic_dataset', description=__doc__.split('\n')[0])
+    parser.add_argument('folder', metavar='FOLDER', help='where train/ and val/ go; must be new or empty')
+    parser.add_argument('--train', type=COUNT, default=4000, help='training images')
+    parser.add_argument('--val', type=COUNT, default=800, help='validation images')
+    parser.add_argument('--seed', type=INDEX, default=0, help='seed of all drawings')
+    args = parser.parse_args()
+    try:
+        write(args.folder, args.train, args.val, args.seed)
+    except OSError as error:
+        raise UserError('{}: cannot be written ({})'.format(args.folder, error.strerror)) from error
+
+
+if __name__ == '__main__':
+    run(_main)

@@ -1,0 +1,199 @@
+"""How well features tell classes apart, without training: python -m util.training.knn --resume CHECKPOINT --data_path DATA
+
+Each validation image is classified by the k training images whose features are most like its own (weighted k-NN of
+Wu et al., arXiv:1805.01978, section 3.4; k = 20 as DINO has it, arXiv:2104.14294).
+Shapes: N queries, B images of the bank, D width, k neighbours.
+"""
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import Subset
+
+from util import log
+from util.checkpoints import load_model
+from util.config.inference_flags import add_model, add_work, check_checkpoint
+from util.config.parser import COUNT, INDEX, POSITIVE, SHARE_BELOW_1, Parser
+from util.data.datasets import has_validation, labelled_set
+from util.data.loader import default_workers, evaluation_loader
+from util.data.transforms import preprocessing_of
+from util.data.validation_split import split_settings
+from util.devices import accelerator, precision as precisions
+from util.distributed import hang_detector
+from util.distributed.world import World
+from util.errors import UserError, run
+from util.log import logger, progress_bar
+from util.models.features import pooled
+from util.training.session import Runtime
+
+K, TEMPERATURE = 20, .07
+
+
+def classify(queries, bank, labels, classes, k, temperature):
+    """The class of each query by the votes of its k nearest, each of weight exp(cosine similarity / temperature).
+
+    Args:
+        queries: (N, D); bank: (B, D); both of unit length.
+        labels: (B,), of the bank; whole numbers as floats, which every backend exchanges.
+    Returns:
+        (N,) labels, as floats too.
+    """
+    similarity, nearest = (queries @ bank.t()).topk(min(k, len(bank)), dim=1)            # (N, k)
+    votes = torch.zeros(len(queries), classes, device=queries.device)
+    # Less the greatest, which changes no decision and keeps exp in range at any temperature.
+    votes.scatter_add_(1, labels[nearest].long(), ((similarity - similarity[:, :1]) / temperature).exp())
+    return votes.argmax(dim=1).float()
+
+
+def spread(labels, count, seed):
+    """Indices of at most `count` images, as evenly over the classes as there are images, drawn by `seed`.
+
+    Args:
+        labels: (images,) array.
+    """
+    order = np.random.RandomState(seed % 2 ** 32).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind='stable')]             # class by class, each in random order
+    begins = np.searchsorted(labels[order], labels[order])
+    rounds = np.arange(len(order)) - begins                             # how many of its class come before an image
+    return np.sort(order[np.argsort(rounds, kind='stable')[:count]])
+
+
+@torch.no_grad()
+def measure(model, normalize, runtime, precision, datasets, loading, pool='mean', k=K, temperature=TEMPERATURE,
+            bad_images=None):
+    """Share of the readable validation images, in percent, that are classified right; each is counted once.
+
+    Nothing is drawn at random. All processes must call it, and get the same.
+    Args:
+        model: on its device, not in DistributedDataParallel; normalize: images of the loader -> what it takes.
+        datasets: images of the bank, validation images, number of classes.
+        loading: (batch_size, num_workers, pin_memory) of the loaders.
+        bad_images: BadImages that is told of unreadable ones.
+    Raises:
+        UserError: no image of either kind can be read.
+    """
+    def encoded(dataset, what):
+        # A loader made anew each time, so that no loader processes wait through the epochs in between.
+        loader = evaluation_loader(dataset, loading[0], runtime.world, True, *loading[1:], runtime.accelerator)
+        loader.bad_images = bad_images
+        return _encode(model, normalize, runtime, precision, pool, progress_bar(
+            'features of the {} images'.format(what), 'batches', items=loader))
+
+    model.eval()
+    bank, validation, classes = datasets
+    features, labels = (_of_all(values, runtime.world) for values in encoded(bank, 'training'))
+    queries, wanted = encoded(validation, 'validation')
+    right = torch.zeros((), device=runtime.device)
+    for i in range(0, len(queries) if len(features) else 0, loading[0]):
+        chunk = slice(i, i + loading[0])
+        right += (classify(queries[chunk], features, labels, classes, k, temperature) == wanted[chunk]).float().sum()
+    right, images, stopped = runtime.totals(float(right), len(queries), bool(runtime.stops.requested))
+    if not (len(features) and images or stopped):
+        raise UserError('--data_path: none of the {} images can be read; is the disk there?'.format(
+            'validation' if len(features) else 'training'))
+    accuracy = 100 * right / max(images, 1)
+    if not stopped:
+        logger.info('* k-NN Acc@1 %.3f  (k %d, %d validation images among %d training images)', accuracy, k, images,
+                    len(features))
+    return accuracy
+
+
+def _encode(model, normalize, runtime, precision, pool, batches):
+    """(rows, D) features of unit length and (rows,) labels of this process's share, both fp32 on the device."""
+    weight = model.patch_embed.proj.weight
+    features = [weight.new_zeros(0, model.cls_token.shape[-1]).float()]
+    labels = [weight.new_zeros(0).float()]
+    for _, batch in hang_detector.watched(batches, 'k-NN'):
+        if runtime.stops.requested:
+            break
+        images, truth = runtime.accelerator.to_device(batch, runtime.device)
+        with precision.autocast():
+            rows = pooled(model, normalize(images).to(weight.dtype), pool)
+        features.append(F.normalize(rows.float(), dim=1))
+        labels.append(truth.float())
+    return torch.cat(features), torch.cat(labels)
+
+
+def _of_all(rows, world):
+    """The rows of all processes, one's after the other's."""
+    if world.size == 1:
+        return rows
+    lengths = [int(row[0]) for row in world.gather(rows.new_tensor([float(len(rows))]))]
+    everything = rows.new_zeros(sum(lengths), *rows.shape[1:])
+    begin = sum(lengths[:world.rank])
+    everything[begin:begin + len(rows)] = rows
+    return world.sum(everything)
+
+
+def periodic(args, model, normalize, runtime, precision, averaged):
+    """What main_pretrain.py calls with (epoch, course) after each epoch: {'knn_acc1': percent} where --knn_every makes
+    it due, and after the last; else {}. It raises what course.agree does.
+
+    Args:
+        averaged: a context in which a model has the weights to judge (see WeightUpdates).
+    Raises:
+        UserError: the images have no classes.
+    """
+    if not args.knn_every:
+        return lambda epoch, course: {}
+    try:
+        datasets = _datasets(args.data_path, vars(args), args.knn_images, args.seed, args.val_fraction, args.val_seed)
+    except UserError as error:
+        raise UserError('--knn_every {}: {}; leave the flag out where images have no classes'.format(
+            args.knn_every, error)) from error
+
+    def after(epoch, course):
+        if (epoch + 1) % args.knn_every and epoch + 1 != args.epochs:
+            return {}
+        with averaged(model):
+            accuracy = measure(model, normalize, runtime, precision, datasets,
+                               (args.batch_size, args.num_workers, args.pin_mem), bad_images=course.bad_images)
+        course.agree()                      # a signal may have cut it short
+        return {'knn_acc1': accuracy}
+    return after
+
+
+def _datasets(data_path, flags, count, seed, *split):
+    """(images of the bank, validation images, number of classes), as evaluation sees them.
+
+    Args:
+        flags: of the training, by name; count, seed: see `spread`; None for all images.
+        split: val_fraction and val_seed, see util.data.validation_split.
+    """
+    transform, _ = preprocessing_of(flags)
+    train = labelled_set(data_path, 'train', transform, None, *split)
+    bank = train if count is None else Subset(train, spread(np.asarray(train.labels), count, seed))
+    return bank, labelled_set(data_path, 'val', transform, train.classes, *split), len(train.classes)
+
+
+def _main():
+    parser = Parser(prog='python -m util.training.knn', description='Classify validation images by their nearest neighbours.')
+    add_model(parser, 'main_pretrain.py, main_finetune.py or main_linprobe.py')
+    add = parser.add_argument
+    add('--data_path', required=True, help='folder with train/<class>/ and val/<class>/, or whatever fine-tuning takes')
+    add('--val_fraction', type=SHARE_BELOW_1,
+        help="share of each class to classify where there is no val/; default: the checkpoint's, else 0.1")
+    add('--val_seed', type=INDEX, help="seed that chooses these; default: the checkpoint's, else 0")
+    add('--k', type=COUNT, default=K, help='neighbours that vote')
+    add('--temperature', type=POSITIVE, default=TEMPERATURE, help='a vote weighs exp(cosine similarity / temperature)')
+    add('--pool', choices=('mean', 'cls'), default='mean', help='features: mean of the patches, or class token')
+    add('--images', type=COUNT, help='training images to compare with, spread evenly over the classes; default: all')
+    add('--seed', type=INDEX, default=0, help='seed of the choice of --images')
+    add_work(parser)
+    args = parser.parse_args()
+    check_checkpoint(parser, args)
+    log.set_up(is_main=True)
+    model, flags, _ = load_model.load_either(args.resume, args.input_size)
+    # A training that held nothing out says nothing of data without a validation set.
+    split = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path), False,
+                           flags if flags.get('val_fraction') else None)
+    datasets = _datasets(args.data_path, flags, args.images, args.seed, *split)
+    runtime = Runtime(accelerator.select(args.device), World())
+    precision = precisions.choose(runtime.accelerator, args.amp)
+    model = precision.prepare_inference(model.to(runtime.device))
+    workers = default_workers() if args.num_workers is None else args.num_workers
+    measure(model, preprocessing_of(flags)[1], runtime, precision, datasets, (args.batch_size, workers, True),
+            args.pool, args.k, args.temperature)
+
+
+if __name__ == '__main__':
+    run(_main)

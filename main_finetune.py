@@ -6,7 +6,6 @@ ARGS = parse_finetune() if __name__ == '__main__' else None      # first: --help
 
 from torch.nn import CrossEntropyLoss
 
-import models_vit
 from engine_finetune import evaluate, train_one_epoch
 from util.checkpoints import checkpointer, weights
 from util.config.input_flags import COLOURED
@@ -17,6 +16,7 @@ from util.data.loader import evaluation_loader, training_loader
 from util.data.transforms import Normalize, evaluation_transform, finetuning_transform
 from util.data.validation_split import split_settings
 from util.log import logger
+from util.models.build import build_classifier
 from util.models.timm_adapter import LabelSmoothingCrossEntropy, Mixup, RandomErasing, SoftTargetCrossEntropy
 from util.reporting import report
 from util.reporting.confusion import Mistakes
@@ -26,11 +26,8 @@ from util.training.trainer import Course
 
 
 def build_model(args, classes):
-    """The classifier that the flags name."""
-    size = {'patch_size': args.patch_size} if args.patch_size else {}
-    return getattr(models_vit, args.model)(global_pool=args.global_pool, img_size=args.input_size,
-                                           in_chans=args.in_chans, num_classes=classes,
-                                           drop_path_rate=getattr(args, 'drop_path', 0.), **size)
+    """The classifier that the flags describe."""
+    return build_classifier(vars(args), classes)
 
 
 def build_loss(args, classes):

@@ -1,6 +1,7 @@
 """The classes of images, by a fine-tuned model: python main_predict.py --resume CHECKPOINT IMAGES...; see --help."""
 from util.config.inference_flags import parse_predict
-from util.errors import UserError, first_line, one_line, run
+from util.errors import UserError, run
+from util.text import first_line, one_line
 
 ARGS = parse_predict() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 

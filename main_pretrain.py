@@ -4,7 +4,6 @@ from util.errors import run
 
 ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
-import models_mae
 from engine_pretrain import train_one_epoch
 from util.checkpoints import checkpointer, weights
 from util.config.normalization import adopt_statistics
@@ -12,17 +11,11 @@ from util.data.datasets import has_validation, pretraining_set
 from util.data.loader import training_loader
 from util.data.transforms import Normalize, evaluation_transform, pretraining_transform
 from util.data.validation_split import split_settings
-from util.tools.visualize import Reconstructions
+from util.models.build import build_autoencoder
+from util.reporting.reconstructions import Reconstructions
 from util.training import knn, session as runtimes
 from util.training.optimizer_step import adamw_updates, decay_groups
 from util.training.trainer import Course
-
-
-def build_model(args):
-    """The model that the flags name."""
-    size = {'patch_size': args.patch_size} if args.patch_size else {}
-    return getattr(models_mae, args.model)(img_size=args.input_size, in_chans=args.in_chans,
-                                           norm_pix_loss=args.norm_pix_loss, **size)
 
 
 def build_data(args):
@@ -50,7 +43,7 @@ def train(args, runtime, precision):
     # model, optimizer, and what an earlier run left
     runtime.seed(args.seed, epoch=-1)
     resumed = checkpointer.find(args.resume, args.output_dir)
-    model = build_model(args)
+    model = build_autoencoder(vars(args))
     if args.init_from and resumed.path is None:
         weights.start_from(args.init_from, model, args, weights.load_for_pretraining)
     adopt_statistics(args, resumed.get('args'), resumed.path)

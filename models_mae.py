@@ -12,6 +12,7 @@ from util.config.input_size import sides
 from util.model_sizes import SIZES
 from util.models.activation_checkpointing import directly
 from util.models.positions import sincos_2d
+from util.models.reconstruction import patch_statistics
 from util.models.timm_adapter import PatchEmbed, TransformerBlock
 
 
@@ -143,11 +144,6 @@ class MaskedAutoencoderViT(nn.Module):
 def gather_tokens(x, ids):
     """x (N, L, D), ids (N, K) -> (N, K, D)."""
     return torch.gather(x, 1, ids[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def patch_statistics(patches):
-    """Mean and standard deviation (unbiased, plus 1e-6 on the variance) of each patch: two (N, L, 1)."""
-    return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1.e-6).sqrt()
 
 
 def _mae(name, **options):

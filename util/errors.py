@@ -6,6 +6,8 @@ import sys
 import time
 from contextlib import contextmanager
 
+from util.text import first_line, one_line
+
 USER_ERROR_STATUS = 2       # the user can mend it; running again as it is ends the same way
 FAULT_STATUS = 70           # a process died or hangs: running again may well succeed
 UNSAVED_STATUS = 74         # trained to the end, but the last checkpoint could not be written
@@ -43,19 +45,6 @@ def instead_of(flag, words):
         yield
     except UserError as error:
         raise UserError(str(error).replace(flag, words, 1)) from error
-
-
-def one_line(text):
-    """`text` as a person can see it in one line: line breaks, escape sequences and undecodable bytes are spelt out."""
-    return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode('ascii')
-                   for letter in str(text))
-
-
-def first_line(error):
-    """What an import's error says, in one line without its full stop."""
-    if isinstance(error, SystemExit) and not isinstance(error.code, str):
-        return 'its import ends the program'            # as some do that have printed the reason
-    return str(error).strip().split('\n')[0].rstrip('.') or type(error).__name__
 
 
 def run(main, *args):

@@ -3,6 +3,7 @@ import errno
 import io
 import os
 import stat
+import time
 from contextlib import contextmanager, suppress
 
 
@@ -95,3 +96,16 @@ def lines(path):
             return [line.rstrip('\n') for line in file if line.endswith('\n')]
     except FileNotFoundError:
         return []
+
+
+def set_aside(path):
+    """Rename a file or folder to `path` plus the time of its last change; returns the new name."""
+    path = path.rstrip(os.sep)
+    stem, ending = (path, '') if os.path.isdir(path) else os.path.splitext(path)
+    base = '{}.{}'.format(stem, time.strftime('%Y%m%d-%H%M%S', time.localtime(os.path.getmtime(path))))
+    aside, number = base + ending, 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = '{}-{}{}'.format(base, number, ending)
+    os.rename(path, aside)
+    return aside

@@ -6,7 +6,7 @@ import threading
 
 from tqdm import tqdm
 
-from util.errors import one_line
+from util.text import one_line
 
 logger = logging.getLogger('mae')
 

@@ -30,7 +30,7 @@ import torch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-import main_pretrain
+from util.models.build import build_autoencoder
 from util.devices import precision as precisions
 from util.training import session as runtimes
 from util.config.train_flags import parse_pretrain
@@ -51,7 +51,7 @@ class Training:
 
     def __init__(self, flags, runtime, wrap):
         runtime.seed(flags.seed, epoch=-1)
-        model = main_pretrain.build_model(flags)
+        model = build_autoencoder(vars(flags))
         runtime.place(model)
         precision = precisions.choose(runtime.accelerator, flags.amp, flags.amp_backend, flags.amp_dtype,
                                       flags.loss_scale)

@@ -16,6 +16,7 @@ import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+sys.path += sorted({str(test.parent) for test in Path(__file__).parent.glob('[!n]*/test_*.py')})     # helpers in them
 os.environ['OMP_NUM_THREADS'] = '1'     # of tests and of what they run: small work, and much of it side by side
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
@@ -103,7 +104,7 @@ def linprobe(*flags, **environ):
 
 def two_processes(script, *flags, **environ):
     """A script in two processes, which share the CPU."""
-    return execute([sys.executable, ROOT / 'util' / 'launch.py', '--nproc', 2, script, *flags], **environ)
+    return execute([sys.executable, ROOT / 'util' / 'tools' / 'launch.py', '--nproc', 2, script, *flags], **environ)
 
 
 def launcher(name, *flags, **environ):

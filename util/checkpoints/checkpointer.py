@@ -14,9 +14,8 @@ from util.checkpoints.schema import check, check_optimizer
 from util.checkpoints.weights import check_grid, load_model, with_positions_for
 from util.distributed import hang_detector
 from util.errors import UserError
-from util.files import lines
+from util.files import lines, set_aside
 from util.log import logger
-from util.reporting.output_dir import set_aside
 from util.training.ema import WeightAverage
 
 # Flags that say where a run happens, not what it computes.

@@ -86,7 +86,7 @@ def translate(weights, path, config=None):
                 config.get('model_type', 'model without its config.json'), flags['model'],
                 ', '.join(left_out) or 'nothing')
     if flags['layer_norm_eps'] != EPS:
-        logger.info('%s: layer_norm_eps %s, which util.tools.visualize, main_predict.py and util.tools.export keep; training and '
+        logger.info('%s: layer_norm_eps %s, which visualize, main_predict.py and export keep; training and '
                     '--eval take %s, so their outputs differ a little', path, flags['layer_norm_eps'], EPS)
     state = {'model': ours, 'args': flags}
     labels = _labels(config, ours)

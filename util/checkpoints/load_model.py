@@ -1,11 +1,8 @@
 """Trained models as their checkpoints describe them: no flags of the training have to be said again."""
 from collections import namedtuple
-from functools import partial
 
 from torch import nn
 
-import models_mae
-import models_vit
 from util.checkpoints import pth_file, schema, weights
 from util.config.input_flags import COLOURED
 from util.config.input_size import misfit
@@ -14,6 +11,7 @@ from util.errors import UserError
 from util.log import logger
 from util.model_sizes import recognise
 from util.models import linear_probe
+from util.models.build import build_autoencoder, build_classifier
 
 # model: in evaluation mode; flags: what it was trained with; classes: names by label, None where the file has none.
 Trained = namedtuple('Trained', 'model flags classes')
@@ -63,7 +61,7 @@ def _load(path, models, scripts, input_size=None):
             raise UserError('{}: does not say by which mean and std its {} channels are normalised; name the '
                             'checkpoint of its training'.format(path, flags['in_chans']))
         built = {**flags, 'input_size': input_size} if input_size else flags
-        model = _build(built, values)
+        model = _build(built, values.get('head.weight'), 'fc_norm.weight' in values)
         if input_size:
             fault = misfit(input_size, model.patch_embed.proj.kernel_size[0])
             if fault:
@@ -85,18 +83,10 @@ def _recognised(values, path):
     return flags
 
 
-def _build(flags, values):
-    """The model of a checkpoint, by its flags; which kind of classifier it is, its weights say."""
-    size = {'img_size': flags.get('input_size') or 224, 'in_chans': flags.get('in_chans') or 3}
-    if flags.get('patch_size'):
-        size['patch_size'] = flags['patch_size']
-    if 'layer_norm_eps' in flags:           # of another library
-        size['norm_layer'] = partial(nn.LayerNorm, eps=flags['layer_norm_eps'])
+def _build(flags, head, global_pool):
     if flags['model'] in PRETRAIN_MODELS:
-        return getattr(models_mae, flags['model'])(norm_pix_loss=bool(flags.get('norm_pix_loss')), **size)
-    head = values.get('head.weight')
-    model = getattr(models_vit, flags['model'])(global_pool='fc_norm.weight' in values,
-                                                num_classes=1 if head is None else len(head), **size)
+        return build_autoencoder(flags)
+    model = build_classifier({**flags, 'drop_path': 0., 'global_pool': global_pool}, 1 if head is None else len(head))
     if head is None:
         model.head = nn.Identity()
     return model

@@ -14,6 +14,7 @@ import torch
 
 from util.checkpoints import download, hugging_face, pth_format
 from util.compat import accepts
+from util.config.weights_location import is_url
 from util.errors import Fault, UserError
 from util.files import atomic_file, regular_file, write_atomically
 from util.log import logger
@@ -98,7 +99,7 @@ def load(path, as_trained=False):
     A file of torch.save is read twice: first its structure and checksums are checked, which takes a third of a second a
     gigabyte.
     Args:
-        path: of a file of torch.save or of safetensors; of a folder, see util.checkpoints.hugging_face; or a URL whose last part
+        path: of a file of torch.save or of safetensors; of a folder of Hugging Face; or a URL whose last part
             holds a hash, see util.checkpoints.download.
         as_trained: leave 'model' and 'model_ema' as they are; else averaged weights (--ema) take the place of those as
             trained, since they are what the training was judged by.
@@ -109,7 +110,7 @@ def load(path, as_trained=False):
         UserError, Fault: see `loading`.
     """
     with loading(path):
-        local = download.fetch(path) if download.is_url(path) else path
+        local = download.fetch(path) if is_url(path) else path
         folder = hugging_face.folder_of(local)
         state = hugging_face.read_folder(folder, lambda part: _read(part).get('model')) if folder else _read(local)
         if not folder and _is_state_dict(state.get('model')) and hugging_face.is_foreign(state['model']):

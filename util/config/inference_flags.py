@@ -1,9 +1,9 @@
 """The flags of what uses a trained model. Nothing here imports torch, so --help and a wrong flag answer at once."""
 import os
 
-from util.checkpoints import download
 from util.config import input_size
 from util.config.parser import COUNT, INDEX, Parser, add_device
+from util.config.weights_location import fault_of_weights
 
 
 def parse_predict(argv=None):
@@ -52,7 +52,7 @@ def add_work(parser):
 
 def check_checkpoint(parser, args):
     """End the process with one line where --resume names no file and no URL that could be fetched."""
-    fault = download.fault_of_weights(args.resume)
+    fault = fault_of_weights(args.resume)
     if fault:
         parser.error('argument --resume: {} {}'.format(args.resume, fault))
 

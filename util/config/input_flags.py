@@ -20,7 +20,7 @@ def add(add):
 
 
 def check(parser, args, patch_size):
-    """End the process with one line where they do not go together; settle `args.input_size` (util.config.input_size.plain)."""
+    """End the process with one line where they do not go together; settle `args.input_size` (input_size.plain)."""
     if isinstance(args.input_size, list):
         if len(args.input_size) > 2:
             parser.error('argument --input_size: takes one number, or height and width; not {} numbers'

@@ -1,7 +1,7 @@
 """A parser of flags whose errors are one line, the types of its numbers, and the YAML file of --config.
 
 A value in the file is the text that would follow the flag on the command line, so that 1e-3, 010 and no mean what they
-mean there. `python -m util.config.parser FILE` prints the names of the flags that a file sets, for the launchers. Nothing here
+mean there. `python -m util.config.parser FILE` prints which flags a file sets, for the launchers. Nothing here
 imports torch.
 """
 import argparse
@@ -9,7 +9,8 @@ import difflib
 import math
 import sys
 
-from util.errors import USER_ERROR_STATUS, UserError, let_the_first_speak, one_line, run
+from util.errors import USER_ERROR_STATUS, UserError, let_the_first_speak, run
+from util.text import one_line
 
 NULL = ('', '~', 'null', 'Null', 'NULL')        # of YAML: the flag keeps its default
 SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}     # in a file

@@ -1,7 +1,6 @@
 """The flags of the entry scripts. Nothing here imports torch, so --help and a wrong flag answer at once."""
 import os
 
-from util.checkpoints import download
 from util.config import input_flags, input_size
 from util.config.parser import (
     COUNT,
@@ -15,6 +14,7 @@ from util.config.parser import (
     add_device,
     number,
 )
+from util.config.weights_location import fault_of_weights
 from util.model_sizes import SIZES
 
 FINETUNE_MODELS = tuple('vit_{}_patch{}'.format(name, size.patch) for name, size in SIZES.items())
@@ -96,7 +96,7 @@ def _add_data(parser, crop_min, val_fraction=None):
     add = parser.adder(parser.add_argument_group('data'))
     add('--data_path', required=True,
         help='folder with train/<class>/ and val/<class>/, or <class>/ alone, the same packed into tar files (python '
-             '-m util.tools.pack_shards), the CIFAR-10 or CIFAR-100 python batches, train.csv and val.csv, or one CSV file, '
+             '-m util.tools.pack_shards), CIFAR-10 or CIFAR-100 batches, train.csv and val.csv, or one CSV file, '
              'of path,label; pre-training also takes any folder of images')
     as_trained = '' if val_fraction is not None else "; default: the checkpoint's, else {}"
     add('--val_fraction', type=SHARE, default=val_fraction,
@@ -189,7 +189,7 @@ def _add_autoencoder(parser):
     add = parser.adder(parser.add_argument_group('judging the representation'))
     add('--knn_every', type=INDEX, default=0,
         help='epochs between two k-NN classifications of the validation images, which need class folders (see python '
-             '-m util.training.knn); the last epoch gets one too; 0: none')
+             '-m util.tools.knn); the last epoch gets one too; 0: none')
     add('--knn_images', type=COUNT, default=20000,
         help='training images that these compare with, at most, spread evenly over the classes')
 
@@ -290,7 +290,7 @@ def _check_shared(parser, args):
         parser.error('argument --val_fraction: 1 leaves nothing to train on')
     for flag in ('resume', 'finetune', 'init_from'):
         path = getattr(args, flag, '')
-        fault = None if path in ('', 'auto') else download.fault_of_weights(path)
+        fault = None if path in ('', 'auto') else fault_of_weights(path)
         if fault:
             parser.error('argument --{}: {} {}'.format(flag, path, fault))
     for flag in ('auto_scale_lr', 'base_batch_size'):

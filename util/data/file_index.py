@@ -13,9 +13,10 @@ import numpy as np
 from util.data import array_cache
 from util.data.image_files import ARRAYS, without_arrays
 from util.distributed import hang_detector
-from util.errors import UserError, first_line, one_line
+from util.errors import UserError
 from util.files import open_regular
 from util.log import progress_bar
+from util.text import first_line, one_line
 
 UNLABELLED = ['unlabelled']         # the classes of images that have none
 NO_CSV = 'cannot be read as rows of path,label in UTF-8'

@@ -11,8 +11,9 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from util.errors import UserError, first_line
+from util.errors import UserError
 from util.files import open_regular
+from util.text import first_line
 
 # Of large photographs, transparent palettes and odd metadata, for every file and in every loader process.
 warnings.filterwarnings('ignore', module=r'PIL\.')

@@ -21,7 +21,6 @@ from util.data.image_files import UnreadableImage
 from util.errors import Fault, UserError
 from util.log import logger
 
-MAX_DEFAULT_WORKERS = 10
 MOST_SUBSTITUTES = 99       # that may be unreadable too, before something other than the files must be broken
 GRACE = 2.          # seconds
 _TELLS_SENDER = hasattr(signal, 'sigtimedwait')      # of a signal; not on macOS
@@ -190,12 +189,6 @@ def evaluation_loader(dataset, batch_size, world, distributed, num_workers, pin_
     share = range(world.rank, len(dataset), world.size) if distributed else range(len(dataset) * world.is_main)
     readable = ReadableDataset(Subset(dataset, share))
     return Batches(dataset, readable, None, batch_size, num_workers, pin_memory, accelerator)
-
-
-def default_workers(local_processes=1, most=MAX_DEFAULT_WORKERS):
-    """The cores this process may use, shared among the training processes of the node; 1 to `most`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return max(1, min(most, cores // local_processes))
 
 
 def worker_options(num_workers):

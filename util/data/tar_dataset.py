@@ -2,7 +2,7 @@
 
 x.cls holds the label as a number; classes.txt beside the tar files may name the classes, a line each. Without x.cls the
 folder of x within the tar file is its class. Where there are no other images, .npy arrays are the images. They are read
-at random places, so that order, epoch and resuming are those of the same images in a folder. Made by util.tools.pack_shards.
+at random places, so that order, epoch and resuming are those of the same images in a folder. See pack_shards.
 """
 import os
 import tarfile
@@ -15,9 +15,10 @@ from util.data.file_index import UNLABELLED, encoded, listing
 from util.data.image_files import ARRAYS, check_size, without_arrays
 from util.data.lazy_image import PictureSet, open_picture
 from util.distributed import hang_detector
-from util.errors import UserError, one_line
+from util.errors import UserError
 from util.files import open_regular
 from util.log import progress_bar
+from util.text import one_line
 
 CLASSES = 'classes.txt'
 INDEX = 'index.npz'         # beside the tar files, where util.tools.pack_shards leaves it

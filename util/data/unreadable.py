@@ -2,9 +2,10 @@
 import os
 from contextlib import suppress
 
-from util.errors import UserError, one_line
+from util.errors import UserError
 from util.files import open_regular, write_atomically
 from util.log import logger
+from util.text import one_line
 
 NAME = 'bad_images.txt'
 SHOWN = 10          # files that get a line in the log

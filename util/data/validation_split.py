@@ -1,6 +1,6 @@
 """The validation images of data that have none of their own: a share of each class, the same in every run.
 
-An image is chosen by a hash of its name within the data, as far as util.tools.pack_shards leaves that alone. So all processes
+An image is chosen by a hash of its name within the data, as far as pack_shards leaves that alone. So all processes
 choose alike, as do a resumed run, --eval and every other tool; and a smaller share is a part of a larger one.
 """
 import hashlib

@@ -16,8 +16,9 @@ import torch
 import torch.utils.checkpoint
 
 from util.compat import supported
-from util.errors import UserError, first_line
+from util.errors import UserError
 from util.log import logger
+from util.text import first_line
 
 _BF16_INSTRUCTIONS = {'avx512_bf16', 'amx_bf16'}        # as /proc/cpuinfo names them
 SKIP = 5                # iterations until --prof traces

@@ -4,8 +4,8 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from util.errors import first_line
 from util.log import logger
+from util.text import first_line
 
 
 def compile_blocks(model, device):

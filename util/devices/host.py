@@ -1,6 +1,7 @@
 """MAE_BIND_CORES=1: each process and its loader workers keep to their share of a node's cores, near one NUMA node."""
 import glob
 import os
+import platform
 import re
 
 
@@ -40,3 +41,19 @@ def numa_nodes(root='/sys/devices/system/node'):
             ends = [part.split('-') for part in file.read().strip().split(',') if part]         # such as 0-2,8
         nodes.append([core for pair in ends for core in range(int(pair[0]), int(pair[-1]) + 1)])
     return nodes
+
+
+def software():
+    """{name: version} of what results depend on."""
+    import timm  # here: the launcher needs the rest of this module, and no seconds of imports
+    import torch
+    import torchvision
+    return {'Python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
+            'timm': timm.__version__}
+MAX_DEFAULT_WORKERS = 10
+
+
+def default_workers(local_processes=1, most=MAX_DEFAULT_WORKERS):
+    """The cores this process may use, shared among the training processes of the node; 1 to `most`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, min(most, cores // local_processes))

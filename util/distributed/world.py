@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from util.compat import supported
 from util.distributed import hang_detector
-from util.errors import Fault, UserError, first_line, let_the_first_speak
+from util.errors import Fault, UserError, let_the_first_speak
+from util.text import first_line
 
 DEFAULT_PORT = 29500
 HANG_TIMEOUT = 600.         # seconds
@@ -36,7 +37,7 @@ class World:
         """Meet the other processes. The device must be current already, as HCCL demands.
 
         Args:
-            hang_timeout: seconds to wait for the others; and see util.distributed.hang_detector, which watches from then on.
+            hang_timeout: seconds to wait for the others; the hang detector watches from then on.
         Raises:
             Fault: not all have come.
         """

@@ -8,13 +8,13 @@ import json
 import os
 import re
 import sys
-import time
 
 from util.config.parser import value_of
-from util.errors import UserError, one_line, run
+from util.errors import UserError, run
 from util.file_lock import RunLock
-from util.files import lines, write_atomically
+from util.files import lines, set_aside, write_atomically
 from util.log import logger
+from util.text import one_line
 
 RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json', 'bad_images.txt', 'report.html', 'eval.html')
 RESULTS_AND_LOGS = RESULTS + ('*.log',)
@@ -73,19 +73,6 @@ def _make(folder):
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError('--output_dir {}: cannot be made ({})'.format(folder, error.strerror)) from error
-
-
-def set_aside(path):
-    """Rename a file or folder to `path` plus the time of its last change; returns the new name."""
-    path = path.rstrip(os.sep)
-    stem, ending = (path, '') if os.path.isdir(path) else os.path.splitext(path)
-    base = '{}.{}'.format(stem, time.strftime('%Y%m%d-%H%M%S', time.localtime(os.path.getmtime(path))))
-    aside, number = base + ending, 1
-    while os.path.lexists(aside):
-        number += 1
-        aside = '{}-{}{}'.format(base, number, ending)
-    os.rename(path, aside)
-    return aside
 
 
 def set_log_aside(folder, records):

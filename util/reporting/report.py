@@ -16,12 +16,11 @@ import numpy
 import PIL
 
 from util.config.train_flags import finetune_parser, linprobe_parser, pretrain_parser
-from util.errors import Stopped, first_line, one_line
-from util.files import write_atomically
+from util.devices.host import software
+from util.errors import Stopped
+from util.files import set_aside, write_atomically
 from util.log import logger
-from util.reporting.output_dir import set_aside
-from util.training import session as runtimes
-from util.training.epoch_meter import duration
+from util.text import duration, first_line, one_line
 
 TEMPLATE, PLACEHOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html'), '<!-- report -->'
 _NAMES = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',
@@ -216,7 +215,7 @@ def _environment(args, runtime, precision):
             ('processes', '{}{}, {} loader processes each'.format(world.size, over, args.num_workers)),
             ('precision', precision.name), *accelerator.versions().items(),
             ('cores', runtime.cores or os.cpu_count()),
-            *runtimes.software().items(), ('numpy', numpy.__version__), ('Pillow', PIL.__version__),
+            *software().items(), ('numpy', numpy.__version__), ('Pillow', PIL.__version__),
             ('system', platform.platform())]
 
 

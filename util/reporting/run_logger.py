@@ -4,10 +4,9 @@ import os
 
 import numpy as np
 
-from util.errors import one_line
-from util.files import lines, write_atomically
+from util.files import lines, set_aside, write_atomically
 from util.log import logger
-from util.reporting.output_dir import set_aside
+from util.text import one_line
 
 STEPS_PER_EPOCH = 1000      # TensorBoard's step is epoch x 1000, so that runs of any batch size share an axis
 # The lines of the Final result block, and what they are there for.

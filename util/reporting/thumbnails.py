@@ -6,7 +6,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from util.compat import supported
 from util.data.image_files import UnreadableImage
-from util.errors import one_line
+from util.data.transforms import to_pil
+from util.text import one_line
 
 NEAREST, LANCZOS = 0, 1         # by Pillow's numbers: release 9.1 warns of the names
 LETTERS, LINE, LETTER = 13, 17, 7       # pixels: height of letters, where this Pillow lets one choose; of a line; width
@@ -63,3 +64,8 @@ def jpeg(image):
     file = io.BytesIO()
     image.save(file, 'JPEG', quality=85)
     return base64.b64encode(file.getvalue()).decode('ascii')
+
+
+def to_images(imgs, normalize, side):
+    """Images (N, C, H, W) that `normalize`, Normalize, has made -> PIL images of that longer side."""
+    return [scaled(to_pil(pixels), side) for pixels in normalize.shown(imgs)]

@@ -15,9 +15,10 @@ from util.checkpoints import load_model
 from util.config.inference_flags import add_images, add_model, check_checkpoint, check_output
 from util.config.parser import COUNT, Parser, add_device
 from util.data.lazy_image import BICUBIC
-from util.errors import UserError, one_line, run
+from util.errors import UserError, run
 from util.models import features
 from util.reporting.thumbnails import grid, scaled
+from util.text import one_line
 from util.tools.inference import Inference, output_file
 
 CELL, GAP, HEADING = 192, 6, 400        # pixels: longer side of an image, between images, width at least

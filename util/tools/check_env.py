@@ -11,7 +11,8 @@ import sys
 import warnings
 
 from util.config.parser import Parser
-from util.errors import first_line, run
+from util.errors import run
+from util.text import first_line
 
 NEEDED = ('torch', 'torchvision', 'timm', 'PIL', 'numpy')
 OPTIONAL = ('simplejpeg', 'tensorboard', 'yaml', 'torch_npu', 'apex.amp')

@@ -14,9 +14,10 @@ from util import log
 from util.config.normalization import flags_text, number_text
 from util.config.parser import COUNT, INDEX, Parser
 from util.data.datasets import Subset, pretraining_set
-from util.data.loader import default_workers, evaluation_loader
+from util.data.loader import evaluation_loader
 from util.data.transforms import to_grey
 from util.devices.accelerator import Cpu
+from util.devices.host import default_workers
 from util.distributed.world import World
 from util.errors import UserError, instead_of, run
 from util.log import logger, progress_bar

@@ -1,4 +1,4 @@
-"""A trained model for other tools: python -m util.tools.export --resume CHECKPOINT --to FORMAT --output PATH [--part PART].
+"""A trained model for other tools: python -m util.tools.export --resume CHECKPOINT --to FORMAT --output PATH.
 
 Where the other library is installed, it runs what was written before that appears at PATH: outputs have to be equal.
 Shapes: N images, C channels, L patches, p patch side, D width.
@@ -21,8 +21,9 @@ from util.config.inference_flags import check_checkpoint, check_output
 from util.config.input_size import sides
 from util.config.normalization import flags_text, statistics
 from util.config.parser import Parser
-from util.errors import UserError, first_line, one_line, run
+from util.errors import UserError, run
 from util.models import features as encoder
+from util.text import first_line, one_line
 
 # By format: the endings that its file may have.
 FORMATS = {'timm': ('.pth', '.pt', '.bin'), 'hf': (), 'safetensors': ('.safetensors',), 'onnx': ('.onnx',)}
@@ -147,7 +148,7 @@ def write_timm(part, path):
 
 
 def write_safetensors(part, path):
-    """Write weights under this program's names, with the flags and class names that `util.checkpoints.load_model` reads again.
+    """Write weights under this program's names, with the flags and class names that load_model reads again.
 
     Returns:
         the other library's outputs by name, None as none computes with it; code that loads the file, {} for the path.
@@ -190,7 +191,7 @@ def export(path, form, output, kind=None):
     log.set_up(True)
     writers = {'timm': write_timm, 'safetensors': write_safetensors}
     try:
-        write = writers.get(form) or importlib.import_module('util.export_' + form).write
+        write = writers.get(form) or importlib.import_module('util.tools.export_' + form).write
     except ImportError as error:
         raise UserError('--to {}: {}; pip install onnx onnxruntime'.format(form, first_line(error))) from error
     part, whole_path = Part(path, kind), os.path.abspath(output)

@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-import models_mae
 from util.compat import supported
 from util.errors import UserError
 from util.files import write_atomically
@@ -66,7 +65,7 @@ def _patches(proj, imgs):
 
 def _loss(norm_pix_loss, patches, pred, ids_hidden):
     """MaskedAutoencoderViT.forward_loss in other words: patches (N, L, p * p * C), pred (N, L - K, p * p * C)."""
-    target = models_mae.gather_tokens(patches, ids_hidden)
+    target = patches.gather(1, ids_hidden[..., None].expand(-1, -1, patches.shape[-1]))
     if norm_pix_loss:
         centred = target - target.mean(dim=-1, keepdim=True)
         variance = (centred * centred).sum(dim=-1, keepdim=True) / (target.shape[-1] - 1)

@@ -1,4 +1,4 @@
-"""Features of images, by a trained model: python -m util.tools.extract_features --resume CHECKPOINT --output FOLDER IMAGES...
+"""Features of images: python -m util.tools.extract_features --resume CHECKPOINT --output FOLDER IMAGES...
 
 FOLDER gets features.npy, a row an image, or block-N.npy for each of --blocks; files.txt, the image of each row; and
 labels.npy and classes.txt where the images have classes. features.json says how they were made.
@@ -21,9 +21,10 @@ from util.checkpoints import load_model
 from util.config.inference_flags import add_images, add_model, add_work, check_checkpoint
 from util.config.parser import COUNT, Parser
 from util.data.unreadable import NAME as BAD_IMAGES, escaped
-from util.errors import UserError, one_line, run
+from util.errors import UserError, run
+from util.files import set_aside
 from util.models import features
-from util.reporting.output_dir import set_aside
+from util.text import one_line
 from util.tools.inference import Inference, output_file
 from util.training.epoch_meter import per_second
 

@@ -7,14 +7,15 @@ import torch
 from torch.utils.data import Subset
 
 from util.data.datasets import ImageSources
-from util.data.loader import default_workers, evaluation_loader
+from util.data.loader import evaluation_loader
 from util.data.transforms import preprocessing_of, to_pil
 from util.devices import accelerator as devices, precision as precisions
+from util.devices.host import default_workers
 from util.distributed.world import World
-from util.errors import UserError, one_line
-from util.files import atomic_file
+from util.errors import UserError
+from util.files import atomic_file, set_aside
 from util.log import logger, progress_bar
-from util.reporting.output_dir import set_aside
+from util.text import one_line
 
 
 @contextmanager

@@ -21,11 +21,12 @@ if not __package__:     # run as a file: find the repository from any directory
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from util.config.parser import COUNT, INDEX, Parser, value_of
-from util.data.loader import default_workers
 from util.devices import accelerator as device
+from util.devices.host import default_workers
 from util.distributed.signals import Launcher
 from util.distributed.world import DEFAULT_PORT, HANG_TIMEOUT, meeting_seconds
-from util.errors import FAULT_STATUS, STOPPED_STATUS, UNSAVED_STATUS, USER_ERROR_STATUS, UserError, first_line, run
+from util.errors import FAULT_STATUS, STOPPED_STATUS, UNSAVED_STATUS, USER_ERROR_STATUS, UserError, run
+from util.text import first_line
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 FINAL = (0, USER_ERROR_STATUS, UNSAVED_STATUS, STOPPED_STATUS)      # statuses that a restart cannot change
@@ -116,7 +117,7 @@ def run_once(flags, command, processes, port, signals):
 def _supervisor(launcher, flags, command, processes, port, sender):
     """The child's part: sends (rank, exit status) of the first worker that failed, (None, status) where there is none.
 
-    Signals stay blocked here and, until util.distributed.signals, in the workers: what is sent to all processes of a job would make
+    Signals stay blocked here and, until SignalHandler, in the workers: what all processes of a job get would make
     torch.distributed.run give the workers 30 seconds, and end those that are still at their imports unsaved.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

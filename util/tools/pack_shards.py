@@ -26,7 +26,8 @@ from util.data.datasets import EXTENSIONS, ImageList, has_classes, labelled_set,
 from util.data.file_index import UNLABELLED
 from util.data.image_files import ARRAYS, UnreadableImage, decoding, read_bytes
 from util.data.lazy_image import open_picture
-from util.data.loader import batches_of, default_workers, worker_options
+from util.data.loader import batches_of, worker_options
+from util.devices.host import default_workers
 from util.errors import UserError, instead_of, run
 from util.log import logger, progress_bar
 

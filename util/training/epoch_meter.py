@@ -6,6 +6,7 @@ import torch
 
 from util.distributed import hang_detector
 from util.log import logger
+from util.text import duration
 
 PRINT_EVERY = 20
 WARMUP_ITERATIONS = 10
@@ -222,12 +223,6 @@ class Throughput:
     def _start(self):
         self._synchronize()
         self._started = self._now()
-
-
-def duration(seconds):
-    """3725 -> '1:02:05'."""
-    minutes, seconds = divmod(int(seconds), 60)
-    return '{}:{:02d}:{:02d}'.format(minutes // 60, minutes % 60, seconds)
 
 
 def workers_to_keep_up(workers, seconds, waited):

@@ -1,4 +1,4 @@
-"""How well features tell classes apart, without training: python -m util.training.knn --resume CHECKPOINT --data_path DATA
+"""How well features tell classes apart, without training: python -m util.tools.knn --resume CHECKPOINT --data_path DATA
 
 Each validation image is classified by the k training images whose features are most like its own (weighted k-NN of
 Wu et al., arXiv:1805.01978, section 3.4; k = 20 as DINO has it, arXiv:2104.14294).
@@ -9,21 +9,13 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
-from util import log
-from util.checkpoints import load_model
-from util.config.inference_flags import add_model, add_work, check_checkpoint
-from util.config.parser import COUNT, INDEX, POSITIVE, SHARE_BELOW_1, Parser
-from util.data.datasets import has_validation, labelled_set
-from util.data.loader import default_workers, evaluation_loader
+from util.data.datasets import labelled_set
+from util.data.loader import evaluation_loader
 from util.data.transforms import preprocessing_of
-from util.data.validation_split import split_settings
-from util.devices import accelerator, precision as precisions
 from util.distributed import hang_detector
-from util.distributed.world import World
-from util.errors import UserError, run
+from util.errors import UserError
 from util.log import logger, progress_bar
 from util.models.features import pooled
-from util.training.session import Runtime
 
 K, TEMPERATURE = 20, .07
 
@@ -136,7 +128,7 @@ def periodic(args, model, normalize, runtime, precision, averaged):
     if not args.knn_every:
         return lambda epoch, course: {}
     try:
-        datasets = _datasets(args.data_path, vars(args), args.knn_images, args.seed, args.val_fraction, args.val_seed)
+        datasets = datasets_of(args.data_path, vars(args), args.knn_images, args.seed, args.val_fraction, args.val_seed)
     except UserError as error:
         raise UserError('--knn_every {}: {}; leave the flag out where images have no classes'.format(
             args.knn_every, error)) from error
@@ -152,7 +144,7 @@ def periodic(args, model, normalize, runtime, precision, averaged):
     return after
 
 
-def _datasets(data_path, flags, count, seed, *split):
+def datasets_of(data_path, flags, count, seed, *split):
     """(images of the bank, validation images, number of classes), as evaluation sees them.
 
     Args:
@@ -163,37 +155,3 @@ def _datasets(data_path, flags, count, seed, *split):
     train = labelled_set(data_path, 'train', transform, None, *split)
     bank = train if count is None else Subset(train, spread(np.asarray(train.labels), count, seed))
     return bank, labelled_set(data_path, 'val', transform, train.classes, *split), len(train.classes)
-
-
-def _main():
-    parser = Parser(prog='python -m util.training.knn', description='Classify validation images by their nearest neighbours.')
-    add_model(parser, 'main_pretrain.py, main_finetune.py or main_linprobe.py')
-    add = parser.add_argument
-    add('--data_path', required=True, help='folder with train/<class>/ and val/<class>/, or whatever fine-tuning takes')
-    add('--val_fraction', type=SHARE_BELOW_1,
-        help="share of each class to classify where there is no val/; default: the checkpoint's, else 0.1")
-    add('--val_seed', type=INDEX, help="seed that chooses these; default: the checkpoint's, else 0")
-    add('--k', type=COUNT, default=K, help='neighbours that vote')
-    add('--temperature', type=POSITIVE, default=TEMPERATURE, help='a vote weighs exp(cosine similarity / temperature)')
-    add('--pool', choices=('mean', 'cls'), default='mean', help='features: mean of the patches, or class token')
-    add('--images', type=COUNT, help='training images to compare with, spread evenly over the classes; default: all')
-    add('--seed', type=INDEX, default=0, help='seed of the choice of --images')
-    add_work(parser)
-    args = parser.parse_args()
-    check_checkpoint(parser, args)
-    log.set_up(is_main=True)
-    model, flags, _ = load_model.load_either(args.resume, args.input_size)
-    # A training that held nothing out says nothing of data without a validation set.
-    split = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path), False,
-                           flags if flags.get('val_fraction') else None)
-    datasets = _datasets(args.data_path, flags, args.images, args.seed, *split)
-    runtime = Runtime(accelerator.select(args.device), World())
-    precision = precisions.choose(runtime.accelerator, args.amp)
-    model = precision.prepare_inference(model.to(runtime.device))
-    workers = default_workers() if args.num_workers is None else args.num_workers
-    measure(model, preprocessing_of(flags)[1], runtime, precision, datasets, (args.batch_size, workers, True),
-            args.pool, args.k, args.temperature)
-
-
-if __name__ == '__main__':
-    run(_main)

@@ -1,19 +1,17 @@
 """Where a run takes place: device, processes, output folder, profiler; built once, said once at the head of the log."""
 import json
 import os
-import platform
 import time
 from types import SimpleNamespace
 
-import timm
 import torch
-import torchvision
 
 from util import log
 from util.checkpoints import checkpointer
-from util.data.loader import default_workers, seed_generators
+from util.data.loader import seed_generators
 from util.devices import accelerator as device, host, precision as precisions
 from util.devices.compile import compile_blocks
+from util.devices.host import default_workers, software
 from util.distributed import hang_detector, world as distributed
 from util.distributed.signals import Stops
 from util.errors import UserError
@@ -136,12 +134,6 @@ def open_logbook(args, runtime, resumed=None, start=(0, 0), begin=None):
     for aside in asides:
         logger.info('earlier results kept in %s', aside)
     return Logbook(args.output_dir, args.log_dir, lock, records, begin)
-
-
-def software():
-    """{name: version} of what results depend on."""
-    return {'Python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
-            'timm': timm.__version__}
 
 
 def choose_precision(args, runtime):

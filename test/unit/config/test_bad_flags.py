@@ -30,7 +30,8 @@ def one_line(run, words):
 @pytest.mark.parametrize('tool, called', [('dataset_stats', 'DATA'), ('pack_shards', 'SOURCE')])
 def test_a_tool_speaks_of_its_own_words_and_not_of_a_flag_that_it_has_not(tmp_path, tool, called):
     (tmp_path / 'data').mkdir()
-    run = execute([sys.executable, '-m', 'util.' + tool, tmp_path / 'data', *[tmp_path / 'x'] * (called == 'SOURCE')])
+    words = [tmp_path / 'data', *[tmp_path / 'x'] * (called == 'SOURCE')]
+    run = execute([sys.executable, '-m', 'util.tools.' + tool, *words])
     one_line(run, 'error: {}: {}'.format(called, tmp_path / 'data'))
 
 

@@ -12,6 +12,7 @@ from util.config.train_flags import parse_finetune, parse_linprobe, parse_pretra
 from util.data.transforms import finetuning_transform
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
+from util.models.build import build_autoencoder
 from util.training import session as runtimes
 
 BAD = {
@@ -50,7 +51,7 @@ def parsed(parse, base, folder, *flags):
 
 
 def autoencoder(folder, *flags):
-    return main_pretrain.build_model(parsed(parse_pretrain, PRETRAIN, folder, *flags))
+    return build_autoencoder(vars(parsed(parse_pretrain, PRETRAIN, folder, *flags)))
 
 
 def classifier(folder, *flags):

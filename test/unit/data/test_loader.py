@@ -10,15 +10,9 @@ from torch.utils.data import Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from util.data.image_files import UnreadableImage
-from util.data.loader import (
-    SeededDataset,
-    TrainingSampler,
-    collate,
-    default_workers,
-    evaluation_loader,
-    training_loader,
-)
+from util.data.loader import SeededDataset, TrainingSampler, collate, evaluation_loader, training_loader
 from util.devices.accelerator import Cpu
+from util.devices.host import default_workers
 from util.distributed.world import World
 from util.errors import UserError
 

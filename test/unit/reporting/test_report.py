@@ -24,8 +24,8 @@ from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import Stopped
 from util.reporting import output_dir, report
+from util.reporting.reconstructions import IMAGES, MOMENTS, Reconstructions
 from util.reporting.run_logger import SilentLogbook
-from util.tools.visualize import IMAGES, MOMENTS, Reconstructions
 from util.training import session
 
 HOSTILE = '"></script><script>alert(1)</script><!--<img src=http://x onerror=alert(1)>&amp;\'\n\x1b\x7f\u2028\udcff'

@@ -9,6 +9,7 @@ import models_vit
 from util.data.transforms import Normalize
 from util.errors import UserError
 from util.models import features
+from util.models.reconstruction import reconstruct
 from util.tools import attention, visualize
 from util.tools.attention import attention_maps, attention_weights
 
@@ -38,7 +39,7 @@ def drawn(command, output, *flags):
 @pytest.mark.compat
 def test_visible_patches_are_the_originals_and_hidden_ones_grey():
     imgs = torch.randn(2, 3, 32, 32)
-    masked, predicted, reconstructed = visualize.reconstruct(autoencoder(), imgs, .75)
+    masked, predicted, reconstructed = reconstruct(autoencoder(), imgs, .75)
     shown = masked != 0
     assert shown.float().mean() == pytest.approx(.25)
     assert torch.equal(reconstructed[shown], imgs[shown])
@@ -51,7 +52,7 @@ def test_a_prediction_under_norm_pix_loss_gets_its_patch_statistics_back():
     net, imgs = autoencoder(norm_pix_loss=True), torch.randn(2, 3, 32, 32) * 5 + 3
     for parameter in net.decoder_pred.parameters():
         torch.nn.init.zeros_(parameter)
-    _, _, reconstructed = visualize.reconstruct(net, imgs, .75)
+    _, _, reconstructed = reconstruct(net, imgs, .75)
     mean = net.patchify(imgs).mean(dim=-1, keepdim=True)
     patches = net.patchify(reconstructed)
     hidden = patches.var(dim=-1) < 1e-6

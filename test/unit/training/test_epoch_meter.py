@@ -9,7 +9,8 @@ import torch
 from engine_finetune import count_correct
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
-from util.training.epoch_meter import DeviceMean, Progress, Throughput, duration, workers_to_keep_up
+from util.text import duration
+from util.training.epoch_meter import DeviceMean, Progress, Throughput, workers_to_keep_up
 from util.training.non_finite_steps import BadSteps
 from util.training.session import Runtime
 

@@ -21,6 +21,7 @@ from util.distributed.world import World
 from util.errors import UserError
 from util.log import logger
 from util.models import features
+from util.tools import knn as knn_tool
 from util.training import knn
 from util.training.session import Runtime
 
@@ -72,9 +73,9 @@ def expected(path, folder, pool='mean', k=20, temperature=.07, input_size=32):
 
 
 def stand_alone(monkeypatch, capsys, *flags):
-    """(accuracy, the line) of `python -m util.training.knn`, in this process."""
+    """(accuracy, the line) of `python -m util.tools.knn`, in this process."""
     monkeypatch.setattr(sys, 'argv', ['knn', '--device', 'cpu', '--num_workers', '0', *[str(flag) for flag in flags]])
-    knn._main()
+    knn_tool.main()
     line = capsys.readouterr().out.strip().split('\n')[-1]
     return float(line.split()[3]), line
 

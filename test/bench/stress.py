@@ -53,7 +53,7 @@ class Row:
 
 def command(data, folder, epochs, processes=1, flags=(), max_restarts=0):
     """A pre-training that saves as often as it can."""
-    launcher = [ROOT / 'util' / 'launch.py', '--nproc', processes, '--max_restarts', max_restarts]
+    launcher = [ROOT / 'util' / 'tools' / 'launch.py', '--nproc', processes, '--max_restarts', max_restarts]
     launcher = launcher if processes > 1 else []
     return [str(word) for word in (sys.executable, '-u', *launcher, ROOT / 'main_pretrain.py', *NANO, '--data_path',
                                    data, '--output_dir', folder, '--epochs', epochs, '--save_every_minutes', 1e-5,

@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 
 if not __package__:     # run as a file: find the repository from any directory
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..'))
 
 from util.config.parser import COUNT, INDEX, Parser, value_of
 from util.devices import accelerator as device

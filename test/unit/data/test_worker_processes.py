@@ -92,7 +92,7 @@ ASKED = '''
 import os, signal, time
 import multiprocessing, test_workers
 from util.errors import Fault
-batches = iter(test_workers.loader_of(test_workers.Samples()))
+batches = iter(test_worker_processes.loader_of(test_worker_processes.Samples()))
 next(batches)
 victim = multiprocessing.active_children()[0].pid
 os.kill(victim, signal.SIGKILL)
@@ -144,7 +144,7 @@ def test_loader_processes_are_forked_where_python_would_rather_start_them_anew()
 
 KEPT = """
 import test_worker_processes
-batches = iter(test_workers.loader_of(test_workers.Samples(), 2))
+batches = iter(test_worker_processes.loader_of(test_worker_processes.Samples(), 2))
 next(batches)
 """
 
@@ -156,7 +156,7 @@ def test_a_program_that_keeps_its_loader_to_the_end_ends():
 
 ORPHAN = """
 import os, signal, sys, time
-from util import loader
+from util.data import loader
 ends, ready, parent = os.pipe(), os.pipe(), os.getpid()
 if os.fork():
     os.read(ready[0], 1)

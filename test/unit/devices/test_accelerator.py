@@ -36,7 +36,8 @@ def test_pytorch_does_not_load_torch_npu_by_itself(tmp_path):
                        ('torch_npu-1.dist-info/entry_points.txt', '[torch.backends]\ntorch_npu = torch_npu:load\n')):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    run = execute([sys.executable, '-c', 'from util import device; print(device.select("auto").reason)'],
+    code = 'from util.devices import accelerator; print(accelerator.select("auto").reason)'
+    run = execute([sys.executable, '-c', code],
                   PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]), CUDA_VISIBLE_DEVICES='',
                   TORCH_DEVICE_BACKEND_AUTOLOAD='1')
     assert (run.status, run.output.count('\n')) == (0, 1) and 'libhccl.so' in run.output, run.output
@@ -84,7 +85,7 @@ def test_hccl_is_told_the_address_that_reaches_the_master_unless_it_is_set(monke
 
 def test_accelerators_are_named_in_few_modules_only():
     found = {}
-    for path in [*ROOT.glob('*.py'), *ROOT.glob('util/*.py')]:
+    for path in [*ROOT.glob('*.py'), *ROOT.glob('util/**/*.py')]:
         text = path.read_text(encoding='utf-8')
         lines = [line for line in text.split('\n') if re.search(r'(?<![a-z])(cuda|npu|hccl|nccl)(?![a-z])', line)]
         if lines:

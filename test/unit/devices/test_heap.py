@@ -6,13 +6,13 @@ from conftest import execute
 
 PROGRAM = '''
 import resource, torch
-from util import device
+from util.devices import accelerator
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2 ** 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 fetched = sum(pages() for _ in range(10))
-understood = device.keep_freed_memory()
+understood = accelerator.keep_freed_memory()
 print(int(understood), fetched, [pages() for _ in range(40)] and sum(pages() for _ in range(10)))
 '''
 

@@ -41,7 +41,7 @@ def test_two_processes_that_are_bound_say_so_and_share_the_cores(images, tmp_pat
     if len(allowed) < 2:
         pytest.skip('this machine has one core')
     os.sched_setaffinity(0, allowed[:2])
-    run = execute([sys.executable, ROOT / 'util' / 'launch.py', '--nproc', 2, ROOT / 'main_finetune.py', '--data_path',
-                   images, '--output_dir', tmp_path, *FINETUNE, '--epochs', 1], MAE_BIND_CORES='1')
+    run = two_processes(ROOT / 'main_finetune.py', '--data_path', images, '--output_dir', tmp_path, *FINETUNE,
+                        '--epochs', 1, MAE_BIND_CORES='1')
     os.sched_setaffinity(0, allowed)
     assert run.status == 0 and ', cores {} of this one\n'.format(allowed[0]) in run.output, run.output

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.compat
 # A process that is watched, without torch: argv is what it does.
 SCRIPT = """
 import ctypes, signal, sys, threading, time
-from util import hang_detector
+from util.distributed import hang_detector
 
 hang_detector.TICK, hang_detector.SUSPENDED, hang_detector.SAVING = .1, 1., 3.
 

@@ -26,7 +26,7 @@ def start(images, folder, *words):
 @pytest.mark.slow
 @pytest.mark.compat
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(images, tmp_path):
-    process = start(images, tmp_path, ROOT / 'util' / 'launch.py', '--nproc', 2)
+    process = start(images, tmp_path, ROOT / 'util' / 'tools' / 'launch.py', '--nproc', 2)
     supervisor, = children(process.pid)
     second, = [pid for pid in children(supervisor) if b'RANK=1' in Path('/proc', str(pid), 'environ').read_bytes()
                .split(b'\0')]
@@ -39,8 +39,8 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(images,
 SLOW = """
 import runpy, sys, time
 import util
-from util import checkpoint_file
-checkpoint_file.save = lambda path, state: time.sleep(1000)
+from util.checkpoints import pth_file
+pth_file.save = lambda path, state: time.sleep(1000)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
@@ -62,7 +62,7 @@ def test_a_second_signal_stops_at_once(images, tmp_path):
 
 SCRIPT = """
 import os, signal, threading
-from util.stops import Stops
+from util.distributed.signals import Stops
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])      # as a launcher starts its processes
 os.kill(os.getpid(), signal.SIGUSR1)
 Stops()

@@ -62,10 +62,10 @@ SCRIPT = '''
 import json, sys
 import torch
 import util, models_mae
-from util import device
+from util.devices import accelerator
 from util.distributed import world_from_environment
-from util.precision import FullPrecision
-from util.updates import WeightUpdates
+from util.devices.precision import FullPrecision
+from util.training.optimizer_step import WeightUpdates
 
 def train(world):
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ world.leave()
 def losses_and_weights(folder, processes):
     script, result = folder / 'script.py', folder / 'result-{}.json'.format(processes)
     script.write_text(SCRIPT)
-    start = [ROOT / 'util' / 'launch.py', '--nproc', processes] if processes > 1 else []
+    start = [ROOT / 'util' / 'tools' / 'launch.py', '--nproc', processes] if processes > 1 else []
     run = execute([sys.executable, *start, script, result])
     assert run.status == 0, run.output
     return [torch.tensor(values) for values in json.loads(result.read_text())]

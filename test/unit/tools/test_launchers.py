@@ -183,8 +183,9 @@ def by(supervisor, *words):
     """util/tools/launch.py with torchrun, or with the supervisor that older generations get."""
     if supervisor == 'torchrun':
         pytest.importorskip('torch.distributed.run', reason='this torch has no torch.distributed.run')
-        return [sys.executable, ROOT / 'util' / 'launch.py', *words]
-    code = "import sys; sys.modules['torch.distributed.run'] = None; from util import launch; launch.main(sys.argv[1:])"
+        return [sys.executable, ROOT / 'util' / 'tools' / 'launch.py', *words]
+    code = ("import sys; sys.modules['torch.distributed.run'] = None; from util.tools import launch; "
+            'launch.main(sys.argv[1:])')
     return [sys.executable, '-c', code, *words]
 
 

@@ -20,9 +20,9 @@ import os, runpy, signal, sys
 sys.path.insert(0, sys.argv[1])
 script, rank, last = sys.argv[2], sys.argv[3], int(sys.argv[4])
 import util
-from util import course
-from util.course import Course
-course.AGREE_SECONDS = 0.
+from util.training import trainer
+from util.training.trainer import Course
+trainer.AGREE_SECONDS = 0.
 count, after = [0], Course._after
 
 def killed(self, iteration):
@@ -47,7 +47,7 @@ def killer(tmp_path_factory):
 
 def command(script, flags, processes, killer=None, at=None, rank=0):
     """A main script, killed after `at` iterations if so asked."""
-    words = [ROOT / 'util' / 'launch.py', '--nproc', processes] if processes > 1 else []
+    words = [ROOT / 'util' / 'tools' / 'launch.py', '--nproc', processes] if processes > 1 else []
     words += [killer, ROOT, ROOT / script, rank, at] if at else [ROOT / script]
     return execute([sys.executable, *words, *(PRETRAIN if 'pretrain' in script else FINETUNE), *flags])
 

@@ -61,6 +61,8 @@ def _inspect_zip(file, size):
         if any(name == 'constants.pkl' or name.startswith('code/') for name in names):
             raise UnpicklingError('a TorchScript archive, which holds a program; only tensors are loaded')
         for record in records:
+            if record.external_attr & 0x10:         # which torch.load would return as uninitialised memory
+                raise UnpicklingError('a record of it is marked as a folder')
             file.seek(record.header_offset + 6)
             if record.compress_type or record.compress_size != record.file_size or file.read(4) != struct.pack(
                     '<2H', record.flag_bits & ~1, zipfile.ZIP_STORED):

@@ -13,7 +13,9 @@ from test_baseline import RECORD
 
 from util.tools import launch
 
-LOGS = {'pretrain_performance_1p': '910A_1p_pretrain.log', 'pretrain_performance_8p': '910A_8p_pretrain.log'}
+RECIPES = (ROOT / 'RECIPES.md').read_text(encoding='utf-8')
+OUTPUTS = dict(re.findall(r'^\| `(\w+)\.sh` .* `(output\S+)` \|$', RECIPES, re.M))
+LOGS = {name: output.split('/')[1] for name, output in OUTPUTS.items()}
 
 
 def dry_run(name, images, *flags):
@@ -24,9 +26,8 @@ def dry_run(name, images, *flags):
 
 def test_each_launcher_has_its_folder_and_log_and_a_record_of_its_command(images):
     """test_baseline.py holds the commands against the records; RECIPES.md tells the users where the logs are."""
-    table = re.findall(r'^\| `(\w+)\.sh` .* `(output\S+)` \|$', (ROOT / 'RECIPES.md').read_text(encoding='utf-8'), re.M)
-    assert {name for name, _ in table} == set(RECORD['dry run']) - {'cifar10_1p'}
-    for name, output in table:
+    assert set(OUTPUTS) == set(RECORD['dry run']) - {'cifar10_1p'}
+    for name, output in OUTPUTS.items():
         assert re.search(r'^output +{}$'.format(output), (ROOT / 'test' / (name + '.sh')).read_text(), re.M), name
     folder = ROOT / 'output_pretrain_full_8p'
     assert ' --output_dir {} '.format(folder) in dry_run('pretrain_full_8p', images)

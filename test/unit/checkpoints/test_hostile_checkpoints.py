@@ -374,7 +374,7 @@ def test_no_flipped_bit_of_our_own_checkpoint_goes_unnoticed_in_what_is_loaded(t
 
 def test_a_record_that_is_marked_as_a_folder_is_refused(tmp_path):
     path = tmp_path / 'c.pth'
-    checkpoint_file.save(str(path), {'model': {'w': torch.randn(30)}})
+    pth_file.save(str(path), {'model': {'w': torch.randn(30)}})
     content = bytearray(path.read_bytes())
     content[content.rfind(b'PK\1\2') + 38] |= 0x10           # of the last record in the archive's directory
     path.write_bytes(content)

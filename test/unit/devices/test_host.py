@@ -1,9 +1,8 @@
 """Which cores a process keeps to."""
 import os
-import sys
 
 import pytest
-from conftest import FINETUNE, ROOT, execute
+from conftest import FINETUNE, ROOT, two_processes
 
 from util.devices import host
 

@@ -19,10 +19,17 @@ from util.log import logger
 from util.models.build import build_classifier
 from util.models.timm_adapter import LabelSmoothingCrossEntropy, Mixup, RandomErasing, SoftTargetCrossEntropy
 from util.reporting import report
-from util.reporting.confusion import Mistakes
-from util.training import session as runtimes
-from util.training.optimizer_step import adamw_updates, layer_decay_groups
-from util.training.trainer import Course
+from util.reporting.confusion import ConfusionTracker
+from util.training.optimizer_step import build_adamw_step, layer_decay_groups
+from util.training.session import (
+    log_training_setup,
+    open_run_logger,
+    setup_precision,
+    start_session,
+    warn_of_empty_classes,
+    write_result,
+)
+from util.training.trainer import Trainer
 
 
 def build_model(args, classes):
@@ -104,99 +111,100 @@ def build_evaluation(args, world, accelerator, classes=None):
                                       args.pin_mem, accelerator)
 
 
-def evaluate_checkpoint(args, runtime, precision, resumed, build, prepare):
+def evaluate_checkpoint(args, session, precision, resume, build, prepare):
     """--eval: accuracy of the --resume checkpoint, of what `build` builds, on the validation images."""
-    if resumed.path is None:
+    if resume.path is None:
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
-    dataset, loader = build_evaluation(args, runtime.world, runtime.accelerator, resumed.get('classes'))
-    runtimes.warn_of_empty_classes(dataset)
+    dataset, loader = build_evaluation(args, session.world, session.accelerator, resume.get('classes'))
+    warn_of_empty_classes(dataset)
     model = build(args, count_classes(args, dataset))
-    adopt_statistics(args, resumed.get('args'), resumed.path)
-    resumed.restore_model(model, fit_positions=True, averaged=True)
-    logbook = runtimes.open_logbook(args, runtime)
-    model = prepare(model.to(runtime.device), precision)
+    adopt_statistics(args, resume.get('args'), resume.path)
+    resume.restore_model(model, fit_positions=True, ema_weights=True)
+    run_logger = open_run_logger(args, session)
+    model = prepare(model.to(session.device), precision)
     precision = getattr(model, 'precision', precision)          # a LinearProbe's own
-    loader.bad_images = unreadable.ledger(args.output_dir, args.max_bad_images, dataset, runtime)
+    loader.unreadable_images = unreadable.track_unreadable(args.output_dir, args.max_bad_images, dataset, session)
     normalize = Normalize.of(vars(args))
-    mistakes = Mistakes(dataset, normalize)
-    result = evaluate(model, loader, precision, runtime, normalize, mistakes)
-    mistakes.after(0, True, logbook)
-    loader.bad_images.share(runtime.world, runtime.device)
-    result = runtimes.finish(runtime, logbook, 'eval', {
-        'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resumed.path})
-    report.of_evaluation(args, runtime, precision, result, mistakes)
-    logbook.close()
+    confusion = ConfusionTracker(dataset, normalize)
+    result = evaluate(model, loader, precision, session, normalize, confusion)
+    confusion.after(0, True, run_logger)
+    loader.unreadable_images.share(session.world, session.device)
+    result = write_result(session, run_logger, 'eval', {
+        'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resume.path})
+    report.of_evaluation(args, session, precision, result, confusion)
+    run_logger.close()
 
 
-def train(args, runtime, precision, resumed):
+def train(args, session, precision, resume):
     """Fine-tune, or train from scratch, with an evaluation after each epoch."""
-    if args.freeze is not None and not (args.finetune or resumed.path):
+    if args.freeze is not None and not (args.finetune or resume.path):
         raise UserError('--freeze {}: there are only random weights to freeze; name others with --finetune'
                         .format(args.freeze))
-    data = train_set, _, val_loader = build_data(args, runtime.world, runtime.accelerator)
+    data = train_set, _, val_loader = build_data(args, session.world, session.accelerator)
     classes = count_classes(args, train_set)
 
     # model, optimizer, and what earlier runs left
-    runtime.seed(args.seed, epoch=-1)
+    session.seed(args.seed, epoch=-1)
     model = build_model(args, classes)
-    if args.finetune and resumed.path is None:
+    if args.finetune and resume.path is None:
         weights.start_from(args.finetune, model, args, weights.load_pretrained)
-    adopt_statistics(args, resumed.get('args'), resumed.path)
-    resumed.restore_model(model)
+    adopt_statistics(args, resume.get('args'), resume.path)
+    resume.restore_model(model)
     freeze(model, args.freeze)
-    runtime.place(model)
-    lr = runtimes.describe_training(args, runtime.world, train_set, model, val_loader.dataset)
+    session.place(model)
+    lr = log_training_setup(args, session.world, train_set, model, val_loader.dataset)
     groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)
-    model, updates = adamw_updates(args, runtime, precision, resumed, model, groups, (.9, .999), lr)
+    model, optimizer_step = build_adamw_step(args, session, precision, resume, model, groups, (.9, .999), lr)
     criterion, mix = build_loss(args, classes)
-    train_epochs(args, runtime, resumed, updates, model, data, criterion, build_augmentation(args, mix, runtime.device))
+    train_epochs(args, session, resume, optimizer_step, model, data, criterion,
+                 build_augmentation(args, mix, session.device))
 
 
-def train_epochs(args, runtime, resumed, updates, model, data, criterion, augment):
+def train_epochs(args, session, resume, optimizer_step, model, data, criterion, augment):
     """Train the epochs that are left of `data`, what build_data gave, and evaluate `model` after each; see
     engine_finetune for the other arguments."""
     normalize, (train_set, train_loader, val_loader) = Normalize.of(vars(args)), data
-    mistakes = Mistakes(val_loader.dataset, normalize)
-    course = Course(args, runtime, updates, model, train_loader, resumed, 'loss', mistakes, classes=train_set.classes,
-                    best=resumed.get('best') or {'acc1': -1., 'epoch': -1})
-    if course.nothing_left():
+    confusion = ConfusionTracker(val_loader.dataset, normalize)
+    trainer = Trainer(args, session, optimizer_step, model, train_loader, resume, 'loss', confusion,
+                      classes=train_set.classes, best=resume.get('best') or {'acc1': -1., 'epoch': -1})
+    if trainer.nothing_left():
         return
 
-    def judge():
-        return evaluate(model, val_loader, updates.precision, runtime, normalize, mistakes)
-    with course:
-        val_loader.bad_images = course.bad_images
-        for progress in course.epochs():
-            stats = train_one_epoch(progress, updates, criterion, augment)
-            result = updates.average.judge(model, judge) if updates.average else judge()
-            course.agree()                              # a signal may have cut the evaluation short
-            close_epoch(course, progress.epoch, stats, result)
+    def evaluation():
+        return evaluate(model, val_loader, optimizer_step.precision, session, normalize, confusion)
+    with trainer:
+        val_loader.unreadable_images = trainer.unreadable_images
+        for epoch in trainer.epochs():
+            stats = train_one_epoch(trainer, criterion, augment)
+            result = optimizer_step.ema.evaluate(model, evaluation) if optimizer_step.ema else evaluation()
+            trainer.stop_if_asked()                     # a signal may have cut the evaluation short
+            close_epoch(trainer, epoch, stats, result)
 
 
-def close_epoch(course, epoch, stats, result):
+def close_epoch(trainer, epoch, stats, result):
     """Log an epoch with its evaluation, and remember the best."""
-    improved = result['acc1'] > course.values['best']['acc1']
+    improved = result['acc1'] > trainer.values['best']['acc1']
     if improved:
-        course.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
-    best = course.values['best']
+        trainer.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
+    best = trainer.values['best']
     logger.info('Max accuracy: %.2f%% (epoch %d)', best['acc1'], best['epoch'])
     tests = {'test_' + name: value for name, value in result.items() if name.endswith(('acc1', 'acc5', 'loss'))}
-    course.close_epoch(stats, tests, {'acc1': result['acc1'], 'acc5': result['acc5'], 'best_acc1': best['acc1'],
-                                      'best_epoch': best['epoch']}, improved)
+    trainer.close_epoch(stats, tests, {'acc1': result['acc1'], 'acc5': result['acc5'], 'best_acc1': best['acc1'],
+                                       'best_epoch': best['epoch']}, improved)
 
 
 def main(args, train=train, build=build_model, prepare=lambda model, precision: precision.prepare_inference(model)):
     """Train by `train`, or evaluate what `build` builds and `prepare` makes ready; main_linprobe.py has its own."""
-    runtime = runtimes.start(args)
-    precision = runtimes.choose_precision(args, runtime)
-    resumed = checkpointer.find(args.resume, args.output_dir)
+    session = start_session(args)
+    precision = setup_precision(args, session)
+    resume = checkpointer.find(args.resume, args.output_dir)
     args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
-                                                      args.eval, resumed.get('args'))
+                                                      args.eval, resume.get('args'))
     if args.eval:
-        evaluate_checkpoint(args, runtime, precision, resumed, build, prepare)
+        evaluate_checkpoint(args, session, precision, resume, build, prepare)
     else:
-        train(args, runtime, precision, resumed)
-    runtime.world.leave()
+        train(args, session, precision, resume)
+    session.world.shutdown()
 
 
 if __name__ == '__main__':

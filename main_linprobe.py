@@ -12,8 +12,8 @@ from util.config.normalization import adopt_statistics
 from util.data.transforms import Normalize, pretraining_transform
 from util.log import logger
 from util.models.linear_probe import LARS, LinearProbe, probing_head
-from util.training import session as runtimes
-from util.training.optimizer_step import weight_updates
+from util.training.optimizer_step import build_optimizer_step
+from util.training.session import log_training_setup
 
 
 def build_model(args, classes):
@@ -44,25 +44,25 @@ def build_data(args, world, accelerator):
                                     pretraining_transform(args.input_size, args.in_chans, args.crop_min))
 
 
-def train(args, runtime, precision, resumed):
+def train(args, session, precision, resume):
     """Train the head, with an evaluation after each epoch."""
-    data = train_set, _, val_loader = build_data(args, runtime.world, runtime.accelerator)
+    data = train_set, _, val_loader = build_data(args, session.world, session.accelerator)
 
     # encoder, head, optimizer, and what earlier runs left
-    runtime.seed(args.seed, epoch=-1)
+    session.seed(args.seed, epoch=-1)
     model = build_model(args, main_finetune.count_classes(args, train_set))
-    if resumed.path is None:
+    if resume.path is None:
         load_encoder(model, args)
-    adopt_statistics(args, resumed.get('args'), resumed.path)
-    resumed.restore_model(model)
-    runtime.place(model)
-    probe = LinearProbe(model, precision, runtime.world)
-    lr = runtimes.describe_training(args, runtime.world, train_set, probe.head, val_loader.dataset)
+    adopt_statistics(args, resume.get('args'), resume.path)
+    resume.restore_model(model)
+    session.place(model)
+    probe = LinearProbe(model, precision, session.world)
+    lr = log_training_setup(args, session.world, train_set, probe.head, val_loader.dataset)
     optimizer = LARS(probe.head.parameters(), lr=lr, weight_decay=args.weight_decay)
-    resumed.restore_training(optimizer, probe.precision)
-    updates = weight_updates(args, runtime, probe.precision, resumed, probe.head, optimizer, lr)
+    resume.restore_training(optimizer, probe.precision)
+    optimizer_step = build_optimizer_step(args, session, probe.precision, resume, probe.head, optimizer, lr)
     normalize = Normalize.of(vars(args))
-    main_finetune.train_epochs(args, runtime, resumed, updates, probe, data, CrossEntropyLoss(),
+    main_finetune.train_epochs(args, session, resume, optimizer_step, probe, data, CrossEntropyLoss(),
                                lambda images, labels: (probe.features(normalize(images)), labels))
 
 

@@ -12,10 +12,11 @@ from util.data.loader import training_loader
 from util.data.transforms import Normalize, evaluation_transform, pretraining_transform
 from util.data.validation_split import split_settings
 from util.models.build import build_autoencoder
-from util.reporting.reconstructions import Reconstructions
-from util.training import knn, session as runtimes
-from util.training.optimizer_step import adamw_updates, decay_groups
-from util.training.trainer import Course
+from util.reporting.reconstructions import ReconstructionSnapshots
+from util.training import knn
+from util.training.optimizer_step import build_adamw_step, decay_groups
+from util.training.session import log_training_setup, setup_precision, start_session
+from util.training.trainer import Trainer
 
 
 def build_data(args):
@@ -25,49 +26,50 @@ def build_data(args):
 
 
 def main(args):
-    runtime = runtimes.start(args)
-    precision = runtimes.choose_precision(args, runtime)
-    train(args, runtime, precision)
-    runtime.world.leave()
+    session = start_session(args)
+    precision = setup_precision(args, session)
+    train(args, session, precision)
+    session.world.shutdown()
 
 
-def train(args, runtime, precision):
+def train(args, session, precision):
     """Pre-train for the epochs that are left."""
     if args.val_fraction:
         args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed,
                                                           has_validation(args.data_path), False, None)
     dataset = build_data(args)
-    loader = training_loader(dataset, args.batch_size, runtime.world, args.seed, args.num_workers, args.pin_mem,
-                             runtime.accelerator)
+    loader = training_loader(dataset, args.batch_size, session.world, args.seed, args.num_workers, args.pin_mem,
+                             session.accelerator)
 
     # model, optimizer, and what an earlier run left
-    runtime.seed(args.seed, epoch=-1)
-    resumed = checkpointer.find(args.resume, args.output_dir)
+    session.seed(args.seed, epoch=-1)
+    resume = checkpointer.find(args.resume, args.output_dir)
     model = build_autoencoder(vars(args))
-    if args.init_from and resumed.path is None:
+    if args.init_from and resume.path is None:
         weights.start_from(args.init_from, model, args, weights.load_for_pretraining)
-    adopt_statistics(args, resumed.get('args'), resumed.path)
+    adopt_statistics(args, resume.get('args'), resume.path)
     normalize = Normalize.of(vars(args))
-    resumed.restore_model(model)
-    runtime.place(model)
-    lr = runtimes.describe_training(args, runtime.world, dataset, model)
+    resume.restore_model(model)
+    session.place(model)
+    lr = log_training_setup(args, session.world, dataset, model)
     groups = decay_groups(model, args.weight_decay)
-    model, updates = adamw_updates(args, runtime, precision, resumed, model, groups, (.9, .95), lr)
+    model, optimizer_step = build_adamw_step(args, session, precision, resume, model, groups, (.9, .95), lr)
 
     # epochs
-    gallery = Reconstructions(model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize,
-                              args.mask_ratio, precision, runtime.device, args.epochs, resumed.get('reconstructions'),
-                              resumed.start(args.start_epoch)[0], lambda: updates.averaged(model))
-    course = Course(args, runtime, updates, model, loader, resumed, 'train_loss', gallery,
-                    reconstructions=gallery.snapshots)
-    if course.nothing_left():
+    snapshots = ReconstructionSnapshots(
+        model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize, args.mask_ratio, precision,
+        session.device, args.epochs, resume.get('reconstructions'), resume.start(args.start_epoch)[0],
+        lambda: optimizer_step.ema_weights(model))
+    trainer = Trainer(args, session, optimizer_step, model, loader, resume, 'train_loss', snapshots,
+                      reconstructions=snapshots.snapshots)
+    if trainer.nothing_left():
         return
-    judge = knn.periodic(args, model, normalize, runtime, precision, updates.averaged)
-    with course:
-        for progress in course.epochs():
-            stats = train_one_epoch(progress, updates, args.mask_ratio, normalize)
-            judged = judge(progress.epoch, course)
-            course.close_epoch(stats, judged, judged)
+    evaluate_knn = knn.periodic(args, model, normalize, session, precision, optimizer_step.ema_weights)
+    with trainer:
+        for epoch in trainer.epochs():
+            stats = train_one_epoch(trainer, args.mask_ratio, normalize)
+            accuracy = evaluate_knn(epoch, trainer)
+            trainer.close_epoch(stats, accuracy, accuracy)
 
 
 if __name__ == '__main__':

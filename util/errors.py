@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from util.text import first_line, one_line
 
 USER_ERROR_STATUS = 2       # the user can mend it; running again as it is ends the same way
-FAULT_STATUS = 70           # a process died or hangs: running again may well succeed
-UNSAVED_STATUS = 74         # trained to the end, but the last checkpoint could not be written
-STOPPED_STATUS = 75         # stopped as a signal asked, and saved: --resume auto goes on
+FAILURE_STATUS = 70           # a process died or hangs: running again may well succeed
+SAVE_FAILED_STATUS = 74         # trained to the end, but the last checkpoint could not be written
+PREEMPTED_STATUS = 75         # stopped as a signal asked, and saved: --resume auto goes on
 LAUNCHER_FIRST = 3.         # seconds that the launcher gets to notice which process ended first
 
 
@@ -24,22 +24,22 @@ class UserError(Exception):
         super().__init__(str(message).rsplit('UserError: ', 1)[-1].strip())
 
 
-class Fault(Exception):
+class SystemFailure(Exception):
     """Something around the program broke: another process, a loader process. The message says what."""
-    status = FAULT_STATUS
+    status = FAILURE_STATUS
 
 
-class Stopped(Exception):
+class Preempted(Exception):
     """A signal asked to stop, and all is saved. The message says where; '' where another process says it."""
 
 
-class Unsaved(Exception):
+class SaveFailed(Exception):
     """The last checkpoint of a run could not be written. The message says so; '' where another process does."""
-    status = UNSAVED_STATUS
+    status = SAVE_FAILED_STATUS
 
 
 @contextmanager
-def instead_of(flag, words):
+def reworded(flag, words):
     """Let the UserErrors of the block speak of `words` where they speak of `flag`, which the command has not."""
     try:
         yield
@@ -53,24 +53,24 @@ def run(main, *args):
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main(*args)
-    except (UserError, Fault, Unsaved) as error:
+    except (UserError, SystemFailure, SaveFailed) as error:
         if isinstance(error, UserError):
-            let_the_first_speak()
+            report_once_per_node()
         _end('error: {}'.format(error) if str(error) else '', error.status)
-    except Stopped as stopped:
-        _end(str(stopped), STOPPED_STATUS)
+    except Preempted as stopped:
+        _end(str(stopped), PREEMPTED_STATUS)
     except KeyboardInterrupt:
         _end('interrupted', 128 + signal.SIGINT)
     except RuntimeError as error:
         backend = _process_group_backend()
         if not backend or backend not in str(error).lower():    # a type of their own is that of the newest PyTorch only
             raise
-        let_the_first_speak(among_all=True)
+        report_once_per_node(among_all=True)
         _end('error: process {}: a collective operation failed, most often because another process ended ({})'.format(
-            os.environ.get('RANK', '?'), first_line(error)), FAULT_STATUS)
+            os.environ.get('RANK', '?'), first_line(error)), FAILURE_STATUS)
 
 
-def let_the_first_speak(among_all=False):
+def report_once_per_node(among_all=False):
     """Pause, on all ranks of a node but the first, before a mistake is told; `among_all`: on the first too.
 
     Every rank usually makes the same one. When the first has ended, the launcher's SIGTERM ends the others without a

@@ -21,7 +21,7 @@ def size_of(model):
     return SIZES[model.replace('mae_', '').split('_')[1]]
 
 
-def recognise(weights, path, input_size=None):
+def infer_size(weights, path, input_size=None):
     """The flags that build the model of `weights`, by their names and shapes.
 
     Args:

@@ -34,7 +34,7 @@ from util.data.datasets import ImageList, pretraining_set
 from util.distributed.world import World
 from util.data.image_files import decode, read_bytes
 from util.data.loader import collate, evaluation_loader, training_loader
-from util.data.lazy_image import BICUBIC, MARGIN, open_picture
+from util.data.lazy_image import BICUBIC, MARGIN, open_image
 from util.models.timm_adapter import color_augmentation
 from util.data.transforms import evaluation_transform, finetuning_transform, MEAN, Normalize, pretraining_transform, STD
 
@@ -106,10 +106,10 @@ def stages(paths, ours, baseline, accelerator, place, batch_size, rounds):
         return Image.open(io.BytesIO(contents(path))).convert('RGB')
 
     def our_sample(path, steps):
-        return (chain(steps, open_picture(path)), 0), []
+        return (chain(steps, open_image(path)), 0), []
 
     def a_pixel(path):
-        picture = open_picture(path)
+        picture = open_image(path)
         return picture.part(0, 0, picture.height, 1, (picture.height, 1))      # decodes at full size, resizes little
 
     ours_parts = [
@@ -198,7 +198,7 @@ def differences(paths):
         for scale, values in found.items():
             width, height = (side // scale * scale for side in whole.size)
             side = int(min(width, height) / (MARGIN * scale))       # the largest that is decoded at this scale
-            ours = open_picture(path).part(0, 0, height, width, (side, side)).numpy()
+            ours = open_image(path).part(0, 0, height, width, (side, side)).numpy()
             theirs = whole.crop((0, 0, width, height)).resize((side, side), BICUBIC)
             values.append(float(abs(ours - np.asarray(theirs, dtype=float)).mean()))
     return {scale: (statistics.mean(values), max(values)) for scale, values in found.items()}

@@ -30,16 +30,16 @@ import torch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from util.devices.precision import choose_precision
 from util.models.build import build_autoencoder
-from util.devices import precision as precisions
-from util.training import session as runtimes
+from util.training.session import start_session
 from util.config.train_flags import parse_pretrain
 from util.config.parser import number, Parser
 from util.errors import run
 from util.compat import supported
 from util.tools.launch import free_port
 from util.data.transforms import Normalize
-from util.training.optimizer_step import decay_groups, WeightUpdates
+from util.training.optimizer_step import decay_groups, OptimizerStep
 
 
 class Training:
@@ -49,42 +49,45 @@ class Training:
         wrap: bare model -> what is called, e.g. in DistributedDataParallel.
     """
 
-    def __init__(self, flags, runtime, wrap):
-        runtime.seed(flags.seed, epoch=-1)
+    def __init__(self, flags, session, wrap):
+        session.seed(flags.seed, epoch=-1)
         model = build_autoencoder(vars(flags))
-        runtime.place(model)
-        precision = precisions.choose(runtime.accelerator, flags.amp, flags.amp_backend, flags.amp_dtype,
+        session.place(model)
+        precision = choose_precision(session.accelerator, flags.amp, flags.amp_backend, flags.amp_dtype,
                                       flags.loss_scale)
-        optimizer = precision.adamw(runtime.accelerator, decay_groups(model, flags.weight_decay), lr=1e-4,
+        optimizer = precision.adamw(session.accelerator, decay_groups(model, flags.weight_decay), lr=1e-4,
                                     betas=(.9, .95))
         model, optimizer = precision.prepare(model, optimizer)
-        self.precision, self._flags, self._runtime = precision, flags, runtime
-        self.updates = WeightUpdates(wrap(model, precision), optimizer, precision, lambda epoch: 1e-4)
+        self.precision, self._flags, self._session = precision, flags, session
+        self.optimizer_step = OptimizerStep(wrap(model, precision), optimizer, precision, lambda epoch: 1e-4)
         self._normalize = Normalize(flags.in_chans)
         self._images = torch.randint(256, (flags.batch_size, flags.input_size, flags.input_size, flags.in_chans),
-                                     dtype=torch.uint8, device=runtime.device)
+                                     dtype=torch.uint8, device=session.device)
 
     def steps(self, count):
         for i in range(count):
-            self._runtime.seed(0, 0, i)
+            self._session.seed(0, 0, i)
             images = self._normalize(self._images)
-            with self.updates.iteration(i, count, 0):
+            self.optimizer_step.set_lr(0, i, count)
+            with self.optimizer_step.gradient_sync():
                 with self.precision.autocast():
-                    loss = self.updates.model(images, mask_ratio=self._flags.mask_ratio, loss_only=True)
-                self.updates.backward(loss)
+                    loss = self.optimizer_step.model(images, mask_ratio=self._flags.mask_ratio, loss_only=True)
+                self.optimizer_step.backward(loss)
+            if self.optimizer_step.due:
+                self.optimizer_step.update()
 
     def gradients(self):
         """A tensor as large as all gradients, in their type."""
-        trained = [p for p in self.updates.model.parameters() if p.requires_grad]
+        trained = [p for p in self.optimizer_step.model.parameters() if p.requires_grad]
         return torch.zeros(sum(p.numel() for p in trained), dtype=trained[0].dtype, device=trained[0].device)
 
 
-def other_wrap(runtime, options):
+def other_wrap(session, options):
     """The program's wrap but for these options of DistributedDataParallel."""
     def wrap(model, precision):
-        may_move = precision.gradients_stay_in_model and runtime.accelerator.gradients_may_move
+        may_move = precision.gradients_stay_in_model and session.accelerator.supports_bucket_view
         chosen = {**supported(DistributedDataParallel, gradient_as_bucket_view=may_move), **options}
-        ids = None if runtime.device.type == 'cpu' else [runtime.device.index]
+        ids = None if session.device.type == 'cpu' else [session.device.index]
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, **chosen)
     return wrap
 
@@ -96,51 +99,51 @@ def measure(args):
         torch.set_num_threads(1)
     flags = parse_pretrain(['--data_path', ROOT, '--model', args.model, '--batch_size', str(args.batch_size),
                             '--device', args.device, '--num_workers', '0', *args.flags])
-    runtime = runtimes.start(flags)
-    report = take_turns(args, flags, runtime)
-    if runtime.world.is_main:
+    session = start_session(flags)
+    report = take_turns(args, flags, session)
+    if session.world.is_main:
         print(json.dumps(report), flush=True)
-    runtime.world.leave()
+    session.world.shutdown()
 
 
-def take_turns(args, flags, runtime):
+def take_turns(args, flags, session):
     """The report: milliseconds a step of each kind in each round, and what was used."""
-    alone, together = Training(flags, runtime, lambda model, _: model), Training(flags, runtime, runtime.wrap)
+    alone, together = Training(flags, session, lambda model, _: model), Training(flags, session, session.wrap)
     buffer = together.gradients()
 
     def without():
-        with together.updates.model.no_sync():
+        with together.optimizer_step.model.no_sync():
             together.steps(args.steps)
 
     def exchange():
         for _ in range(args.steps):
             dist.all_reduce(buffer)
 
-    works = {'alone': lambda: runtime.world.is_main and alone.steps(args.steps),
+    works = {'alone': lambda: session.world.is_main and alone.steps(args.steps),
              'together': lambda: together.steps(args.steps), 'no_sync': without, 'exchange': exchange}
     if args.options:
-        other = Training(flags, runtime, other_wrap(runtime, args.options))
+        other = Training(flags, session, other_wrap(session, args.options))
         works['other options'] = lambda: other.steps(args.steps)
     times, processor = {name: [] for name in works}, {name: [] for name in works}
     for _ in range(args.rounds + 1):            # the first warms up
         for name, work in works.items():
-            for values, seconds in zip((times[name], processor[name]), timed(work, runtime)):
+            for values, seconds in zip((times[name], processor[name]), timed(work, session)):
                 values.append(seconds / args.steps * 1e3)
-    return {'device': runtime.accelerator.name, 'precision': together.precision.name, 'torch': torch.__version__,
+    return {'device': session.accelerator.name, 'precision': together.precision.name, 'torch': torch.__version__,
             'megabytes': buffer.numel() * buffer.element_size() / 1e6,
             'milliseconds': {name: values[1:] for name, values in times.items()},
             'processor': {name: values[1:] for name, values in processor.items()}}
 
 
-def timed(work, runtime):
+def timed(work, session):
     """Seconds that the slowest process needs for its work, and that a processor works on it; they begin together."""
-    runtime.accelerator.synchronize()
-    runtime.totals(0)
+    session.accelerator.synchronize()
+    session.totals(0)
     begun, processor = time.perf_counter(), time.process_time()
     work()
-    runtime.accelerator.synchronize()
-    seconds = torch.tensor([time.perf_counter() - begun, time.process_time() - processor], device=runtime.device)
-    return tuple(map(max, zip(*runtime.world.gather(seconds))))
+    session.accelerator.synchronize()
+    seconds = torch.tensor([time.perf_counter() - begun, time.process_time() - processor], device=session.device)
+    return tuple(map(max, zip(*session.world.gather(seconds))))
 
 
 def start_processes(args):

@@ -1,7 +1,7 @@
 """How fast a training step is, against the published implementations' way: python test/bench/bench_step.py [flags]
 
 Ours is the program's own step, from bytes on the device to updated weights: its models, engine's losses, precision and
-WeightUpdates. The baseline, in this file, works as the published implementations do: explicit softmax
+OptimizerStep. The baseline, in this file, works as the published implementations do: explicit softmax
 attention, all patches embedded and predicted, fp16 autocast with a gradient scaler on GPUs and fp32 on CPUs, plain
 AdamW, the loss read and the device waited for in every step. It gets its images as floats on the device, for nothing.
 
@@ -35,13 +35,14 @@ from torch import nn
 
 import models_mae
 import models_vit
-from util.devices import accelerator as devices, precision as precisions
+from util.devices.precision import choose_precision
+from util.devices import accelerator as devices
 from util.devices.compile import compile_blocks
 from util.data.loader import seed_generators
-from util.models.activation_checkpointing import recomputed
+from util.models.activation_checkpointing import checkpointed
 from util.models.timm_adapter import Mixup, RandomErasing, SoftTargetCrossEntropy
 from util.data.transforms import Normalize
-from util.training.optimizer_step import decay_groups, layer_decay_groups, WeightUpdates
+from util.training.optimizer_step import decay_groups, layer_decay_groups, OptimizerStep
 
 SIDES = ('ours', 'baseline')
 LR = 1e-4
@@ -133,15 +134,15 @@ class Ours(Step):
 
     def __init__(self, args, accelerator, place):
         super().__init__(args, accelerator, place)
-        self.precision = precisions.choose(accelerator, accelerator.is_accelerator, 'auto', args.amp_dtype)
+        self.precision = choose_precision(accelerator, accelerator.is_accelerator, 'auto', args.amp_dtype)
         groups, betas = self.groups()
         optimizer = self.precision.adamw(accelerator, groups, lr=LR, betas=betas)
         model, optimizer = self.precision.prepare(self.model, optimizer)
         if args.grad_checkpoint:
-            model.run_block = recomputed
+            model.run_block = checkpointed
         if args.compile:
             compile_blocks(model, place)
-        self.updates = WeightUpdates(model, optimizer, self.precision, lambda epoch: LR)
+        self.optimizer_step = OptimizerStep(model, optimizer, self.precision, lambda epoch: LR)
         self.mix = Mixup(.8, 1., label_smoothing=.1, num_classes=1000)
         self.erase, self.criterion = RandomErasing(.25, mode='pixel', device=place), SoftTargetCrossEntropy()
 
@@ -149,15 +150,18 @@ class Ours(Step):
         images, self.i = self.normalize(self.pixels), self.i + 1
         if self.args.task == 'finetune':
             images, labels = self.mix(self.erase(images), self.labels)
-        with self.updates.iteration(self.i, sys.maxsize, 0):
+        self.optimizer_step.set_lr(0, self.i, sys.maxsize)
+        with self.optimizer_step.gradient_sync():
             with self.precision.autocast():
                 if self.args.task == 'pretrain':
-                    loss = self.updates.model(images, mask_ratio=.75, loss_only=True)
+                    loss = self.optimizer_step.model(images, mask_ratio=.75, loss_only=True)
                 else:
-                    logits = self.updates.model(images)
+                    logits = self.optimizer_step.model(images)
             if self.args.task == 'finetune':
                 loss = self.criterion(logits.float(), labels)
-            self.updates.backward(loss)
+            self.optimizer_step.backward(loss)
+        if self.optimizer_step.due:
+            self.optimizer_step.update()
 
 
 class Baseline(Step):
@@ -168,7 +172,7 @@ class Baseline(Step):
         groups, betas = self.groups()
         self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=betas)
         half = accelerator.is_accelerator
-        self.precision = precisions.choose(accelerator, half, backend='native' if half else 'auto',
+        self.precision = choose_precision(accelerator, half, backend='native' if half else 'auto',
                                            dtype='fp16' if half else 'auto')
         self.images = self.normalize(self.pixels)
         self.mix, self.criterion = Mixup(.8, 1., label_smoothing=.1, num_classes=1000), SoftTargetCrossEntropy()

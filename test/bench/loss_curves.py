@@ -15,19 +15,20 @@ import util  # noqa: F401  (before torch: it keeps `import torch` from loading a
 import torch
 
 import models_mae
-from util.devices import accelerator as devices, precision as precisions
+from util.devices.precision import choose_precision
+from util.devices import accelerator as devices
 from util.devices.compile import compile_blocks
 from util.data.datasets import pretraining_set
 from util.data.loader import seed_generators
 from util.data.transforms import evaluation_transform, Normalize
-from util.training.optimizer_step import decay_groups, warmup_cosine, WeightUpdates
+from util.training.optimizer_step import decay_groups, warmup_cosine, OptimizerStep
 
 
 def curve(args, images, seed, amp):
     """The losses of a training, and what its precision is called."""
     accelerator = devices.select(args.device)
     place = accelerator.use(0)
-    precision = precisions.choose(accelerator, amp, 'auto', args.amp_dtype if amp else 'auto')
+    precision = choose_precision(accelerator, amp, 'auto', args.amp_dtype if amp else 'auto')
     seed_generators(seed)
     accelerator.seed(seed)
     model = getattr(models_mae, 'mae_vit_' + args.model)(img_size=args.input_size, norm_pix_loss=True).to(place).train()
@@ -35,15 +36,18 @@ def curve(args, images, seed, amp):
     model, optimizer = precision.prepare(model, optimizer)
     if amp and args.compile:
         compile_blocks(model, place)
-    updates = WeightUpdates(model, optimizer, precision,
+    optimizer_step = OptimizerStep(model, optimizer, precision,
                             lambda epoch: warmup_cosine(epoch, args.lr, args.steps, args.steps / 10, 0.))
     normalize, losses = Normalize(), []
     for step in range(args.steps):
         batch = images[torch.randint(len(images), (args.batch_size,))].to(place)
-        with updates.iteration(0, 1, step):
+        optimizer_step.set_lr(step, 0, 1)
+        with optimizer_step.gradient_sync():
             with precision.autocast():
-                loss = updates.model(normalize(batch), mask_ratio=.75, loss_only=True)
-            updates.backward(loss)
+                loss = optimizer_step.model(normalize(batch), mask_ratio=.75, loss_only=True)
+            optimizer_step.backward(loss)
+        if optimizer_step.due:
+            optimizer_step.update()
         losses.append(loss.detach())
     return torch.stack(losses).tolist(), precision.name
 

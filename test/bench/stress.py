@@ -31,7 +31,7 @@ from util.tools import synthetic_dataset
 from util.errors import UserError
 from util.data.image_files import UnreadableImage
 from util.tools.launch import children
-from util.data.lazy_image import open_picture
+from util.data.lazy_image import open_image
 
 NANO = ['--model', 'mae_vit_nano_patch16', '--input_size', '32', '--patch_size', '8', '--batch_size', '8',
         '--device', 'cpu', '--warmup_epochs', '1', '--num_workers', '1']
@@ -228,7 +228,7 @@ def fuzz(work, seed, count):
 def read(path):
     """Whether training could read a file; else it was refused as it should be."""
     try:
-        picture = open_picture(path)
+        picture = open_image(path)
         return picture.part(0, 0, picture.height, picture.width, (64, 64)).shape == (64, 64, 3)
     except UnreadableImage:
         return False

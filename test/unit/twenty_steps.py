@@ -20,7 +20,8 @@ from util.checkpoints import checkpointer, pth_file
 from util.devices.accelerator import Cpu
 from util.devices.precision import FullPrecision
 from util.models.timm_adapter import Mixup, SoftTargetCrossEntropy
-from util.training.optimizer_step import WeightUpdates, decay_groups, layer_decay_groups, warmup_cosine
+from util.training.optimizer_step import OptimizerStep, decay_groups, layer_decay_groups, warmup_cosine
+from util.training.trainer import model_state
 
 STEPS, SAVED_AT = 20, 10
 SIZE = {'img_size': 32, 'patch_size': 8}
@@ -56,23 +57,26 @@ def losses(task, path, resumes):
     """The losses of all steps, of which a checkpoint is written at `path`, or of the last, resumed from it."""
     (model, groups, loss_of), precision, found = build(task), FullPrecision(), []
     fill(model)
-    resumed = checkpointer.Resumed(path if resumes else None)
+    resumed = checkpointer.ResumeState(path if resumes else None)
     resumed.restore_model(model)
     optimizer = precision.adamw(Cpu(), groups, lr=1e-3, betas=(.9, .95))
     resumed.restore_training(optimizer, precision)
-    updates = WeightUpdates(model, optimizer, precision, lambda epoch: warmup_cosine(epoch, 1e-3, 1, .25, 0.),
+    optimizer_step = OptimizerStep(model, optimizer, precision, lambda epoch: warmup_cosine(epoch, 1e-3, 1, .25, 0.),
                             accum_iter=2, clip_grad=1.)
     model.train()
     for step in range(SAVED_AT if resumes else 0, STEPS):
         if step == SAVED_AT and not resumes:
-            state = checkpointer.training_state(model, optimizer, precision, 0, argparse.Namespace(lr=1e-3))
+            state = {**model_state(model, optimizer, precision), 'epoch': 0, 'args': vars(argparse.Namespace(lr=1e-3))}
             pth_file.save(path, state)
         np.random.seed(step)
         torch.manual_seed(step)         # of the masks; uniform noise is the same in all releases
         images = torch.tensor(np.random.normal(0, 1, (8, 3, 32, 32)), dtype=torch.float32)
-        with updates.iteration(step, STEPS, 0):
+        optimizer_step.set_lr(0, step, STEPS)
+        with optimizer_step.gradient_sync():
             loss = loss_of(images)
-            updates.backward(loss)
+            optimizer_step.backward(loss)
+        if optimizer_step.due:
+            optimizer_step.update()
         found.append(loss.item())
     return found
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which there are, what they hold, and going on from one."""
+"""Checkpoints of a run: find the one to resume from, restore it, save new ones and keep the last N."""
 import glob
 import json
 import os
@@ -9,14 +9,13 @@ import time
 
 import torch
 
-from util.checkpoints.pth_file import judged_weights, load, loading, plain_copy, save
+from util.checkpoints.pth_file import load, loading, plain_copy, prefer_ema_weights, save
 from util.checkpoints.schema import check, check_optimizer
 from util.checkpoints.weights import check_grid, load_model, with_positions_for
 from util.distributed import hang_detector
 from util.errors import UserError
 from util.files import lines, set_aside
 from util.log import logger
-from util.training.ema import WeightAverage
 
 # Flags that say where a run happens, not what it computes.
 PLACES = ('data_path', 'output_dir', 'log_dir', 'resume', 'num_workers', 'pin_mem', 'local_rank', 'dist_url', 'addr',
@@ -60,37 +59,23 @@ def set_newer_aside(folder, start, resumed_path):
 
 
 def find(flag, folder):
-    """Resumed of what --resume names: a path, the newest checkpoint of `folder` that can be read for 'auto', or none.
+    """ResumeState of --resume: of a path, of the newest checkpoint in `folder` that can be read for 'auto', or of none.
 
     Raises:
         UserError: it cannot be read; or there are checkpoints but none can be read.
     """
     if flag != 'auto':
-        return Resumed(flag or None)
+        return ResumeState(flag or None)
     paths = numbered(folder)
     for path in paths:
         try:
-            return Resumed(path)
+            return ResumeState(path)
         except UserError as error:
             logger.warning('%s; trying the one before', error)
     if paths:
         raise UserError('--resume auto: none of the {} checkpoints in {} can be read; without --resume the run starts '
                         'anew and keeps them under another name'.format(len(paths), folder))
-    return Resumed(None)
-
-
-def training_state(model, optimizer, precision, epoch, args, average=None, **more):
-    """All that a run needs to resume after `epoch`, in tensors and plain types; util.checkpoints.schema says what.
-
-    Args:
-        model: not in DistributedDataParallel.
-        average: WeightAverage, or None.
-        more: further plain values, such as best and classes.
-    """
-    weights = precision.model_state(model, optimizer)
-    averaged = average.state(weights) if average else {}
-    return {'model': weights, **averaged, 'optimizer': optimizer.state_dict(),
-            'epoch': epoch, 'scaler': precision.state_dict(), 'args': dict(vars(args)), **more}
+    return ResumeState(None)
 
 
 def load_optimizer(optimizer, saved, path):
@@ -111,11 +96,11 @@ def load_optimizer(optimizer, saved, path):
     optimizer.load_state_dict({'state': state, 'param_groups': groups})
 
 
-class Resumed:
+class ResumeState:
     """The checkpoint that a run resumes from; where `path` is None, one that restores nothing.
 
     Raises:
-        UserError, Fault: see util.checkpoints.pth_file.loading; so do the methods that restore something.
+        UserError, SystemFailure: see util.checkpoints.pth_file.loading; so do the methods that restore something.
     """
 
     def __init__(self, path):
@@ -126,7 +111,7 @@ class Resumed:
                 check(self.state, path)
 
     @property
-    def goes_on(self):
+    def is_resume(self):
         """True where a training continues, False where one starts from these weights."""
         return 'optimizer' in self.state
 
@@ -134,15 +119,15 @@ class Resumed:
         """A value of the checkpoint; see util.checkpoints.schema."""
         return self.state.get(name, default)
 
-    def restore_model(self, model, fit_positions=False, averaged=False):
+    def restore_model(self, model, fit_positions=False, ema_weights=False):
         """Fill the bare model, before its precision is set up.
 
         Args:
             fit_positions: interpolate the positions where the model takes another input size.
-            averaged: take the averaged weights (--ema) where there are some.
+            ema_weights: take the averaged weights (--ema) where there are some.
         """
         if self.path:
-            state = judged_weights(self.state, self.path) if averaged else self.state
+            state = prefer_ema_weights(self.state, self.path) if ema_weights else self.state
             weights, flags = state['model'], state.get('args')
             with loading(self.path):
                 if fit_positions:
@@ -154,31 +139,22 @@ class Resumed:
 
     def restore_training(self, optimizer, precision):
         """Fill optimizer and loss scaler, after the precision is set up."""
-        if self.goes_on:
+        if self.is_resume:
             with loading(self.path):
                 load_optimizer(optimizer, self.state['optimizer'], self.path)
                 precision.load_state_dict(self.state.get('scaler'))
             epoch, images, _ = self.start()
-            logger.info('going on %s', 'in epoch {} after {} of its images'.format(epoch, images) if images
-                        else 'after epoch {}'.format(epoch - 1))
+            logger.info('resuming epoch %d%s', epoch, ' at image {}'.format(images) if images else '')
         elif self.path:
             logger.info('%s holds no optimizer: starting at epoch 0 from its weights', self.path)
 
-    def average(self, decay, weights):
-        """WeightAverage, the saved one where there is one; None where `decay` is.
-
-        Args:
-            weights: {name: parameter} that the optimizer updates, restored already.
-        """
-        if decay is None:
-            return None
-        average = WeightAverage(decay, weights)
-        if self.goes_on and 'model_ema' in self.state:
+    def restore_ema(self, ema):
+        """Fill the EMA, which has been made of the restored weights; without a saved one it starts from them."""
+        if self.is_resume and 'model_ema' in self.state:
             with loading(self.path):
-                average.load(self.state, self.path)
-        elif self.goes_on:
-            logger.info('--ema: %s has no average; it starts from the weights', self.path)
-        return average
+                ema.load_state_dict(self.state, self.path)
+        elif self.is_resume:
+            logger.info('--ema: %s has no EMA weights; the EMA starts from the weights', self.path)
 
     def start(self, start_epoch=None):
         """(epoch, images of it that are done, what Progress.state gave there or None) to resume at.
@@ -186,7 +162,7 @@ class Resumed:
         Args:
             start_epoch: the flag, which wins over the checkpoint.
         """
-        if start_epoch is not None or not self.goes_on:
+        if start_epoch is not None or not self.is_resume:
             return start_epoch or 0, 0, None
         return self.state['epoch'] + 1, self.get('images') or 0, self.get('progress')
 
@@ -199,7 +175,7 @@ class Resumed:
 
     def report_changes(self, args, processes):
         """Say which flags are not those that the checkpoint was written with."""
-        if not self.goes_on or not self.get('args'):
+        if not self.is_resume or not self.get('args'):
             return
         before = {'processes': self.get('processes', processes), **self.state['args']}
         now = dict(vars(args), processes=processes)
@@ -209,7 +185,7 @@ class Resumed:
             logger.info('changed since the checkpoint: %s%s', ', '.join(changed),
                         '; the epoch goes on with the images that it has not seen' if self.get('images') else '')
 
-    def forget(self):
+    def release(self):
         """Let go of the tensors, which are in the model and the optimizer now."""
         self.state = {}
 

@@ -15,7 +15,7 @@ from util.config.input_size import plain
 from util.errors import UserError
 from util.files import regular_file
 from util.log import logger
-from util.model_sizes import recognise, size_of
+from util.model_sizes import infer_size, size_of
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
@@ -172,7 +172,7 @@ def _flags(config, weights, path):
     if kind not in list(FITTING):
         raise UserError('{}: is a Hugging Face {}; known are {}'.format(path, kind, ', '.join(FITTING)))
     size = plain(size) if type(size) is list and len(size) == 2 else size
-    flags = {**recognise(weights, path, size), 'layer_norm_eps': config.get('layer_norm_eps', 1e-12)}
+    flags = {**infer_size(weights, path, size), 'layer_norm_eps': config.get('layer_norm_eps', 1e-12)}
     own = size_of(flags['model'])
     fitting = {'hidden_act': 'gelu', **FITTING[kind], 'num_attention_heads': own.heads,     # which no shape shows
                'patch_size': flags['patch_size'], 'num_channels': flags['in_chans']}

@@ -9,16 +9,16 @@ from util.config.input_size import misfit
 from util.config.train_flags import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 from util.log import logger
-from util.model_sizes import recognise
+from util.model_sizes import infer_size
 from util.models import linear_probe
 from util.models.build import build_autoencoder, build_classifier
 
 # model: in evaluation mode; flags: what it was trained with; classes: names by label, None where the file has none.
-Trained = namedtuple('Trained', 'model flags classes')
+LoadedModel = namedtuple('LoadedModel', 'model flags classes')
 
 
 def load_autoencoder(path):
-    """The masked autoencoder of a checkpoint of main_pretrain.py, as Trained.
+    """The masked autoencoder of a checkpoint of main_pretrain.py, as LoadedModel.
 
     Raises:
         UserError: the file is no such checkpoint.
@@ -27,7 +27,7 @@ def load_autoencoder(path):
 
 
 def load_classifier(path, input_size=None):
-    """The classifier of a checkpoint of main_finetune.py or main_linprobe.py, as Trained.
+    """The classifier of a checkpoint of main_finetune.py or main_linprobe.py, as LoadedModel.
 
     Args:
         input_size: another one than that of the training, see util.config.input_size; positions are interpolated.
@@ -37,7 +37,7 @@ def load_classifier(path, input_size=None):
     return _load(path, FINETUNE_MODELS, 'main_finetune.py', input_size)
 
 
-def load_either(path, input_size=None):
+def load_any(path, input_size=None):
     """The model of a checkpoint of any of the scripts, or an encoder alone as a classifier without head; see
     load_classifier."""
     return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py', input_size)
@@ -70,12 +70,12 @@ def _load(path, models, scripts, input_size=None):
             own = {name: table for name, table in model.state_dict().items() if name == 'decoder_pos_embed'}
             values = {**weights.with_positions_for(model, values, flags), **own}
         weights.load_model(model, values, path)
-        return Trained(model.eval(), built, state.get('classes', state.get('labels')))
+        return LoadedModel(model.eval(), built, state.get('classes', state.get('labels')))
 
 
 def _recognised(values, path):
     """The flags of weights that come without any, with a warning of what is assumed."""
-    flags = recognise(values, path)
+    flags = infer_size(values, path)
     part = (', taken as trained without --norm_pix_loss' if flags['model'].startswith('mae_') else
             '' if 'head.weight' in values else ', the encoder alone')
     logger.warning('%s holds no flags of a training; by its shapes it is %s%s, input size %d, patch size %d', path,

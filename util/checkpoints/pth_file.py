@@ -15,7 +15,7 @@ import torch
 from util.checkpoints import download, hugging_face, pth_format
 from util.compat import accepts
 from util.config.weights_location import is_url
-from util.errors import Fault, UserError
+from util.errors import SystemFailure, UserError
 from util.files import atomic_file, regular_file, write_atomically
 from util.log import logger
 
@@ -39,14 +39,14 @@ def loading(path):
     """
     try:
         yield
-    except (UserError, Fault):
+    except (UserError, SystemFailure):
         raise
     except Exception as error:
         text = (getattr(error, 'strerror', None) or str(error)).strip().split('\n')[0][:300]
         reason = ': '.join(filter(None, (type(error).__name__, text)))
         fault = error.errno not in MISTAKES if isinstance(error, OSError) else isinstance(error, MemoryError)
         if fault or isinstance(error, RuntimeError) and OF_THE_MACHINE.search(str(error)):
-            raise Fault('{}: cannot be read here ({})'.format(path, reason)) from error
+            raise SystemFailure('{}: cannot be read here ({})'.format(path, reason)) from error
         raise UserError('{}: not a readable checkpoint ({})'.format(path, reason)) from error
 
 
@@ -105,9 +105,9 @@ def load(path, as_trained=False):
             trained, since they are what the training was judged by.
     Returns:
         a dict with 'model', a dict of tensors by this program's names; a bare state_dict is put under that key. 'args'
-        is a dict where it is there. Beside dense tensors on the CPU there are only plain values.
+        is a dict where it is there. StreamCopy dense tensors on the CPU there are only plain values.
     Raises:
-        UserError, Fault: see `loading`.
+        UserError, SystemFailure: see `loading`.
     """
     with loading(path):
         local = download.fetch(path) if is_url(path) else path
@@ -125,10 +125,10 @@ def load(path, as_trained=False):
                     broken[0])
     if not (_is_state_dict(state.get('model_ema')) and state['model_ema']):
         state.pop('model_ema', None)
-    return state if as_trained else judged_weights(state, path)
+    return state if as_trained else prefer_ema_weights(state, path)
 
 
-def judged_weights(state, path):
+def prefer_ema_weights(state, path):
     """A checkpoint whose 'model' are its averaged weights, where it has some."""
     if 'model_ema' not in state:
         return state

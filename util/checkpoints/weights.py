@@ -36,7 +36,7 @@ def start_from(path, model, args, load):
     Returns:
         names that start anew.
     Raises:
-        UserError, Fault: see util.checkpoints.pth_file.loading.
+        UserError, SystemFailure: see util.checkpoints.pth_file.loading.
     """
     with pth_file.loading(path):
         saved = pth_file.load(path)

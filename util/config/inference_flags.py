@@ -2,7 +2,7 @@
 import os
 
 from util.config import input_size
-from util.config.parser import COUNT, INDEX, Parser, add_device
+from util.config.parser import Parser, add_device, non_negative_int, positive_int
 from util.config.weights_location import fault_of_weights
 
 
@@ -12,7 +12,7 @@ def parse_predict(argv=None):
     add_model(parser, 'main_finetune.py')
     add_images(parser)
     add = parser.add_argument
-    add('--top', type=COUNT, default=5, help='classes to give of each image, at most as many as there are')
+    add('--top', type=positive_int, default=5, help='classes to give of each image, at most as many as there are')
     add('--json', action='store_true', help='a JSON object a line, with file, classes and probabilities, not a table')
     add('--output', default='', help='write these JSON lines to this file, whole; default: to standard output')
     add('--class_names', default='',
@@ -45,8 +45,8 @@ def add_work(parser):
     add = parser.add_argument
     add_device(add)
     add('--amp', action='store_true', help='mixed precision where the device gains by it, as in training')
-    add('--batch_size', type=COUNT, default=64, help='images that the model takes at once')
-    add('--num_workers', type=INDEX,
+    add('--batch_size', type=positive_int, default=64, help='images that the model takes at once')
+    add('--num_workers', type=non_negative_int,
         help='loader processes, 0: load in this one; default: the cores there are, at most 10')
 
 

@@ -1,6 +1,6 @@
 """Flags of the model's input: its size, channels, mean and standard deviation. Nothing here imports torch."""
 from util.config import input_size, normalization
-from util.config.parser import COUNT, POSITIVE, number
+from util.config.parser import number, positive, positive_int
 from util.errors import UserError
 
 RECIPE_AA = 'rand-m9-mstd0.5-inc1'
@@ -9,14 +9,14 @@ COLOURED = (1, 3)           # channels that augmentation of colours is defined f
 
 def add(add):
     """Add them by `add`, of Parser.adder."""
-    add('--input_size', type=COUNT, nargs='+', default=224, metavar=('H', 'W'),
+    add('--input_size', type=positive_int, nargs='+', default=224, metavar=('H', 'W'),
         help='side of the square input in pixels; or its height and width')
-    add('--patch_size', type=COUNT, help="side of a patch in pixels; default: the model's own")
-    add('--in_chans', type=COUNT, default=3,
+    add('--patch_size', type=positive_int, help="side of a patch in pixels; default: the model's own")
+    add('--in_chans', type=positive_int, default=3,
         help='image channels: 1 (grey), 3 (RGB), or as many as the files have (.npy arrays, RGBA)')
     add('--mean', type=number(float), nargs='+',
         help="mean of the pixels, for each channel or for all, white being 1; default: the checkpoint's, or ImageNet's")
-    add('--std', type=POSITIVE, nargs='+', help='standard deviation of the pixels, as --mean')
+    add('--std', type=positive, nargs='+', help='standard deviation of the pixels, as --mean')
 
 
 def check(parser, args, patch_size):

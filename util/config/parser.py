@@ -9,7 +9,7 @@ import difflib
 import math
 import sys
 
-from util.errors import USER_ERROR_STATUS, UserError, let_the_first_speak, run
+from util.errors import USER_ERROR_STATUS, UserError, report_once_per_node, run
 from util.text import one_line
 
 NULL = ('', '~', 'null', 'Null', 'NULL')        # of YAML: the flag keeps its default
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """End the process with one line."""
-        let_the_first_speak()
+        report_once_per_node()
         self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(one_line(self._source + message), self.prog))
 
     def parse_args(self, args=None, namespace=None):
@@ -115,13 +115,13 @@ def number(kind, low=-math.inf, high=math.inf, excluded=()):
     return parse
 
 
-COUNT = number(int, 1)
-INDEX = number(int, 0)
-NOT_NEGATIVE = number(float, 0)
-POSITIVE = number(float, 0, excluded=[0])
-SHARE = number(float, 0, 1)
-SHARE_BELOW_1 = number(float, 0, 1, excluded=[1])
-RATIO = number(float, 0, 1, excluded=[0, 1])
+positive_int = number(int, 1)
+non_negative_int = number(int, 0)
+non_negative = number(float, 0)
+positive = number(float, 0, excluded=[0])
+fraction = number(float, 0, 1)
+fraction_below_one = number(float, 0, 1, excluded=[1])
+open_fraction = number(float, 0, 1, excluded=[0, 1])
 
 
 def add_device(add):

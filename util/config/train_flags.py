@@ -3,16 +3,16 @@ import os
 
 from util.config import input_flags, input_size
 from util.config.parser import (
-    COUNT,
-    INDEX,
-    NOT_NEGATIVE,
-    POSITIVE,
-    RATIO,
-    SHARE,
-    SHARE_BELOW_1,
     Parser,
     add_device,
+    fraction,
+    fraction_below_one,
+    non_negative,
+    non_negative_int,
     number,
+    open_fraction,
+    positive,
+    positive_int,
 )
 from util.config.weights_location import fault_of_weights
 from util.model_sizes import SIZES
@@ -69,21 +69,22 @@ def linprobe_parser():
 def _add_training(parser, batch_size, epochs, warmup_epochs, min_lr, save_every, blr=1e-3, weight_decay=.05,
                   optimizer='AdamW'):
     add = parser.adder(parser.add_argument_group('training'))
-    add('--batch_size', type=COUNT, default=batch_size,
+    add('--batch_size', type=positive_int, default=batch_size,
         help='images per device and iteration; the effective batch is this x accum_iter x number of devices')
-    add('--epochs', type=COUNT, default=epochs, help='passes over the data in the whole schedule')
-    add('--accum_iter', type=COUNT, default=1, help='iterations whose gradients make one optimizer step')
-    add('--weight_decay', type=NOT_NEGATIVE, default=weight_decay, help='weight decay of ' + optimizer)
-    add('--lr', type=POSITIVE, help='peak learning rate; default: blr x effective batch / 256')
-    add('--blr', type=POSITIVE, default=blr, help='base learning rate, for 256 images')
-    add('--base_batch_size', type=COUNT,
+    add('--epochs', type=positive_int, default=epochs, help='passes over the data in the whole schedule')
+    add('--accum_iter', type=positive_int, default=1, help='iterations whose gradients make one optimizer step')
+    add('--weight_decay', type=non_negative, default=weight_decay, help='weight decay of ' + optimizer)
+    add('--lr', type=positive, help='peak learning rate; default: blr x effective batch / 256')
+    add('--blr', type=positive, default=blr, help='base learning rate, for 256 images')
+    add('--base_batch_size', type=positive_int,
         help='effective batch, in images, that --lr is for; a line says where that of this run is another one')
     add('--auto_scale_lr', action='store_true',
         help='scale --lr linearly from base_batch_size to the effective batch of this run')
-    add('--min_lr', type=NOT_NEGATIVE, default=min_lr, help='learning rate at which the cosine ends')
-    add('--warmup_epochs', type=NOT_NEGATIVE, default=warmup_epochs, help='epochs of linear warm-up from 0')
-    add('--clip_grad', type=POSITIVE, help='clip the gradient to this 2-norm; default: no clipping')
-    add('--save_every', type=COUNT, default=save_every, help='epochs between checkpoints; the last is always saved')
+    add('--min_lr', type=non_negative, default=min_lr, help='learning rate at which the cosine ends')
+    add('--warmup_epochs', type=non_negative, default=warmup_epochs, help='epochs of linear warm-up from 0')
+    add('--clip_grad', type=positive, help='clip the gradient to this 2-norm; default: no clipping')
+    add('--save_every', type=positive_int, default=save_every,
+        help='epochs between checkpoints; the last is always saved')
 
 
 def _add_model(parser, models, default):
@@ -99,14 +100,14 @@ def _add_data(parser, crop_min, val_fraction=None):
              '-m util.tools.pack_shards), CIFAR-10 or CIFAR-100 batches, train.csv and val.csv, or one CSV file, '
              'of path,label; pre-training also takes any folder of images')
     as_trained = '' if val_fraction is not None else "; default: the checkpoint's, else {}"
-    add('--val_fraction', type=SHARE, default=val_fraction,
+    add('--val_fraction', type=fraction, default=val_fraction,
         help='where the data have no val/, share of each class that is held out for it, the same images in training '
         'and in evaluation; 0: none, 1: all (--eval alone)' + as_trained.format(.1))
-    add('--val_seed', type=INDEX, default=None if val_fraction is None else 0,
+    add('--val_seed', type=non_negative_int, default=None if val_fraction is None else 0,
         help='seed of that choice' + as_trained.format(0))
     add('--crop_min', type=number(float, 0, 1, excluded=[0]), default=crop_min,
         help='share of an image that a random crop takes at least, by area')
-    add('--num_workers', type=INDEX,
+    add('--num_workers', type=non_negative_int,
         help='loader processes per device, 0: load in the training process; default: the cores there are, at most 10')
     add('--pin_mem', action='store_true', default=True, help='page-locked host memory, for faster copies to a device')
     add('--no_pin_mem', action='store_false', dest='pin_mem', help='pageable host memory')
@@ -116,12 +117,13 @@ def _add_run(parser):
     add = parser.adder(parser.add_argument_group('run'))
     add('--output_dir', default='./output_dir', help='folder for checkpoints, log.txt, summary.json and report.html')
     add('--log_dir', help='folder for TensorBoard files; default: output_dir')
-    add('--seed', type=INDEX, default=0, help='seed of weights, order, augmentation and masks')
+    add('--seed', type=non_negative_int, default=0, help='seed of weights, order, augmentation and masks')
     add('--resume', default='',
         help='checkpoint to continue from (or to evaluate): a file, a folder of Hugging Face, a URL with a hash in its '
              "name (.../name-HASH.pth), or 'auto': the newest in output_dir")
-    add('--start_epoch', type=INDEX, help='first epoch to run, counted from 0; default: the one after the checkpoint')
-    add('--report_every', type=INDEX, default=0,
+    add('--start_epoch', type=non_negative_int,
+        help='first epoch to run, counted from 0; default: the one after the checkpoint')
+    add('--report_every', type=non_negative_int, default=0,
         help='epochs between rewritings of output_dir/report.html on the way; 0: only at the end')
     add('--config', metavar='FILE',
         help='YAML file of lines "flag: value", for any flags; the command line wins. Each run writes its flags to '
@@ -130,20 +132,20 @@ def _add_run(parser):
         help='write a profiler trace of 10 iterations (3 before PyTorch 1.9) to output_dir/prof')
 
     add = parser.adder(parser.add_argument_group('reliability'))
-    add('--save_every_minutes', type=NOT_NEGATIVE, default=30.,
+    add('--save_every_minutes', type=non_negative, default=30.,
         help='minutes between checkpoints, also within an epoch; 0: only by --save_every')
-    add('--keep_last', type=INDEX, default=3,
+    add('--keep_last', type=non_negative_int, default=3,
         help='newest checkpoints that are kept, beside the best; 0: all of them')
-    add('--max_bad_steps', type=COUNT, default=10,
+    add('--max_bad_steps', type=positive_int, default=10,
         help='optimizer steps in a row with a loss or gradient that is not finite, until the run stops')
-    add('--max_bad_images', type=INDEX,
+    add('--max_bad_images', type=non_negative_int,
         help='image files that may be unreadable until the run stops; default: 1 in 1000, at least 10')
     add('--hang_timeout', type=number(float, 0, 10 ** 8, excluded=[0]), default=600.,
         help='seconds without progress, until a process ends with all its stacks and status 70')
 
     add = parser.adder(parser.add_argument_group('devices and processes'))
     add_device(add)
-    add('--world_size', type=COUNT, help='number of processes, where no launcher says it in the environment')
+    add('--world_size', type=positive_int, help='number of processes, where no launcher says it in the environment')
     add('--local_rank', '--local-rank', type=number(int, -1), default=-1,
         help='index of this process on its node, where no launcher says it in the environment')
     add('--dist_on_itp', action='store_true', help='read rank and world size from OpenMPI')
@@ -164,7 +166,7 @@ def _add_precision(parser):
 
 def _add_full_training(parser):
     """Flags of a training of all weights."""
-    _add_precision(parser)('--loss_scale', type=_or('dynamic', 'dynamic', POSITIVE), default='dynamic',
+    _add_precision(parser)('--loss_scale', type=_or('dynamic', 'dynamic', positive), default='dynamic',
                            help="fp16 loss scale: 'dynamic' or a number")
     add = parser.adder(parser.add_argument_group('speed and memory'))
     add('--compile', action='store_true',
@@ -173,24 +175,24 @@ def _add_full_training(parser):
     add('--grad_checkpoint', action='store_true',
         help="recompute the blocks' activations in the backward pass: less memory, about a third more time")
     add = parser.adder(parser.add_argument_group('average of the weights'))
-    add('--ema', type=RATIO, metavar='DECAY',
+    add('--ema', type=open_fraction, metavar='DECAY',
         help='keep a moving average of the weights, of which a step replaces the share 1 - DECAY, e.g. 0.9999 (at '
         'first more); checkpoints are judged and used by it; default: none')
 
 
 def _add_autoencoder(parser):
     add = parser.adder(parser.add_argument_group('masked autoencoder'))
-    add('--mask_ratio', type=RATIO, default=.75, help='share of patches to hide, between 0 and 1')
+    add('--mask_ratio', type=open_fraction, default=.75, help='share of patches to hide, between 0 and 1')
     add('--norm_pix_loss', action='store_true',
         help="predict each patch's pixels normalised by its own mean and variance")
     add('--init_from', default='',
         help='checkpoint whose encoder, and decoder where there is one, a new pre-training starts from, a file, folder '
         'or URL as for --finetune of main_finetune.py; default: random weights')
     add = parser.adder(parser.add_argument_group('judging the representation'))
-    add('--knn_every', type=INDEX, default=0,
+    add('--knn_every', type=non_negative_int, default=0,
         help='epochs between two k-NN classifications of the validation images, which need class folders (see python '
              '-m util.tools.knn); the last epoch gets one too; 0: none')
-    add('--knn_images', type=COUNT, default=20000,
+    add('--knn_images', type=positive_int, default=20000,
         help='training images that these compare with, at most, spread evenly over the classes')
 
 
@@ -202,7 +204,7 @@ def _add_classification(parser, global_pool):
              '(.../name-HASH.pth); default: random weights')
     add('--eval', action='store_true', help='evaluate the --resume checkpoint and end')
     add('--dist_eval', action='store_true', help='share evaluation among all processes; else rank 0 does it')
-    add('--nb_classes', type=COUNT, help='number of classes; default: as many as the data has')
+    add('--nb_classes', type=positive_int, help='number of classes; default: as many as the data has')
     pool('--global_pool', action='store_true', default=global_pool,
                       help='classify the mean of the patch tokens' + ', the default' * global_pool)
     pool('--cls_token', action='store_false', dest='global_pool',
@@ -211,31 +213,31 @@ def _add_classification(parser, global_pool):
 
 def _add_finetuning(parser):
     add = parser.adder(parser.add_argument_group('fine-tuning'))
-    add('--freeze', type=_or('all', 'all', INDEX), metavar='N',
+    add('--freeze', type=_or('all', 'all', non_negative_int), metavar='N',
         help='train without the patch embedding, class token, positions and the first N blocks; all: nothing but the '
              'head and its norm trains; default: all is trained')
-    add('--drop_path', type=SHARE_BELOW_1, default=.1, help='stochastic depth of the last block')
+    add('--drop_path', type=fraction_below_one, default=.1, help='stochastic depth of the last block')
     add('--layer_decay', type=number(float, 0, 1, excluded=[0]), default=.75,
         help='factor of the learning rate from one layer to the one below it')
 
 
 def _add_augmentation(parser):
     add = parser.adder(parser.add_argument_group('augmentation and regularisation'))
-    add('--color_jitter', type=_or('none', None, NOT_NEGATIVE),
+    add('--color_jitter', type=_or('none', None, non_negative),
         help='strength of colour jitter; used where --aa is none')
     add('--aa', help="AutoAugment policy in timm's notation, or none; default: " + input_flags.RECIPE_AA +
         ', and none where --in_chans is neither 1 nor 3')
-    add('--smoothing', type=SHARE_BELOW_1, default=.1, help='label smoothing')
-    add('--reprob', type=SHARE, default=.25, help='probability of random erasing')
+    add('--smoothing', type=fraction_below_one, default=.1, help='label smoothing')
+    add('--reprob', type=fraction, default=.25, help='probability of random erasing')
     add('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what random erasing fills with')
-    add('--recount', type=COUNT, default=1, help='rectangles per random erasing')
+    add('--recount', type=positive_int, default=1, help='rectangles per random erasing')
     add('--resplit', action='store_true', help='leave the first half of each batch free of random erasing')
-    add('--mixup', type=NOT_NEGATIVE, default=0., help='mixup alpha; 0: off')
-    add('--cutmix', type=NOT_NEGATIVE, default=0., help='cutmix alpha; 0: off')
-    add('--cutmix_minmax', type=RATIO, nargs=2, metavar=('MIN', 'MAX'),
+    add('--mixup', type=non_negative, default=0., help='mixup alpha; 0: off')
+    add('--cutmix', type=non_negative, default=0., help='cutmix alpha; 0: off')
+    add('--cutmix_minmax', type=open_fraction, nargs=2, metavar=('MIN', 'MAX'),
         help='cutmix side as shares of the image, instead of alpha')
-    add('--mixup_prob', type=SHARE, default=1., help='probability of mixing a batch')
-    add('--mixup_switch_prob', type=SHARE, default=.5, help='probability of cutmix where both are on')
+    add('--mixup_prob', type=fraction, default=1., help='probability of mixing a batch')
+    add('--mixup_switch_prob', type=fraction, default=.5, help='probability of cutmix where both are on')
     add('--mixup_mode', default='batch', choices=('batch', 'pair', 'elem'), help='what shares one mixing factor')
 
 

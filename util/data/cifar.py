@@ -8,7 +8,7 @@ from collections import namedtuple
 import numpy as np
 
 from util.data.file_index import listing
-from util.data.lazy_image import Picture, PictureSet
+from util.data.lazy_image import LazyImage, LazyImageDataset
 from util.errors import UserError
 from util.files import open_regular
 
@@ -23,7 +23,7 @@ _NUMPY = ('numpy.ndarray', 'numpy.dtype', 'numpy.core.multiarray._reconstruct', 
 MOST_BYTES = 2 ** 29        # of a batch; the largest of the official ones has 2 ** 27.2
 
 
-class CifarBatches(PictureSet):
+class CifarBatches(LazyImageDataset):
     """The images of some batches; CIFAR-100's labels are the 100 fine ones.
 
     Args:
@@ -49,7 +49,7 @@ class CifarBatches(PictureSet):
         return '{}:{}'.format(*self._places[index])
 
     def picture(self, index):
-        return Picture(self.images[index], self.name_of(index))
+        return LazyImage(self.images[index], self.name_of(index))
 
 
 def found(data_path):

@@ -11,11 +11,11 @@ from torchvision import datasets
 
 from util.config.train_flags import is_csv
 from util.data import cifar
-from util.data.file_index import UNLABELLED, Listing, has_labels, read_csv
-from util.data.lazy_image import PictureSet, open_picture
+from util.data.file_index import UNLABELLED, FileIndex, has_labels, read_csv
+from util.data.lazy_image import LazyImageDataset, open_image
 from util.data.tar_dataset import ShardList, tar_files
 from util.data.validation_split import VAL_FRACTION, VAL_SEED, held_out
-from util.errors import UserError, instead_of
+from util.errors import UserError, reworded
 from util.log import logger
 
 EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
@@ -23,7 +23,7 @@ SPLITS = ('train', 'val', 'test')       # folders of a dataset, which are no cla
 VAL_NAMES = ('val', 'validation', 'valid', 'test')      # of the folder or CSV file of a validation set, the first there
 
 
-class ImageList(PictureSet):
+class ImageList(LazyImageDataset):
     """Images from files.
 
     Args:
@@ -43,7 +43,7 @@ class ImageList(PictureSet):
         return self.paths[index]
 
     def picture(self, index):
-        return open_picture(self.paths[index])
+        return open_image(self.paths[index])
 
 
 class Subset(data.Subset):
@@ -193,7 +193,7 @@ def _whole(root, transform, labelled, classes=None):
 
 
 def _class_folders(root, transform):
-    paths = Listing(root, EXTENSIONS, own_files=False)
+    paths = FileIndex(root, EXTENSIONS, own_files=False)
     if len(paths.folders) == 1:
         raise UserError('--data_path: {} has no class folders; expected {}/<class>/<images>'.format(root, root))
     classes, label_of = np.unique([folder.split(os.sep)[0] for folder in paths.folders[1:]], return_inverse=True)
@@ -206,7 +206,7 @@ def _class_folders(root, transform):
 
 def _folder(root, transform):
     """All images below a folder, without labels."""
-    paths = Listing(root, EXTENSIONS)
+    paths = FileIndex(root, EXTENSIONS)
     if not paths:
         raise _without_images(root)
     return ImageList(paths, np.zeros(len(paths), np.int64), UNLABELLED, transform)
@@ -219,18 +219,18 @@ def _without_images(folder):
 class ImageSources(data.ConcatDataset):
     """(what `transform` makes of the picture, index) pairs; UnreadableImage where a file gives none.
 
-    Folders are searched at any depth; their images come in the order of Listing. `classes` are the names
+    Folders are searched at any depth; their images come in the order of FileIndex. `classes` are the names
     of the folders right below a named one (below its train/, val/ or test/), of CIFAR, of a CSV file's labels or of the
     tar files, and `labels` (N,) the index there of each image; both None where an image has no class.
     Args:
         paths: files and folders, in this order; a CSV file or a batch of CIFAR stands for its images.
-        transform: takes a Picture.
+        transform: takes a LazyImage.
     Raises:
         UserError: a path is missing, or a folder holds no images.
     """
 
     def __init__(self, paths, transform):
-        with instead_of('--data_path: ', ''):
+        with reworded('--data_path: ', ''):
             super().__init__([part for path in paths for part in _parts(path, transform)])
         self.classes = self.labels = None
         if all(part.classes != UNLABELLED for part in self.datasets):

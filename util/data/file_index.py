@@ -45,7 +45,7 @@ def encoded(names):
     return np.array([os.fsencode(name) for name in names], np.bytes_)
 
 
-class Paths:
+class PathArray:
     """A sequence of paths.
 
     Args:
@@ -73,7 +73,7 @@ def _relative_folder(root, folder):
     return os.path.relpath(os.path.join(root, folder) or os.curdir, root or os.curdir)
 
 
-class Listing(Paths):
+class FileIndex(PathArray):
     """The paths of the image files below `root`: each folder's own first, all in order of their names.
 
     Where there are none, .npy arrays count as such. `folders` are relative to `root`, which is the first, '';
@@ -149,7 +149,7 @@ def read_csv(path, labelled):
                 raise ValueError('line {}: {!r} had another label before'.format(line, cells[0]))
         if not label_of:
             raise ValueError('it lists no images')
-        paths = Paths(os.path.dirname(path), encoded(label_of))
+        paths = PathArray(os.path.dirname(path), encoded(label_of))
     for number in range(0, len(paths), len(paths) // CHECKED + 1):
         if not os.path.exists(paths[number]):
             raise UserError('--data_path: {}: {} is missing; paths are relative to the folder of the CSV file, and a '

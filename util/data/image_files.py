@@ -115,7 +115,7 @@ def checked(pixels):
 def without_arrays(names):
     """Places in a list of names of image files of those that are not arrays, or of all where there are only arrays.
 
-    Beside pictures, arrays are masks, features or the like.
+    StreamCopy pictures, arrays are masks, features or the like.
     """
     places = [place for place, name in enumerate(names) if not name.lower().endswith(ARRAYS)]
     return places or range(len(names))

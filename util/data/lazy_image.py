@@ -32,7 +32,7 @@ _SEQUENTIAL = (b'\xc0', b'\xc1')        # where the height stands in a file that
 _APP1 = b'\xe1'             # where EXIF and XMP data stand
 
 
-class Picture:
+class LazyImage:
     """An upright RGB picture of `height` x `width` pixels, given as an (H, W, 3) uint8 array; `path` names it."""
 
     _counts = (1, 3)        # of channels that it can be had in; grey is made at the end
@@ -65,7 +65,7 @@ class Picture:
         return _resized(self._pixels[top:top + height, left:left + width], size)
 
 
-class JpegPicture(Picture):
+class LazyJpeg(LazyImage):
     """A JPEG file that is decoded when the part is known, at a reduced scale where that loses nothing.
 
     Args:
@@ -114,7 +114,7 @@ class JpegPicture(Picture):
         return images.UPRIGHT.get(self._orientation, np.asarray)(pixels)
 
 
-class StoredPicture(Picture):
+class DecodedImage(LazyImage):
     """An image file that Pillow has decoded, of which the channels can be had that it has.
 
     Args:
@@ -132,13 +132,13 @@ class StoredPicture(Picture):
         if count == 4 and 'transparency' in image.info and image.mode in ('P', 'PA', 'RGB'):
             image = image.convert('RGBA')
         if len(image.getbands()) > 1 or image.format != 'TIFF':
-            return ArrayPicture(images.upright(self._image, image), self._path).channels(count)
+            return ArrayImage(images.upright(self._image, image), self._path).channels(count)
         with decoding(self._path):
             pages = images.decode_pages(self._data)
-        return ArrayPicture(pages, self._path).channels(count)
+        return ArrayImage(pages, self._path).channels(count)
 
 
-class ArrayPicture(Picture):
+class ArrayImage(LazyImage):
     """An (H, W, C) array of any number of channels, which a model must have as many of; (H, W) is one of one channel.
 
     Parts of uint8 arrays are uint8; those of others float32, in which 255 stands for 65535 in uint16 and for 1 in
@@ -150,8 +150,8 @@ class ArrayPicture(Picture):
         self._counts = self._pixels.shape[2:]
 
 
-class PictureSet(Dataset):
-    """(Picture, label) pairs; with a `transform`, which takes the Picture, what it gives stands in the pair instead.
+class LazyImageDataset(Dataset):
+    """(LazyImage, label) pairs, or (what a `transform` of LazyImage returns, label) pairs.
 
     Looking a pair up raises UnreadableImage where its file gives no image. Subclasses have `picture(index)` and
     `name_of(index)`, the file of an image.
@@ -170,8 +170,8 @@ class PictureSet(Dataset):
         return (self.transform(picture) if self.transform else picture), int(self.labels[index])
 
 
-def open_picture(path, read=read_bytes):
-    """The Picture in an image file, of any kind that Pillow reads, or in an .npy file.
+def open_image(path, read=read_bytes):
+    """The LazyImage in an image file, of any kind that Pillow reads, or in an .npy file.
 
     Args:
         read: path -> the file's bytes, where they are not in a file of that name.
@@ -182,11 +182,11 @@ def open_picture(path, read=read_bytes):
         data = read(path)
         stored = _jpeg_size(data)
         if stored:
-            return JpegPicture(path, data, stored)
+            return LazyJpeg(path, data, stored)
         if path.lower().endswith(ARRAYS):
-            return ArrayPicture(images.decode_array(data), path)
+            return ArrayImage(images.decode_array(data), path)
         pixels, image = images.decode(data)
-        return StoredPicture(pixels, path, data, image)
+        return DecodedImage(pixels, path, data, image)
 
 
 def _jpeg_size(data):
@@ -217,7 +217,7 @@ def _layout(data):
 
 
 def _resized(pixels, size):
-    """(H, W, C) array -> (*size, C) tensor of uint8 or, see ArrayPicture, float32."""
+    """(H, W, C) array -> (*size, C) tensor of uint8 or, see ArrayImage, float32."""
     if pixels.dtype != np.uint8:
         return _channel_by_channel(pixels.astype(np.float32) * (1 / 257 if pixels.dtype.kind == 'u' else 255), size)
     if _RESIZES_BYTES:

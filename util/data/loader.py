@@ -18,7 +18,7 @@ from torch.utils.data.dataloader import default_collate
 
 from util.compat import supported
 from util.data.image_files import UnreadableImage
-from util.errors import Fault, UserError
+from util.errors import SystemFailure, UserError
 from util.log import logger
 
 MOST_SUBSTITUTES = 99       # that may be unreadable too, before something other than the files must be broken
@@ -118,7 +118,7 @@ def _of_one_type(samples):
 class Batches:
     """What the loader functions return: iterates a DataLoader's batches, and hands unreadable files on.
 
-    Set `bad_images` to a BadImages to have them counted and listed, not just logged. `unreadable` is
+    Set `unreadable_images` to a UnreadableImages to have them counted and listed, not just logged. `unreadable` is
     how many the last pass has met in this process, `workers` how many loader processes it has. Batches that would be
     empty are left out.
     """
@@ -133,7 +133,7 @@ class Batches:
         self.loader = DataLoader(lookup, batch_size=batch_size, sampler=sampler, collate_fn=collate,
                                  drop_last=sampler is not None, **worker_options(num_workers), **options)
         self.dataset, self.sampler, self.workers = dataset, sampler, num_workers
-        self.bad_images, self.unreadable, self._left_out = None, 0, set()
+        self.unreadable_images, self.unreadable, self._left_out = None, 0, set()
 
     def __len__(self):
         return len(self.loader)
@@ -148,8 +148,8 @@ class Batches:
             found = [tuple(pair) for pair in found]     # memory pinning makes lists of them
             self.unreadable += len(found)
             self._left_out.update(path for path, _ in found)
-            if self.bad_images is not None:
-                self.bad_images.met(found)
+            if self.unreadable_images is not None:
+                self.unreadable_images.met(found)
             else:
                 for pair in found:
                     logger.warning('%s: cannot be read (%s)', *pair)
@@ -236,7 +236,7 @@ def batches_of(loader):
     """A generator of a DataLoader's batches; its workers run when this returns.
 
     Raises:
-        Fault: a worker has died; by the generator, when its batch is asked for.
+        SystemFailure: a worker has died; by the generator, when its batch is asked for.
     """
     return _following(_iterator(loader), multiprocessing.active_children())
 
@@ -261,7 +261,7 @@ def _following(iterator, processes):
         while processes and not _CAUGHT.match(str(error)):
             dead = [process for process in processes if process.exitcode is not None]
             if dead:
-                raise Fault(_how(dead[0])) from error
+                raise SystemFailure(_how(dead[0])) from error
             if time.monotonic() > deadline:
                 break
             time.sleep(.02)

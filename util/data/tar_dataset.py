@@ -13,7 +13,7 @@ import numpy as np
 from util.data import array_cache
 from util.data.file_index import UNLABELLED, encoded, listing
 from util.data.image_files import ARRAYS, check_size, without_arrays
-from util.data.lazy_image import PictureSet, open_picture
+from util.data.lazy_image import LazyImageDataset, open_image
 from util.distributed import hang_detector
 from util.errors import UserError
 from util.files import open_regular
@@ -27,7 +27,7 @@ _LONGEST_NUMBER = 20        # bytes of a .cls file
 _MOST_OPEN = 128            # tar files that a process keeps open
 
 
-class ShardList(PictureSet):
+class ShardList(LazyImageDataset):
     """The images in the tar files of a folder, like ImageList.
 
     Args:
@@ -55,7 +55,7 @@ class ShardList(PictureSet):
         return os.path.join(self.root, self._tars[self._places[index, 0]], os.fsdecode(self._names[index]))
 
     def picture(self, index):
-        return open_picture(self.name_of(index), lambda name: self._bytes(index))
+        return open_image(self.name_of(index), lambda name: self._bytes(index))
 
     def _bytes(self, index):
         tar, offset, size = (int(number) for number in self._places[index])

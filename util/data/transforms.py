@@ -1,7 +1,7 @@
 """From a picture to bytes in the model's size, in the loader; from bytes to what the model takes, on the device.
 
-A transform takes a Picture and gives a (H, W, C) uint8 tensor; batches of these are a quarter of what
-floats would be, and Normalize ends the way. Only arrays of more than 8 bits (ArrayPicture) become floats
+A transform takes a LazyImage and gives a (H, W, C) uint8 tensor; batches of these are a quarter of what
+floats would be, and Normalize ends the way. Only arrays of more than 8 bits (ArrayImage) become floats
 earlier. Sizes are those of util.config.input_size: the side of a square, or height and width.
 """
 import math

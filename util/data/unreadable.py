@@ -11,13 +11,13 @@ NAME = 'bad_images.txt'
 SHOWN = 10          # files that get a line in the log
 
 
-def ledger(folder, limit, dataset, runtime):
-    """The BadImages of a run; `limit` is the flag, None for 1 in 1000 of `dataset`, at least 10."""
+def track_unreadable(folder, limit, dataset, session):
+    """The UnreadableImages of a run; `limit` is the flag, None for 1 in 1000 of `dataset`, at least 10."""
     limit = max(10, len(dataset) // 1000) if limit is None else limit
-    return BadImages(folder if runtime.world.is_main else None, limit)
+    return UnreadableImages(folder if session.world.is_main else None, limit)
 
 
-class BadImages:
+class UnreadableImages:
     """The unreadable files of a run. Every process has one, and all of them record the same.
 
     Args:
@@ -45,7 +45,7 @@ class BadImages:
 
     def share(self, world, device):
         """Record what all processes have met since the last time; each must call it."""
-        gathered, self._met = world.gather_values(list(self._met.items()), device), {}
+        gathered, self._met = world.all_gather_object(list(self._met.items()), device), {}
         self.record([tuple(pair) for found in gathered for pair in found])
 
     def record(self, pairs):

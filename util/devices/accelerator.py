@@ -26,13 +26,13 @@ SKIP = 5                # iterations until --prof traces
 TRACE = 10 if hasattr(torch, 'inference_mode') else 3
 
 
-def in_turn(tensors, device):
+def inline_copy(tensors, device):
     """The tensors on the device; on the queue that computes, a copy takes its turn."""
     return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
-class Beside:
-    """Does what `in_turn` does on a queue (stream) of its own, while the device computes; the host waits for nothing.
+class StreamCopy:
+    """Host-to-device copies on a side stream, overlapped with compute; the host never waits.
 
     Two batches are held: one that the device may still compute with, and the one that is copied. A third gets the
     memory of the first as soon as the step that used it has ended on the device, so that memory is neither
@@ -52,7 +52,7 @@ class Beside:
         self._step_ended = current.record_event()
         self._held = self._held[1], None                    # lets go of that step's batch
         with self._module.stream(self._stream):
-            moved = in_turn(tensors, device)
+            moved = inline_copy(tensors, device)
         current.wait_stream(self._stream)
         self._held = self._held[0], moved
         return list(moved)
@@ -64,13 +64,13 @@ class Cpu:
     backend = 'gloo'
     name = 'CPU'
     is_accelerator = False
-    gradients_may_move = True       # False where the optimizer finds them only in the memory that they were first in
+    supports_bucket_view = True       # False where the optimizer finds them only in the memory that they were first in
     loader_options = {}             # DataLoader keywords for batches that go to this device, beside pin_memory
-    repeats_drops = True            # whether torch.utils.checkpoint draws dropped paths again as they were
+    checkpoint_preserves_rng = True            # whether torch.utils.checkpoint draws dropped paths again as they were
 
     def __init__(self, reason=''):
         self.reason = reason
-        self.to_device = in_turn        # (tensors, torch.device) -> the tensors there, best copied beside the computing
+        self.to_device = inline_copy        # (tensors, torch.device) -> the tensors there
 
     def count(self):
         """Devices of this type that the process may use; the CPU counts as one."""
@@ -95,7 +95,7 @@ class Cpu:
         """Whether bf16 can be had when asked for by name."""
         return True
 
-    def gains_by_half(self):
+    def amp_is_faster(self):
         """Whether --amp pays; on a CPU only where it multiplies bf16 by instructions of its own."""
         return not _BF16_INSTRUCTIONS.isdisjoint(_cpu_flags())
 
@@ -151,7 +151,7 @@ class Accelerator(Cpu):
         device = torch.device('{}:{}'.format(self.type, local_rank))
         self.module.set_device(device)
         if hasattr(self.module, 'Stream'):      # else there is one queue of work alone
-            self.to_device = Beside(self.module, self.module.Stream())
+            self.to_device = StreamCopy(self.module, self.module.Stream())
         return device
 
     def seed(self, value):
@@ -163,7 +163,7 @@ class Accelerator(Cpu):
     def peak_memory(self):
         return self.module.max_memory_allocated() / 2 ** 20
 
-    def gains_by_half(self):
+    def amp_is_faster(self):
         return True
 
     def supports_bf16(self):
@@ -187,9 +187,10 @@ class Npu(Accelerator):
     """Ascend NPUs, by torch.npu (of torch_npu, or built into Ascend's torch 1.5) and HCCL."""
     type = 'npu'
     backend = 'hccl'
-    gradients_may_move = False      # NpuFusedAdamW collects them in one buffer at the first step
+    supports_bucket_view = False      # NpuFusedAdamW collects them in one buffer at the first step
     loader_options = {'pin_memory_device': type}
-    repeats_drops = hasattr(torch.utils.checkpoint, 'DefaultDeviceType')    # else it knows the CPU and CUDA alone
+    # Older releases preserve the generators of CPU and CUDA only.
+    checkpoint_preserves_rng = hasattr(torch.utils.checkpoint, 'DefaultDeviceType')
 
     def prepare_network(self, master_addr, timeout):
         # Whole seconds; the 910A takes at most 17340, and rounds down to a multiple of 68.

@@ -228,7 +228,7 @@ class ApexO2(FullPrecision):
             self._apex.amp.load_state_dict(state)
 
 
-def choose(accelerator, amp=False, backend='auto', dtype='auto', loss_scale='dynamic'):
+def choose_precision(accelerator, amp=False, backend='auto', dtype='auto', loss_scale='dynamic'):
     """The precision for a device and the --amp flags.
 
     Args:
@@ -239,7 +239,7 @@ def choose(accelerator, amp=False, backend='auto', dtype='auto', loss_scale='dyn
         UserError: what was asked for by name does not exist here.
     """
     asked = backend in ('apex', 'native') or dtype != 'auto'
-    if backend == 'none' or not (asked or amp and accelerator.gains_by_half()):
+    if backend == 'none' or not (asked or amp and accelerator.amp_is_faster()):
         return FullPrecision()
     if asked:
         return (_apex_o2 if backend == 'apex' else _native)(accelerator, dtype, loss_scale)

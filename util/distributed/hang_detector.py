@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from util.errors import FAULT_STATUS
+from util.errors import FAILURE_STATUS
 
 TICK = 1.               # seconds between two checks
 SUSPENDED = 10.         # seconds that a tick is late, after which this process or its host was suspended
@@ -44,7 +44,7 @@ class _Detector(threading.Thread):
                     self._process, idle, self.place)
                 os.write(sys.__stderr__.fileno(), line.encode())    # the main thread may hold the lock of sys.stderr
                 faulthandler.dump_traceback(sys.__stderr__)
-                os._exit(FAULT_STATUS)
+                os._exit(FAILURE_STATUS)
         faulthandler.cancel_dump_traceback_later()
 
 

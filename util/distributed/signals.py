@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from util.errors import FAULT_STATUS, STOPPED_STATUS
+from util.errors import FAILURE_STATUS, PREEMPTED_STATUS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONE_REQUEST = 2.            # seconds: Ctrl-C reaches a process directly and through its launcher
@@ -35,7 +35,7 @@ class Launcher:
         return os.getppid() != self._parent     # of one that has ended and that nobody has waited for
 
 
-class Stops:
+class SignalHandler:
     """Receives stop signals from its creation on."""
 
     def __init__(self):
@@ -58,12 +58,12 @@ class Stops:
                 if number in SIGNALS:
                     self._ask(signal.Signals(number).name, 128 + number)
             elif launcher.gone and not self.requested:
-                self._ask('the end of its launcher', FAULT_STATUS)
+                self._ask('the end of its launcher', FAILURE_STATUS)
 
     def _ask(self, what, status):
         now = time.monotonic()
         if not self.patient:
-            _end('stopped by {} before training; nothing to save'.format(what), STOPPED_STATUS)
+            _end('stopped by {} before training; nothing to save'.format(what), PREEMPTED_STATUS)
         if not self.requested:
             self._at, self.requested = now, what
         elif now - self._at > ONE_REQUEST:

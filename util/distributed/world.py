@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from util.compat import supported
 from util.distributed import hang_detector
-from util.errors import Fault, UserError, let_the_first_speak
+from util.errors import SystemFailure, UserError, report_once_per_node
 from util.text import first_line
 
 DEFAULT_PORT = 29500
@@ -39,7 +39,7 @@ class World:
         Args:
             hang_timeout: seconds to wait for the others; the hang detector watches from then on.
         Raises:
-            Fault: not all have come.
+            SystemFailure: not all have come.
         """
         if self.size == 1:
             hang_detector.start(hang_timeout)
@@ -55,19 +55,19 @@ class World:
                 time.sleep(.1)
                 missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
             if missing:
-                let_the_first_speak()
-                raise Fault('no sign of process {} of {} within {:.0f} s; start all of them, each with the same master '
-                            'address and port; see --hang_timeout'.format(
-                                ', '.join(map(str, missing)), self.size, seconds))
+                report_once_per_node()
+                raise SystemFailure('no sign of process {} of {} within {:.0f} s; start all of them, with the same '
+                                    'master address and port; see --hang_timeout'.format(
+                                        ', '.join(map(str, missing)), self.size, seconds))
             hang_detector.start(hang_timeout, self.rank, self.size)
             dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
                                     world_size=self.size, timeout=timedelta(seconds=limit))
         except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
             address = dist_url.replace('env://', '{MASTER_ADDR}, port {MASTER_PORT}').format(**os.environ)
-            raise Fault('process {} of {} cannot meet the others at {} ({})'.format(
+            raise SystemFailure('process {} of {} cannot meet the others at {} ({})'.format(
                 self.rank, self.size, address, first_line(error))) from error
 
-    def share(self, model):
+    def broadcast_parameters(self, model):
         """Give every process the weights of the first: each may have drawn its own."""
         if self.size > 1:
             for tensor in model.state_dict().values():
@@ -97,14 +97,14 @@ class World:
         slots[self.rank] = tensor
         return self.sum(slots).tolist()
 
-    def gather_values(self, value, device):
+    def all_gather_object(self, value, device):
         """A JSON value of each process, as a list by rank; goes as bytes in numbers, which every backend exchanges."""
         text = json.dumps(value).encode()
         longest = int(max(self.gather(torch.tensor([float(len(text))], device=device)))[0])
         rows = self.gather(torch.tensor(list(text.ljust(longest)), dtype=torch.float32, device=device))
         return [json.loads(bytes(map(int, row)).decode()) for row in rows]
 
-    def leave(self):
+    def shutdown(self):
         """Part from the other processes, when nothing uses the wrapped model any more."""
         hang_detector.stop()
         if self.size > 1:

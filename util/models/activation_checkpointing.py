@@ -16,7 +16,7 @@ def directly(block, x, *options):
     return block(x, *options)
 
 
-def recomputed(block, x, *options):
+def checkpointed(block, x, *options):
     """Call a block of which nothing but x is kept for the backward pass; dropped paths are the same again."""
     trained = any(parameter.requires_grad for parameter in block.parameters())
     if not torch.is_grad_enabled() or not (trained or x.requires_grad):

@@ -26,7 +26,7 @@ class LinearProbe:
 
     Args:
         model: models_vit.VisionTransformer whose head is a `probing_head`, on its device; it is changed.
-        precision: from util.precision.choose.
+        precision: from choose_precision.
         world: whose processes train the head together.
     """
 
@@ -56,7 +56,7 @@ class LinearProbe:
 
         They are each process's own: the first one's count, which checkpoints keep. All processes must call it.
         """
-        self._world.share(self.head)
+        self._world.broadcast_parameters(self.head)
         self.head.eval()
 
     def state_dict(self):

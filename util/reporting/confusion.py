@@ -13,7 +13,7 @@ HARDEST = 10                # classes that are listed where there are more
 MATRIX = ('Validation images by their class (rows) and what they are taken for (columns); the diagonal is right.')
 
 
-class Mistakes:
+class ConfusionTracker:
     """Predictions on the validation images.
 
     Args:
@@ -37,7 +37,7 @@ class Mistakes:
             found[:, places] = (seen + 1).float()
         self._latest = world.sum(found).cpu().numpy().astype(np.int64) - 1
 
-    def after(self, epoch, due, logbook):
+    def after(self, epoch, due, run_logger):
         """Show the latest evaluation from now on; one that was broken off never gets here."""
         self._shown = self._latest
 

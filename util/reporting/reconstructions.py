@@ -9,7 +9,7 @@ from util.devices.compile import eagerly
 from util.models.reconstruction import reconstruct
 from util.reporting import thumbnails
 
-IMAGES, SIDE = 6, 128       # of Reconstructions, and pixels of the longer side of each
+IMAGES, SIDE = 6, 128       # of ReconstructionSnapshots, and pixels of the longer side of each
 MOMENTS = 8                 # of a training at which these are reconstructed, beside the reports on the way
 
 
@@ -21,13 +21,13 @@ NORMALISED_NOTE = ' Trained with --norm_pix_loss, the model predicts patches wit
                   'of hidden patches are taken from the original.'
 
 
-class Reconstructions:
+class ReconstructionSnapshots:
     """For the report and for checkpoints; nothing is read before `after`, which the main process alone calls.
 
     Args:
         model: as its precision made it, not in DistributedDataParallel.
         dataset: of the training; images at equal distances are taken, the same in every run.
-        transform, normalize: from a Picture to what the model takes.
+        transform, normalize: from a LazyImage to what the model takes.
         precision, device, epochs: of the run.
         earlier: `snapshots` as a checkpoint has kept it, or None; what is not of these images is dropped.
         start: epoch that the run begins at; what is from later epochs is dropped.
@@ -46,7 +46,7 @@ class Reconstructions:
         self.snapshots = [shot for shot in earlier or [] if shot['epoch'] < start]
         self._imgs = None
 
-    def after(self, epoch, due, logbook):
+    def after(self, epoch, due, run_logger):
         """Reconstruct where it is one of the moments, or `due`; the pictures go to TensorBoard too."""
         if not due and epoch not in self._moments:
             return
@@ -54,7 +54,7 @@ class Reconstructions:
         self.snapshots[:] = [shot for shot in self.snapshots
                              if shot['epoch'] in self._moments and shot['epoch'] < epoch]
         self.snapshots.append({'epoch': epoch, 'of': self._names, 'jpegs': pasted})
-        logbook.picture(epoch + 1, 'reconstructions', thumbnails.grid(rows))
+        run_logger.picture(epoch + 1, 'reconstructions', thumbnails.grid(rows))
 
     def _look(self):
         """(rows of PIL images: masked, reconstructed, original; the second as base64 JPEGs)."""

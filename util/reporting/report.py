@@ -17,7 +17,7 @@ import PIL
 
 from util.config.train_flags import finetune_parser, linprobe_parser, pretrain_parser
 from util.devices.host import software
-from util.errors import Stopped
+from util.errors import Preempted
 from util.files import set_aside, write_atomically
 from util.log import logger
 from util.text import duration, first_line, one_line
@@ -67,20 +67,20 @@ class Report:
 
     Args:
         images: of the training set.
-        logbook: Logbook, whose records the curves show.
-        exhibit: pictures: Reconstructions or Mistakes.
+        run_logger: RunLogger, whose records the curves show.
+        report_part: pictures: ReconstructionSnapshots or ConfusionTracker.
     """
 
-    def __init__(self, args, runtime, precision, images, logbook, exhibit):
-        self._args, self._runtime, self._precision, self._images = args, runtime, precision, images
-        self._logbook, self._exhibit, self._result = logbook, exhibit, None
+    def __init__(self, args, session, precision, images, run_logger, report_part):
+        self._args, self._session, self._precision, self._images = args, session, precision, images
+        self._run_logger, self._report_part, self._result = run_logger, report_part, None
         self._path = os.path.join(args.output_dir, 'report.html')
 
     def epoch(self, epoch):
         """Take the pictures that are due after an epoch, and write where --report_every says so."""
         every, last = self._args.report_every, epoch + 1 == self._args.epochs
         due = last or bool(every) and (epoch + 1) % every == 0
-        _attempt(self._runtime, self._path, lambda: self._exhibit.after(epoch, due, self._logbook))
+        _attempt(self._session, self._path, lambda: self._report_part.after(epoch, due, self._run_logger))
         if due and not last:
             self._write('running', 'epoch {} of {} is done'.format(epoch + 1, self._args.epochs))
 
@@ -90,7 +90,7 @@ class Report:
 
     def close(self, error=None):
         """Write at the end of the run; `error` is the exception that has ended it."""
-        if isinstance(error, Stopped):
+        if isinstance(error, Preempted):
             self._write('stopped', str(error))
         elif error is not None:
             self._write('ended', str(error) or type(error).__name__)
@@ -98,24 +98,24 @@ class Report:
             self._write('finished', 'all {} epochs'.format(self._args.epochs) if self._args.epochs > 1 else '1 epoch')
 
     def _write(self, state, words):
-        _attempt(self._runtime, self._path, lambda: write_atomically(self._path, self._page(state, words)))
+        _attempt(self._session, self._path, lambda: write_atomically(self._path, self._page(state, words)))
 
     def _page(self, state, words):
-        records = [json.loads(line) for line in self._logbook.records]
+        records = [json.loads(line) for line in self._run_logger.records]
         title = '{} · {}'.format(_kind(self._args)[0], self._args.model)
         lead = '{:,} images of {}, results in {}'.format(self._images, self._args.data_path, self._args.output_dir)
-        sections = [('Curves', _curves(records)), *self._exhibit.sections(),
-                    *_how(self._args, self._runtime, self._precision, state == 'finished' and self._result)]
+        sections = [('Curves', _curves(records)), *self._report_part.sections(),
+                    *_how(self._args, self._session, self._precision, state == 'finished' and self._result)]
         return page(title, state, '{}: {}'.format(time.strftime('%Y-%m-%d %H:%M'), words), lead,
-                    _figures(records, self._result, self._runtime.elapsed), sections)
+                    _figures(records, self._result, self._session.elapsed), sections)
 
 
-def of_evaluation(args, runtime, precision, result, mistakes):
+def of_evaluation(args, session, precision, result, confusion):
     """Write eval.html, on process 0; an older one is set aside, as eval.json is.
 
     Args:
         result: what eval.json holds.
-        mistakes: Mistakes.
+        confusion: ConfusionTracker.
     """
     path = os.path.join(args.output_dir, 'eval.html')
 
@@ -126,16 +126,16 @@ def of_evaluation(args, runtime, precision, result, mistakes):
         shown.append(('duration', duration(result['duration_sec'])))
         content = page('Evaluation · {}'.format(args.model), 'finished', time.strftime('%Y-%m-%d %H:%M'),
                        '{} on {}'.format(result['checkpoint'], args.data_path), shown,
-                       [*mistakes.sections(), *_how(args, runtime, precision, result)])
+                       [*confusion.sections(), *_how(args, session, precision, result)])
         if os.path.exists(path):
             set_aside(path)
         write_atomically(path, content)
-    _attempt(runtime, path, write)
+    _attempt(session, path, write)
 
 
-def _attempt(runtime, path, action):
+def _attempt(session, path, action):
     try:
-        if runtime.world.is_main:
+        if session.world.is_main:
             action()
     # A full disk, a device without memory for the pictures, lines of log.txt that another program has written.
     except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
@@ -183,7 +183,7 @@ def _curves(records):
             ('folded', ('Values of each epoch', 'table', table))]
 
 
-def _how(args, runtime, precision, result):
+def _how(args, session, precision, result):
     """Sections on how the run came about: result, command, flags, environment."""
     final = [(name.replace('_', ' '), value) for name, value in (result or {}).items()]
     parser = _kind(args)[1]()
@@ -191,10 +191,10 @@ def _how(args, runtime, precision, result):
     changed = [flag for flag in flags if _in_words(parser.get_default(flag[0][2:])) != flag[1]]
     others = [flag for flag in flags if flag not in changed]
     return [('Final result', [('facts', final)] if final else []),
-            ('Command', [('command', reproducing(runtime.world).split('\n'))]),
+            ('Command', [('command', reproducing(session.world).split('\n'))]),
             ('Configuration', [('facts', changed),
                                ('folded', ('{} flags at their defaults'.format(len(others)), 'facts', others))]),
-            ('Environment', [('facts', _environment(args, runtime, precision))])]
+            ('Environment', [('facts', _environment(args, session, precision))])]
 
 
 def _in_words(value):
@@ -207,14 +207,14 @@ def _in_words(value):
     return '{:g}'.format(value) if isinstance(value, float) else str(value)
 
 
-def _environment(args, runtime, precision):
+def _environment(args, session, precision):
     """[(name, value)] of where the run took place."""
-    accelerator, world = runtime.accelerator, runtime.world
+    accelerator, world = session.accelerator, session.world
     over = ' over ' + accelerator.backend if world.size > 1 else ''
     return [('device', '{} ({}; {})'.format(accelerator.name, accelerator.type, accelerator.reason)),
             ('processes', '{}{}, {} loader processes each'.format(world.size, over, args.num_workers)),
             ('precision', precision.name), *accelerator.versions().items(),
-            ('cores', runtime.cores or os.cpu_count()),
+            ('cores', session.cores or os.cpu_count()),
             *software().items(), ('numpy', numpy.__version__), ('Pillow', PIL.__version__),
             ('system', platform.platform())]
 

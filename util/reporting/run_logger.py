@@ -15,8 +15,8 @@ FINAL = (('images_per_sec', 'Final Performance images/sec : {images_per_sec:.2f}
          ('task', 'E2E {task} Duration sec : {duration_sec:.0f}'))
 
 
-class Logbook:
-    """Of the main process; the others have a SilentLogbook.
+class RunLogger:
+    """Of the main process; the others have a NullRunLogger.
 
     A disk that is full or fails is told in one line; the lines of log.txt are kept and written when it works again.
 
@@ -101,8 +101,8 @@ class Logbook:
         self._lock.release()
 
 
-class SilentLogbook:
-    """Has the methods of a Logbook, and keeps nothing."""
+class NullRunLogger:
+    """Has the methods of a RunLogger, and keeps nothing."""
     records = ()
 
     def __getattr__(self, name):

@@ -1,6 +1,6 @@
 """See where a model looks: python -m util.tools.attention --resume CHECKPOINT --output PICTURE.png IMAGES...
 
-Beside each image, its attention in one block as colours over it: what the class token, or the mean of the patches,
+StreamCopy each image, its attention in one block as colours over it: what the class token, or the mean of the patches,
 attends to; the mean over the heads, or each head too.
 """
 import itertools
@@ -13,7 +13,7 @@ from PIL import Image
 from util import log
 from util.checkpoints import load_model
 from util.config.inference_flags import add_images, add_model, check_checkpoint, check_output
-from util.config.parser import COUNT, Parser, add_device
+from util.config.parser import Parser, add_device, positive_int
 from util.data.lazy_image import BICUBIC
 from util.errors import UserError, run
 from util.models import features
@@ -94,18 +94,18 @@ def main(argv=None):
     add_images(parser)
     add = parser.add_argument
     add('--output', required=True, help='PNG file to write; one that is there is renamed')
-    add('--block', type=COUNT, help='block whose attention is shown, counted from 1; default: the last')
+    add('--block', type=positive_int, help='block whose attention is shown, counted from 1; default: the last')
     add('--query', choices=sorted(QUERIES),
         help='whose attention: cls, that of the class token; mean, the mean over that of all patches; default: mean '
              'for a classifier of the mean (--global_pool), whose class token serves nothing in the end; else cls')
     add('--heads', action='store_true', help='show each head too, beside their mean')
-    add('--count', type=COUNT, default=8, help='images at most, spread over those named')
+    add('--count', type=positive_int, default=8, help='images at most, spread over those named')
     add_device(add)
     args = parser.parse_args(argv)
     check_checkpoint(parser, args)
     check_output(parser, args)
     log.set_up(True, results=True)
-    loaded = load_model.load_either(args.resume, args.input_size)
+    loaded = load_model.load_any(args.resume, args.input_size)
     depth = len(loaded.model.blocks)
     query = args.query or ('mean' if getattr(loaded.model, 'global_pool', False) else 'cls')
     number = args.block or depth

@@ -82,7 +82,7 @@ def check_devices(to_fix, chips):
         os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2 ** 30))
     chosen = device.select('auto')
     row('--device auto', '{} ({})'.format(chosen.name, chosen.reason))
-    row('--amp', precision.choose(chosen, amp=True).name)
+    row('--amp', precision.choose_precision(chosen, amp=True).name)
 
 
 def main(argv):

@@ -12,14 +12,14 @@ import torch
 
 from util import log
 from util.config.normalization import flags_text, number_text
-from util.config.parser import COUNT, INDEX, Parser
+from util.config.parser import Parser, non_negative_int, positive_int
 from util.data.datasets import Subset, pretraining_set
 from util.data.loader import evaluation_loader
 from util.data.transforms import to_grey
 from util.devices.accelerator import Cpu
 from util.devices.host import default_workers
 from util.distributed.world import World
-from util.errors import UserError, instead_of, run
+from util.errors import UserError, reworded, run
 from util.log import logger, progress_bar
 
 FLAT = 1e-9         # deviation, as a share of the mean, that comes of rounding
@@ -63,14 +63,14 @@ def main():
     parser = Parser(prog='python -m util.tools.dataset_stats', description=__doc__.split('\n')[0])
     add = parser.add_argument
     add('data', metavar='DATA', help='what is given to main_pretrain.py as --data_path; with train/ in it, only that')
-    add('--in_chans', type=COUNT, default=3, help='channels of the images, as in training')
-    add('--images', type=COUNT, help='measure so many images, drawn at random; default: all')
-    add('--seed', type=INDEX, default=0, help='seed of that draw')
-    add('--num_workers', type=INDEX, default=default_workers(), help='processes that read images')
+    add('--in_chans', type=positive_int, default=3, help='channels of the images, as in training')
+    add('--images', type=positive_int, help='measure so many images, drawn at random; default: all')
+    add('--seed', type=non_negative_int, default=0, help='seed of that draw')
+    add('--num_workers', type=non_negative_int, default=default_workers(), help='processes that read images')
     args = parser.parse_args()
     log.set_up(True)
     torch.set_num_threads(1)
-    with instead_of('--data_path', 'DATA'):
+    with reworded('--data_path', 'DATA'):
         whole = pretraining_set(args.data, partial(moments, args.in_chans))
     chosen = np.random.RandomState(args.seed).permutation(len(whole))[:args.images]
     mean, std, measured = measure(Subset(whole, chosen), args.num_workers)

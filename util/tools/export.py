@@ -47,7 +47,7 @@ class Part:
     """
 
     def __init__(self, path, kind=None):
-        self.model, self.flags, self.classes = load_model.load_either(path)
+        self.model, self.flags, self.classes = load_model.load_any(path)
         whole = 'mae' if hasattr(self.model, 'decoder_embed') else \
             'encoder' if isinstance(self.model.head, nn.Identity) else 'classifier'
         if kind not in (None, whole, 'encoder'):

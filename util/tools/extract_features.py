@@ -19,7 +19,7 @@ import numpy as np
 from util import log
 from util.checkpoints import load_model
 from util.config.inference_flags import add_images, add_model, add_work, check_checkpoint
-from util.config.parser import COUNT, Parser
+from util.config.parser import Parser, positive_int
 from util.data.unreadable import NAME as BAD_IMAGES, escaped
 from util.errors import UserError, run
 from util.files import set_aside
@@ -51,7 +51,7 @@ def _block(text):
     if not (text == 'all' or text.isdigit()):
         raise argparse.ArgumentTypeError("{!r} is neither a block's number nor 'all'; name images before --blocks"
                                          .format(text))
-    return text if text == 'all' else COUNT(text)
+    return text if text == 'all' else positive_int(text)
 
 
 def prepare(folder):
@@ -153,7 +153,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_checkpoint(parser, args)
     log.set_up(True, results=True)
-    loaded = load_model.load_either(args.resume, args.input_size)
+    loaded = load_model.load_any(args.resume, args.input_size)
     asked, depth = set(args.blocks or ()), len(loaded.model.blocks)
     blocks = list(range(1, depth + 1)) if 'all' in asked else sorted(asked)
     if blocks and blocks[-1] > depth:

@@ -9,8 +9,9 @@ from torch.utils.data import Subset
 from util.data.datasets import ImageSources
 from util.data.loader import evaluation_loader
 from util.data.transforms import preprocessing_of, to_pil
-from util.devices import accelerator as devices, precision as precisions
+from util.devices import accelerator as devices
 from util.devices.host import default_workers
+from util.devices.precision import choose_precision
 from util.distributed.world import World
 from util.errors import UserError
 from util.files import atomic_file, set_aside
@@ -41,7 +42,7 @@ class Inference:
 
     `unreadable` are the (path, reason) pairs of the files that cannot be read.
     Args:
-        trained: Trained.
+        trained: LoadedModel.
         device, amp: as the flags of that name.
     Raises:
         UserError: the device cannot be used here.
@@ -50,7 +51,7 @@ class Inference:
     def __init__(self, trained, device='auto', amp=False):
         self._accelerator = devices.select(device)
         self._device = self._accelerator.use(0)
-        self._precision = precisions.choose(self._accelerator, amp)
+        self._precision = choose_precision(self._accelerator, amp)
         self.model = self._precision.prepare_inference(trained.model.to(self._device))
         self._transform, self.normalize = preprocessing_of(trained.flags)
         self.unreadable = []
@@ -81,7 +82,7 @@ class Inference:
         if num_workers is None:             # a single batch is read as fast without
             num_workers = min(default_workers(), (len(images) - 1) // batch_size)
         loader = evaluation_loader(images, batch_size, World(), False, num_workers, True, self._accelerator)
-        loader.bad_images = self
+        loader.unreadable_images = self
         with progress_bar(told, 'images', len(images)) as bar:
             for pixels, indices in loader:
                 yield indices.tolist(), self._apply(function, pixels)
@@ -93,7 +94,7 @@ class Inference:
             print('{:,} of {:,} images cannot be read'.format(bad, total), file=sys.stderr)
 
     def met(self, found):
-        """Name unreadable files on standard error, in the place of BadImages."""
+        """Name unreadable files on standard error, in the place of UnreadableImages."""
         for path, reason in found:
             logger.warning('%s: cannot be read (%s)', path, reason)
         self.unreadable += found

@@ -2,16 +2,17 @@
 from util import log
 from util.checkpoints import load_model
 from util.config.inference_flags import add_model, add_work, check_checkpoint
-from util.config.parser import COUNT, INDEX, POSITIVE, SHARE_BELOW_1, Parser
+from util.config.parser import Parser, fraction_below_one, non_negative_int, positive, positive_int
 from util.data.datasets import has_validation
 from util.data.transforms import preprocessing_of
 from util.data.validation_split import split_settings
-from util.devices import accelerator, precision as precisions
+from util.devices import accelerator
 from util.devices.host import default_workers
+from util.devices.precision import choose_precision
 from util.distributed.world import World
 from util.errors import run
 from util.training.knn import TEMPERATURE, K, datasets_of, measure
-from util.training.session import Runtime
+from util.training.session import Session
 
 
 def main():
@@ -20,28 +21,29 @@ def main():
     add_model(parser, 'main_pretrain.py, main_finetune.py or main_linprobe.py')
     add = parser.add_argument
     add('--data_path', required=True, help='folder with train/<class>/ and val/<class>/, or whatever fine-tuning takes')
-    add('--val_fraction', type=SHARE_BELOW_1,
+    add('--val_fraction', type=fraction_below_one,
         help="share of each class to classify where there is no val/; default: the checkpoint's, else 0.1")
-    add('--val_seed', type=INDEX, help="seed that chooses these; default: the checkpoint's, else 0")
-    add('--k', type=COUNT, default=K, help='neighbours that vote')
-    add('--temperature', type=POSITIVE, default=TEMPERATURE, help='a vote weighs exp(cosine similarity / temperature)')
+    add('--val_seed', type=non_negative_int, help="seed that chooses these; default: the checkpoint's, else 0")
+    add('--k', type=positive_int, default=K, help='neighbours that vote')
+    add('--temperature', type=positive, default=TEMPERATURE, help='a vote weighs exp(cosine similarity / temperature)')
     add('--pool', choices=('mean', 'cls'), default='mean', help='features: mean of the patches, or class token')
-    add('--images', type=COUNT, help='training images to compare with, spread evenly over the classes; default: all')
-    add('--seed', type=INDEX, default=0, help='seed of the choice of --images')
+    add('--images', type=positive_int,
+        help='training images to compare with, spread evenly over the classes; default: all')
+    add('--seed', type=non_negative_int, default=0, help='seed of the choice of --images')
     add_work(parser)
     args = parser.parse_args()
     check_checkpoint(parser, args)
     log.set_up(is_main=True)
-    model, flags, _ = load_model.load_either(args.resume, args.input_size)
+    model, flags, _ = load_model.load_any(args.resume, args.input_size)
     # A training that held nothing out says nothing of data without a validation set.
     split = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path), False,
                            flags if flags.get('val_fraction') else None)
     datasets = datasets_of(args.data_path, flags, args.images, args.seed, *split)
-    runtime = Runtime(accelerator.select(args.device), World())
-    precision = precisions.choose(runtime.accelerator, args.amp)
-    model = precision.prepare_inference(model.to(runtime.device))
+    session = Session(accelerator.select(args.device), World())
+    precision = choose_precision(session.accelerator, args.amp)
+    model = precision.prepare_inference(model.to(session.device))
     workers = default_workers() if args.num_workers is None else args.num_workers
-    measure(model, preprocessing_of(flags)[1], runtime, precision, datasets, (args.batch_size, workers, True),
+    measure(model, preprocessing_of(flags)[1], session, precision, datasets, (args.batch_size, workers, True),
             args.pool, args.k, args.temperature)
 
 

@@ -20,32 +20,33 @@ from contextlib import suppress
 if not __package__:     # run as a file: find the repository from any directory
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..'))
 
-from util.config.parser import COUNT, INDEX, Parser, value_of
+from util.config.parser import Parser, non_negative_int, positive_int, value_of
 from util.devices import accelerator as device
 from util.devices.host import default_workers
 from util.distributed.signals import Launcher
 from util.distributed.world import DEFAULT_PORT, HANG_TIMEOUT, meeting_seconds
-from util.errors import FAULT_STATUS, STOPPED_STATUS, UNSAVED_STATUS, USER_ERROR_STATUS, UserError, run
+from util.errors import FAILURE_STATUS, PREEMPTED_STATUS, SAVE_FAILED_STATUS, USER_ERROR_STATUS, UserError, run
 from util.text import first_line
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-FINAL = (0, USER_ERROR_STATUS, UNSAVED_STATUS, STOPPED_STATUS)      # statuses that a restart cannot change
+FINAL = (0, USER_ERROR_STATUS, SAVE_FAILED_STATUS, PREEMPTED_STATUS)      # statuses that a restart cannot change
 
 
 def parse(argv):
     """(flags of the launcher, the script with its own flags)."""
     parser = Parser(prog='launch.py', description='Start one process a device.')
-    parser.add_argument('--devices', type=COUNT, default=1, help='processes on this node, one for each of its devices')
-    parser.add_argument('--nproc', type=COUNT, help='processes on this node, whatever is there; several share a CPU')
-    parser.add_argument('--nnodes', type=COUNT, default=1, help='number of nodes')
-    parser.add_argument('--node_rank', type=INDEX, default=0, help='index of this node')
-    parser.add_argument('--master_addr', default='127.0.0.1', help='address of node 0')
-    parser.add_argument('--master_port', type=COUNT, help='port of node 0, the next one for each restart on several '
-                             'nodes; default: a free one, on several nodes 29500')
-    parser.add_argument('--max_restarts', type=INDEX, default=0,
-                        help='how often a run that a fault has ended is started again from its last checkpoint')
-    parser.add_argument('--stop_timeout', type=COUNT, default=300,
-                        help='seconds that processes may take to save and end after a signal, until they are killed')
+    add = parser.add_argument
+    add('--devices', type=positive_int, default=1, help='processes on this node, one for each of its devices')
+    add('--nproc', type=positive_int, help='processes on this node, whatever is there; several share a CPU')
+    add('--nnodes', type=positive_int, default=1, help='number of nodes')
+    add('--node_rank', type=non_negative_int, default=0, help='index of this node')
+    add('--master_addr', default='127.0.0.1', help='address of node 0')
+    add('--master_port', type=positive_int, help='port of node 0, the next one for each restart on several nodes; '
+        'default: a free one, on several nodes 29500')
+    add('--max_restarts', type=non_negative_int, default=0,
+        help='how often a run that a fault has ended is started again from its last checkpoint')
+    add('--stop_timeout', type=positive_int, default=300,
+        help='seconds that processes may take to save and end after a signal, until they are killed')
     split = next((i for i, word in enumerate(argv) if word.endswith('.py')), len(argv))
     flags = parser.parse_args(argv[:split])
     if split == len(argv):
@@ -63,7 +64,7 @@ def main(argv):
                 processes, accelerator.count(), accelerator.type, accelerator.count(),
                 '' if accelerator.is_accelerator else ', or more to share the CPU ({})'.format(accelerator.reason)))
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
-    signals, status = Signals(flags.stop_timeout), STOPPED_STATUS
+    signals, status = Signals(flags.stop_timeout), PREEMPTED_STATUS
     for attempt in range(flags.max_restarts + 1):
         if attempt:
             os.environ['MAE_RESTART'] = str(attempt)        # util.training.session resumes from the last checkpoint
@@ -106,8 +107,8 @@ def run_once(flags, command, processes, port, signals):
         rank, status = 'of the supervisor', supervisor.exitcode
     if not started and signals.received:
         print('stopped before training; nothing to save', file=sys.stderr)
-        return STOPPED_STATUS
-    if status not in (*FINAL, FAULT_STATUS) and not signals.received:
+        return PREEMPTED_STATUS
+    if status not in (*FINAL, FAILURE_STATUS) and not signals.received:
         what = 'ended with status {}'.format(status) if status > 0 else 'was killed by ' + signal.Signals(-status).name
         what += ' (out of memory?)' * (status == -signal.SIGKILL)
         print('error: process {} {}; the others were stopped'.format(rank, what), file=sys.stderr, flush=True)
@@ -135,7 +136,7 @@ def _supervisor(launcher, flags, command, processes, port, sender):
 def _end_with(launcher):
     while os.getppid() == launcher:
         time.sleep(1.)
-    os._exit(FAULT_STATUS)
+    os._exit(FAILURE_STATUS)
 
 
 class Signals:
@@ -229,7 +230,7 @@ def _torchrun(torchrun, command, processes, flags, port):
     except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
         print('error: node {} cannot meet the others at {}, port {}, within {} s ({})'.format(
             flags.node_rank, flags.master_addr, port, seconds, first_line(error)), file=sys.stderr, flush=True)
-        return None, FAULT_STATUS
+        return None, FAILURE_STATUS
     return None, 0
 
 

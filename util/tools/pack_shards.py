@@ -19,16 +19,16 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 from util import log
-from util.config.parser import COUNT, INDEX, Parser, number
+from util.config.parser import Parser, non_negative_int, number, positive_int
 from util.config.train_flags import is_csv
 from util.data import array_cache, tar_dataset
 from util.data.datasets import EXTENSIONS, ImageList, has_classes, labelled_set, place, pretraining_set
 from util.data.file_index import UNLABELLED
 from util.data.image_files import ARRAYS, UnreadableImage, decoding, read_bytes
-from util.data.lazy_image import open_picture
+from util.data.lazy_image import open_image
 from util.data.loader import batches_of, worker_options
 from util.devices.host import default_workers
-from util.errors import UserError, instead_of, run
+from util.errors import UserError, reworded, run
 from util.log import logger, progress_bar
 
 SETTINGS, UNREADABLE = 'packing.json', 'unreadable.txt'
@@ -42,11 +42,11 @@ def parse(argv=None):
     add('source', metavar='SOURCE', help='images as --data_path has them: a folder with train/ and val/, any folder '
         'of images, or CSV files')
     add('target', metavar='TARGET', help='new folder for the tar files, which is then the --data_path of training')
-    add('--short_side', type=COUNT, help='shrink larger images to this short side in pixels, as JPEG files; default: '
-        'all files stay as they are')
+    add('--short_side', type=positive_int,
+        help='shrink larger images to this short side in pixels, as JPEG files; default: all files stay as they are')
     add('--quality', type=number(int, 1, 95), default=90, help='JPEG quality of images that are shrunk')
-    add('--images_per_shard', type=COUNT, default=2000, help='images in a tar file')
-    add('--num_workers', type=INDEX, default=default_workers(), help='processes that read and shrink images')
+    add('--images_per_shard', type=positive_int, default=2000, help='images in a tar file')
+    add('--num_workers', type=non_negative_int, default=default_workers(), help='processes that read and shrink images')
     return parser.parse_args(argv)
 
 
@@ -54,7 +54,7 @@ def main():
     args = parse()
     log.set_up(True)
     torch.set_num_threads(1)
-    with instead_of('--data_path', 'SOURCE'):
+    with reworded('--data_path', 'SOURCE'):
         sets = split_sets(args.source, args.short_side)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     unread = pack(args, sets)
@@ -139,7 +139,7 @@ def _pack_split(args, folder, split, dataset):
                 done = min(start + args.images_per_shard, len(order))
                 logger.info('%s: %d of %d images', os.path.basename(path), done, len(order))
     made, (state, _) = tar_dataset.indexed(folder, tar_dataset.tar_files(folder), EXTENSIONS)
-    array_cache.save(os.path.join(folder, tar_dataset.INDEX), made, state)
+    array_cache.save(os.path.join(folder, tar_dataset.non_negative_int), made, state)
     return unread
 
 
@@ -170,7 +170,7 @@ def _read(paths, num_workers, short_side, quality):
     """(bytes, ending or None, why it cannot be read) of each file, by processes; see `_content`.
 
     Raises:
-        Fault: one of the processes dies.
+        SystemFailure: one of the processes dies.
     """
     loader = DataLoader(paths, batch_size=8, collate_fn=partial(_contents, short_side=short_side, quality=quality),
                         **worker_options(num_workers))
@@ -189,7 +189,7 @@ def _content(path, short_side, quality):
     """(bytes of an image file, None, None); (those of a JPEG file, '.jpg', None) of one whose short side is longer."""
     try:
         with decoding(path):
-            picture = open_picture(path) if short_side else None
+            picture = open_image(path) if short_side else None
             if picture is None or short_side >= min(picture.height, picture.width):
                 return read_bytes(path), None, None
             scale = short_side / min(picture.height, picture.width)

@@ -10,7 +10,7 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw
 
-from util.config.parser import COUNT, INDEX, Parser
+from util.config.parser import Parser, non_negative_int, positive_int
 from util.errors import UserError, run
 
 SIDE = 64                   # pixels of a finished image
@@ -101,9 +101,9 @@ def write(folder, train, val, seed):
 def _main():
     parser = Parser(prog='python -m util.tools.synthetic_dataset', description=__doc__.split('\n')[0])
     parser.add_argument('folder', metavar='FOLDER', help='where train/ and val/ go; must be new or empty')
-    parser.add_argument('--train', type=COUNT, default=4000, help='training images')
-    parser.add_argument('--val', type=COUNT, default=800, help='validation images')
-    parser.add_argument('--seed', type=INDEX, default=0, help='seed of all drawings')
+    parser.add_argument('--train', type=positive_int, default=4000, help='training images')
+    parser.add_argument('--val', type=positive_int, default=800, help='validation images')
+    parser.add_argument('--seed', type=non_negative_int, default=0, help='seed of all drawings')
     args = parser.parse_args()
     try:
         write(args.folder, args.train, args.val, args.seed)

@@ -6,7 +6,7 @@ they are, and the original.
 from util import log
 from util.checkpoints import load_model
 from util.config.inference_flags import add_images, check_checkpoint, check_output
-from util.config.parser import COUNT, INDEX, RATIO, Parser
+from util.config.parser import Parser, non_negative_int, open_fraction, positive_int
 from util.errors import run
 from util.models.reconstruction import reconstruct
 from util.reporting import thumbnails
@@ -30,9 +30,9 @@ def main(argv=None):
     add_images(parser)
     parser.add_argument('--resume', required=True, help='checkpoint of main_pretrain.py')
     parser.add_argument('--output', required=True, help='PNG file to write; one that is there is renamed')
-    parser.add_argument('--mask_ratio', type=RATIO, help='share of patches to hide; default: as in training')
-    parser.add_argument('--count', type=COUNT, default=8, help='images at most, spread over those named')
-    parser.add_argument('--seed', type=INDEX, default=0, help='seed of the masks')
+    parser.add_argument('--mask_ratio', type=open_fraction, help='share of patches to hide; default: as in training')
+    parser.add_argument('--count', type=positive_int, default=8, help='images at most, spread over those named')
+    parser.add_argument('--seed', type=non_negative_int, default=0, help='seed of the masks')
     args = parser.parse_args(argv)
     check_checkpoint(parser, args)
     check_output(parser, args)

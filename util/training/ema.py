@@ -9,7 +9,7 @@ from util.log import logger
 JUDGED = ('acc1', 'acc5', 'loss')       # what is told of the weights as trained, too
 
 
-class WeightAverage:
+class EMA:
     """Lies beside the weights on their device, in fp32; moves towards them after every step that is not skipped.
 
     At update n, counted from 0, the average keeps the share min(decay, (1 + n) / (10 + n)) of itself, so that a short
@@ -34,7 +34,7 @@ class WeightAverage:
             average.lerp_(self._weights[name], share)
         self._updates += taken
 
-    def judge(self, model, evaluate):
+    def evaluate(self, model, evaluate):
         """What `evaluate()` gives of `model` with the average as its weights, and under 'raw_...' with its own.
 
         Args:
@@ -58,7 +58,7 @@ class WeightAverage:
         finally:
             _copy(kept, own)
 
-    def state(self, model_state):
+    def state_dict(self, model_state):
         """What a checkpoint keeps: a whole state_dict, and the number of updates.
 
         Args:
@@ -66,8 +66,8 @@ class WeightAverage:
         """
         return {'model_ema': {**model_state, **self._averages}, 'ema_updates': int(self._updates)}
 
-    def load(self, state, path):
-        """Take what `state` gave.
+    def load_state_dict(self, state, path):
+        """Take what `state_dict` gave.
 
         Raises:
             UserError: it is of another model.

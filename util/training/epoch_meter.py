@@ -13,23 +13,22 @@ WARMUP_ITERATIONS = 10
 LITTLE_WAIT = .02       # share of the time that may be spent waiting for data before anything is said of it
 
 
-class Progress:
+class EpochMeter:
     """Counts, times and reports the iterations of a run, epoch by epoch.
 
     The loss stays on the device; it is read and averaged over the processes only when a line is due.
 
     Args:
         loader: gives the batches that are left of an epoch, pairs of tensors.
-        runtime: device, accelerator, world and profiler of the run.
-        updates: WeightUpdates, asked for the learning rate and for skipped steps.
-        logbook: gets {loss_tag, 'lr'} as scalars with every line.
+        session: device, accelerator, world and profiler of the run.
+        optimizer_step: OptimizerStep, asked for the learning rate and for skipped steps.
+        run_logger: gets {loss_tag, 'lr'} as scalars with every line.
         seed: of the run.
-        after: called with the index of each iteration.
     """
 
-    def __init__(self, loader, runtime, updates, logbook, loss_tag, seed, after):
-        self.loader, self.runtime, self.updates = loader, runtime, updates
-        self._logbook, self._loss_tag, self._seed, self._after = logbook, loss_tag, seed, after
+    def __init__(self, loader, session, optimizer_step, run_logger, loss_tag, seed):
+        self.loader, self.session, self.optimizer_step = loader, session, optimizer_step
+        self._run_logger, self._loss_tag, self._seed = run_logger, loss_tag, seed
         self._images, self._seconds, self._advised = 0., 0., None       # of all epochs; the last advice on the loader
         self._warmup = WARMUP_ITERATIONS
 
@@ -38,67 +37,66 @@ class Progress:
 
         Args:
             done: iterations of it that an earlier run did.
-            state: what `state` gave in that run, to resume from.
+            state: what `state_dict` gave in that run, to resume from.
         """
         self.epoch, self.done, self.iterations = epoch, done, done + len(self.loader)
-        self.loss, speed = DeviceMean(self.runtime.device), (0, 0., 0.)
-        self._skipped_before = self.updates.bad_steps.skipped
+        self.loss, speed = DeviceMean(self.session.device), (0, 0., 0.)
+        self._skipped_before = self.optimizer_step.non_finite_steps.skipped
         if state:
-            self.loss.load_state(state['loss'], self.runtime.world)
+            self.loss.load_state_dict(state['loss'], self.session.world)
             self._skipped_before -= state['skipped_steps']
-            self.updates.lr = state['lr']
+            self.optimizer_step.lr = state['lr']
             images, *times = state['speed']
-            speed = images / self.runtime.world.size, *times
-        self.throughput = Throughput(len(self.loader), self._warmup, self.runtime.accelerator.synchronize,
+            speed = images / self.session.world.size, *times
+        self.throughput = Throughput(len(self.loader), self._warmup, self.session.accelerator.synchronize,
                                      earlier=speed)
         self._warmup = 0                        # of the first epoch alone
         self._since, self._waited, self._lines_from = time.perf_counter(), 0., done
 
     def batches(self):
-        """(index, tensors on the device) of each batch; the caller calls `add` for each."""
+        """(index, tensors on the device) of each batch; the caller calls `log` for each."""
         batches, where = self.throughput.batches(self.loader), 'epoch {}'.format(self.epoch)
         for i, batch in hang_detector.watched(batches, where, self.done):
             self._waited += self.throughput.last_wait
-            # Seeded anew each time, so that epoch and iteration are all that a resumed run needs to draw the same
-            # masks, dropped paths and mixtures.
-            self.runtime.seed(self._seed, self.epoch, i)
-            yield i, self.runtime.accelerator.to_device(batch, self.runtime.device)
-            self.runtime.profiler.step()
-            if (i + 1) % PRINT_EVERY == 0 or i in (0, self.iterations - 1):
-                self._line(i)
-            self._after(i)
+            # Reseeded for each iteration: a resumed run draws the same masks, dropped paths and mixtures.
+            self.session.seed(self._seed, self.epoch, i)
+            yield i, self.session.accelerator.to_device(batch, self.session.device)
 
-    def add(self, loss, images):
-        """Count an iteration by its loss (mean over `images`, on the device)."""
+    def log(self, i, loss, images):
+        """Count iteration `i` by its loss (mean over `images`, on the device); print a line every PRINT_EVERY."""
         self.loss.add(loss, images)
         self.throughput.add(images)
+        self.session.profiler.step()
+        if (i + 1) % PRINT_EVERY == 0 or i in (0, self.iterations - 1):
+            self._line(i)
 
     def _skipped(self):
         """Optimizer steps of this epoch that were skipped."""
-        return self.updates.bad_steps.skipped - self._skipped_before
+        return self.optimizer_step.non_finite_steps.skipped - self._skipped_before
 
     def _line(self, i):
-        loss = self.loss.read_window(self.runtime.world)
+        loss = self.loss.read_window(self.session.world)
         now, count = time.perf_counter(), i + 1 - self._lines_from
         per_iteration = (now - self._since) / count
-        peak, skipped = self.runtime.accelerator.peak_memory(), self._skipped()
+        peak, skipped = self.session.accelerator.peak_memory(), self._skipped()
         logger.info('Epoch: [%d]  [%*d/%d]  eta: %s  loss: %.4f  lr: %.3e  time: %.4f s  data: %.4f s%s%s',
                     self.epoch, len(str(self.iterations)), i + 1, self.iterations,
-                    duration(per_iteration * (self.iterations - i - 1)), loss, self.updates.lr, per_iteration,
+                    duration(per_iteration * (self.iterations - i - 1)), loss, self.optimizer_step.lr, per_iteration,
                     self._waited / count, '' if peak is None else '  max mem: {:.0f} MiB'.format(peak),
                     '  skipped steps: {}'.format(skipped) if skipped else '')
-        self._logbook.scalars(self.epoch + (i + 1) / self.iterations, {self._loss_tag: loss, 'lr': self.updates.lr})
+        self._run_logger.scalars(self.epoch + (i + 1) / self.iterations,
+                                 {self._loss_tag: loss, 'lr': self.optimizer_step.lr})
         self._since, self._waited, self._lines_from = now, 0., i + 1
 
-    def state(self):
-        """What a run that is resumed within the epoch needs, in plain values; all processes must call it."""
-        return {'loss': self.loss.state(self.runtime.world), 'skipped_steps': self._skipped(), 'lr': self.updates.lr,
-                'speed': self._speed()}
+    def state_dict(self):
+        """Collective: what a run that is resumed within the epoch needs, in plain values."""
+        return {'loss': self.loss.state_dict(self.session.world), 'skipped_steps': self._skipped(),
+                'lr': self.optimizer_step.lr, 'speed': self._speed()}
 
     def _speed(self):
         """Images of all processes, seconds, and seconds of waiting for data: the mean over the processes."""
-        clock, size = self.throughput, self.runtime.world.size
-        images, seconds, waited = self.runtime.totals(clock.images, clock.seconds, clock.waited)
+        clock, size = self.throughput, self.session.world.size
+        images, seconds, waited = self.session.totals(clock.images, clock.seconds, clock.waited)
         return images, seconds / size, waited / size
 
     def finish(self):
@@ -108,13 +106,13 @@ class Progress:
         fps, share = per_second(images, seconds), waited / seconds if seconds else 0.
         logger.info('train_one_epoch FPS: %.2f  (data wait: %.1f%%)', fps, 100 * share)
         workers = self.loader.workers
-        enough = workers_to_keep_up(workers, *self.runtime.totals(*self.throughput.steady()))
+        enough = workers_to_keep_up(workers, *self.session.totals(*self.throughput.steady()))
         if enough not in (None, self._advised):
             logger.info('the loader does not keep up with the training; about %d loader process%s for each training '
                         'process would (--num_workers, now %d)', enough, '' if enough == 1 else 'es', workers)
         self._advised = enough
-        return {'train_loss': self.loss.read(self.runtime.world), 'train_lr': self.updates.lr, 'FPS': round(fps, 2),
-                'data_wait': round(share, 4), 'skipped_steps': self._skipped()}
+        return {'train_loss': self.loss.read(self.session.world), 'train_lr': self.optimizer_step.lr,
+                'FPS': round(fps, 2), 'data_wait': round(share, 4), 'skipped_steps': self._skipped()}
 
     @property
     def fps(self):
@@ -153,12 +151,12 @@ class DeviceMean:
         total, count = self._total
         return total / count if count else math.nan
 
-    def state(self, world):
-        """What a resumed run goes on from: the total, and what each process has added since; plain numbers."""
+    def state_dict(self, world):
+        """What a resumed run starts from: the total, and what each process has added since; plain numbers."""
         return {'total': list(self._total), 'windows': world.gather(self._window)}
 
-    def load_state(self, state, world):
-        """Restore what `state` gave; where the number of processes has changed, the first takes what all had."""
+    def load_state_dict(self, state, world):
+        """Restore what `state_dict` gave; where the number of processes has changed, the first takes what all had."""
         self._total = list(state['total'])
         windows = state['windows']
         if len(windows) != world.size:

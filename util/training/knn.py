@@ -50,8 +50,8 @@ def spread(labels, count, seed):
 
 
 @torch.no_grad()
-def measure(model, normalize, runtime, precision, datasets, loading, pool='mean', k=K, temperature=TEMPERATURE,
-            bad_images=None):
+def measure(model, normalize, session, precision, datasets, loading, pool='mean', k=K, temperature=TEMPERATURE,
+            unreadable_images=None):
     """Share of the readable validation images, in percent, that are classified right; each is counted once.
 
     Nothing is drawn at random. All processes must call it, and get the same.
@@ -59,26 +59,26 @@ def measure(model, normalize, runtime, precision, datasets, loading, pool='mean'
         model: on its device, not in DistributedDataParallel; normalize: images of the loader -> what it takes.
         datasets: images of the bank, validation images, number of classes.
         loading: (batch_size, num_workers, pin_memory) of the loaders.
-        bad_images: BadImages that is told of unreadable ones.
+        unreadable_images: UnreadableImages that is told of unreadable ones.
     Raises:
         UserError: no image of either kind can be read.
     """
     def encoded(dataset, what):
         # A loader made anew each time, so that no loader processes wait through the epochs in between.
-        loader = evaluation_loader(dataset, loading[0], runtime.world, True, *loading[1:], runtime.accelerator)
-        loader.bad_images = bad_images
-        return _encode(model, normalize, runtime, precision, pool, progress_bar(
+        loader = evaluation_loader(dataset, loading[0], session.world, True, *loading[1:], session.accelerator)
+        loader.unreadable_images = unreadable_images
+        return _encode(model, normalize, session, precision, pool, progress_bar(
             'features of the {} images'.format(what), 'batches', items=loader))
 
     model.eval()
     bank, validation, classes = datasets
-    features, labels = (_of_all(values, runtime.world) for values in encoded(bank, 'training'))
+    features, labels = (_of_all(values, session.world) for values in encoded(bank, 'training'))
     queries, wanted = encoded(validation, 'validation')
-    right = torch.zeros((), device=runtime.device)
+    right = torch.zeros((), device=session.device)
     for i in range(0, len(queries) if len(features) else 0, loading[0]):
         chunk = slice(i, i + loading[0])
         right += (classify(queries[chunk], features, labels, classes, k, temperature) == wanted[chunk]).float().sum()
-    right, images, stopped = runtime.totals(float(right), len(queries), bool(runtime.stops.requested))
+    right, images, stopped = session.totals(float(right), len(queries), bool(session.signals.requested))
     if not (len(features) and images or stopped):
         raise UserError('--data_path: none of the {} images can be read; is the disk there?'.format(
             'validation' if len(features) else 'training'))
@@ -89,15 +89,15 @@ def measure(model, normalize, runtime, precision, datasets, loading, pool='mean'
     return accuracy
 
 
-def _encode(model, normalize, runtime, precision, pool, batches):
+def _encode(model, normalize, session, precision, pool, batches):
     """(rows, D) features of unit length and (rows,) labels of this process's share, both fp32 on the device."""
     weight = model.patch_embed.proj.weight
     features = [weight.new_zeros(0, model.cls_token.shape[-1]).float()]
     labels = [weight.new_zeros(0).float()]
     for _, batch in hang_detector.watched(batches, 'k-NN'):
-        if runtime.stops.requested:
+        if session.signals.requested:
             break
-        images, truth = runtime.accelerator.to_device(batch, runtime.device)
+        images, truth = session.accelerator.to_device(batch, session.device)
         with precision.autocast():
             rows = pooled(model, normalize(images).to(weight.dtype), pool)
         features.append(F.normalize(rows.float(), dim=1))
@@ -116,30 +116,31 @@ def _of_all(rows, world):
     return world.sum(everything)
 
 
-def periodic(args, model, normalize, runtime, precision, averaged):
+def periodic(args, model, normalize, session, precision, ema_weights):
     """What main_pretrain.py calls with (epoch, course) after each epoch: {'knn_acc1': percent} where --knn_every makes
     it due, and after the last; else {}. It raises what course.agree does.
 
     Args:
-        averaged: a context in which a model has the weights to judge (see WeightUpdates).
+        ema_weights: a context in which a model has the weights to judge (see OptimizerStep).
     Raises:
         UserError: the images have no classes.
     """
     if not args.knn_every:
-        return lambda epoch, course: {}
+        return lambda epoch, trainer: {}
     try:
         datasets = datasets_of(args.data_path, vars(args), args.knn_images, args.seed, args.val_fraction, args.val_seed)
     except UserError as error:
         raise UserError('--knn_every {}: {}; leave the flag out where images have no classes'.format(
             args.knn_every, error)) from error
 
-    def after(epoch, course):
+    def after(epoch, trainer):
         if (epoch + 1) % args.knn_every and epoch + 1 != args.epochs:
             return {}
-        with averaged(model):
-            accuracy = measure(model, normalize, runtime, precision, datasets,
-                               (args.batch_size, args.num_workers, args.pin_mem), bad_images=course.bad_images)
-        course.agree()                      # a signal may have cut it short
+        with ema_weights(model):
+            accuracy = measure(model, normalize, session, precision, datasets,
+                               (args.batch_size, args.num_workers, args.pin_mem),
+                               unreadable_images=trainer.unreadable_images)
+        trainer.stop_if_asked()             # a signal may have cut it short
         return {'knn_acc1': accuracy}
     return after
 

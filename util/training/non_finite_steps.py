@@ -14,7 +14,7 @@ from util.log import logger
 REMEMBERED = 128            # steps
 
 
-class BadSteps:
+class NonFiniteSteps:
     """Counts skipped steps; after `limit` of them in a row the run is to stop.
 
     Gradients are exchanged before they are looked at, so every process counts the same.
@@ -53,11 +53,11 @@ class BadSteps:
         return int(self._in_row)
 
     @property
-    def too_many(self):
+    def limit_reached(self):
         """True where `limit` steps in a row have been skipped at some time."""
         return int(self._over) > 0
 
-    def give_up(self, folder, world, scale, files_of):
+    def abort(self, folder, world, scale, files_of):
         """Write bad_steps.json about the skipped steps into `folder` (on the main process) and end the run.
 
         Args:

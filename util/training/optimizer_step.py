@@ -1,85 +1,97 @@
-"""From losses to weight updates: parameter groups, schedule, accumulation, gradient exchange, scaling, clipping."""
+"""Optimizer steps: parameter groups, learning-rate schedule, gradient accumulation and exchange, clipping, EMA."""
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 
 from util.distributed.world import gradient_sync
-from util.training.non_finite_steps import BadSteps
+from util.training.ema import EMA
+from util.training.non_finite_steps import NonFiniteSteps
 
 
-class WeightUpdates:
-    """One optimizer step per window of `accum_iter` iterations; the last window of an epoch may be shorter.
+class OptimizerStep:
+    """One optimizer step for each accumulation window of `accum_iter` iterations; the last window of an epoch may be
+    shorter.
 
-    Each loss counts as its share of the window at hand, so that a step follows the mean over the window's images. Where
-    a loss or gradient is not finite, on whichever process, all processes skip the step.
+    A loss is divided by the number of iterations in its window, so that a step follows the mean over the window's
+    images. If a loss or gradient is not finite on any process, all processes skip the step.
 
     Args:
-        schedule: learning rate as a function of the fractional epoch; asked once when a window opens.
+        model: in DistributedDataParallel where there is more than one process.
+        schedule: learning rate as a function of the fractional epoch; asked once for each window.
         clip_grad: 2-norm that a step's gradient is clipped to, or None.
-        bad_steps: BadSteps, told of every step.
-        average: WeightAverage, told of every step, or None.
+        non_finite_steps: NonFiniteSteps, which counts skipped steps.
+        ema: EMA of the weights, or None.
     """
 
-    def __init__(self, model, optimizer, precision, schedule, accum_iter=1, clip_grad=None, bad_steps=None,
-                 average=None):
+    def __init__(self, model, optimizer, precision, schedule, accum_iter=1, clip_grad=None, non_finite_steps=None,
+                 ema=None):
         self.model, self.optimizer, self.precision, self.schedule = model, optimizer, precision, schedule
         self.accum_iter, self.clip_grad = accum_iter, clip_grad
-        self.bad_steps, self.average = bad_steps or BadSteps(math.inf), average
+        self.non_finite_steps, self.ema = non_finite_steps or NonFiniteSteps(math.inf), ema
         self.lr = 0.
         self.first = 0              # iteration that the first window of this epoch opens at: not 0 after a resume
-        self.complete = True        # no window is open
-        self._share, self._at = 1., (0, 0)
+        self.due = True             # the iteration at hand is the last of its window
+        self._weight, self._at = 1., (0, 0)
 
-    @contextmanager
-    def iteration(self, i, iterations, epoch):
-        """The forward and backward pass of iteration `i` of `iterations` in `epoch` (counted from 0)."""
+    def set_lr(self, epoch, i, iterations):
+        """Begin iteration `i` of `iterations` in `epoch` (counted from 0); set the learning rate if it opens a window.
+        """
         opened = i - (i - self.first) % self.accum_iter
         size = min(self.accum_iter, iterations - opened)
-        self.complete = i == opened + size - 1
-        self._share, self._at = 1. / size, (epoch, i)
+        self.due = i == opened + size - 1
+        self._weight, self._at = 1. / size, (epoch, i)
         if i == opened:
             self.lr = self.schedule(epoch + i / iterations)
             for group in self.optimizer.param_groups:
                 group['lr'] = self.lr * group.get('lr_scale', 1.)       # of layer-wise decay
-        with gradient_sync(self.model, wanted=self.complete or not self.precision.gradients_stay_in_model):
-            yield
-        if self.complete:
-            skipped = self.precision.step(self.optimizer, self.clip_grad)
-            self.bad_steps.add(skipped)
-            if self.average:
-                self.average.update(skipped)
+
+    def gradient_sync(self):
+        """Context of forward and backward pass: processes average gradients in the last iteration of a window only."""
+        return gradient_sync(self.model, wanted=self.due or not self.precision.gradients_stay_in_model)
 
     def backward(self, loss):
-        """Add the gradients of this iteration's loss to the window's."""
-        self.bad_steps.remember(*self._at, self.lr, loss)
+        """Add the gradients of this iteration's loss to those of the window."""
+        self.non_finite_steps.remember(*self._at, self.lr, loss)
         finite = torch.isfinite(loss.detach())
-        # A loss that is not finite can have finite gradients: make them NaN, and their exchange tells all processes.
-        share = torch.where(finite, torch.full_like(loss, self._share), torch.full_like(loss, math.nan))
-        self.precision.backward(loss * share.detach(), self.optimizer)
+        # A loss that is not finite can have finite gradients: make them NaN, and their exchange informs all processes.
+        weight = torch.where(finite, torch.full_like(loss, self._weight), torch.full_like(loss, math.nan))
+        self.precision.backward(loss * weight.detach(), self.optimizer)
 
-    def averaged(self, model):
-        """A context in which `model` has its averaged weights, where there are such."""
-        return self.average.within(model) if self.average else nullcontext()
+    def update(self):
+        """Step the optimizer and the EMA, or skip the step; clear the gradients."""
+        skipped = self.precision.step(self.optimizer, self.clip_grad)
+        self.non_finite_steps.add(skipped)
+        if self.ema:
+            self.ema.update(skipped)
+
+    def ema_weights(self, model):
+        """A context in which `model` has its EMA weights, if there are any."""
+        return self.ema.within(model) if self.ema else nullcontext()
 
 
-def weight_updates(args, runtime, precision, resumed, model, optimizer, lr, average=None):
-    """The WeightUpdates that the flags describe, with the peak learning rate `lr`, as an earlier run left them."""
-    bad_steps = BadSteps(args.max_bad_steps, resumed.get('bad_steps_in_row') or 0)
-    return WeightUpdates(runtime.wrap(model, precision), optimizer, precision,
+def build_optimizer_step(args, session, precision, resume, model, optimizer, lr, ema=None):
+    """The OptimizerStep that the flags describe, with the peak learning rate `lr`, as the checkpoint left it."""
+    non_finite_steps = NonFiniteSteps(args.max_bad_steps, resume.get('bad_steps_in_row') or 0)
+    return OptimizerStep(session.wrap(model, precision), optimizer, precision,
                          lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
-                         args.accum_iter, args.clip_grad, bad_steps, average)
+                         args.accum_iter, args.clip_grad, non_finite_steps, ema)
 
 
-def adamw_updates(args, runtime, precision, resumed, model, groups, betas, lr):
-    """(model as its precision makes it, WeightUpdates by AdamW) of a model on its device, as an earlier run left them.
+def build_adamw_step(args, session, precision, resume, model, groups, betas, lr):
+    """(model as its precision makes it, OptimizerStep by AdamW) of a model on its device, as the checkpoint left them.
+
+    The order is that of apex: weights are loaded before `prepare`, which makes fp32 master weights of them; the
+    optimizer's state is loaded after it, since it belongs to the master weights.
     """
-    optimizer = precision.adamw(runtime.accelerator, groups, lr=lr, betas=betas)
+    optimizer = precision.adamw(session.accelerator, groups, lr=lr, betas=betas)
     model, optimizer = precision.prepare(model, optimizer)
-    runtime.speed_up(model, args.compile, args.grad_checkpoint)
-    resumed.restore_training(optimizer, precision)
-    average = resumed.average(args.ema, precision.trained_weights(model, optimizer))
-    return model, weight_updates(args, runtime, precision, resumed, model, optimizer, lr, average)
+    session.speed_up(model, args.compile, args.grad_checkpoint)
+    resume.restore_training(optimizer, precision)
+    ema = None if args.ema is None else EMA(args.ema, precision.trained_weights(model, optimizer))
+    if ema:
+        resume.restore_ema(ema)
+    return model, build_optimizer_step(args, session, precision, resume, model, optimizer, lr, ema)
 
 
 def decay_groups(model, weight_decay):

@@ -9,19 +9,20 @@ import torch
 from util import log
 from util.checkpoints import checkpointer
 from util.data.loader import seed_generators
-from util.devices import accelerator as device, host, precision as precisions
+from util.devices import accelerator as device, host
 from util.devices.compile import compile_blocks
 from util.devices.host import default_workers, software
+from util.devices.precision import choose_precision
 from util.distributed import hang_detector, world as distributed
-from util.distributed.signals import Stops
+from util.distributed.signals import SignalHandler
 from util.errors import UserError
 from util.log import logger
-from util.models.activation_checkpointing import recomputed
+from util.models.activation_checkpointing import checkpointed
 from util.reporting import output_dir
-from util.reporting.run_logger import Logbook, SilentLogbook
+from util.reporting.run_logger import NullRunLogger, RunLogger
 
 
-class Runtime:
+class Session:
     """Device, accelerator and world of this process, and the clock of the whole run."""
 
     def __init__(self, accelerator, world, profiling_folder=None):
@@ -29,7 +30,7 @@ class Runtime:
         self.device = accelerator.use(world.local_rank)
         self.profiler = device.Profiler(accelerator, profiling_folder if world.is_main else None)
         self.cores = ''         # those that the process is bound to
-        self.stops = SimpleNamespace(requested='')      # signals have their default actions
+        self.signals = SimpleNamespace(requested='')      # signals have their default actions
         self._begun = time.time()
 
     def place(self, model):
@@ -38,7 +39,7 @@ class Runtime:
         DistributedDataParallel would share them too, but only after a precision has made its master weights.
         """
         model.to(self.device)
-        self.world.share(model)
+        self.world.broadcast_parameters(model)
 
     def speed_up(self, model, compiled, grad_checkpoint):
         """Do what --compile and --grad_checkpoint ask for.
@@ -48,16 +49,16 @@ class Runtime:
         """
         if grad_checkpoint:
             drops_paths = any(getattr(module, 'drop_prob', None) for module in model.modules())
-            if drops_paths and not self.accelerator.repeats_drops:
+            if drops_paths and not self.accelerator.checkpoint_preserves_rng:
                 raise UserError('--grad_checkpoint: torch {} cannot draw dropped paths twice alike on {}; add '
                                 '--drop_path 0'.format(torch.__version__, self.accelerator.type))
-            model.run_block = recomputed
+            model.run_block = checkpointed
         if compiled:
             compile_blocks(model, self.device)
 
     def wrap(self, model, precision):
         """`model` in DistributedDataParallel where there is more than one process."""
-        may_move = precision.gradients_stay_in_model and self.accelerator.gradients_may_move
+        may_move = precision.gradients_stay_in_model and self.accelerator.supports_bucket_view
         return self.world.wrap(model, self.device, may_move)
 
     def totals(self, *values):
@@ -85,44 +86,44 @@ class Runtime:
         return time.time() - self._begun
 
 
-def start(args):
+def start_session(args):
     """Choose the device and meet the other processes, as the flags say.
 
     Returns:
-        Runtime.
+        Session.
     Raises:
         UserError: the device or the environment does not allow it.
     """
     world = distributed.world_from_environment(args.world_size, args.local_rank, args.dist_on_itp, args.dist_url,
                                                args.addr)
     log.set_up(world.is_main)
-    stops = Stops()
-    runtime = Runtime(device.select(args.device), world, args.output_dir if args.prof else None)
-    runtime.stops = stops
-    world.join(runtime.accelerator, args.dist_url, args.hang_timeout)
-    runtime.totals(0)       # the first process holds what the others meet in: it must not end before all have met
+    signals = SignalHandler()
+    session = Session(device.select(args.device), world, args.output_dir if args.prof else None)
+    session.signals = signals
+    world.join(session.accelerator, args.dist_url, args.hang_timeout)
+    session.totals(0)       # the first process holds what the others meet in: it must not end before all have met
     if args.num_workers is None:
         args.num_workers = default_workers(distributed.local_processes())
-    runtime.cores = host.bind(world.local_rank, distributed.local_processes())
+    session.cores = host.bind(world.local_rank, distributed.local_processes())
     if 'MAE_RESTART' in os.environ and not getattr(args, 'eval', False) and checkpointer.numbered(args.output_dir):
         args.resume, args.start_epoch = 'auto', None        # the launcher starts a run again that a fault has ended
     hang_detector.progress('its preparations')
-    return runtime
+    return session
 
 
-def open_logbook(args, runtime, resumed=None, start=(0, 0), begin=None):
+def open_run_logger(args, session, resumed=None, start=(0, 0), begin=None):
     """Where this process writes results: the main one to args.output_dir, which it locks; the others nowhere.
 
     Called last before the work begins, so that a mistake found earlier leaves earlier results where they are.
     Args:
-        resumed: Resumed of a training; None for an evaluation.
+        resumed: ResumeState of a training; None for an evaluation.
         start, begin: (epoch, images of it) and fractional epoch that the training starts at.
     Raises:
         UserError: the folder cannot be written, or another run is at work there.
     """
     hang_detector.progress('the opening of the output folder')
-    if not runtime.world.is_main:
-        return SilentLogbook()
+    if not session.world.is_main:
+        return NullRunLogger()
     lock, asides = output_dir.enter(args.output_dir, 'auto' if resumed is None else args.resume)
     records = None
     if resumed is not None:
@@ -130,16 +131,16 @@ def open_logbook(args, runtime, resumed=None, start=(0, 0), begin=None):
         records = resumed.records_before(start[0], args.output_dir)
         if args.resume != 'auto' or not resumed.path:       # else the course is the same: lines are written again
             asides += output_dir.set_log_aside(args.output_dir, records)
-    asides += output_dir.save_flags(args, runtime.world.size, evaluation=resumed is None)
+    asides += output_dir.save_flags(args, session.world.size, evaluation=resumed is None)
     for aside in asides:
         logger.info('earlier results kept in %s', aside)
-    return Logbook(args.output_dir, args.log_dir, lock, records, begin)
+    return RunLogger(args.output_dir, args.log_dir, lock, records, begin)
 
 
-def choose_precision(args, runtime):
+def setup_precision(args, session):
     """The precision that the flags ask for; says at the head of the log what the run uses, and why."""
-    accelerator, world = runtime.accelerator, runtime.world
-    precision = precisions.choose(accelerator, args.amp, args.amp_backend, args.amp_dtype,
+    accelerator, world = session.accelerator, session.world
+    precision = choose_precision(accelerator, args.amp, args.amp_backend, args.amp_dtype,
                                   getattr(args, 'loss_scale', 'dynamic'))
     hang_detector.progress('the preparation of data and model')
     logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
@@ -147,7 +148,7 @@ def choose_precision(args, runtime):
     logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)
     logger.info('processes: %d%s, %d loader processes each%s', world.size,
                 ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers,
-                ', cores {} of this one'.format(runtime.cores) if runtime.cores else '')
+                ', cores {} of this one'.format(session.cores) if session.cores else '')
     logger.info('precision: %s', precision.name)
     return precision
 
@@ -170,7 +171,7 @@ def batch_and_lr(args, world):
     return effective_batch, args.lr
 
 
-def describe_training(args, world, dataset, model, val_set=None):
+def log_training_setup(args, world, dataset, model, val_set=None):
     """Log what is trained, on what, how fast, and warn of settings that would waste the run.
 
     Args:
@@ -203,10 +204,10 @@ def warn_of_empty_classes(val_set):
                     ', '.join(missing[:5]), ', ...' if len(missing) > 5 else '')
 
 
-def finish(runtime, logbook, name, result):
+def write_result(session, run_logger, name, result):
     """Write and print the Final result; returns all that it holds."""
-    runtime.profiler.finish()
-    result = {**result, 'duration_sec': round(runtime.elapsed, 1), 'processes': runtime.world.size,
-              'device': runtime.accelerator.name}
-    logbook.finish(name, result)
+    session.profiler.finish()
+    result = {**result, 'duration_sec': round(session.elapsed, 1), 'processes': session.world.size,
+              'device': session.accelerator.name}
+    run_logger.finish(name, result)
     return result

@@ -13,7 +13,8 @@ from util.checkpoints import checkpointer, load_model, pth_file, weights
 from util.checkpoints.schema import check
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
-from util.errors import Fault, UserError
+from util.errors import SystemFailure, UserError
+from util.training.trainer import model_state
 
 pytestmark = pytest.mark.compat
 
@@ -57,7 +58,7 @@ def test_an_unreadable_disk_is_not_taken_for_a_damaged_checkpoint(tmp_path, monk
     for epoch in (0, 1):
         pth_file.save(str(tmp_path / checkpointer.name_after(epoch)), {'model': {}, 'epoch': epoch})
     monkeypatch.setattr(torch, 'load', lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, 'I/O error')))
-    with pytest.raises(Fault, match='checkpoint-1.pth: '):
+    with pytest.raises(SystemFailure, match='checkpoint-1.pth: '):
         checkpointer.find('auto', str(tmp_path))
 
 
@@ -168,7 +169,7 @@ PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps':
 def test_a_checkpoint_with_values_that_no_training_writes_is_refused_by_name(tmp_path, odd):
     pth_file.save(str(tmp_path / 'odd.pth'), {'model': {}, **odd})
     with pytest.raises(UserError, match='^{}: '.format(tmp_path / 'odd.pth')):
-        checkpointer.Resumed(str(tmp_path / 'odd.pth'))
+        checkpointer.ResumeState(str(tmp_path / 'odd.pth'))
 
 
 @pytest.mark.parametrize('flags', [{'input_size': 10 ** 9}, {'model': '__builtins__'}, {'model': ['x']}, 7])
@@ -190,14 +191,14 @@ def test_whatever_goes_wrong_while_a_checkpoint_is_loaded_names_it(tmp_path, mon
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(tmp_path)])
     path, model, precision = str(tmp_path / 'x.pth'), vit(), FullPrecision()
     optimizer = torch.optim.AdamW(model.parameters())
-    state = checkpointer.training_state(model, optimizer, precision, 0, args)
+    state = {**model_state(model, optimizer, precision), 'epoch': 0, 'args': vars(args)}
     pth_file.save(path, {**state, 'model_ema': state['model']})
-    resumed = checkpointer.Resumed(path)
+    resumed = checkpointer.ResumeState(path)
     fill, load, arguments = {
         'model': (torch.nn.Module, resumed.restore_model, [model]),
         'optimizer': (optimizer, resumed.restore_training, [optimizer, precision]),
         'scaler': (precision, resumed.restore_training, [optimizer, precision]),
-        'average': (torch.Tensor, resumed.average, [.9, state['model']]),
+        'average': (torch.Tensor, resumed.ema, [.9, state['model']]),
         'pretrained': (torch.nn.Module, weights.start_from, [path, model, args, weights.load_pretrained]),
         'tool': (torch.nn.Module, load_model.load_classifier, [path])}[broken]
     monkeypatch.setattr(fill, 'copy_' if broken == 'average' else 'load_state_dict', fails)

@@ -108,7 +108,7 @@ def test_an_encoder_alone_gives_features_and_is_refused_as_anything_else(tmp_pat
     path = write(tmp_path / 'x.safetensors', encoder_of(mae))
     imgs = torch.randn(2, 3, 32, 32)
     latent = mae.forward_encoder(mae.patchify(imgs), torch.arange(16).expand(2, -1))        # with nothing hidden
-    assert torch.allclose(load_model.load_either(path).model(imgs), latent[:, 0], atol=1e-5)
+    assert torch.allclose(load_model.load_any(path).model(imgs), latent[:, 0], atol=1e-5)
     assert torch.allclose(features.pooled(mae, imgs, 'cls'), latent[:, 0], atol=1e-5)
     assert torch.allclose(features.pooled(mae, imgs), latent[:, 1:].mean(dim=1), atol=1e-5)
     for load in (load_model.load_autoencoder, load_model.load_classifier):
@@ -117,14 +117,14 @@ def test_an_encoder_alone_gives_features_and_is_refused_as_anything_else(tmp_pat
 
 def test_weights_of_other_channels_that_say_no_mean_are_refused(tmp_path):
     model = autoencoder(in_chans=4)
-    assert 'mean and std' in refused(write(tmp_path / 'x.safetensors', model.state_dict()), load_model.load_either)
+    assert 'mean and std' in refused(write(tmp_path / 'x.safetensors', model.state_dict()), load_model.load_any)
 
 
 def test_weights_of_no_known_model_are_refused_in_one_line(tmp_path):
     mae = autoencoder().state_dict()
     for values in ({'a': torch.zeros(1)}, {**mae, 'decoder_embed.weight': torch.zeros(9, 128)},
                    {'patch_embed.proj.weight': torch.zeros(100, 3, 8, 8), 'pos_embed': torch.zeros(1, 17, 100)}):
-        refused(write(tmp_path / 'x.safetensors', values), load_model.load_either)
+        refused(write(tmp_path / 'x.safetensors', values), load_model.load_any)
 
 
 # -- timm -------------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_a_vit_without_a_bias_of_qkv_computes_the_same(tmp_path):
     model.save_pretrained(str(tmp_path))
     imgs = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.allclose(load_model.load_either(str(tmp_path)).model(imgs), model(imgs).last_hidden_state[:, 0],
+        assert torch.allclose(load_model.load_any(str(tmp_path)).model(imgs), model(imgs).last_hidden_state[:, 0],
                               atol=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_a_config_that_this_program_cannot_follow_is_refused_in_one_line(tmp_pat
     shutil.copytree(str(mae_folder), str(tmp_path / 'x'))
     own = json.loads((mae_folder / 'config.json').read_text())
     (tmp_path / 'x' / 'config.json').write_text(json.dumps({**own, **config}))
-    refused(tmp_path / 'x', load_model.load_either)
+    refused(tmp_path / 'x', load_model.load_any)
 
 
 def index(places):

@@ -16,7 +16,7 @@ from test_end_to_end import same
 
 from util.checkpoints import pth_file
 from util.checkpoints.pth_format import MAGIC_NUMBER, PROTOCOL
-from util.errors import Fault, UserError
+from util.errors import SystemFailure, UserError
 
 pytestmark = pytest.mark.compat
 
@@ -339,9 +339,10 @@ def test_a_folder_a_pipe_and_a_device_are_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize('error, kind', [
-    (PermissionError(13, 'Permission denied'), UserError), (OSError(5, 'Input/output error'), Fault),
-    (MemoryError(), Fault), (RuntimeError("DefaultCPUAllocator: can't allocate memory"), Fault),
-    (RuntimeError('NPU out of memory. Tried to allocate 2 GiB\nmore'), Fault), (RuntimeError('wrong shape'), UserError),
+    (PermissionError(13, 'Permission denied'), UserError), (OSError(5, 'Input/output error'), SystemFailure),
+    (MemoryError(), SystemFailure), (RuntimeError("DefaultCPUAllocator: can't allocate memory"), SystemFailure),
+    (RuntimeError('NPU out of memory. Tried to allocate 2 GiB\nmore'), SystemFailure),
+    (RuntimeError('wrong shape'), UserError),
     (IndexError('3'), UserError)])
 def test_what_fails_while_loading_is_one_line_with_the_file_and_the_type_of_the_fault(error, kind):
     with pytest.raises(kind) as caught, pth_file.loading('x.pth'):

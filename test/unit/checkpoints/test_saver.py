@@ -12,7 +12,7 @@ from test_end_to_end import same
 from util.checkpoints import checkpointer, pth_file
 from util.checkpoints.checkpointer import Saver
 from util.file_lock import RunLock
-from util.reporting.run_logger import Logbook
+from util.reporting.run_logger import RunLogger
 
 
 @pytest.fixture
@@ -88,18 +88,18 @@ def fill(folder):
 
 
 def test_a_log_on_a_full_disk_keeps_its_lines_and_writes_them_when_there_is_room(small_disk):
-    logbook = Logbook(str(small_disk), None, RunLock(str(small_disk)))
-    logbook.epoch({'epoch': 0})
+    run_logger = RunLogger(str(small_disk), None, RunLock(str(small_disk)))
+    run_logger.epoch({'epoch': 0})
     fill(small_disk)
     for epoch in (1, 2):
-        logbook.scalars(epoch, {'loss': 1.})
-        logbook.epoch({'epoch': epoch})
+        run_logger.scalars(epoch, {'loss': 1.})
+        run_logger.epoch({'epoch': epoch})
     assert (small_disk / 'log.txt').read_text() == '{"epoch": 0}\n'
-    logbook.finish('summary', {'task': 'Training', 'duration_sec': 1})
+    run_logger.finish('summary', {'task': 'Training', 'duration_sec': 1})
     (small_disk / 'filler').unlink()
-    logbook.epoch({'epoch': 3})
+    run_logger.epoch({'epoch': 3})
     assert (small_disk / 'log.txt').read_text() == ''.join('{{"epoch": {}}}\n'.format(i) for i in range(4))
-    logbook.close()
+    run_logger.close()
 
 
 @pytest.mark.slow

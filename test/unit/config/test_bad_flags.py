@@ -9,7 +9,7 @@ import torch
 from conftest import FINETUNE, execute, finetune, pretrain
 
 import main_finetune
-from util.checkpoints.checkpointer import Resumed
+from util.checkpoints.checkpointer import ResumeState
 from util.config.train_flags import parse_finetune
 from util.data.datasets import labelled_set
 from util.data.transforms import finetuning_transform
@@ -17,7 +17,7 @@ from util.distributed.world import World
 from util.errors import UserError
 from util.reporting import output_dir
 from util.tools.synthetic_dataset import CLASSES
-from util.training import session as runtimes
+from util.training.session import log_training_setup
 
 
 def one_line(run, words):
@@ -61,7 +61,7 @@ def test_an_output_folder_that_cannot_be_made(tmp_path):
 def test_nothing_to_resume_in_an_evaluation(tmp_path):
     args = parse_finetune([*FINETUNE, '--data_path', str(tmp_path), '--eval', '--resume', 'auto'])
     with pytest.raises(UserError, match='^--resume auto'):
-        main_finetune.evaluate_checkpoint(args, None, None, Resumed(None), None, None)
+        main_finetune.evaluate_checkpoint(args, None, None, ResumeState(None), None, None)
 
 
 def test_a_mistake_found_late_leaves_earlier_results_as_they_were(images, tmp_path):
@@ -84,7 +84,7 @@ def test_a_warm_up_of_all_epochs_and_a_batch_of_more_than_all_images_get_a_line(
     caplog.set_level('INFO', 'mae')
     args = Namespace(epochs=epochs, warmup_epochs=warmup, lr=None, blr=.1, batch_size=batch, accum_iter=1,
                      base_batch_size=None)
-    runtimes.describe_training(args, World(), range(1000), torch.nn.Linear(1, 1))
+    log_training_setup(args, World(), range(1000), torch.nn.Linear(1, 1))
     warnings = [line for line in caplog.messages if line.startswith('warning: ')]
     assert len(warnings) == bool(named) and all(named in line for line in warnings)
 

@@ -9,12 +9,12 @@ from timm.data import mixup
 
 import models_vit
 from util.checkpoints import load_model, weights
-from util.checkpoints.checkpointer import Resumed
+from util.checkpoints.checkpointer import ResumeState
 from util.checkpoints.pth_file import save
 from util.compat import accepts
 from util.config import input_size
 from util.config.train_flags import parse_pretrain
-from util.data.lazy_image import Picture
+from util.data.lazy_image import LazyImage
 from util.data.transforms import preprocessing_of
 from util.errors import UserError
 from util.models.timm_adapter import Mixup
@@ -74,7 +74,7 @@ def test_positions_go_from_one_wide_grid_to_another_by_the_flags_of_the_source()
 def test_resuming_with_height_and_width_swapped_is_refused_and_evaluating_so_interpolates(tmp_path):
     source = vit([32, 48])
     save(str(tmp_path / 'x.pth'), {'model': source.state_dict(), 'args': flags_of([32, 48])})
-    resumed, model = Resumed(str(tmp_path / 'x.pth')), vit([48, 32])
+    resumed, model = ResumeState(str(tmp_path / 'x.pth')), vit([48, 32])
     with pytest.raises(UserError, match='4 x 6 .* 6 x 4.*--input_size'):
         resumed.restore_model(model)
     resumed.restore_model(model, fit_positions=True)
@@ -100,5 +100,5 @@ def test_a_classifier_of_a_wide_input_predicts_at_that_and_other_sizes(tmp_path,
     save(str(tmp_path / 'x.pth'), {'model': vit([32, 48]).state_dict(), 'args': flags_of([32, 48])})
     again, flags, _ = load_model.load_classifier(str(tmp_path / 'x.pth'), size)
     transform, normalize = preprocessing_of(flags)
-    assert again(normalize(transform(Picture(np.array(noise(80, 60))))[None])).shape == (1, 3)
+    assert again(normalize(transform(LazyImage(np.array(noise(80, 60))))[None])).shape == (1, 3)
     assert flags['input_size'] == (size or [32, 48])

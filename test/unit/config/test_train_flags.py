@@ -13,7 +13,7 @@ from util.data.transforms import finetuning_transform
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.models.build import build_autoencoder
-from util.training import session as runtimes
+from util.training.session import batch_and_lr
 
 BAD = {
     parse_pretrain: [
@@ -143,7 +143,7 @@ def test_random_erasing_flags_reach_the_batch(tmp_path, flags, expected):
 def test_an_lr_for_another_batch_is_scaled_where_asked_and_else_warned_of(tmp_path, caplog, flags, expected, lines):
     caplog.set_level('INFO', 'mae')
     args = parsed(parse_pretrain, PRETRAIN, tmp_path, '--accum_iter', 2, *flags)
-    assert runtimes.batch_and_lr(args, World(0, 2)) == (32, pytest.approx(expected))
+    assert batch_and_lr(args, World(0, 2)) == (32, pytest.approx(expected))
     assert len(caplog.messages) == lines
 
 

@@ -20,7 +20,7 @@ from util.config.train_flags import parse_finetune
 from util.data import lazy_image
 from util.data.datasets import labelled_set, pretraining_set
 from util.data.image_files import UnreadableImage
-from util.data.lazy_image import ArrayPicture, open_picture
+from util.data.lazy_image import ArrayImage, open_image
 from util.data.loader import collate
 from util.data.transforms import Normalize, evaluation_transform, finetuning_transform, pretraining_transform
 from util.errors import UserError
@@ -63,7 +63,7 @@ def test_a_part_of_an_array_is_what_pillow_makes_of_each_channel(tmp_path, monke
         pytest.skip('this PyTorch has no bicubic kernel for bytes')
     monkeypatch.setattr(lazy_image, '_RESIZES_BYTES', bytes_at_once)
     pixels = ramp(channels)
-    part = open_picture(saved(tmp_path, pixels.squeeze())).channels(channels).part(4, 2, 30, 20, (16, 24))
+    part = open_image(saved(tmp_path, pixels.squeeze())).channels(channels).part(4, 2, 30, 20, (16, 24))
     expected = [np.asarray(Image.fromarray(pixels[4:34, 2:22, i].copy()).resize((24, 16), 3)) for i in range(channels)]
     assert part.dtype == torch.uint8 and part.shape == (16, 24, channels)
     assert abs(part.numpy().astype(int) - np.stack(expected, axis=-1)).max() <= 1
@@ -72,7 +72,7 @@ def test_a_part_of_an_array_is_what_pillow_makes_of_each_channel(tmp_path, monke
 @pytest.mark.parametrize('kind, value, unit', [(np.uint16, 65535, 1), (np.float32, -30, -30), (np.float16, .5, .5),
                                                ('>u2', 257, 1 / 255)])
 def test_arrays_of_more_than_8_bits_stay_exact_in_units_of_their_kind(tmp_path, kind, value, unit):
-    picture = open_picture(saved(tmp_path, np.full((8, 8, 2), value, kind))).channels(2)
+    picture = open_image(saved(tmp_path, np.full((8, 8, 2), value, kind))).channels(2)
     images = picture.part(0, 0, 8, 8, (4, 4))[None]
     assert images.dtype == torch.float32
     assert Normalize(2, [0.], [1.])(images).flatten().tolist() == pytest.approx([unit] * 32, rel=1e-5)
@@ -91,7 +91,7 @@ def stored(pixels):
 def test_arrays_that_are_not_images_or_damaged_are_unreadable(tmp_path, data):
     (tmp_path / 'x.npy').write_bytes(data)
     with pytest.raises(UnreadableImage, match='x.npy'):
-        open_picture(str(tmp_path / 'x.npy'))
+        open_image(str(tmp_path / 'x.npy'))
 
 
 @pytest.mark.parametrize('mode, ending, channels', [('RGBA', 'png', 4), ('LA', 'png', 2), ('CMYK', 'jpg', 4),
@@ -99,11 +99,11 @@ def test_arrays_that_are_not_images_or_damaged_are_unreadable(tmp_path, data):
 def test_a_picture_gives_the_channels_that_its_file_has(tmp_path, mode, ending, channels):
     path, pixels = str(tmp_path / ('x.' + ending)), ramp(channels)
     Image.fromarray(pixels, mode).save(path)
-    whole = open_picture(path).channels(channels).part(0, 0, 40, 30, (40, 30)).numpy()
+    whole = open_image(path).channels(channels).part(0, 0, 40, 30, (40, 30)).numpy()
     assert abs(whole.astype(int) - pixels).max() <= (20 if ending == 'jpg' else 0)
-    assert open_picture(path).channels(3).part(0, 0, 40, 30, (40, 30)).shape == (40, 30, 3)
+    assert open_image(path).channels(3).part(0, 0, 40, 30, (40, 30)).shape == (40, 30, 3)
     with pytest.raises(UnreadableImage, match='--in_chans'):
-        pretraining_transform(32, 5)(open_picture(path))
+        pretraining_transform(32, 5)(open_image(path))
 
 
 @pytest.mark.parametrize('kind', [np.uint8, np.uint16])
@@ -111,10 +111,10 @@ def test_the_pages_of_a_tiff_file_are_channels(tmp_path, kind):
     path, pixels = str(tmp_path / 'x.tif'), ramp(5, kind)
     pages = [Image.fromarray(np.ascontiguousarray(pixels[..., i])) for i in range(5)]
     pages[0].save(path, save_all=True, append_images=pages[1:])
-    found = open_picture(path).channels(5).part(0, 0, 40, 30, (40, 30)).numpy()
+    found = open_image(path).channels(5).part(0, 0, 40, 30, (40, 30)).numpy()
     assert np.allclose(found, pixels / (1 if kind is np.uint8 else 257), atol=1e-3)
     with pytest.raises(UnreadableImage):
-        open_picture(path).channels(4)
+        open_image(path).channels(4)
 
 
 def test_arrays_are_images_where_there_are_no_others(bands, tmp_path):
@@ -155,10 +155,10 @@ def test_colours_are_augmented_by_default_only_where_there_are_such(tmp_path):
 def test_grey_arrays_of_8_bits_are_augmented_and_of_more_refused_with_the_flag(tmp_path):
     random.seed(0)
     transform = finetuning_transform(32, 1)
-    assert transform(ArrayPicture(ramp(1))).shape == (32, 32, 1)
+    assert transform(ArrayImage(ramp(1))).shape == (32, 32, 1)
     with pytest.raises(UserError, match='--aa none'):
-        transform(ArrayPicture(ramp(1, np.uint16)))
-    assert finetuning_transform(32, 1, aa='none')(ArrayPicture(ramp(1, np.uint16))).dtype == torch.float32
+        transform(ArrayImage(ramp(1, np.uint16)))
+    assert finetuning_transform(32, 1, aa='none')(ArrayImage(ramp(1, np.uint16))).dtype == torch.float32
 
 
 def test_mean_and_std_are_imagenets_unless_they_are_given():
@@ -231,7 +231,7 @@ def test_what_is_measured_is_kept_by_pretraining_finetuning_and_evaluation(bands
     run = finetune(*data, '--output_dir', high, '--input_size', 48, 32, '--finetune', wide / 'checkpoint-0.pth',
                    '--mixup', .8, '--cutmix', 1)
     assert run.status == 0 and 'from 4 x 6 to 6 x 4 patches' in run.output, run.output
-    found = [load_model.load_either(str(folder / 'checkpoint-0.pth')).flags for folder in (wide, high)]
+    found = [load_model.load_any(str(folder / 'checkpoint-0.pth')).flags for folder in (wide, high)]
     for name in ('mean', 'std'):
         assert found[0][name] == found[1][name] == pytest.approx(json.loads(numbers)[name], rel=1e-5)
     assert [each['input_size'] for each in found] == [[32, 48], [48, 32]]

@@ -9,7 +9,7 @@ from test_datasets import Evil
 
 from util.data import array_cache
 from util.data.datasets import EXTENSIONS, pretraining_set
-from util.data.file_index import Listing, Paths, encoded
+from util.data.file_index import FileIndex, PathArray, encoded
 from util.errors import UserError
 
 
@@ -34,7 +34,7 @@ def tree(tmp_path):
 
 
 def names(root, **options):
-    found = Listing(str(root), EXTENSIONS, **options)
+    found = FileIndex(str(root), EXTENSIONS, **options)
     assert [found.relative(i) for i in range(len(found))] == [os.path.relpath(path, str(root)) for path in found]
     return [found.relative(i) for i in range(len(found))]
 
@@ -48,7 +48,7 @@ def test_images_are_listed_in_a_fixed_order_below_all_folders(tree):
 def test_a_path_from_the_root_is_the_same_however_it_is_written(root, tmp_path, monkeypatch):
     monkeypatch.chdir(str(tmp_path))
     inside = ['x.jpg', './x.jpg', 'a/../x.jpg', os.path.join(os.path.abspath(root), 'x.jpg')]
-    paths = Paths(root, encoded([*inside, 'a//b/x.jpg', '../x.jpg', b'\xff\xfe.jpg']))
+    paths = PathArray(root, encoded([*inside, 'a//b/x.jpg', '../x.jpg', b'\xff\xfe.jpg']))
     assert [paths.relative(i) for i in range(len(paths))] == ['x.jpg'] * 4 + [
         'a/b/x.jpg', '../x.jpg', os.fsdecode(b'\xff\xfe.jpg')]
 
@@ -56,7 +56,7 @@ def test_a_path_from_the_root_is_the_same_however_it_is_written(root, tmp_path, 
 def test_a_list_that_takes_long_is_kept_and_used_again_until_a_folder_changes(tree, cache, monkeypatch):
     first = names(tree)
     assert len(list(cache.glob('*.npz'))) == 1
-    assert [os.path.basename(path) for path in Listing(str(tree), ('.png',))] == ['1.png']      # it is another list
+    assert [os.path.basename(path) for path in FileIndex(str(tree), ('.png',))] == ['1.png']      # it is another list
     names(tree)
     with monkeypatch.context() as patch:
         patch.setattr(os, 'walk', None)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from util.data import image_files, lazy_image
 from util.data.image_files import UnreadableImage
-from util.data.lazy_image import open_picture
+from util.data.lazy_image import open_image
 
 SLOPE = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024 + 255        # 16 bits, from 255 to 64767
 pytestmark = [pytest.mark.compat,           # other generations have other releases of Pillow
@@ -27,14 +27,14 @@ def saved(path, image, **options):
 
 
 def pixels(path):
-    picture = open_picture(path)
+    picture = open_image(path)
     size = picture.height, picture.width
     return picture.part(0, 0, *size, size).numpy().astype(int)
 
 
 def refused(path):
     with pytest.raises(UnreadableImage) as caught:
-        open_picture(str(path)).part(0, 0, 8, 8, (8, 8))
+        open_image(str(path)).part(0, 0, 8, 8, (8, 8))
     assert caught.value.path == str(path) and '\n' not in caught.value.reason
     return caught.value.reason
 
@@ -142,11 +142,11 @@ def npy(shape, version=(1, 0)):
 def test_an_array_that_claims_more_than_the_file_has_takes_no_memory(tmp_path, shape):
     for version in ((1, 0), (2, 0)):
         (tmp_path / 'x.npy').write_bytes(npy((4, 5, 5), version))
-        assert open_picture(str(tmp_path / 'x.npy')).channels(5).height == 4
+        assert open_image(str(tmp_path / 'x.npy')).channels(5).height == 4
         (tmp_path / 'x.npy').write_bytes(npy(shape, version))
         before = resident_bytes()
         with pytest.raises(UnreadableImage):
-            open_picture(str(tmp_path / 'x.npy')).channels(2)
+            open_image(str(tmp_path / 'x.npy')).channels(2)
         assert resident_bytes() - before < 10 ** 8
 
 
@@ -176,7 +176,7 @@ def test_mutated_files_are_read_or_refused_alike_with_and_without_simplejpeg_and
                 patch.setattr(lazy_image, 'simplejpeg', decoder)
                 for path in paths:
                     try:
-                        outcomes.append(open_picture(path).part(0, 0, 1, 1, (1, 1)) is not None)
+                        outcomes.append(open_image(path).part(0, 0, 1, 1, (1, 1)) is not None)
                     except UnreadableImage as error:
                         outcomes.append(False)
                         assert error.path == path and '\n' not in str(error)

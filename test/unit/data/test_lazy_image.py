@@ -5,7 +5,7 @@ from PIL import Image
 
 from util.data import lazy_image
 from util.data.image_files import decode, read_bytes
-from util.data.lazy_image import JpegPicture, StoredPicture, open_picture
+from util.data.lazy_image import DecodedImage, LazyJpeg, open_image
 
 pytestmark = pytest.mark.compat         # kernels and JPEG libraries differ between the generations
 needs_simplejpeg = pytest.mark.skipif(lazy_image.simplejpeg is None, reason='simplejpeg is not installed')
@@ -29,7 +29,7 @@ def saved(folder, image, name='x.jpg', orientation=None, **options):
 
 def difference(path, box, size):
     """Mean difference in grey levels of a part from what cropping and resizing by Pillow gives."""
-    part, (top, left, height, width) = open_picture(path).part(*box, size=size), box
+    part, (top, left, height, width) = open_image(path).part(*box, size=size), box
     assert tuple(part.shape) == (*size, 3) and part.is_contiguous()
     whole = Image.fromarray(decode(read_bytes(path))[0])
     expected = whole.crop((left, top, left + width, top + height)).resize(size[::-1], 3)
@@ -43,14 +43,14 @@ def test_a_part_is_what_pillow_makes_of_it(tmp_path, name, mode, options):
     path = saved(tmp_path, photo().convert(mode), name, **options)
     assert difference(path, (5, 11, 50, 61), (32, 40)) < LIKE_PILLOW
     if lazy_image.simplejpeg and name == 'x.jpg' and mode != 'CMYK':
-        assert isinstance(open_picture(path), JpegPicture)
+        assert isinstance(open_image(path), LazyJpeg)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('scale', [1, 4])
 def test_a_part_is_cut_from_the_upright_picture(tmp_path, orientation, scale):
     path = saved(tmp_path, photo(96 * scale, 72 * scale), orientation=orientation)
-    picture = open_picture(path)
+    picture = open_image(path)
     assert (picture.height, picture.width) == decode(read_bytes(path))[0].shape[:2]
     assert difference(path, (8 * scale, 4 * scale, 40 * scale, 60 * scale), (20, 30)) < 2
 
@@ -62,8 +62,8 @@ def test_the_orientation_is_found_behind_other_things(tmp_path, before):
     path = tmp_path / 'x.jpg'
     saved(tmp_path, photo(), orientation=6)
     path.write_bytes(path.read_bytes()[:2] + before + path.read_bytes()[2:])
-    picture = open_picture(str(path))
-    assert isinstance(picture, JpegPicture) and (picture.width, picture.height) == (72, 96)
+    picture = open_image(str(path))
+    assert isinstance(picture, LazyJpeg) and (picture.width, picture.height) == (72, 96)
 
 
 @needs_simplejpeg
@@ -71,7 +71,7 @@ def test_the_orientation_is_found_behind_other_things(tmp_path, before):
 def test_a_part_of_a_reduced_picture_is_that_of_the_whole_one_within_two_grey_levels(tmp_path, scale):
     path = saved(tmp_path, photo(101 * scale, 75 * scale))
     box = (3 * scale, 5 * scale, 68 * scale, 72 * scale)
-    step = open_picture(path).step
+    step = open_image(path).step
     assert step(*box[2:], size=(32, 32)) == scale == 2 * step(63 * scale, 72 * scale, size=(32, 32))
     assert difference(path, box, (32, 32)) < 2
 
@@ -82,7 +82,7 @@ def decoded(path, box, size, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(lazy_image.simplejpeg, 'decode_jpeg',
                       lambda *args, **options: seen.append(decode(*args, **options)) or seen[-1])
-        part = open_picture(path).part(*box, size=size)
+        part = open_image(path).part(*box, size=size)
     return part, seen[0].shape
 
 
@@ -118,4 +118,4 @@ def test_edges_that_a_reduced_picture_cannot_meet_are_met_all_the_same(tmp_path,
 def test_without_simplejpeg_pillow_reads_jpeg_files(tmp_path, monkeypatch):
     monkeypatch.setattr(lazy_image, 'simplejpeg', None)
     path = saved(tmp_path, photo())
-    assert type(open_picture(path)) is StoredPicture and difference(path, (5, 11, 50, 61), (32, 40)) < 1
+    assert type(open_image(path)) is DecodedImage and difference(path, (5, 11, 50, 61), (32, 40)) < 1

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from util.data.lazy_image import Picture
+from util.data.lazy_image import LazyImage
 from util.data.transforms import MEAN, STD, Normalize, evaluation_transform, finetuning_transform, pretraining_transform
 from util.models import timm_adapter
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.compat
 
 
 def picture_of(image):
-    return Picture(np.array(image))
+    return LazyImage(np.array(image))
 
 
 def image(width=80, height=60, colour=(10, 120, 250)):

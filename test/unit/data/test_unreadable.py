@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from util.data.unreadable import BadImages, escaped, ledger
+from util.data.unreadable import UnreadableImages, escaped, track_unreadable
 from util.distributed.world import World
 from util.errors import UserError
 
@@ -22,13 +22,14 @@ def lines(folder):
 
 
 def test_the_default_limit_is_1_in_1000_and_at_least_10():
-    runtime = SimpleNamespace(world=World())
-    assert [ledger(None, None, range(n), runtime).limit for n in (0, 9999, 11000, 1281167)] == [10, 10, 11, 1281]
-    assert ledger(None, 3, range(9), runtime).limit == 3
+    session = SimpleNamespace(world=World())
+    limits = [track_unreadable(None, None, range(n), session).limit for n in (0, 9999, 11000, 1281167)]
+    assert limits == [10, 10, 11, 1281]
+    assert track_unreadable(None, 3, range(9), session).limit == 3
 
 
 def test_a_file_counts_once_however_often_and_by_whomever_it_is_met(tmp_path):
-    bad = BadImages(str(tmp_path), 5)
+    bad = UnreadableImages(str(tmp_path), 5)
     bad.share(World(), torch.device('cpu'))
     assert not list(tmp_path.iterdir())         # without such files there is no list
     bad.met(pairs(1, 2, 1))
@@ -43,21 +44,21 @@ def test_a_file_counts_once_however_often_and_by_whomever_it_is_met(tmp_path):
 
 
 def test_a_resumed_run_lists_and_logs_no_file_twice_whatever_its_name(tmp_path, caplog):
-    BadImages(str(tmp_path), 99).record([(name, 'why') for name in NAMES])
+    UnreadableImages(str(tmp_path), 99).record([(name, 'why') for name in NAMES])
     paths = [line.split('\t')[0] for line in lines(tmp_path)]
     assert paths == [escaped(name) for name in NAMES] and len(caplog.records) == len(NAMES)
     assert [path.encode('ascii', 'backslashreplace').decode('unicode_escape') for path in paths] == NAMES
     with open(str(tmp_path / 'bad_images.txt'), 'ab') as file:
         file.write(b'cut off \xff')
-    resumed = BadImages(str(tmp_path), 1)           # files of the earlier run do not count: they may be repaired
+    resumed = UnreadableImages(str(tmp_path), 1)           # files of the earlier run do not count: they may be repaired
     resumed.record(pairs(1))
     assert (tmp_path / 'bad_images.txt').read_bytes().endswith(b'cut off \xff\n/data/1.jpg\tan empty file\n')
-    BadImages(str(tmp_path), 99).record([(name, 'why') for name in NAMES])
+    UnreadableImages(str(tmp_path), 99).record([(name, 'why') for name in NAMES])
     assert len(caplog.records) == len(NAMES) + 1
 
 
 def test_more_than_the_limit_ends_every_process_with_all_of_them_listed(tmp_path, caplog):
-    for bad in (BadImages(str(tmp_path), 2), BadImages(None, 2)):
+    for bad in (UnreadableImages(str(tmp_path), 2), UnreadableImages(None, 2)):
         bad.record(pairs(1, 2))
         with pytest.raises(UserError, match='^4 image files .*--max_bad_images 2.*/data/4.jpg'):
             bad.record(pairs(2, 3, 4))
@@ -65,7 +66,7 @@ def test_more_than_the_limit_ends_every_process_with_all_of_them_listed(tmp_path
 
 
 def test_a_disk_that_refuses_the_list_is_logged_and_the_files_are_listed_when_it_works_again(tmp_path, caplog):
-    bad = BadImages(str(tmp_path / 'gone'), 99)
+    bad = UnreadableImages(str(tmp_path / 'gone'), 99)
     bad.record(pairs(1))
     assert 'No such file' in caplog.text
     bad.record(pairs(2))

@@ -13,8 +13,8 @@ from util.devices.accelerator import Cpu
 from util.devices.compile import compile_blocks
 from util.distributed.world import World
 from util.errors import UserError
-from util.models.activation_checkpointing import recomputed
-from util.training import session as runtimes
+from util.models.activation_checkpointing import checkpointed
+from util.training.session import Session
 
 SIZE = {'img_size': 32, 'patch_size': 8}
 
@@ -95,7 +95,7 @@ def gradients(run_block=None):
 @pytest.mark.compat
 def test_gradients_are_those_without_it_and_the_same_paths_are_dropped():
     expected = gradients()
-    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(recomputed).items())
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(checkpointed).items())
 
 
 def test_blocks_are_computed_again_in_the_backward_pass_only():
@@ -106,24 +106,24 @@ def test_blocks_are_computed_again_in_the_backward_pass_only():
             calls.append(self)
             return super().forward(x)
 
-    gradients(lambda block, x: recomputed(Counted(block), x))
+    gradients(lambda block, x: checkpointed(Counted(block), x))
     assert len(calls) == 12
     with torch.no_grad():
-        recomputed(Counted(), torch.ones(1))
+        checkpointed(Counted(), torch.ones(1))
     assert len(calls) == 13
 
 
 @pytest.mark.parametrize('rate', [0., .1])
 def test_a_device_that_would_drop_other_paths_is_refused(rate):
-    runtime = runtimes.Runtime(Cpu(), World())
-    runtime.accelerator.repeats_drops = False
+    session = Session(Cpu(), World())
+    session.accelerator.checkpoint_preserves_rng = False
     model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, drop_path_rate=rate)
     if rate:
         with pytest.raises(UserError, match='--grad_checkpoint'):
-            runtime.speed_up(model, False, True)
+            session.speed_up(model, False, True)
     else:
-        runtime.speed_up(model, False, True)
-        assert model.run_block is recomputed
+        session.speed_up(model, False, True)
+        assert model.run_block is checkpointed
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from util.devices.accelerator import Beside, select
+from util.devices.accelerator import StreamCopy, select
 
 
 class Batch:
@@ -30,7 +30,7 @@ def steps(count):
     computing.record_event.side_effect = lambda: [words for words in queued if words.startswith('step')][-1]
     computing.wait_stream.side_effect = lambda stream: queued.append('computing waits for the copy')
     copying.wait_event.side_effect = lambda event: queued.append('copying waits for the end of ' + event)
-    to_device = Beside(module, copying)
+    to_device = StreamCopy(module, copying)
     for i in range(count):
         to_device([Batch(queued, 'batch {}'.format(i))], 'device')      # the step lets go of it at once
         queued.append('step {}'.format(i))

@@ -46,7 +46,7 @@ def test_the_flags_and_the_device_choose(apex, monkeypatch, device, bf16, flags,
     monkeypatch.setattr(precision, '_new_scaler', lambda accelerator, scale: None)
     monkeypatch.setattr(devices, '_cpu_flags', lambda: {'avx2', 'avx512_bf16'} if bf16 else {'avx2'})
     accelerator = Cpu() if device == 'cpu' else Chip(device, bf16)
-    assert precision.choose(accelerator, **flags).name == name
+    assert precision.choose_precision(accelerator, **flags).name == name
 
 
 @pytest.mark.parametrize('device, flags, named', [
@@ -55,13 +55,13 @@ def test_the_flags_and_the_device_choose(apex, monkeypatch, device, bf16, flags,
     (Chip('npu', True), {'backend': 'apex', 'dtype': 'bf16'}, '--amp_dtype bf16')])
 def test_what_a_device_cannot_do_is_refused_by_name(apex, device, flags, named):
     with pytest.raises(UserError, match=named):
-        precision.choose(device, **flags)
+        precision.choose_precision(device, **flags)
 
 
 def test_an_apex_without_amp_that_is_asked_for_is_one_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, 'apex', types.ModuleType("PyPI's"))
     with pytest.raises(UserError, match='--amp_backend apex'):
-        precision.choose(Chip('cuda', True), backend='apex')
+        precision.choose_precision(Chip('cuda', True), backend='apex')
 
 
 def old_chip(type='npu', **amp):
@@ -82,14 +82,15 @@ def test_older_npu_builds_have_an_autocast_of_their_own_for_bf16_where_it_takes_
 
 def test_an_npu_without_autocast_or_apex_trains_in_fp32_unless_asked_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, 'apex', None)
-    assert precision.choose(old_chip(), amp=True).name == 'fp32'
+    assert precision.choose_precision(old_chip(), amp=True).name == 'fp32'
     with pytest.raises(UserError, match='--amp_backend native'):
-        precision.choose(old_chip(), backend='native')
+        precision.choose_precision(old_chip(), backend='native')
 
 
 @pytest.mark.compat
 def test_a_gpu_without_autocast_takes_apex_where_there_is_one(apex):
-    assert precision.choose(old_chip('a GPU that torch.autocast does not know'), amp=True).name.startswith('apex O2')
+    gpu = old_chip('a GPU that torch.autocast does not know')
+    assert precision.choose_precision(gpu, amp=True).name.startswith('apex O2')
 
 
 def train(chosen, steps=30):
@@ -114,7 +115,7 @@ def train(chosen, steps=30):
 def test_bf16_on_the_cpu_computes_in_bf16_and_trains_like_fp32():
     if precision._autocast_factory(Cpu(), torch.bfloat16) is None:
         pytest.skip('this torch has no autocast on the CPU')
-    losses, exact = train(precision.choose(Cpu(), dtype='bf16')), train(precision.FullPrecision())
+    losses, exact = train(precision.choose_precision(Cpu(), dtype='bf16')), train(precision.FullPrecision())
     assert losses != exact
     assert losses[-1] == pytest.approx(exact[-1], rel=.1) and losses[-1] < .5 * losses[0]
 

@@ -10,7 +10,7 @@ from conftest import execute
 
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
-from util.errors import Fault
+from util.errors import SystemFailure
 from util.tools.launch import free_port
 
 pytestmark = pytest.mark.compat
@@ -77,5 +77,5 @@ def test_a_process_whose_threads_cannot_run_ends_with_its_stacks():
 
 @pytest.mark.parametrize('rank, missing', [(0, 'process 1 of 2'), (1, 'cannot meet the others')])
 def test_a_process_whose_peer_never_comes_says_so(rank, missing):
-    with pytest.raises(Fault, match=missing):
+    with pytest.raises(SystemFailure, match=missing):
         World(rank, 2).join(Cpu(), 'tcp://127.0.0.1:{}'.format(free_port()), hang_timeout=1.)

@@ -62,10 +62,10 @@ def test_a_second_signal_stops_at_once(images, tmp_path):
 
 SCRIPT = """
 import os, signal, threading
-from util.distributed.signals import Stops
+from util.distributed.signals import SignalHandler
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])      # as a launcher starts its processes
 os.kill(os.getpid(), signal.SIGUSR1)
-Stops()
+SignalHandler()
 threading.Event().wait()
 """
 

@@ -65,20 +65,23 @@ import util, models_mae
 from util.devices import accelerator
 from util.distributed import world_from_environment
 from util.devices.precision import FullPrecision
-from util.training.optimizer_step import WeightUpdates
+from util.training.optimizer_step import OptimizerStep
 
 def train(world):
     torch.manual_seed(0)
     images, noise = torch.randn(3, 8, 3, 16, 16), torch.rand(3, 8, 4)
     model = models_mae.mae_vit_nano_patch16(img_size=16, patch_size=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=.1)
-    updates = WeightUpdates(world.wrap(model, torch.device('cpu'), True), optimizer, FullPrecision(), lambda epoch: .1,
+    updates = OptimizerStep(world.wrap(model, torch.device('cpu'), True), optimizer, FullPrecision(), lambda epoch: .1,
                             accum_iter=2)       # of 3 iterations: the second window is of one
     losses, mine = [], slice(world.rank, None, world.size)
     for i in range(3):
-        with updates.iteration(i, 3, 0):
+        updates.set_lr(0, i, 3)
+        with updates.gradient_sync():
             loss = updates.model(images[i, mine], .5, noise[i, mine])[0]
             updates.backward(loss)
+        if updates.due:
+            updates.update()
         losses.append(world.sum(loss.detach()).item() / world.size)
     if world.is_main:
         weights = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -87,7 +90,7 @@ def train(world):
 world = world_from_environment()
 world.join(device.Cpu())
 train(world)
-world.leave()
+world.shutdown()
 '''
 
 

@@ -6,11 +6,11 @@ from conftest import FINETUNE
 import main_finetune
 import models_vit
 from main_finetune import freeze
-from util.checkpoints.checkpointer import Resumed, load_optimizer
+from util.checkpoints.checkpointer import ResumeState, load_optimizer
 from util.config.train_flags import parse_finetune
 from util.errors import UserError
 from util.models import features
-from util.models.activation_checkpointing import directly, recomputed
+from util.models.activation_checkpointing import checkpointed, directly
 from util.training.optimizer_step import layer_decay_groups
 
 
@@ -49,7 +49,7 @@ def test_frozen_blocks_drop_no_paths_and_autograd_keeps_nothing_of_them_alone():
 @pytest.mark.parametrize('flag', [0, 'all'])
 def test_recomputing_gives_the_same_gradients(flag):
     gradients = []
-    for run_block in (directly, recomputed):
+    for run_block in (directly, checkpointed):
         model = classifier(flag)
         model.run_block = run_block
         torch.manual_seed(1)
@@ -75,4 +75,4 @@ def test_a_run_resumes_with_the_same_blocks_frozen_only():
 def test_random_weights_are_not_frozen(images, tmp_path):
     args = parse_finetune([*FINETUNE, '--data_path', str(images), '--freeze', '1'])
     with pytest.raises(UserError, match='^--freeze 1: '):
-        main_finetune.train(args, None, None, Resumed(None))
+        main_finetune.train(args, None, None, ResumeState(None))

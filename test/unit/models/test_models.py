@@ -14,7 +14,7 @@ from util.checkpoints import hugging_face
 from util.compat import accepts
 from util.config.train_flags import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.model_sizes import SIZES
-from util.models.activation_checkpointing import directly, recomputed
+from util.models.activation_checkpointing import checkpointed, directly
 from util.models.positions import resize_positions, sincos_2d
 
 pytestmark = pytest.mark.compat
@@ -55,7 +55,7 @@ def relative(a, b):
 
 @pytest.mark.parametrize('norm_pix_loss', [False, True])
 @pytest.mark.parametrize('loss_only, run_block', [
-    (False, directly), (True, directly), (True, recomputed)])
+    (False, directly), (True, directly), (True, checkpointed)])
 def test_loss_prediction_mask_and_gradients_equal_those_of_transformers(norm_pix_loss, loss_only, run_block):
     model = autoencoder(norm_pix_loss=norm_pix_loss).train()
     model.run_block = run_block

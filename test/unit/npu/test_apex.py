@@ -1,5 +1,4 @@
 """Training through the stand-in for Ascend's apex: loss scale, master weights, clipping, accumulation, checkpoints."""
-import argparse
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +8,8 @@ import models_mae
 from util.checkpoints import checkpointer, pth_file
 from util.devices.accelerator import Cpu
 from util.devices.precision import ApexO2, FullPrecision
-from util.training.optimizer_step import WeightUpdates, decay_groups
+from util.training.optimizer_step import OptimizerStep, decay_groups
+from util.training.trainer import model_state
 
 from .conftest import require_emulator
 
@@ -21,14 +21,14 @@ class Training:
 
     def __init__(self, precision, path=None, ema=None):
         torch.manual_seed(0)
-        self.precision, resumed = precision, checkpointer.Resumed(path)
+        self.precision, resumed = precision, checkpointer.ResumeState(path)
         model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8)
         resumed.restore_model(model)
         optimizer = precision.adamw(Cpu(), decay_groups(model, .05), lr=1e-3, betas=(.9, .95))
         self.model, self.optimizer = precision.prepare(model, optimizer)
         resumed.restore_training(self.optimizer, precision)
         self.average = resumed.average(ema, precision.trained_weights(self.model, self.optimizer))
-        self.updates = WeightUpdates(self.model, self.optimizer, precision, lambda epoch: 1e-3, clip_grad=1.,
+        self.optimizer_step = OptimizerStep(self.model, self.optimizer, precision, lambda epoch: 1e-3, clip_grad=1.,
                                      average=self.average)
 
     def steps(self, first, end, overflow=None):
@@ -37,16 +37,18 @@ class Training:
         for i in range(first, end):
             torch.manual_seed(i)
             images = torch.rand(4, 3, 32, 32)
-            with self.updates.iteration(i, end, epoch=0):
+            self.optimizer_step.set_lr(0, i, end)
+            with self.optimizer_step.gradient_sync():
                 loss, _, _ = self.model(images)
-                self.updates.backward(loss * 1e30 if i == overflow else loss)
+                self.optimizer_step.backward(loss * 1e30 if i == overflow else loss)
+            if self.optimizer_step.due:
+                self.optimizer_step.update()
             losses.append(loss.item())
         return losses
 
     def saved(self, path):
         """The checkpoint of now, which is at `path` then."""
-        state = checkpointer.training_state(self.model, self.optimizer, self.precision, 0, argparse.Namespace(),
-                                          self.average)
+        state = {**model_state(self.model, self.optimizer, self.precision, self.average), 'epoch': 0, 'args': {}}
         pth_file.save(str(path), state)
         return pth_file.load(str(path), as_trained=True)
 
@@ -70,17 +72,18 @@ def test_an_overflow_halves_the_dynamic_scale_and_skips_the_step(apex):
     before = run.weights_and_moments()
     run.steps(2, 3, overflow=2)
     assert run.precision.state_dict() == {'loss_scaler0': {'loss_scale': 2. ** 15, 'unskipped': 0}}
-    assert same(before, run.weights_and_moments()) and run.updates.bad_steps.skipped == 1
+    assert same(before, run.weights_and_moments()) and run.optimizer_step.non_finite_steps.skipped == 1
     run.steps(3, 5)
-    assert run.updates.bad_steps.skipped == 1 and run.precision.state_dict()['loss_scaler0']['unskipped'] == 2
+    assert run.optimizer_step.non_finite_steps.skipped == 1
+    assert run.precision.state_dict()['loss_scaler0']['unskipped'] == 2
     assert not same(before, run.weights_and_moments())
 
 
 def test_an_overflow_anywhere_in_a_window_skips_its_one_step(apex):
     run = Training(ApexO2(apex))
-    run.updates.accum_iter = 2
+    run.optimizer_step.accum_iter = 2
     run.steps(0, 4, overflow=0)
-    assert run.updates.bad_steps.skipped == 1
+    assert run.optimizer_step.non_finite_steps.skipped == 1
     assert run.precision.state_dict() == {'loss_scaler0': {'loss_scale': 2. ** 15, 'unskipped': 3}}
     assert run.optimizer.state_dict()['state'][0]['step'] == 1
 
@@ -88,7 +91,7 @@ def test_an_overflow_anywhere_in_a_window_skips_its_one_step(apex):
 def test_a_static_scale_stays_and_a_step_that_is_not_finite_is_skipped(apex):
     run = Training(ApexO2(apex, 2048.))
     losses = run.steps(0, 4, overflow=2)
-    assert run.precision.scale == 2048. and run.updates.bad_steps.skipped == 1
+    assert run.precision.scale == 2048. and run.optimizer_step.non_finite_steps.skipped == 1
     assert losses[3] == losses[3]       # apex itself would have taken the step, and lost the weights
 
 

@@ -22,10 +22,10 @@ from util.data.transforms import Normalize, evaluation_transform
 from util.devices import precision
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
-from util.errors import Stopped
+from util.errors import Preempted
 from util.reporting import output_dir, report
-from util.reporting.reconstructions import IMAGES, MOMENTS, Reconstructions
-from util.reporting.run_logger import SilentLogbook
+from util.reporting.reconstructions import IMAGES, MOMENTS, ReconstructionSnapshots
+from util.reporting.run_logger import NullRunLogger
 from util.training import session
 
 HOSTILE = '"></script><script>alert(1)</script><!--<img src=http://x onerror=alert(1)>&amp;\'\n\x1b\x7f\u2028\udcff'
@@ -51,32 +51,32 @@ class Page:
 
 def records(count=3, **more):
     """A logbook of a few epochs; the last one's record has `more`."""
-    logbook, found = SilentLogbook(), [{'train_loss': 2. / (i + 1), 'train_lr': 1e-4, 'FPS': 100., 'data_wait': .01,
+    run_logger, found = NullRunLogger(), [{'train_loss': 2. / (i + 1), 'train_lr': 1e-4, 'FPS': 100., 'data_wait': .01,
                                         'epoch': i, 'device': 'CPU'} for i in range(count)]
-    logbook.records = [json.dumps(record) for record in found[:-1] + [{**record, **more} for record in found[-1:]]]
-    return logbook
+    run_logger.records = [json.dumps(record) for record in found[:-1] + [{**record, **more} for record in found[-1:]]]
+    return run_logger
 
 
 def showing(*sections):
     """Pictures, which stand for themselves."""
-    return SimpleNamespace(sections=lambda: sections, after=lambda epoch, due, logbook: None)
+    return SimpleNamespace(sections=lambda: sections, after=lambda epoch, due, run_logger: None)
 
 
 def place(*world):
-    return session.Runtime(Cpu(), World(*world))
+    return session.Session(Cpu(), World(*world))
 
 
-def written(folder, *flags, logbook=None, exhibit=None, parse=parse_pretrain, where=None):
+def written(folder, *flags, run_logger=None, report_part=None, parse=parse_pretrain, where=None):
     """A Report of three epochs to `folder`."""
     args = parse(['--data_path', str(folder), '--output_dir', str(folder), '--epochs', '3', '--num_workers', '0',
                   *flags])
-    return report.Report(args, where or place(), precision.FullPrecision(), 32, logbook or records(),
-                         exhibit or showing())
+    return report.Report(args, where or place(), precision.FullPrecision(), 32, run_logger or records(),
+                         report_part or showing())
 
 
 def page_of(folder, error=None, **options):
     """The Page of a run that was stopped."""
-    written(folder, **options).close(error or Stopped('stopped by SIGTERM'))
+    written(folder, **options).close(error or Preempted('stopped by SIGTERM'))
     return Page(folder / 'report.html')
 
 
@@ -107,8 +107,8 @@ def test_only_the_page_s_own_style_and_script_count():
 def test_what_users_name_is_data_and_no_markup(tmp_path):
     folder = tmp_path / ('x' + HOSTILE.replace('/', '|'))
     folder.mkdir()
-    exhibit = showing((HOSTILE, [('strips', [(HOSTILE, [HOSTILE])]), ('pairs', [[HOSTILE, 1]])]))
-    page = page_of(folder, Stopped(HOSTILE), logbook=records(**{HOSTILE + 'acc': 2.}), exhibit=exhibit)
+    report_part = showing((HOSTILE, [('strips', [(HOSTILE, [HOSTILE])]), ('pairs', [[HOSTILE, 1]])]))
+    page = page_of(folder, Preempted(HOSTILE), run_logger=records(**{HOSTILE + 'acc': 2.}), report_part=report_part)
     assert page.parts[SHOWN] == {'strips': [[SHOWN, [SHOWN]]], 'pairs': [[SHOWN, 1]]}
     assert page.data['words'].endswith(': ' + SHOWN) and SHOWN.replace('/', '|') in page.data['lead']
     assert page.curves['Accuracy, %'] == {SHOWN + 'acc': [None, None, 2.]}
@@ -129,9 +129,9 @@ def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_pat
 
 
 def test_a_run_that_ends_early_also_before_its_first_epoch_says_why(tmp_path):
-    for parse, name, error, state in ((parse_finetune, 'Fine-tuning · ', Stopped('by SIGTERM'), 'stopped'),
+    for parse, name, error, state in ((parse_finetune, 'Fine-tuning · ', Preempted('by SIGTERM'), 'stopped'),
                                       (parse_linprobe, 'Linear probing · ', ValueError('bad steps'), 'ended')):
-        page = page_of(tmp_path, error, logbook=records(0), parse=parse)
+        page = page_of(tmp_path, error, run_logger=records(0), parse=parse)
         assert page.data['title'].startswith(name)
         assert page.data['state'] == state and page.data['words'].endswith(str(error)) and 'Curves' not in page.parts
 
@@ -141,12 +141,12 @@ def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog
     running = written(tmp_path, '--report_every', '1')
     for epoch in range(3):
         running.epoch(epoch)
-    running.close(Stopped(''))
+    running.close(Preempted(''))
     assert len(caplog.messages) == 3 and all('\n' not in line for line in caplog.messages)
 
 
 def test_curves_are_named_in_words_and_the_table_has_what_only_some_epochs_have(tmp_path):
-    page = page_of(tmp_path, logbook=records(knn_acc1=12.5, test_raw_acc5=2., test_raw_loss=math.nan, test_loss=3.))
+    page = page_of(tmp_path, run_logger=records(knn_acc1=12.5, test_raw_acc5=2., test_raw_loss=math.nan, test_loss=3.))
     assert page.curves['Accuracy, %'] == {'k-NN': [None, None, 12.5], 'Acc@5, not averaged': [None, None, 2.]}
     assert page.curves['Loss'] == {'training': [2., 1., 2. / 3], 'validation': [None, None, 3.]}
     table = page.parts['Curves']['folded'][2]
@@ -159,39 +159,39 @@ def test_other_processes_write_nothing(tmp_path):
     other = place(1, 2)
     silent = written(tmp_path, where=other)
     silent.epoch(2)
-    silent.close(Stopped('x'))
+    silent.close(Preempted('x'))
     report.of_evaluation(parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)]), other, None, {},
                          showing())
     assert os.listdir(str(tmp_path)) == []
 
 
-def gallery(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, within=nullcontext):
+def snapshots(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, within=nullcontext):
     torch.manual_seed(0)
     model = models_mae.mae_vit_nano_patch16(norm_pix_loss=norm_pix_loss, img_size=32, patch_size=8).eval()
-    return Reconstructions(model, datasets.pretraining_set(str(images)), evaluation_transform(32), Normalize(),
+    return ReconstructionSnapshots(model, datasets.pretraining_set(str(images)), evaluation_transform(32), Normalize(),
                            mask_ratio, precision.FullPrecision(), torch.device('cpu'), epochs, earlier, start, within)
 
 
 def test_pictures_stay_few_and_those_of_the_first_and_the_last_epoch_are_among_them(images):
     entered = []
-    shown = gallery(images, norm_pix_loss=True, within=lambda: entered.append(True) or nullcontext())
+    shown = snapshots(images, norm_pix_loss=True, within=lambda: entered.append(True) or nullcontext())
     for epoch in (*range(0, 400, 40), 399):
-        shown.after(epoch, True, SilentLogbook())
+        shown.after(epoch, True, NullRunLogger())
     found = [shot['epoch'] for shot in shown.snapshots]
     assert (found[0], found[-1]) == (0, 399) and len(found) <= MOMENTS + 1 and entered
     assert '--norm_pix_loss' in dict(shown.sections()[0][1])['note']
 
 
 def test_a_resumed_run_keeps_the_pictures_from_before_it_unless_they_are_of_other_masks(images):
-    first = gallery(images, 3)
+    first = snapshots(images, 3)
     for epoch in range(3):
-        first.after(epoch, False, SilentLogbook())
-    resumed, other = (gallery(images, 3, list(first.snapshots), 2, mask_ratio=ratio) for ratio in (.75, .5))
+        first.after(epoch, False, NullRunLogger())
+    resumed, other = (snapshots(images, 3, list(first.snapshots), 2, mask_ratio=ratio) for ratio in (.75, .5))
     # also where it ends before its first picture
     assert resumed.sections()[0][1][1][1] == first.sections()[0][1][1][1][:3] + first.sections()[0][1][1][1][-1:]
     assert other.sections() == []
     for one in (resumed, other):
-        one.after(2, False, SilentLogbook())
+        one.after(2, False, NullRunLogger())
     assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
 
 

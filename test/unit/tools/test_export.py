@@ -13,7 +13,7 @@ import models_mae
 import models_vit
 from util.checkpoints import load_model, pth_file
 from util.compat import accepts
-from util.data.lazy_image import Picture
+from util.data.lazy_image import LazyImage
 from util.data.transforms import preprocessing_of
 from util.errors import UserError
 from util.tools import export, export_hf, export_onnx
@@ -81,10 +81,10 @@ def test_transformers_image_processor_makes_the_pixels_of_evaluation(checkpoints
     transformers = export_hf.transformers
     export.export(str(checkpoints / 'mean'), 'hf', str(tmp_path / 'x'))
     pixels = np.random.RandomState(0).randint(0, 256, (18, 18, 3)).astype(np.uint8)
-    transform, normalize = preprocessing_of(load_model.load_either(str(checkpoints / 'mean')).flags)
+    transform, normalize = preprocessing_of(load_model.load_any(str(checkpoints / 'mean')).flags)
     processor = getattr(transformers, 'AutoImageProcessor', None) or transformers.AutoFeatureExtractor
     found = processor.from_pretrained(str(tmp_path / 'x'))(pixels, return_tensors='pt')['pixel_values']
-    assert torch.allclose(found, normalize(transform(Picture(pixels))[None]), atol=1e-5)
+    assert torch.allclose(found, normalize(transform(LazyImage(pixels))[None]), atol=1e-5)
 
 
 def test_a_difference_a_nan_and_another_shape_are_told_and_nothing_is_written(checkpoints, tmp_path, monkeypatch):

@@ -127,8 +127,8 @@ def test_a_pretraining_checkpoint_is_to_be_fine_tuned_first(images, pretrained):
 
 
 def test_amp_reaches_the_forward_pass(named, monkeypatch):
-    asked, choose = [], inference.precisions.choose
-    monkeypatch.setattr(inference.precisions, 'choose', lambda *args: asked.append(args[1]) or choose(*args))
+    asked, choose = [], inference.choose_precision
+    monkeypatch.setattr(inference, 'choose_precision', lambda *args: asked.append(args[1]) or choose(*args))
     inference.Inference(load_model.load_classifier(str(named)), 'cpu', amp=True)
     assert asked == [True]
 

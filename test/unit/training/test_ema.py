@@ -9,19 +9,20 @@ from test_optimizer_step import Linear
 
 import main_finetune
 from util.checkpoints import load_model, pth_file
-from util.checkpoints.checkpointer import Resumed, training_state
+from util.checkpoints.checkpointer import ResumeState
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
 from util.errors import UserError
-from util.training.ema import WeightAverage
-from util.training.optimizer_step import WeightUpdates
+from util.training.ema import EMA
+from util.training.optimizer_step import OptimizerStep
+from util.training.trainer import model_state
 
 
 def expected(values, decay):
     """The average after it has followed `values` from 0."""
     average = 0.
-    for updates, value in enumerate(values):
-        keep = min(decay, (1 + updates) / (10 + updates))
+    for optimizer_step, value in enumerate(values):
+        keep = min(decay, (1 + optimizer_step) / (10 + optimizer_step))
         average = keep * average + (1 - keep) * value
     return average
 
@@ -32,23 +33,26 @@ def expected(values, decay):
     ([1., float('nan'), 2.], .5, 1, 2)])        # a skipped step
 def test_the_average_follows_each_step_that_is_taken_by_the_decay_that_has_warmed_up(inputs, decay, accum_iter, steps):
     model = Linear()
-    average = WeightAverage(decay, FullPrecision().trained_weights(model, None))
-    updates = WeightUpdates(model, torch.optim.SGD(model.parameters(), lr=1.), FullPrecision(), lambda epoch: 1.,
+    average = EMA(decay, FullPrecision().trained_weights(model, None))
+    optimizer_step = OptimizerStep(model, torch.optim.SGD(model.parameters(), lr=1.), FullPrecision(), lambda epoch: 1.,
                             accum_iter, average=average)
     weights = []
     for i, value in enumerate(inputs):
-        with updates.iteration(i, len(inputs), 0):
-            updates.backward(model(torch.tensor([value])))
-        if updates.complete and value == value:
+        optimizer_step.set_lr(0, i, len(inputs))
+        with optimizer_step.gradient_sync():
+            optimizer_step.backward(model(torch.tensor([value])))
+        if optimizer_step.due:
+            optimizer_step.update()
+        if optimizer_step.due and value == value:
             weights.append(model.weight[0].item())
-    state = average.state(model.state_dict())
+    state = average.state_dict(model.state_dict())
     assert state['model_ema']['weight'].tolist() == pytest.approx([expected(weights, decay)], rel=1e-5)
     assert len(weights) == state['ema_updates'] == steps and state['model_ema']['fixed'].tolist() == [1.]
 
 
 def test_the_model_has_the_average_within_and_its_own_weights_again_afterwards():
     model = Linear().half()         # as apex has it, beside weights in fp32
-    average = WeightAverage(.9, {'weight': torch.nn.Parameter(torch.tensor([.1]))})
+    average = EMA(.9, {'weight': torch.nn.Parameter(torch.tensor([.1]))})
     own = model.weight.detach().clone()
     with pytest.raises(KeyError), average.within(model):
         assert torch.equal(model.weight.float(), torch.tensor([.1]).half().float())
@@ -59,7 +63,7 @@ def test_the_model_has_the_average_within_and_its_own_weights_again_afterwards()
 def test_an_average_of_another_model_is_refused():
     for other in ({}, {'w': torch.zeros(4)}):
         with pytest.raises(UserError, match='^x.pth: .*--ema'):
-            WeightAverage(.9, {'w': torch.nn.Parameter(torch.zeros(3))}).load({'model_ema': other}, 'x.pth')
+            EMA(.9, {'w': torch.nn.Parameter(torch.zeros(3))}).load({'model_ema': other}, 'x.pth')
 
 
 # In checkpoints
@@ -69,11 +73,12 @@ def checkpoint(tmp_path):
     """(path, state) of a classifier whose average is not its weights."""
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(tmp_path)])
     model, precision = main_finetune.build_model(args, 3), FullPrecision()
-    average = WeightAverage(.9, precision.trained_weights(model, None))
+    average = EMA(.9, precision.trained_weights(model, None))
     for parameter in model.parameters():
         parameter.data += 1
     average.update(0)
-    state = training_state(model, torch.optim.SGD(model.parameters(), lr=1.), precision, 4, args, average)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    state = {**model_state(model, optimizer, precision, average), 'epoch': 4, 'args': vars(args)}
     pth_file.save(str(tmp_path / 'x.pth'), state)
     return str(tmp_path / 'x.pth'), state
 
@@ -83,8 +88,8 @@ def test_tools_and_evaluation_take_the_average_and_resuming_the_weights_as_train
     assert set(state['model_ema']) == set(state['model'])
     model = load_model.load_classifier(path).model
     assert torch.equal(model.head.bias, state['model_ema']['head.bias'])
-    for averaged, name in ((False, 'model'), (True, 'model_ema')):
-        Resumed(path).restore_model(model, averaged=averaged)
+    for ema_weights, name in ((False, 'model'), (True, 'model_ema')):
+        ResumeState(path).restore_model(model, ema_weights=ema_weights)
         assert torch.equal(model.head.bias, state[name]['head.bias'])
     assert not torch.equal(state['model']['head.bias'], state['model_ema']['head.bias'])
 
@@ -92,12 +97,12 @@ def test_tools_and_evaluation_take_the_average_and_resuming_the_weights_as_train
 def test_a_resumed_average_is_the_saved_one_and_a_new_one_starts_from_the_weights(checkpoint, tmp_path):
     path, state = checkpoint
     weights = {'head.bias': torch.nn.Parameter(torch.zeros(3))}
-    assert Resumed(path).average(None, weights) is None
-    again = Resumed(path).average(.9, weights).state({})
+    assert ResumeState(path).average(None, weights) is None
+    again = ResumeState(path).average(.9, weights).state({})
     assert torch.equal(again['model_ema']['head.bias'], state['model_ema']['head.bias']) and again['ema_updates'] == 1
     state = {name: value for name, value in state.items() if name not in ('model_ema', 'ema_updates')}
     pth_file.save(str(tmp_path / 'without.pth'), state)
-    anew = Resumed(str(tmp_path / 'without.pth')).average(.9, weights).state({})
+    anew = ResumeState(str(tmp_path / 'without.pth')).average(.9, weights).state({})
     assert anew['model_ema']['head.bias'].tolist() == [0, 0, 0] and anew['ema_updates'] == 0
 
 

@@ -10,9 +10,9 @@ from engine_finetune import count_correct
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.text import duration
-from util.training.epoch_meter import DeviceMean, Progress, Throughput, workers_to_keep_up
-from util.training.non_finite_steps import BadSteps
-from util.training.session import Runtime
+from util.training.epoch_meter import DeviceMean, EpochMeter, Throughput, workers_to_keep_up
+from util.training.non_finite_steps import NonFiniteSteps
+from util.training.session import Session
 
 
 class Clock:
@@ -77,8 +77,8 @@ def test_loader_processes_are_asked_for_where_the_device_waits(workers, seconds,
 
 def test_advice_on_the_loader_is_given_again_only_when_it_changes(monkeypatch, caplog):
     caplog.set_level('INFO', 'mae')
-    updates = SimpleNamespace(lr=.1, bad_steps=BadSteps(3))
-    progress = Progress(mock.MagicMock(workers=2), Runtime(Cpu(), World()), updates, None, 'loss', 0, None)
+    optimizer_step = SimpleNamespace(lr=.1, non_finite_steps=NonFiniteSteps(3))
+    progress = EpochMeter(mock.MagicMock(workers=2), Session(Cpu(), World()), optimizer_step, None, 'loss', 0, None)
     for enough, lines in ((None, 0), (4, 1), (4, 1), (5, 2), (None, 2), (5, 3)):
         monkeypatch.setattr('util.training.epoch_meter.workers_to_keep_up', lambda *args, enough=enough: enough)
         progress.begin(0, 0)

@@ -16,7 +16,7 @@ from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import UserError
 from util.log import logger
-from util.reporting.confusion import Mistakes, worst_pairs
+from util.reporting.confusion import ConfusionTracker, worst_pairs
 from util.training import session
 
 
@@ -43,15 +43,15 @@ def break_some(folder, every):
 
 
 def evaluated(folder, model, batch_size=4, signal='', world=None):
-    """(result, Mistakes) of an evaluation; in one process of `world`, before these are summed up."""
+    """(result, ConfusionTracker) of an evaluation; in one process of `world`, before these are summed up."""
     dataset = datasets.labelled_set(str(folder), 'val', evaluation_transform(32))
-    place = session.Runtime(Cpu(), World())
-    place.stops.requested = signal
+    place = session.Session(Cpu(), World())
+    place.signals.requested = signal
     loader = evaluation_loader(dataset, batch_size, world or World(), True, 0, True, Cpu())
-    mistakes = Mistakes(dataset, Normalize())
-    result = evaluate(model, loader, precision.FullPrecision(), place, Normalize(), mistakes)
-    mistakes.after(0, True, None)
-    return {name: value for name, value in result.items() if name != 'FPS'}, mistakes
+    confusion = ConfusionTracker(dataset, Normalize())
+    result = evaluate(model, loader, precision.FullPrecision(), place, Normalize(), confusion)
+    confusion.after(0, True, None)
+    return {name: value for name, value in result.items() if name != 'FPS'}, confusion
 
 
 def result_of(folder, **options):
@@ -114,19 +114,19 @@ def test_images_that_cannot_be_read_do_not_shift_the_others(images, folder):
 
 
 def test_an_evaluation_that_was_broken_off_is_not_shown(images):
-    mistakes = mistakes_of(images)
-    before = mistakes.sections()
-    mistakes.share([], None, World(), torch.device('cpu'))
-    assert mistakes.sections() == before
-    mistakes.after(1, True, None)
-    assert mistakes.sections() != before
+    confusion = mistakes_of(images)
+    before = confusion.sections()
+    confusion.share([], None, World(), torch.device('cpu'))
+    assert confusion.sections() == before
+    confusion.after(1, True, None)
+    assert confusion.sections() != before
 
 
 def test_few_classes_are_a_matrix_many_a_list_and_nothing_confused_is_said(images):
-    mistakes = mistakes_of(images)
-    assert mistakes.sections()[1][0] == 'All classes'
-    mistakes._dataset.classes = mistakes._dataset.classes + ['class {}'.format(i) for i in range(8, 40)]
-    (_, pairs), (heading, hardest) = mistakes.sections()
+    confusion = mistakes_of(images)
+    assert confusion.sections()[1][0] == 'All classes'
+    confusion._dataset.classes = confusion._dataset.classes + ['class {}'.format(i) for i in range(8, 40)]
+    (_, pairs), (heading, hardest) = confusion.sections()
     assert heading == 'Hardest classes' and {kind for kind, _ in pairs + hardest} == {'pairs', 'table'} < DRAWN
-    mistakes._shown[1][:] = mistakes._shown[0]
-    assert [kind for kind, _ in mistakes.sections()[0][1]] == ['text'] and 'text' in DRAWN
+    confusion._shown[1][:] = confusion._shown[0]
+    assert [kind for kind, _ in confusion.sections()[0][1]] == ['text'] and 'text' in DRAWN

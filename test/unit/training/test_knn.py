@@ -23,7 +23,7 @@ from util.log import logger
 from util.models import features
 from util.tools import knn as knn_tool
 from util.training import knn
-from util.training.session import Runtime
+from util.training.session import Session
 
 
 def by_formula(queries, bank, labels, classes, k, temperature):
@@ -58,7 +58,7 @@ def test_a_choice_of_images_is_even_over_the_classes_and_depends_on_the_seed_alo
 
 
 def features_of(path, folder, split, pool, input_size):
-    model, _, _ = load_model.load_either(str(path), input_size)
+    model, _, _ = load_model.load_any(str(path), input_size)
     pairs = list(datasets.labelled_set(str(folder), split, evaluation_transform(input_size)))
     with torch.no_grad():
         imgs = Normalize()(torch.stack([image for image, _ in pairs]))
@@ -104,11 +104,11 @@ def test_unreadable_images_are_left_out_and_none_left_is_a_mistake(images, pretr
         stand_alone(monkeypatch, capsys, *flags)
 
 
-def periodic(folder, pretrained, runtime=None, **changes):
+def periodic(folder, pretrained, session=None, **changes):
     """(what main_pretrain.py calls after each epoch, its model) of a training of five epochs."""
     model, flags, _ = load_model.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
     args = argparse.Namespace(**{**flags, 'data_path': str(folder), 'epochs': 5, 'knn_every': 1, **changes})
-    return knn.periodic(args, model, Normalize(), runtime or Runtime(Cpu(), World()), FullPrecision(),
+    return knn.periodic(args, model, Normalize(), session or Session(Cpu(), World()), FullPrecision(),
                         lambda model: nullcontext())
 
 
@@ -116,9 +116,9 @@ def periodic(folder, pretrained, runtime=None, **changes):
 def test_it_is_due_every_so_many_epochs_and_after_the_last_on_a_bank_of_knn_images(images, pretrained, monkeypatch,
                                                                                     every, due):
     monkeypatch.setattr(knn, 'measure', lambda *args, **options: len(args[4][0]))
-    judge, course = periodic(images, pretrained, knn_every=every, knn_images=16), mock.Mock()
-    assert [epoch for epoch in range(5) if judge(epoch, course) == {'knn_acc1': 16}] == due
-    assert course.agree.call_count == len(due)
+    judge, trainer = periodic(images, pretrained, knn_every=every, knn_images=16), mock.Mock()
+    assert [epoch for epoch in range(5) if judge(epoch, trainer) == {'knn_acc1': 16}] == due
+    assert trainer.agree.call_count == len(due)
 
 
 def test_pretraining_without_classes_is_a_mistake(images, pretrained):
@@ -128,10 +128,10 @@ def test_pretraining_without_classes_is_a_mistake(images, pretrained):
 
 
 def test_a_judgement_that_a_signal_cuts_short_tells_no_accuracy(images, pretrained, monkeypatch):
-    runtime, lines = Runtime(Cpu(), World()), []
-    runtime.stops.requested = 'SIGTERM'
+    session, lines = Session(Cpu(), World()), []
+    session.signals.requested = 'SIGTERM'
     monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
-    assert periodic(images, pretrained, runtime)(0, mock.Mock(bad_images=None)) == {'knn_acc1': 0} and not lines
+    assert periodic(images, pretrained, session)(0, mock.Mock(unreadable_images=None)) == {'knn_acc1': 0} and not lines
 
 
 @pytest.mark.slow

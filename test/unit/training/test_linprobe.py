@@ -100,7 +100,7 @@ def test_a_head_that_no_probing_wrote_is_refused_in_one_line(probed, tmp_path):
     state['model']['head.0.running_mean'] = torch.zeros(64)
     pth_file.save(str(tmp_path / 'x.pth'), state)
     with pytest.raises(UserError, match='x.pth: '):
-        load_model.load_either(str(tmp_path / 'x.pth'))
+        load_model.load_any(str(tmp_path / 'x.pth'))
 
 
 def flags_of(folder, path):
@@ -127,7 +127,7 @@ def test_a_classifier_of_the_mean_has_no_norm_for_the_class_token(images, tmp_pa
 
 @pytest.mark.skipif(not hasattr(torch, 'autocast'), reason='this torch has no autocast for the CPU')
 def test_in_half_precision_the_head_computes_in_fp32():
-    probe = LinearProbe(vit(), precision.choose(Cpu(), dtype='bf16'))
+    probe = LinearProbe(vit(), precision.choose_precision(Cpu(), dtype='bf16'))
     assert probe.precision.name == 'native bf16 for the frozen encoder, fp32 for the head'
     probe.eval()
     logits = probe(torch.randn(4, 3, 32, 32))

@@ -11,8 +11,8 @@ from util.devices import precision
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import UserError
-from util.training.non_finite_steps import BadSteps
-from util.training.optimizer_step import WeightUpdates
+from util.training.non_finite_steps import NonFiniteSteps
+from util.training.optimizer_step import OptimizerStep
 
 
 class Device(Cpu):
@@ -21,45 +21,51 @@ class Device(Cpu):
 
 
 @pytest.fixture(params=[Cpu, Device])
-def updates(request):
-    """WeightUpdates of one weight."""
+def optimizer_step(request):
+    """OptimizerStep of one weight."""
     weight = torch.nn.Linear(1, 1, bias=False)
     chosen = precision.FullPrecision()
     optimizer = chosen.adamw(request.param(), weight.parameters(), lr=.1)
     if request.param is Device and not optimizer.defaults.get('fused'):
         pytest.skip('this torch has no fused AdamW for the CPU')
-    return WeightUpdates(weight, optimizer, chosen, lambda epoch: .1, bad_steps=BadSteps(3))
+    return OptimizerStep(weight, optimizer, chosen, lambda epoch: .1, non_finite_steps=NonFiniteSteps(3))
 
 
-def state_of(updates):
-    held = [updates.model.weight, *updates.optimizer.state[updates.model.weight].values()]
+def state_of(optimizer_step):
+    held = [optimizer_step.model.weight, *optimizer_step.optimizer.state[optimizer_step.model.weight].values()]
     return [value.clone() if torch.is_tensor(value) else value for value in held]
 
 
-def step(updates, factor, i=0):
-    with updates.iteration(i, i + 1, 0):
-        updates.backward((updates.model(torch.ones(1, 1)) * factor).sum())
+def step(optimizer_step, factor, i=0):
+    optimizer_step.set_lr(0, i, i + 1)
+    with optimizer_step.gradient_sync():
+        optimizer_step.backward((optimizer_step.model(torch.ones(1, 1)) * factor).sum())
+    if optimizer_step.due:
+        optimizer_step.update()
 
 
 @pytest.mark.compat
 @pytest.mark.parametrize('lost', [math.nan, math.inf])
-def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_the_count(updates, lost):
-    step(updates, 1.)
-    before = state_of(updates)
-    step(updates, lost)
-    assert all(torch.equal(*map(torch.as_tensor, pair)) for pair in zip(before, state_of(updates)))
-    assert (updates.bad_steps.skipped, updates.bad_steps.in_row) == (1, 1)
-    step(updates, 1.)
-    assert updates.model.weight != before[0]
-    assert (updates.bad_steps.skipped, updates.bad_steps.in_row) == (1, 0)
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_the_count(optimizer_step, lost):
+    step(optimizer_step, 1.)
+    before = state_of(optimizer_step)
+    step(optimizer_step, lost)
+    assert all(torch.equal(*map(torch.as_tensor, pair)) for pair in zip(before, state_of(optimizer_step)))
+    assert (optimizer_step.non_finite_steps.skipped, optimizer_step.non_finite_steps.in_row) == (1, 1)
+    step(optimizer_step, 1.)
+    assert optimizer_step.model.weight != before[0]
+    assert (optimizer_step.non_finite_steps.skipped, optimizer_step.non_finite_steps.in_row) == (1, 0)
 
 
 @pytest.mark.compat
-def test_a_loss_that_is_not_finite_is_skipped_even_where_its_gradient_is_finite(updates):
-    before = updates.model.weight.clone()
-    with updates.iteration(0, 1, 0):
-        updates.backward((updates.model(torch.ones(1, 1))).sum() + math.inf)
-    assert updates.model.weight == before and updates.bad_steps.skipped == 1
+def test_a_loss_that_is_not_finite_is_skipped_even_where_its_gradient_is_finite(optimizer_step):
+    before = optimizer_step.model.weight.clone()
+    optimizer_step.set_lr(0, 0, 1)
+    with optimizer_step.gradient_sync():
+        optimizer_step.backward((optimizer_step.model(torch.ones(1, 1))).sum() + math.inf)
+    if optimizer_step.due:
+        optimizer_step.update()
+    assert optimizer_step.model.weight == before and optimizer_step.non_finite_steps.skipped == 1
 
 
 @pytest.mark.parametrize('clip_grad', [None, 1.])
@@ -71,38 +77,38 @@ def test_finite_gradients_whose_norm_overflows_are_skipped(clip_grad):
 
 
 @pytest.mark.compat
-def test_only_steps_in_a_row_are_too_many(updates):
+def test_only_steps_in_a_row_are_too_many(optimizer_step):
     for factor in (math.nan, math.nan, 1., math.nan, math.nan):
-        step(updates, factor)
-    assert not updates.bad_steps.too_many
-    step(updates, math.nan)
-    assert updates.bad_steps.too_many
-    step(updates, 1.)
-    assert updates.bad_steps.too_many           # also when it is asked some steps later
+        step(optimizer_step, factor)
+    assert not optimizer_step.non_finite_steps.limit_reached
+    step(optimizer_step, math.nan)
+    assert optimizer_step.non_finite_steps.limit_reached
+    step(optimizer_step, 1.)
+    assert optimizer_step.non_finite_steps.limit_reached           # also when it is asked some steps later
 
 
 @pytest.mark.parametrize('updates', [Device], indirect=True)
-def test_a_fused_optimizer_decides_without_the_host(updates, monkeypatch):
-    step(updates, 1.)
+def test_a_fused_optimizer_decides_without_the_host(optimizer_step, monkeypatch):
+    step(optimizer_step, 1.)
     for name in ('item', 'tolist', '__float__', '__int__', '__bool__'):
         monkeypatch.setattr(torch.Tensor, name, lambda *args: pytest.fail('the host waited for the device'))
-    step(updates, math.nan)
+    step(optimizer_step, math.nan)
 
 
 def test_a_resumed_run_counts_on():
-    bad_steps = BadSteps(3, in_row=2)
-    bad_steps.add(1)
-    assert bad_steps.too_many and bad_steps.skipped == 1
+    non_finite_steps = NonFiniteSteps(3, in_row=2)
+    non_finite_steps.add(1)
+    assert non_finite_steps.limit_reached and non_finite_steps.skipped == 1
 
 
 def test_giving_up_lists_the_first_skipped_iterations_their_losses_and_their_images(tmp_path):
-    bad_steps = BadSteps(2)
+    non_finite_steps = NonFiniteSteps(2)
     for i, (bad, loss) in enumerate([(1, 1.), (0, 1.), (1, math.nan), (1, 2.), (0, 1.)]):
         for part in (0, 1):
-            bad_steps.remember(7, 2 * i + part, 1e-3, torch.tensor(loss))
-        bad_steps.add(bad)
+            non_finite_steps.remember(7, 2 * i + part, 1e-3, torch.tensor(loss))
+        non_finite_steps.add(bad)
     with pytest.raises(UserError, match=r'epoch 7, iteration 4.*--blr .*bad_steps.json'):
-        bad_steps.give_up(str(tmp_path), World(), 128., lambda rank, epoch, i: ['{}-{}.jpg'.format(rank, i)])
+        non_finite_steps.abort(str(tmp_path), World(), 128., lambda rank, epoch, i: ['{}-{}.jpg'.format(rank, i)])
     report = json.loads((tmp_path / 'bad_steps.json').read_text())
     assert report['skipped_in_a_row'] == 2 and report['loss_scale'] == 128.
     assert [at['iteration'] for at in report['iterations']] == [4, 5, 6, 7]

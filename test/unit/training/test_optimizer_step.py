@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from util.devices.precision import FullPrecision
-from util.training.optimizer_step import WeightUpdates
+from util.training.optimizer_step import OptimizerStep
 
 pytestmark = pytest.mark.compat
 
@@ -24,11 +24,15 @@ def run(values, accum_iter, clip_grad=None, lr=1., schedule=None):
     """Weights after each iteration of plain SGD over inputs `values`."""
     model = Linear()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    updates = WeightUpdates(model, optimizer, FullPrecision(), schedule or (lambda epoch: lr), accum_iter, clip_grad)
+    optimizer_step = OptimizerStep(model, optimizer, FullPrecision(), schedule or (lambda epoch: lr), accum_iter,
+                                   clip_grad)
     weights = []
     for i, value in enumerate(values):
-        with updates.iteration(i, len(values), epoch=0):
-            updates.backward(model(torch.tensor([float(value)])))
+        optimizer_step.set_lr(0, i, len(values))
+        with optimizer_step.gradient_sync():
+            optimizer_step.backward(model(torch.tensor([float(value)])))
+        if optimizer_step.due:
+            optimizer_step.update()
         weights.append(model.weight.item())
     return weights
 

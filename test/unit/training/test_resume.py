@@ -19,20 +19,24 @@ KILLER = """
 import os, runpy, signal, sys
 sys.path.insert(0, sys.argv[1])
 script, rank, last = sys.argv[2], sys.argv[3], int(sys.argv[4])
+import threading
 import util
 from util.training import trainer
-from util.training.trainer import Course
+from util.training.epoch_meter import EpochMeter
 trainer.AGREE_SECONDS = 0.
-count, after = [0], Course._after
+count, batches = [0], EpochMeter.batches
 
-def killed(self, iteration):
-    after(self, iteration)
-    self._saver.wait()
-    count[0] += 1
-    if count[0] == last and os.environ.get('RANK', '0') == rank and 'MAE_RESTART' not in os.environ:
-        os.kill(os.getpid(), signal.SIGKILL)
+def killed(self):
+    for batch in batches(self):
+        yield batch
+        for thread in threading.enumerate():
+            if thread.name == 'saver':
+                thread.join()
+        count[0] += 1
+        if count[0] == last and os.environ.get('RANK', '0') == rank and 'MAE_RESTART' not in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-Course._after = killed
+EpochMeter.batches = killed
 sys.argv = [script] + sys.argv[5:]
 runpy.run_path(script, run_name='__main__')
 """
@@ -68,9 +72,9 @@ def ends_alike(script, flags, tmp_path, killer, kills, processes=1):
     for number, (at, rank) in enumerate(kills):
         run = command(script, flags, processes, killer, at, rank)
         assert run.status in (-9, 137) and 'Traceback' not in run.output, run.output
-        assert ('going on' in run.output) == (number > 0), run.output
+        assert ("resuming" in run.output) == (number > 0), run.output
     run = command(script, flags, processes)
-    assert run.status == 0 and 'going on' in run.output, run.output
+    assert run.status == 0 and 'resuming' in run.output, run.output
     for one, other in zip(results(whole), results(parts)):
         assert same(one, other)
 
@@ -112,7 +116,7 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
     outputs = [node.communicate(timeout=300)[0].decode() for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert all('restart 1 of 1\n' in output for output in outputs), outputs
-    assert 'process 1 was killed by SIGKILL' in outputs[1] and 'going on in epoch 2' in outputs[0], outputs
+    assert 'process 1 was killed by SIGKILL' in outputs[1] and 'resuming epoch 2' in outputs[0], outputs
     for one, other in zip(results(whole), results(parts)):
         assert same(one, other)
 

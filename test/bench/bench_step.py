@@ -1,12 +1,12 @@
 """How fast a training step is, against the published implementations' way: python test/bench/bench_step.py [flags]
 
-Ours is the program's own step, from bytes on the device to updated weights: its models, engine's losses, precision and
-OptimizerStep. The baseline, in this file, works as the published implementations do: explicit softmax
-attention, all patches embedded and predicted, fp16 autocast with a gradient scaler on GPUs and fp32 on CPUs, plain
-AdamW, the loss read and the device waited for in every step. It gets its images as floats on the device, for nothing.
+Ours is the program's own step, from bytes on the device to updated weights: its models, losses, precision and
+OptimizerStep. The baseline, in this file, works as the published implementations do: explicit softmax attention, all
+patches embedded and predicted, fp16 autocast with a gradient scaler on GPUs and fp32 on CPUs, plain AdamW, a loss read
+in every step, for which it waits. It gets its images as floats on the device, for nothing.
 
-Both run in processes of their own and take turns, round by round; medians are shown, also of the rounds' ratios. Each
-round also times a matrix product of bf16 (on a CPU, of fp32), whose pace counts as the device's peak.
+Both run in their own processes and take turns; medians are shown, also of the rounds' ratios. Each round also times a
+matrix product of bf16 (on a CPU, of fp32), whose pace counts as the device's peak.
 
 FLOPs an image, which both are held to, are those that the loss needs, three times the forward pass (backward takes
 two), a multiplication and an addition counted as two, and nothing but matrix products counted. For T tokens of width D:
@@ -160,8 +160,7 @@ class Ours(Step):
             if self.args.task == 'finetune':
                 loss = self.criterion(logits.float(), labels)
             self.optimizer_step.backward(loss)
-        if self.optimizer_step.due:
-            self.optimizer_step.update()
+        self.optimizer_step.update()
 
 
 class Baseline(Step):
@@ -341,8 +340,7 @@ def main():
     for name in SIDES:
         print('| {} | {precision} | {images_per_sec:.4g} | {share:.1f}% | {memory:.0f} |'.format(
             name, share=100 * found[name]['share_of_peak'], **found[name]))
-    memories = found['ours']['memory'] / found['baseline']['memory']
-    print('| ratio | | {:.2f} | | {:.2f} |'.format(found['ratio'], memories))
+    print('| ratio | | {:.2f} | | {:.2f} |'.format(found['ratio'], found['ours']['memory'] / found['baseline']['memory']))
     if args.json:
         with open(args.json, 'w') as file:
             json.dump({**vars(args), **found}, file, indent=1)

@@ -46,6 +46,37 @@ def test_files_and_functions_are_short_enough_to_read():
     assert not long
 
 
+LAYERS = ('', 'config', 'devices', 'distributed', 'models', 'data', 'checkpoints', 'reporting', 'training', 'tools')
+
+
+def layer_of(module):
+    """The package of util that a dotted module belongs to, as its place in LAYERS."""
+    package = (module.split('.') + [''])[1]
+    return LAYERS.index(package if package in LAYERS else '')
+
+
+def imports_of(tree):
+    """Dotted names of the modules that a module imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from ['util.' + alias.name for alias in node.names] if node.module == 'util' else [node.module]
+        elif isinstance(node, ast.Import):
+            yield from [alias.name for alias in node.names]
+
+
+def test_imports_in_util_point_downwards():
+    """util/models/build.py alone imports models_mae and models_vit."""
+    modules = {name[:-len('.py')].replace('/', '.'): tree for name, tree in PROGRAM.items() if name.startswith('util/')}
+    assert not [(module, other) for module, tree in modules.items() for other in imports_of(tree)
+                if other.startswith('util.') and layer_of(other) > layer_of(module)
+                or other.startswith(('models_', 'main_', 'engine_')) and module != 'util.models.build']
+
+
+def test_no_folder_holds_more_than_fifteen_modules():
+    folders = [os.path.dirname(name) for name in TREES if name.startswith(('util/', 'test/unit/'))]
+    assert max(map(folders.count, folders)) <= 15
+
+
 def test_every_public_function_and_class_says_what_it_is_for():
     documented = [(name, getattr(node, 'name', 'module'), node) for name, tree in PROGRAM.items()
                   for node in [tree, *tree.body] if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))]

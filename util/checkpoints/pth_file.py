@@ -35,7 +35,7 @@ def loading(path):
     """The one boundary for what goes wrong while a checkpoint is read, checked or loaded into something.
 
     Raises:
-        UserError: the checkpoint is to blame, whatever happened. Fault: disk, memory or device are.
+        UserError: the checkpoint is to blame, whatever happened. SystemFailure: disk, memory or device are.
     """
     try:
         yield

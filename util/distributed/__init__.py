@@ -1,1 +1,1 @@
-"""distributed."""
+"""Processes: ranks, process group and collectives, the hang detector, and signals."""

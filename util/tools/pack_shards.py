@@ -139,7 +139,7 @@ def _pack_split(args, folder, split, dataset):
                 done = min(start + args.images_per_shard, len(order))
                 logger.info('%s: %d of %d images', os.path.basename(path), done, len(order))
     made, (state, _) = tar_dataset.indexed(folder, tar_dataset.tar_files(folder), EXTENSIONS)
-    array_cache.save(os.path.join(folder, tar_dataset.non_negative_int), made, state)
+    array_cache.save(os.path.join(folder, tar_dataset.INDEX), made, state)
     return unread
 
 

@@ -14,6 +14,7 @@ from util.checkpoints.schema import check
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
 from util.errors import SystemFailure, UserError
+from util.training.ema import EMA
 from util.training.trainer import model_state
 
 pytestmark = pytest.mark.compat
@@ -198,7 +199,7 @@ def test_whatever_goes_wrong_while_a_checkpoint_is_loaded_names_it(tmp_path, mon
         'model': (torch.nn.Module, resumed.restore_model, [model]),
         'optimizer': (optimizer, resumed.restore_training, [optimizer, precision]),
         'scaler': (precision, resumed.restore_training, [optimizer, precision]),
-        'average': (torch.Tensor, resumed.ema, [.9, state['model']]),
+        'average': (torch.Tensor, resumed.restore_ema, [EMA(.9, state['model'])]),
         'pretrained': (torch.nn.Module, weights.start_from, [path, model, args, weights.load_pretrained]),
         'tool': (torch.nn.Module, load_model.load_classifier, [path])}[broken]
     monkeypatch.setattr(fill, 'copy_' if broken == 'average' else 'load_state_dict', fails)

@@ -17,8 +17,8 @@ from util.data.lazy_image import open_image
 SLOPE = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024 + 255        # 16 bits, from 255 to 64767
 pytestmark = [pytest.mark.compat,           # other generations have other releases of Pillow
               pytest.mark.filterwarnings('ignore::UserWarning:PIL')]    # pytest undoes the program's own filters
-READ = ('import sys; from util.data.lazy_image import open_picture; '
-        'print(open_picture(sys.argv[1]).part(0, 0, 9, 9, (1, 1)))')
+READ = ('import sys; from util.data.lazy_image import open_image; '
+        'print(open_image(sys.argv[1]).part(0, 0, 9, 9, (1, 1)))')
 
 
 def saved(path, image, **options):

@@ -73,9 +73,9 @@ def test_an_iterator_goes_with_its_last_reference():
 
 
 DYING = '''
-import functools, os, sys, test_workers
+import functools, os, sys, test_worker_processes as workers
 from util import errors
-errors.run(lambda: list(test_workers.loader_of(test_workers.Samples(functools.partial(os._exit, 3)))))
+errors.run(lambda: list(workers.loader_of(workers.Samples(functools.partial(os._exit, 3)))))
 '''
 
 
@@ -90,16 +90,16 @@ def test_a_loader_process_that_dies_ends_the_run_with_one_line_that_says_how():
 
 ASKED = '''
 import os, signal, time
-import multiprocessing, test_workers
-from util.errors import Fault
-batches = iter(test_worker_processes.loader_of(test_worker_processes.Samples()))
+import multiprocessing, test_worker_processes as workers
+from util.errors import SystemFailure
+batches = iter(workers.loader_of(workers.Samples()))
 next(batches)
 victim = multiprocessing.active_children()[0].pid
 os.kill(victim, signal.SIGKILL)
 os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
 for _ in range(1000):
     time.sleep(.0001)           # any of these would end by a handler of SIGCHLD
-print(test_workers.raised_by(lambda: list(batches), Fault).replace(str(victim), 'the victim'), flush=True)
+print(workers.raised_by(lambda: list(batches), SystemFailure).replace(str(victim), 'the victim'), flush=True)
 os._exit(0)                     # PyTorch 1.5 waits for ever for the loader processes that are left beside a dead one
 '''
 

@@ -8,6 +8,7 @@ import models_mae
 from util.checkpoints import checkpointer, pth_file
 from util.devices.accelerator import Cpu
 from util.devices.precision import ApexO2, FullPrecision
+from util.training.ema import EMA
 from util.training.optimizer_step import OptimizerStep, decay_groups
 from util.training.trainer import model_state
 
@@ -27,9 +28,9 @@ class Training:
         optimizer = precision.adamw(Cpu(), decay_groups(model, .05), lr=1e-3, betas=(.9, .95))
         self.model, self.optimizer = precision.prepare(model, optimizer)
         resumed.restore_training(self.optimizer, precision)
-        self.average = resumed.average(ema, precision.trained_weights(self.model, self.optimizer))
+        self.average = ema and EMA(ema, precision.trained_weights(self.model, self.optimizer))
         self.optimizer_step = OptimizerStep(self.model, self.optimizer, precision, lambda epoch: 1e-3, clip_grad=1.,
-                                     average=self.average)
+                                            ema=self.average)
 
     def steps(self, first, end, overflow=None):
         """Losses of steps `first` to `end` - 1; the gradients of step `overflow` are not finite."""

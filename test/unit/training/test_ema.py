@@ -21,8 +21,8 @@ from util.training.trainer import model_state
 def expected(values, decay):
     """The average after it has followed `values` from 0."""
     average = 0.
-    for optimizer_step, value in enumerate(values):
-        keep = min(decay, (1 + optimizer_step) / (10 + optimizer_step))
+    for updates, value in enumerate(values):
+        keep = min(decay, (1 + updates) / (10 + updates))
         average = keep * average + (1 - keep) * value
     return average
 
@@ -35,7 +35,7 @@ def test_the_average_follows_each_step_that_is_taken_by_the_decay_that_has_warme
     model = Linear()
     average = EMA(decay, FullPrecision().trained_weights(model, None))
     optimizer_step = OptimizerStep(model, torch.optim.SGD(model.parameters(), lr=1.), FullPrecision(), lambda epoch: 1.,
-                            accum_iter, average=average)
+                                   accum_iter, ema=average)
     weights = []
     for i, value in enumerate(inputs):
         optimizer_step.set_lr(0, i, len(inputs))
@@ -63,7 +63,7 @@ def test_the_model_has_the_average_within_and_its_own_weights_again_afterwards()
 def test_an_average_of_another_model_is_refused():
     for other in ({}, {'w': torch.zeros(4)}):
         with pytest.raises(UserError, match='^x.pth: .*--ema'):
-            EMA(.9, {'w': torch.nn.Parameter(torch.zeros(3))}).load({'model_ema': other}, 'x.pth')
+            EMA(.9, {'w': torch.nn.Parameter(torch.zeros(3))}).load_state_dict({'model_ema': other}, 'x.pth')
 
 
 # In checkpoints
@@ -94,15 +94,21 @@ def test_tools_and_evaluation_take_the_average_and_resuming_the_weights_as_train
     assert not torch.equal(state['model']['head.bias'], state['model_ema']['head.bias'])
 
 
+def restored(path, weights):
+    """State of an EMA of `weights` that is resumed from a checkpoint."""
+    average = EMA(.9, weights)
+    ResumeState(path).restore_ema(average)
+    return average.state_dict({})
+
+
 def test_a_resumed_average_is_the_saved_one_and_a_new_one_starts_from_the_weights(checkpoint, tmp_path):
     path, state = checkpoint
     weights = {'head.bias': torch.nn.Parameter(torch.zeros(3))}
-    assert ResumeState(path).average(None, weights) is None
-    again = ResumeState(path).average(.9, weights).state({})
+    again = restored(path, weights)
     assert torch.equal(again['model_ema']['head.bias'], state['model_ema']['head.bias']) and again['ema_updates'] == 1
     state = {name: value for name, value in state.items() if name not in ('model_ema', 'ema_updates')}
     pth_file.save(str(tmp_path / 'without.pth'), state)
-    anew = ResumeState(str(tmp_path / 'without.pth')).average(.9, weights).state({})
+    anew = restored(str(tmp_path / 'without.pth'), weights)
     assert anew['model_ema']['head.bias'].tolist() == [0, 0, 0] and anew['ema_updates'] == 0
 
 

@@ -78,7 +78,7 @@ def test_loader_processes_are_asked_for_where_the_device_waits(workers, seconds,
 def test_advice_on_the_loader_is_given_again_only_when_it_changes(monkeypatch, caplog):
     caplog.set_level('INFO', 'mae')
     optimizer_step = SimpleNamespace(lr=.1, non_finite_steps=NonFiniteSteps(3))
-    progress = EpochMeter(mock.MagicMock(workers=2), Session(Cpu(), World()), optimizer_step, None, 'loss', 0, None)
+    progress = EpochMeter(mock.MagicMock(workers=2), Session(Cpu(), World()), optimizer_step, None, 'loss', 0)
     for enough, lines in ((None, 0), (4, 1), (4, 1), (5, 2), (None, 2), (5, 3)):
         monkeypatch.setattr('util.training.epoch_meter.workers_to_keep_up', lambda *args, enough=enough: enough)
         progress.begin(0, 0)

@@ -118,7 +118,7 @@ def test_it_is_due_every_so_many_epochs_and_after_the_last_on_a_bank_of_knn_imag
     monkeypatch.setattr(knn, 'measure', lambda *args, **options: len(args[4][0]))
     judge, trainer = periodic(images, pretrained, knn_every=every, knn_images=16), mock.Mock()
     assert [epoch for epoch in range(5) if judge(epoch, trainer) == {'knn_acc1': 16}] == due
-    assert trainer.agree.call_count == len(due)
+    assert trainer.stop_if_asked.call_count == len(due)
 
 
 def test_pretraining_without_classes_is_a_mistake(images, pretrained):

@@ -87,7 +87,7 @@ def test_only_steps_in_a_row_are_too_many(optimizer_step):
     assert optimizer_step.non_finite_steps.limit_reached           # also when it is asked some steps later
 
 
-@pytest.mark.parametrize('updates', [Device], indirect=True)
+@pytest.mark.parametrize('optimizer_step', [Device], indirect=True)
 def test_a_fused_optimizer_decides_without_the_host(optimizer_step, monkeypatch):
     step(optimizer_step, 1.)
     for name in ('item', 'tolist', '__float__', '__int__', '__bool__'):

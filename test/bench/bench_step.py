@@ -35,14 +35,14 @@ from torch import nn
 
 import models_mae
 import models_vit
-from util.devices.precision import choose_precision
+from util.data.loader import seed_generators
+from util.data.transforms import Normalize
 from util.devices import accelerator as devices
 from util.devices.compile import compile_blocks
-from util.data.loader import seed_generators
+from util.devices.precision import choose_precision
 from util.models.activation_checkpointing import checkpointed
 from util.models.timm_adapter import Mixup, RandomErasing, SoftTargetCrossEntropy
-from util.data.transforms import Normalize
-from util.training.optimizer_step import decay_groups, layer_decay_groups, OptimizerStep
+from util.training.optimizer_step import OptimizerStep, decay_groups, layer_decay_groups
 
 SIDES = ('ours', 'baseline')
 LR = 1e-4
@@ -151,15 +151,14 @@ class Ours(Step):
         if self.args.task == 'finetune':
             images, labels = self.mix(self.erase(images), self.labels)
         self.optimizer_step.set_lr(0, self.i, sys.maxsize)
-        with self.optimizer_step.gradient_sync():
-            with self.precision.autocast():
-                if self.args.task == 'pretrain':
-                    loss = self.optimizer_step.model(images, mask_ratio=.75, loss_only=True)
-                else:
-                    logits = self.optimizer_step.model(images)
-            if self.args.task == 'finetune':
-                loss = self.criterion(logits.float(), labels)
-            self.optimizer_step.backward(loss)
+        with self.precision.autocast():
+            if self.args.task == 'pretrain':
+                loss = self.optimizer_step.model(images, mask_ratio=.75, loss_only=True)
+            else:
+                logits = self.optimizer_step.model(images)
+        if self.args.task == 'finetune':
+            loss = self.criterion(logits.float(), labels)
+        self.optimizer_step.backward(loss)
         self.optimizer_step.update()
 
 
@@ -340,7 +339,8 @@ def main():
     for name in SIDES:
         print('| {} | {precision} | {images_per_sec:.4g} | {share:.1f}% | {memory:.0f} |'.format(
             name, share=100 * found[name]['share_of_peak'], **found[name]))
-    print('| ratio | | {:.2f} | | {:.2f} |'.format(found['ratio'], found['ours']['memory'] / found['baseline']['memory']))
+    print('| ratio | | {:.2f} | | {:.2f} |'.format(
+        found['ratio'], found['ours']['memory'] / found['baseline']['memory']))
     if args.json:
         with open(args.json, 'w') as file:
             json.dump({**vars(args), **found}, file, indent=1)

@@ -1,2 +1,2 @@
-"""Checkpoint files: what they hold, reading them safely, resuming, saving, other libraries' weights, and weights into a model.
-"""
+"""Checkpoint files: what they hold, reading them safely, resuming, saving, other libraries' weights, and weights into a
+model."""

@@ -7,7 +7,8 @@ ARGS = parse_finetune() if __name__ == '__main__' else None      # first: --help
 from torch.nn import CrossEntropyLoss
 
 from engine_finetune import evaluate, train_one_epoch
-from util.checkpoints import checkpointer, weights
+from util.checkpoints import weights
+from util.checkpoints.checkpointer import Checkpointer
 from util.config.input_flags import COLOURED
 from util.config.normalization import adopt_statistics
 from util.data import unreadable
@@ -111,15 +112,15 @@ def build_evaluation(args, world, accelerator, classes=None):
                                       args.pin_mem, accelerator)
 
 
-def evaluate_checkpoint(args, session, precision, resume, build, prepare):
+def evaluate_checkpoint(args, session, precision, checkpointer, build, prepare):
     """--eval: accuracy of the --resume checkpoint, of what `build` builds, on the validation images."""
-    if resume.path is None:
+    if checkpointer.path is None:
         raise UserError('--resume auto: {} holds no checkpoint'.format(args.output_dir))
-    dataset, loader = build_evaluation(args, session.world, session.accelerator, resume.get('classes'))
+    dataset, loader = build_evaluation(args, session.world, session.accelerator, checkpointer.get('classes'))
     warn_of_empty_classes(dataset)
     model = build(args, count_classes(args, dataset))
-    adopt_statistics(args, resume.get('args'), resume.path)
-    resume.restore_model(model, fit_positions=True, ema_weights=True)
+    adopt_statistics(args, checkpointer.get('args'), checkpointer.path)
+    checkpointer.load_model(model, fit_positions=True, ema_weights=True)
     run_logger = open_run_logger(args, session)
     model = prepare(model.to(session.device), precision)
     precision = getattr(model, 'precision', precision)          # a LinearProbe's own
@@ -130,14 +131,14 @@ def evaluate_checkpoint(args, session, precision, resume, build, prepare):
     confusion.after(0, True, run_logger)
     loader.unreadable_images.share(session.world, session.device)
     result = write_result(session, run_logger, 'eval', {
-        'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resume.path})
+        'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': checkpointer.path})
     report.of_evaluation(args, session, precision, result, confusion)
     run_logger.close()
 
 
-def train(args, session, precision, resume):
+def train(args, session, precision, checkpointer):
     """Fine-tune, or train from scratch, with an evaluation after each epoch."""
-    if args.freeze is not None and not (args.finetune or resume.path):
+    if args.freeze is not None and not (args.finetune or checkpointer.path):
         raise UserError('--freeze {}: there are only random weights to freeze; name others with --finetune'
                         .format(args.freeze))
     data = train_set, _, val_loader = build_data(args, session.world, session.accelerator)
@@ -146,27 +147,27 @@ def train(args, session, precision, resume):
     # model, optimizer, and what earlier runs left
     session.seed(args.seed, epoch=-1)
     model = build_model(args, classes)
-    if args.finetune and resume.path is None:
+    if args.finetune and checkpointer.path is None:
         weights.start_from(args.finetune, model, args, weights.load_pretrained)
-    adopt_statistics(args, resume.get('args'), resume.path)
-    resume.restore_model(model)
+    adopt_statistics(args, checkpointer.get('args'), checkpointer.path)
+    checkpointer.load_model(model)
     freeze(model, args.freeze)
     session.place(model)
     lr = log_training_setup(args, session.world, train_set, model, val_loader.dataset)
     groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)
-    model, optimizer_step = build_adamw_step(args, session, precision, resume, model, groups, (.9, .999), lr)
+    model, optimizer_step = build_adamw_step(args, session, precision, checkpointer, model, groups, (.9, .999), lr)
     criterion, mix = build_loss(args, classes)
-    train_epochs(args, session, resume, optimizer_step, model, data, criterion,
+    train_epochs(args, session, checkpointer, optimizer_step, model, data, criterion,
                  build_augmentation(args, mix, session.device))
 
 
-def train_epochs(args, session, resume, optimizer_step, model, data, criterion, augment):
+def train_epochs(args, session, checkpointer, optimizer_step, model, data, criterion, augment):
     """Train the epochs that are left of `data`, what build_data gave, and evaluate `model` after each; see
     engine_finetune for the other arguments."""
     normalize, (train_set, train_loader, val_loader) = Normalize.of(vars(args)), data
     confusion = ConfusionTracker(val_loader.dataset, normalize)
-    trainer = Trainer(args, session, optimizer_step, model, train_loader, resume, 'loss', confusion,
-                      classes=train_set.classes, best=resume.get('best') or {'acc1': -1., 'epoch': -1})
+    trainer = Trainer(args, session, optimizer_step, model, train_loader, checkpointer, 'loss', confusion,
+                      classes=train_set.classes, best=checkpointer.get('best') or {'acc1': -1., 'epoch': -1})
     if trainer.nothing_left():
         return
 
@@ -197,13 +198,14 @@ def main(args, train=train, build=build_model, prepare=lambda model, precision: 
     """Train by `train`, or evaluate what `build` builds and `prepare` makes ready; main_linprobe.py has its own."""
     session = start_session(args)
     precision = setup_precision(args, session)
-    resume = checkpointer.find(args.resume, args.output_dir)
+    checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
+                                session.world.is_main)
     args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
-                                                      args.eval, resume.get('args'))
+                                                      args.eval, checkpointer.get('args'))
     if args.eval:
-        evaluate_checkpoint(args, session, precision, resume, build, prepare)
+        evaluate_checkpoint(args, session, precision, checkpointer, build, prepare)
     else:
-        train(args, session, precision, resume)
+        train(args, session, precision, checkpointer)
     session.world.shutdown()
 
 

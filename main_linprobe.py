@@ -44,25 +44,25 @@ def build_data(args, world, accelerator):
                                     pretraining_transform(args.input_size, args.in_chans, args.crop_min))
 
 
-def train(args, session, precision, resume):
+def train(args, session, precision, checkpointer):
     """Train the head, with an evaluation after each epoch."""
     data = train_set, _, val_loader = build_data(args, session.world, session.accelerator)
 
     # encoder, head, optimizer, and what earlier runs left
     session.seed(args.seed, epoch=-1)
     model = build_model(args, main_finetune.count_classes(args, train_set))
-    if resume.path is None:
+    if checkpointer.path is None:
         load_encoder(model, args)
-    adopt_statistics(args, resume.get('args'), resume.path)
-    resume.restore_model(model)
+    adopt_statistics(args, checkpointer.get('args'), checkpointer.path)
+    checkpointer.load_model(model)
     session.place(model)
     probe = LinearProbe(model, precision, session.world)
     lr = log_training_setup(args, session.world, train_set, probe.head, val_loader.dataset)
     optimizer = LARS(probe.head.parameters(), lr=lr, weight_decay=args.weight_decay)
-    resume.restore_training(optimizer, probe.precision)
-    optimizer_step = build_optimizer_step(args, session, probe.precision, resume, probe.head, optimizer, lr)
+    checkpointer.load_training(optimizer, probe.precision)
+    optimizer_step = build_optimizer_step(args, session, probe.precision, checkpointer, probe.head, optimizer, lr)
     normalize = Normalize.of(vars(args))
-    main_finetune.train_epochs(args, session, resume, optimizer_step, probe, data, CrossEntropyLoss(),
+    main_finetune.train_epochs(args, session, checkpointer, optimizer_step, probe, data, CrossEntropyLoss(),
                                lambda images, labels: (probe.features(normalize(images)), labels))
 
 

@@ -5,7 +5,8 @@ from util.errors import run
 ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
 from engine_pretrain import train_one_epoch
-from util.checkpoints import checkpointer, weights
+from util.checkpoints import weights
+from util.checkpoints.checkpointer import Checkpointer
 from util.config.normalization import adopt_statistics
 from util.data.datasets import has_validation, pretraining_set
 from util.data.loader import training_loader
@@ -43,24 +44,25 @@ def train(args, session, precision):
 
     # model, optimizer, and what an earlier run left
     session.seed(args.seed, epoch=-1)
-    resume = checkpointer.find(args.resume, args.output_dir)
+    checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
+                                session.world.is_main)
     model = build_autoencoder(vars(args))
-    if args.init_from and resume.path is None:
+    if args.init_from and checkpointer.path is None:
         weights.start_from(args.init_from, model, args, weights.load_for_pretraining)
-    adopt_statistics(args, resume.get('args'), resume.path)
+    adopt_statistics(args, checkpointer.get('args'), checkpointer.path)
     normalize = Normalize.of(vars(args))
-    resume.restore_model(model)
+    checkpointer.load_model(model)
     session.place(model)
     lr = log_training_setup(args, session.world, dataset, model)
     groups = decay_groups(model, args.weight_decay)
-    model, optimizer_step = build_adamw_step(args, session, precision, resume, model, groups, (.9, .95), lr)
+    model, optimizer_step = build_adamw_step(args, session, precision, checkpointer, model, groups, (.9, .95), lr)
 
     # epochs
     snapshots = ReconstructionSnapshots(
         model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize, args.mask_ratio, precision,
-        session.device, args.epochs, resume.get('reconstructions'), resume.start(args.start_epoch)[0],
-        lambda: optimizer_step.ema_weights(model))
-    trainer = Trainer(args, session, optimizer_step, model, loader, resume, 'train_loss', snapshots,
+        session.device, args.epochs, checkpointer.get('reconstructions'),
+        checkpointer.resume_point(args.start_epoch)[0], lambda: optimizer_step.ema_weights(model))
+    trainer = Trainer(args, session, optimizer_step, model, loader, checkpointer, 'train_loss', snapshots,
                       reconstructions=snapshots.snapshots)
     if trainer.nothing_left():
         return

@@ -18,7 +18,7 @@ import torch
 import models_mae
 from util.checkpoints import pth_file
 from util.devices import accelerator as device
-from util.checkpoints.checkpointer import Saver
+from util.checkpoints.checkpointer import Checkpointer
 
 STEPS = 3           # timed together
 
@@ -51,15 +51,15 @@ def main():
     times = {name: [] for name in ('steps alone', 'save() returns', 'steps during a save', 'save is on the disk',
                                    'save that is waited for')}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        saver = Saver(folder, 0, 1)
+        checkpointer = Checkpointer(folder, keep_last=1)
         for _ in range(args.rounds):
             times['steps alone'].append(steps(model, optimizer, images, accelerator.synchronize))
             state = {'model': model.state_dict(), 'optimizer': optimizer.state_dict()}
             begun = time.perf_counter()
-            saver.save(state, ['checkpoint-0.pth'])
+            checkpointer.save(state, ['checkpoint-0.pth'])
             times['save() returns'].append(time.perf_counter() - begun)
             times['steps during a save'].append(steps(model, optimizer, images, accelerator.synchronize))
-            assert saver.wait()
+            assert checkpointer.wait()
             times['save is on the disk'].append(time.perf_counter() - begun)
             begun = time.perf_counter()
             pth_file.save(os.path.join(folder, 'checkpoint-1.pth'), state)

@@ -16,7 +16,8 @@ import torch
 
 import models_mae
 import models_vit
-from util.checkpoints import checkpointer, pth_file
+from util.checkpoints import pth_file
+from util.checkpoints.checkpointer import Checkpointer
 from util.devices.accelerator import Cpu
 from util.devices.precision import FullPrecision
 from util.models.timm_adapter import Mixup, SoftTargetCrossEntropy
@@ -57,10 +58,10 @@ def losses(task, path, resumes):
     """The losses of all steps, of which a checkpoint is written at `path`, or of the last, resumed from it."""
     (model, groups, loss_of), precision, found = build(task), FullPrecision(), []
     fill(model)
-    resumed = checkpointer.ResumeState(path if resumes else None)
-    resumed.restore_model(model)
+    resumed = Checkpointer(None, path if resumes else '')
+    resumed.load_model(model)
     optimizer = precision.adamw(Cpu(), groups, lr=1e-3, betas=(.9, .95))
-    resumed.restore_training(optimizer, precision)
+    resumed.load_training(optimizer, precision)
     optimizer_step = OptimizerStep(model, optimizer, precision, lambda epoch: warmup_cosine(epoch, 1e-3, 1, .25, 0.),
                             accum_iter=2, clip_grad=1.)
     model.train()

@@ -74,7 +74,7 @@ def _config(part, name, model_type):
     if not _has_processor(part):
         config.update(zip(hugging_face.STATISTICS, (list(part.mean), list(part.std))))
     if model_type == 'beit':
-        config.update(hugging_face.FITTING['beit'], drop_path_rate=0., use_mask_token=False)
+        config.update(hugging_face.SUPPORTED['beit'], drop_path_rate=0., use_mask_token=False)
     if part.kind == 'mae':
         block = model.decoder_blocks[0]
         config.update(decoder_hidden_size=model.decoder_embed.out_features, mask_ratio=part.mask_ratio,

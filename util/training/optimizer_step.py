@@ -70,15 +70,15 @@ class OptimizerStep:
         return self.ema.within(model) if self.ema else nullcontext()
 
 
-def build_optimizer_step(args, session, precision, resume, model, optimizer, lr, ema=None):
+def build_optimizer_step(args, session, precision, checkpointer, model, optimizer, lr, ema=None):
     """The OptimizerStep that the flags describe, with the peak learning rate `lr`, as the checkpoint left it."""
-    non_finite_steps = NonFiniteSteps(args.max_bad_steps, resume.get('bad_steps_in_row') or 0)
+    non_finite_steps = NonFiniteSteps(args.max_bad_steps, checkpointer.get('bad_steps_in_row') or 0)
     return OptimizerStep(session.wrap(model, precision), optimizer, precision,
                          lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                          args.accum_iter, args.clip_grad, non_finite_steps, ema)
 
 
-def build_adamw_step(args, session, precision, resume, model, groups, betas, lr):
+def build_adamw_step(args, session, precision, checkpointer, model, groups, betas, lr):
     """(model as its precision makes it, OptimizerStep by AdamW) of a model on its device, as the checkpoint left them.
 
     The order is that of apex: weights are loaded before `prepare`, which makes fp32 master weights of them; the
@@ -87,11 +87,11 @@ def build_adamw_step(args, session, precision, resume, model, groups, betas, lr)
     optimizer = precision.adamw(session.accelerator, groups, lr=lr, betas=betas)
     model, optimizer = precision.prepare(model, optimizer)
     session.speed_up(model, args.compile, args.grad_checkpoint)
-    resume.restore_training(optimizer, precision)
+    checkpointer.load_training(optimizer, precision)
     ema = None if args.ema is None else EMA(args.ema, precision.trained_weights(model, optimizer))
     if ema:
-        resume.restore_ema(ema)
-    return model, build_optimizer_step(args, session, precision, resume, model, optimizer, lr, ema)
+        checkpointer.load_ema(ema)
+    return model, build_optimizer_step(args, session, precision, checkpointer, model, optimizer, lr, ema)
 
 
 def decay_groups(model, weight_decay):

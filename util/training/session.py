@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from util import log
-from util.checkpoints import checkpointer
+from util.checkpoints.checkpointer import numbered
 from util.data.loader import seed_generators
 from util.devices import accelerator as device, host
 from util.devices.compile import compile_blocks
@@ -105,18 +105,18 @@ def start_session(args):
     if args.num_workers is None:
         args.num_workers = default_workers(distributed.local_processes())
     session.cores = host.bind(world.local_rank, distributed.local_processes())
-    if 'MAE_RESTART' in os.environ and not getattr(args, 'eval', False) and checkpointer.numbered(args.output_dir):
+    if 'MAE_RESTART' in os.environ and not getattr(args, 'eval', False) and numbered(args.output_dir):
         args.resume, args.start_epoch = 'auto', None        # the launcher starts a run again that a fault has ended
     hang_detector.progress('its preparations')
     return session
 
 
-def open_run_logger(args, session, resumed=None, start=(0, 0), begin=None):
+def open_run_logger(args, session, checkpointer=None, start=(0, 0), begin=None):
     """Where this process writes results: the main one to args.output_dir, which it locks; the others nowhere.
 
     Called last before the work begins, so that a mistake found earlier leaves earlier results where they are.
     Args:
-        resumed: ResumeState of a training; None for an evaluation.
+        checkpointer: Checkpointer of a training; None for an evaluation.
         start, begin: (epoch, images of it) and fractional epoch that the training starts at.
     Raises:
         UserError: the folder cannot be written, or another run is at work there.
@@ -124,14 +124,14 @@ def open_run_logger(args, session, resumed=None, start=(0, 0), begin=None):
     hang_detector.progress('the opening of the output folder')
     if not session.world.is_main:
         return NullRunLogger()
-    lock, asides = output_dir.enter(args.output_dir, 'auto' if resumed is None else args.resume)
+    lock, asides = output_dir.enter(args.output_dir, 'auto' if checkpointer is None else args.resume)
     records = None
-    if resumed is not None:
-        asides += checkpointer.set_newer_aside(args.output_dir, start, resumed.path) if resumed.path else []
-        records = resumed.records_before(start[0], args.output_dir)
-        if args.resume != 'auto' or not resumed.path:       # else the course is the same: lines are written again
+    if checkpointer is not None:
+        asides += checkpointer.set_newer_aside(start) if checkpointer.path else []
+        records = checkpointer.records_before(start[0])
+        if args.resume != 'auto' or not checkpointer.path:       # else the course is the same: lines are written again
             asides += output_dir.set_log_aside(args.output_dir, records)
-    asides += output_dir.save_flags(args, session.world.size, evaluation=resumed is None)
+    asides += output_dir.save_flags(args, session.world.size, evaluation=checkpointer is None)
     for aside in asides:
         logger.info('earlier results kept in %s', aside)
     return RunLogger(args.output_dir, args.log_dir, lock, records, begin)

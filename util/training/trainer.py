@@ -1,7 +1,7 @@
 """The trainer: runs the epochs that are left, decides when to checkpoint, stop or abort, and writes the results."""
 import time
 
-from util.checkpoints import checkpointer
+from util.checkpoints.checkpointer import BEST, name_after, name_within
 from util.data.unreadable import track_unreadable
 from util.errors import Preempted, SaveFailed, UserError
 from util.log import logger, progress_bar
@@ -20,7 +20,7 @@ class Trainer:
         optimizer_step: OptimizerStep.
         model: as its precision made it, not in DistributedDataParallel.
         loader: of util.data.loader.training_loader.
-        resume: ResumeState, restored already.
+        checkpointer: Checkpointer, whose checkpoint is loaded already.
         loss_tag: TensorBoard's name of the training loss.
         report_part: images for the report: ReconstructionSnapshots or ConfusionTracker.
         values: further plain values that checkpoints keep, such as classes.
@@ -28,14 +28,15 @@ class Trainer:
         UserError: the checkpoint does not fit the data, or processes do not have the same one.
     """
 
-    def __init__(self, args, session, optimizer_step, model, loader, resume, loss_tag, report_part, **values):
+    def __init__(self, args, session, optimizer_step, model, loader, checkpointer, loss_tag, report_part, **values):
         self.optimizer_step, self.values = optimizer_step, values
-        self._args, self._session, self._model, self._loader, self._resume = args, session, model, loader, resume
+        self._args, self._session, self._model, self._loader = args, session, model, loader
+        self._checkpointer = checkpointer
         self._loss_tag, self._report_part = loss_tag, report_part
-        self._epoch, self._images, self._meter_state = resume.start(args.start_epoch)
+        self._epoch, self._images, self._meter_state = checkpointer.resume_point(args.start_epoch)
         if self._images > len(loader.dataset):
             raise UserError('--resume {}: it was saved after {} images of an epoch, and --data_path has {} in all; '
-                            'add --start_epoch to begin an epoch'.format(resume.path, self._images,
+                            'add --start_epoch to begin an epoch'.format(checkpointer.path, self._images,
                                                                          len(loader.dataset)))
         session.check_agreement(self._epoch, self._images)
         self._first_epoch = self._epoch
@@ -43,7 +44,7 @@ class Trainer:
         self._agree_every, self._steps, self._since = 1, 0, time.monotonic()    # steps, and when, since they agreed
         self._pending = 0                               # iterations of the accumulation window that is open
         self.save_due = self.stop_due = False
-        resume.report_changes(args, session.world.size)
+        checkpointer.report_changes(args, session.world.size)
 
     def nothing_left(self):
         """True, with a log line, if a resumed run is already complete."""
@@ -56,12 +57,10 @@ class Trainer:
     def __enter__(self):
         args, session, dataset = self._args, self._session, self._loader.dataset
         begin = self._epoch + self._images / len(dataset)
-        self._run_logger = open_run_logger(args, session, self._resume, (self._epoch, self._images), begin)
-        self._resume.release()
+        self._run_logger = open_run_logger(args, session, self._checkpointer, (self._epoch, self._images), begin)
+        self._checkpointer.begin()
         self._report = Report(args, session, self.optimizer_step.precision, len(dataset), self._run_logger,
                               self._report_part)
-        self._saver = checkpointer.Saver(args.output_dir if session.world.is_main else None, args.save_every_minutes,
-                                         args.keep_last)
         self.unreadable_images = track_unreadable(args.output_dir, args.max_bad_images, dataset, session)
         self._loader.unreadable_images = self.unreadable_images
         self.meter = EpochMeter(self._loader, session, self.optimizer_step, self._run_logger, self._loss_tag, args.seed)
@@ -73,7 +72,7 @@ class Trainer:
 
     def __exit__(self, kind, error, trace):
         self._bar.close()
-        self._saver.wait()
+        self._checkpointer.wait()
         self._report.close(error)
         self._run_logger.close()
 
@@ -100,7 +99,7 @@ class Trainer:
         self._steps, self._pending = self._steps + 1, 0
         alone = self._session.world.size == 1           # and need not wait for the others
         if (self._steps >= self._agree_every or i + 1 == self.meter.iterations
-                or alone and (self._session.signals.requested or self._saver.due)):
+                or alone and (self._session.signals.requested or self._checkpointer.due)):
             self.agree()
 
     def agree(self):
@@ -112,7 +111,7 @@ class Trainer:
         session, non_finite_steps = self._session, self.optimizer_step.non_finite_steps
         seconds = time.monotonic() - self._since
         stop, due, over, unread, seconds = session.totals(
-            bool(session.signals.requested), self._saver.due, non_finite_steps.limit_reached,
+            bool(session.signals.requested), self._checkpointer.due, non_finite_steps.limit_reached,
             self.unreadable_images.pending, seconds)
         per_step = seconds / session.world.size / max(self._steps, 1)
         self._agree_every = int(min(max(1., AGREE_SECONDS / max(per_step, 1e-9)), AGREE_STEPS))
@@ -149,7 +148,7 @@ class Trainer:
 
     def save(self, names=None):
         """Collective: copy the state and write it in the background, by default as a checkpoint within the epoch."""
-        self._saver.save(self.state_dict(), names or [checkpointer.name_within(self._epoch, self._images)])
+        self._checkpointer.save(self.state_dict(), names or [name_within(self._epoch, self._images)])
 
     def stop(self):
         """Collective: save, wait until the checkpoint is on the disk, and end the run.
@@ -162,12 +161,12 @@ class Trainer:
         raise Preempted('stopped by {} in epoch {} after {} of {} iterations; {} is saved, resume with --resume auto'
                         .format(self._session.signals.requested or 'a signal to another process', self._epoch,
                                 self._images // self._batch, self.meter.iterations,
-                                checkpointer.name_within(self._epoch, self._images))
+                                name_within(self._epoch, self._images))
                         if self._session.world.is_main else '')
 
     def _wait_until_saved(self):
         """Collective: wait until the last checkpoint is on the disk; raises SaveFailed if it is not."""
-        if self._session.totals(not self._saver.wait())[0]:
+        if self._session.totals(not self._checkpointer.wait())[0]:
             raise SaveFailed('the last checkpoint could not be saved' if self._session.world.is_main else '')
 
     def close_epoch(self, stats, tests, result, improved=False):
@@ -192,7 +191,7 @@ class Trainer:
         self._epoch, self._images = epoch + 1, 0
         last = self._epoch == self._args.epochs
         due = last or self._epoch % self._args.save_every == 0
-        names = [checkpointer.name_after(epoch)] * due + [checkpointer.BEST] * improved
+        names = [name_after(epoch)] * due + [BEST] * improved
         if names:
             self.save(names)
         if last:

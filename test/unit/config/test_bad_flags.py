@@ -9,7 +9,7 @@ import torch
 from conftest import FINETUNE, execute, finetune, pretrain
 
 import main_finetune
-from util.checkpoints.checkpointer import ResumeState
+from util.checkpoints.checkpointer import Checkpointer
 from util.config.train_flags import parse_finetune
 from util.data.datasets import labelled_set
 from util.data.transforms import finetuning_transform
@@ -61,7 +61,7 @@ def test_an_output_folder_that_cannot_be_made(tmp_path):
 def test_nothing_to_resume_in_an_evaluation(tmp_path):
     args = parse_finetune([*FINETUNE, '--data_path', str(tmp_path), '--eval', '--resume', 'auto'])
     with pytest.raises(UserError, match='^--resume auto'):
-        main_finetune.evaluate_checkpoint(args, None, None, ResumeState(None), None, None)
+        main_finetune.evaluate_checkpoint(args, None, None, Checkpointer(None), None, None)
 
 
 def test_a_mistake_found_late_leaves_earlier_results_as_they_were(images, tmp_path):

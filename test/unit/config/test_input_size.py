@@ -9,7 +9,7 @@ from timm.data import mixup
 
 import models_vit
 from util.checkpoints import load_model, weights
-from util.checkpoints.checkpointer import ResumeState
+from util.checkpoints.checkpointer import Checkpointer
 from util.checkpoints.pth_file import save
 from util.compat import accepts
 from util.config import input_size
@@ -74,10 +74,10 @@ def test_positions_go_from_one_wide_grid_to_another_by_the_flags_of_the_source()
 def test_resuming_with_height_and_width_swapped_is_refused_and_evaluating_so_interpolates(tmp_path):
     source = vit([32, 48])
     save(str(tmp_path / 'x.pth'), {'model': source.state_dict(), 'args': flags_of([32, 48])})
-    resumed, model = ResumeState(str(tmp_path / 'x.pth')), vit([48, 32])
+    resumed, model = Checkpointer(None, str(tmp_path / 'x.pth')), vit([48, 32])
     with pytest.raises(UserError, match='4 x 6 .* 6 x 4.*--input_size'):
-        resumed.restore_model(model)
-    resumed.restore_model(model, fit_positions=True)
+        resumed.load_model(model)
+    resumed.load_model(model, fit_positions=True)
     assert not torch.equal(model.pos_embed, source.pos_embed)
 
 

@@ -9,7 +9,7 @@ from test_optimizer_step import Linear
 
 import main_finetune
 from util.checkpoints import load_model, pth_file
-from util.checkpoints.checkpointer import ResumeState
+from util.checkpoints.checkpointer import Checkpointer
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
 from util.errors import UserError
@@ -89,7 +89,7 @@ def test_tools_and_evaluation_take_the_average_and_resuming_the_weights_as_train
     model = load_model.load_classifier(path).model
     assert torch.equal(model.head.bias, state['model_ema']['head.bias'])
     for ema_weights, name in ((False, 'model'), (True, 'model_ema')):
-        ResumeState(path).restore_model(model, ema_weights=ema_weights)
+        Checkpointer(None, path).load_model(model, ema_weights=ema_weights)
         assert torch.equal(model.head.bias, state[name]['head.bias'])
     assert not torch.equal(state['model']['head.bias'], state['model_ema']['head.bias'])
 
@@ -97,7 +97,7 @@ def test_tools_and_evaluation_take_the_average_and_resuming_the_weights_as_train
 def restored(path, weights):
     """State of an EMA of `weights` that is resumed from a checkpoint."""
     average = EMA(.9, weights)
-    ResumeState(path).restore_ema(average)
+    Checkpointer(None, path).load_ema(average)
     return average.state_dict({})
 
 

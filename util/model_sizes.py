@@ -4,6 +4,7 @@ from collections import namedtuple
 
 from util.errors import UserError
 
+MASK_RATIO = .75        # default share of patches to hide
 # Encoder's width, blocks and heads, side of a patch in pixels, decoder's (width, blocks, heads).
 Size = namedtuple('Size', 'width depth heads patch decoder')
 
@@ -19,6 +20,11 @@ SIZES = {
 def size_of(model):
     """The row of a model by its name, as mae_vit_base_patch16_dec512d8b."""
     return SIZES[model.replace('mae_', '').split('_')[1]]
+
+
+def visible_patches(patches: int, mask_ratio: float) -> int:
+    """Number of patches that the encoder sees (arXiv:2111.06377, section 3)."""
+    return int(patches * (1 - mask_ratio))
 
 
 def infer_size(weights, path, input_size=None):

@@ -251,8 +251,8 @@ def load_optimizer(optimizer: Optimizer, saved: State, path: str) -> None:
     groups = optimizer.state_dict()['param_groups']
     for group, saved_group in zip(groups, saved['param_groups']):
         group['params'] = saved_group['params']
-    # Checkpoints pass between devices and PyTorch releases: every optimizer takes plain step counts (fused ones of Ascend
-    # would increment a tensor twice a step) and contiguous moments (fused ones ignore strides).
+    # Checkpoints pass between devices and PyTorch releases: every optimizer takes plain step counts (Ascend's fused
+    # ones would increment a tensor twice a step) and contiguous moments (fused ones ignore strides).
     state = {key: {name: int(value) if name == 'step' else value.contiguous() if torch.is_tensor(value) else value
                    for name, value in moments.items()} for key, moments in saved['state'].items()}
     optimizer.load_state_dict({'state': state, 'param_groups': groups})

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from util.config.input_size import sides
-from util.model_sizes import SIZES
+from util.config.input_flags import sides
+from util.model_sizes import MASK_RATIO, SIZES, visible_patches
 from util.models.activation_checkpointing import directly
 from util.models.positions import sincos_2d
 from util.models.reconstruction import patch_statistics
@@ -61,7 +61,7 @@ class MaskedAutoencoderViT(nn.Module):
         nn.init.normal_(self.cls_token, std=.02)
         nn.init.normal_(self.mask_token, std=.02)
 
-    def forward(self, imgs, mask_ratio=0.75, noise=None, loss_only=False):
+    def forward(self, imgs, mask_ratio=MASK_RATIO, noise=None, loss_only=False):
         """One masked reconstruction.
 
         Args:
@@ -77,7 +77,7 @@ class MaskedAutoencoderViT(nn.Module):
         if noise is None:
             noise = torch.rand(imgs.shape[0], self.pos_embed.shape[1] - 1, device=imgs.device)
         ids = noise.sort(dim=1)[1]          # argsort by a name that every ONNX exporter knows
-        keep = int(ids.shape[1] * (1 - mask_ratio))
+        keep = visible_patches(ids.shape[1], mask_ratio)
         patches = self.patchify(imgs)
         latent = self.forward_encoder(patches, ids[:, :keep])
         pred = self.forward_decoder(latent, ids, hidden_only=loss_only)
@@ -151,8 +151,8 @@ def _mae(name, **options):
     size = SIZES[name]
     decoder = dict(zip(('decoder_embed_dim', 'decoder_depth', 'decoder_num_heads'), size.decoder))
     return MaskedAutoencoderViT(**{'patch_size': size.patch, 'embed_dim': size.width, 'depth': size.depth,
-                                   'num_heads': size.heads, 'norm_layer': partial(nn.LayerNorm, eps=1e-6),
-                                   **decoder, **options})
+                                   'num_heads': size.heads, 'mlp_ratio': size.mlp_ratio,
+                                   'norm_layer': partial(nn.LayerNorm, eps=1e-6), **decoder, **options})
 
 
 mae_vit_nano_patch16 = partial(_mae, 'nano')

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from util.config.input_size import sides
+from util.config.input_flags import sides
 from util.model_sizes import SIZES
 from util.models.activation_checkpointing import directly
 from util.models.features import pooled
@@ -64,7 +64,8 @@ def _vit(name, **options):
     """A classifier of a size of util.model_sizes; `options` are those of VisionTransformer."""
     size = SIZES[name]
     return VisionTransformer(**{'patch_size': size.patch, 'embed_dim': size.width, 'depth': size.depth,
-                                'num_heads': size.heads, 'norm_layer': partial(nn.LayerNorm, eps=1e-6), **options})
+                                'num_heads': size.heads, 'mlp_ratio': size.mlp_ratio,
+                                'norm_layer': partial(nn.LayerNorm, eps=1e-6), **options})
 
 
 vit_nano_patch16 = partial(_vit, 'nano')

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 
-from util.config.weights_location import WEIGHTS
+from util.config.weights_location import HASHED_URL
 from util.errors import UserError
 from util.file_lock import file_lock
 from util.log import logger
@@ -19,7 +19,7 @@ SILENCE = 60.       # seconds without a byte until a server counts as gone
 
 
 def fetch(url):
-    """Path of the file of `url`, which `fault_of_weights` has passed; it is downloaded unless it is there already.
+    """Path of the file of `url`, which `location_fault` has passed; it is downloaded unless it is there already.
 
     Processes of a machine that need the same file wait for the first one to download it.
     Raises:
@@ -28,7 +28,7 @@ def fetch(url):
     # Not above, since --help needs the rest of this module, and no torch.
     from torch import hub
 
-    name, expected = WEIGHTS.fullmatch(url).group('name', 'hash')
+    name, expected = HASHED_URL.fullmatch(url).group('name', 'hash')
     try:
         path = os.path.join(_folder(hub), name)
         os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -11,11 +11,11 @@ import re
 import torch
 
 from util.config import normalization
-from util.config.input_size import plain
+from util.config.input_flags import normalised_size
 from util.errors import UserError
 from util.files import regular_file
 from util.log import logger
-from util.model_sizes import infer_size, size_of
+from util.model_sizes import MASK_RATIO, infer_size, size_of
 
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
@@ -171,7 +171,7 @@ def _flags(config, weights, path):
     kind, size = config.get('model_type', 'vit_mae'), config.get('image_size', 224 if config else None)
     if kind not in list(FITTING):
         raise UserError('{}: is a Hugging Face {}; known are {}'.format(path, kind, ', '.join(FITTING)))
-    size = plain(size) if type(size) is list and len(size) == 2 else size
+    size = normalised_size(size) if type(size) is list and len(size) == 2 else size
     flags = {**infer_size(weights, path, size), 'layer_norm_eps': config.get('layer_norm_eps', 1e-12)}
     own = size_of(flags['model'])
     fitting = {'hidden_act': 'gelu', **FITTING[kind], 'num_attention_heads': own.heads,     # which no shape shows
@@ -179,7 +179,8 @@ def _flags(config, weights, path):
     if flags['model'].startswith('mae_'):
         fitting['decoder_num_attention_heads'] = own.decoder[2]
         if config:
-            flags.update(norm_pix_loss=config.get('norm_pix_loss') is True, mask_ratio=config.get('mask_ratio', .75))
+            flags.update(norm_pix_loss=config.get('norm_pix_loss') is True,
+                         mask_ratio=config.get('mask_ratio', MASK_RATIO))
     for name, value in fitting.items():
         if config.get(name, value) != value:
             raise UserError('{}: {} {} in its {}; {} has {}'.format(path, name, config[name], CONFIG, flags['model'],
@@ -204,5 +205,5 @@ def _statistics(folder, config):
     elif type(config.get('pretrained_cfg')) is dict:            # timm's
         source, names = config['pretrained_cfg'], ('mean', 'std')
     flags = dict(zip(('mean', 'std'), map(source.get, names)))
-    known = None not in flags.values() and normalization.sound({**flags, 'in_chans': len(flags['mean'])})
+    known = None not in flags.values() and normalization.valid_statistics({**flags, 'in_chans': len(flags['mean'])})
     return flags if known else {}

@@ -4,8 +4,7 @@ from collections import namedtuple
 from torch import nn
 
 from util.checkpoints import pth_file, schema, weights
-from util.config.input_flags import COLOURED
-from util.config.input_size import misfit
+from util.config.input_flags import COLOURED, size_fault
 from util.config.train_flags import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 from util.log import logger
@@ -30,7 +29,7 @@ def load_classifier(path, input_size=None):
     """The classifier of a checkpoint of main_finetune.py or main_linprobe.py, as LoadedModel.
 
     Args:
-        input_size: another one than that of the training, see util.config.input_size; positions are interpolated.
+        input_size: another one than that of the training, see util.config.input_flags; positions are interpolated.
     Raises:
         UserError: the file is no such checkpoint, or patches do not fit into input_size.
     """
@@ -63,7 +62,7 @@ def _load(path, models, scripts, input_size=None):
         built = {**flags, 'input_size': input_size} if input_size else flags
         model = _build(built, values.get('head.weight'), 'fc_norm.weight' in values)
         if input_size:
-            fault = misfit(input_size, model.patch_embed.proj.kernel_size[0])
+            fault = size_fault(input_size, model.patch_embed.proj.kernel_size[0])
             if fault:
                 raise UserError('--input_size: {}'.format(fault))
             # The decoder's positions are fixed ones, and so the model's own.

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from util.config.normalization import sound
+from util.config.normalization import valid_statistics
 from util.errors import UserError
 
 LARGEST_SIZE = 2 ** 13              # pixels of an input
@@ -26,7 +26,7 @@ def check(state, path):
     flags = state.get('args') or {}
     for name, value in _misfits(flags, FLAGS):
         raise UserError('{}: was made with --{} {!r:.60}?'.format(path, name, value))
-    if not sound(flags):
+    if not valid_statistics(flags):
         raise UserError('{}: was made with --mean {} --std {}?'.format(path, flags.get('mean'), flags.get('std')))
 
 

@@ -1,6 +1,6 @@
 """From the weights of a checkpoint to a model: exactly, or what fits of a pre-trained one."""
 from util.checkpoints import pth_file, schema
-from util.config.input_size import grid_of
+from util.config.input_flags import grid_of
 from util.config.normalization import adopt_statistics
 from util.errors import UserError
 from util.log import logger

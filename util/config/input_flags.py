@@ -27,14 +27,14 @@ def add_flags(add: Callable) -> None:
     add('--std', type=positive, nargs='+', help='pixel standard deviation, as --mean')
 
 
-def check_flags(parser: Parser, args: Namespace, patch_size: int) -> None:
+def check_flags(parser: Parser, args: Namespace) -> None:
     """End the process with one line if the flags do not fit together; normalise `args.input_size`."""
     if isinstance(args.input_size, list):
         if len(args.input_size) > 2:
             parser.error('argument --input_size: takes one number, or height and width; not {} numbers'
                          .format(len(args.input_size)))
         args.input_size = normalised_size(args.input_size)
-    fault = size_fault(args.input_size, patch_size)
+    fault = size_fault(args.input_size, args.patch_size or patch_in_name(args.model))
     if fault:
         parser.error('argument --input_size: {} (or see --patch_size)'.format(fault))
     if (args.mean is None) != (args.std is None):

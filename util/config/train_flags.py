@@ -20,8 +20,8 @@ from util.config.weights_location import location_fault
 from util.model_sizes import MASK_RATIO, SIZES, visible_patches
 
 FINETUNE_MODELS = tuple('vit_{}_patch{}'.format(name, size.patch) for name, size in SIZES.items())
-PRETRAIN_MODELS = (*('mae_' + name for name in FINETUNE_MODELS),
-                   *('mae_{}_dec512d8b'.format(name) for name in FINETUNE_MODELS[3:]))       # the published names
+PRETRAIN_MODELS = (*('mae_' + name for name in FINETUNE_MODELS), 'mae_vit_base_patch16_dec512d8b',
+                   'mae_vit_large_patch16_dec512d8b', 'mae_vit_huge_patch14_dec512d8b')      # the published names
 
 
 def _or(word, value, number_type):
@@ -223,8 +223,7 @@ def _add_finetuning(parser):
 
 def _add_augmentation(parser):
     add = parser.adder(parser.add_argument_group('augmentation and regularisation'))
-    add('--color_jitter', type=_or('none', None, non_negative),
-        help='strength of colour jitter; used if --aa is none')
+    add('--color_jitter', type=_or('none', None, non_negative), help='strength of colour jitter; used if --aa is none')
     add('--aa', help="AutoAugment policy in timm's notation, or none; default: " + input_flags.RECIPE_AA +
         ', or none if --in_chans is neither 1 nor 3')
     add('--smoothing', type=fraction_below_one, default=.1, help='label smoothing')
@@ -244,9 +243,8 @@ def _add_augmentation(parser):
 def parse_pretrain(argv: Optional[Sequence[str]] = None) -> Namespace:
     """Parse and check the flags of pre-training; an error ends the process with one line."""
     parser = pretrain_parser()
-    args = parser.parse_args(argv)
-    _check_shared(parser, args)
-    rows, columns = (side // _patch_size(args) for side in input_flags.sides(args.input_size))
+    args = _parse(parser, argv)
+    rows, columns = input_flags.grid_of(vars(args))
     patches = rows * columns
     visible = visible_patches(patches, args.mask_ratio)
     if not 0 < visible < patches:
@@ -258,8 +256,7 @@ def parse_pretrain(argv: Optional[Sequence[str]] = None) -> Namespace:
 def parse_finetune(argv: Optional[Sequence[str]] = None) -> Namespace:
     """Parse and check the flags of fine-tuning; an error ends the process with one line."""
     parser = finetune_parser()
-    args = parser.parse_args(argv)
-    _check_shared(parser, args)
+    args = _parse(parser, argv)
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
         parser.error('argument --batch_size: mixup and cutmix need an even number, not {}'.format(args.batch_size))
     input_flags.set_augmentation(parser, args)
@@ -269,8 +266,7 @@ def parse_finetune(argv: Optional[Sequence[str]] = None) -> Namespace:
 def parse_linprobe(argv: Optional[Sequence[str]] = None) -> Namespace:
     """Parse and check the flags of linear probing; an error ends the process with one line."""
     parser = linprobe_parser()
-    args = parser.parse_args(argv)
-    _check_shared(parser, args)
+    args = _parse(parser, argv)
     if args.batch_size == 1 and not args.eval:
         parser.error('argument --batch_size: the batch normalisation of the head needs at least 2 images')
     return args
@@ -281,8 +277,10 @@ def mixing(args: Namespace) -> bool:
     return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
 
 
-def _check_shared(parser, args):
-    input_flags.check_flags(parser, args, _patch_size(args))
+def _parse(parser, argv):
+    """Parse the flags, and make the checks that all scripts share."""
+    args = parser.parse_args(argv)
+    input_flags.check_flags(parser, args)
     if not (os.path.isdir(args.data_path) or is_csv(args.data_path)):
         parser.error('argument --data_path: {} is not a folder or CSV file'.format(args.data_path))
     if getattr(args, 'eval', False):
@@ -304,12 +302,9 @@ def _check_shared(parser, args):
         parser.error('argument --start_epoch: {} is not below --epochs {}'.format(args.start_epoch, args.epochs))
     if not (args.dist_url == 'env://' or args.dist_url.startswith('tcp://')):
         parser.error('argument --dist_url: {!r} is neither env:// nor tcp://host:port'.format(args.dist_url))
+    return args
 
 
 def is_csv(path: str) -> bool:
     """Whether `path` is a file named *.csv."""
     return path.lower().endswith('.csv') and os.path.isfile(path)
-
-
-def _patch_size(args):
-    return args.patch_size or input_flags.patch_in_name(args.model)

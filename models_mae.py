@@ -3,13 +3,13 @@
 Shapes: N images, C channels, L patches, K kept patches, p patch side, D encoder width, E decoder width.
 """
 from functools import partial
-from typing import Any, Callable, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from util.config.input_size import sides
+from util.config.input_flags import InputSize, sides
 from util.model_sizes import MASK_RATIO, SIZES, visible_patches
 from util.models.activation_checkpointing import directly
 from util.models.positions import sincos_2d
@@ -26,9 +26,9 @@ class MaskedAutoencoderViT(nn.Module):
         norm_pix_loss: predict pixels normalised by mean and variance of their patch (section 4.1).
     """
 
-    def __init__(self, img_size: Union[int, Sequence[int]] = 224, patch_size: int = 16, in_chans: int = 3,
-                 embed_dim: int = 1024, depth: int = 24, num_heads: int = 16, decoder_embed_dim: int = 512,
-                 decoder_depth: int = 8, decoder_num_heads: int = 16, mlp_ratio: float = 4.,
+    def __init__(self, img_size: InputSize = 224, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 1024,
+                 depth: int = 24, num_heads: int = 16, decoder_embed_dim: int = 512, decoder_depth: int = 8,
+                 decoder_num_heads: int = 16, mlp_ratio: float = 4.,
                  norm_layer: Callable[..., nn.Module] = nn.LayerNorm, norm_pix_loss: bool = False):
         super().__init__()
         self.patch_size, self.in_chans, self.norm_pix_loss = patch_size, in_chans, norm_pix_loss
@@ -151,8 +151,8 @@ def _mae(name: str, **options: Any) -> MaskedAutoencoderViT:
     size = SIZES[name]
     decoder = dict(zip(('decoder_embed_dim', 'decoder_depth', 'decoder_num_heads'), size.decoder))
     return MaskedAutoencoderViT(**{'patch_size': size.patch, 'embed_dim': size.width, 'depth': size.depth,
-                                   'num_heads': size.heads, 'norm_layer': partial(nn.LayerNorm, eps=1e-6),
-                                   **decoder, **options})
+                                   'num_heads': size.heads, 'mlp_ratio': size.mlp_ratio,
+                                   'norm_layer': partial(nn.LayerNorm, eps=1e-6), **decoder, **options})
 
 
 mae_vit_nano_patch16 = partial(_mae, 'nano')

@@ -3,12 +3,12 @@
 Shapes: N images, C channels, L patches, D width.
 """
 from functools import partial
-from typing import Any, Callable, Sequence, Union
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 
-from util.config.input_size import sides
+from util.config.input_flags import InputSize, sides
 from util.model_sizes import SIZES
 from util.models.activation_checkpointing import directly
 from util.models.features import pooled
@@ -24,9 +24,9 @@ class VisionTransformer(nn.Module):
         drop_path_rate: stochastic depth rate of the last block, increasing linearly from 0 (arXiv:1603.09382).
     """
 
-    def __init__(self, global_pool: bool = False, img_size: Union[int, Sequence[int]] = 224, patch_size: int = 16,
-                 in_chans: int = 3, num_classes: int = 1000, embed_dim: int = 768, depth: int = 12,
-                 num_heads: int = 12, mlp_ratio: float = 4., norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+    def __init__(self, global_pool: bool = False, img_size: InputSize = 224, patch_size: int = 16, in_chans: int = 3,
+                 num_classes: int = 1000, embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
+                 mlp_ratio: float = 4., norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
                  drop_path_rate: float = 0.):
         super().__init__()
         self.global_pool = global_pool
@@ -67,7 +67,8 @@ def _vit(name: str, **options: Any) -> VisionTransformer:
     """Classifier of a size in util.model_sizes; `options` override it."""
     size = SIZES[name]
     return VisionTransformer(**{'patch_size': size.patch, 'embed_dim': size.width, 'depth': size.depth,
-                                'num_heads': size.heads, 'norm_layer': partial(nn.LayerNorm, eps=1e-6), **options})
+                                'num_heads': size.heads, 'mlp_ratio': size.mlp_ratio,
+                                'norm_layer': partial(nn.LayerNorm, eps=1e-6), **options})
 
 
 vit_nano_patch16 = partial(_vit, 'nano')

@@ -11,7 +11,7 @@ import sys
 
 from torch import hub
 
-from util.config.weights_location import WEIGHTS
+from util.config.weights_location import HASHED_URL
 from util.errors import UserError
 from util.file_lock import file_lock
 from util.log import logger
@@ -27,7 +27,7 @@ def fetch(url: str) -> str:
     Raises:
         UserError: the URL cannot be reached, or the hash of the content differs.
     """
-    name, expected = WEIGHTS.fullmatch(url).group('name', 'hash')
+    name, expected = HASHED_URL.fullmatch(url).group('name', 'hash')
     try:
         path = os.path.join(_folder(), name)
         os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -13,7 +13,7 @@ import torch
 
 from util.checkpoints.schema import State, Weights
 from util.config import normalization
-from util.config.input_size import plain
+from util.config.input_flags import normalised_size
 from util.errors import UserError
 from util.files import regular_file
 from util.log import logger
@@ -169,7 +169,7 @@ def _flags(config: Config, weights: Weights, path: str) -> Dict[str, Any]:
     kind, size = config.get('model_type', 'vit_mae'), config.get('image_size', 224 if config else None)
     if kind not in list(SUPPORTED):         # a list, since `kind` may be unhashable
         raise UserError('{}: a Hugging Face {}; supported are {}'.format(path, kind, ', '.join(SUPPORTED)))
-    size = plain(size) if type(size) is list and len(size) == 2 else size
+    size = normalised_size(size) if type(size) is list and len(size) == 2 else size
     flags = {**infer_size(weights, path, size), 'layer_norm_eps': config.get('layer_norm_eps', 1e-12)}
     own = size_of(flags['model'])
     expected = {'hidden_act': 'gelu', **SUPPORTED[kind], 'num_attention_heads': own.heads,      # not visible in shapes
@@ -203,5 +203,5 @@ def _statistics(folder: str, config: Config) -> Dict[str, Any]:
     elif type(config.get('pretrained_cfg')) is dict:            # timm's
         source, names = config['pretrained_cfg'], ('mean', 'std')
     flags = dict(zip(('mean', 'std'), map(source.get, names)))
-    known = None not in flags.values() and normalization.sound({**flags, 'in_chans': len(flags['mean'])})
+    known = None not in flags.values() and normalization.valid_statistics({**flags, 'in_chans': len(flags['mean'])})
     return flags if known else {}

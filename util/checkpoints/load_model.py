@@ -1,20 +1,17 @@
 """Build a trained model from its checkpoint alone; the checkpoint keeps the flags of the training."""
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from torch import Tensor, nn
 
 from util.checkpoints import pth_file, schema, weights
 from util.checkpoints.schema import Weights
-from util.config.input_flags import COLOURED
-from util.config.input_size import misfit
+from util.config.input_flags import COLOURED, InputSize, size_fault
 from util.config.train_flags import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 from util.log import logger
 from util.model_sizes import infer_size
 from util.models import linear_probe
 from util.models.build import build_autoencoder, build_classifier
-
-Size = Optional[Union[int, List[int]]]      # None: that of the training; see util.config.input_size
 
 
 class LoadedModel(NamedTuple):
@@ -33,23 +30,23 @@ def load_autoencoder(path: str) -> LoadedModel:
     return _load(path, PRETRAIN_MODELS, 'main_pretrain.py')
 
 
-def load_classifier(path: str, input_size: Size = None) -> LoadedModel:
+def load_classifier(path: str, input_size: Optional[InputSize] = None) -> LoadedModel:
     """Load the classifier from a checkpoint of main_finetune.py or main_linprobe.py.
 
-    Position embeddings are interpolated to `input_size`.
+    Position embeddings are interpolated to `input_size`, by default that of the training.
     Raises:
         UserError: it is not such a checkpoint, or input_size is not a multiple of the patch size.
     """
     return _load(path, FINETUNE_MODELS, 'main_finetune.py', input_size)
 
 
-def load_any(path: str, input_size: Size = None) -> LoadedModel:
+def load_any(path: str, input_size: Optional[InputSize] = None) -> LoadedModel:
     """Load the model from a checkpoint of any main script, or an encoder alone as a classifier without head; see
     load_classifier."""
     return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py', input_size)
 
 
-def _load(path: str, models: Sequence[str], scripts: str, input_size: Size = None) -> LoadedModel:
+def _load(path: str, models: Sequence[str], scripts: str, input_size: Optional[InputSize] = None) -> LoadedModel:
     state = pth_file.load(path)
     with pth_file.checkpoint_errors(path):
         values = linear_probe.folded(state['model'])
@@ -69,7 +66,7 @@ def _load(path: str, models: Sequence[str], scripts: str, input_size: Size = Non
         built = {**flags, 'input_size': input_size} if input_size else flags
         model = _build(built, values.get('head.weight'), 'fc_norm.weight' in values)
         if input_size:
-            fault = misfit(input_size, model.patch_embed.proj.kernel_size[0])
+            fault = size_fault(input_size, model.patch_embed.proj.kernel_size[0])
             if fault:
                 raise UserError('--input_size: {}'.format(fault))
             # The decoder's position embeddings are fixed: the model's own.

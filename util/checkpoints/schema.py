@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
-from util.config.normalization import sound
+from util.config.normalization import valid_statistics
 from util.errors import UserError
 
 State, Weights = Dict[str, Any], Dict[str, torch.Tensor]
@@ -23,7 +23,7 @@ def validate(state: State, path: str) -> None:
     flags = state.get('args') or {}
     for name, value in _violations(flags, FLAGS):
         raise UserError('{}: invalid flag in the checkpoint: --{} {!r:.60}'.format(path, name, value))
-    if not sound(flags):
+    if not valid_statistics(flags):
         raise UserError('{}: invalid flags in the checkpoint: --mean {} --std {}'.format(path, flags.get('mean'),
                                                                                         flags.get('std')))
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from util.checkpoints import schema
 from util.checkpoints.pth_file import checkpoint_errors, load
 from util.checkpoints.schema import Weights
-from util.config.input_size import grid_of
+from util.config.input_flags import grid_of
 from util.config.normalization import adopt_statistics
 from util.errors import UserError
 from util.log import logger

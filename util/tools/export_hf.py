@@ -10,7 +10,7 @@ import os
 import torch
 
 from util.checkpoints import hugging_face, pth_file
-from util.config.input_size import plain
+from util.config.input_flags import normalised_size
 from util.data.transforms import EVAL_CROP
 from util.errors import UserError
 from util.files import write_atomically
@@ -67,7 +67,7 @@ def _config(part, name, model_type):
     model, block = part.model, part.model.blocks[0]
     config = {
         'architectures': [name], 'model_type': model_type,
-        'image_size': plain(part.size), 'patch_size': part.patch_size,
+        'image_size': normalised_size(part.size), 'patch_size': part.patch_size,
         'num_channels': part.in_chans, 'hidden_size': model.cls_token.shape[-1], 'num_hidden_layers': len(model.blocks),
         'num_attention_heads': block.attn.num_heads, 'intermediate_size': block.mlp.fc1.out_features,
         'layer_norm_eps': part.eps, hugging_face.OURS: part.description()['model']}

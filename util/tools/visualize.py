@@ -8,6 +8,7 @@ from util.checkpoints import load_model
 from util.config.inference_flags import add_images, check_checkpoint, check_output
 from util.config.parser import Parser, non_negative_int, open_fraction, positive_int
 from util.errors import run
+from util.model_sizes import MASK_RATIO
 from util.models.reconstruction import reconstruct
 from util.reporting import thumbnails
 from util.text import one_line
@@ -39,7 +40,7 @@ def main(argv=None):
     log.set_up(True, results=True)
     loaded = load_model.load_autoencoder(args.resume)
     inference = Inference(loaded, 'cpu')
-    mask_ratio = args.mask_ratio or loaded.flags.get('mask_ratio', .75)
+    mask_ratio = args.mask_ratio or loaded.flags.get('mask_ratio', MASK_RATIO)
     # one batch, since the masks of a batch depend on its size
     (_, shown), = inference.over(inference.some(inference.images(args.images), args.count), lambda model, imgs: picture(
         model, imgs, mask_ratio, args.seed, inference.normalize), args.count, num_workers=0)

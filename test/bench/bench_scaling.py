@@ -138,7 +138,7 @@ def take_turns(args, flags, session):
 def timed(work, session):
     """Seconds that the slowest process needs for its work, and that a processor works on it; they begin together."""
     session.accelerator.synchronize()
-    session.totals(0)
+    session.all_reduce(0)
     begun, processor = time.perf_counter(), time.process_time()
     work()
     session.accelerator.synchronize()

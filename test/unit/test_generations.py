@@ -60,11 +60,11 @@ def test_losses_agree_between_generations_which_resume_each_others_checkpoints_a
 @pytest.mark.parametrize('writer, reader', list(product(PYTHONS, PYTHONS)))
 def test_a_checkpoint_of_any_generation_resumes_and_evaluates_in_any_other(images, written, tmp_path, writer, reader):
     pre, fine = written[writer] / 'pre', written[writer] / 'fine'
-    more = ['--data_path', images, '--epochs', 2]
+    on = ['--data_path', images, '--epochs', 2]
     commands = [
-        ('main_pretrain.py', *PRETRAIN, *more, '--resume', pre / 'checkpoint-0.pth', '--output_dir', tmp_path / 'pre'),
-        ('main_finetune.py', *FINETUNE, *more, '--resume', fine / 'checkpoint-0.pth', '--output_dir', tmp_path / 'fine'),
-        ('main_finetune.py', *FINETUNE, *more, '--resume', fine / 'checkpoint-0.pth', '--output_dir', tmp_path / 'eval',
+        ('main_pretrain.py', *PRETRAIN, *on, '--resume', pre / 'checkpoint-0.pth', '--output_dir', tmp_path / 'pre'),
+        ('main_finetune.py', *FINETUNE, *on, '--resume', fine / 'checkpoint-0.pth', '--output_dir', tmp_path / 'fine'),
+        ('main_finetune.py', *FINETUNE, *on, '--resume', fine / 'checkpoint-0.pth', '--output_dir', tmp_path / 'eval',
          '--eval')]
     with ThreadPoolExecutor() as pool:
         outputs = list(pool.map(lambda command: succeed(reader, *command), commands))

@@ -97,7 +97,7 @@ def test_tools_and_evaluation_load_the_ema_weights_and_resuming_the_raw_ones(che
 def restored(path, weights):
     """state_dict of an EMA of `weights` that is resumed from a checkpoint."""
     ema = EMA(.9, weights)
-    ResumeState(path).restore_ema(average)
+    ResumeState(path).restore_ema(ema)
     return ema.state_dict()
 
 

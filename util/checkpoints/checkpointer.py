@@ -75,7 +75,8 @@ class Checkpointer:
         self._writes = writes and folder is not None
         self._thread, self._last = None, time.monotonic()
         self.failed = False                     # the last save
-        self.path, self._state = None, {}       # checkpoint to resume from, and its content
+        self.path: Optional[str] = None         # checkpoint to resume from
+        self.state: State = {}                  # its content, until training begins
         if resume == 'auto':
             self._find()
         elif resume:
@@ -96,16 +97,16 @@ class Checkpointer:
         state = load(path, as_trained=True)
         with checkpoint_errors(path):
             schema.validate(state, path)
-        self.path, self._state = path, state
+        self.path, self.state = path, state
 
     @property
     def is_resume(self) -> bool:
         """Whether training resumes; False also where it starts from the weights of a checkpoint without optimizer."""
-        return 'optimizer' in self._state
+        return 'optimizer' in self.state
 
     def get(self, name: str, default: Any = None) -> Any:
         """A value of the checkpoint, see util.checkpoints.schema; `default` without a checkpoint."""
-        return self._state.get(name, default)
+        return self.state.get(name, default)
 
     def load_model(self, model: nn.Module, fit_positions: bool = False, ema_weights: bool = False) -> None:
         """Load the weights, if there is a checkpoint, into a model whose precision is not set up yet.
@@ -116,7 +117,7 @@ class Checkpointer:
         """
         if not self.path:
             return
-        state = prefer_ema_weights(self._state, self.path) if ema_weights else self._state
+        state = prefer_ema_weights(self.state, self.path) if ema_weights else self.state
         weights, flags = state['model'], state.get('args')
         with checkpoint_errors(self.path):
             if fit_positions:
@@ -130,30 +131,26 @@ class Checkpointer:
         """Load optimizer state and loss scale, if training resumes, after the precision is set up."""
         if self.is_resume:
             with checkpoint_errors(self.path):
-                load_optimizer(optimizer, self._state['optimizer'], self.path)
-                precision.load_state_dict(self._state.get('scaler'))
-            epoch, images, _ = self.resume_point()
-            logger.info('resuming epoch %d%s', epoch, ' at image {}'.format(images) if images else '')
+                load_optimizer(optimizer, self.state['optimizer'], self.path)
+                precision.load_state_dict(self.state.get('scaler'))
+            images = self.get('images')
+            logger.info('resuming epoch %d%s', self.start_epoch(), ' at image {}'.format(images) if images else '')
         elif self.path:
             logger.info('%s: no optimizer state; using it as initial weights, starting at epoch 0', self.path)
 
     def load_ema(self, ema: Any) -> None:
         """Load util.training.ema.EMA, if training resumes; without saved EMA weights it starts from the model's."""
-        if self.is_resume and 'model_ema' in self._state:
+        if self.is_resume and 'model_ema' in self.state:
             with checkpoint_errors(self.path):
-                ema.load_state_dict(self._state, self.path)
+                ema.load_state_dict(self.state, self.path)
         elif self.is_resume:
             logger.info('--ema: no EMA weights in %s; the EMA starts from the weights', self.path)
 
-    def resume_point(self, start_epoch: Optional[int] = None) -> Tuple[int, int, Optional[State]]:
-        """(epoch, images done in it, state of its EpochMeter or None) at which training starts.
-
-        Args:
-            start_epoch: --start_epoch, which overrides the checkpoint.
-        """
-        if start_epoch is not None or not self.is_resume:
-            return start_epoch or 0, 0, None
-        return self._state['epoch'] + 1, self.get('images') or 0, self.get('progress')
+    def start_epoch(self, flag: Optional[int] = None) -> int:
+        """Epoch, counted from 0, at which training starts; --start_epoch, if given, overrides the checkpoint."""
+        if flag is not None or not self.is_resume:
+            return flag or 0
+        return self.state['epoch'] + 1
 
     def records_before(self, epoch: int) -> List[str]:
         """Lines of log.txt before `epoch`: from the checkpoint, or else from the file in the output folder."""
@@ -175,7 +172,7 @@ class Checkpointer:
         """Log which flags differ from those in the checkpoint."""
         if not self.is_resume or not self.get('args'):
             return
-        before = {'processes': self.get('processes', processes), **self._state['args']}
+        before = {'processes': self.get('processes', processes), **self.state['args']}
         now = dict(vars(args), processes=processes)
         changed = ['{} {} -> {}'.format(name, before[name], now[name]) for name in sorted(now)
                    if name in before and before[name] != now[name] and name not in PLACES]
@@ -185,7 +182,7 @@ class Checkpointer:
 
     def begin(self) -> None:
         """Training begins: free the loaded tensors, which the model and the optimizer have copied; reset the timer."""
-        self._state, self._last = {}, time.monotonic()
+        self.state, self._last = {}, time.monotonic()
 
     @property
     def due(self) -> bool:

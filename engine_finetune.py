@@ -16,11 +16,10 @@ from util.errors import UserError
 from util.log import logger, progress_bar
 from util.reporting import report
 from util.reporting.confusion import ConfusionTracker
-from util.training.classification import build_evaluation_loader, count_classes
 from util.training.epoch_meter import PRINT_EVERY, Throughput, per_second
 from util.training.optimizer_step import OptimizerStep
 from util.training.session import Session, open_run_logger, write_result
-from util.training.setup import warn_of_empty_classes
+from util.training.setup import build_evaluation_loader, count_classes, warn_of_empty_classes
 from util.training.trainer import Trainer
 
 
@@ -31,7 +30,7 @@ def train_epochs(args: Namespace, session: Session, checkpointer: Checkpointer, 
 
     Args:
         model: as its precision made it, not in DistributedDataParallel.
-        loaders: of util.training.classification.build_loaders.
+        loaders: of util.training.setup.build_loaders.
         criterion, augment: see train_one_epoch.
     """
     train_loader, val_loader = loaders

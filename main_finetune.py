@@ -1,25 +1,31 @@
 """Fine-tune or evaluate a ViT classifier: python main_finetune.py --data_path FOLDER [flags]; --help lists them."""
+from argparse import Namespace
+from typing import Callable, Tuple, Union
+
 from util.config.train_flags import mixing, parse_finetune
 from util.errors import UserError, run
 
 ARGS = parse_finetune() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
+import torch
 from torch.nn import CrossEntropyLoss
 
 from engine_finetune import evaluate_checkpoint, train_epochs
 from util.checkpoints import weights
+from util.checkpoints.checkpointer import Checkpointer
 from util.config.input_flags import COLOURED
 from util.data.transforms import Normalize, finetuning_transform
+from util.devices.precision import FullPrecision
 from util.log import logger
 from util.models.build import build_classifier
 from util.models.timm_adapter import LabelSmoothingCrossEntropy, Mixup, RandomErasing, SoftTargetCrossEntropy
-from util.training.classification import build_loaders, count_classes, start
+from util.training import setup
 from util.training.optimizer_step import layer_decay_groups
-from util.training.setup import build_adamw_step, load_initial_weights, log_training_summary
+from util.training.session import Session
 
 
-def main(args):
-    session, precision, checkpointer = start(args)
+def main(args: Namespace) -> None:
+    session, precision, checkpointer = setup.start_classifier(args)
     if args.eval:
         evaluate_checkpoint(args, session, precision, checkpointer, build_model,
                             lambda model, precision: precision.prepare_inference(model))
@@ -28,24 +34,25 @@ def main(args):
     session.world.shutdown()
 
 
-def train(args, session, precision, checkpointer):
+def train(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer) -> None:
     """Fine-tune, or train from scratch, with an evaluation after each epoch."""
     if args.freeze is not None and not (args.finetune or checkpointer.path):
         raise UserError('--freeze {}: would freeze random weights; give pre-trained ones with --finetune'
                         .format(args.freeze))
-    loaders = train_loader, val_loader = build_loaders(args, session, build_transform(args))
-    classes = count_classes(args, train_loader.dataset)
+    loaders = train_loader, val_loader = setup.build_loaders(args, session, build_transform(args))
+    classes = setup.count_classes(args, train_loader.dataset)
 
     # model
     session.seed(args.seed, epoch=-1)
     model = build_model(args, classes)
-    load_initial_weights(args, session, checkpointer, model, args.finetune, weights.load_pretrained)
+    setup.load_initial_weights(args, session, checkpointer, model, args.finetune, weights.load_pretrained)
     freeze(model, args.freeze)
 
     # optimizer
-    log_training_summary(args, session.world, train_loader.dataset, model, val_loader.dataset)
+    setup.log_training_summary(args, session.world, train_loader.dataset, model, val_loader.dataset)
     groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)
-    model, optimizer_step = build_adamw_step(args, session, precision, checkpointer, model, groups, betas=(.9, .999))
+    model, optimizer_step = setup.build_adamw_step(args, session, precision, checkpointer, model, groups,
+                                                   betas=(.9, .999))
 
     # epochs
     criterion, mix = build_loss(args, classes)
@@ -53,19 +60,19 @@ def train(args, session, precision, checkpointer):
                  build_augmentation(args, mix, session.device))
 
 
-def build_transform(args):
+def build_transform(args: Namespace) -> Callable:
     """Augmentation of the training images in the loader; the rest follows on the device, see build_augmentation."""
     if args.in_chans not in COLOURED:
         logger.info('no colour augmentation: not defined for %d channels', args.in_chans)
     return finetuning_transform(args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min)
 
 
-def build_model(args, classes):
+def build_model(args: Namespace, classes: int) -> torch.nn.Module:
     """The classifier of the flags."""
     return build_classifier(vars(args), classes)
 
 
-def build_loss(args, classes):
+def build_loss(args: Namespace, classes: int) -> Tuple[Callable, Callable]:
     """(criterion, mix): the loss, and Mixup or CutMix of a batch."""
     if mixing(args):
         return SoftTargetCrossEntropy(), Mixup(
@@ -76,7 +83,7 @@ def build_loss(args, classes):
         lambda images, labels: (images, labels))
 
 
-def build_augmentation(args, mix, device):
+def build_augmentation(args: Namespace, mix: Callable, device: torch.device) -> Callable:
     """(uint8 images, labels) -> (normalized images, mixed labels), on the device."""
     normalize = Normalize.of(vars(args))
     erase = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount, num_splits=2 * args.resplit,
@@ -84,7 +91,7 @@ def build_augmentation(args, mix, device):
     return lambda images, labels: mix(erase(normalize(images)), labels)
 
 
-def freeze(model, flag):
+def freeze(model: torch.nn.Module, flag: Union[int, str, None]) -> None:
     """--freeze: patch embedding, class token, positions and the first blocks are not trained and drop no paths.
 
     Args:

@@ -1,24 +1,30 @@
 """Linear probing of a frozen encoder: python main_linprobe.py --data_path FOLDER --finetune CHECKPOINT [flags]."""
+from argparse import Namespace
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
 from util.config.train_flags import parse_linprobe
 from util.errors import UserError, run
 
 ARGS = parse_linprobe() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
+import torch
 from torch.nn import CrossEntropyLoss
 
 from engine_finetune import evaluate_checkpoint, train_epochs
 from util.checkpoints import weights
+from util.checkpoints.checkpointer import Checkpointer
 from util.data.transforms import Normalize, pretraining_transform
+from util.devices.precision import FullPrecision
 from util.log import logger
 from util.models.build import build_classifier
 from util.models.linear_probe import LARS, LinearProbe, probing_head
-from util.training.classification import build_loaders, count_classes, start
+from util.training import setup
 from util.training.optimizer_step import peak_lr
-from util.training.setup import build_optimizer_step, load_initial_weights, log_training_summary
+from util.training.session import Session
 
 
-def main(args):
-    session, precision, checkpointer = start(args)
+def main(args: Namespace) -> None:
+    session, precision, checkpointer = setup.start_classifier(args)
     if args.eval:
         evaluate_checkpoint(args, session, precision, checkpointer, build_model, LinearProbe)
     else:
@@ -26,22 +32,22 @@ def main(args):
     session.world.shutdown()
 
 
-def train(args, session, precision, checkpointer):
+def train(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer) -> None:
     """Train the head, with an evaluation after each epoch."""
-    loaders = train_loader, val_loader = build_loaders(args, session, build_transform(args))
+    loaders = train_loader, val_loader = setup.build_loaders(args, session, build_transform(args))
 
     # encoder in the run's precision, head in fp32
     session.seed(args.seed, epoch=-1)
-    model = build_model(args, count_classes(args, train_loader.dataset))
+    model = build_model(args, setup.count_classes(args, train_loader.dataset))
     if not (args.finetune or checkpointer.path):
         logger.warning('--finetune is not given: the features are those of random weights')
-    load_initial_weights(args, session, checkpointer, model, args.finetune, load_encoder)
+    setup.load_initial_weights(args, session, checkpointer, model, args.finetune, load_encoder)
     probe = LinearProbe(model, precision, session.world)
 
     # optimizer
-    log_training_summary(args, session.world, train_loader.dataset, probe.head, val_loader.dataset)
+    setup.log_training_summary(args, session.world, train_loader.dataset, probe.head, val_loader.dataset)
     optimizer = LARS(probe.head.parameters(), lr=peak_lr(args, session.world), weight_decay=args.weight_decay)
-    optimizer_step = build_optimizer_step(args, session, probe.precision, checkpointer, probe.head, optimizer)
+    optimizer_step = setup.build_optimizer_step(args, session, probe.precision, checkpointer, probe.head, optimizer)
 
     # epochs
     normalize = Normalize.of(vars(args))
@@ -49,19 +55,20 @@ def train(args, session, precision, checkpointer):
                  lambda images, labels: (probe.features(normalize(images)), labels))
 
 
-def build_transform(args):
+def build_transform(args: Namespace) -> Callable:
     """Random crops and flips, without further augmentation (arXiv:2111.06377, appendix A.1)."""
     return pretraining_transform(args.input_size, args.in_chans, args.crop_min)
 
 
-def build_model(args, classes):
+def build_model(args: Namespace, classes: int) -> torch.nn.Module:
     """The encoder with a probing head."""
     model = build_classifier(vars(args), classes)
     model.head = probing_head(model.head.in_features, classes)
     return model
 
 
-def load_encoder(model, state, path, flags=None):
+def load_encoder(model: torch.nn.Module, state: Dict[str, torch.Tensor], path: str,
+                 flags: Optional[Dict[str, Any]] = None) -> Tuple[List[str], List[str]]:
     """As weights.load_pretrained, but raise UserError if the norm of the class token is missing."""
     left_out, missing = weights.load_pretrained(model, state, path, flags)
     if 'norm.weight' in missing:

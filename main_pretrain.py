@@ -1,8 +1,12 @@
 """Pre-train a masked autoencoder: python main_pretrain.py --data_path FOLDER [flags]; --help lists them."""
+from argparse import Namespace
+
 from util.config.train_flags import parse_pretrain
 from util.errors import run
 
 ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
+
+from torch.utils.data import Dataset
 
 from engine_pretrain import train_one_epoch
 from util.checkpoints import weights
@@ -11,23 +15,23 @@ from util.data.datasets import has_validation, pretraining_set
 from util.data.loader import training_loader
 from util.data.transforms import Normalize, evaluation_transform, pretraining_transform
 from util.data.validation_split import split_settings
+from util.devices.precision import FullPrecision
 from util.models.build import build_autoencoder
 from util.reporting.reconstructions import ReconstructionSnapshots
-from util.training import knn
+from util.training import knn, setup
 from util.training.optimizer_step import decay_groups
-from util.training.session import setup_precision, start_session
-from util.training.setup import build_adamw_step, load_initial_weights, log_training_summary
+from util.training.session import Session, setup_precision, start_session
 from util.training.trainer import Trainer
 
 
-def main(args):
+def main(args: Namespace) -> None:
     session = start_session(args)
     precision = setup_precision(args, session)
     train(args, session, precision)
     session.world.shutdown()
 
 
-def train(args, session, precision):
+def train(args: Namespace, session: Session, precision: FullPrecision) -> None:
     """Pre-train for the remaining epochs."""
     if args.val_fraction:
         args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed,
@@ -41,13 +45,14 @@ def train(args, session, precision):
     checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
                                 session.world.is_main)
     model = build_autoencoder(vars(args))
-    load_initial_weights(args, session, checkpointer, model, args.init_from, weights.load_for_pretraining)
+    setup.load_initial_weights(args, session, checkpointer, model, args.init_from, weights.load_for_pretraining)
     normalize = Normalize.of(vars(args))
 
     # optimizer
-    log_training_summary(args, session.world, dataset, model)
+    setup.log_training_summary(args, session.world, dataset, model)
     groups = decay_groups(model, args.weight_decay)
-    model, optimizer_step = build_adamw_step(args, session, precision, checkpointer, model, groups, betas=(.9, .95))
+    model, optimizer_step = setup.build_adamw_step(args, session, precision, checkpointer, model, groups,
+                                                   betas=(.9, .95))
 
     # epochs
     snapshots = ReconstructionSnapshots(
@@ -67,7 +72,7 @@ def train(args, session, precision):
             trainer.close_epoch(stats, accuracy, accuracy)
 
 
-def build_data(args):
+def build_data(args: Namespace) -> Dataset:
     """The training images, augmented but not yet normalized."""
     return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min),
                            args.val_fraction, args.val_seed)

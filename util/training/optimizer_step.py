@@ -80,16 +80,11 @@ def effective_batch_size(args: Namespace, world: World) -> int:
 
 
 def peak_lr(args: Namespace, world: World) -> float:
-    """Learning rate after warm-up: --blr per 256 images, scaled linearly to the batch (arXiv:1706.02677), or --lr."""
+    """Learning rate after warm-up: --blr per 256 images, or --lr; linear scaling as in arXiv:1706.02677."""
     batch = effective_batch_size(args, world)
     if args.lr is None:
         return args.blr * batch / 256
-    return scaled_lr(args, batch) if args.auto_scale_lr else args.lr
-
-
-def scaled_lr(args: Namespace, batch: int) -> float:
-    """--lr, scaled linearly from --base_batch_size to `batch` images."""
-    return args.lr * batch / (args.base_batch_size or batch)
+    return args.lr * batch / args.base_batch_size if args.auto_scale_lr else args.lr
 
 
 def warmup_cosine(epoch: float, peak: float, epochs: int, warmup_epochs: float, floor: float = 0.) -> float:

@@ -1,7 +1,7 @@
-"""Training setup in the order that apex requires: load weights, prepare the precision, load the optimizer's state.
+"""Setup of training and evaluation: session, loaders, weights, precision and optimizer.
 
-apex O2 makes its fp32 master weights from the weights that the model has in `precision.prepare`; the optimizer's
-moments belong to those master weights.
+Weights are loaded first, then the precision prepared, then the optimizer's state loaded. apex O2 requires this order:
+`precision.prepare` makes fp32 master weights from the weights of the model, and the moments belong to these.
 """
 from argparse import Namespace
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -12,6 +12,10 @@ from torch.utils.data import Dataset
 from util.checkpoints import weights
 from util.checkpoints.checkpointer import Checkpointer
 from util.config.normalization import adopt_statistics
+from util.data.datasets import has_validation, labelled_set
+from util.data.loader import Batches, evaluation_loader, training_loader
+from util.data.transforms import evaluation_transform
+from util.data.validation_split import split_settings
 from util.devices.compile import compile_blocks
 from util.devices.precision import FullPrecision
 from util.distributed.world import World
@@ -20,9 +24,49 @@ from util.log import logger
 from util.models.activation_checkpointing import checkpointed
 from util.training.ema import EMA
 from util.training.non_finite_steps import NonFiniteSteps
-from util.training.optimizer_step import OptimizerStep, effective_batch_size, peak_lr, scaled_lr, warmup_cosine
-from util.training.session import Session
+from util.training.optimizer_step import OptimizerStep, effective_batch_size, peak_lr, warmup_cosine
+from util.training.session import Session, setup_precision, start_session
 
+# Data of fine-tuning and linear probing
+
+def start_classifier(args: Namespace) -> Tuple[Session, FullPrecision, Checkpointer]:
+    """Start the session, find the --resume checkpoint and settle --val_fraction and --val_seed."""
+    session = start_session(args)
+    precision = setup_precision(args, session)
+    checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
+                                session.world.is_main)
+    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
+                                                      args.eval, checkpointer.get('args'))
+    return session, precision, checkpointer
+
+
+def build_loaders(args: Namespace, session: Session, transform: Callable) -> Tuple[Batches, Batches]:
+    """(training loader, evaluation loader); `transform` is that of the training images."""
+    train_set = labelled_set(args.data_path, 'train', transform, None, args.val_fraction, args.val_seed)
+    train_loader = training_loader(train_set, args.batch_size, session.world, args.seed, args.num_workers,
+                                   args.pin_mem, session.accelerator)
+    return train_loader, build_evaluation_loader(args, session, train_set.classes)
+
+
+def build_evaluation_loader(args: Namespace, session: Session, classes: Optional[List[str]] = None) -> Batches:
+    """Loader of the validation images; `classes` are those of the training, by default those of the data."""
+    dataset = labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), classes,
+                           args.val_fraction, args.val_seed)
+    return evaluation_loader(dataset, args.batch_size, session.world, args.dist_eval, args.num_workers, args.pin_mem,
+                             session.accelerator)
+
+
+def count_classes(args: Namespace, dataset: Dataset) -> int:
+    """Number of classes of the head: the dataset's, or --nb_classes if that is larger."""
+    found = len(dataset.classes)
+    if args.nb_classes is not None and args.nb_classes < found:
+        raise UserError('--nb_classes {}: {} has {} classes'.format(args.nb_classes, args.data_path, found))
+    if args.nb_classes is not None and args.nb_classes > found:
+        logger.warning('--nb_classes %d: the data has only %d classes', args.nb_classes, found)
+    return args.nb_classes or found
+
+
+# Model and optimizer
 
 def load_initial_weights(args: Namespace, session: Session, checkpointer: Checkpointer, model: torch.nn.Module,
                          pretrained: Optional[str], load: Callable) -> None:
@@ -42,7 +86,7 @@ def load_initial_weights(args: Namespace, session: Session, checkpointer: Checkp
 def build_adamw_step(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer,
                      model: torch.nn.Module, groups: List[Dict[str, Any]], betas: Tuple[float, float]
                      ) -> Tuple[torch.nn.Module, OptimizerStep]:
-    """(model prepared for its precision, OptimizerStep with AdamW) for a model that has its initial weights."""
+    """(model prepared for its precision, OptimizerStep with AdamW) for a model whose weights are loaded."""
     optimizer = precision.adamw(session.accelerator, groups, lr=peak_lr(args, session.world), betas=betas)
     model, optimizer = precision.prepare(model, optimizer)
     if args.grad_checkpoint:
@@ -88,7 +132,8 @@ def log_training_summary(args: Namespace, world: World, dataset: Dataset, model:
         logger.info('lr scaled from %.3e for a batch of %d images', args.lr, args.base_batch_size)
     elif args.lr is not None and args.base_batch_size not in (None, batch):
         logger.warning('--lr %g was tuned for a batch of %d images, the effective batch is %d: --auto_scale_lr would '
-                       'make it %.3e', args.lr, args.base_batch_size, batch, scaled_lr(args, batch))
+                       'make it %.3e', args.lr, args.base_batch_size, batch,
+                       args.lr * batch / args.base_batch_size)
     logger.info('data: %d images', len(dataset))
     logger.info('model: %.2f M trained parameters',
                 sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6)

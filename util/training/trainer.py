@@ -1,7 +1,7 @@
 """Trainer: iterates over the remaining epochs, decides when to checkpoint, stop or abort, and writes the results."""
 import time
 from argparse import Namespace
-from typing import Any, Dict, Iterator, List, Optional, Union
+from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 
@@ -11,8 +11,6 @@ from util.data.unreadable import track_unreadable
 from util.devices.precision import FullPrecision
 from util.errors import Preempted, SaveFailed, UserError
 from util.log import logger, progress_bar
-from util.reporting.confusion import ConfusionTracker
-from util.reporting.reconstructions import ReconstructionSnapshots
 from util.reporting.report import Report
 from util.training.ema import EMA
 from util.training.epoch_meter import EpochMeter
@@ -32,15 +30,14 @@ class Trainer:
         loader: of util.data.loader.training_loader.
         checkpointer: model and optimizer_step are loaded from it already.
         loss_tag: name of the training loss in TensorBoard.
-        report_part: images for the report.
+        report_part: ReconstructionSnapshots or ConfusionTracker.
         values: further plain values to keep in checkpoints, such as classes.
     Raises:
         UserError: the checkpoint does not fit the data, or differs between processes.
     """
 
     def __init__(self, args: Namespace, session: Session, optimizer_step: OptimizerStep, model: torch.nn.Module,
-                 loader: Batches, checkpointer: Checkpointer, loss_tag: str,
-                 report_part: Union[ReconstructionSnapshots, ConfusionTracker], **values: Any):
+                 loader: Batches, checkpointer: Checkpointer, loss_tag: str, report_part: Any, **values: Any):
         self.optimizer_step, self.values = optimizer_step, values
         self._args, self._session, self._model, self._loader = args, session, model, loader
         self._checkpointer = checkpointer

@@ -17,8 +17,7 @@ from util.distributed.world import World
 from util.errors import UserError
 from util.reporting import output_dir
 from util.tools.synthetic_dataset import CLASSES
-from util.training.classification import count_classes
-from util.training.setup import log_training_summary
+from util.training.setup import count_classes, log_training_summary
 
 
 def one_line(run, words):

@@ -13,10 +13,9 @@ from util.data.transforms import finetuning_transform
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.models.build import build_autoencoder
-from util.training.classification import build_evaluation_loader, build_loaders, count_classes
 from util.training.optimizer_step import effective_batch_size, peak_lr
 from util.training.session import Session
-from util.training.setup import log_training_summary
+from util.training.setup import build_evaluation_loader, build_loaders, count_classes, log_training_summary
 
 BAD = {
     parse_pretrain: [

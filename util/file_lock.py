@@ -56,13 +56,13 @@ def _has_locks(folder):
 
 
 class RunLock:
-    """One output folder, one run: held from its making until `release`.
+    """Lock of an output folder, which admits one run: held from its construction until `release`.
 
     Raises:
         UserError: another run holds it; or the folder cannot be written.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str):
         self._folder, self._held = folder, ExitStack()
         owner = os.path.join(folder, OWNER)
         try:
@@ -71,7 +71,7 @@ class RunLock:
                 json.dump({'host': socket.gethostname(), 'pid': os.getpid(),
                            'start': time.strftime('%Y-%m-%d %H:%M:%S')}, file)
         except Timeout:
-            who = 'a run that does not say who it is'
+            who = 'another run'
             with suppress(OSError, ValueError, LookupError, TypeError), open(owner, encoding='utf-8') as file:
                 who = 'a run (process {pid} on {host}, since {start})'.format(**json.load(file))
             raise UserError('--output_dir {}: in use by {}; give another folder, or end that run first'.format(
@@ -80,8 +80,8 @@ class RunLock:
             self.release()
             raise UserError('--output_dir {}: cannot be written ({})'.format(folder, error.strerror)) from error
 
-    def release(self, folder=None):
-        """Unlock the folder, which may have been renamed to `folder`."""
+    def release(self):
+        """Unlock the folder."""
         with suppress(OSError):
-            os.remove(os.path.join(folder or self._folder, OWNER))
+            os.remove(os.path.join(self._folder, OWNER))
         self._held.close()

@@ -1,13 +1,14 @@
 """Where a run takes place: device, processes, output folder, profiler; built once, said once at the head of the log."""
 import json
-import os
 import time
 from types import SimpleNamespace
+from typing import Any, Optional, Tuple, Union
 
 import torch
 
 from util import log
 from util.checkpoints import checkpointer
+from util.checkpoints.checkpointer import ResumeState
 from util.data.loader import seed_generators
 from util.devices import accelerator as device, host
 from util.devices.compile import compile_blocks
@@ -105,28 +106,36 @@ def start_session(args):
     if args.num_workers is None:
         args.num_workers = default_workers(distributed.local_processes())
     session.cores = host.bind(world.local_rank, distributed.local_processes())
-    if 'MAE_RESTART' in os.environ and not getattr(args, 'eval', False) and checkpointer.numbered(args.output_dir):
-        args.resume, args.start_epoch = 'auto', None        # the launcher starts a run again that a fault has ended
+    if output_dir.restarted() and not getattr(args, 'eval', False) and checkpointer.numbered(args.output_dir):
+        args.resume, args.start_epoch = 'auto', None        # a restart by the launcher, after a fault
     hang_detector.progress('its preparations')
     return session
 
 
-def open_run_logger(args, session, resumed=None, start=(0, 0), begin=None):
-    """Where this process writes results: the main one to args.output_dir, which it locks; the others nowhere.
+def open_run_logger(args: Any, session: Session, resumed: Optional[ResumeState] = None,
+                    start: Tuple[int, int] = (0, 0), begin: Optional[float] = None) -> Union[RunLogger, NullRunLogger]:
+    """Collective: enter the output folder on the main process, which gets a RunLogger.
 
-    Called last before the work begins, so that a mistake found earlier leaves earlier results where they are.
+    Called last before training starts, so that a mistake found earlier leaves earlier results where they are.
     Args:
-        resumed: ResumeState of a training; None for an evaluation.
+        resumed: of a training; None for an evaluation, which moves no results.
         start, begin: (epoch, images of it) and fractional epoch that the training starts at.
     Raises:
-        UserError: the folder cannot be written, or another run is at work there.
+        UserError: the folder cannot be written, or another run holds it.
     """
     hang_detector.progress('the opening of the output folder')
     if not session.world.is_main:
+        session.totals(0)           # until the main process has moved what is there
+        if session.world.local_rank == 0:
+            output_dir.take_log()
         return NullRunLogger()
-    lock, asides = output_dir.enter(args.output_dir, 'auto' if resumed is None else args.resume)
+    new = resumed is not None and not output_dir.continues(args.output_dir, resumed.path)
+    lock, asides = output_dir.enter(args.output_dir, new, args.log_dir, (args.data_path,))
+    session.totals(0)
     records = None
     if resumed is not None:
+        if args.resume == 'auto' and not resumed.path:
+            output_dir.report_no_checkpoint(args.output_dir)
         asides += checkpointer.set_newer_aside(args.output_dir, start, resumed.path) if resumed.path else []
         records = resumed.records_before(start[0], args.output_dir)
         if args.resume != 'auto' or not resumed.path:       # else the course is the same: lines are written again

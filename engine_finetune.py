@@ -49,7 +49,7 @@ def evaluate(model, loader, precision, session, normalize, confusion):
         model: not in DistributedDataParallel, since processes may have unequal numbers of batches.
         loader: of util.data.loader.evaluation_loader.
         normalize: images as the loader gives them -> as the model takes them.
-        confusion: ConfusionTracker, which is shown the predictions.
+        confusion: ConfusionTracker, which gathers the predictions.
     Returns:
         acc1 and acc5 in percent, loss, images, FPS; unreadable, where there are such images.
     Raises:
@@ -76,7 +76,7 @@ def evaluate(model, loader, precision, session, normalize, confusion):
     if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images can be read; is the disk there?'
                         .format(unreadable))
-    confusion.share(seen, loader, session.world, session.device)
+    confusion.gather(seen, loader, session.world, session.device)
     shown = max(images, 1)                      # 0 only where all have been asked to stop
     result = {'acc1': 100 * correct1 / shown, 'acc5': 100 * correct5 / shown, 'loss': loss / shown,
               'images': int(images), 'FPS': round(per_second(images, clock.seconds), 2)}

@@ -127,11 +127,11 @@ def evaluate_checkpoint(args, session, precision, resume, build, prepare):
     normalize = Normalize.of(vars(args))
     confusion = ConfusionTracker(dataset, normalize)
     result = evaluate(model, loader, precision, session, normalize, confusion)
-    confusion.after(0, True, run_logger)
+    confusion.on_epoch_end(0, True, run_logger)
     loader.unreadable_images.share(session.world, session.device)
     result = write_result(session, run_logger, 'eval', {
         'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resume.path})
-    report.of_evaluation(args, session, precision, result, confusion)
+    report.write_evaluation_report(args, session, precision, result, confusion)
     run_logger.close()
 
 

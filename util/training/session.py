@@ -209,5 +209,5 @@ def write_result(session, run_logger, name, result):
     session.profiler.finish()
     result = {**result, 'duration_sec': round(session.elapsed, 1), 'processes': session.world.size,
               'device': session.accelerator.name}
-    run_logger.finish(name, result)
+    run_logger.write_result(name, result)
     return result

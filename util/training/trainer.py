@@ -183,12 +183,12 @@ class Trainer:
         epoch, step = self._epoch, self.optimizer_step
         scalars = {'perf/' + name: value for name, value in tests.items()}
         trained = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
-        self._run_logger.epoch({**stats, **tests, 'n_parameters': trained, 'epoch': epoch,
-                                'device': self._session.accelerator.name, 'precision': step.precision.name})
-        self._run_logger.scalars(epoch + 1, scalars)
+        self._run_logger.log_epoch({**stats, **tests, 'n_parameters': trained, 'epoch': epoch,
+                                    'device': self._session.accelerator.name, 'precision': step.precision.name})
+        self._run_logger.log_scalars(epoch + 1, scalars)
         if epoch == self._first_epoch:
-            self._run_logger.hyperparameters(vars(self._args), [self._loss_tag, *scalars])
-        self._report.epoch(epoch)
+            self._run_logger.log_hyperparameters(vars(self._args), [self._loss_tag, *scalars])
+        self._report.on_epoch_end(epoch)
         self._epoch, self._images = epoch + 1, 0
         last = self._epoch == self._args.epochs
         due = last or self._epoch % self._args.save_every == 0
@@ -196,7 +196,7 @@ class Trainer:
         if names:
             self.save(names)
         if last:
-            self._report.finish(write_result(self._session, self._run_logger, 'summary', {
+            self._report.set_result(write_result(self._session, self._run_logger, 'summary', {
                 'task': 'Training', 'images_per_sec': self.meter.fps, 'loss': stats['train_loss'], **result,
                 'epochs': self._args.epochs}))
             self._wait_until_saved()

@@ -24,7 +24,7 @@ from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import Preempted
 from util.reporting import output_dir, report
-from util.reporting.reconstructions import IMAGES, MOMENTS, ReconstructionSnapshots
+from util.reporting.reconstructions import IMAGES, SNAPSHOTS, ReconstructionSnapshots
 from util.reporting.run_logger import NullRunLogger
 from util.training import session
 
@@ -32,7 +32,7 @@ HOSTILE = '"></script><script>alert(1)</script><!--<img src=http://x onerror=ale
 SHOWN = HOSTILE[:-5] + '\\n\\x1b\\x7f\\u2028\\udcff'       # in one line
 with open(report.TEMPLATE, encoding='utf-8') as file:
     TEMPLATE = file.read()
-DRAWN = set(re.findall(r'^  (\w+): ', TEMPLATE.split('const draw = {')[1], re.M))       # kinds of content
+RENDERED = set(re.findall(r'^  (\w+): ', TEMPLATE.split('const render = {')[1], re.M))       # kinds of content
 
 
 class Page:
@@ -44,7 +44,7 @@ class Page:
         assert not set(raw) & set('<\n\x1b\x7f')
         self.data = json.loads(raw)
         self.parts = {heading: dict(parts) for heading, parts in self.data['sections']}
-        assert {kind for parts in self.parts.values() for kind in parts} <= DRAWN
+        assert {kind for parts in self.parts.values() for kind in parts} <= RENDERED
         self.curves = {chart['title']: {curve['name']: curve['values'] for curve in chart['curves']}
                        for chart in self.parts.get('Curves', {'charts': {'charts': []}})['charts']['charts']}
 
@@ -59,7 +59,7 @@ def records(count=3, **more):
 
 def showing(*sections):
     """Pictures, which stand for themselves."""
-    return SimpleNamespace(sections=lambda: sections, after=lambda epoch, due, run_logger: None)
+    return SimpleNamespace(report_sections=lambda: sections, on_epoch_end=lambda *args: None)
 
 
 def place(*world):
@@ -87,12 +87,12 @@ def test_a_run_of_one_epoch_has_its_curves_pictures_flags_and_command(pretrained
         len(values) == 1 for curves in page.curves.values() for values in curves.values())
     assert [(what, len(jpegs)) for what, jpegs in page.parts['Reconstructions']['strips']] == [
         ('masked', IMAGES), ('after epoch 0', IMAGES), ('original', IMAGES)]
-    changed, (_, _, defaults) = page.parts['Configuration']['facts'], page.parts['Configuration']['folded']
+    changed, (_, _, defaults) = page.parts['Configuration']['facts'], page.parts['Configuration']['details']
     assert ['--patch_size', '8'] in changed and '--mask_ratio' in dict(defaults)
     assert page.parts['Command']['command'][:2] == ['python main_pretrain.py \\',
                                                     '    --model mae_vit_nano_patch16 \\']
-    assert page.data['figures'] and all('<tr><th scope="row">{}</th><td>{}</td></tr>'.format(*figure) in page.text
-                                        for figure in page.data['figures'])        # without the script
+    assert page.data['metrics'] and all('<tr><th scope="row">{}</th><td>{}</td></tr>'.format(*metric) in page.text
+                                        for metric in page.data['metrics'])        # without the script
 
 
 def test_only_the_page_s_own_style_and_script_count():
@@ -110,7 +110,7 @@ def test_what_users_name_is_data_and_no_markup(tmp_path):
     report_part = showing((HOSTILE, [('strips', [(HOSTILE, [HOSTILE])]), ('pairs', [[HOSTILE, 1]])]))
     page = page_of(folder, Preempted(HOSTILE), run_logger=records(**{HOSTILE + 'acc': 2.}), report_part=report_part)
     assert page.parts[SHOWN] == {'strips': [[SHOWN, [SHOWN]]], 'pairs': [[SHOWN, 1]]}
-    assert page.data['words'].endswith(': ' + SHOWN) and SHOWN.replace('/', '|') in page.data['lead']
+    assert page.data['detail'].endswith(': ' + SHOWN) and SHOWN.replace('/', '|') in page.data['subtitle']
     assert page.curves['Accuracy, %'] == {SHOWN + 'acc': [None, None, 2.]}
     assert page.text.count('<script') == 2 and '<img' not in page.text and '<!--<' not in page.text
     assert html.escape(SHOWN) in page.text
@@ -120,10 +120,10 @@ def test_what_users_name_is_data_and_no_markup(tmp_path):
 def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_path, every, expected):
     running, found, path = written(tmp_path, '--report_every', every), [], tmp_path / 'report.html'
     for epoch in range(3):
-        running.epoch(epoch)
+        running.on_epoch_end(epoch)
         found.append(path.exists())
     assert found == expected and (not any(found) or Page(path).data['state'] == 'running')
-    running.finish({'loss': .5, 'images_per_sec': 10., 'duration_sec': 3.})
+    running.set_result({'loss': .5, 'images_per_sec': 10., 'duration_sec': 3.})
     running.close()
     assert Page(path).data['state'] == 'finished' and ['loss', .5] in Page(path).parts['Final result']['facts']
 
@@ -133,23 +133,23 @@ def test_a_run_that_ends_early_also_before_its_first_epoch_says_why(tmp_path):
                                       (parse_linprobe, 'Linear probing · ', ValueError('bad steps'), 'ended')):
         page = page_of(tmp_path, error, run_logger=records(0), parse=parse)
         assert page.data['title'].startswith(name)
-        assert page.data['state'] == state and page.data['words'].endswith(str(error)) and 'Curves' not in page.parts
+        assert page.data['state'] == state and page.data['detail'].endswith(str(error)) and 'Curves' not in page.parts
 
 
 def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog):
     (tmp_path / 'report.html').mkdir()
     running = written(tmp_path, '--report_every', '1')
     for epoch in range(3):
-        running.epoch(epoch)
+        running.on_epoch_end(epoch)
     running.close(Preempted(''))
     assert len(caplog.messages) == 3 and all('\n' not in line for line in caplog.messages)
 
 
 def test_curves_are_named_in_words_and_the_table_has_what_only_some_epochs_have(tmp_path):
     page = page_of(tmp_path, run_logger=records(knn_acc1=12.5, test_raw_acc5=2., test_raw_loss=math.nan, test_loss=3.))
-    assert page.curves['Accuracy, %'] == {'k-NN': [None, None, 12.5], 'Acc@5, not averaged': [None, None, 2.]}
+    assert page.curves['Accuracy, %'] == {'k-NN': [None, None, 12.5], 'Acc@5, raw weights': [None, None, 2.]}
     assert page.curves['Loss'] == {'training': [2., 1., 2. / 3], 'validation': [None, None, 3.]}
-    table = page.parts['Curves']['folded'][2]
+    table = page.parts['Curves']['details'][2]
     newest = dict(zip(table['head'], table['rows'][0]))
     assert (newest['epoch'], newest['knn_acc1'], newest['test_raw_loss']) == (2, 12.5, 'nan')
     assert (table['head'][0], len(table['rows'])) == ('epoch', 3)
@@ -158,40 +158,42 @@ def test_curves_are_named_in_words_and_the_table_has_what_only_some_epochs_have(
 def test_other_processes_write_nothing(tmp_path):
     other = place(1, 2)
     silent = written(tmp_path, where=other)
-    silent.epoch(2)
+    silent.on_epoch_end(2)
     silent.close(Preempted('x'))
-    report.of_evaluation(parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)]), other, None, {},
-                         showing())
+    args = parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)])
+    report.write_evaluation_report(args, other, None, {}, showing())
     assert os.listdir(str(tmp_path)) == []
 
 
-def snapshots(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, within=nullcontext):
+def snapshots(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, eval_weights=nullcontext):
     torch.manual_seed(0)
     model = models_mae.mae_vit_nano_patch16(norm_pix_loss=norm_pix_loss, img_size=32, patch_size=8).eval()
-    return ReconstructionSnapshots(model, datasets.pretraining_set(str(images)), evaluation_transform(32), Normalize(),
-                           mask_ratio, precision.FullPrecision(), torch.device('cpu'), epochs, earlier, start, within)
+    return ReconstructionSnapshots(
+        model, datasets.pretraining_set(str(images)), evaluation_transform(32), Normalize(), mask_ratio,
+        precision.FullPrecision(), torch.device('cpu'), epochs, earlier, start, eval_weights)
 
 
 def test_pictures_stay_few_and_those_of_the_first_and_the_last_epoch_are_among_them(images):
     entered = []
-    shown = snapshots(images, norm_pix_loss=True, within=lambda: entered.append(True) or nullcontext())
+    shown = snapshots(images, norm_pix_loss=True, eval_weights=lambda: entered.append(True) or nullcontext())
     for epoch in (*range(0, 400, 40), 399):
-        shown.after(epoch, True, NullRunLogger())
+        shown.on_epoch_end(epoch, True, NullRunLogger())
     found = [shot['epoch'] for shot in shown.snapshots]
-    assert (found[0], found[-1]) == (0, 399) and len(found) <= MOMENTS + 1 and entered
-    assert '--norm_pix_loss' in dict(shown.sections()[0][1])['note']
+    assert (found[0], found[-1]) == (0, 399) and len(found) <= SNAPSHOTS + 1 and entered
+    assert '--norm_pix_loss' in dict(shown.report_sections()[0][1])['note']
 
 
 def test_a_resumed_run_keeps_the_pictures_from_before_it_unless_they_are_of_other_masks(images):
     first = snapshots(images, 3)
     for epoch in range(3):
-        first.after(epoch, False, NullRunLogger())
+        first.on_epoch_end(epoch, False, NullRunLogger())
     resumed, other = (snapshots(images, 3, list(first.snapshots), 2, mask_ratio=ratio) for ratio in (.75, .5))
     # also where it ends before its first picture
-    assert resumed.sections()[0][1][1][1] == first.sections()[0][1][1][1][:3] + first.sections()[0][1][1][1][-1:]
-    assert other.sections() == []
+    rows, before = (dict(shown.report_sections()[0][1])['strips'] for shown in (resumed, first))
+    assert rows == before[:3] + before[-1:]
+    assert other.report_sections() == []
     for one in (resumed, other):
-        one.after(2, False, NullRunLogger())
+        one.on_epoch_end(2, False, NullRunLogger())
     assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
 
 
@@ -217,9 +219,10 @@ def test_an_older_report_of_an_evaluation_is_set_aside(tmp_path):
     result = {'task': 'Evaluation', 'acc1': 50., 'acc5': 90., 'loss': 1., 'images': 19, 'images_per_sec': 10.,
               'duration_sec': 2., 'checkpoint': 'x.pth'}
     for accuracy in (50., 75.):
-        report.of_evaluation(args, place(), precision.FullPrecision(), {**result, 'acc1': accuracy}, showing())
+        report.write_evaluation_report(args, place(), precision.FullPrecision(), {**result, 'acc1': accuracy},
+                                       showing())
     assert len(list(tmp_path.glob('eval*.html'))) == 2
-    assert ['Acc@1', '75.00%'] in Page(tmp_path / 'eval.html').data['figures']
+    assert ['Acc@1', '75.00%'] in Page(tmp_path / 'eval.html').data['metrics']
 
 
 def test_the_report_of_a_course_that_was_left_is_set_aside_with_its_log(tmp_path):
@@ -253,8 +256,8 @@ def test_tensorboard_has_pictures_and_flags_in_the_run_itself(pretrained):
 
 @pytest.mark.parametrize('word', ['plain', "it's", '$(x)`y`', 'a\nb', '', '汉é😀', os.fsdecode(b"\xff\xe6 '\x1b")])
 def test_a_shell_reads_every_word_back_from_one_line(word):
-    said = subprocess.run(['bash', '-c', b'printf %s ' + os.fsencode(report.quoted(word))], stdout=subprocess.PIPE)
-    assert said.stdout == os.fsencode(word) and '\n' not in report.quoted(word)
+    said = subprocess.run(['bash', '-c', b'printf %s ' + os.fsencode(report.shell_quote(word))], stdout=subprocess.PIPE)
+    assert said.stdout == os.fsencode(word) and '\n' not in report.shell_quote(word)
 
 
 @pytest.mark.parametrize('size, environ, more, expected', [
@@ -265,5 +268,5 @@ def test_a_shell_reads_every_word_back_from_one_line(word):
     (4, {}, ['--dist_on_itp'], 'mpirun -n 4 python main_pretrain.py --dist_on_itp')])
 def test_the_command_starts_the_processes_that_there_were(size, environ, more, expected):
     words = ['/somewhere/main_pretrain.py', *more, '--data_path', 'a b']
-    found = report.reproducing(World(0, size), words, environ).replace(' \\\n    ', ' ')
+    found = report.rerun_command(World(0, size), words, environ).replace(' \\\n    ', ' ')
     assert found == expected + " --data_path 'a b'"

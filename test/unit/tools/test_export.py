@@ -68,12 +68,12 @@ def test_a_part_goes_out_is_compared_and_comes_in_again(checkpoints, tmp_path, f
         exec(load.split(': ', 1)[1], {'timm': timm, 'torch': torch, 'functools': functools, 'safetensors': safetensors,
                                       'transformers': export_hf.transformers, 'onnxruntime': export_onnx.onnxruntime})
     if form in ('hf', 'safetensors'):
-        before, after = export.Part(str(checkpoints / source), part), export.Part(path)
+        before, after = export.ExportedModel(str(checkpoints / source), part), export.ExportedModel(path)
         for name, value in before.expected.items():
             assert torch.allclose(after.expected[name], value, atol=1e-5)
         assert (after.mean, after.std) == (before.mean, before.std)
-        assert after.kind == part and (part != 'classifier' or after.classes == before.classes)
-        assert all(after.flags[name] == value for name, value in before.description().items() if name in after.flags)
+        assert after.part == part and (part != 'classifier' or after.classes == before.classes)
+        assert all(after.flags[name] == value for name, value in before.model_flags().items() if name in after.flags)
 
 
 def test_transformers_image_processor_makes_the_pixels_of_evaluation(checkpoints, tmp_path):
@@ -88,7 +88,7 @@ def test_transformers_image_processor_makes_the_pixels_of_evaluation(checkpoints
 
 
 def test_a_difference_a_nan_and_another_shape_are_told_and_nothing_is_written(checkpoints, tmp_path, monkeypatch):
-    part = export.Part(str(checkpoints / 'cls'))
+    part = export.ExportedModel(str(checkpoints / 'cls'))
     logits = part.expected['logits']
     part.compare({'logits': logits.numpy()}, 'x')
     for wrong in (logits + 1e-2, logits * float('nan'), logits[:2], logits[:, None]):

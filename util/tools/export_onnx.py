@@ -65,7 +65,7 @@ def _patches(proj, imgs):
 
 
 def _loss(norm_pix_loss, patches, pred, ids_hidden):
-    """forward_loss of MaskedAutoencoderViT in other operators: patches (N, L, p * p * C), pred (N, L - K, p * p * C)."""
+    """MaskedAutoencoderViT.forward_loss, other operators: patches (N, L, p * p * C), pred (N, L - K, p * p * C)."""
     target = patches.gather(1, ids_hidden[..., None].expand(-1, -1, patches.shape[-1]))
     if norm_pix_loss:
         centred = target - target.mean(dim=-1, keepdim=True)

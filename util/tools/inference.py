@@ -1,4 +1,4 @@
-"""Batched inference of a trained model on many images, in order, with loader processes; unreadable files are skipped."""
+"""Batched inference of a trained model with loader processes, in order; unreadable files are skipped."""
 import os
 import sys
 from contextlib import contextmanager

@@ -20,9 +20,9 @@ def extract(*flags):
 
 
 def expected(folder, path, function):
-    """What a function makes of all images of a folder at once."""
-    at_work = inference.Inference(load_model.load_any(str(path)), 'cpu')
-    (_, found), = at_work.over(at_work.images([str(folder)]), function, 100, 0)
+    """Outputs of a function of (model, imgs) for all images of a folder as one batch."""
+    loaded = inference.Inference(load_model.load_any(str(path)), 'cpu')
+    (_, found), = loaded.run(loaded.dataset([str(folder)]), function, 100, 0)
     return found.numpy()
 
 

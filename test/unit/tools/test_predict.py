@@ -1,4 +1,4 @@
-"""main_predict.py: what a classifier says of images, as a table or as JSON lines."""
+"""main_predict.py: predictions as a table or JSON lines."""
 import json
 import shutil
 import sys
@@ -135,7 +135,7 @@ def test_amp_reaches_the_forward_pass(named, monkeypatch):
 
 def test_classes_without_a_name_are_numbers(named):
     loaded = load_model.load_classifier(str(named))._replace(classes=['a', 'b'])
-    assert main_predict.name_classes(loaded, '') == ['a', 'b', 2, 3, 4, 5, 6, 7]
+    assert main_predict.class_names(loaded, '') == ['a', 'b', 2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.slow

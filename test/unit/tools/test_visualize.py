@@ -63,7 +63,7 @@ def test_a_prediction_under_norm_pix_loss_gets_its_patch_statistics_back():
 @pytest.mark.parametrize('size, norm_pix_loss, expected', [((32, 64), False, (660, 114)), ((64, 32), True, (660, 211))])
 def test_images_keep_their_proportions_below_a_title_that_true_statistics_make_longer(size, norm_pix_loss, expected):
     net = autoencoder(img_size=size, norm_pix_loss=norm_pix_loss)
-    assert visualize.picture(net, torch.randn(1, 3, *size), .75, 0, Normalize()).size == expected
+    assert visualize.reconstruction_grid(net, torch.randn(1, 3, *size), .75, 0, Normalize()).size == expected
 
 
 def test_reconstructions_are_of_images_of_any_kind_without_those_that_are_none(images, pretrained, tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_the_weights_times_v_are_what_the_attention_of_the_block_gives(model, nu
 def test_the_brightest_place_of_a_picture_is_that_of_most_attention():
     weights = np.zeros((4, 4))
     weights[1, 2] = .3
-    picture = np.array(attention.coloured(Image.new('RGB', (64, 64), 'grey'), weights), np.float32).sum(axis=2)
+    picture = np.array(attention.overlay(Image.new('RGB', (64, 64), 'grey'), weights), np.float32).sum(axis=2)
     row, column = np.unravel_index(picture.argmax(), picture.shape)
     assert (row // 16, column // 16) == (1, 2) and picture[-1, 0] == picture.min() < picture.max() / 2
 

@@ -126,8 +126,8 @@ def test_arrays_are_images_where_there_are_no_others(bands, tmp_path):
 
 
 def test_arrays_are_packed_into_tar_files_and_read_from_there(bands, tmp_path):
-    args = pack_shards.parse([str(bands), str(tmp_path / 'packed'), '--num_workers', '0'])
-    assert pack_shards.pack(args, pack_shards.split_sets(args.source)) == 0
+    args = pack_shards.parse_flags([str(bands), str(tmp_path / 'packed'), '--num_workers', '0'])
+    assert pack_shards.pack(args, pack_shards.load_splits(args.source)) == 0
     transform = evaluation_transform([32, 40], 5)
     packed, plain = (labelled_set(str(folder), 'train', transform) for folder in (tmp_path / 'packed', bands))
     assert len(packed) == 16 and sorted(set(packed.labels)) == [0, 1]
@@ -138,7 +138,7 @@ def test_arrays_are_packed_into_tar_files_and_read_from_there(bands, tmp_path):
 
 def test_shrinking_arrays_to_jpeg_files_is_refused(bands):
     with pytest.raises(UserError, match='--short_side: makes JPEG files'):
-        pack_shards.split_sets(str(bands), 64)
+        pack_shards.load_splits(str(bands), 64)
 
 
 def test_bytes_and_floats_in_one_batch_become_floats():
@@ -200,23 +200,23 @@ def test_measured_numbers_are_those_of_the_pixels_each_image_counting_the_same(t
     images = [(rng.rand(side, 20, 5) * 250).astype(kind) for side in (10, 40)]
     for i, pixels in enumerate(images):
         saved(tmp_path, pixels, '{}.npy'.format(i))
-    mean, std, count = dataset_stats.measure(pretraining_set(str(tmp_path), partial(dataset_stats.moments, 5)))
+    mean, std, count = dataset_stats.measure(pretraining_set(str(tmp_path), partial(dataset_stats.channel_moments, 5)))
     alike = np.concatenate([np.repeat(pixels, 40 // len(pixels), axis=0) for pixels in images]).reshape(-1, 5) / unit
     assert count == 2 and mean == pytest.approx(alike.mean(axis=0), rel=1e-5)
     assert std == pytest.approx(alike.std(axis=0), rel=1e-4)
 
 
 def test_the_numbers_do_not_depend_on_processes(images):
-    dataset = pretraining_set(str(images), partial(dataset_stats.moments, 3))
+    dataset = pretraining_set(str(images), partial(dataset_stats.channel_moments, 3))
     assert dataset_stats.measure(dataset, 0) == dataset_stats.measure(dataset, 2)
 
 
 def test_data_that_cannot_be_measured_gets_a_line(bands, tmp_path):
     with pytest.raises(UserError, match='none of the 16 images can be read'):
-        dataset_stats.measure(pretraining_set(str(bands), partial(dataset_stats.moments, 4)))
+        dataset_stats.measure(pretraining_set(str(bands), partial(dataset_stats.channel_moments, 4)))
     saved(tmp_path, np.dstack([ramp(1), np.full((40, 30), 51, np.uint8)]))
     with pytest.raises(UserError, match=r'channel 1 \(counted from 0\) is 0.2 in all'):
-        dataset_stats.measure(pretraining_set(str(tmp_path), partial(dataset_stats.moments, 2)))
+        dataset_stats.measure(pretraining_set(str(tmp_path), partial(dataset_stats.channel_moments, 2)))
 
 
 @pytest.mark.slow

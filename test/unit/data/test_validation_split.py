@@ -59,8 +59,8 @@ def test_packed_shrunk_and_listed_images_are_held_out_as_in_their_folder(tmp_pat
     (root / 'absolute.csv').write_text(''.join(row for _, row in rows.values()))
     (root / 'relative.csv').write_text(''.join(row.replace(str(root), '.') for _, row in rows.values()))
     for name, flags in (('whole', []), ('shrunk', ['--short_side', '32'])):
-        args = pack_shards.parse([str(root), str(tmp_path / name), *flags, '--num_workers', '0'])
-        assert pack_shards.pack(args, pack_shards.split_sets(args.source, args.short_side)) == 0
+        args = pack_shards.parse_flags([str(root), str(tmp_path / name), *flags, '--num_workers', '0'])
+        assert pack_shards.pack(args, pack_shards.load_splits(args.source, args.short_side)) == 0
     places = [root, root / 'absolute.csv', root / 'relative.csv', tmp_path / 'whole', tmp_path / 'shrunk']
     found = [labelled_set(str(place), 'val') for place in places]
     numbers = [sorted(re.search(r'IMG.(\d+)', part.name_of(i)).group(1) for i in range(len(part))) for part in found]

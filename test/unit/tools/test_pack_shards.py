@@ -19,8 +19,8 @@ from util.tools import pack_shards
 
 def pack(source, target, *flags):
     """Pack in this process; returns how many images could not be read."""
-    args = pack_shards.parse([str(source), str(target), '--num_workers', '0', *map(str, flags)])
-    return pack_shards.pack(args, pack_shards.split_sets(args.source, args.short_side))
+    args = pack_shards.parse_flags([str(source), str(target), '--num_workers', '0', *map(str, flags)])
+    return pack_shards.pack(args, pack_shards.load_splits(args.source, args.short_side))
 
 
 def contents(folder):
@@ -129,4 +129,4 @@ def test_csv_files_are_packed_with_their_classes_wherever_the_images_are(images,
 
 def test_all_images_are_packed_where_there_is_no_val(images, tmp_path):
     shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
-    assert [(split, len(found)) for split, found in pack_shards.split_sets(str(tmp_path))] == [('train', 32)]
+    assert [(split, len(found)) for split, found in pack_shards.load_splits(str(tmp_path))] == [('train', 32)]

@@ -82,7 +82,12 @@ class Inference:
         loader.unreadable_images = self
         with progress_bar(label, 'images', len(dataset)) as bar:
             for pixels, indices in loader:
-                yield indices.tolist(), self._apply(function, pixels)
+                pixels, = self._accelerator.to_device([pixels], self._device)
+                # apex casts the weights to half precision; only its own forward would cast the images.
+                imgs = self.normalize(pixels).to(self.model.patch_embed.proj.weight.dtype)
+                with torch.no_grad(), self._precision.autocast():
+                    outputs = function(self.model, imgs)
+                yield indices.tolist(), outputs
                 bar.update(len(indices))
         bad, total = len(self.unreadable), len(dataset)
         if bad == total:
@@ -95,13 +100,6 @@ class Inference:
         for path, reason in found:
             logger.warning('%s: cannot be read (%s)', path, reason)
         self.unreadable += found
-
-    def _apply(self, function, pixels):
-        pixels, = self._accelerator.to_device([pixels], self._device)
-        # apex casts the weights to half precision; only its own forward would cast the images.
-        imgs = self.normalize(pixels).to(self.model.patch_embed.proj.weight.dtype)
-        with torch.no_grad(), self._precision.autocast():
-            return function(self.model, imgs)
 
 
 def evenly_spaced(dataset: Dataset, count: int) -> Subset:

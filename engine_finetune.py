@@ -1,20 +1,63 @@
-"""One epoch of supervised training, and evaluation."""
+"""Supervised training loop and evaluation of classifiers."""
+from argparse import Namespace
+from typing import Any, Callable, Dict, Tuple
+
 import torch
 from torch.nn import functional as F
 
+from util.checkpoints.checkpointer import Checkpointer
+from util.config.normalization import adopt_statistics
+from util.data.loader import Batches
+from util.data.transforms import Normalize
+from util.data.unreadable import track_unreadable
+from util.devices.precision import FullPrecision
 from util.distributed import hang_detector
 from util.errors import UserError
 from util.log import logger, progress_bar
+from util.reporting import report
+from util.reporting.confusion import ConfusionTracker
 from util.training.epoch_meter import PRINT_EVERY, Throughput, per_second
+from util.training.optimizer_step import OptimizerStep
+from util.training.session import Session, open_run_logger, write_result
+from util.training.setup import build_evaluation_loader, count_classes, warn_of_empty_classes
+from util.training.trainer import Trainer
 
 
-def train_one_epoch(trainer, criterion, augment):
-    """Train on the batches that are left of an epoch.
+def train_epochs(args: Namespace, session: Session, checkpointer: Checkpointer, optimizer_step: OptimizerStep,
+                 model: torch.nn.Module, loaders: Tuple[Batches, Batches], criterion: Callable, augment: Callable
+                 ) -> None:
+    """Train for the remaining epochs and evaluate `model` after each.
 
     Args:
-        trainer: Trainer, in one of its epochs.
-        criterion: loss of (logits, labels), or of (logits, soft labels) where `augment` makes such.
-        augment: (images, labels) as the loader gives them -> as model and criterion take them.
+        model: as its precision made it, not in DistributedDataParallel.
+        loaders: of util.training.setup.build_loaders.
+        criterion, augment: see train_one_epoch.
+    """
+    train_loader, val_loader = loaders
+    normalize = Normalize.of(vars(args))
+    confusion = ConfusionTracker(val_loader.dataset, normalize)
+    trainer = Trainer(args, session, optimizer_step, model, train_loader, checkpointer, 'loss', confusion,
+                      classes=train_loader.dataset.classes, best=checkpointer.get('best') or {'acc1': -1., 'epoch': -1})
+    if trainer.nothing_left():
+        return
+
+    def evaluation():
+        return evaluate(model, val_loader, optimizer_step.precision, session, normalize, confusion)
+    with trainer:
+        val_loader.unreadable_images = trainer.unreadable_images
+        for epoch in trainer.epochs():
+            stats = train_one_epoch(trainer, criterion, augment)
+            result = optimizer_step.ema.evaluate(model, evaluation) if optimizer_step.ema else evaluation()
+            trainer.stop_if_requested()                 # a signal may have interrupted the evaluation
+            close_epoch(trainer, epoch, stats, result)
+
+
+def train_one_epoch(trainer: Trainer, criterion: Callable, augment: Callable) -> Dict[str, float]:
+    """Train on the remaining batches of an epoch.
+
+    Args:
+        criterion: loss of (logits, labels), or of (logits, soft labels) if `augment` makes such.
+        augment: (images, labels) of the loader -> those of model and criterion.
     Returns:
         train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
     Raises:
@@ -25,7 +68,7 @@ def train_one_epoch(trainer, criterion, augment):
     for i, (images, labels) in meter.batches():                         # on the device
         optimizer_step.set_lr(meter.epoch, i, meter.iterations)         # changes when an accumulation window opens
         images, labels = augment(images, labels)
-        with optimizer_step.gradient_sync():                            # none before the window's last iteration
+        with optimizer_step.gradient_sync():                            # all-reduce in the window's last iteration only
             with optimizer_step.precision.autocast():
                 logits = optimizer_step.model(images)
             loss = criterion(logits.float(), labels)
@@ -33,7 +76,7 @@ def train_one_epoch(trainer, criterion, augment):
         if optimizer_step.due:
             optimizer_step.update()
         meter.log(i, loss, len(images))
-        trainer.agree_when_due(i)
+        trainer.check_save_and_stop(i)
         if trainer.save_due:
             trainer.save()
         if trainer.stop_due:
@@ -41,32 +84,73 @@ def train_one_epoch(trainer, criterion, augment):
     return meter.finish()
 
 
+def close_epoch(trainer: Trainer, epoch: int, stats: Dict[str, Any], result: Dict[str, Any]) -> None:
+    """Update the best accuracy; log and save the epoch with its evaluation."""
+    improved = result['acc1'] > trainer.values['best']['acc1']
+    if improved:
+        trainer.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
+    best = trainer.values['best']
+    logger.info('Max accuracy: %.2f%% (epoch %d)', best['acc1'], best['epoch'])
+    tests = {'test_' + name: value for name, value in result.items() if name.endswith(('acc1', 'acc5', 'loss'))}
+    trainer.close_epoch(stats, tests, {'acc1': result['acc1'], 'acc5': result['acc5'], 'best_acc1': best['acc1'],
+                                       'best_epoch': best['epoch']}, improved)
+
+
+def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer,
+                        build: Callable, prepare: Callable) -> None:
+    """--eval: accuracy of the --resume checkpoint on the validation images.
+
+    Args:
+        build: (args, classes) -> classifier; prepare: (classifier on the device, precision) -> model to evaluate.
+    """
+    if checkpointer.path is None:
+        raise UserError('--resume auto: no checkpoint in {}'.format(args.output_dir))
+    loader = build_evaluation_loader(args, session, checkpointer.get('classes'))
+    dataset = loader.dataset
+    warn_of_empty_classes(dataset)
+    model = build(args, count_classes(args, dataset))
+    adopt_statistics(args, checkpointer.get('args'), checkpointer.path)
+    checkpointer.load_model(model, fit_positions=True, ema_weights=True)
+    run_logger = open_run_logger(args, session)
+    model = prepare(model.to(session.device), precision)
+    precision = getattr(model, 'precision', precision)          # a LinearProbe has its own
+    loader.unreadable_images = track_unreadable(args.output_dir, args.max_bad_images, dataset, session)
+    normalize = Normalize.of(vars(args))
+    confusion = ConfusionTracker(dataset, normalize)
+    result = evaluate(model, loader, precision, session, normalize, confusion)
+    confusion.on_epoch_end(0, True, run_logger)
+    loader.unreadable_images.share(session.world, session.device)
+    result = write_result(session, run_logger, 'eval', {
+        'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': checkpointer.path})
+    report.write_evaluation_report(args, session, precision, result, confusion)
+    run_logger.close()
+
+
 @torch.no_grad()
-def evaluate(model, loader, precision, session, normalize, confusion):
-    """Top-1 and top-5 accuracy and cross-entropy over all readable images of all processes, each counted once.
+def evaluate(model: torch.nn.Module, loader: Batches, precision: FullPrecision, session: Session,
+             normalize: Normalize, confusion: ConfusionTracker) -> Dict[str, Any]:
+    """Collective: top-1 and top-5 accuracy and cross-entropy over the readable images, each counted once.
 
     Args:
         model: not in DistributedDataParallel, since processes may have unequal numbers of batches.
-        loader: of util.data.loader.evaluation_loader.
-        normalize: images as the loader gives them -> as the model takes them.
-        confusion: ConfusionTracker, which gathers the predictions.
+        confusion: records the predictions.
     Returns:
-        acc1 and acc5 in percent, loss, images, FPS; unreadable, where there are such images.
+        acc1 and acc5 in percent, loss, images, FPS; unreadable, if there are such images.
     Raises:
-        UserError: no image can be read.
+        UserError: no image is readable.
     """
     model.eval()
-    totals, seen = torch.zeros(4, device=session.device), []        # correct@1, correct@5, loss, images
+    totals, predictions = torch.zeros(4, device=session.device), []     # correct@1, correct@5, loss, images
     clock = Throughput(len(loader), warmup=0, synchronize=session.accelerator.synchronize)
     batches = progress_bar('evaluation', 'batches', len(loader), items=clock.batches(loader))
     for i, (images, labels) in hang_detector.watched(batches, 'evaluation'):
         if session.signals.requested:
-            break                               # the caller stops before it uses the result
+            break                               # the caller stops before using the result
         images, labels = session.accelerator.to_device((images, labels), session.device)
         images = normalize(images)
         with precision.autocast():
             logits = model(images)
-        seen.append(torch.stack([labels, logits.argmax(dim=1)]))
+        predictions.append(torch.stack([labels, logits.argmax(dim=1)]))
         loss = F.cross_entropy(logits.float(), labels, reduction='sum')
         totals += torch.cat([count_correct(logits, labels), torch.stack([loss, torch.full_like(loss, len(images))])])
         if (i + 1) % PRINT_EVERY == 0:
@@ -74,21 +158,21 @@ def evaluate(model, loader, precision, session, normalize, confusion):
     totals = torch.cat([totals, totals.new_tensor([loader.unreadable, bool(session.signals.requested)])])
     correct1, correct5, loss, images, unreadable, stopped = session.world.sum(totals).tolist()
     if unreadable and not images:
-        raise UserError('--data_path: none of the {:.0f} validation images can be read; is the disk there?'
+        raise UserError('--data_path: none of the {:.0f} validation images is readable; is the disk mounted?'
                         .format(unreadable))
-    confusion.gather(seen, loader, session.world, session.device)
-    shown = max(images, 1)                      # 0 only where all have been asked to stop
-    result = {'acc1': 100 * correct1 / shown, 'acc5': 100 * correct5 / shown, 'loss': loss / shown,
+    confusion.gather(predictions, loader, session.world, session.device)
+    count = max(images, 1)                      # 0 only if all processes were stopped
+    result = {'acc1': 100 * correct1 / count, 'acc5': 100 * correct5 / count, 'loss': loss / count,
               'images': int(images), 'FPS': round(per_second(images, clock.seconds), 2)}
     if unreadable:
         result['unreadable'] = int(unreadable)
     if not stopped:
         logger.info('* Acc@1 %.3f Acc@5 %.3f loss %.4f  (%d images%s)', result['acc1'], result['acc5'], result['loss'],
-                    result['images'], ', {:.0f} more cannot be read'.format(unreadable) if unreadable else '')
+                    result['images'], ', {:.0f} more unreadable'.format(unreadable) if unreadable else '')
     return result
 
 
-def count_correct(logits, labels):
-    """How many labels (N,) have the highest logit of (N, classes), and how many are among the 5 highest: (2,)."""
+def count_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Number of top-1 and of top-5 hits of logits (N, classes) against labels (N,), as a tensor (2,)."""
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None]).float()
     return torch.stack([hits[:, 0].sum(), hits.sum()])

@@ -1,13 +1,15 @@
-"""One epoch of masked pre-training."""
+"""Training loop of masked pre-training."""
+from typing import Dict
+
+from util.data.transforms import Normalize
+from util.training.trainer import Trainer
 
 
-def train_one_epoch(trainer, mask_ratio, normalize):
-    """Train on the batches that are left of an epoch.
+def train_one_epoch(trainer: Trainer, mask_ratio: float, normalize: Normalize) -> Dict[str, float]:
+    """Train on the remaining batches of an epoch.
 
     Args:
-        trainer: Trainer, in one of its epochs.
-        mask_ratio: share of the patches to remove.
-        normalize: images as the loader gives them -> as the model takes them.
+        mask_ratio: fraction of the patches to mask.
     Returns:
         train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
     Raises:
@@ -18,14 +20,14 @@ def train_one_epoch(trainer, mask_ratio, normalize):
     for i, (images, _) in meter.batches():                              # on the device
         optimizer_step.set_lr(meter.epoch, i, meter.iterations)         # changes when an accumulation window opens
         images = normalize(images)
-        with optimizer_step.gradient_sync():                            # none before the window's last iteration
+        with optimizer_step.gradient_sync():                            # all-reduce in the window's last iteration only
             with optimizer_step.precision.autocast():
                 loss = optimizer_step.model(images, mask_ratio=mask_ratio, loss_only=True)
             optimizer_step.backward(loss)
         if optimizer_step.due:
             optimizer_step.update()
         meter.log(i, loss, len(images))
-        trainer.agree_when_due(i)
+        trainer.check_save_and_stop(i)
         if trainer.save_due:
             trainer.save()
         if trainer.stop_due:

@@ -1,73 +1,80 @@
 """Linear probing of a frozen encoder: python main_linprobe.py --data_path FOLDER --finetune CHECKPOINT [flags]."""
+from argparse import Namespace
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
 from util.config.train_flags import parse_linprobe
 from util.errors import UserError, run
 
 ARGS = parse_linprobe() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
+import torch
 from torch.nn import CrossEntropyLoss
 
-import main_finetune
+from engine_finetune import evaluate_checkpoint, train_epochs
 from util.checkpoints import weights
-from util.config.normalization import adopt_statistics
+from util.checkpoints.checkpointer import Checkpointer
 from util.data.transforms import Normalize, pretraining_transform
+from util.devices.precision import FullPrecision
 from util.log import logger
+from util.models.build import build_classifier
 from util.models.linear_probe import LARS, LinearProbe, probing_head
-from util.training.optimizer_step import build_optimizer_step
-from util.training.session import log_training_setup
+from util.training import setup
+from util.training.optimizer_step import peak_lr
+from util.training.session import Session
 
 
-def build_model(args, classes):
-    """The encoder that the flags name, with a probing head."""
-    model = main_finetune.build_model(args, classes)
+def main(args: Namespace) -> None:
+    session, precision, checkpointer = setup.start_classifier(args)
+    if args.eval:
+        evaluate_checkpoint(args, session, precision, checkpointer, build_model, LinearProbe)
+    else:
+        train(args, session, precision, checkpointer)
+    session.world.shutdown()
+
+
+def train(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer) -> None:
+    """Train the head, with an evaluation after each epoch."""
+    loaders = train_loader, val_loader = setup.build_loaders(args, session, build_transform(args))
+
+    # encoder in the run's precision, head in fp32
+    session.seed(args.seed, epoch=-1)
+    model = build_model(args, setup.count_classes(args, train_loader.dataset))
+    if not (args.finetune or checkpointer.path):
+        logger.warning('--finetune is not given: the features are those of random weights')
+    setup.load_initial_weights(args, session, checkpointer, model, args.finetune, load_encoder)
+    probe = LinearProbe(model, precision, session.world)
+
+    # optimizer
+    setup.log_training_summary(args, session.world, train_loader.dataset, probe.head, val_loader.dataset)
+    optimizer = LARS(probe.head.parameters(), lr=peak_lr(args, session.world), weight_decay=args.weight_decay)
+    optimizer_step = setup.build_optimizer_step(args, session, probe.precision, checkpointer, probe.head, optimizer)
+
+    # epochs
+    normalize = Normalize.of(vars(args))
+    train_epochs(args, session, checkpointer, optimizer_step, probe, loaders, CrossEntropyLoss(),
+                 lambda images, labels: (probe.features(normalize(images)), labels))
+
+
+def build_transform(args: Namespace) -> Callable:
+    """Random crops and flips, without further augmentation (arXiv:2111.06377, appendix A.1)."""
+    return pretraining_transform(args.input_size, args.in_chans, args.crop_min)
+
+
+def build_model(args: Namespace, classes: int) -> torch.nn.Module:
+    """The encoder with a probing head."""
+    model = build_classifier(vars(args), classes)
     model.head = probing_head(model.head.in_features, classes)
     return model
 
 
-def load_encoder(model, args):
-    """Fill the encoder from the checkpoint of --finetune, and say what it gave; its mean and std go to `args`.
-
-    Raises:
-        UserError: it is of another model, or lacks the norm that the class token goes through.
-    """
-    path = args.finetune
-    if not path:
-        logger.warning('--finetune is not given: the features are those of random weights')
-        return
-    if 'norm.weight' in weights.start_from(path, model, args, weights.load_pretrained):
-        raise UserError('{}: has no norm for the class token, as a classifier of the mean has none; add --global_pool'
+def load_encoder(model: torch.nn.Module, state: Dict[str, torch.Tensor], path: str,
+                 flags: Optional[Dict[str, Any]] = None) -> Tuple[List[str], List[str]]:
+    """As weights.load_pretrained, but raise UserError if the norm of the class token is missing."""
+    left_out, missing = weights.load_pretrained(model, state, path, flags)
+    if 'norm.weight' in missing:
+        raise UserError('{}: no norm for the class token, as in a classifier with global pooling; add --global_pool'
                         .format(path))
-
-
-def build_data(args, world, accelerator):
-    """As main_finetune.build_data, but crops and flips are all the augmentation."""
-    return main_finetune.build_data(args, world, accelerator,
-                                    pretraining_transform(args.input_size, args.in_chans, args.crop_min))
-
-
-def train(args, session, precision, resume):
-    """Train the head, with an evaluation after each epoch."""
-    data = train_set, _, val_loader = build_data(args, session.world, session.accelerator)
-
-    # encoder, head, optimizer, and what earlier runs left
-    session.seed(args.seed, epoch=-1)
-    model = build_model(args, main_finetune.count_classes(args, train_set))
-    if resume.path is None:
-        load_encoder(model, args)
-    adopt_statistics(args, resume.get('args'), resume.path)
-    resume.restore_model(model)
-    session.place(model)
-    probe = LinearProbe(model, precision, session.world)
-    lr = log_training_setup(args, session.world, train_set, probe.head, val_loader.dataset)
-    optimizer = LARS(probe.head.parameters(), lr=lr, weight_decay=args.weight_decay)
-    resume.restore_training(optimizer, probe.precision)
-    optimizer_step = build_optimizer_step(args, session, probe.precision, resume, probe.head, optimizer, lr)
-    normalize = Normalize.of(vars(args))
-    main_finetune.train_epochs(args, session, resume, optimizer_step, probe, data, CrossEntropyLoss(),
-                               lambda images, labels: (probe.features(normalize(images)), labels))
-
-
-def main(args):
-    main_finetune.main(args, train, build_model, LinearProbe)
+    return left_out, missing
 
 
 if __name__ == '__main__':

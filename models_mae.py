@@ -3,13 +3,14 @@
 Shapes: N images, C channels, L patches, K kept patches, p patch side, D encoder width, E decoder width.
 """
 from functools import partial
+from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from util.config.input_size import sides
-from util.model_sizes import SIZES
+from util.config.input_flags import InputSize, sides
+from util.model_sizes import MASK_RATIO, SIZES, visible_patches
 from util.models.activation_checkpointing import directly
 from util.models.positions import sincos_2d
 from util.models.reconstruction import patch_statistics
@@ -17,20 +18,21 @@ from util.models.timm_adapter import PatchEmbed, TransformerBlock
 
 
 class MaskedAutoencoderViT(nn.Module):
-    """Encodes the visible patches of an image and predicts the pixels of the hidden ones.
+    """Masked autoencoder: encodes the visible patches of an image and predicts the pixels of the hidden ones.
 
     Args:
-        img_size: side of the input in pixels, or (height, width).
-        patch_size: side of a patch in pixels; divides img_size.
-        norm_pix_loss: predict each patch's pixels normalised by its own mean and variance (section 4.1).
+        img_size: input side in pixels, or (height, width).
+        patch_size: patch side in pixels; divides img_size.
+        norm_pix_loss: predict pixels normalised by mean and variance of their patch (section 4.1).
     """
 
-    def __init__(self, img_size=224, patch_size=16, in_chans=3, embed_dim=1024, depth=24, num_heads=16,
-                 decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16, mlp_ratio=4.,
-                 norm_layer=nn.LayerNorm, norm_pix_loss=False):
+    def __init__(self, img_size: InputSize = 224, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 1024,
+                 depth: int = 24, num_heads: int = 16, decoder_embed_dim: int = 512, decoder_depth: int = 8,
+                 decoder_num_heads: int = 16, mlp_ratio: float = 4.,
+                 norm_layer: Callable[..., nn.Module] = nn.LayerNorm, norm_pix_loss: bool = False):
         super().__init__()
         self.patch_size, self.in_chans, self.norm_pix_loss = patch_size, in_chans, norm_pix_loss
-        self.run_block = directly     # or util.models.activation_checkpointing.recomputed
+        self.run_block = directly     # or util.models.activation_checkpointing.checkpointed
         height, width = img_size = sides(img_size)
         self.grid_size = (height // patch_size, width // patch_size)
 
@@ -51,8 +53,8 @@ class MaskedAutoencoderViT(nn.Module):
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size ** 2 * in_chans)
         self.initialize_weights()
 
-    def initialize_weights(self):
-        """Xavier-uniform for linear layers and for the patch embedding seen as one; normal(0.02) for the tokens."""
+    def initialize_weights(self) -> None:
+        """Xavier-uniform for linear layers and the patch embedding (as a linear layer); normal(0.02) for the tokens."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -61,23 +63,24 @@ class MaskedAutoencoderViT(nn.Module):
         nn.init.normal_(self.cls_token, std=.02)
         nn.init.normal_(self.mask_token, std=.02)
 
-    def forward(self, imgs, mask_ratio=0.75, noise=None, loss_only=False):
-        """One masked reconstruction.
+    def forward(self, imgs: Tensor, mask_ratio: float = MASK_RATIO, noise: Optional[Tensor] = None,
+                loss_only: bool = False) -> Union[Tensor, Tuple[Tensor, Tensor, Tensor]]:
+        """Mask random patches (section 3, appendix A.1), encode the visible ones, predict the hidden ones.
 
         Args:
             imgs: (N, C, H, W), normalised.
-            mask_ratio: share of patches to hide.
-            noise: (N, L) that decides the masks, for reproducing one; drawn uniformly where None.
-            loss_only: compute and return nothing but the loss, as training does.
+            mask_ratio: fraction of patches to hide.
+            noise: (N, L): the patches with the smallest noise stay visible; default: uniform.
+            loss_only: compute and return only the loss, as in training.
         Returns:
-            loss: scalar, mean square over hidden patches.
-            pred: (N, L, p * p * C), predicted pixels (normalised per patch under norm_pix_loss).
-            mask: (N, L), 1 where a patch was hidden.
+            loss: scalar, mean squared error over hidden patches.
+            pred: (N, L, p * p * C), predicted pixels (normalised per patch with norm_pix_loss).
+            mask: (N, L), 1 for hidden patches.
         """
         if noise is None:
             noise = torch.rand(imgs.shape[0], self.pos_embed.shape[1] - 1, device=imgs.device)
-        ids = noise.sort(dim=1)[1]          # argsort by a name that every ONNX exporter knows
-        keep = int(ids.shape[1] * (1 - mask_ratio))
+        ids = noise.sort(dim=1)[1]          # sort, not argsort: every ONNX exporter supports it
+        keep = visible_patches(ids.shape[1], mask_ratio)
         patches = self.patchify(imgs)
         latent = self.forward_encoder(patches, ids[:, :keep])
         pred = self.forward_decoder(latent, ids, hidden_only=loss_only)
@@ -87,11 +90,8 @@ class MaskedAutoencoderViT(nn.Module):
         ids_restore = ids.sort(dim=1)[1]
         return loss, gather_tokens(pred, ids_restore), (ids_restore >= keep).float()
 
-    def forward_encoder(self, patches, ids_keep):
-        """Pixels (N, L, p * p * C) and which patches stay visible (N, K) -> latent (N, 1 + K, D).
-
-        Masks are random (section 3, appendix A.1): uniform noise is sorted, the patches of smallest noise stay.
-        """
+    def forward_encoder(self, patches: Tensor, ids_keep: Tensor) -> Tensor:
+        """Pixels (N, L, p * p * C) and indices of visible patches (N, K) -> latent (N, 1 + K, D)."""
         weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)             # (D, p * p * C)
         x = F.linear(gather_tokens(patches, ids_keep), weight, self.patch_embed.proj.bias)
         x = x + gather_tokens(self.pos_embed[:, 1:].expand(ids_keep.shape[0], -1, -1), ids_keep)
@@ -102,12 +102,12 @@ class MaskedAutoencoderViT(nn.Module):
             x = self.run_block(block, x)
         return self.norm(x)
 
-    def forward_decoder(self, latent, ids, hidden_only=False):
-        """latent (N, 1 + K, D) -> predicted pixels (N, L, p * p * C), in the order of `ids` (N, L): visible ones first.
+    def forward_decoder(self, latent: Tensor, ids: Tensor, hidden_only: bool = False) -> Tensor:
+        """Latent (N, 1 + K, D) -> predicted pixels (N, L, p * p * C) in the order of `ids` (N, L), visible ones first.
 
-        Attention does not care about the order of tokens, so they are not put back where they belong.
+        The order is not restored, since attention is permutation-equivariant.
         Args:
-            hidden_only: the last block and the prediction leave out what is visible: (N, L - K, p * p * C).
+            hidden_only: the last block and the prediction skip the visible patches: (N, L - K, p * p * C).
         """
         x = self.decoder_embed(latent)                                                   # (N, 1 + K, E)
         visible = x.shape[1]
@@ -120,39 +120,39 @@ class MaskedAutoencoderViT(nn.Module):
         x = self.run_block(self.decoder_blocks[-1], x, visible if hidden_only else 1)
         return self.decoder_pred(self.decoder_norm(x))
 
-    def forward_loss(self, patches, pred, ids_hidden):
-        """Mean square error, in fp32, of pred (N, L - K, p * p * C) for the hidden ones (N, L - K) of all patches."""
+    def forward_loss(self, patches: Tensor, pred: Tensor, ids_hidden: Tensor) -> Tensor:
+        """Mean squared error in fp32 between pred (N, L - K, p * p * C) and the hidden patches, by index (N, L - K)."""
         target = gather_tokens(patches, ids_hidden).float()
         if self.norm_pix_loss:
             mean, std = patch_statistics(target)
             target = (target - mean) / std
         return F.mse_loss(pred.float(), target)
 
-    def patchify(self, imgs):
-        """(N, C, H, W) -> (N, L, p * p * C), the order of the prediction."""
+    def patchify(self, imgs: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, L, p * p * C)."""
         p, (rows, columns) = self.patch_size, self.grid_size
         x = imgs.reshape(-1, self.in_chans, rows, p, columns, p)
         return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, rows * columns, p * p * self.in_chans)
 
-    def unpatchify(self, patches):
+    def unpatchify(self, patches: Tensor) -> Tensor:
         """(N, L, p * p * C) -> (N, C, H, W)."""
         p, (rows, columns) = self.patch_size, self.grid_size
         x = patches.reshape(patches.shape[0], rows, columns, p, p, self.in_chans)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], self.in_chans, rows * p, columns * p)
 
 
-def gather_tokens(x, ids):
+def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
     """x (N, L, D), ids (N, K) -> (N, K, D)."""
     return torch.gather(x, 1, ids[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _mae(name, **options):
-    """A masked autoencoder of a size of util.model_sizes; `options` are those of MaskedAutoencoderViT."""
+def _mae(name: str, **options: Any) -> MaskedAutoencoderViT:
+    """Masked autoencoder of a size in util.model_sizes; `options` override it."""
     size = SIZES[name]
     decoder = dict(zip(('decoder_embed_dim', 'decoder_depth', 'decoder_num_heads'), size.decoder))
     return MaskedAutoencoderViT(**{'patch_size': size.patch, 'embed_dim': size.width, 'depth': size.depth,
-                                   'num_heads': size.heads, 'norm_layer': partial(nn.LayerNorm, eps=1e-6),
-                                   **decoder, **options})
+                                   'num_heads': size.heads, 'mlp_ratio': size.mlp_ratio,
+                                   'norm_layer': partial(nn.LayerNorm, eps=1e-6), **decoder, **options})
 
 
 mae_vit_nano_patch16 = partial(_mae, 'nano')

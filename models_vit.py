@@ -1,13 +1,14 @@
-"""Vision Transformer classifier (Dosovitskiy et al., arXiv:2010.11929), as MAE fine-tunes it.
+"""Vision Transformer classifier (Dosovitskiy et al., arXiv:2010.11929), as fine-tuned in MAE.
 
 Shapes: N images, C channels, L patches, D width.
 """
 from functools import partial
+from typing import Any, Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from util.config.input_size import sides
+from util.config.input_flags import InputSize, sides
 from util.model_sizes import SIZES
 from util.models.activation_checkpointing import directly
 from util.models.features import pooled
@@ -19,15 +20,17 @@ class VisionTransformer(nn.Module):
 
     Args:
         global_pool: average the patch tokens, then normalise (fc_norm); else normalise, then take the class token.
-        img_size: side of the input in pixels, or (height, width).
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first (arXiv:1603.09382).
+        img_size: input side in pixels, or (height, width).
+        drop_path_rate: stochastic depth rate of the last block, increasing linearly from 0 (arXiv:1603.09382).
     """
 
-    def __init__(self, global_pool=False, img_size=224, patch_size=16, in_chans=3, num_classes=1000, embed_dim=768,
-                 depth=12, num_heads=12, mlp_ratio=4., norm_layer=nn.LayerNorm, drop_path_rate=0.):
+    def __init__(self, global_pool: bool = False, img_size: InputSize = 224, patch_size: int = 16, in_chans: int = 3,
+                 num_classes: int = 1000, embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
+                 mlp_ratio: float = 4., norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+                 drop_path_rate: float = 0.):
         super().__init__()
         self.global_pool = global_pool
-        self.run_block = directly     # or util.models.activation_checkpointing.recomputed
+        self.run_block = directly     # or util.models.activation_checkpointing.checkpointed
         height, width = img_size = sides(img_size)
         self.grid_size = (height // patch_size, width // patch_size)
 
@@ -41,7 +44,7 @@ class VisionTransformer(nn.Module):
         if not global_pool:
             self.norm = norm_layer(embed_dim)
         self.head = nn.Linear(embed_dim, num_classes)
-        if global_pool:     # after the head, where the published class has it: optimizer states go by this order
+        if global_pool:     # after the head, as in the published class: optimizer state depends on this order
             self.fc_norm = norm_layer(embed_dim)
 
         trunc_normal_(self.pos_embed, std=.02)
@@ -51,20 +54,21 @@ class VisionTransformer(nn.Module):
                 trunc_normal_(module.weight, std=.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, imgs):
+    def forward(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> logits (N, classes)."""
         return self.head(self.forward_features(imgs))
 
-    def forward_features(self, imgs):
+    def forward_features(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> pooled features (N, D)."""
         return pooled(self, imgs, 'mean' if self.global_pool else 'cls')
 
 
-def _vit(name, **options):
-    """A classifier of a size of util.model_sizes; `options` are those of VisionTransformer."""
+def _vit(name: str, **options: Any) -> VisionTransformer:
+    """Classifier of a size in util.model_sizes; `options` override it."""
     size = SIZES[name]
     return VisionTransformer(**{'patch_size': size.patch, 'embed_dim': size.width, 'depth': size.depth,
-                                'num_heads': size.heads, 'norm_layer': partial(nn.LayerNorm, eps=1e-6), **options})
+                                'num_heads': size.heads, 'mlp_ratio': size.mlp_ratio,
+                                'norm_layer': partial(nn.LayerNorm, eps=1e-6), **options})
 
 
 vit_nano_patch16 = partial(_vit, 'nano')

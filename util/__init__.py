@@ -1,7 +1,9 @@
-"""What the entry scripts share, one idea a module."""
+"""Everything below the entry scripts. The modules of this folder serve all packages and are independent of models, data
+and runs: errors, log, text, files, locks, feature detection, model sizes. The packages, each importing only earlier
+ones: config, devices, distributed, models, data, checkpoints, reporting, training, tools.
+"""
 import os
 
-# torch >= 2.5 loads an installed torch_npu by itself, and `import torch` then fails where CANN is missing.
-# util.devices.accelerator imports torch_npu, guarded; this line runs before any module of ours imports torch. It also
-# overrules a 1 from the user's shell: nothing is lost by it.
+# torch >= 2.5 loads an installed torch_npu by itself, and `import torch` then fails without CANN. This line runs before
+# any of our modules imports torch, and overrides the user's shell; util.devices.accelerator imports torch_npu, guarded.
 os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'] = '0'

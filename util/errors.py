@@ -1,101 +1,104 @@
-"""Mistakes that the user can mend: one clear line and a non-zero status, never a traceback."""
+"""Expected failures (user errors, preemption, dead processes): one line and an exit status, never a traceback."""
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from contextlib import contextmanager
+from typing import Callable, Iterator, Optional
 
 from util.text import first_line, one_line
 
-USER_ERROR_STATUS = 2       # the user can mend it; running again as it is ends the same way
-FAILURE_STATUS = 70           # a process died or hangs: running again may well succeed
+USER_ERROR_STATUS = 2           # the same command fails the same way
+FAILURE_STATUS = 70             # a process died or hangs: a restart may succeed
 SAVE_FAILED_STATUS = 74         # trained to the end, but the last checkpoint could not be written
-PREEMPTED_STATUS = 75         # stopped as a signal asked, and saved: --resume auto goes on
-LAUNCHER_FIRST = 3.         # seconds that the launcher gets to notice which process ended first
+PREEMPTED_STATUS = 75           # stopped by a signal, checkpoint saved: resume with --resume auto
+DELAY = 3.                      # seconds for the launcher to notice which process ended first
 
 
 class UserError(Exception):
-    """A wrong flag, path or file. The message names it and says what to do."""
+    """A wrong flag, path or file. The message names it and how to fix it."""
     status = USER_ERROR_STATUS
 
-    def __init__(self, message):
-        # A DataLoader worker re-raises with its whole traceback as the message: keep what was said last.
+    def __init__(self, message: object):
+        # A DataLoader worker re-raises with its whole traceback as the message: keep the original one.
         super().__init__(str(message).rsplit('UserError: ', 1)[-1].strip())
 
 
 class SystemFailure(Exception):
-    """Something around the program broke: another process, a loader process. The message says what."""
+    """A failure outside this process's code: another rank, a loader process. The message names it."""
     status = FAILURE_STATUS
 
 
 class Preempted(Exception):
-    """A signal asked to stop, and all is saved. The message says where; '' where another process says it."""
+    """Training stopped on a signal, checkpoint saved. The message names it; '' on the ranks that do not report."""
 
 
 class SaveFailed(Exception):
-    """The last checkpoint of a run could not be written. The message says so; '' where another process does."""
+    """The last checkpoint of a run could not be written. The message says why; '' on the ranks that do not report."""
     status = SAVE_FAILED_STATUS
 
 
 @contextmanager
-def reworded(flag, words):
-    """Let the UserErrors of the block speak of `words` where they speak of `flag`, which the command has not."""
+def reworded(flag: str, words: str) -> Iterator[None]:
+    """Reword UserErrors raised in the block: `words` instead of `flag`, which the command does not have."""
     try:
         yield
     except UserError as error:
         raise UserError(str(error).replace(flag, words, 1)) from error
 
 
-def run(main, *args):
-    """Call `main`; end the process with one line and its status on whatever a user can expect to happen."""
-    if hasattr(sys.stdout, 'reconfigure'):      # a file's name may hold what the terminal's encoding has not
+def run(main: Callable, *args) -> None:
+    """Call `main`; on an expected failure, end the process with one line and its exit status."""
+    if hasattr(sys.stdout, 'reconfigure'):      # file names may not be encodable for the terminal
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main(*args)
     except (UserError, SystemFailure, SaveFailed) as error:
         if isinstance(error, UserError):
             report_once_per_node()
-        _end('error: {}'.format(error) if str(error) else '', error.status)
+        _exit('error: {}'.format(error) if str(error) else '', error.status)
     except Preempted as stopped:
-        _end(str(stopped), PREEMPTED_STATUS)
+        _exit(str(stopped), PREEMPTED_STATUS)
     except KeyboardInterrupt:
-        _end('interrupted', 128 + signal.SIGINT)
+        _exit('interrupted', 128 + signal.SIGINT)
     except RuntimeError as error:
         backend = _process_group_backend()
-        if not backend or backend not in str(error).lower():    # a type of their own is that of the newest PyTorch only
+        if not backend or backend not in str(error).lower():    # only the newest PyTorch has a type for these
             raise
-        report_once_per_node(among_all=True)
-        _end('error: process {}: a collective operation failed, most often because another process ended ({})'.format(
+        report_once_per_node(delay_first=True)
+        _exit('error: process {}: a collective operation failed, most often because another process ended ({})'.format(
             os.environ.get('RANK', '?'), first_line(error)), FAILURE_STATUS)
 
 
-def report_once_per_node(among_all=False):
-    """Pause, on all ranks of a node but the first, before a mistake is told; `among_all`: on the first too.
+def report_once_per_node(delay_first: bool = False) -> None:
+    """Delay an error report on all local ranks but 0, since the ranks usually share the error.
 
-    Every rank usually makes the same one. When the first has ended, the launcher's SIGTERM ends the others without a
-    word; a rank whose mistake is its own outlives the pause and speaks too.
+    When rank 0 has ended, the launcher's SIGTERM ends the others silently; a rank with an error of its own outlives
+    the delay and reports it.
+    Args:
+        delay_first: delay local rank 0 too.
     """
-    if among_all or int(os.environ.get('LOCAL_RANK', 0)):
+    if delay_first or int(os.environ.get('LOCAL_RANK', 0)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        time.sleep(LAUNCHER_FIRST)
+        time.sleep(DELAY)
 
 
-def _process_group_backend():
-    """Name of the collective library in use, which its exceptions have in their texts; None without process group."""
+def _process_group_backend() -> Optional[str]:
+    """Name of the collective library in use, part of its exceptions' messages; None without a process group."""
     distributed = sys.modules.get('torch.distributed')
     if distributed and distributed.is_available() and distributed.is_initialized():
         return distributed.get_backend().lower()
     return None
 
 
-def _end(line, status):
+def _exit(line, status):
     if line:
         print(one_line(line), file=sys.stderr, flush=True)
     if multiprocessing.active_children() or _process_group_backend():
-        # The interpreter's own exit would wait for loader processes, and a process group that was not left can abort
-        # it and replace the status.
+        # The interpreter's exit would wait for loader processes, and an open process group can abort it and replace
+        # the status.
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)

@@ -1,7 +1,4 @@
-"""Locks between processes, by filelock: held until the block or the process ends, however it ends.
-
-A run locks its output folder, where run.lock names the process: host, pid and start.
-"""
+"""Locks between processes (filelock), held until the block or the process ends, and the lock of an output folder."""
 import fcntl
 import json
 import os
@@ -9,30 +6,31 @@ import socket
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Callable, Iterator, Optional
 
 from filelock import FileLock, Timeout
 
 from util.errors import UserError
 from util.log import logger
 
-OWNER, LOCKED = 'run.lock', '.lock'     # two files, since filelock 3.12 empties the one that it locks
-PATIENCE = 10.              # seconds; forked loader processes of a run that was killed hold its lock until they end
+OWNER, LOCKED = 'run.lock', '.lock'     # two files, since filelock 3.12 truncates the one that it locks
+LOCK_TIMEOUT = 10.          # seconds; loader processes of a killed run hold its lock until they end
 
 
 @contextmanager
-def file_lock(path, patience=float('inf'), waiting=lambda: None):
-    """Hold the lock at `path`, a file that stays; where the file system has no locks, warn and continue without.
+def file_lock(path: str, timeout: float = float('inf'), waiting: Callable = lambda: None) -> Iterator[None]:
+    """Hold the lock at `path`, a file that remains; without file system support, warn and run unlocked.
 
     Args:
-        patience: seconds to wait for another process that holds it; waiting: called about once a second meanwhile.
+        timeout: seconds to wait for another process that holds it; waiting: called about once a second meanwhile.
     Raises:
-        filelock.Timeout: it still does.
-        OSError: the folder cannot be written.
+        filelock.Timeout: another process still holds it.
+        OSError: the folder is not writable.
     """
-    lock, end, usable = FileLock(path), time.monotonic() + patience, _has_locks(os.path.dirname(path))
+    lock, end, usable = FileLock(path), time.monotonic() + timeout, _supports_locks(os.path.dirname(path))
     while usable and not lock.is_locked:
         try:
-            lock.acquire(timeout=min(patience, 1.))
+            lock.acquire(timeout=min(timeout, 1.))
         except Timeout:
             if time.monotonic() >= end:
                 raise
@@ -43,44 +41,44 @@ def file_lock(path, patience=float('inf'), waiting=lambda: None):
         lock.release()
 
 
-def _has_locks(folder):
-    # Asked first, since filelock 3.12 takes any error for a lock that another process holds, and would wait.
+def _supports_locks(folder):
+    # filelock 3.12 would take any error for a lock that another process holds, and wait.
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except OSError as error:
-            logger.warning('warning: %s: its file system has no locks (%s); nothing keeps two processes apart there',
+            logger.warning('warning: %s: file system without locks (%s); concurrent processes are not detected',
                            folder, error.strerror)
             return False
 
 
 class RunLock:
-    """One output folder, one run: held from its making until `release`.
+    """Exclusive lock of an output folder, from construction to `release`; run.lock names host, pid and start time.
 
     Raises:
-        UserError: another run holds it; or the folder cannot be written.
+        UserError: another run holds it, or the folder is not writable.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str):
         self._folder, self._held = folder, ExitStack()
         owner = os.path.join(folder, OWNER)
         try:
-            self._held.enter_context(file_lock(os.path.join(folder, LOCKED), PATIENCE))
+            self._held.enter_context(file_lock(os.path.join(folder, LOCKED), LOCK_TIMEOUT))
             with open(owner, 'w', encoding='utf-8') as file:
                 json.dump({'host': socket.gethostname(), 'pid': os.getpid(),
                            'start': time.strftime('%Y-%m-%d %H:%M:%S')}, file)
         except Timeout:
-            who = 'a run that does not say who it is'
+            run = 'another run'
             with suppress(OSError, ValueError, LookupError, TypeError), open(owner, encoding='utf-8') as file:
-                who = 'a run (process {pid} on {host}, since {start})'.format(**json.load(file))
-            raise UserError('--output_dir {}: in use by {}; give another folder, or end that run first'.format(
-                folder, who)) from None
+                run = 'a run (process {pid} on {host}, since {start})'.format(**json.load(file))
+            raise UserError('--output_dir {}: in use by {}; choose another folder or stop that run'.format(
+                folder, run)) from None
         except OSError as error:
             self.release()
             raise UserError('--output_dir {}: cannot be written ({})'.format(folder, error.strerror)) from error
 
-    def release(self, folder=None):
+    def release(self, folder: Optional[str] = None) -> None:
         """Unlock the folder, which may have been renamed to `folder`."""
         with suppress(OSError):
             os.remove(os.path.join(folder or self._folder, OWNER))

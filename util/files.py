@@ -1,14 +1,15 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+"""Atomic writes, and opening regular files only."""
 import errno
 import io
 import os
 import stat
 import time
 from contextlib import contextmanager, suppress
+from typing import IO, BinaryIO, Iterator, List
 
 
-class _Sink:
-    """Keeps the first error of writing for the end: PyTorch 1.8 and 1.11 abort the process when a write fails."""
+class _Writer:
+    """A file that defers its first write error to `check`: PyTorch 1.8 and 1.11 abort the process if a write fails."""
 
     def __init__(self, file):
         self._file, self.error = file, None
@@ -22,31 +23,31 @@ class _Sink:
         return len(data)
 
     def flush(self):
-        """For writers that ask for it; the block's end does it."""
+        """Nothing: atomic_file flushes at the end."""
 
-    def seek(self, place):
+    def seek(self, position):
         if self.error is None:
-            self._file.seek(place)
+            self._file.seek(position)
 
     def check(self):
-        """Raise the first error now, not at the end."""
+        """Raise the first error now."""
         if self.error is not None:
             raise self.error
 
 
 @contextmanager
-def atomic_file(path):
-    """A binary file to write to, which takes the place of `path` only when the block ends well.
+def atomic_file(path: str) -> Iterator[_Writer]:
+    """A binary file to write, written beside `path`, flushed to the disk and renamed when the block succeeds.
 
     Raises:
-        OSError: it could not be written, for want of room or permission; what was at `path` is still there.
+        OSError: it could not be written (disk full, no permission); `path` is unchanged.
     """
     temporary = '{}.tmp-{}'.format(path, os.getpid())
     try:
         with open(temporary, 'wb') as file:
-            sink = _Sink(file)
-            yield sink
-            sink.check()
+            writer = _Writer(file)
+            yield writer
+            writer.check()
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -55,42 +56,42 @@ def atomic_file(path):
             os.remove(temporary)
         raise
     folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-    with suppress(OSError):         # makes the rename survive a power cut, where the file system can do that
+    with suppress(OSError):         # the rename survives a power failure, where the file system supports it
         os.fsync(folder)
     os.close(folder)
 
 
-def write_atomically(path, content):
-    """Put bytes at `path`, whole or not at all."""
+def write_atomically(path: str, content: bytes) -> None:
+    """Write a file atomically."""
     with atomic_file(path) as file:
         file.write(content)
 
 
-def open_regular(path, mode='rb', **options):
-    """open() for regular files alone: opening a FIFO would wait for a writer, and a device can be read without end.
+def open_regular(path: str, mode: str = 'rb', **options) -> IO:
+    """open() for regular files only: a FIFO would block, and a device may never end.
 
     Raises:
-        OSError: the file cannot be opened, or is no regular file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, 'not a regular file', path)
     return open(path, mode, **options)
 
 
-class _WithoutNumber(io.BufferedReader):
-    """A file that torch.load reads through Python: given its number, torch would first try it as a tar archive."""
+class _WithoutFileno(io.BufferedReader):
+    """A file that torch.load reads through Python: with a file number, torch would first try it as a tar archive."""
 
     def fileno(self):
         raise io.UnsupportedOperation('fileno')
 
 
-def regular_file(path):
-    """open_regular to read bytes, for torch.load and others that should use the bytes alone."""
-    return _WithoutNumber(open_regular(path, buffering=0))
+def regular_file(path: str) -> BinaryIO:
+    """open_regular in binary mode for torch.load, without a file number."""
+    return _WithoutFileno(open_regular(path, buffering=0))
 
 
-def lines(path):
-    """The whole lines of a text file; [] where there is none."""
+def lines(path: str) -> List[str]:
+    """The complete lines of a text file; [] if it does not exist."""
     try:
         with open(path, encoding='utf-8') as file:
             return [line.rstrip('\n') for line in file if line.endswith('\n')]
@@ -98,8 +99,8 @@ def lines(path):
         return []
 
 
-def set_aside(path):
-    """Rename a file or folder to `path` plus the time of its last change; returns the new name."""
+def set_aside(path: str) -> str:
+    """Rename a file or folder by appending the time of its last change; returns the new name."""
     path = path.rstrip(os.sep)
     stem, ending = (path, '') if os.path.isdir(path) else os.path.splitext(path)
     base = '{}.{}'.format(stem, time.strftime('%Y%m%d-%H%M%S', time.localtime(os.path.getmtime(path))))

@@ -1,8 +1,9 @@
-"""A logger that speaks on rank 0 alone, so that no print has to ask for the rank, and progress bars, by tqdm."""
+"""The logger, at level INFO on rank 0 only, and progress bars (tqdm) that log lines do not tear."""
 import logging
 import os
 import sys
 import threading
+from typing import Iterable, Optional
 
 from tqdm import tqdm
 
@@ -10,18 +11,18 @@ from util.text import one_line
 
 logger = logging.getLogger('mae')
 
-# tqdm's own lock is shared with forked loader processes, of which one that is killed may hold it for ever.
+# tqdm's default lock is shared with forked loader processes: one killed while holding it would block all others.
 tqdm.set_lock(threading.RLock())
 os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 
 class _Bar(tqdm):
-    """tqdm without its thread: loader processes are forked, and no lock of a thread may be held then."""
+    """tqdm without its monitor thread, which could hold a lock when loader processes are forked."""
     monitor_interval = 0
 
 
 class _Handler(logging.StreamHandler):
-    """Values, such as names that come from outside, stay within their line; a progress bar makes way for it."""
+    """Escapes values, such as file names, to one line, and clears the progress bar while writing."""
 
     def format(self, record):
         if isinstance(record.args, tuple):
@@ -33,28 +34,29 @@ class _Handler(logging.StreamHandler):
             super().emit(record)
 
 
-def set_up(is_main, results=False):
-    """Send the logger's lines to standard output; processes other than the main one only warn.
+def set_up(is_main: bool, results: bool = False) -> None:
+    """Log to standard output: everything on the main process, warnings on the others.
 
     Args:
-        results: standard output is for results, and the lines go to standard error.
+        results: standard output is for results; log to standard error.
     """
     logger.handlers[:] = [_Handler(sys.stderr if results else sys.stdout)]
     logger.propagate = False
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
 
 
-def progress_bar(what, unit, total=None, done=0, items=None):
-    """A bar on the main process's standard error, if that is a terminal, until the work is done.
+def progress_bar(what: str, unit: str, total: Optional[int] = None, done: int = 0,
+                 items: Optional[Iterable] = None) -> tqdm:
+    """A progress bar on the main process, where standard error is a terminal.
 
     Call its `update`, or iterate over it for each of `items`.
     Args:
-        what: words before the bar; '' for none at all.
-        unit: what is counted, in the plural.
-        total: how many there will be, if that is known; done: how many were done before.
+        what: label; '' for no bar.
+        unit: plural noun.
+        total: number of steps, if known; done: steps before this process.
     """
     hidden = not what or os.environ.get('RANK', '0') != '0'
-    # None: hidden where standard error is not a terminal. Without miniters a bar stands still when the pace drops;
-    # without smoothing the time left counts evaluations and checkpoints too.
+    # None: hidden unless standard error is a terminal. Without miniters a bar freezes when the rate drops; without
+    # smoothing the remaining time includes evaluations and checkpoints.
     return _Bar(items, one_line(what), total, leave=False, disable=hidden or None, unit=' ' + unit, initial=done,
                 dynamic_ncols=True, miniters=1, smoothing=0)

@@ -1,37 +1,52 @@
-"""The sizes of the models: one row each, for constructors, and to know weights by their shapes."""
+"""Model sizes, one row each: for the constructors, --model and the recognition of weights by their shapes."""
 import re
-from collections import namedtuple
+from typing import Any, Dict, List, NamedTuple, Tuple, Union
 
 from util.errors import UserError
 
-# Encoder's width, blocks and heads, side of a patch in pixels, decoder's (width, blocks, heads).
-Size = namedtuple('Size', 'width depth heads patch decoder')
+MASK_RATIO = .75        # default share of patches to hide
+
+
+class Size(NamedTuple):
+    """Encoder width, blocks and heads, patch side in pixels, decoder (width, blocks, heads), MLP width / width."""
+    width: int
+    depth: int
+    heads: int
+    patch: int
+    decoder: Tuple[int, int, int]
+    mlp_ratio: float = 4.
+
 
 SIZES = {
-    'nano': Size(128, 6, 4, 16, (64, 2, 2)),            # 1.4 M parameters, for lessons and tests on a CPU
-    'tiny': Size(192, 12, 3, 16, (192, 4, 3)),          # ViT-Ti, with a decoder as narrow as itself; for small images
+    'nano': Size(128, 6, 4, 16, (64, 2, 2)),            # 1.4 M parameters, for tutorials and tests on a CPU
+    'tiny': Size(192, 12, 3, 16, (192, 4, 3)),          # ViT-Ti, with a decoder of the same width; for small images
     'small': Size(384, 12, 6, 16, (256, 4, 8)),         # ViT-S, with a decoder narrower than the published one
     'base': Size(768, 12, 12, 16, (512, 8, 16)),
     'large': Size(1024, 24, 16, 16, (512, 8, 16)),
     'huge': Size(1280, 32, 16, 14, (512, 8, 16))}
 
 
-def size_of(model):
-    """The row of a model by its name, as mae_vit_base_patch16_dec512d8b."""
+def size_of(model: str) -> Size:
+    """The row of a model, by a name such as mae_vit_base_patch16_dec512d8b."""
     return SIZES[model.replace('mae_', '').split('_')[1]]
 
 
-def infer_size(weights, path, input_size=None):
-    """The flags that build the model of `weights`, by their names and shapes.
+def visible_patches(patches: int, mask_ratio: float) -> int:
+    """Number of patches that the encoder sees (arXiv:2111.06377, section 3)."""
+    return int(patches * (1 - mask_ratio))
+
+
+def infer_size(weights: Dict[str, Any], path: str, input_size: Union[int, List[int], None] = None) -> Dict[str, Any]:
+    """The flags that build the model of `weights`, inferred from their names and shapes.
 
     Args:
-        weights: dict of tensors by this program's names.
-        input_size: where it is known; default: that of the positions, taken as a square.
+        weights: tensors by the names of this program.
+        input_size: pixels, if known; default: that of the position embedding, as a square.
     Returns:
-        dict with model, input_size, patch_size, in_chans and global_pool. What has neither decoder nor head goes by
-        the name of a classifier.
+        model (a classifier's name for an encoder without decoder and head), input_size, patch_size, in_chans and
+        global_pool.
     Raises:
-        UserError: they are of none of the models.
+        UserError: no model has these shapes.
     """
     embedding, positions = weights.get('patch_embed.proj.weight'), weights.get('pos_embed')
     if embedding is None or embedding.dim() != 4 or positions is None or positions.dim() != 3:
@@ -42,7 +57,7 @@ def infer_size(weights, path, input_size=None):
     found = next((size for size, row in SIZES.items() if (row.width, row.depth) == encoder), None)
     side = round(max(positions.shape[1] - 1, 0) ** .5)
     if found is None or patch != columns or not (input_size or side ** 2 == positions.shape[1] - 1):
-        raise UserError('{}: a ViT of width {}, {} blocks, {} x {} patches and {} positions; no model here is that'
+        raise UserError('{}: not a supported size: width {}, {} blocks, {} x {} patches and {} positions'
                         .format(path, *encoder, patch, columns, positions.shape[1]))
     name = 'vit_{}_patch{}'.format(found, SIZES[found].patch)
     if 'decoder_embed.weight' in weights:

@@ -1,20 +1,20 @@
-"""Text for people: values on one line, reasons of errors, durations."""
+"""Text formatting: values on one line, reasons of errors, durations."""
 
 
-def one_line(text):
-    """`text` as a person can see it in one line: line breaks, escape sequences and undecodable bytes are spelt out."""
+def one_line(text: object) -> str:
+    """`text` with line breaks, escape sequences and undecodable bytes escaped, printable on one line."""
     return ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode('ascii')
                    for letter in str(text))
 
 
-def first_line(error):
-    """What an import's error says, in one line without its full stop."""
+def first_line(error: BaseException) -> str:
+    """First line of an exception's message, without its full stop; its type where the message is empty."""
     if isinstance(error, SystemExit) and not isinstance(error.code, str):
-        return 'its import ends the program'            # as some do that have printed the reason
+        return 'its import ends the program'            # some packages print the reason and exit
     return str(error).strip().split('\n')[0].rstrip('.') or type(error).__name__
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """3725 -> '1:02:05'."""
     minutes, seconds = divmod(int(seconds), 60)
     return '{}:{:02d}:{:02d}'.format(minutes // 60, minutes % 60, seconds)

@@ -1,10 +1,10 @@
-"""How fast image files become batches on the device: python test/bench/bench_loader.py FOLDER [--task pretrain|...]
+"""Data loading benchmark, from image files to batches on the device: python test/bench/bench_loader.py FOLDER [flags]
 
-Ours is the program's own datasets, transforms and loaders. The baseline is what most repositories do: Pillow,
-torchvision's (for fine-tuning timm's) transforms to normalised float tensors, the default collate. Both take the same
-files with one thread a process, in turn, round by round; medians are shown. Stages are differences between the
-processor times of ever longer parts of the pipeline, all in one process. At the end stands how far our pixels are from
-Pillow's. With --packed, ours is measured from tar files too, against the same baseline from the image files.
+Ours: the program's datasets, transforms and loaders. The baseline: Pillow, torchvision's (for fine-tuning timm's)
+transforms to normalized float tensors, the default collate. Both read the same files with one thread per process, in
+alternating rounds; medians are shown. Stages are differences between the CPU times of increasingly long parts of the
+pipeline, in one process. The last table compares pixels with Pillow's. With --packed, ours is also measured on tar
+files, against the same baseline on image files.
 """
 import argparse
 import io
@@ -43,7 +43,7 @@ STAGES = ('read', 'decode', 'crop, resize, flip', 'colours, floats', 'collate', 
 
 
 class Baseline(Dataset):
-    """Files by Pillow and a transform of PIL images."""
+    """Image files decoded by Pillow, with a transform of PIL images."""
 
     def __init__(self, paths, transform):
         self.paths, self.transform = paths, transform
@@ -57,13 +57,13 @@ class Baseline(Dataset):
 
 
 def baseline_steps(task, size):
-    """(geometry, the rest) of the transform that most repositories have."""
+    """(geometric steps, remaining steps) of the usual transform."""
     floats = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     if task == 'finetune':
         policy, options = 'rand-m9-mstd0.5-inc1', {'interpolation': 'bicubic', 'mean': MEAN, 'std': STD}
         steps = create_transform(size, is_training=True, auto_augment=policy, color_jitter=None, re_prob=.25,
                                  re_mode='pixel', **options).transforms
-        # Ours in place of timm's own RandAugment, at which Pillow 13 fails now and then.
+        # Not timm's own RandAugment, with which Pillow 13 fails occasionally.
         return steps[:2], [*color_augmentation(policy, input_size=size, **options), *steps[3:]]
     if task == 'evaluate':
         return [transforms.Resize(int(size / .875), interpolation=INTERPOLATION), transforms.CenterCrop(size)], floats
@@ -72,7 +72,7 @@ def baseline_steps(task, size):
 
 
 def our_steps(task, size):
-    """(geometry, the rest) of the program's transform."""
+    """(geometric steps, remaining steps) of the program's transform."""
     make = {'pretrain': pretraining_transform, 'finetune': finetuning_transform, 'evaluate': evaluation_transform}
     steps = make[task](size).transforms
     geometry = 1 if task == 'evaluate' else 2
@@ -91,7 +91,7 @@ def chain(steps, value):
 
 
 def stages(paths, ours, baseline, accelerator, place, batch_size, rounds):
-    """{stage: (seconds an image in ours, in the baseline)}."""
+    """{stage: (seconds per image of ours, of the baseline)}."""
     normalize = Normalize()
 
     def batches(paths, sample, finish):
@@ -108,12 +108,12 @@ def stages(paths, ours, baseline, accelerator, place, batch_size, rounds):
     def our_sample(path, steps):
         return (chain(steps, open_image(path)), 0), []
 
-    def a_pixel(path):
+    def our_decode(path):
         picture = open_image(path)
         return picture.part(0, 0, picture.height, 1, (picture.height, 1))      # decodes at full size, resizes little
 
     ours_parts = [
-        lambda: batches(paths, contents, len), lambda: batches(paths, a_pixel, len),
+        lambda: batches(paths, contents, len), lambda: batches(paths, our_decode, len),
         lambda: batches(paths, lambda path: our_sample(path, ours[0]), len),
         lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]), len),
         lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]), collate),
@@ -134,20 +134,20 @@ def stages(paths, ours, baseline, accelerator, place, batch_size, rounds):
 
 
 def alternate(works, rounds):
-    """[seconds of each round] of each of the works, which take turns; a first round is not counted."""
+    """[seconds of each round] of each function, in alternation, after a warm-up round."""
     times = [[timed(work) for work in works] for _ in range(rounds + 1)]
     return list(zip(*times[1:]))
 
 
 def timed(work):
-    """Seconds of the processor that `work` takes; what it gives instead, where that is a time."""
+    """Return value of `work` if it returns a time, else its CPU seconds."""
     begun = time.process_time()
-    given = work()
-    return time.process_time() - begun if given is None else given
+    result = work()
+    return time.process_time() - begun if result is None else result
 
 
 def one_pass(loader, count, finish, accelerator):
-    """Seconds an image from the first batch, which starts the workers, to the last of `count` images."""
+    """Seconds per image from the first batch, which starts the workers, to the last of `count` images."""
     seen, begun = 0, None
     for images, _ in loader:
         finish(images)
@@ -162,7 +162,7 @@ def one_pass(loader, count, finish, accelerator):
 
 
 def sources(task, paths, args):
-    """{words: dataset} of what ours is measured on, each of at least as many images as `paths`."""
+    """{label: dataset} for ours, each with at least as many images as `paths`."""
     transform = transforms.Compose(sum(our_steps(task, args.input_size), []))
     found = {'': ImageList(paths, [0] * len(paths), ['all'], transform)}
     if args.packed:
@@ -191,7 +191,7 @@ def speeds(task, dataset, paths, args, workers, accelerator, place):
 
 
 def differences(paths):
-    """{n: (mean, worst image's mean) difference in grey levels from Pillow's resize} of pictures decoded at 1 / n."""
+    """{n: (mean, worst image's mean) difference in grey levels from Pillow's resize} of images decoded at 1 / n."""
     found = {scale: [] for scale in (1, 2, 4, 8)}
     for path in paths:
         whole = Image.fromarray(decode(read_bytes(path))[0])
@@ -206,17 +206,17 @@ def differences(paths):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('folder', help='of images, flat or nested')
+    parser.add_argument('folder', help='image folder, flat or nested')
     parser.add_argument('--task', choices=('pretrain', 'finetune', 'evaluate'), nargs='+',
                         default=('pretrain', 'finetune', 'evaluate'))
     parser.add_argument('--workers', type=int, nargs='*', default=(0, 1, 2))
-    parser.add_argument('--images', type=int, default=1000, help='of a pass, repeated if the folder holds fewer')
+    parser.add_argument('--images', type=int, default=1000, help='per pass, repeated if the folder has fewer')
     parser.add_argument('--input_size', type=int, default=224)
     parser.add_argument('--batch_size', type=int, default=32)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--device', default='auto')
-    parser.add_argument('--packed', help='what python -m util.tools.pack_shards made of the folder')
-    parser.add_argument('--json', help='file to write the figures to')
+    parser.add_argument('--packed', help='output of python -m util.tools.pack_shards for the folder')
+    parser.add_argument('--json', help='output file for the results')
     args = parser.parse_args()
     torch.set_num_threads(1)
     accelerator = devices.select(args.device)
@@ -234,14 +234,14 @@ def main():
         results[task] = {'stages': stages(found, ours, baseline, accelerator, place, args.batch_size, args.rounds)}
         print('\n| {} | ours | baseline | ratio |\n|---|---|---|---|'.format(task))
         for name, (mine, other) in results[task]['stages'].items():
-            print('| {}, ms an image | {:.3f} | {:.3f} | |'.format(name, mine * 1e3, other * 1e3))
+            print('| {}, ms per image | {:.3f} | {:.3f} | |'.format(name, mine * 1e3, other * 1e3))
         for workers, (words, dataset) in itertools.product(args.workers, sources(task, paths, args).items()):
             mine, other, ratio = speeds(task, dataset, paths, args, workers, accelerator, place)
             results[task]['{} workers{}'.format(workers, words)] = {'ours': mine, 'baseline': other, 'ratio': ratio}
             print('| {} worker{}{}, images/s | {:.0f} | {:.0f} | {:.2f} |'.format(
                 workers, '' if workers == 1 else 's', words, mine, other, ratio), flush=True)
     results['difference from Pillow'] = differences(found)
-    print('\n| decoded at | mean difference from Pillow, grey levels | of the worst image |\n|---|---|---|')
+    print('\n| decoded at | mean difference from Pillow, grey levels | worst image |\n|---|---|---|')
     for scale, (mean, worst) in results['difference from Pillow'].items():
         print('| 1/{} | {:.2f} | {:.2f} |'.format(scale, mean, worst))
     if args.json:

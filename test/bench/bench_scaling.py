@@ -1,18 +1,18 @@
-"""How well N processes share the work: python test/bench/bench_scaling.py [--processes 2] [--model NAME] [--device cpu]
+"""Weak scaling of the pre-training step: python test/bench/bench_scaling.py [--processes 2] [--model NAME]
 
-The program's own pre-training step with the same batch in each process (weak scaling), in turn, round by round:
+The same batch size in each process, measured in alternating rounds:
 
     alone      one process, not in DistributedDataParallel, while the others wait
-    together   all processes, as the program trains
-    no_sync    all processes, but each keeps its gradients
-    exchange   nothing but an all-reduce of as many bytes as the gradients have, at once
+    together   all processes, as in training
+    no_sync    all processes, without all-reduce of gradients
+    exchange   only an all-reduce of the size of all gradients
 
-alone / together is the efficiency. alone / no_sync is what sharing the machine leaves of it (memory, clock), and
-no_sync / together what the exchange leaves: (together - no_sync) / exchange of it is not hidden behind the backward
-pass. (alone and no_sync allocate the gradients anew in each step, together keeps them in its buckets: with large models
-on a CPU that can cost more than the exchange.) On a CPU each process keeps to one core and one thread; the time that
-the processor works on it tells what other programs on the machine have taken. --options compares other options of
-DistributedDataParallel with the program's, e.g. '{"bucket_cap_mb": 10}'.
+alone / together is the efficiency. alone / no_sync is the part due to sharing the machine (memory, clock), and
+no_sync / together the part due to the exchange, of which (together - no_sync) / exchange is not overlapped with the
+backward pass. (alone and no_sync allocate gradients in each step, together keeps them in its buckets: with large models
+on a CPU that can cost more than the exchange.) On a CPU each process is bound to one core and has one thread; its CPU
+time shows the load of other programs. --options compares other options of DistributedDataParallel, e.g.
+'{"bucket_cap_mb": 10}'.
 """
 import json
 import os
@@ -43,10 +43,10 @@ from util.training.optimizer_step import decay_groups, OptimizerStep
 
 
 class Training:
-    """A model and what trains it, as main_pretrain.py makes them.
+    """Model, optimizer and precision as in main_pretrain.py.
 
     Args:
-        wrap: bare model -> what is called, e.g. in DistributedDataParallel.
+        wrap: (model, precision) -> model to call, e.g. in DistributedDataParallel.
     """
 
     def __init__(self, flags, session, wrap):
@@ -54,7 +54,7 @@ class Training:
         model = build_autoencoder(vars(flags))
         session.place(model)
         precision = choose_precision(session.accelerator, flags.amp, flags.amp_backend, flags.amp_dtype,
-                                      flags.loss_scale)
+                                     flags.loss_scale)
         optimizer = precision.adamw(session.accelerator, decay_groups(model, flags.weight_decay), lr=1e-4,
                                     betas=(.9, .95))
         model, optimizer = precision.prepare(model, optimizer)
@@ -77,13 +77,13 @@ class Training:
                 self.optimizer_step.update()
 
     def gradients(self):
-        """A tensor as large as all gradients, in their type."""
+        """A tensor of the size and type of all gradients."""
         trained = [p for p in self.optimizer_step.model.parameters() if p.requires_grad]
         return torch.zeros(sum(p.numel() for p in trained), dtype=trained[0].dtype, device=trained[0].device)
 
 
 def other_wrap(session, options):
-    """The program's wrap but for these options of DistributedDataParallel."""
+    """As Session.wrap, with these options of DistributedDataParallel."""
     def wrap(model, precision):
         may_move = precision.gradients_stay_in_model and session.accelerator.supports_bucket_view
         chosen = {**supported(DistributedDataParallel, gradient_as_bucket_view=may_move), **options}
@@ -93,7 +93,7 @@ def other_wrap(session, options):
 
 
 def measure(args):
-    """One of the processes; the first prints what was measured."""
+    """Run in each process; rank 0 prints the report."""
     if args.cores:
         os.sched_setaffinity(0, {args.cores[int(os.environ['RANK'])]})
         torch.set_num_threads(1)
@@ -107,7 +107,7 @@ def measure(args):
 
 
 def take_turns(args, flags, session):
-    """The report: milliseconds a step of each kind in each round, and what was used."""
+    """Report: milliseconds per step of each kind in each round, device, precision and versions."""
     alone, together = Training(flags, session, lambda model, _: model), Training(flags, session, session.wrap)
     buffer = together.gradients()
 
@@ -136,9 +136,9 @@ def take_turns(args, flags, session):
 
 
 def timed(work, session):
-    """Seconds that the slowest process needs for its work, and that a processor works on it; they begin together."""
+    """Wall-clock and CPU seconds of the slowest process, from a common start."""
     session.accelerator.synchronize()
-    session.totals(0)
+    session.all_reduce(0)
     begun, processor = time.perf_counter(), time.process_time()
     work()
     session.accelerator.synchronize()
@@ -147,7 +147,7 @@ def timed(work, session):
 
 
 def start_processes(args):
-    """Run measure() in all processes; returns the report of the first."""
+    """Run measure() in all processes; returns the report of rank 0."""
     environ = {**os.environ, 'WORLD_SIZE': str(args.processes), 'LOCAL_WORLD_SIZE': str(args.processes),
                'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
     running = [subprocess.Popen([sys.executable, os.path.abspath(__file__), *sys.argv[1:]],
@@ -163,32 +163,32 @@ def start_processes(args):
 
 
 def ratios(times):
-    """What the times of a report say, each the median of the rounds' own."""
+    """Ratios of the times of a report, each as the median over the rounds."""
     rounds = list(zip(*(times[name] for name in ('alone', 'together', 'no_sync', 'exchange'))))
     return {'efficiency': statistics.median(alone / together for alone, together, _, _ in rounds),
             'efficiency without exchange': statistics.median(alone / no_sync for alone, _, no_sync, _ in rounds),
-            'share of the exchange that shows': statistics.median(
+            'share of the exchange not overlapped': statistics.median(
                 (together - no_sync) / exchange for _, together, no_sync, exchange in rounds)}
 
 
 def show(args, report):
-    """Print the table; adds the ratios to the report."""
+    """Print the tables; add the ratios to the report."""
     times, processor = report['milliseconds'], report['processor']
     report['ratios'], report['processor ratios'] = ratios(times), ratios(processor)
     print('{}, {} images in each of {} processes, {:.0f} MB of gradients; {}, {}, torch {}; medians of {}'.format(
         args.model, args.batch_size, args.processes, report['megabytes'], report['device'], report['precision'],
         report['torch'], args.rounds))
-    print('\n| a step | ms | fastest | slowest | processor, ms |\n|---|---|---|---|---|')
+    print('\n| step | ms | fastest | slowest | CPU time, ms |\n|---|---|---|---|---|')
     for name, values in times.items():
         print('| {} | {:.1f} | {:.1f} | {:.1f} | {:.1f} |'.format(
             name, statistics.median(values), min(values), max(values), statistics.median(processor[name])))
-    print('\n| | by the clock | by the processor |\n|---|---|---|')
+    print('\n| | wall clock | CPU time |\n|---|---|---|')
     for name, value in report['ratios'].items():
         print('| {} | {:.1%} | {:.1%} |'.format(name, value, report['processor ratios'][name]))
 
 
 def main(args):
-    if 'WORLD_SIZE' in os.environ:          # one of those that start_processes has started
+    if 'WORLD_SIZE' in os.environ:          # started by start_processes
         measure(args)
         return
     report = start_processes(args)
@@ -199,17 +199,17 @@ def main(args):
 
 
 def parsed():
-    """The flags; `cores` are those that the processes keep to, none on an accelerator."""
+    """Parsed flags; `cores` are those to bind the processes to, none on an accelerator."""
     parser = Parser(prog='bench_scaling.py', description=__doc__.split('\n')[0])
     count = number(int, 1)
     parser.add_argument('--model', default='mae_vit_small_patch16', help='a model of main_pretrain.py')
     parser.add_argument('--batch_size', type=count, default=4, help='images in each process')
-    parser.add_argument('--processes', type=number(int, 2), default=2, help='how many')
-    parser.add_argument('--steps', type=count, default=2, help='timed together')
-    parser.add_argument('--rounds', type=count, default=7, help='of each measurement')
+    parser.add_argument('--processes', type=number(int, 2), default=2, help='number of processes')
+    parser.add_argument('--steps', type=count, default=2, help='steps per measurement')
+    parser.add_argument('--rounds', type=count, default=7, help='rounds of measurements')
     parser.add_argument('--device', default='cpu', help='auto, npu, cuda or cpu')
-    parser.add_argument('--options', type=json.loads, default={}, help='of DistributedDataParallel, to compare; JSON')
-    parser.add_argument('--json', help='file to write the figures to')
+    parser.add_argument('--options', type=json.loads, default={}, help='options of the wrapper to compare, JSON')
+    parser.add_argument('--json', help='output file for the results')
     parser.add_argument('flags', nargs='*', help='further flags of main_pretrain.py, after --')
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0)) if args.device == 'cpu' else []

@@ -1,9 +1,9 @@
-"""What tar files change: python test/bench/bench_shards.py FOLDER PACKED
+"""Tar shards against image files: python test/bench/bench_shards.py FOLDER PACKED
 
-PACKED is what util.tools.pack_shards made of FOLDER. The images of both are taken at random places, as a training
-epoch takes them: read alone, and made into batches for pre-training; with the files dropped from the page cache, and
-from it. One process with one thread, round by round in turn; medians are shown. How much came from the disk indeed is
-the system's count; where it is 0, nothing could be dropped, and "cold" means nothing.
+PACKED is the output of util.tools.pack_shards for FOLDER. Images are accessed in random order, as in a training epoch:
+only read, and loaded as pre-training batches; with a cold page cache (files dropped from it) and a warm one. One
+process with one thread, in alternating rounds; medians are shown. The MB read from disk are the kernel's count: if it
+is 0, the cache could not be dropped, and "cold" is meaningless.
 """
 import argparse
 import json
@@ -31,18 +31,18 @@ def files_below(folder):
 
 
 def drop(paths):
-    """Ask the system to forget the contents of files."""
+    """Drop files from the page cache."""
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(handle)            # what is not written yet is not forgotten
+            os.fsync(handle)            # dirty pages are not dropped
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
 
 
 def from_disk():
-    """Bytes that this process has had fetched from a disk; None where the system does not count."""
+    """Bytes that this process has read from disk; None if the kernel does not count them."""
     try:
         with open('/proc/self/io') as file:
             return dict(line.split(': ') for line in file.read().splitlines())['read_bytes']
@@ -51,20 +51,20 @@ def from_disk():
 
 
 def read(dataset):
-    """Take every image of an epoch: the bytes, and the header."""
+    """Read every image of an epoch: the bytes, and the header."""
     for index in np.random.permutation(len(dataset)):
         dataset[int(index)]
 
 
 def batches(loader):
-    """Take every batch of an epoch, normalised."""
+    """Load and normalize every batch of an epoch."""
     normalize = Normalize()
     for images, _ in loader:
         normalize(images)
 
 
 def measured(work, images, paths):
-    """(images/s, MB from the disk) of a pass; `paths` are forgotten first."""
+    """(images/s, MB from disk) of a pass, after dropping `paths` from the page cache."""
     drop(paths)
     before, begun = from_disk(), time.perf_counter()
     work()
@@ -73,7 +73,7 @@ def measured(work, images, paths):
 
 
 def works(folder, batch_size, input_size):
-    """{what is done: (work, images)} with a folder of images or tar files."""
+    """{name: (function, images)} for a folder of images or tar files."""
     plain, whole = pretraining_set(folder), pretraining_set(folder, pretraining_transform(input_size))
     loader = training_loader(whole, batch_size, World(), 0, 0, False, Cpu())
     return {'read': (lambda: read(plain), len(plain)), 'batches': (lambda: batches(loader), len(loader) * batch_size)}
@@ -81,12 +81,12 @@ def works(folder, batch_size, input_size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('folder', help='of images, flat or nested')
-    parser.add_argument('packed', help='what python -m util.tools.pack_shards made of it')
+    parser.add_argument('folder', help='image folder, flat or nested')
+    parser.add_argument('packed', help='output of python -m util.tools.pack_shards for it')
     parser.add_argument('--batch_size', type=int, default=32)
     parser.add_argument('--input_size', type=int, default=224)
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--json', help='file to write the figures to')
+    parser.add_argument('--json', help='output file for the results')
     args = parser.parse_args()
     torch.set_num_threads(1)
     sources = {folder: (works(folder, args.batch_size, args.input_size), files_below(folder))

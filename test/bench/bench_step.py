@@ -1,19 +1,19 @@
-"""How fast a training step is, against the published implementations' way: python test/bench/bench_step.py [flags]
+"""Training step benchmark against the published implementations: python test/bench/bench_step.py [flags]
 
-Ours is the program's own step, from bytes on the device to updated weights: its models, losses, precision and
-OptimizerStep. The baseline, in this file, works as the published implementations do: explicit softmax attention, all
-patches embedded and predicted, fp16 autocast with a gradient scaler on GPUs and fp32 on CPUs, plain AdamW, a loss read
-in every step, for which it waits. It gets its images as floats on the device, for nothing.
+Ours: the program's step from bytes on the device to updated weights, with its models, losses, precision and
+OptimizerStep. The baseline, in this file, follows the published implementations: explicit softmax attention, all
+patches embedded and predicted, fp16 autocast with a gradient scaler on GPUs and fp32 on CPUs, plain AdamW, and a
+synchronization per step to read the loss. Its images are already floats on the device.
 
-Both run in their own processes and take turns; medians are shown, also of the rounds' ratios. Each round also times a
-matrix product of bf16 (on a CPU, of fp32), whose pace counts as the device's peak.
+Both run in their own processes and alternate; medians are shown, also of the rounds' ratios. Each round also times a
+matrix product in bf16 (on a CPU, in fp32), whose speed counts as the device's peak.
 
-FLOPs an image, which both are held to, are those that the loss needs, three times the forward pass (backward takes
-two), a multiplication and an addition counted as two, and nothing but matrix products counted. For T tokens of width D:
+FLOPs per image, the same for both, are those that the loss requires: three times the forward pass (backward takes two),
+counting only matrix products, with a multiplication and an addition as two. For T tokens of width D:
     block(T, D) = T * 24 D^2 + 4 T^2 D               qkv 6, projection 2, MLP 16; attention's two products
     classifier  = L * 2 D P + depth * block(1 + L, D) + 2 D classes
     autoencoder = K * 2 D P + depth * block(1 + K, D) + (1 + K) * 2 D E + decoder depth * block(1 + L, E) + R * 2 E P
-with L patches of P values, of which K are visible and R = L - K removed, and decoder width E.
+with L patches of P values, of which K are visible and R = L - K masked, and decoder width E.
 """
 import argparse
 import json
@@ -50,7 +50,7 @@ PEAK_SIDE = {'cpu': 2048}       # of the matrices whose product is timed; 8192 o
 
 
 class ExplicitAttention(nn.Module):
-    """Softmax attention with its N x heads x L x L matrix, around the layers of timm's."""
+    """Softmax attention with an explicit N x heads x L x L matrix, on the layers of timm's attention."""
 
     def __init__(self, attention):
         super().__init__()
@@ -64,14 +64,14 @@ class ExplicitAttention(nn.Module):
 
 
 def with_explicit_attention(model):
-    """`model`, its blocks' attention replaced."""
+    """`model` with ExplicitAttention in its blocks."""
     for block in [*model.blocks, *getattr(model, 'decoder_blocks', [])]:
         block.attn = ExplicitAttention(block.attn)
     return model
 
 
 class PublishedMae(nn.Module):
-    """Loss of a masked autoencoder by way of all patches: each is embedded, and each predicted."""
+    """Loss of a masked autoencoder that embeds and predicts all patches."""
 
     def __init__(self, model):
         super().__init__()
@@ -104,7 +104,7 @@ class PublishedMae(nn.Module):
 
 
 class Step:
-    """A training step of one side: call it for one step, which it may not have waited for."""
+    """Training step of one side; a call may return before the device has finished."""
 
     def __init__(self, args, accelerator, place):
         self.args, self.accelerator = args, accelerator
@@ -130,7 +130,7 @@ class Step:
 
 
 class Ours(Step):
-    """What engine_pretrain and engine_finetune do in an iteration."""
+    """One iteration of engine_pretrain or engine_finetune."""
 
     def __init__(self, args, accelerator, place):
         super().__init__(args, accelerator, place)
@@ -163,7 +163,7 @@ class Ours(Step):
 
 
 class Baseline(Step):
-    """The published implementations' iteration."""
+    """One iteration of the published implementations."""
 
     def __init__(self, args, accelerator, place):
         super().__init__(args, accelerator, place)
@@ -171,7 +171,7 @@ class Baseline(Step):
         self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=betas)
         half = accelerator.is_accelerator
         self.precision = choose_precision(accelerator, half, backend='native' if half else 'auto',
-                                           dtype='fp16' if half else 'auto')
+                                          dtype='fp16' if half else 'auto')
         self.images = self.normalize(self.pixels)
         self.mix, self.criterion = Mixup(.8, 1., label_smoothing=.1, num_classes=1000), SoftTargetCrossEntropy()
 
@@ -204,7 +204,7 @@ class Baseline(Step):
 
 
 def flops(args):
-    """Floating-point operations of a training step for one image; see the head of this file."""
+    """Floating-point operations of a training step per image; see the module docstring."""
     model = Step.build(None, args)
     length, values = model.pos_embed.shape[1] - 1, 3 * model.patch_embed.proj.kernel_size[0] ** 2
     dim, depth = model.pos_embed.shape[2], len(model.blocks)
@@ -220,7 +220,7 @@ def flops(args):
 
 
 def serve(args):
-    """One side's process: answers each line `N` on standard input by the seconds that N steps take."""
+    """Process of one side: answers each line `N` on standard input with the seconds for N steps."""
     accelerator = devices.select(args.device)
     place = accelerator.use(0)
     step = {'ours': Ours, 'baseline': Baseline}[args.serve](args, accelerator, place)
@@ -241,13 +241,13 @@ def seconds_of(step, count, accelerator):
 
 
 def memory(accelerator):
-    """Peak device memory in MiB; on a CPU that of the process, which includes PyTorch itself."""
+    """Peak device memory in MiB; on a CPU of the whole process, including PyTorch itself."""
     found = accelerator.peak_memory()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if found is None else found
 
 
 def peak(accelerator, place):
-    """Floating-point operations a second of a large matrix product, the best of a few."""
+    """Best floating-point operations per second of a few large matrix products."""
     side = PEAK_SIDE.get(accelerator.type, 8192)
     dtype = torch.bfloat16 if accelerator.is_accelerator and accelerator.supports_bf16() else (
         torch.float16 if accelerator.is_accelerator else torch.float32)
@@ -263,12 +263,12 @@ def peak(accelerator, place):
 
 
 class Side:
-    """The process of one side, seen from the one that measures."""
+    """Handle of the process of one side."""
 
     def __init__(self, side, words):
         self.process = subprocess.Popen([sys.executable, os.path.abspath(__file__), '--serve', side, *words],
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
-        self.about = self._answer()
+        self.info = self._answer()
 
     def ask(self, work):
         self.process.stdin.write('{}\n'.format(work))
@@ -279,7 +279,7 @@ class Side:
         while True:
             line = self.process.stdout.readline()
             if not line:
-                raise SystemExit('a side has ended with status {}'.format(self.process.wait()))
+                raise SystemExit('a side exited with status {}'.format(self.process.wait()))
             if line[0] in '{-0123456789':
                 return json.loads(line)
 
@@ -289,17 +289,17 @@ class Side:
 
 
 def measure(args, words):
-    """The figures of one model and task."""
+    """Results for one model and task."""
     sides, needed = {name: Side(name, words) for name in SIDES}, flops(args)
     paces, peaks = {name: [] for name in SIDES}, []
     for _ in range(args.rounds):
         for name, side in sides.items():
             paces[name].append(args.steps * args.batch_size / side.ask(args.steps))
         peaks.append(sides['ours'].ask('peak'))
-    found = {'device': sides['ours'].about['device'], 'peak': statistics.median(peaks), 'flops': needed,
+    found = {'device': sides['ours'].info['device'], 'peak': statistics.median(peaks), 'flops': needed,
              'ratio': statistics.median(fast / slow for fast, slow in zip(*paces.values()))}
     for name, side in sides.items():
-        found[name] = {'precision': side.about['precision'], 'images_per_sec': statistics.median(paces[name]),
+        found[name] = {'precision': side.info['precision'], 'images_per_sec': statistics.median(paces[name]),
                        'share_of_peak': statistics.median(pace * needed / top for pace, top in zip(paces[name], peaks)),
                        'memory': side.ask('memory')}
         side.close()
@@ -313,14 +313,14 @@ def parse(words=None):
     parser.add_argument('--batch_size', type=int, default=256)
     parser.add_argument('--input_size', type=int, default=224)
     parser.add_argument('--device', default='auto')
-    parser.add_argument('--amp_dtype', default='auto', help='of ours, in bf16 or fp16; auto: as --amp chooses')
+    parser.add_argument('--amp_dtype', default='auto', help='precision of ours, bf16 or fp16; auto: as --amp chooses')
     parser.add_argument('--compile', action='store_true', help='ours with --compile')
     parser.add_argument('--grad_checkpoint', action='store_true', help='ours with --grad_checkpoint')
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--steps', type=int, default=10, help='that a turn consists of')
-    parser.add_argument('--warmup', type=int, default=3, help='steps before the first turn')
+    parser.add_argument('--steps', type=int, default=10, help='steps per turn')
+    parser.add_argument('--warmup', type=int, default=3, help='warm-up steps')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--json', help='file to write the figures to')
+    parser.add_argument('--json', help='output file for the results')
     parser.add_argument('--serve', choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args(words)
 
@@ -333,9 +333,9 @@ def main():
     print('{}, {} threads, Python {}, torch {}, timm {}'.format(
         found['device'], torch.get_num_threads(), sys.version.split()[0], torch.__version__, timm.__version__))
     print('{0.task} {0.model}, batches of {0.batch_size} at {0.input_size} x {0.input_size}; medians of {0.rounds} '
-          'rounds of {0.steps} steps; peak {1:.4g} TFLOP/s, {2:.4g} GFLOP an image'.format(
+          'rounds of {0.steps} steps; peak {1:.4g} TFLOP/s, {2:.4g} GFLOP per image'.format(
               args, found['peak'] / 1e12, found['flops'] / 1e9))
-    print('\n| | precision | images/s | share of the peak | peak memory, MiB |\n|---|---|---|---|---|')
+    print('\n| | precision | images/s | share of peak | peak memory, MiB |\n|---|---|---|---|---|')
     for name in SIDES:
         print('| {} | {precision} | {images_per_sec:.4g} | {share:.1f}% | {memory:.0f} |'.format(
             name, share=100 * found[name]['share_of_peak'], **found[name]))

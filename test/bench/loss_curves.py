@@ -1,7 +1,7 @@
-"""Whether a precision trains as fp32 does: python test/bench/loss_curves.py FOLDER [--amp_dtype bf16] [--compile]
+"""Loss curves of mixed precision and fp32: python test/bench/loss_curves.py FOLDER [--amp_dtype bf16] [--compile]
 
-The program's own pre-training of the images in a folder, three times: in fp32 from two seeds, and in mixed precision
-from the first of them. Two seeds have other weights, masks and batches; what lies between their curves is the noise.
+Pre-trains on the images of a folder three times: in fp32 with two seeds, and in mixed precision with the first seed.
+Seeds differ in weights, masks and batches: the distance between the two fp32 curves is the noise level.
 """
 import argparse
 import os
@@ -25,7 +25,7 @@ from util.training.optimizer_step import decay_groups, warmup_cosine, OptimizerS
 
 
 def curve(args, images, seed, amp):
-    """The losses of a training, and what its precision is called."""
+    """Losses of a training, and the name of its precision."""
     accelerator = devices.select(args.device)
     place = accelerator.use(0)
     precision = choose_precision(accelerator, amp, 'auto', args.amp_dtype if amp else 'auto')
@@ -37,7 +37,7 @@ def curve(args, images, seed, amp):
     if amp and args.compile:
         compile_blocks(model, place)
     optimizer_step = OptimizerStep(model, optimizer, precision,
-                            lambda epoch: warmup_cosine(epoch, args.lr, args.steps, args.steps / 10, 0.))
+                                   lambda epoch: warmup_cosine(epoch, args.lr, args.steps, args.steps / 10, 0.))
     normalize, losses = Normalize(), []
     for step in range(args.steps):
         batch = images[torch.randint(len(images), (args.batch_size,))].to(place)
@@ -53,7 +53,7 @@ def curve(args, images, seed, amp):
 
 
 def distance(one, other):
-    """Mean difference between two curves."""
+    """Mean absolute difference of two curves."""
     return statistics.mean(abs(a - b) for a, b in zip(one, other))
 
 
@@ -63,7 +63,7 @@ def smooth(losses, window=20):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('folder', help='of images')
+    parser.add_argument('folder', help='image folder')
     parser.add_argument('--model', default='tiny_patch16', help='nano_patch16 to huge_patch14')
     parser.add_argument('--input_size', type=int, default=112)
     parser.add_argument('--batch_size', type=int, default=32)
@@ -71,11 +71,11 @@ def main():
     parser.add_argument('--lr', type=float, default=1e-3)
     parser.add_argument('--device', default='auto')
     parser.add_argument('--amp_dtype', default='auto', help='bf16 or fp16; auto: as --amp chooses')
-    parser.add_argument('--compile', action='store_true', help='the mixed precision with --compile')
+    parser.add_argument('--compile', action='store_true', help='mixed precision with --compile')
     args = parser.parse_args()
     transform = evaluation_transform(args.input_size)
-    pictures = pretraining_set(args.folder)
-    images = torch.stack([transform(pictures[i][0]) for i in range(len(pictures))])
+    dataset = pretraining_set(args.folder)
+    images = torch.stack([transform(dataset[i][0]) for i in range(len(dataset))])
     (first, fp32), (second, _), (mixed, name) = (
         curve(args, images, seed, amp) for seed, amp in ((0, False), (1, False), (0, True)))
     print('{}, {} images of {} x {}, {} steps of {}, torch {}'.format(

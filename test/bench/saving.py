@@ -1,6 +1,6 @@
-"""What a checkpoint costs the training: python test/bench/saving.py [--model NAME] [--device cpu] [--folder DIR]
+"""Cost of checkpoints during training: python test/bench/saving.py [--model NAME] [--device cpu] [--folder DIR]
 
-Steps alone, steps after a save that goes on beside them, and a save that is waited for, in turn; prints medians.
+Times steps alone, steps during a background save, and a synchronous save, in alternation; prints medians.
 """
 import argparse
 import os
@@ -18,13 +18,13 @@ import torch
 import models_mae
 from util.checkpoints import pth_file
 from util.devices import accelerator as device
-from util.checkpoints.checkpointer import Saver
+from util.checkpoints.checkpointer import Checkpointer
 
 STEPS = 3           # timed together
 
 
 def steps(model, optimizer, images, synchronize):
-    """Seconds that STEPS optimizer steps take."""
+    """Seconds for STEPS optimizer steps."""
     begun = time.perf_counter()
     for _ in range(STEPS):
         model(images)[0].backward()
@@ -40,7 +40,7 @@ def main():
     parser.add_argument('--device', default='auto')
     parser.add_argument('--batch_size', type=int, default=8)
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--folder', help='disk to save on; default: that of temporary files')
+    parser.add_argument('--folder', help='where to save; default: folder of temporary files')
     args = parser.parse_args()
     accelerator = device.select(args.device)
     place = accelerator.use(0)
@@ -48,22 +48,22 @@ def main():
     optimizer = accelerator.adamw(model.parameters(), lr=1e-4)
     images = torch.randn(args.batch_size, 3, 224, 224, device=place)
     steps(model, optimizer, images, accelerator.synchronize)
-    times = {name: [] for name in ('steps alone', 'save() returns', 'steps during a save', 'save is on the disk',
-                                   'save that is waited for')}
+    times = {name: [] for name in ('steps alone', 'save() returns', 'steps during a save', 'save is on disk',
+                                   'synchronous save')}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        saver = Saver(folder, 0, 1)
+        checkpointer = Checkpointer(folder, keep_last=1)
         for _ in range(args.rounds):
             times['steps alone'].append(steps(model, optimizer, images, accelerator.synchronize))
             state = {'model': model.state_dict(), 'optimizer': optimizer.state_dict()}
             begun = time.perf_counter()
-            saver.save(state, ['checkpoint-0.pth'])
+            checkpointer.save(state, ['checkpoint-0.pth'])
             times['save() returns'].append(time.perf_counter() - begun)
             times['steps during a save'].append(steps(model, optimizer, images, accelerator.synchronize))
-            assert saver.wait()
-            times['save is on the disk'].append(time.perf_counter() - begun)
+            assert checkpointer.wait()
+            times['save is on disk'].append(time.perf_counter() - begun)
             begun = time.perf_counter()
             pth_file.save(os.path.join(folder, 'checkpoint-1.pth'), state)
-            times['save that is waited for'].append(time.perf_counter() - begun)
+            times['synchronous save'].append(time.perf_counter() - begun)
         size = os.path.getsize(os.path.join(folder, 'checkpoint-1.pth'))
     print('{} on {}, torch {}, state of {:.0f} MB; medians of {}, in seconds ({} steps):'.format(
         args.model, accelerator.name, torch.__version__, size / 1e6, args.rounds, STEPS))

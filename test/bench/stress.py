@@ -1,9 +1,9 @@
-"""Everything that may happen to a long run, at length: python test/bench/stress.py [--short] [--seed N]
+"""Fault injection stress test: python test/bench/stress.py [--short] [--seed N]
 
-Kills runs at random moments, alone, in two processes and under --max_restarts, and compares their ends with those of
-undisturbed runs; freezes processes, stops runs by signals, feeds broken images and damaged checkpoints, fills the disk
-at every stage of a save; and prints a table. The full disk needs the right to mount a tmpfs. The long form takes about
-half an hour.
+Kills runs at random moments, with one process, with two and under --max_restarts, and compares their results with
+those of uninterrupted runs; freezes processes, stops runs by signals, feeds broken images and corrupted checkpoints,
+fills the disk at every stage of a save; prints a table. The full disk needs permission to mount a tmpfs. The long form
+takes about half an hour.
 """
 import argparse
 import json
@@ -38,7 +38,7 @@ NANO = ['--model', 'mae_vit_nano_patch16', '--input_size', '32', '--patch_size',
 
 
 class Row:
-    """One line of the table."""
+    """Row of the table."""
 
     def __init__(self, what):
         self.what, self.tried, self.survived, self.lost, self.note = what, 0, 0, [], ''
@@ -52,7 +52,7 @@ class Row:
 
 
 def command(data, folder, epochs, processes=1, flags=(), max_restarts=0):
-    """A pre-training that saves as often as it can."""
+    """Command line of a pre-training that saves as often as possible."""
     launcher = [ROOT / 'util' / 'tools' / 'launch.py', '--nproc', processes, '--max_restarts', max_restarts]
     launcher = launcher if processes > 1 else []
     return [str(word) for word in (sys.executable, '-u', *launcher, ROOT / 'main_pretrain.py', *NANO, '--data_path',
@@ -61,7 +61,7 @@ def command(data, folder, epochs, processes=1, flags=(), max_restarts=0):
 
 
 def started(words, log, and_trains=False):
-    """A command that runs with its output in the file `log`; `and_trains`: it has come to its first iterations."""
+    """Start a command with its output in `log`; `and_trains`: wait for its first iterations."""
     with open(str(log), 'wb') as output:
         child = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
     while and_trains and 'Epoch: [' not in log.read_text() and child.poll() is None:
@@ -69,7 +69,7 @@ def started(words, log, and_trains=False):
     return child
 
 
-def end_of(folder, epochs):
+def result_of(folder, epochs):
     """(weights, lines of log.txt without times) of a finished run."""
     state = pth_file.load(str(folder / 'checkpoint-{}.pth'.format(epochs - 1)))
     lines = [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
@@ -78,12 +78,12 @@ def end_of(folder, epochs):
 
 
 def equal(one, other):
-    """Whether two ends are equal to the last bit."""
+    """Whether two results are bit-equal."""
     return one[1] == other[1] and all(torch.equal(weight, other[0][name]) for name, weight in one[0].items())
 
 
-def broken(folder):
-    """What is broken in a folder after a kill: a checkpoint that cannot be read, a line of log.txt that is not JSON."""
+def damage(folder):
+    """Damage in a folder after a kill: unreadable checkpoints, lines of log.txt that are not JSON."""
     bad, log = [], folder / 'log.txt'
     try:
         for path in checkpointer.numbered(str(folder)):
@@ -96,7 +96,7 @@ def broken(folder):
 
 
 def kills(data, work, rng, count, epochs, processes):
-    """Kill a run at random moments, resume it, and compare its end with an undisturbed one's."""
+    """Kill a run at random moments, resume it, and compare its result with that of an uninterrupted run."""
     row = Row('kill of {} at a random moment'.format('a run' if processes == 1 else 'one of two processes'))
     whole, log, worst, ended = work / 'whole-{}'.format(processes), work / 'kills.log', 0., 0
     assert started(command(data, whole, epochs, processes), log).wait() == 0
@@ -112,23 +112,23 @@ def kills(data, work, rng, count, epochs, processes):
             status = child.wait()
             if status:                      # else it was at its very end
                 worst = max(worst, time.monotonic() - began)
-                wrong = broken(folder) + ['a traceback'] * ('Traceback' in log.read_text())
+                wrong = damage(folder) + ['a traceback'] * ('Traceback' in log.read_text())
                 row.count(not wrong, '; '.join(wrong))
                 continue
-        check_end(row, whole, folder, epochs, status, log)
+        check_result(row, whole, folder, epochs, status, log)
         ended += 1
-    row.note = '{} runs to their end, equal to the last bit; a kill ended all within {:.0f} s'.format(ended, worst)
+    row.note = '{} runs completed, bit-equal; all processes ended within {:.0f} s of a kill'.format(ended, worst)
     return row
 
 
-def check_end(row, whole, folder, epochs, status, log):
-    """Count a loss where a run that was killed and resumed did not end like the undisturbed one."""
-    if status or not equal(end_of(whole, epochs), end_of(folder, epochs)):
-        row.count(False, 'status {}, or another end: {}'.format(status, log.read_text()[-300:]))
+def check_result(row, whole, folder, epochs, status, log):
+    """Count a failure if a killed and resumed run differs from the uninterrupted one."""
+    if status or not equal(result_of(whole, epochs), result_of(folder, epochs)):
+        row.count(False, 'status {}, or another result: {}'.format(status, log.read_text()[-300:]))
 
 
 def restarts(data, work, rng, count, epochs):
-    """Kill either process of a run whose launcher starts it again, at random moments; it ends by itself."""
+    """Kill either process at random moments of a run that its launcher restarts, until it completes."""
     row, folder = Row('kill of one of two processes under --max_restarts'), work / 'restarted'
     words = command(data, folder, epochs, 2, max_restarts=count)
     begun, killed, child = time.monotonic(), 0, started(words, work / 'restarts.log')
@@ -138,16 +138,16 @@ def restarts(data, work, rng, count, epochs):
         if len(trained) == 2:
             os.kill(rng.choice(trained), signal.SIGKILL)
             killed += 1
-            while trained_by(child.pid):        # the others, which notice it
+            while trained_by(child.pid):        # until the others have noticed
                 time.sleep(.1)
     row.tried = row.survived = killed
-    check_end(row, work / 'whole-2', folder, epochs, child.wait(), work / 'restarts.log')
-    row.note = 'the run ended by itself like the undisturbed one, after {:.0f} s'.format(time.monotonic() - begun)
+    check_result(row, work / 'whole-2', folder, epochs, child.wait(), work / 'restarts.log')
+    row.note = 'the run completed as the uninterrupted one, after {:.0f} s'.format(time.monotonic() - begun)
     return row
 
 
 def freezes(data, work, rng, count):
-    """Freeze one of two processes at a random moment; both must end, and the other says where it waits."""
+    """Freeze one of two processes at a random moment; both must end, and the other reports where it hangs."""
     row, worst = Row('freeze of one of two processes (--hang_timeout 20)'), 0.
     for _ in range(count):
         log = work / 'freeze.log'
@@ -158,13 +158,13 @@ def freezes(data, work, rng, count):
         status, output = child.wait(), log.read_text()
         worst = max(worst, time.monotonic() - begun)
         row.count(status == 70 and 'no progress for 2' in output, 'status {}: {}'.format(status, output[-1000:]))
-    row.note = 'all processes gone after {:.0f} s at most'.format(worst)
+    row.note = 'all processes ended within {:.0f} s'.format(worst)
     return row
 
 
 def damaged_checkpoints(work, rng, count):
-    """Cut a checkpoint off, or flip one of its bits, at a random place: it is refused, or loads as it was."""
-    row, path, refused = Row('checkpoint cut off or with a flipped bit'), work / 'damaged.pth', 0
+    """Truncate a checkpoint or flip a bit at a random place: it is refused, or loads with the same values."""
+    row, path, refused = Row('checkpoint truncated or with a flipped bit'), work / 'damaged.pth', 0
     weights = {'w{}'.format(i): torch.randn(100, 10) for i in range(20)}
     pth_file.save(str(path), {'model': weights, 'epoch': 3})
     content = path.read_bytes()
@@ -178,21 +178,21 @@ def damaged_checkpoints(work, rng, count):
         try:
             loaded = pth_file.load(str(path))
             if loaded['epoch'] != 3 or not equal((weights, ()), (loaded['model'], ())):
-                row.lost.append('damage at byte {} of {} was not noticed'.format(place, len(content)))
+                row.lost.append('corruption at byte {} of {} was not detected'.format(place, len(content)))
         except UserError:
             refused += 1
     row.survived = row.tried - len(row.lost)
-    row.note = '{} refused by name; the others are damaged where nothing is read'.format(refused)
+    row.note = '{} refused; the others are corrupted where nothing is read'.format(refused)
     return row
 
 
 def trained_by(launcher):
-    """Pids of the training processes of a launcher."""
+    """Process ids of the training processes of a launcher."""
     return sorted(pid for supervisor in children(launcher) for pid in children(supervisor))
 
 
 def stops(data, work, rng, count):
-    """Ask a run to stop at a random moment by each of the signals in turn."""
+    """Stop a run at a random moment by each of the signals in turn."""
     row, folder = Row('stop by SIGTERM, SIGINT or SIGUSR1'), work / 'stopped'
     for i in range(count):
         child = started(command(data, folder, 100000), work / 'stop.log', and_trains=True)
@@ -206,7 +206,7 @@ def stops(data, work, rng, count):
 
 
 def fuzz(work, seed, count):
-    """Read broken images, over and over, and train on them."""
+    """Read broken images, and train on them."""
     row, folder = Row('broken image files read'), work / 'fuzz'
     folder.mkdir()
     paths, readable = fuzzed_images.write(folder, count, seed), 0
@@ -221,12 +221,12 @@ def fuzz(work, seed, count):
     if started(command(folder, work / 'fuzz-trained', 2, 1, ['--max_bad_images', count]), work / 'fuzz.log').wait():
         row.count(False, 'training on them failed')
     listed = (work / 'fuzz-trained' / 'bad_images.txt').read_text().count('\n')
-    row.note += '; a training on them ended well and listed {}'.format(listed)
+    row.note += '; a training on them completed and listed {}'.format(listed)
     return row
 
 
 def read(path):
-    """Whether training could read a file; else it was refused as it should be."""
+    """Whether a file is readable; else it must raise UnreadableImage."""
     try:
         picture = open_image(path)
         return picture.part(0, 0, picture.height, picture.width, (64, 64)).shape == (64, 64, 3)
@@ -235,7 +235,7 @@ def read(path):
 
 
 def full_disk(work, steps):
-    """Save where the disk fills up at every stage: from no room at all to just not enough."""
+    """Save with a disk that fills up at every stage: from no space to barely too little."""
     row, disk = Row('disk full at a stage of a save'), work / 'disk'
     disk.mkdir()
     subprocess.check_call(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(disk)])
@@ -247,11 +247,11 @@ def full_disk(work, steps):
             (disk / 'filler').write_bytes(b'x' * (shutil.disk_usage(str(disk)).free - room))
             try:
                 pth_file.save(path, state)
-                why = 'it seemed to fit into {} bytes'.format(room)
+                why = 'it seemed to fit in {} bytes'.format(room)
             except OSError as error:
                 kept = torch.equal(pth_file.load(path)['model']['w'], old['model']['w'])
                 alone = sorted(os.listdir(str(disk))) == ['checkpoint-0.pth', 'filler']
-                why = '' if kept and alone else 'the old one is damaged, or a piece is left'
+                why = '' if kept and alone else 'the old one is damaged, or a temporary file is left'
                 row.note = str(error.strerror)
             (disk / 'filler').unlink()
             row.count(not why, why)
@@ -261,7 +261,7 @@ def full_disk(work, steps):
 
 
 def table(rows):
-    """The rows in Markdown."""
+    """Markdown table of the rows."""
     cells = [('what', 'tried', 'survived', 'lost', ''), ['---'] * 5]
     cells += [(row.what, row.tried, row.survived, len(row.lost), row.note) for row in rows]
     return '\n'.join('| {} | {} | {} | {} | {} |'.format(*line) for line in cells)
@@ -269,7 +269,7 @@ def table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--short', action='store_true', help='a few of each')
+    parser.add_argument('--short', action='store_true', help='few repetitions')
     parser.add_argument('--seed', type=int, default=0, help='seed of moments and mutations (default: %(default)s)')
     args = parser.parse_args()
     os.environ.setdefault('OMP_NUM_THREADS', '1')

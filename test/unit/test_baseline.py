@@ -1,8 +1,8 @@
-"""What commit eeec694 did still holds: its losses, files, flags and commands, and what it wrote loads.
+"""Regression against commit eeec694: same losses, files, flags and commands, and its checkpoints still load.
 
-baseline/results.json holds the record. baseline/GENERATION is an output folder of a pre-training that SIGTERM stopped
-within its second epoch, as that PyTorch wrote it; the tensors of its checkpoint were given values that repeat, so that
-it packs well.
+baseline/results.json holds the record. baseline/GENERATION is the output folder of a pre-training that SIGTERM stopped
+within its second epoch, as written by that PyTorch; the tensors of its checkpoint have repeated values, which compress
+well.
 """
 import json
 import lzma
@@ -21,14 +21,14 @@ RECORD = json.loads((BASELINE / 'results.json').read_text())
 GENERATION = '2.x' if torch.__version__.startswith('2.') else '.'.join(torch.__version__.split('.')[:2])
 WITHIN = 'checkpoint-1-16.pth'
 TIMES = ('FPS', 'data_wait')
-# On the machine of the record losses are equal to 1e-6; other processors round otherwise.
+# Losses are equal to 1e-6 on the machine of the record; other processors round differently.
 REL = float(os.environ.get('MAE_BASELINE_REL', 1e-4))
 
 pytestmark = pytest.mark.compat
 
 
 def old_folder(folder):
-    """Fill `folder` with the output of the old run."""
+    """Fill `folder` with the output of the recorded run."""
     folder.mkdir()
     for path in (BASELINE / GENERATION).iterdir():
         if path.suffix == '.xz':
@@ -39,7 +39,7 @@ def old_folder(folder):
 
 
 def run_of(task, images, folder):
-    """Run a task into `folder`; 'resume' takes its flags from the old run's config.yaml."""
+    """Run a task into `folder`; 'resume' takes its flags from the recorded run's config.yaml."""
     flags = ['--data_path', images, '--output_dir', folder, '--resume', 'auto']
     if task == 'resume':
         config = old_folder(folder) / 'config.yaml'
@@ -52,19 +52,19 @@ def run_of(task, images, folder):
 
 
 def log_of(folder):
-    """The records of log.txt but for times."""
+    """The records of log.txt without times."""
     records = [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
     return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
 
 
 def files_of(folder):
-    """The names in an output folder, without what is set aside and with one name for all TensorBoard files."""
+    """File names in an output folder, without backups, and with one name for all TensorBoard files."""
     names = {re.sub(r'tfevents.*', 'tfevents', path.name) for path in folder.iterdir()}
     return sorted(name for name in names if not re.search(r'\.\d{8}', name))
 
 
 def help_of(command):
-    """{flag: its default} by the help that a command prints; a default that it says in words counts as None."""
+    """{flag: default} from the help of a command; None for a default in words."""
     run = execute([sys.executable, *command.split()], COLUMNS='10000')
     assert run.status == 0, run.output
     found = {}
@@ -76,7 +76,7 @@ def help_of(command):
 
 
 def commands_of(name, images, folder):
-    """What a launcher prints under DRY_RUN=1, with placeholders."""
+    """Output of a launcher under DRY_RUN=1, with placeholders."""
     pth = folder / 'x.pth'
     pth.write_bytes(b'')
     flags = ['--data_path=' + str(images), '--output_dir=' + str(folder / 'out'), '--mask_ratio=.5']
@@ -105,8 +105,8 @@ def test_a_run_has_the_losses_and_files_of_the_record(images, tmp_path, task):
     assert set(files_of(tmp_path / 'out')) >= set(RECORD['files'][task])
 
 
-def moved(command):
-    """A command of the record under its name of now."""
+def renamed(command):
+    """A recorded command under its current name."""
     command = re.sub(r'util([./])(?=\w+)', r'util\1tools\1', command)
     return command.replace('drawn_dataset', 'synthetic_dataset')
 
@@ -114,10 +114,10 @@ def moved(command):
 @pytest.mark.parametrize('command', RECORD['help'])
 def test_a_command_has_the_flags_and_defaults_of_the_record(command, monkeypatch):
     monkeypatch.chdir(str(ROOT))
-    old, found = RECORD['help'][command], help_of(moved(command))
+    old, found = RECORD['help'][command], help_of(renamed(command))
     assert {flag: found.get(flag, 'is gone') for flag in old} == old
 
 
 @pytest.mark.parametrize('name', RECORD['dry run'])
 def test_a_launcher_prints_the_command_of_the_record(images, tmp_path, name):
-    assert commands_of(name, images, tmp_path) == [moved(line) for line in RECORD['dry run'][name]]
+    assert commands_of(name, images, tmp_path) == [renamed(line) for line in RECORD['dry run'][name]]

@@ -1,6 +1,6 @@
-"""What holds between generations of PyTorch: equal losses, and checkpoints that pass from each to each.
+"""Across generations of PyTorch: equal losses, and checkpoints that load in each other generation.
 
-`bash test/check.sh --torch=all` says in MAE_PYTHONS which interpreters there are, as lines of generation=python.
+`bash test/check.sh --torch=all` lists the interpreters in MAE_PYTHONS, as lines of generation=python.
 """
 import json
 import os
@@ -21,7 +21,7 @@ if len(PYTHONS) < 2:
 
 
 def succeed(generation, program, *flags):
-    """Run a program to its good end; returns what it printed."""
+    """Output of a program, which must exit with status 0."""
     run = execute([PYTHONS[generation], ROOT / program, *flags])
     assert run.status == 0, run.output
     return run.output
@@ -52,8 +52,8 @@ def test_losses_agree_between_generations_which_resume_each_others_checkpoints_a
         assert len(first) == 20 and first[0] != first[-1]
         assert all(losses == pytest.approx(first, rel=1e-5) for losses in others)
     for reader in PYTHONS:
-        for writer, resumed in steps(reader, 'resume', tmp_path, *PYTHONS).items():
-            for task, losses in resumed.items():
+        for writer, continued in steps(reader, 'resume', tmp_path, *PYTHONS).items():
+            for task, losses in continued.items():
                 assert losses == pytest.approx(whole[writer][task][SAVED_AT:], rel=1e-5), (reader, writer, task)
 
 
@@ -73,5 +73,5 @@ def test_a_checkpoint_of_any_generation_resumes_and_evaluates_in_any_other(image
     trained = json.loads((fine / 'log.txt').read_text())
     for name in ('acc1', 'acc5'):
         assert result[name] == trained['test_' + name]
-    # PyTorch 2 resizes by a kernel of its own, and one value of 300 comes out a grey level or two different.
+    # PyTorch 2 has its own resize kernel: one value in 300 differs by a grey level or two.
     assert result['loss'] == pytest.approx(trained['test_loss'], rel=1e-4)

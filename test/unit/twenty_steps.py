@@ -16,7 +16,8 @@ import torch
 
 import models_mae
 import models_vit
-from util.checkpoints import checkpointer, pth_file
+from util.checkpoints import pth_file
+from util.checkpoints.checkpointer import Checkpointer
 from util.devices.accelerator import Cpu
 from util.devices.precision import FullPrecision
 from util.models.timm_adapter import Mixup, SoftTargetCrossEntropy
@@ -29,7 +30,7 @@ TASKS = ('pretrain', 'finetune')
 
 
 def build(task):
-    """(model, parameter groups, loss of a batch of images) of a task."""
+    """(model, parameter groups, function from images to loss) of a task."""
     if task == 'pretrain':
         model = models_mae.mae_vit_nano_patch16(norm_pix_loss=True, **SIZE)
         return model, decay_groups(model, .05), lambda images: model(images, .75)[0]
@@ -44,8 +45,8 @@ def build(task):
 
 
 def fill(model):
-    """Give each parameter values by its name: PyTorch's initialisation differs between releases, this generator of
-    numpy's never does."""
+    """Initialize each parameter from its name: PyTorch's initialization differs between releases, numpy's RandomState
+    does not."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:         # else fixed sine-cosine positions
             values = np.random.RandomState(zlib.crc32(name.encode())).normal(0, .05, parameter.shape)
@@ -54,15 +55,15 @@ def fill(model):
 
 
 def losses(task, path, resumes):
-    """The losses of all steps, of which a checkpoint is written at `path`, or of the last, resumed from it."""
+    """Losses of all steps, with a checkpoint written to `path`; or of the last ones, resumed from it."""
     (model, groups, loss_of), precision, found = build(task), FullPrecision(), []
     fill(model)
-    resumed = checkpointer.ResumeState(path if resumes else None)
-    resumed.restore_model(model)
+    resume = Checkpointer(None, path if resumes else '')
+    resume.load_model(model)
     optimizer = precision.adamw(Cpu(), groups, lr=1e-3, betas=(.9, .95))
-    resumed.restore_training(optimizer, precision)
+    resume.load_training(optimizer, precision)
     optimizer_step = OptimizerStep(model, optimizer, precision, lambda epoch: warmup_cosine(epoch, 1e-3, 1, .25, 0.),
-                            accum_iter=2, clip_grad=1.)
+                                   accum_iter=2, clip_grad=1.)
     model.train()
     for step in range(SAVED_AT if resumes else 0, STEPS):
         if step == SAVED_AT and not resumes:

@@ -1,2 +1,5 @@
-"""Checkpoint files: what they hold, reading them safely, resuming, saving, other libraries' weights, and weights into a
-model."""
+"""Checkpoints: the schema, safe reading and atomic writing of files, resuming and saving, weights of other libraries,
+and loading weights into models.
+
+The state itself belongs to the objects that have it (state_dict, load_state_dict), and when to save to util.training.
+"""

@@ -1,11 +1,11 @@
-"""Trained models as their checkpoints describe them: no flags of the training have to be said again."""
-from collections import namedtuple
+"""Build a trained model from its checkpoint alone; the checkpoint keeps the flags of the training."""
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from util.checkpoints import pth_file, schema, weights
-from util.config.input_flags import COLOURED
-from util.config.input_size import misfit
+from util.checkpoints.schema import Weights
+from util.config.input_flags import COLOURED, InputSize, size_fault
 from util.config.train_flags import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 from util.log import logger
@@ -13,77 +13,80 @@ from util.model_sizes import infer_size
 from util.models import linear_probe
 from util.models.build import build_autoencoder, build_classifier
 
-# model: in evaluation mode; flags: what it was trained with; classes: names by label, None where the file has none.
-LoadedModel = namedtuple('LoadedModel', 'model flags classes')
+
+class LoadedModel(NamedTuple):
+    """A model in evaluation mode, the flags of its training, and its class names by label if the file has them."""
+    model: nn.Module
+    flags: Dict[str, Any]
+    classes: Optional[List[str]]
 
 
-def load_autoencoder(path):
-    """The masked autoencoder of a checkpoint of main_pretrain.py, as LoadedModel.
+def load_autoencoder(path: str) -> LoadedModel:
+    """Load the masked autoencoder from a checkpoint of main_pretrain.py.
 
     Raises:
-        UserError: the file is no such checkpoint.
+        UserError: it is not such a checkpoint.
     """
     return _load(path, PRETRAIN_MODELS, 'main_pretrain.py')
 
 
-def load_classifier(path, input_size=None):
-    """The classifier of a checkpoint of main_finetune.py or main_linprobe.py, as LoadedModel.
+def load_classifier(path: str, input_size: Optional[InputSize] = None) -> LoadedModel:
+    """Load the classifier from a checkpoint of main_finetune.py or main_linprobe.py.
 
-    Args:
-        input_size: another one than that of the training, see util.config.input_size; positions are interpolated.
+    Position embeddings are interpolated to `input_size`, by default that of the training.
     Raises:
-        UserError: the file is no such checkpoint, or patches do not fit into input_size.
+        UserError: it is not such a checkpoint, or input_size is not a multiple of the patch size.
     """
     return _load(path, FINETUNE_MODELS, 'main_finetune.py', input_size)
 
 
-def load_any(path, input_size=None):
-    """The model of a checkpoint of any of the scripts, or an encoder alone as a classifier without head; see
+def load_any(path: str, input_size: Optional[InputSize] = None) -> LoadedModel:
+    """Load the model from a checkpoint of any main script, or an encoder alone as a classifier without head; see
     load_classifier."""
     return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py', input_size)
 
 
-def _load(path, models, scripts, input_size=None):
+def _load(path: str, models: Sequence[str], scripts: str, input_size: Optional[InputSize] = None) -> LoadedModel:
     state = pth_file.load(path)
-    with pth_file.loading(path):
+    with pth_file.checkpoint_errors(path):
         values = linear_probe.folded(state['model'])
         if models is FINETUNE_MODELS and 'cls_token' in values and 'head.weight' not in values:
-            raise UserError('{0}: a pre-trained model, which knows no classes; fine-tune it first: '
+            raise UserError('{0}: a pre-trained model without classes; fine-tune it first: '
                             'python main_finetune.py --finetune {0} --data_path ...'.format(path))
         flags = state.get('args') or {}
         if 'model' not in flags:
-            flags = {**_recognised(values, path), **flags}
+            flags = {**_inferred_flags(values, path), **flags}
         if flags['model'] not in models:
             raise UserError('{}: not a checkpoint of {}{}'.format(
-                path, scripts, '; it has no decoder to reconstruct with' if models is PRETRAIN_MODELS else ''))
-        schema.check({name: state.get(name) for name in ('args', 'classes', 'labels')}, path)
+                path, scripts, '; it has no decoder for reconstructions' if models is PRETRAIN_MODELS else ''))
+        schema.validate({name: state.get(name) for name in ('args', 'classes', 'labels')}, path)
         if flags.get('mean') is None and (flags.get('in_chans') or 3) not in COLOURED:
-            raise UserError('{}: does not say by which mean and std its {} channels are normalised; name the '
-                            'checkpoint of its training'.format(path, flags['in_chans']))
+            raise UserError('{}: no mean and std for its {} channels; use the checkpoint of the training'
+                            .format(path, flags['in_chans']))
         built = {**flags, 'input_size': input_size} if input_size else flags
         model = _build(built, values.get('head.weight'), 'fc_norm.weight' in values)
         if input_size:
-            fault = misfit(input_size, model.patch_embed.proj.kernel_size[0])
+            fault = size_fault(input_size, model.patch_embed.proj.kernel_size[0])
             if fault:
                 raise UserError('--input_size: {}'.format(fault))
-            # The decoder's positions are fixed ones, and so the model's own.
+            # The decoder's position embeddings are fixed: the model's own.
             own = {name: table for name, table in model.state_dict().items() if name == 'decoder_pos_embed'}
             values = {**weights.with_positions_for(model, values, flags), **own}
-        weights.load_model(model, values, path)
+        weights.load_strict(model, values, path)
         return LoadedModel(model.eval(), built, state.get('classes', state.get('labels')))
 
 
-def _recognised(values, path):
-    """The flags of weights that come without any, with a warning of what is assumed."""
+def _inferred_flags(values: Weights, path: str) -> Dict[str, Any]:
+    """Flags of weights without any, inferred from their shapes; a warning lists what is assumed."""
     flags = infer_size(values, path)
-    part = (', taken as trained without --norm_pix_loss' if flags['model'].startswith('mae_') else
-            '' if 'head.weight' in values else ', the encoder alone')
-    logger.warning('%s holds no flags of a training; by its shapes it is %s%s, input size %d, patch size %d', path,
-                   flags['model'], part, flags['input_size'], flags['patch_size'])
+    assumed = (', assumed to be trained without --norm_pix_loss' if flags['model'].startswith('mae_') else
+               '' if 'head.weight' in values else ', encoder only')
+    logger.warning('%s: no training flags; inferred from the shapes: %s%s, input size %d, patch size %d', path,
+                   flags['model'], assumed, flags['input_size'], flags['patch_size'])
     return flags
 
 
-def _build(flags, head, global_pool):
+def _build(flags: Dict[str, Any], head: Optional[Tensor], global_pool: bool) -> nn.Module:
     if flags['model'] in PRETRAIN_MODELS:
         return build_autoencoder(flags)
     model = build_classifier({**flags, 'drop_path': 0., 'global_pool': global_pool}, 1 if head is None else len(head))

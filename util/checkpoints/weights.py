@@ -1,65 +1,73 @@
-"""From the weights of a checkpoint to a model: exactly, or what fits of a pre-trained one."""
-from util.checkpoints import pth_file, schema
-from util.config.input_size import grid_of
+"""Load weights into a model: all of them, or what fits of a pre-trained model."""
+from argparse import Namespace
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from torch import Tensor, nn
+
+from util.checkpoints import schema
+from util.checkpoints.pth_file import checkpoint_errors, load
+from util.checkpoints.schema import Weights
+from util.config.input_flags import grid_of
 from util.config.normalization import adopt_statistics
 from util.errors import UserError
 from util.log import logger
 from util.models.positions import resize_positions
 
+Flags = Optional[Dict[str, Any]]        # of the training that the weights come from, if known
+Names = List[str]
 CLASSIFIER_FLAGS = '--model, --global_pool and --cls_token'
 SHAPE_FLAGS = '--model, --input_size, --patch_size and --in_chans'
 
 
-def load_model(model, weights, path):
-    """Fill `model` exactly.
+def load_strict(model: nn.Module, weights: Weights, path: str) -> None:
+    """Load all weights of a model.
 
     Raises:
-        UserError: names or shapes differ; the first difference is named.
+        UserError: names or shapes differ; the message names the first difference.
     """
     own, head = model.state_dict(), weights.get('head.weight')
     if 'head.weight' in own and head is not None and head.dim() == 2 and len(head) != len(own['head.weight']):
-        raise UserError('{}: was trained for {} classes, this run has {}; see --nb_classes and --data_path'
+        raise UserError('{}: trained with {} classes, but this run has {}; see --nb_classes and --data_path'
                         .format(path, len(head), len(own['head.weight'])))
     for name, script in (('head.weight', 'main_finetune.py'), ('head.1.weight', 'main_linprobe.py')):
         if name in weights and name not in own and 'cls_token' in own:
-            raise UserError('{}: is a classifier of {}, which resumes and evaluates it'.format(path, script))
-    _refuse_any([name for name in own if name not in weights], 'lacks', path, CLASSIFIER_FLAGS)
+            raise UserError('{}: a classifier of {}; use that script to resume or evaluate it'.format(path, script))
+    _reject_any([name for name in own if name not in weights], 'lacks', path, CLASSIFIER_FLAGS)
     _check_shapes(own, weights, path)
-    _refuse_any([name for name in weights if name not in own], 'also holds', path, CLASSIFIER_FLAGS)
+    _reject_any([name for name in weights if name not in own], 'also has', path, CLASSIFIER_FLAGS)
     model.load_state_dict(weights)
 
 
-def start_from(path, model, args, load):
-    """Fill `model` by `load`, one of the next two functions, from the checkpoint at `path`; its mean and std go to
-    `args`.
+def start_from(path: str, model: nn.Module, args: Namespace, load_part: Callable[..., Tuple[Names, Names]]) -> Names:
+    """Initialize a model from the checkpoint at `path`, and `args` with its mean and std.
 
+    Args:
+        load_part: load_pretrained or load_for_pretraining.
     Returns:
-        names that start anew.
+        names that keep their random initialization.
     Raises:
-        UserError, SystemFailure: see util.checkpoints.pth_file.loading.
+        UserError, SystemFailure: see checkpoint_errors.
     """
-    with pth_file.loading(path):
-        saved = pth_file.load(path)
-        flags = saved.get('args') or {}         # of any program: whatever else they say is none of this run's
-        schema.check({'args': {name: flags.get(name) for name in ('in_chans', 'mean', 'std')}}, path)
+    with checkpoint_errors(path):
+        saved = load(path)
+        flags = saved.get('args') or {}         # of any program: only these are used
+        schema.validate({'args': {name: flags.get(name) for name in ('in_chans', 'mean', 'std')}}, path)
         adopt_statistics(args, saved.get('args'), path)
-        left_out, fresh = load(model, saved['model'], path, saved.get('args'))
+        left_out, fresh = load_part(model, saved['model'], path, saved.get('args'))
     logger.info('loaded %s; left out: %s', path, _listed(left_out))
     logger.info('starting from random weights: %s', _listed(fresh))
     return fresh
 
 
-def load_pretrained(model, weights, path, flags=None):
-    """Start a classifier from the encoder of a pre-trained model, or from a classifier of other classes.
+def load_pretrained(model: nn.Module, weights: Weights, path: str, flags: Flags = None) -> Tuple[Names, Names]:
+    """Initialize a classifier from a pre-trained encoder, or from a classifier with other classes.
 
-    Positions are interpolated to the model's grid. The decoder and a head of another size are left out; a head or
-    fc_norm that the checkpoint lacks starts anew.
-    Args:
-        flags: of the training that the weights are from, where that is known.
+    Position embeddings are interpolated to the model's grid. The decoder and a head of another size are left out; a
+    missing head or fc_norm keeps its random initialization.
     Returns:
-        names left out, names that start anew.
+        names left out, names that keep their random initialization.
     Raises:
-        UserError: the encoder is not this model's.
+        UserError: the encoder is another model.
     """
     own = model.state_dict()
     kept = {name: value for name, value in with_positions_for(model, weights, flags).items() if name in own}
@@ -68,34 +76,35 @@ def load_pretrained(model, weights, path, flags=None):
     return _load_part(model, own, weights, kept, ('head.', 'fc_norm.', 'norm.'), path)
 
 
-def load_for_pretraining(model, weights, path, flags=None):
-    """Start a masked autoencoder from an encoder, and from its decoder where that is whole and of this size.
+def load_for_pretraining(model: nn.Module, weights: Weights, path: str, flags: Flags = None) -> Tuple[Names, Names]:
+    """Initialize a masked autoencoder from an encoder, and from its decoder if complete and of the same size.
 
-    Positions are the model's own: fixed, and of its grid. A last norm that the checkpoint lacks, as a classifier of the
-    mean does, starts anew. Arguments, results and errors are those of load_pretrained.
+    Position embeddings are the model's own, which are fixed. A missing final norm, as in a classifier with global
+    pooling, keeps its random initialization. Returns and raises as load_pretrained.
     """
     own, weights = ({name: value for name, value in values.items() if not name.endswith('pos_embed')}
                     for values in (model.state_dict(), weights))
-    decoder = [name for name in own if _of_decoder(name)]
-    whole = all(name in weights and weights[name].shape == own[name].shape for name in decoder)
-    kept = {name: weights[name] for name in own if name in weights and (whole or name not in decoder)}
+    decoder = [name for name in own if _in_decoder(name)]
+    complete = all(name in weights and weights[name].shape == own[name].shape for name in decoder)
+    kept = {name: weights[name] for name in own if name in weights and (complete or name not in decoder)}
     return _load_part(model, own, weights, kept, ('decoder', 'mask_token', 'norm.'), path)
 
 
-def _load_part(model, own, weights, kept, optional, path):
-    """Fill `own`, a model's weights, by those of `weights` that are `kept`; names with `optional` beginnings may lack.
-    """
+def _load_part(model: nn.Module, own: Weights, weights: Weights, kept: Weights, optional: Tuple[str, ...],
+               path: str) -> Tuple[Names, Names]:
+    """Load the `kept` part of `weights` into a model whose state_dict is `own`; only names with an `optional` prefix
+    may be missing."""
     left_out, fresh = [name for name in weights if name not in kept], [name for name in own if name not in kept]
-    _refuse_any([name for name in fresh if not name.startswith(optional)], 'lacks', path)
-    # layer scale, for one: without it the blocks compute something else
-    _refuse_any([name for name in left_out if name.startswith(('blocks.', 'patch_embed.'))], 'also holds', path)
+    _reject_any([name for name in fresh if not name.startswith(optional)], 'lacks', path)
+    # e.g. layer scale, without which the blocks would compute something else
+    _reject_any([name for name in left_out if name.startswith(('blocks.', 'patch_embed.'))], 'also has', path)
     _check_shapes(own, kept, path)
     model.load_state_dict(kept, strict=False)
     return left_out, fresh
 
 
-def with_positions_for(model, weights, flags=None):
-    """`weights` with pos_embed interpolated to the model's grid, from that of the training's flags or else a square."""
+def with_positions_for(model: nn.Module, weights: Weights, flags: Flags = None) -> Weights:
+    """Weights with pos_embed interpolated to the model's grid, from the grid of the flags or else a square one."""
     table, own = weights.get('pos_embed'), model.pos_embed
     if table is None or table.dim() != 3 or not table.numel():
         return weights
@@ -109,37 +118,37 @@ def with_positions_for(model, weights, flags=None):
     return {**weights, 'pos_embed': resize_positions(table.float(), grid, model.grid_size)}
 
 
-def check_grid(model, weights, flags, path):
-    """Raise UserError where weights fit the model in number of patches, but their positions are of another grid."""
+def check_grid(model: nn.Module, weights: Weights, flags: Flags, path: str) -> None:
+    """Raise UserError if weights have the model's number of patches but another grid."""
     table = weights.get('pos_embed')
     grid = None if table is None or table.shape != model.pos_embed.shape else _trained_grid(table, flags)
     if grid not in (None, model.grid_size):
-        raise UserError('{}: was trained on {} x {} patches, this run has {} x {}; see --input_size'
+        raise UserError('{}: trained on {} x {} patches, but this run has {} x {}; see --input_size'
                         .format(path, *grid, *model.grid_size))
 
 
-def _trained_grid(table, flags):
-    """(rows, columns) of the flags, where the table is as long."""
+def _trained_grid(table: Tensor, flags: Flags) -> Optional[Tuple[int, int]]:
+    """(rows, columns) from the flags, if it matches the length of the table."""
     grid = grid_of(flags)
     return grid if grid and table.shape[1] == 1 + grid[0] * grid[1] else None
 
 
-def _refuse_any(names, verb, path, flags='--model'):
+def _reject_any(names: Names, verb: str, path: str, flags: str = '--model') -> None:
     if names:
-        raise UserError('{}: is of another model, it {} {}; see {}'.format(path, verb, names[0], flags))
+        raise UserError('{}: weights of another model, it {} {}; see {}'.format(path, verb, names[0], flags))
 
 
-def _check_shapes(own, weights, path):
+def _check_shapes(own: Weights, weights: Weights, path: str) -> None:
     for name, value in own.items():
         if name in weights and weights[name].shape != value.shape:
-            raise UserError('{}: is of another model, {} is {} and not {}; see {}'.format(
+            raise UserError('{}: weights of another model, {} is {} instead of {}; see {}'.format(
                 path, name, tuple(weights[name].shape), tuple(value.shape), SHAPE_FLAGS))
 
 
-def _listed(names):
-    others = [name for name in names if not _of_decoder(name)]
+def _listed(names: Names) -> str:
+    others = [name for name in names if not _in_decoder(name)]
     return ', '.join(['the decoder'] * (len(others) < len(names)) + others) or 'nothing'
 
 
-def _of_decoder(name):
+def _in_decoder(name: str) -> bool:
     return name.startswith('decoder') or name == 'mask_token'

@@ -1,52 +1,101 @@
-"""Flags of the model's input: its size, channels, mean and standard deviation. Nothing here imports torch."""
-from util.config import input_size, normalization
-from util.config.parser import number, positive, positive_int
+"""Flags of the model's input: size, patches, channels, mean and standard deviation.
+
+An input size is the side of a square in pixels, or [height, width].
+"""
+import re
+from argparse import ArgumentTypeError, Namespace
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+
+from util.config import normalization
+from util.config.parser import Parser, number, positive, positive_int
 from util.errors import UserError
 
 RECIPE_AA = 'rand-m9-mstd0.5-inc1'
-COLOURED = (1, 3)           # channels that augmentation of colours is defined for, and that have a usual mean and std
+COLOURED = (1, 3)           # channels for which colour augmentation, a usual mean and a usual std exist
+InputSize = Union[int, Sequence[int]]
 
 
-def add(add):
-    """Add them by `add`, of Parser.adder."""
+def add_flags(add: Callable) -> None:
+    """Add the flags by `add`, see Parser.adder."""
     add('--input_size', type=positive_int, nargs='+', default=224, metavar=('H', 'W'),
         help='side of the square input in pixels; or its height and width')
     add('--patch_size', type=positive_int, help="side of a patch in pixels; default: the model's own")
     add('--in_chans', type=positive_int, default=3,
-        help='image channels: 1 (grey), 3 (RGB), or as many as the files have (.npy arrays, RGBA)')
+        help='image channels: 1 (grey), 3 (RGB), or those of the files (.npy arrays, RGBA)')
     add('--mean', type=number(float), nargs='+',
-        help="mean of the pixels, for each channel or for all, white being 1; default: the checkpoint's, or ImageNet's")
-    add('--std', type=positive, nargs='+', help='standard deviation of the pixels, as --mean')
+        help="pixel mean, per channel or one for all, on a scale of 0 to 1; default: the checkpoint's, or ImageNet's")
+    add('--std', type=positive, nargs='+', help='pixel standard deviation, as --mean')
 
 
-def check(parser, args, patch_size):
-    """End the process with one line where they do not go together; settle `args.input_size` (input_size.plain)."""
+def check_flags(parser: Parser, args: Namespace) -> None:
+    """End the process with one line if the flags do not fit together; normalise `args.input_size`."""
     if isinstance(args.input_size, list):
         if len(args.input_size) > 2:
             parser.error('argument --input_size: takes one number, or height and width; not {} numbers'
                          .format(len(args.input_size)))
-        args.input_size = input_size.plain(args.input_size)
-    misfit = input_size.misfit(args.input_size, patch_size)
-    if misfit:
-        parser.error('argument --input_size: {} (or see --patch_size)'.format(misfit))
+        args.input_size = normalised_size(args.input_size)
+    fault = size_fault(args.input_size, args.patch_size or patch_in_name(args.model))
+    if fault:
+        parser.error('argument --input_size: {} (or see --patch_size)'.format(fault))
     if (args.mean is None) != (args.std is None):
         parser.error('argument --{}: give --{} too'.format(*('std', 'mean') if args.mean is None else ('mean', 'std')))
     if args.mean is None and any(getattr(args, name, '') for name in ('resume', 'finetune', 'init_from')):
-        return          # the checkpoint says
+        return          # the checkpoint's are used
     try:
         normalization.statistics(args.in_chans, args.mean, args.std)
     except UserError as error:
         parser.error('argument {}'.format(error))
 
 
-def settle_colours(parser, args):
-    """Give --aa its default, which augments colours only where there are such; refuse what is for these."""
+def set_augmentation(parser: Parser, args: Namespace) -> None:
+    """Set the default of --aa, without colour augmentation where channels are not colours; reject flags for colours."""
     if args.in_chans not in COLOURED:
-        if args.aa not in (None, 'none'):
-            parser.error('argument --aa: {} is for images of 1 or 3 channels, not {}; leave it out'
-                         .format(args.aa, args.in_chans))
-        if args.color_jitter:
-            parser.error('argument --color_jitter: is for images of 1 or 3 channels, not {}; leave it out'
-                         .format(args.in_chans))
+        for flag, value in (('aa', args.aa if args.aa != 'none' else None), ('color_jitter', args.color_jitter)):
+            if value:
+                parser.error('argument --{}: for images of 1 or 3 channels, not {}'.format(flag, args.in_chans))
     if args.aa is None:
         args.aa = RECIPE_AA if args.in_chans in COLOURED else 'none'
+
+
+def sides(size: InputSize) -> Tuple[int, int]:
+    """224 or [160, 320] -> (height, width) in pixels."""
+    return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+
+
+def normalised_size(numbers: Sequence[int]) -> Union[int, List[int]]:
+    """[side] or [height, width] -> the input size as flags and checkpoints store it: a square as one number."""
+    height, width = (list(numbers) * 2)[:2]
+    return height if height == width else [height, width]
+
+
+def parse_size(text: str) -> Union[int, List[int]]:
+    """argparse type: '224' -> 224, '160x320' -> [160, 320], for commands with positional arguments."""
+    sizes = re.match(r'([1-9]\d*)(?:x([1-9]\d*))?$', text)
+    if not sizes:
+        raise ArgumentTypeError('{!r} is neither a side in pixels nor HEIGHTxWIDTH'.format(text))
+    return normalised_size([int(number) for number in sizes.groups() if number])
+
+
+def patch_in_name(model: str) -> Optional[int]:
+    """Patch side in pixels in a model's name, 16 in vit_base_patch16; None without one."""
+    found = re.search(r'_patch(\d+)', model)
+    return int(found.group(1)) if found else None
+
+
+def size_fault(size: InputSize, patch: int) -> Optional[str]:
+    """Error message with the nearest valid sizes if patches do not tile the input, else None."""
+    odd = next((length for length in sides(size) if length % patch), None)
+    if odd is None:
+        return None
+    near = [str(length) for length in (odd // patch * patch, -(-odd // patch) * patch) if length]
+    return '{} is not a multiple of the patch size {}; use {}'.format(odd, patch, ' or '.join(near))
+
+
+def grid_of(flags: Optional[Dict[str, Any]]) -> Optional[Tuple[int, int]]:
+    """Patch grid (rows, columns) by the flags in a checkpoint; None if they do not define one."""
+    flags = flags or {}
+    patch = flags.get('patch_size') or patch_in_name(str(flags.get('model')))
+    size = sides(flags.get('input_size'))
+    if len(size) != 2 or any(type(number) is not int or number < 1 for number in (patch, *size)):
+        return None
+    return size[0] // patch, size[1] // patch

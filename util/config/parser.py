@@ -1,57 +1,57 @@
-"""A parser of flags whose errors are one line, the types of its numbers, and the YAML file of --config.
+"""Argument parser with one-line errors, types of numbers, and the YAML file of --config.
 
-A value in the file is the text that would follow the flag on the command line, so that 1e-3, 010 and no mean what they
-mean there. `python -m util.config.parser FILE` prints which flags a file sets, for the launchers. Nothing here
-imports torch.
+A value in the file is the text that would follow the flag on the command line: 1e-3, 010 and no mean the same in both.
+`python -m util.config.parser FILE` prints which flags a file sets, for the launchers.
 """
 import argparse
 import difflib
 import math
 import sys
+from typing import Callable, Dict, List, Optional, Sequence, Union
 
 from util.errors import USER_ERROR_STATUS, UserError, report_once_per_node, run
 from util.text import one_line
 
-NULL = ('', '~', 'null', 'Null', 'NULL')        # of YAML: the flag keeps its default
-SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}     # in a file
+NULL = ('', '~', 'null', 'Null', 'NULL')        # YAML's null: the flag keeps its default
+SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}     # YAML's booleans
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line that names the flag, and which takes no abbreviated flags.
+    """ArgumentParser with one-line errors and without abbreviated flags.
 
-    Where it has a flag --config, the YAML file of that name gives values to any flag; the command line wins.
+    If it has a flag --config, that YAML file sets any flags; the command line takes precedence.
     """
 
     def __init__(self, **options):
         self.flags = {}             # {'--name': argparse.Action}
-        self._source = ''           # the file whose flags are parsed
+        self._source = ''           # prefix of errors while a file is parsed
         super().__init__(allow_abbrev=False, **options)
 
-    def add_argument(self, *names, **options):
+    def add_argument(self, *names, **options) -> argparse.Action:
         """argparse's, with the default at the end of the help text."""
-        return self._note(super().add_argument(*names, **options))
+        return self._register(super().add_argument(*names, **options))
 
-    def adder(self, group):
-        """A function like add_argument that adds to a group of this parser."""
-        return lambda *names, **options: self._note(group.add_argument(*names, **options))
+    def adder(self, group: argparse._ArgumentGroup) -> Callable[..., argparse.Action]:
+        """add_argument for a group of this parser."""
+        return lambda *names, **options: self._register(group.add_argument(*names, **options))
 
-    def _note(self, action):
+    def _register(self, action):
         self.flags.update((name, action) for name in action.option_strings)
         hidden = action.required or isinstance(action.default, bool)
         if not hidden and action.default not in (None, '', argparse.SUPPRESS):
             action.help += ' (default: %(default)s)'
         return action
 
-    def error(self, message):
-        """End the process with one line."""
+    def error(self, message: str) -> None:
+        """End the process with one line and status 2."""
         report_once_per_node()
         self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(one_line(self._source + message), self.prog))
 
-    def parse_args(self, args=None, namespace=None):
-        """The flags as a Namespace; a mistake ends the process with one line."""
-        words = sys.argv[1:] if args is None else list(args)
-        path = on_command_line('--config', words) if '--config' in self.flags else None
-        parsed, unknown = self.parse_known_args(words, namespace if path is None else self._read(path))
+    def parse_args(self, args: Optional[Sequence[str]] = None, namespace=None) -> argparse.Namespace:
+        """Parse the flags; an error ends the process with one line."""
+        argv = sys.argv[1:] if args is None else list(args)
+        path = _value_in_argv('--config', argv) if '--config' in self.flags else None
+        parsed, unknown = self.parse_known_args(argv, namespace if path is None else self._read_config(path))
         if unknown:
             self._unknown(unknown[0].split('=')[0])
         return parsed
@@ -60,8 +60,8 @@ class Parser(argparse.ArgumentParser):
         close = difflib.get_close_matches(flag, self.flags, n=1)
         self.error('unknown argument {}{}'.format(flag, '; did you mean {}?'.format(close[0]) if close else ''))
 
-    def _read(self, path):
-        """What a file sets, and other flags' defaults, as a Namespace; no longer required of the command line."""
+    def _read_config(self, path):
+        """The flags by a file, or their defaults, as a Namespace; what the file sets is no longer required."""
         required = [action for action in self.flags.values() if action.required]
         for action in required:
             action.required = False
@@ -70,14 +70,14 @@ class Parser(argparse.ArgumentParser):
         except UserError as error:
             self.error(str(error))
         self._source = '--config {}: '.format(path)
-        values = self.parse_args([word for name, value in settings.items() for word in self._words('--' + name, value)])
+        values = self.parse_args([word for name, value in settings.items() for word in self._argv('--' + name, value)])
         self._source = ''
         for action in required:
             action.required = getattr(values, action.dest) is None
         return values
 
-    def _words(self, flag, value):
-        """A flag of a file as words of a command line; `value` as read_config gives it."""
+    def _argv(self, flag, value):
+        """A flag of a file as command-line arguments; `value` is read_config's."""
         action = self.flags.get(flag)
         if action is None:
             self._unknown(flag)
@@ -88,20 +88,20 @@ class Parser(argparse.ArgumentParser):
         if action.nargs == 0:
             switched = SWITCH.get(str(value).lower())
             if switched is None:
-                self.error('argument {}: is a switch, true or false'.format(flag))
-            # Switched off: its opposite if there is one (--pin_mem: --no_pin_mem), else off is the default.
+                self.error('argument {}: a switch takes true or false'.format(flag))
+            # Off: the opposite switch if there is one (--pin_mem: --no_pin_mem), else the default.
             return [name for name, other in self.flags.items()
                     if other.dest == action.dest and other.const == (action.const == switched)]
         if isinstance(value, str):
             return ['{}={}'.format(flag, value)]
         if action.nargs is None or any(item.startswith('--') for item in value):
-            self.error('argument {}: takes no such list'.format(flag))
+            self.error('argument {}: takes no list of this kind'.format(flag))
         return [flag, *value]
 
 
-def number(kind, low=-math.inf, high=math.inf, excluded=()):
-    """An argparse type: `kind`, int or float, from `low` to `high`, both included, but for the `excluded` ones."""
-    expected = '{} from {} to {}'.format('a whole number' if kind is int else 'a number', low, high)
+def number(kind: type, low: float = -math.inf, high: float = math.inf, excluded: Sequence[float] = ()) -> Callable:
+    """argparse type: int or float from `low` to `high`, both included, except the `excluded` values."""
+    expected = '{} from {} to {}'.format('an integer' if kind is int else 'a number', low, high)
     expected += ''.join(', not {}'.format(value) for value in excluded)
 
     def parse(text):
@@ -124,26 +124,26 @@ fraction_below_one = number(float, 0, 1, excluded=[1])
 open_fraction = number(float, 0, 1, excluded=[0, 1])
 
 
-def add_device(add):
-    """Add --device by `add`, which is add_argument of a parser or group."""
+def add_device(add: Callable) -> None:
+    """Add --device by `add`, add_argument of a parser or group."""
     add('--device', default='auto', choices=('auto', 'npu', 'cuda', 'cpu'),
-        help='where to run; auto: NPU, then CUDA, then CPU')
+        help='device type; auto: NPU, then CUDA, then CPU')
 
 
-def read_config(path):
-    """The flags of a YAML file: {name without dashes: text, list of texts, or None for the default}.
+def read_config(path: str) -> Dict[str, Union[str, List[str], None]]:
+    """The flags in a YAML file, by names without dashes; None for the default.
 
     Raises:
-        UserError: it cannot be read, is not YAML, or is not a mapping of flags, each set once, to values.
+        UserError: the file cannot be read, is not YAML, or not a mapping of unique flags to values.
     """
     try:
         import yaml
     except ImportError as error:
-        raise UserError('--config {}: PyYAML, which reads it, is not installed: pip install pyyaml'.format(path)
+        raise UserError('--config {}: requires PyYAML: pip install pyyaml'.format(path)
                         ) from error
     try:
         with open(path, encoding='utf-8') as file:
-            # Nodes still have keys that occur twice, and tell "null" in quotes from null.
+            # Nodes, unlike values, keep duplicate keys and distinguish "null" from null.
             root = yaml.compose(file, Loader=yaml.BaseLoader)
         if root and not isinstance(root, yaml.MappingNode):
             raise ValueError('not lines "flag: value"')
@@ -164,25 +164,25 @@ def read_config(path):
 
 def _text(node, name):
     if not isinstance(node.value, str):
-        raise ValueError(name + ' is neither a text nor a list of texts')
+        raise ValueError(name + ' is neither a scalar nor a list of scalars')
     return node.value
 
 
-def on_command_line(flag, command):
-    """The value that a list of words gives to a flag with one value, whatever other flags there are; None without."""
+def _value_in_argv(flag, argv):
+    """The value of a flag with one value among arguments of any other flags; None without it."""
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
     parser.add_argument(flag, dest='value')
-    return parser.parse_known_args(command)[0].value
+    return parser.parse_known_args(argv)[0].value
 
 
-def value_of(flag, command):
-    """The text that a command line, or else the --config file that it names, gives to a flag; None where neither does.
+def value_of(flag: str, argv: Sequence[str]) -> Optional[str]:
+    """The text of a flag in `argv`, else in the --config file it names; None if neither sets it.
 
-    A switch has a text in a file only.
+    Switches have a text in the file only.
     Raises:
         UserError: see read_config.
     """
-    value, path = on_command_line(flag, command), on_command_line('--config', command)
+    value, path = _value_in_argv(flag, argv), _value_in_argv('--config', argv)
     if value is None and path is not None:
         value = read_config(path).get(flag[2:])
     return value if isinstance(value, str) else None

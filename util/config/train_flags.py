@@ -1,7 +1,9 @@
-"""The flags of the entry scripts. Nothing here imports torch, so --help and a wrong flag answer at once."""
+"""Flags of the training scripts."""
 import os
+from argparse import Namespace
+from typing import Optional, Sequence
 
-from util.config import input_flags, input_size
+from util.config import input_flags
 from util.config.parser import (
     Parser,
     add_device,
@@ -14,20 +16,20 @@ from util.config.parser import (
     positive,
     positive_int,
 )
-from util.config.weights_location import fault_of_weights
-from util.model_sizes import SIZES
+from util.config.weights_location import location_fault
+from util.model_sizes import MASK_RATIO, SIZES, visible_patches
 
 FINETUNE_MODELS = tuple('vit_{}_patch{}'.format(name, size.patch) for name, size in SIZES.items())
-PRETRAIN_MODELS = (*('mae_' + name for name in FINETUNE_MODELS),
-                   *('mae_{}_dec512d8b'.format(name) for name in FINETUNE_MODELS[3:]))       # the published names
+PRETRAIN_MODELS = (*('mae_' + name for name in FINETUNE_MODELS), 'mae_vit_base_patch16_dec512d8b',
+                   'mae_vit_large_patch16_dec512d8b', 'mae_vit_huge_patch14_dec512d8b')      # the published names
 
 
-def _or(word, value, number_of):
-    """An argparse type: `word`, which stands for `value`, or a number."""
-    return lambda text: value if text.lower() == word else number_of(text)
+def _or(word, value, number_type):
+    """argparse type: `word` for `value`, or a number."""
+    return lambda text: value if text.lower() == word else number_type(text)
 
 
-def pretrain_parser():
+def pretrain_parser() -> Parser:
     """Flags of main_pretrain.py."""
     parser = Parser(prog='main_pretrain.py', description='Pre-train a masked autoencoder (arXiv:2111.06377).')
     _add_training(parser, batch_size=64, epochs=400, warmup_epochs=40, min_lr=0., save_every=20)
@@ -39,7 +41,7 @@ def pretrain_parser():
     return parser
 
 
-def finetune_parser():
+def finetune_parser() -> Parser:
     """Flags of main_finetune.py."""
     parser = Parser(prog='main_finetune.py', description='Fine-tune or evaluate a Vision Transformer classifier.')
     _add_training(parser, batch_size=64, epochs=50, warmup_epochs=5, min_lr=1e-6, save_every=5)
@@ -53,7 +55,7 @@ def finetune_parser():
     return parser
 
 
-def linprobe_parser():
+def linprobe_parser() -> Parser:
     """Flags of main_linprobe.py; the defaults are the protocol of arXiv:2111.06377, appendix A.1."""
     parser = Parser(prog='main_linprobe.py', description='Train or evaluate a linear classifier on a frozen encoder.')
     _add_training(parser, batch_size=512, epochs=90, warmup_epochs=10, min_lr=0., save_every=5, blr=.1,
@@ -70,27 +72,27 @@ def _add_training(parser, batch_size, epochs, warmup_epochs, min_lr, save_every,
                   optimizer='AdamW'):
     add = parser.adder(parser.add_argument_group('training'))
     add('--batch_size', type=positive_int, default=batch_size,
-        help='images per device and iteration; the effective batch is this x accum_iter x number of devices')
-    add('--epochs', type=positive_int, default=epochs, help='passes over the data in the whole schedule')
-    add('--accum_iter', type=positive_int, default=1, help='iterations whose gradients make one optimizer step')
+        help='images per device and iteration; effective batch size: batch_size x accum_iter x number of devices')
+    add('--epochs', type=positive_int, default=epochs, help='passes over the data')
+    add('--accum_iter', type=positive_int, default=1, help='iterations per optimizer step (gradient accumulation)')
     add('--weight_decay', type=non_negative, default=weight_decay, help='weight decay of ' + optimizer)
-    add('--lr', type=positive, help='peak learning rate; default: blr x effective batch / 256')
-    add('--blr', type=positive, default=blr, help='base learning rate, for 256 images')
+    add('--lr', type=positive, help='peak learning rate; default: blr x effective batch size / 256')
+    add('--blr', type=positive, default=blr, help='base learning rate, per 256 images')
     add('--base_batch_size', type=positive_int,
-        help='effective batch, in images, that --lr is for; a line says where that of this run is another one')
+        help='effective batch size that --lr was tuned for; warns if that of this run differs')
     add('--auto_scale_lr', action='store_true',
-        help='scale --lr linearly from base_batch_size to the effective batch of this run')
-    add('--min_lr', type=non_negative, default=min_lr, help='learning rate at which the cosine ends')
+        help='scale --lr linearly from base_batch_size to the effective batch size of this run')
+    add('--min_lr', type=non_negative, default=min_lr, help='learning rate at the end of the cosine schedule')
     add('--warmup_epochs', type=non_negative, default=warmup_epochs, help='epochs of linear warm-up from 0')
-    add('--clip_grad', type=positive, help='clip the gradient to this 2-norm; default: no clipping')
+    add('--clip_grad', type=positive, help='maximum 2-norm of the gradient; default: no clipping')
     add('--save_every', type=positive_int, default=save_every,
-        help='epochs between checkpoints; the last is always saved')
+        help='epochs between checkpoints; the last epoch is always saved')
 
 
 def _add_model(parser, models, default):
     add = parser.adder(parser.add_argument_group('model'))
     add('--model', default=default, choices=models, metavar='MODEL', help='one of ' + ', '.join(models))
-    input_flags.add(add)
+    input_flags.add_flags(add)
 
 
 def _add_data(parser, crop_min, val_fraction=None):
@@ -101,15 +103,15 @@ def _add_data(parser, crop_min, val_fraction=None):
              'of path,label; pre-training also takes any folder of images')
     as_trained = '' if val_fraction is not None else "; default: the checkpoint's, else {}"
     add('--val_fraction', type=fraction, default=val_fraction,
-        help='where the data have no val/, share of each class that is held out for it, the same images in training '
-        'and in evaluation; 0: none, 1: all (--eval alone)' + as_trained.format(.1))
+        help='validation split without a val/ folder: share of each class, the same images in training and evaluation; '
+        '0: none, 1: all (--eval only)' + as_trained.format(.1))
     add('--val_seed', type=non_negative_int, default=None if val_fraction is None else 0,
-        help='seed of that choice' + as_trained.format(0))
+        help='seed of the validation split' + as_trained.format(0))
     add('--crop_min', type=number(float, 0, 1, excluded=[0]), default=crop_min,
-        help='share of an image that a random crop takes at least, by area')
+        help='minimum area of a random crop, as a share of the image')
     add('--num_workers', type=non_negative_int,
-        help='loader processes per device, 0: load in the training process; default: the cores there are, at most 10')
-    add('--pin_mem', action='store_true', default=True, help='page-locked host memory, for faster copies to a device')
+        help='loader processes per device; 0: load in the training process; default: available cores, at most 10')
+    add('--pin_mem', action='store_true', default=True, help='pinned host memory, for faster copies to a device')
     add('--no_pin_mem', action='store_false', dest='pin_mem', help='pageable host memory')
 
 
@@ -117,94 +119,92 @@ def _add_run(parser):
     add = parser.adder(parser.add_argument_group('run'))
     add('--output_dir', default='./output_dir', help='folder for checkpoints, log.txt, summary.json and report.html')
     add('--log_dir', help='folder for TensorBoard files; default: output_dir')
-    add('--seed', type=non_negative_int, default=0, help='seed of weights, order, augmentation and masks')
+    add('--seed', type=non_negative_int, default=0, help='seed of weights, data order, augmentation and masks')
     add('--resume', default='',
-        help='checkpoint to continue from (or to evaluate): a file, a folder of Hugging Face, a URL with a hash in its '
-             "name (.../name-HASH.pth), or 'auto': the newest in output_dir")
+        help='checkpoint to resume (or to evaluate): a file, a Hugging Face folder, a URL with a hash in its name '
+             "(.../name-HASH.pth), or 'auto': the newest in output_dir")
     add('--start_epoch', type=non_negative_int,
-        help='first epoch to run, counted from 0; default: the one after the checkpoint')
+        help='first epoch, counted from 0; default: the one after the checkpoint')
     add('--report_every', type=non_negative_int, default=0,
-        help='epochs between rewritings of output_dir/report.html on the way; 0: only at the end')
+        help='epochs between updates of output_dir/report.html; 0: only at the end')
     add('--config', metavar='FILE',
-        help='YAML file of lines "flag: value", for any flags; the command line wins. Each run writes its flags to '
-             'output_dir/config.yaml in this form')
+        help='YAML file of lines "flag: value", for any flags; the command line takes precedence. Each run writes its '
+             'flags to output_dir/config.yaml in this form')
     add('--prof', action='store_true',
         help='write a profiler trace of 10 iterations (3 before PyTorch 1.9) to output_dir/prof')
 
     add = parser.adder(parser.add_argument_group('reliability'))
     add('--save_every_minutes', type=non_negative, default=30.,
-        help='minutes between checkpoints, also within an epoch; 0: only by --save_every')
+        help='minutes between checkpoints, also within an epoch; 0: only --save_every')
     add('--keep_last', type=non_negative_int, default=3,
-        help='newest checkpoints that are kept, beside the best; 0: all of them')
+        help='number of newest checkpoints to keep, plus the best; 0: all')
     add('--max_bad_steps', type=positive_int, default=10,
-        help='optimizer steps in a row with a loss or gradient that is not finite, until the run stops')
+        help='abort after this many consecutive steps with a non-finite loss or gradient')
     add('--max_bad_images', type=non_negative_int,
-        help='image files that may be unreadable until the run stops; default: 1 in 1000, at least 10')
+        help='maximum number of unreadable image files; default: 1 in 1000, at least 10')
     add('--hang_timeout', type=number(float, 0, 10 ** 8, excluded=[0]), default=600.,
-        help='seconds without progress, until a process ends with all its stacks and status 70')
+        help='seconds without progress until a process prints all stacks and exits with status 70')
 
     add = parser.adder(parser.add_argument_group('devices and processes'))
     add_device(add)
-    add('--world_size', type=positive_int, help='number of processes, where no launcher says it in the environment')
+    add('--world_size', type=positive_int, help='number of processes, if no launcher sets it in the environment')
     add('--local_rank', '--local-rank', type=number(int, -1), default=-1,
-        help='index of this process on its node, where no launcher says it in the environment')
+        help='index of this process on its node, if no launcher sets it in the environment')
     add('--dist_on_itp', action='store_true', help='read rank and world size from OpenMPI')
     add('--dist_url', default='env://', help='rendezvous: env:// or tcp://host:port')
-    add('--addr', help='address of the master, where MASTER_ADDR is not set')
+    add('--addr', help='address of the master, if MASTER_ADDR is not set')
 
 
 def _add_precision(parser):
     add = parser.adder(parser.add_argument_group('mixed precision'))
     add('--amp', action='store_true',
-        help='mixed precision where the device gains by it (of CPUs, those with bf16 instructions)')
+        help='mixed precision on devices that it speeds up (CPUs: those with bf16 instructions)')
     add('--amp_backend', default='auto', choices=('auto', 'apex', 'native', 'none'),
-        help='auto: apex O2 on an NPU that has it, else native; apex and native also switch --amp on')
+        help='auto: apex O2 on an NPU if installed, else native; apex and native imply --amp')
     add('--amp_dtype', default='auto', choices=('auto', 'fp16', 'bf16'),
-        help='type of native mixed precision; auto: bf16 where the device has it; fp16 and bf16 also switch --amp on')
+        help='type of native mixed precision; auto: bf16 if the device supports it; fp16 and bf16 imply --amp')
     return add
 
 
 def _add_full_training(parser):
-    """Flags of a training of all weights."""
+    """Flags of pre-training and fine-tuning, not linear probing."""
     _add_precision(parser)('--loss_scale', type=_or('dynamic', 'dynamic', positive), default='dynamic',
                            help="fp16 loss scale: 'dynamic' or a number")
     add = parser.adder(parser.add_argument_group('speed and memory'))
     add('--compile', action='store_true',
-        help='compile the transformer blocks by torch.compile, which the first steps wait for; where it does not work, '
-        'go on without')
+        help='compile the transformer blocks by torch.compile; slow first steps; runs uncompiled if it fails')
     add('--grad_checkpoint', action='store_true',
-        help="recompute the blocks' activations in the backward pass: less memory, about a third more time")
-    add = parser.adder(parser.add_argument_group('average of the weights'))
+        help='activation checkpointing of the blocks: less memory, about a third more time')
+    add = parser.adder(parser.add_argument_group('exponential moving average (EMA)'))
     add('--ema', type=open_fraction, metavar='DECAY',
-        help='keep a moving average of the weights, of which a step replaces the share 1 - DECAY, e.g. 0.9999 (at '
-        'first more); checkpoints are judged and used by it; default: none')
+        help='EMA of the weights, e.g. 0.9999 (with warm-up), used for evaluation and inference; default: none')
 
 
 def _add_autoencoder(parser):
     add = parser.adder(parser.add_argument_group('masked autoencoder'))
-    add('--mask_ratio', type=open_fraction, default=.75, help='share of patches to hide, between 0 and 1')
+    add('--mask_ratio', type=open_fraction, default=MASK_RATIO, help='share of patches to hide, between 0 and 1')
     add('--norm_pix_loss', action='store_true',
-        help="predict each patch's pixels normalised by its own mean and variance")
+        help='normalise the target pixels of each patch by its own mean and variance')
     add('--init_from', default='',
-        help='checkpoint whose encoder, and decoder where there is one, a new pre-training starts from, a file, folder '
-        'or URL as for --finetune of main_finetune.py; default: random weights')
-    add = parser.adder(parser.add_argument_group('judging the representation'))
+        help='initial weights of the encoder, and of the decoder if it has one: a checkpoint as '
+        'for --finetune of main_finetune.py; default: random weights')
+    add = parser.adder(parser.add_argument_group('representation evaluation'))
     add('--knn_every', type=non_negative_int, default=0,
-        help='epochs between two k-NN classifications of the validation images, which need class folders (see python '
-             '-m util.tools.knn); the last epoch gets one too; 0: none')
+        help='epochs between k-NN evaluations, also after the last epoch; needs class folders (see python -m '
+             'util.tools.knn); 0: none')
     add('--knn_images', type=positive_int, default=20000,
-        help='training images that these compare with, at most, spread evenly over the classes')
+        help='maximum number of training images for k-NN, balanced over the classes')
 
 
 def _add_classification(parser, global_pool):
     group = parser.add_argument_group('classification')
     add, pool = parser.adder(group), parser.adder(group.add_mutually_exclusive_group())
     add('--finetune', default='',
-        help='pre-trained checkpoint to start from: a file, a folder of Hugging Face, or a URL with a hash in its name '
+        help='pre-trained checkpoint: a file, a Hugging Face folder, or a URL with a hash in its name '
              '(.../name-HASH.pth); default: random weights')
-    add('--eval', action='store_true', help='evaluate the --resume checkpoint and end')
-    add('--dist_eval', action='store_true', help='share evaluation among all processes; else rank 0 does it')
-    add('--nb_classes', type=positive_int, help='number of classes; default: as many as the data has')
+    add('--eval', action='store_true', help='evaluate the --resume checkpoint and exit')
+    add('--dist_eval', action='store_true', help='distribute evaluation over all processes; default: rank 0 only')
+    add('--nb_classes', type=positive_int, help='number of classes; default: that of the data')
     pool('--global_pool', action='store_true', default=global_pool,
                       help='classify the mean of the patch tokens' + ', the default' * global_pool)
     pool('--cls_token', action='store_false', dest='global_pool',
@@ -214,102 +214,97 @@ def _add_classification(parser, global_pool):
 def _add_finetuning(parser):
     add = parser.adder(parser.add_argument_group('fine-tuning'))
     add('--freeze', type=_or('all', 'all', non_negative_int), metavar='N',
-        help='train without the patch embedding, class token, positions and the first N blocks; all: nothing but the '
-             'head and its norm trains; default: all is trained')
+        help='freeze the patch embedding, class token, positions and the first N blocks; all: everything except the '
+             'head and its norm; default: train all weights')
     add('--drop_path', type=fraction_below_one, default=.1, help='stochastic depth of the last block')
     add('--layer_decay', type=number(float, 0, 1, excluded=[0]), default=.75,
-        help='factor of the learning rate from one layer to the one below it')
+        help='learning rate of a layer, relative to the layer above')
 
 
 def _add_augmentation(parser):
     add = parser.adder(parser.add_argument_group('augmentation and regularisation'))
-    add('--color_jitter', type=_or('none', None, non_negative),
-        help='strength of colour jitter; used where --aa is none')
+    add('--color_jitter', type=_or('none', None, non_negative), help='strength of colour jitter; used if --aa is none')
     add('--aa', help="AutoAugment policy in timm's notation, or none; default: " + input_flags.RECIPE_AA +
-        ', and none where --in_chans is neither 1 nor 3')
+        ', or none if --in_chans is neither 1 nor 3')
     add('--smoothing', type=fraction_below_one, default=.1, help='label smoothing')
     add('--reprob', type=fraction, default=.25, help='probability of random erasing')
-    add('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='what random erasing fills with')
-    add('--recount', type=positive_int, default=1, help='rectangles per random erasing')
-    add('--resplit', action='store_true', help='leave the first half of each batch free of random erasing')
+    add('--remode', default='pixel', choices=('const', 'rand', 'pixel'), help='fill of random erasing')
+    add('--recount', type=positive_int, default=1, help='maximum number of rectangles per random erasing')
+    add('--resplit', action='store_true', help='no random erasing in the first half of each batch')
     add('--mixup', type=non_negative, default=0., help='mixup alpha; 0: off')
     add('--cutmix', type=non_negative, default=0., help='cutmix alpha; 0: off')
     add('--cutmix_minmax', type=open_fraction, nargs=2, metavar=('MIN', 'MAX'),
-        help='cutmix side as shares of the image, instead of alpha')
-    add('--mixup_prob', type=fraction, default=1., help='probability of mixing a batch')
-    add('--mixup_switch_prob', type=fraction, default=.5, help='probability of cutmix where both are on')
-    add('--mixup_mode', default='batch', choices=('batch', 'pair', 'elem'), help='what shares one mixing factor')
+        help='range of the cutmix side, as shares of the image, instead of alpha')
+    add('--mixup_prob', type=fraction, default=1., help='probability of mixup or cutmix per batch')
+    add('--mixup_switch_prob', type=fraction, default=.5, help='probability of cutmix over mixup if both are on')
+    add('--mixup_mode', default='batch', choices=('batch', 'pair', 'elem'), help='unit that shares a mixing factor')
 
 
-def parse_pretrain(argv=None):
-    """Parse and check the flags of pre-training; a bad one ends the process with one line."""
+def parse_pretrain(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse and check the flags of pre-training; an error ends the process with one line."""
     parser = pretrain_parser()
-    args = parser.parse_args(argv)
-    _check_shared(parser, args)
-    rows, columns = (side // _patch_size(args) for side in input_size.sides(args.input_size))
+    args = _parse(parser, argv)
+    rows, columns = input_flags.grid_of(vars(args))
     patches = rows * columns
-    kept = int(patches * (1 - args.mask_ratio))
-    if not 0 < kept < patches:
-        parser.error('argument --mask_ratio: {} hides {} of {} patches; at least one must be hidden and one kept'
-                     .format(args.mask_ratio, patches - kept, patches))
+    visible = visible_patches(patches, args.mask_ratio)
+    if not 0 < visible < patches:
+        parser.error('argument --mask_ratio: {} hides {} of {} patches; at least one must be hidden and one visible'
+                     .format(args.mask_ratio, patches - visible, patches))
     return args
 
 
-def parse_finetune(argv=None):
-    """Parse and check the flags of fine-tuning; a bad one ends the process with one line."""
+def parse_finetune(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse and check the flags of fine-tuning; an error ends the process with one line."""
     parser = finetune_parser()
-    args = parser.parse_args(argv)
-    _check_shared(parser, args)
+    args = _parse(parser, argv)
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
-        parser.error('argument --batch_size: mixup and cutmix pair images, so {} must be even'.format(args.batch_size))
-    input_flags.settle_colours(parser, args)
+        parser.error('argument --batch_size: mixup and cutmix need an even number, not {}'.format(args.batch_size))
+    input_flags.set_augmentation(parser, args)
     return args
 
 
-def parse_linprobe(argv=None):
-    """Parse and check the flags of linear probing; a bad one ends the process with one line."""
+def parse_linprobe(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse and check the flags of linear probing; an error ends the process with one line."""
     parser = linprobe_parser()
-    args = parser.parse_args(argv)
-    _check_shared(parser, args)
+    args = _parse(parser, argv)
     if args.batch_size == 1 and not args.eval:
-        parser.error('argument --batch_size: the batch normalisation before the head needs 2 images at least')
+        parser.error('argument --batch_size: the batch normalisation of the head needs at least 2 images')
     return args
 
 
-def mixing(args):
-    """True where mixup or cutmix is on."""
+def mixing(args: Namespace) -> bool:
+    """Whether mixup or cutmix is on."""
     return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
 
 
-def _check_shared(parser, args):
-    input_flags.check(parser, args, _patch_size(args))
+def _parse(parser, argv):
+    """Parse the flags, and make the checks that all scripts share."""
+    args = parser.parse_args(argv)
+    input_flags.check_flags(parser, args)
     if not (os.path.isdir(args.data_path) or is_csv(args.data_path)):
         parser.error('argument --data_path: {} is not a folder or CSV file'.format(args.data_path))
     if getattr(args, 'eval', False):
         if not args.resume:
-            parser.error('argument --eval: name the checkpoint to evaluate with --resume')
+            parser.error('argument --eval: give the checkpoint to evaluate by --resume')
     elif args.val_fraction == 1:
-        parser.error('argument --val_fraction: 1 leaves nothing to train on')
+        parser.error('argument --val_fraction: 1 leaves no training images')
     for flag in ('resume', 'finetune', 'init_from'):
         path = getattr(args, flag, '')
-        fault = None if path in ('', 'auto') else fault_of_weights(path)
+        fault = None if path in ('', 'auto') else location_fault(path)
         if fault:
             parser.error('argument --{}: {} {}'.format(flag, path, fault))
     for flag in ('auto_scale_lr', 'base_batch_size'):
         if getattr(args, flag) and args.lr is None:
-            parser.error('argument --{}: is for --lr; --blr is scaled to the batch anyway'.format(flag))
+            parser.error('argument --{}: requires --lr; --blr is scaled to the batch size anyway'.format(flag))
     if args.auto_scale_lr and args.base_batch_size is None:
-        parser.error('argument --auto_scale_lr: give the batch that --lr is for by --base_batch_size')
+        parser.error('argument --auto_scale_lr: requires --base_batch_size, the effective batch size of --lr')
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
-        parser.error('argument --start_epoch: {} leaves nothing of --epochs {}'.format(args.start_epoch, args.epochs))
+        parser.error('argument --start_epoch: {} is not below --epochs {}'.format(args.start_epoch, args.epochs))
     if not (args.dist_url == 'env://' or args.dist_url.startswith('tcp://')):
         parser.error('argument --dist_url: {!r} is neither env:// nor tcp://host:port'.format(args.dist_url))
+    return args
 
 
-def is_csv(path):
-    """True where `path` is a file with the ending .csv."""
+def is_csv(path: str) -> bool:
+    """Whether `path` is a file named *.csv."""
     return path.lower().endswith('.csv') and os.path.isfile(path)
-
-
-def _patch_size(args):
-    return args.patch_size or input_size.patch_in_name(args.model)

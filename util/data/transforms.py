@@ -2,7 +2,7 @@
 
 A transform takes a LazyImage and gives a (H, W, C) uint8 tensor; batches of these are a quarter of what
 floats would be, and Normalize ends the way. Only arrays of more than 8 bits (ArrayImage) become floats
-earlier. Sizes are those of util.config.input_size: the side of a square, or height and width.
+earlier. Sizes are those of util.config.input_flags: the side of a square, or height and width.
 """
 import math
 import random
@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from util.config.input_flags import COLOURED, RECIPE_AA
-from util.config.input_size import sides
+from util.config.input_flags import COLOURED, RECIPE_AA, sides
 from util.config.normalization import MEAN, STD, statistics
 from util.errors import UserError
 from util.models.timm_adapter import color_augmentation

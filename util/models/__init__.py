@@ -1,2 +1,5 @@
-"""What models_mae.py and models_vit.py are built of or used through: building from flags, timm's parts, positions,
-features, reconstructions, linear probing."""
+"""Parts and uses of the models in models_mae.py and models_vit.py: position embeddings, timm's layers, activation
+checkpointing, feature extraction, reconstruction, linear probing, and building a model from flags.
+
+Nothing here reads files or data, and only build.py imports models_mae and models_vit.
+"""

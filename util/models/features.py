@@ -1,14 +1,16 @@
-"""What the encoder of a model makes of whole images: a masked autoencoder's and a classifier's alike.
+"""Features of unmasked images, from the encoder of a masked autoencoder or of a classifier.
 
 Shapes: N images, C channels, L patches, D width.
 """
 from collections import deque
+from typing import Iterator
 
 import torch
+from torch import Tensor, nn
 
 
-def block_outputs(model, imgs):
-    """(N, C, H, W), normalised -> tokens (N, 1 + L, D) after each block, one after the other; the class token first."""
+def block_outputs(model: nn.Module, imgs: Tensor) -> Iterator[Tensor]:
+    """(N, C, H, W), normalised -> tokens (N, 1 + L, D) after each block; the class token is first."""
     x = model.patch_embed(imgs)
     x = torch.cat([model.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1) + model.pos_embed
     for block in model.blocks:
@@ -16,19 +18,19 @@ def block_outputs(model, imgs):
         yield x
 
 
-def pooled(model, imgs, pool='mean'):
-    """(N, C, H, W), normalised -> features (N, D), with the model's own last norm.
+def pooled(model: nn.Module, imgs: Tensor, pool: str = 'mean') -> Tensor:
+    """(N, C, H, W), normalised -> features (N, D) after the model's final norm.
 
     Args:
-        pool: 'mean' of the patch tokens, or 'cls', the class token.
+        pool: 'mean' of the patch tokens, or 'cls' for the class token.
     """
     last, = deque(block_outputs(model, imgs), maxlen=1)
     return pool_tokens(model, last, pool)
 
 
-def pool_tokens(model, tokens, pool='mean'):
-    """Tokens (N, 1 + L, D) of the last block -> features (N, D), normalised as the model does it."""
-    if hasattr(model, 'fc_norm'):           # a classifier of the mean normalises after it
+def pool_tokens(model: nn.Module, tokens: Tensor, pool: str = 'mean') -> Tensor:
+    """Tokens (N, 1 + L, D) of the last block -> features (N, D) after the model's final norm."""
+    if hasattr(model, 'fc_norm'):           # a classifier with global pooling normalises after it
         return model.fc_norm(tokens[:, 1:].mean(dim=1) if pool == 'mean' else tokens[:, 0])
     tokens = model.norm(tokens)
     return tokens[:, 1:].mean(dim=1) if pool == 'mean' else tokens[:, 0]

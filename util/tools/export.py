@@ -20,10 +20,11 @@ from util import log
 from util.checkpoints import load_model, pth_file
 from util.compat import accepts
 from util.config.inference_flags import check_checkpoint, check_output
-from util.config.input_size import sides
+from util.config.input_flags import sides
 from util.config.normalization import flags_text, statistics
 from util.config.parser import Parser
 from util.errors import UserError, run
+from util.model_sizes import MASK_RATIO
 from util.models.features import block_outputs, pool_tokens
 from util.text import first_line, one_line
 
@@ -60,7 +61,7 @@ class ExportedModel:
         self.size = sides(self.flags.get('input_size') or 224)              # (height, width)
         self.patch_size = self.model.patch_embed.proj.kernel_size[0]
         self.eps = self.model.blocks[0].norm1.eps                           # of all layer norms
-        self.mask_ratio = self.flags.get('mask_ratio', .75)
+        self.mask_ratio = self.flags.get('mask_ratio', MASK_RATIO)
         self.mean, self.std = statistics(self.in_chans, self.flags.get('mean'), self.flags.get('std'))
         generator = torch.Generator()
         generator.manual_seed(0)

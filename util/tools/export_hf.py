@@ -11,7 +11,7 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 
 from util.checkpoints import hugging_face, pth_file
-from util.config.input_size import plain
+from util.config.input_flags import normalised_size
 from util.data.transforms import EVAL_CROP
 from util.errors import UserError
 from util.files import write_atomically
@@ -68,7 +68,7 @@ def _config(exported, name, model_type):
     model, block = exported.model, exported.model.blocks[0]
     config = {
         'architectures': [name], 'model_type': model_type,
-        'image_size': plain(exported.size), 'patch_size': exported.patch_size,
+        'image_size': normalised_size(exported.size), 'patch_size': exported.patch_size,
         'num_channels': exported.in_chans, 'hidden_size': model.cls_token.shape[-1],
         'num_hidden_layers': len(model.blocks),
         'num_attention_heads': block.attn.num_heads, 'intermediate_size': block.mlp.fc1.out_features,
@@ -76,7 +76,7 @@ def _config(exported, name, model_type):
     if not _has_processor(exported):
         config.update(zip(hugging_face.STATISTICS, (list(exported.mean), list(exported.std))))
     if model_type == 'beit':
-        config.update(hugging_face.FITTING['beit'], drop_path_rate=0., use_mask_token=False)
+        config.update(hugging_face.SUPPORTED['beit'], drop_path_rate=0., use_mask_token=False)
     if exported.part == 'mae':
         block = model.decoder_blocks[0]
         config.update(decoder_hidden_size=model.decoder_embed.out_features, mask_ratio=exported.mask_ratio,

@@ -11,7 +11,7 @@ from util.devices.host import default_workers
 from util.devices.precision import choose_precision
 from util.distributed.world import World
 from util.errors import run
-from util.training.knn import TEMPERATURE, K, datasets_of, measure
+from util.training.knn import TEMPERATURE, K, datasets_of, evaluate
 from util.training.session import Session
 
 
@@ -42,8 +42,8 @@ def main() -> None:
     precision = choose_precision(session.accelerator, args.amp)
     model = precision.prepare_inference(model.to(session.device))
     workers = default_workers() if args.num_workers is None else args.num_workers
-    measure(model, preprocessing_of(flags)[1], session, precision, datasets, (args.batch_size, workers, True),
-            args.pool, args.k, args.temperature)
+    evaluate(model, preprocessing_of(flags)[1], session, precision, datasets, (args.batch_size, workers, True),
+             args.pool, args.k, args.temperature)
 
 
 if __name__ == '__main__':

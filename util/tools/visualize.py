@@ -13,6 +13,7 @@ from util.config.inference_flags import add_images, check_checkpoint, check_outp
 from util.config.parser import Parser, non_negative_int, open_fraction, positive_int
 from util.data.transforms import Normalize
 from util.errors import run
+from util.model_sizes import MASK_RATIO
 from util.models.reconstruction import reconstruct
 from util.reporting import thumbnails
 from util.text import one_line
@@ -48,7 +49,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     log.set_up(True, results=True)
     loaded = load_model.load_autoencoder(args.resume)
     inference = Inference(loaded, 'cpu')
-    mask_ratio = args.mask_ratio or loaded.flags.get('mask_ratio', .75)
+    mask_ratio = args.mask_ratio or loaded.flags.get('mask_ratio', MASK_RATIO)
 
     def reconstructions(model, imgs):
         return reconstruction_grid(model, imgs, mask_ratio, args.seed, inference.normalize)

@@ -1,81 +1,77 @@
-"""--ema: an exponential moving average of the weights, which is judged and used in their place (arXiv:1703.01780)."""
+"""Exponential moving average of the weights for --ema, used for evaluation and inference (arXiv:1703.01780)."""
 from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, Union
 
 import torch
 
 from util.errors import UserError
 from util.log import logger
 
-JUDGED = ('acc1', 'acc5', 'loss')       # what is told of the weights as trained, too
+RAW_METRICS = ('acc1', 'acc5', 'loss')      # also reported for the raw weights
 
 
 class EMA:
-    """Lies beside the weights on their device, in fp32; moves towards them after every step that is not skipped.
+    """fp32 average on the device of the weights, updated after every optimizer step that is not skipped.
 
-    At update n, counted from 0, the average keeps the share min(decay, (1 + n) / (10 + n)) of itself, so that a short
-    training does not remember its random start.
+    At update n, counted from 0, the decay is min(decay, (1 + n) / (10 + n)): a short training forgets its random
+    initialization.
 
     Args:
-        decay: share that the average keeps of itself, between 0 and 1.
-        weights: {name: parameter} that the optimizer updates, in fp32; the average starts from them.
+        decay: between 0 and 1.
+        weights: {name: fp32 parameter that the optimizer updates}; their current values initialize the average.
     """
 
-    def __init__(self, decay, weights):
+    def __init__(self, decay: float, weights: Dict[str, torch.Tensor]):
         self._decay, self._weights = decay, weights
         self._averages = {name: weight.detach().clone() for name, weight in weights.items()}
         self._updates = torch.zeros((), device=next(iter(weights.values())).device)
 
     @torch.no_grad()
-    def update(self, skipped):
-        """Follow a step; `skipped` is 1 where it was not taken, else 0: a number, or a tensor that nobody waits for."""
+    def update(self, skipped: Union[int, torch.Tensor]) -> None:
+        """Update after a step; `skipped` is 1 for a skipped step, else 0. A tensor is not read by the host."""
         taken = 1 - skipped
-        share = (9. / (self._updates + 10.)).clamp(min=1. - self._decay) * taken
+        weight = (9. / (self._updates + 10.)).clamp(min=1. - self._decay) * taken
         for name, average in self._averages.items():
-            average.lerp_(self._weights[name], share)
+            average.lerp_(self._weights[name], weight)
         self._updates += taken
 
-    def evaluate(self, model, evaluate):
-        """What `evaluate()` gives of `model` with the average as its weights, and under 'raw_...' with its own.
+    def evaluate(self, model: torch.nn.Module, evaluate: Callable[[], Dict[str, Any]]) -> Dict[str, Any]:
+        """Results of `evaluate()` with the EMA weights; RAW_METRICS with the raw weights as 'raw_...'.
 
         Args:
             model: as its precision made it.
-            evaluate: returns a dict that has JUDGED.
         """
-        logger.info('with the weights as trained:')
+        logger.info('evaluating the raw weights:')
         raw = evaluate()
-        logger.info('with their average (--ema):')
-        with self.within(model):
-            return {**evaluate(), **{'raw_' + name: raw[name] for name in JUDGED}}
+        logger.info('evaluating the EMA weights (--ema):')
+        with self.applied_to(model):
+            return {**evaluate(), **{'raw_' + name: raw[name] for name in RAW_METRICS}}
 
     @contextmanager
-    def within(self, model):
-        """A context in which `model` has the average as its weights, in its own type."""
+    def applied_to(self, model: torch.nn.Module) -> Iterator[None]:
+        """Context in which `model` has the EMA weights, cast to its own dtype."""
         own = {name: parameter.detach() for name, parameter in model.named_parameters() if name in self._averages}
-        kept = {name: weight.clone() for name, weight in own.items()}
+        raw = {name: weight.clone() for name, weight in own.items()}
         _copy(self._averages, own)
         try:
             yield
         finally:
-            _copy(kept, own)
+            _copy(raw, own)
 
-    def state_dict(self, model_state):
-        """What a checkpoint keeps: a whole state_dict, and the number of updates.
+    def state_dict(self) -> Dict[str, Any]:
+        """'model_ema': the averages of the trained weights by name; 'ema_updates': number of updates."""
+        return {'model_ema': dict(self._averages), 'ema_updates': int(self._updates)}
 
-        Args:
-            model_state: that of the model, for what is not trained.
-        """
-        return {'model_ema': {**model_state, **self._averages}, 'ema_updates': int(self._updates)}
-
-    def load_state_dict(self, state, path):
-        """Take what `state_dict` gave.
+    def load_state_dict(self, state: Dict[str, Any], path: str) -> None:
+        """Restore a state_dict, or a checkpoint with its keys; `path` is for the error.
 
         Raises:
-            UserError: it is of another model.
+            UserError: names or shapes are those of another model.
         """
         saved = state['model_ema']
         for name, average in self._averages.items():
             if name not in saved or saved[name].shape != average.shape:
-                raise UserError('{}: its averaged weights (--ema) are of another model, {} differs'.format(path, name))
+                raise UserError('{}: its EMA weights (--ema) are of another model, {} differs'.format(path, name))
         _copy(saved, self._averages)
         self._updates.fill_(state.get('ema_updates') or 0)
 

@@ -1,82 +1,76 @@
-"""What a training tells: a line every 20 iterations, and the mean loss and the speed of each epoch."""
+"""Meters of an epoch: loss, learning rate, images/s and data-wait share, with a log line every 20 iterations."""
 import math
 import time
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
+from util.data.loader import Batches
 from util.distributed import hang_detector
+from util.distributed.world import World
 from util.log import logger
+from util.reporting.run_logger import RunLogger
 from util.text import duration
+from util.training.optimizer_step import OptimizerStep
+from util.training.session import Session
 
 PRINT_EVERY = 20
 WARMUP_ITERATIONS = 10
-LITTLE_WAIT = .02       # share of the time that may be spent waiting for data before anything is said of it
+MAX_DATA_WAIT = .02     # share of the time waiting for data from which more loader processes are suggested
 
 
 class EpochMeter:
-    """Counts, times and reports the iterations of a run, epoch by epoch.
+    """Loss, speed and log lines of a run, epoch by epoch.
 
-    The loss stays on the device; it is read and averaged over the processes only when a line is due.
+    The loss stays on the device; it is read, and averaged over the processes, only for a log line.
 
     Args:
-        loader: gives the batches that are left of an epoch, pairs of tensors.
-        session: device, accelerator, world and profiler of the run.
-        optimizer_step: OptimizerStep, asked for the learning rate and for skipped steps.
+        loader: yields the remaining batches of an epoch.
+        optimizer_step: has the learning rate and the skipped steps.
         run_logger: gets {loss_tag, 'lr'} as scalars with every line.
-        seed: of the run.
     """
 
-    def __init__(self, loader, session, optimizer_step, run_logger, loss_tag, seed):
+    def __init__(self, loader: Batches, session: Session, optimizer_step: OptimizerStep, run_logger: RunLogger,
+                 loss_tag: str, seed: int):
         self.loader, self.session, self.optimizer_step = loader, session, optimizer_step
         self._run_logger, self._loss_tag, self._seed = run_logger, loss_tag, seed
-        self._images, self._seconds, self._advised = 0., 0., None       # of all epochs; the last advice on the loader
+        self._images, self._seconds = 0., 0.    # of all epochs
+        self._suggested = None                  # number of loader processes
         self._warmup = WARMUP_ITERATIONS
 
-    def begin(self, epoch, done, state=None):
-        """Begin an epoch.
-
-        Args:
-            done: iterations of it that an earlier run did.
-            state: what `state_dict` gave in that run, to resume from.
-        """
+    def begin(self, epoch: int, done: int) -> None:
+        """Begin an epoch in which an earlier run has done `done` iterations."""
         self.epoch, self.done, self.iterations = epoch, done, done + len(self.loader)
-        self.loss, speed = DeviceMean(self.session.device), (0, 0., 0.)
+        self.loss = DeviceMean(self.session.device)
         self._skipped_before = self.optimizer_step.non_finite_steps.skipped
-        if state:
-            self.loss.load_state_dict(state['loss'], self.session.world)
-            self._skipped_before -= state['skipped_steps']
-            self.optimizer_step.lr = state['lr']
-            images, *times = state['speed']
-            speed = images / self.session.world.size, *times
-        self.throughput = Throughput(len(self.loader), self._warmup, self.session.accelerator.synchronize,
-                                     earlier=speed)
-        self._warmup = 0                        # of the first epoch alone
-        self._since, self._waited, self._lines_from = time.perf_counter(), 0., done
+        self.throughput = Throughput(len(self.loader), self._warmup, self.session.accelerator.synchronize)
+        self._warmup = 0                        # only in the first epoch
+        self._since, self._waited, self._last_line = time.perf_counter(), 0., done
 
-    def batches(self):
-        """(index, tensors on the device) of each batch; the caller calls `log` for each."""
+    def batches(self) -> Iterator[Tuple[int, Sequence[torch.Tensor]]]:
+        """(iteration, tensors on the device) of each remaining batch; call `log` once for each."""
         batches, where = self.throughput.batches(self.loader), 'epoch {}'.format(self.epoch)
         for i, batch in hang_detector.watched(batches, where, self.done):
             self._waited += self.throughput.last_wait
-            # Reseeded for each iteration: a resumed run draws the same masks, dropped paths and mixtures.
+            # Reseeded in each iteration: a resumed run draws the same masks, drop paths and mixup.
             self.session.seed(self._seed, self.epoch, i)
             yield i, self.session.accelerator.to_device(batch, self.session.device)
 
-    def log(self, i, loss, images):
-        """Count iteration `i` by its loss (mean over `images`, on the device); print a line every PRINT_EVERY."""
+    def log(self, i: int, loss: torch.Tensor, images: int) -> None:
+        """Count iteration `i` with its loss (mean over `images`, on the device); log a line every PRINT_EVERY."""
         self.loss.add(loss, images)
         self.throughput.add(images)
         self.session.profiler.step()
         if (i + 1) % PRINT_EVERY == 0 or i in (0, self.iterations - 1):
-            self._line(i)
+            self._log_line(i)
 
     def _skipped(self):
-        """Optimizer steps of this epoch that were skipped."""
+        """Optimizer steps skipped in this epoch."""
         return self.optimizer_step.non_finite_steps.skipped - self._skipped_before
 
-    def _line(self, i):
+    def _log_line(self, i):
         loss = self.loss.read_window(self.session.world)
-        now, count = time.perf_counter(), i + 1 - self._lines_from
+        now, count = time.perf_counter(), i + 1 - self._last_line
         per_iteration = (now - self._since) / count
         peak, skipped = self.session.accelerator.peak_memory(), self._skipped()
         logger.info('Epoch: [%d]  [%*d/%d]  eta: %s  loss: %.4f  lr: %.3e  time: %.4f s  data: %.4f s%s%s',
@@ -86,77 +80,84 @@ class EpochMeter:
                     '  skipped steps: {}'.format(skipped) if skipped else '')
         self._run_logger.log_scalars(self.epoch + (i + 1) / self.iterations,
                                      {self._loss_tag: loss, 'lr': self.optimizer_step.lr})
-        self._since, self._waited, self._lines_from = now, 0., i + 1
+        self._since, self._waited, self._last_line = now, 0., i + 1
 
-    def state_dict(self):
-        """Collective: what a run that is resumed within the epoch needs, in plain values."""
+    def state_dict(self) -> Dict[str, Any]:
+        """Collective: state within an epoch, in plain values."""
         return {'loss': self.loss.state_dict(self.session.world), 'skipped_steps': self._skipped(),
                 'lr': self.optimizer_step.lr, 'speed': self._speed()}
 
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Restore a state_dict after `begin`; the number of processes may be another one."""
+        self.loss.load_state_dict(state['loss'], self.session.world)
+        self._skipped_before -= state['skipped_steps']
+        self.optimizer_step.lr = state['lr']
+        images, seconds, waited = state['speed']
+        self.throughput.resume(images / self.session.world.size, seconds, waited)
+
     def _speed(self):
-        """Images of all processes, seconds, and seconds of waiting for data: the mean over the processes."""
+        """Images of all processes; seconds and data-wait seconds, averaged over the processes."""
         clock, size = self.throughput, self.session.world.size
-        images, seconds, waited = self.session.totals(clock.images, clock.seconds, clock.waited)
+        images, seconds, waited = self.session.all_reduce(clock.images, clock.seconds, clock.waited)
         return images, seconds / size, waited / size
 
-    def finish(self):
-        """Close the epoch: its mean loss, learning rate, images/s over all processes and data-wait share."""
+    def finish(self) -> Dict[str, float]:
+        """Collective: train_loss, train_lr, FPS over all processes, data_wait and skipped_steps of the epoch."""
         images, seconds, waited = self._speed()
         self._images, self._seconds = self._images + images, self._seconds + seconds
-        fps, share = per_second(images, seconds), waited / seconds if seconds else 0.
-        logger.info('train_one_epoch FPS: %.2f  (data wait: %.1f%%)', fps, 100 * share)
+        fps, data_wait = per_second(images, seconds), waited / seconds if seconds else 0.
+        logger.info('train_one_epoch FPS: %.2f  (data wait: %.1f%%)', fps, 100 * data_wait)
         workers = self.loader.workers
-        enough = workers_to_keep_up(workers, *self.session.totals(*self.throughput.steady()))
-        if enough not in (None, self._advised):
-            logger.info('the loader does not keep up with the training; about %d loader process%s for each training '
-                        'process would (--num_workers, now %d)', enough, '' if enough == 1 else 'es', workers)
-        self._advised = enough
+        suggested = suggested_workers(workers, *self.session.all_reduce(*self.throughput.steady()))
+        if suggested not in (None, self._suggested):
+            logger.info('data loading is the bottleneck: try --num_workers %d (now %d)', suggested, workers)
+        self._suggested = suggested
         return {'train_loss': self.loss.read(self.session.world), 'train_lr': self.optimizer_step.lr,
-                'FPS': round(fps, 2), 'data_wait': round(share, 4), 'skipped_steps': self._skipped()}
+                'FPS': round(fps, 2), 'data_wait': round(data_wait, 4), 'skipped_steps': self._skipped()}
 
     @property
-    def fps(self):
+    def fps(self) -> float:
         """Images per second over all epochs of the run."""
         return per_second(self._images, self._seconds)
 
 
 class DeviceMean:
-    """A running mean of device scalars: add never waits for the device, reading does.
+    """Running mean of device scalars: `add` never synchronizes with the device, reading does.
 
-    Values that are not finite are left out: the step that they belong to is skipped too.
+    Non-finite values are left out, as their steps are skipped.
     """
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device):
         self._zero = torch.zeros(2, device=device)
-        self._window = self._zero.clone()       # sum and count of this process since the last reading
-        self._total = [0., 0.]                  # sum and count of all processes up to there
+        self._window = self._zero.clone()       # sum and count in this process since the last reading
+        self._total = [0., 0.]                  # sum and count in all processes up to then
 
-    def add(self, value, count=1):
-        """Add a scalar tensor that is the mean over `count` items."""
+    def add(self, value: torch.Tensor, count: int = 1) -> None:
+        """Add a scalar that is the mean over `count` items."""
         value = value.detach().float()
         finite = torch.isfinite(value)
-        # by where, since a product would let NaN through
+        # torch.where, since a product would let NaN through
         self._window += torch.where(finite, torch.stack([value * count, torch.full_like(value, count)]), self._zero)
 
-    def read_window(self, world):
-        """Mean since the last call, over all processes."""
-        recent, self._window = self._window, self._zero.clone()
-        total, count = world.sum(recent).tolist()
+    def read_window(self, world: World) -> float:
+        """Collective: mean since the last call, over all processes."""
+        window, self._window = self._window, self._zero.clone()
+        total, count = world.sum(window).tolist()
         self._total = [self._total[0] + total, self._total[1] + count]
         return total / count if count else math.nan
 
-    def read(self, world):
-        """Mean of everything, over all processes."""
+    def read(self, world: World) -> float:
+        """Collective: mean of everything, over all processes."""
         self.read_window(world)
         total, count = self._total
         return total / count if count else math.nan
 
-    def state_dict(self, world):
-        """What a resumed run starts from: the total, and what each process has added since; plain numbers."""
+    def state_dict(self, world: World) -> Dict[str, List]:
+        """Collective: the total, and the window of each process, in plain numbers."""
         return {'total': list(self._total), 'windows': world.gather(self._window)}
 
-    def load_state_dict(self, state, world):
-        """Restore what `state_dict` gave; where the number of processes has changed, the first takes what all had."""
+    def load_state_dict(self, state: Dict[str, List], world: World) -> None:
+        """Restore a state_dict; if the number of processes has changed, the first takes the sum of all windows."""
         self._total = list(state['total'])
         windows = state['windows']
         if len(windows) != world.size:
@@ -165,25 +166,29 @@ class DeviceMean:
 
 
 class Throughput:
-    """Times one pass over a loader; evaluation and checkpoints happen outside of it.
+    """Images and seconds of one pass over a loader, without evaluation and checkpoints outside of it.
 
     Args:
-        iterations: how many there will be.
-        warmup: how many of the first to leave out; at most a third of all, so that 3 iterations still give 2.
-        synchronize: waits for the device; called only where the timed stretch begins and ends.
+        iterations: length of the pass.
+        warmup: leading iterations to leave out; at most a third of all, so that 3 iterations still leave 2.
+        synchronize: waits for the device; called only at the start and the end of the timing.
         now: a clock in seconds.
-        earlier: images, seconds and seconds of waiting that an interrupted run had timed of the same pass.
     """
 
-    def __init__(self, iterations, warmup, synchronize, now=time.perf_counter, earlier=(0, 0., 0.)):
+    def __init__(self, iterations: int, warmup: int, synchronize: Callable[[], None],
+                 now: Callable[[], float] = time.perf_counter):
         self.skip = min(warmup, iterations // 3)
-        self.images, self._seconds, self.waited = earlier
+        self.images, self._earlier, self.waited = 0, 0., 0.
         self.last_wait = 0.
-        self._first_wait = 0.           # as the loader starts anew, which more loader processes would not shorten
+        self._first_wait = 0.           # the loader's start, which more loader processes would not shorten
         self._synchronize, self._now = synchronize, now
         self._started, self._ended = None, None
 
-    def batches(self, loader):
+    def resume(self, images: float, seconds: float, waited: float) -> None:
+        """Add what an interrupted run has timed of the same pass."""
+        self.images, self._earlier, self.waited = images, seconds, waited
+
+    def batches(self, loader: Iterable) -> Iterator:
         """The batches of `loader`; call `add` once for each."""
         if self.skip == 0:
             self._start()
@@ -205,16 +210,16 @@ class Throughput:
         self._ended = self._now()
 
     @property
-    def seconds(self):
-        """Seconds that have been timed so far."""
-        return self._seconds + (0. if self._started is None else (self._ended or self._now()) - self._started)
+    def seconds(self) -> float:
+        """Seconds timed so far."""
+        return self._earlier + (0. if self._started is None else (self._ended or self._now()) - self._started)
 
-    def steady(self):
-        """Seconds, and seconds of waiting for data, without the start of the loader."""
+    def steady(self) -> Tuple[float, float]:
+        """Seconds and data-wait seconds without the loader's start."""
         return self.seconds - self._first_wait, self.waited - self._first_wait
 
-    def add(self, images):
-        """Count the images of the batch at hand."""
+    def add(self, images: int) -> None:
+        """Count the images of the current batch."""
         if self._started is not None:
             self.images += images
 
@@ -223,13 +228,13 @@ class Throughput:
         self._started = self._now()
 
 
-def workers_to_keep_up(workers, seconds, waited):
-    """How many loader processes would, where `workers` leave the device waiting; None where they keep up."""
-    if waited <= LITTLE_WAIT * seconds:
+def suggested_workers(workers: int, seconds: float, waited: float) -> Optional[int]:
+    """Number of loader processes that would keep up, if `workers` leave the device waiting; else None."""
+    if waited <= MAX_DATA_WAIT * seconds:
         return None
     return math.ceil((seconds if workers else waited) * max(workers, 1) / max(seconds - waited, 1e-9))
 
 
-def per_second(images, seconds):
-    """Images per second; 0 where nothing was timed."""
+def per_second(images: float, seconds: float) -> float:
+    """Images per second; 0 if nothing was timed."""
     return images / seconds if seconds > 0 else 0.

@@ -1,72 +1,74 @@
-"""Optimizer steps skipped because a loss or gradient was not finite: counted on the device, read by the host later."""
+"""Optimizer steps skipped because a loss or gradient was not finite: counted on the device, read later by the host."""
 import collections
 import itertools
 import json
 import math
 import os
+from typing import Any, Callable, Dict, List, Union
 
 import torch
 
+from util.distributed.world import World
 from util.errors import UserError
 from util.files import write_atomically
 from util.log import logger
 
-REMEMBERED = 128            # steps
+HISTORY = 128               # steps kept for the diagnosis
 
 
 class NonFiniteSteps:
-    """Counts skipped steps; after `limit` of them in a row the run is to stop.
+    """Counter of skipped steps; the run aborts after `limit` consecutive ones.
 
-    Gradients are exchanged before they are looked at, so every process counts the same.
-
-    Args:
-        in_row: steps that were skipped last before a resume.
+    Gradients are checked after their all-reduce, so all processes have the same counts.
     """
 
-    def __init__(self, limit, in_row=0):
+    def __init__(self, limit: float):
         self.limit = limit
-        # Numbers, or tensors on the device where the optimizer decides there; the host reads them now and then.
-        self._skipped, self._in_row, self._over = 0, in_row, 0
-        self._recent = collections.deque(maxlen=REMEMBERED)     # ([what `remember` got of its iterations], bad)
-        self._open = []
+        # Numbers, or tensors where a fused optimizer decides on the device; the host reads them only now and then.
+        self._skipped, self._in_row, self._limit_hits = 0, 0, 0
+        self._history = collections.deque(maxlen=HISTORY)       # (iterations of the step, skipped)
+        self._iterations = []                                   # of the open accumulation window
 
-    def add(self, bad):
-        """Count a step: 1 where it was skipped, else 0 (a number or a 0-dimensional tensor)."""
-        self._skipped = bad + self._skipped
-        self._in_row = (bad + self._in_row) * bad
-        self._over = (self._in_row >= self.limit) + self._over
-        self._recent.append((self._open, bad))
-        self._open = []
+    def record_iteration(self, epoch: int, iteration: int, lr: float, loss: torch.Tensor) -> None:
+        """Record an iteration of the open accumulation window; `loss` (a scalar on the device) is not read."""
+        self._iterations.append((epoch, iteration, lr, loss.detach()))
 
-    def remember(self, epoch, iteration, lr, loss):
-        """Keep what a diagnosis needs of an iteration; `loss` (a scalar on the device) is not read."""
-        self._open.append((epoch, iteration, lr, loss.detach()))
+    def add(self, skipped: Union[int, torch.Tensor]) -> None:
+        """Count a step: 1 if it was skipped, else 0 (a number or a 0-dimensional tensor)."""
+        self._skipped = skipped + self._skipped
+        self._in_row = (skipped + self._in_row) * skipped
+        self._limit_hits = (self._in_row >= self.limit) + self._limit_hits
+        self._history.append((self._iterations, skipped))
+        self._iterations = []
 
     @property
-    def skipped(self):
-        """Steps that this process has seen skipped; reading it may wait for the device."""
+    def skipped(self) -> int:
+        """Steps skipped in this process; synchronizes with the device."""
         return int(self._skipped)
 
     @property
-    def in_row(self):
-        """Steps skipped since the last one taken."""
-        return int(self._in_row)
+    def limit_reached(self) -> bool:
+        """True once `limit` consecutive steps have been skipped; synchronizes with the device."""
+        return int(self._limit_hits) > 0
 
-    @property
-    def limit_reached(self):
-        """True where `limit` steps in a row have been skipped at some time."""
-        return int(self._over) > 0
+    def state_dict(self) -> Dict[str, int]:
+        """The number of consecutive steps skipped up to now."""
+        return {'bad_steps_in_row': int(self._in_row)}
 
-    def abort(self, folder, world, scale, files_of):
-        """Write bad_steps.json about the skipped steps into `folder` (on the main process) and end the run.
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Restore a state_dict, or a checkpoint that may lack its key."""
+        self._in_row = state.get('bad_steps_in_row') or 0
+
+    def abort(self, folder: str, world: World, scale: float, files_of: Callable[[int, int, int], List[str]]) -> None:
+        """Write bad_steps.json about the longest run of skipped steps (main process only) and abort.
 
         Args:
-            scale: the current loss scale.
-            files_of: (rank, epoch, iteration) -> names of that batch's images.
+            scale: current loss scale.
+            files_of: (rank, epoch, iteration) -> names of the images in that batch.
         Raises:
             UserError: always.
         """
-        rows = [list(steps) for bad, steps in itertools.groupby(self._recent, lambda step: int(step[1])) if bad]
+        rows = [list(steps) for bad, steps in itertools.groupby(self._history, lambda step: int(step[1])) if bad]
         row = max(rows, key=len)
         iterations = [iteration for step, _ in row[:self.limit] for iteration in step]
         losses = world.gather(torch.stack([loss.float() for *_, loss in iterations]))      # [rank][iteration]
@@ -75,18 +77,18 @@ class NonFiniteSteps:
             report = {'skipped_in_a_row': len(row), 'loss_scale': scale, 'iterations': [
                 {'epoch': epoch, 'iteration': i, 'lr': lr, 'processes': [
                     {'rank': rank, 'loss': loss if math.isfinite(loss) else str(loss),
-                     'files': files_of(rank, epoch, i)} for rank, loss in _to_blame(at)]}
-                for (epoch, i, lr, _), at in zip(iterations, zip(*losses))]}
+                     'files': files_of(rank, epoch, i)} for rank, loss in _suspects(by_rank)]}
+                for (epoch, i, lr, _), by_rank in zip(iterations, zip(*losses))]}
             try:
                 write_atomically(path, json.dumps(report, indent=1).encode())
             except OSError as error:
                 logger.error('error: %s: not written (%s)', path, error.strerror)
-        raise UserError('{} steps in a row, from epoch {}, iteration {} on, were skipped, as a loss or gradient is not '
-                        'finite: lower --blr (or --lr), lengthen --warmup_epochs or set --clip_grad 1.0, then resume '
-                        'with --resume auto; {} lists losses and images'.format(len(row), *iterations[0][:2], path))
+        raise UserError('{} steps in a row skipped, from epoch {}, iteration {} on: loss or gradients are not finite; '
+                        'lower --blr (or --lr), lengthen --warmup_epochs or set --clip_grad 1.0, then resume with '
+                        '--resume auto; {} lists losses and images'.format(len(row), *iterations[0][:2], path))
 
 
-def _to_blame(losses):
-    """(rank, loss) of the processes whose loss is not finite; of all where only gradients are not."""
-    lost = [(rank, loss) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-    return lost or list(enumerate(losses))
+def _suspects(losses):
+    """(rank, loss) of the processes with a non-finite loss; of all if only gradients are not finite."""
+    non_finite = [(rank, loss) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+    return non_finite or list(enumerate(losses))

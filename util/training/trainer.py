@@ -1,158 +1,175 @@
-"""The trainer: runs the epochs that are left, decides when to checkpoint, stop or abort, and writes the results."""
+"""Trainer: iterates over the remaining epochs, decides when to checkpoint, stop or abort, and writes the results."""
 import time
+from argparse import Namespace
+from typing import Any, Dict, Iterator, List, Optional
 
-from util.checkpoints import checkpointer
+import torch
+
+from util.checkpoints.checkpointer import BEST, Checkpointer, name_after, name_within
+from util.data.loader import Batches
 from util.data.unreadable import track_unreadable
+from util.devices.precision import FullPrecision
 from util.errors import Preempted, SaveFailed, UserError
 from util.log import logger, progress_bar
 from util.reporting.report import Report
+from util.training.ema import EMA
 from util.training.epoch_meter import EpochMeter
-from util.training.session import open_run_logger, write_result
+from util.training.optimizer_step import OptimizerStep
+from util.training.session import Session, open_run_logger, write_result
 
-AGREE_SECONDS, AGREE_STEPS = 1., 50     # processes agree about once a second, and after so many steps at the latest
+# Processes check for save and stop requests together: about once a second, and after this many steps at the latest.
+CHECK_SECONDS, CHECK_STEPS = 1., 50
 
 
 class Trainer:
-    """State of a training run; its `with` block holds the output folder.
+    """State of a training run; its `with` block holds the lock of the output folder.
 
-    In an epoch, `meter` and `optimizer_step` belong to it, and `save_due` and `stop_due` are what agree_when_due found.
+    Within an epoch, `save_due` and `stop_due` are the result of the last check_save_and_stop.
     Args:
-        optimizer_step: OptimizerStep.
         model: as its precision made it, not in DistributedDataParallel.
         loader: of util.data.loader.training_loader.
-        resume: ResumeState, restored already.
-        loss_tag: TensorBoard's name of the training loss.
-        report_part: images for the report: ReconstructionSnapshots or ConfusionTracker.
-        values: further plain values that checkpoints keep, such as classes.
+        checkpointer: model and optimizer_step are loaded from it already.
+        loss_tag: name of the training loss in TensorBoard.
+        report_part: ReconstructionSnapshots or ConfusionTracker.
+        values: further plain values to keep in checkpoints, such as classes.
     Raises:
-        UserError: the checkpoint does not fit the data, or processes do not have the same one.
+        UserError: the checkpoint does not fit the data, or differs between processes.
     """
 
-    def __init__(self, args, session, optimizer_step, model, loader, resume, loss_tag, report_part, **values):
+    def __init__(self, args: Namespace, session: Session, optimizer_step: OptimizerStep, model: torch.nn.Module,
+                 loader: Batches, checkpointer: Checkpointer, loss_tag: str, report_part: Any, **values: Any):
         self.optimizer_step, self.values = optimizer_step, values
-        self._args, self._session, self._model, self._loader, self._resume = args, session, model, loader, resume
+        self._args, self._session, self._model, self._loader = args, session, model, loader
+        self._checkpointer = checkpointer
         self._loss_tag, self._report_part = loss_tag, report_part
-        self._epoch, self._images, self._meter_state = resume.start(args.start_epoch)
+        self._epoch, self._images, self._meter_state = args.start_epoch or 0, 0, None
+        if checkpointer.is_resume and args.start_epoch is None:
+            self.load_state_dict(checkpointer.state)
         if self._images > len(loader.dataset):
-            raise UserError('--resume {}: it was saved after {} images of an epoch, and --data_path has {} in all; '
-                            'add --start_epoch to begin an epoch'.format(resume.path, self._images,
+            raise UserError('--resume {}: was saved after {} images of an epoch, but --data_path has only {}; '
+                            'add --start_epoch to begin an epoch'.format(checkpointer.path, self._images,
                                                                          len(loader.dataset)))
-        session.check_agreement(self._epoch, self._images)
+        session.check_same_start(self._epoch, self._images)
         self._first_epoch = self._epoch
-        self._batch = args.batch_size * session.world.size              # images of an iteration, all processes
-        self._agree_every, self._steps, self._since = 1, 0, time.monotonic()    # steps, and when, since they agreed
-        self._pending = 0                               # iterations of the accumulation window that is open
+        self._batch = args.batch_size * session.world.size      # images per iteration, all processes
+        self._check_every, self._steps, self._since = 1, 0, time.monotonic()    # steps and time since the last check
+        self._open_iterations = 0                               # of the current accumulation window
         self.save_due = self.stop_due = False
-        resume.report_changes(args, session.world.size)
+        checkpointer.report_changes(args, session.world.size)
 
-    def nothing_left(self):
-        """True, with a log line, if a resumed run is already complete."""
+    def nothing_left(self) -> bool:
+        """True, with a log line, if the resumed run is already complete."""
         complete = self._epoch >= self._args.epochs
         if complete:
-            logger.info('the checkpoint has all %d epochs: nothing left to train; raise --epochs to train longer',
-                        self._args.epochs)
+            logger.info('all %d epochs of the checkpoint are done: nothing left to train; raise --epochs to train '
+                        'longer', self._args.epochs)
         return complete
 
     def __enter__(self):
         args, session, dataset = self._args, self._session, self._loader.dataset
         begin = self._epoch + self._images / len(dataset)
-        self._run_logger = open_run_logger(args, session, self._resume, (self._epoch, self._images), begin)
-        self._resume.release()
+        self._run_logger = open_run_logger(args, session, self._checkpointer, (self._epoch, self._images), begin)
+        self._checkpointer.begin()
         self._report = Report(args, session, self.optimizer_step.precision, len(dataset), self._run_logger,
                               self._report_part)
-        self._saver = checkpointer.Saver(args.output_dir if session.world.is_main else None, args.save_every_minutes,
-                                         args.keep_last)
         self.unreadable_images = track_unreadable(args.output_dir, args.max_bad_images, dataset, session)
         self._loader.unreadable_images = self.unreadable_images
         self.meter = EpochMeter(self._loader, session, self.optimizer_step, self._run_logger, self._loss_tag, args.seed)
         session.signals.patient = True
-        iterations = len(dataset) // self._batch        # of an epoch
+        iterations = len(dataset) // self._batch        # per epoch
         self._bar = progress_bar('training', 'iterations', args.epochs * iterations,
                                  self._epoch * iterations + self._images // self._batch)
         return self
 
     def __exit__(self, kind, error, trace):
         self._bar.close()
-        self._saver.wait()
+        self._checkpointer.wait()
         self._report.close(error)
         self._run_logger.close()
 
-    def epochs(self):
-        """Number of each epoch that is left, counted from 0; the caller trains it, then calls close_epoch."""
+    def epochs(self) -> Iterator[int]:
+        """Each remaining epoch, counted from 0; the caller trains it, then calls close_epoch."""
         sampler = self._loader.sampler
         while self._epoch < self._args.epochs:
             sampler.epoch, sampler.start = self._epoch, self._images
             done = self.optimizer_step.first = round(self._images / self._batch)
             if self._epoch == self._first_epoch:
-                self._begun_at = done, self._images
-            self.meter.begin(self._epoch, done, self._meter_state)
-            self._meter_state = None
+                self._first_done = done, self._images
+            self.meter.begin(self._epoch, done)
+            if self._meter_state:
+                self.meter.load_state_dict(self._meter_state)
+                self._meter_state = None
             yield self._epoch
 
-    def agree_when_due(self, i):
-        """Count iteration `i`. About once a second, and at the end of an epoch, processes agree: see `agree`."""
+    def check_save_and_stop(self, i: int) -> None:
+        """Count iteration `i`; about once a second, and at the end of an epoch, set `save_due` and `stop_due`."""
         self._bar.update()
-        self._pending += 1
+        self._open_iterations += 1
         self.save_due = self.stop_due = False
         if not self.optimizer_step.due:
             return
-        self._images += self._pending * self._batch
-        self._steps, self._pending = self._steps + 1, 0
-        alone = self._session.world.size == 1           # and need not wait for the others
-        if (self._steps >= self._agree_every or i + 1 == self.meter.iterations
-                or alone and (self._session.signals.requested or self._saver.due)):
-            self.agree()
+        self._images += self._open_iterations * self._batch
+        self._steps, self._open_iterations = self._steps + 1, 0
+        single = self._session.world.size == 1          # no need to wait for the others
+        if (self._steps >= self._check_every or i + 1 == self.meter.iterations
+                or single and (self._session.signals.requested or self._checkpointer.due)):
+            self._check()
 
-    def agree(self):
-        """Collective: set `save_due` and `stop_due` if any process is due or was asked to stop; abort if all must.
+    def _check(self):
+        """Collective: set `save_due` or `stop_due` if a process has a save due or a signal; abort past a limit.
 
         Raises:
-            UserError: too many steps in a row were skipped, or too many images cannot be read.
+            UserError: too many consecutive steps were skipped, or too many images are unreadable.
         """
         session, non_finite_steps = self._session, self.optimizer_step.non_finite_steps
         seconds = time.monotonic() - self._since
-        stop, due, over, unread, seconds = session.totals(
-            bool(session.signals.requested), self._saver.due, non_finite_steps.limit_reached,
+        stop, save, abort, unreadable, seconds = session.all_reduce(
+            bool(session.signals.requested), self._checkpointer.due, non_finite_steps.limit_reached,
             self.unreadable_images.pending, seconds)
         per_step = seconds / session.world.size / max(self._steps, 1)
-        self._agree_every = int(min(max(1., AGREE_SECONDS / max(per_step, 1e-9)), AGREE_STEPS))
+        self._check_every = int(min(max(1., CHECK_SECONDS / max(per_step, 1e-9)), CHECK_STEPS))
         self._steps, self._since = 0, time.monotonic()
-        if unread:
+        if unreadable:
             self.unreadable_images.share(session.world, session.device)
-        if over:
+        if abort:
             non_finite_steps.abort(self._args.output_dir, session.world, self.optimizer_step.precision.scale,
                                    self._files_of)
         self.stop_due = bool(stop)
-        self.save_due = bool(due) and not self.stop_due
+        self.save_due = bool(save) and not self.stop_due
 
-    def stop_if_asked(self):
-        """Collective, outside of the training loop: agree, and stop if a process was asked to; see `stop`."""
-        self.agree()
+    def stop_if_requested(self) -> None:
+        """Collective, outside of the training loop: check, and `stop` if a process was asked to."""
+        self._check()
         if self.stop_due:
             self.stop()
 
     def _files_of(self, rank, epoch, iteration):
-        """Names of the images that a process had in an iteration."""
+        """Names of the images in an iteration of a process."""
         dataset, size = self._loader.dataset, self._args.batch_size
-        done, start = self._begun_at if epoch == self._first_epoch else (0, 0)
+        done, start = self._first_done if epoch == self._first_epoch else (0, 0)
         keys = self._loader.sampler.of(rank, epoch, start)[(iteration - done) * size:][:size]
         return [dataset.name_of(index) for index, _ in keys]
 
-    def state_dict(self):
-        """All that a run needs to resume here, in tensors and plain types; util.checkpoints.schema lists the keys."""
+    def state_dict(self) -> Dict[str, Any]:
+        """Contents of a checkpoint, in tensors and plain types; util.checkpoints.schema lists the keys."""
         step = self.optimizer_step
         return {**model_state(self._model, step.optimizer, step.precision, step.ema),
                 'epoch': self._epoch - 1, 'images': self._images,
                 'progress': self.meter.state_dict() if self._images else None,
                 'args': dict(vars(self._args)), 'processes': self._session.world.size,
-                'bad_steps_in_row': step.non_finite_steps.in_row, 'log': list(self._run_logger.records), **self.values}
+                **step.non_finite_steps.state_dict(), 'log': list(self._run_logger.records), **self.values}
 
-    def save(self, names=None):
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Continue at the epoch and image of a state_dict; Checkpointer loads model and optimizer."""
+        self._epoch, self._images = state['epoch'] + 1, state.get('images') or 0
+        self._meter_state = state.get('progress')
+
+    def save(self, names: Optional[List[str]] = None) -> None:
         """Collective: copy the state and write it in the background, by default as a checkpoint within the epoch."""
-        self._saver.save(self.state_dict(), names or [checkpointer.name_within(self._epoch, self._images)])
+        self._checkpointer.save(self.state_dict(), names or [name_within(self._epoch, self._images)])
 
-    def stop(self):
-        """Collective: save, wait until the checkpoint is on the disk, and end the run.
+    def stop(self) -> None:
+        """Collective: save, wait until the checkpoint is on disk, and end the run.
 
         Raises:
             Preempted: always; or SaveFailed.
@@ -162,23 +179,24 @@ class Trainer:
         raise Preempted('stopped by {} in epoch {} after {} of {} iterations; {} is saved, resume with --resume auto'
                         .format(self._session.signals.requested or 'a signal to another process', self._epoch,
                                 self._images // self._batch, self.meter.iterations,
-                                checkpointer.name_within(self._epoch, self._images))
+                                name_within(self._epoch, self._images))
                         if self._session.world.is_main else '')
 
     def _wait_until_saved(self):
-        """Collective: wait until the last checkpoint is on the disk; raises SaveFailed if it is not."""
-        if self._session.totals(not self._saver.wait())[0]:
+        """Collective: wait until the last checkpoint is on disk; raises SaveFailed if it could not be written."""
+        if self._session.all_reduce(not self._checkpointer.wait())[0]:
             raise SaveFailed('the last checkpoint could not be saved' if self._session.world.is_main else '')
 
-    def close_epoch(self, stats, tests, result, improved=False):
+    def close_epoch(self, stats: Dict[str, Any], tests: Dict[str, float], result: Dict[str, Any],
+                    improved: bool = False) -> None:
         """Log an epoch and save if due; after the last epoch, write the Final result.
 
         Args:
-            stats, tests: of training and of evaluation, for log.txt; the latter for TensorBoard too.
-            result: what the Final result says, beside the loss.
-            improved: save it as the best too.
+            stats: training metrics for log.txt; tests: evaluation metrics for log.txt and TensorBoard.
+            result: entries of the Final result, besides the loss.
+            improved: also save as checkpoint-best.pth.
         Raises:
-            SaveFailed: the last checkpoint is not on the disk.
+            SaveFailed: the last checkpoint could not be written.
         """
         epoch, step = self._epoch, self.optimizer_step
         scalars = {'perf/' + name: value for name, value in tests.items()}
@@ -192,7 +210,7 @@ class Trainer:
         self._epoch, self._images = epoch + 1, 0
         last = self._epoch == self._args.epochs
         due = last or self._epoch % self._args.save_every == 0
-        names = [checkpointer.name_after(epoch)] * due + [checkpointer.BEST] * improved
+        names = [name_after(epoch)] * due + [BEST] * improved
         if names:
             self.save(names)
         if last:
@@ -202,12 +220,13 @@ class Trainer:
             self._wait_until_saved()
 
 
-def model_state(model, optimizer, precision, ema=None):
-    """Part of a checkpoint: weights in fp32, EMA weights, optimizer and loss scaler.
-
-    Args:
-        model: not in DistributedDataParallel.
-    """
+def model_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, precision: FullPrecision,
+                ema: Optional[EMA] = None) -> Dict[str, Any]:
+    """Part of a checkpoint: weights in fp32, EMA weights, optimizer and loss scale; `model` is not in
+    DistributedDataParallel."""
     weights = precision.model_state(model, optimizer)
-    return {'model': weights, **(ema.state_dict(weights) if ema else {}), 'optimizer': optimizer.state_dict(),
-            'scaler': precision.state_dict()}
+    state = {'model': weights, 'optimizer': optimizer.state_dict(), 'scaler': precision.state_dict()}
+    if ema:
+        averages = ema.state_dict()
+        state.update(averages, model_ema={**weights, **averages['model_ema']})
+    return state

@@ -10,7 +10,8 @@ from conftest import NANO
 import models_mae
 import models_vit
 from util.checkpoints import checkpointer, load_model, pth_file, weights
-from util.checkpoints.schema import check
+from util.checkpoints.checkpointer import Checkpointer
+from util.checkpoints.schema import CHECKPOINT, validate
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
 from util.errors import SystemFailure, UserError
@@ -34,7 +35,7 @@ def adamw(model, **options):
     return optimizer
 
 
-def test_checkpoints_are_ordered_by_how_far_they_are(tmp_path):
+def test_checkpoints_are_ordered_by_epoch_and_image(tmp_path):
     for name in ('checkpoint-9.pth', 'checkpoint-10.pth', 'checkpoint-best.pth', 'checkpoint-10-64.pth',
                  'checkpoint-10-8.pth', 'checkpoint-11-8.pth', 'checkpoint-12.pth.tmp-1', 'checkpoint-12.2026.pth'):
         (tmp_path / name).write_bytes(b'')
@@ -42,25 +43,25 @@ def test_checkpoints_are_ordered_by_how_far_they_are(tmp_path):
         '11-8', '10', '10-64', '10-8', '9']
 
 
-def test_auto_takes_the_newest_checkpoint_that_can_be_read_and_starts_anew_only_where_there_is_none(tmp_path):
+def test_auto_takes_the_newest_readable_checkpoint_and_starts_from_scratch_only_without_any(tmp_path):
     (tmp_path / 'checkpoint-2.pth').write_bytes(b'')
     with pytest.raises(UserError, match='--resume auto'):
-        checkpointer.find('auto', str(tmp_path))
+        Checkpointer(str(tmp_path), 'auto')
     for epoch in (0, 1):
         torch.save({'model': {}, 'epoch': epoch}, str(tmp_path / 'checkpoint-{}.pth'.format(epoch)))
     (tmp_path / 'checkpoint-1-8.pth').write_bytes((tmp_path / 'checkpoint-1.pth').read_bytes()[:-100])
-    assert checkpointer.find('auto', str(tmp_path)).path == str(tmp_path / 'checkpoint-1.pth')
-    assert checkpointer.find('auto', str(tmp_path / 'empty')).path is None
-    assert checkpointer.find('', str(tmp_path)).path is None
+    assert Checkpointer(str(tmp_path), 'auto').path == str(tmp_path / 'checkpoint-1.pth')
+    assert Checkpointer(str(tmp_path / 'empty'), 'auto').path is None
+    assert Checkpointer(str(tmp_path)).path is None
 
 
 def test_an_unreadable_disk_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeypatch):
-    """`auto` would else go back to an older one."""
+    """`auto` would otherwise go back to an older one."""
     for epoch in (0, 1):
         pth_file.save(str(tmp_path / checkpointer.name_after(epoch)), {'model': {}, 'epoch': epoch})
     monkeypatch.setattr(torch, 'load', lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, 'I/O error')))
     with pytest.raises(SystemFailure, match='checkpoint-1.pth: '):
-        checkpointer.find('auto', str(tmp_path))
+        Checkpointer(str(tmp_path), 'auto')
 
 
 @pytest.mark.parametrize('new_format', [True, False])
@@ -75,23 +76,23 @@ def test_a_published_checkpoint_is_read(tmp_path, new_format):
     assert torch.equal(state['model']['weight'], layer.weight)
     moments, = [moments for moments in state['optimizer']['state'].values() if moments['exp_avg'].dim() == 1]
     assert torch.equal(moments['exp_avg'], torch.full((2,), .2))
-    check(state, path)
+    validate(state, path)
 
 
-def test_weights_of_another_model_are_refused_by_name():
+def test_weights_of_another_model_are_rejected():
     with pytest.raises(UserError, match='^x.pth: .*--model'):
         weights.load_pretrained(vit(), models_mae.mae_vit_tiny_patch16(**MAE).state_dict(), 'x.pth')
     for other, flag in ((models_mae.mae_vit_nano_patch16(**MAE), '--model'), (vit(num_classes=9), '--nb_classes')):
         with pytest.raises(UserError, match='^x.pth: .*' + flag):
-            weights.load_model(vit(), other.state_dict(), 'x.pth')
+            weights.load_strict(vit(), other.state_dict(), 'x.pth')
 
 
 @pytest.mark.parametrize('name, shape', [('pos_embed', ()), ('pos_embed', (2, 65, 128)), ('pos_embed', (1, 4, 128)),
                                          ('pos_embed', (1, 0, 128)), ('head.weight', ())])
-def test_weights_of_odd_shapes_are_refused_by_name(name, shape):
+def test_weights_of_invalid_shapes_are_rejected_by_name(name, shape):
     model, odd = vit(), {**vit().state_dict(), name: torch.zeros(shape)}
     with pytest.raises(UserError, match=name):
-        weights.load_model(model, weights.with_positions_for(model, odd), 'x.pth')
+        weights.load_strict(model, weights.with_positions_for(model, odd), 'x.pth')
     if not name.startswith('head'):
         with pytest.raises(UserError, match=name):
             weights.load_pretrained(model, odd, 'x.pth')
@@ -101,7 +102,7 @@ def test_weights_of_odd_shapes_are_refused_by_name(name, shape):
 
 @pytest.fixture
 def trained_layer():
-    """(layer, its optimizer, that one's state, the moments of the layer's weight in it)."""
+    """(layer, its optimizer, the optimizer state, the moments of the layer's weight)."""
     layer = torch.nn.Linear(3, 2)
     optimizer = adamw(layer, weight_decay=.5)
     saved = optimizer.state_dict()
@@ -109,7 +110,7 @@ def trained_layer():
     return layer, optimizer, saved, saved['state'][first]
 
 
-def test_an_optimizer_is_restored_under_the_flags_of_the_new_run(trained_layer):
+def test_optimizer_state_is_loaded_with_the_hyperparameters_of_the_new_run(trained_layer):
     layer, _, saved, moments = trained_layer
     fresh = torch.optim.AdamW(layer.parameters(), lr=.1, weight_decay=.01)
     checkpointer.load_optimizer(fresh, saved, 'x.pth')
@@ -121,16 +122,16 @@ def test_an_optimizer_is_restored_under_the_flags_of_the_new_run(trained_layer):
     ('exp_avg', torch.zeros(1)), ('exp_avg', torch.zeros(3, 2)), ('exp_avg_sq', torch.zeros(2, 3).double()),
     ('exp_avg', None), ('exp_avg', [0.] * 6), ('max_exp_avg_sq', torch.zeros(1)), ('step', -1), ('step', 1.5),
     ('step', torch.tensor(-1.)), ('step', torch.zeros(2))])
-def test_moments_that_do_not_fit_their_parameter_are_refused(trained_layer, name, value):
-    """Fused optimizers would write beyond the end of a smaller one."""
+def test_moments_that_do_not_match_their_parameter_are_rejected(trained_layer, name, value):
+    """Fused optimizers would write out of bounds."""
     _, optimizer, saved, moments = trained_layer
     moments[name] = value
     with pytest.raises(UserError, match='^x.pth: .*{}'.format(name)):
         checkpointer.load_optimizer(optimizer, saved, 'x.pth')
 
 
-def test_a_moment_whose_elements_share_memory_is_spread_out(trained_layer):
-    """Fused optimizers would write beyond the end of it, too."""
+def test_moments_are_made_contiguous(trained_layer):
+    """Fused optimizers would write out of bounds here, too."""
     layer, optimizer, saved, moments = trained_layer
     moments['exp_avg'] = torch.arange(4.).as_strided((2, 3), (1, 1))
     checkpointer.load_optimizer(optimizer, saved, 'x.pth')
@@ -138,7 +139,7 @@ def test_a_moment_whose_elements_share_memory_is_spread_out(trained_layer):
     assert moment.is_contiguous() and moment.tolist() == [[0., 1., 2.], [1., 2., 3.]]
 
 
-def test_an_optimizer_of_other_parameters_is_refused(trained_layer):
+def test_optimizer_state_of_other_parameters_is_rejected(trained_layer):
     _, optimizer, saved, moments = trained_layer
     other = torch.optim.AdamW(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)).parameters())
     with pytest.raises(UserError, match='x.pth: .*--finetune'):
@@ -151,7 +152,11 @@ def test_an_optimizer_of_other_parameters_is_refused(trained_layer):
             checkpointer.load_optimizer(optimizer, {**saved, **odd}, 'x.pth')
 
 
-# Values
+# Schema
+
+def test_every_key_of_a_checkpoint_is_in_the_schema(pretrained):
+    assert set(pth_file.load(str(pretrained / 'checkpoint-0.pth'), as_trained=True)) <= set(CHECKPOINT)
+
 
 PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps': 0, 'lr': .1, 'speed': (8., 1., 0.)}
 
@@ -167,39 +172,39 @@ PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps':
     {'args': {'mean': [.5], 'std': [0.]}}, {'args': {'input_size': 'x'}}, {'args': {'patch_size': -8}},
     {'args': {'input_size': [32, -48]}}, {'args': {'input_size': [32, 48, 64]}}, {'args': {'input_size': [True, 32]}},
     {'args': {'in_chans': 2.}}, {'args': {'mask_ratio': 2.}}])
-def test_a_checkpoint_with_values_that_no_training_writes_is_refused_by_name(tmp_path, odd):
+def test_a_checkpoint_that_violates_the_schema_is_rejected_by_name(tmp_path, odd):
     pth_file.save(str(tmp_path / 'odd.pth'), {'model': {}, **odd})
     with pytest.raises(UserError, match='^{}: '.format(tmp_path / 'odd.pth')):
-        checkpointer.ResumeState(str(tmp_path / 'odd.pth'))
+        Checkpointer(None, str(tmp_path / 'odd.pth'))
 
 
 @pytest.mark.parametrize('flags', [{'input_size': 10 ** 9}, {'model': '__builtins__'}, {'model': ['x']}, 7])
-def test_a_model_of_flags_that_no_training_had_is_refused(tmp_path, flags):
+def test_a_model_of_invalid_flags_is_rejected(tmp_path, flags):
     flags = {'model': 'mae_vit_nano_patch16', **flags} if isinstance(flags, dict) else flags
     pth_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': flags})
     with pytest.raises(UserError, match='x.pth: '):
         load_model.load_autoencoder(str(tmp_path / 'x.pth'))
 
 
-# What no check foresees
+# Unforeseen errors
 
 def fails(*_, **__):
     raise IndexError('unforeseen')
 
 
 @pytest.mark.parametrize('broken', ['model', 'optimizer', 'scaler', 'average', 'pretrained', 'tool'])
-def test_whatever_goes_wrong_while_a_checkpoint_is_loaded_names_it(tmp_path, monkeypatch, broken):
+def test_any_error_while_a_checkpoint_is_loaded_names_it(tmp_path, monkeypatch, broken):
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(tmp_path)])
     path, model, precision = str(tmp_path / 'x.pth'), vit(), FullPrecision()
     optimizer = torch.optim.AdamW(model.parameters())
     state = {**model_state(model, optimizer, precision), 'epoch': 0, 'args': vars(args)}
     pth_file.save(path, {**state, 'model_ema': state['model']})
-    resumed = checkpointer.ResumeState(path)
+    resumed = Checkpointer(None, path)
     fill, load, arguments = {
-        'model': (torch.nn.Module, resumed.restore_model, [model]),
-        'optimizer': (optimizer, resumed.restore_training, [optimizer, precision]),
-        'scaler': (precision, resumed.restore_training, [optimizer, precision]),
-        'average': (torch.Tensor, resumed.restore_ema, [EMA(.9, state['model'])]),
+        'model': (torch.nn.Module, resumed.load_model, [model]),
+        'optimizer': (optimizer, resumed.load_training, [optimizer, precision]),
+        'scaler': (precision, resumed.load_training, [optimizer, precision]),
+        'average': (torch.Tensor, resumed.load_ema, [EMA(.9, state['model'])]),
         'pretrained': (torch.nn.Module, weights.start_from, [path, model, args, weights.load_pretrained]),
         'tool': (torch.nn.Module, load_model.load_classifier, [path])}[broken]
     monkeypatch.setattr(fill, 'copy_' if broken == 'average' else 'load_state_dict', fails)

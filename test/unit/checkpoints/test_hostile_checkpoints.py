@@ -345,7 +345,7 @@ def test_a_folder_a_pipe_and_a_device_are_refused_at_once(tmp_path):
     (RuntimeError('wrong shape'), UserError),
     (IndexError('3'), UserError)])
 def test_what_fails_while_loading_is_one_line_with_the_file_and_the_type_of_the_fault(error, kind):
-    with pytest.raises(kind) as caught, pth_file.loading('x.pth'):
+    with pytest.raises(kind) as caught, pth_file.checkpoint_errors('x.pth'):
         raise error
     said = str(caught.value)
     assert said.startswith('x.pth: ') and type(error).__name__ in said and '\n' not in said

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import FINETUNE, execute, finetune, pretrain
 
-import main_finetune
-from util.checkpoints.checkpointer import ResumeState
+from engine_finetune import evaluate_checkpoint
+from util.checkpoints.checkpointer import Checkpointer
 from util.config.train_flags import parse_finetune
 from util.data.datasets import labelled_set
 from util.data.transforms import finetuning_transform
@@ -17,7 +17,7 @@ from util.distributed.world import World
 from util.errors import UserError
 from util.reporting import output_dir
 from util.tools.synthetic_dataset import CLASSES
-from util.training.session import log_training_setup
+from util.training.setup import count_classes, log_training_summary
 
 
 def one_line(run, words):
@@ -49,7 +49,7 @@ def test_a_folder_of_mutated_images_is_trained_on_without_a_traceback(tmp_path):
 def test_too_few_classes(images):
     args = parse_finetune([*FINETUNE, '--data_path', str(images), '--nb_classes', '3'])
     with pytest.raises(UserError, match='^--nb_classes 3'):
-        main_finetune.count_classes(args, labelled_set(str(images), 'val'))
+        count_classes(args, labelled_set(str(images), 'val'))
 
 
 def test_an_output_folder_that_cannot_be_made(tmp_path):
@@ -61,7 +61,7 @@ def test_an_output_folder_that_cannot_be_made(tmp_path):
 def test_nothing_to_resume_in_an_evaluation(tmp_path):
     args = parse_finetune([*FINETUNE, '--data_path', str(tmp_path), '--eval', '--resume', 'auto'])
     with pytest.raises(UserError, match='^--resume auto'):
-        main_finetune.evaluate_checkpoint(args, None, None, ResumeState(None), None, None)
+        evaluate_checkpoint(args, None, None, Checkpointer(None), None, None)
 
 
 def test_a_mistake_found_late_leaves_earlier_results_as_they_were(images, tmp_path):
@@ -84,7 +84,7 @@ def test_a_warm_up_of_all_epochs_and_a_batch_of_more_than_all_images_get_a_line(
     caplog.set_level('INFO', 'mae')
     args = Namespace(epochs=epochs, warmup_epochs=warmup, lr=None, blr=.1, batch_size=batch, accum_iter=1,
                      base_batch_size=None)
-    log_training_setup(args, World(), range(1000), torch.nn.Linear(1, 1))
+    log_training_summary(args, World(), range(1000), torch.nn.Linear(1, 1))
     warnings = [line for line in caplog.messages if line.startswith('warning: ')]
     assert len(warnings) == bool(named) and all(named in line for line in warnings)
 

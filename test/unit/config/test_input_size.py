@@ -9,10 +9,10 @@ from timm.data import mixup
 
 import models_vit
 from util.checkpoints import load_model, weights
-from util.checkpoints.checkpointer import ResumeState
+from util.checkpoints.checkpointer import Checkpointer
 from util.checkpoints.pth_file import save
 from util.compat import accepts
-from util.config import input_size
+from util.config.input_flags import grid_of, parse_size
 from util.config.train_flags import parse_pretrain
 from util.data.lazy_image import LazyImage
 from util.data.transforms import preprocessing_of
@@ -74,23 +74,23 @@ def test_positions_go_from_one_wide_grid_to_another_by_the_flags_of_the_source()
 def test_resuming_with_height_and_width_swapped_is_refused_and_evaluating_so_interpolates(tmp_path):
     source = vit([32, 48])
     save(str(tmp_path / 'x.pth'), {'model': source.state_dict(), 'args': flags_of([32, 48])})
-    resumed, model = ResumeState(str(tmp_path / 'x.pth')), vit([48, 32])
+    resumed, model = Checkpointer(None, str(tmp_path / 'x.pth')), vit([48, 32])
     with pytest.raises(UserError, match='4 x 6 .* 6 x 4.*--input_size'):
-        resumed.restore_model(model)
-    resumed.restore_model(model, fit_positions=True)
+        resumed.load_model(model)
+    resumed.load_model(model, fit_positions=True)
     assert not torch.equal(model.pos_embed, source.pos_embed)
 
 
 @pytest.mark.parametrize('flags', [None, {}, {'model': 'x', 'input_size': 32}, flags_of('32'),
                                    flags_of([32, 48, 1]), flags_of([32., 48.]), flags_of(0)])
 def test_only_flags_of_a_training_name_a_grid(flags):
-    assert input_size.grid_of(flags) is None
-    assert input_size.grid_of({'model': 'mae_vit_huge_patch14', 'input_size': 224}) == (16, 16)
+    assert grid_of(flags) is None
+    assert grid_of({'model': 'mae_vit_huge_patch14', 'input_size': 224}) == (16, 16)
 
 
 @pytest.mark.parametrize('text, size', [('48', 48), ('48x48', 48), ('32x48', [32, 48])])
 def test_a_size_is_kept_as_one_number_where_it_is_a_square(tmp_path, text, size):
-    assert input_size.parse(text) == size
+    assert parse_size(text) == size
     args = parse_pretrain(['--data_path', str(tmp_path), '--patch_size', '8', '--input_size', *text.split('x')])
     assert args.input_size == size
 

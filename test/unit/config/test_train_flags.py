@@ -13,7 +13,9 @@ from util.data.transforms import finetuning_transform
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.models.build import build_autoencoder
-from util.training.session import batch_and_lr
+from util.training.optimizer_step import effective_batch_size, peak_lr
+from util.training.session import Session
+from util.training.setup import build_evaluation_loader, build_loaders, count_classes, log_training_summary
 
 BAD = {
     parse_pretrain: [
@@ -60,8 +62,8 @@ def classifier(folder, *flags):
 
 def head(folder, *flags):
     args = parsed(parse_finetune, FINETUNE, folder, *flags)
-    _, loader = main_finetune.build_evaluation(args, World(), Cpu())
-    return main_finetune.build_model(args, main_finetune.count_classes(args, loader.dataset)).head
+    loader = build_evaluation_loader(args, Session(Cpu(), World()))
+    return main_finetune.build_model(args, count_classes(args, loader.dataset)).head
 
 
 def pretraining_data(folder, *flags):
@@ -71,7 +73,8 @@ def pretraining_data(folder, *flags):
 def data(folder, *flags):
     accelerator = Cpu()
     accelerator.is_accelerator = True
-    return main_finetune.build_data(parsed(parse_finetune, FINETUNE, folder, *flags), World(), accelerator)
+    args = parsed(parse_finetune, FINETUNE, folder, *flags)
+    return build_loaders(args, Session(accelerator, World()), main_finetune.build_transform(args))
 
 
 def mixing(folder, *flags):
@@ -89,9 +92,9 @@ def mixing(folder, *flags):
     (classifier, ['--global_pool'], lambda m: hasattr(m, 'fc_norm'), True),
     (head, ['--nb_classes', 11], lambda m: m.out_features, 11),
     (pretraining_data, ['--crop_min', .5], lambda d: d.transform.transforms[0].scale, (.5, 1.)),
-    (data, ['--crop_min', .5], lambda d: d[0].transform.transforms[0].scale, (.5, 1.)),
+    (data, ['--crop_min', .5], lambda d: d[0].dataset.transform.transforms[0].scale, (.5, 1.)),
     *[(data, ['--num_workers', 3, *more],
-       lambda d: [(part.loader.num_workers, part.loader.pin_memory, part.loader.batch_size) for part in d[1:]],
+       lambda d: [(part.loader.num_workers, part.loader.pin_memory, part.loader.batch_size) for part in d],
        [(3, not more, 8)] * 2) for more in ([], ['--no_pin_mem'])],
     (classifier, ['--drop_path', .5],
      lambda m: (getattr(m.blocks[-1], 'drop_path1', None) or m.blocks[-1].drop_path).drop_prob, .5),
@@ -143,8 +146,10 @@ def test_random_erasing_flags_reach_the_batch(tmp_path, flags, expected):
 def test_an_lr_for_another_batch_is_scaled_where_asked_and_else_warned_of(tmp_path, caplog, flags, expected, lines):
     caplog.set_level('INFO', 'mae')
     args = parsed(parse_pretrain, PRETRAIN, tmp_path, '--accum_iter', 2, *flags)
-    assert batch_and_lr(args, World(0, 2)) == (32, pytest.approx(expected))
-    assert len(caplog.messages) == lines
+    world = World(0, 2)
+    assert (effective_batch_size(args, world), peak_lr(args, world)) == (32, pytest.approx(expected))
+    log_training_summary(args, world, range(1000), torch.nn.Linear(1, 1))
+    assert len(caplog.messages) == 3 + lines
 
 
 def epochs_of(folder):

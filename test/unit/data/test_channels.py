@@ -188,9 +188,9 @@ def test_mean_and_std_come_from_the_checkpoint_unless_they_are_given(caplog, giv
                                    {'mean': [.5, .5], 'std': [1.]}, {'mean': [float('nan')], 'std': [1.]}])
 def test_a_checkpoint_with_numbers_that_no_training_had_is_refused(tmp_path, flags):
     save(str(tmp_path / 'x.pth'), {'model': {}, 'args': {'model': 'mae_vit_nano_patch16', **flags}})
-    with pytest.raises(UserError, match='x.pth: was made with --mean'):
+    with pytest.raises(UserError, match='x.pth: .*--mean'):
         weights.start_from(str(tmp_path / 'x.pth'), None, Namespace(in_chans=3, mean=None, std=None), None)
-    with pytest.raises(UserError, match='x.pth: was made with --mean'):
+    with pytest.raises(UserError, match='x.pth: .*--mean'):
         load_model.load_autoencoder(str(tmp_path / 'x.pth'))
 
 

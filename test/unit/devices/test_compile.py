@@ -15,6 +15,7 @@ from util.distributed.world import World
 from util.errors import UserError
 from util.models.activation_checkpointing import checkpointed
 from util.training.session import Session
+from util.training.setup import enable_activation_checkpointing
 
 SIZE = {'img_size': 32, 'patch_size': 8}
 
@@ -120,9 +121,9 @@ def test_a_device_that_would_drop_other_paths_is_refused(rate):
     model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, drop_path_rate=rate)
     if rate:
         with pytest.raises(UserError, match='--grad_checkpoint'):
-            session.speed_up(model, False, True)
+            enable_activation_checkpointing(model, session)
     else:
-        session.speed_up(model, False, True)
+        enable_activation_checkpointing(model, session)
         assert model.run_block is checkpointed
 
 

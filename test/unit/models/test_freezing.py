@@ -6,7 +6,7 @@ from conftest import FINETUNE
 import main_finetune
 import models_vit
 from main_finetune import freeze
-from util.checkpoints.checkpointer import ResumeState, load_optimizer
+from util.checkpoints.checkpointer import Checkpointer, load_optimizer
 from util.config.train_flags import parse_finetune
 from util.errors import UserError
 from util.models import features
@@ -75,4 +75,4 @@ def test_a_run_resumes_with_the_same_blocks_frozen_only():
 def test_random_weights_are_not_frozen(images, tmp_path):
     args = parse_finetune([*FINETUNE, '--data_path', str(images), '--freeze', '1'])
     with pytest.raises(UserError, match='^--freeze 1: '):
-        main_finetune.train(args, None, None, ResumeState(None))
+        main_finetune.train(args, None, None, Checkpointer(None))

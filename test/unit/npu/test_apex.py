@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import models_mae
-from util.checkpoints import checkpointer, pth_file
+from util.checkpoints import pth_file
+from util.checkpoints.checkpointer import Checkpointer
 from util.devices.accelerator import Cpu
 from util.devices.precision import ApexO2, FullPrecision
 from util.training.ema import EMA
@@ -22,12 +23,12 @@ class Training:
 
     def __init__(self, precision, path=None, ema=None):
         torch.manual_seed(0)
-        self.precision, resumed = precision, checkpointer.ResumeState(path)
+        self.precision, resumed = precision, Checkpointer(None, path or '')
         model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8)
-        resumed.restore_model(model)
+        resumed.load_model(model)
         optimizer = precision.adamw(Cpu(), decay_groups(model, .05), lr=1e-3, betas=(.9, .95))
         self.model, self.optimizer = precision.prepare(model, optimizer)
-        resumed.restore_training(self.optimizer, precision)
+        resumed.load_training(self.optimizer, precision)
         self.average = ema and EMA(ema, precision.trained_weights(self.model, self.optimizer))
         self.optimizer_step = OptimizerStep(self.model, self.optimizer, precision, lambda epoch: 1e-3, clip_grad=1.,
                                             ema=self.average)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.compat
 
 
 def test_a_second_run_is_refused_with_the_name_of_the_first_and_may_begin_after_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_lock, 'PATIENCE', .1)
+    monkeypatch.setattr(file_lock, 'LOCK_TIMEOUT', .1)
     lock = RunLock(str(tmp_path))
     assert set(json.loads((tmp_path / 'run.lock').read_text())) == {'host', 'pid', 'start'}
     with pytest.raises(UserError, match='{}: .*process {} on '.format(tmp_path, os.getpid())):

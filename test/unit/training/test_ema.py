@@ -1,4 +1,4 @@
-"""--ema: the average of the weights, and who uses it."""
+"""--ema: EMA weights, their update, and where they are used."""
 import json
 
 import pytest
@@ -9,7 +9,7 @@ from test_optimizer_step import Linear
 
 import main_finetune
 from util.checkpoints import load_model, pth_file
-from util.checkpoints.checkpointer import ResumeState
+from util.checkpoints.checkpointer import Checkpointer
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
 from util.errors import UserError
@@ -19,7 +19,7 @@ from util.training.trainer import model_state
 
 
 def expected(values, decay):
-    """The average after it has followed `values` from 0."""
+    """The EMA of `values`, starting at 0."""
     average = 0.
     for updates, value in enumerate(values):
         keep = min(decay, (1 + updates) / (10 + updates))
@@ -31,11 +31,11 @@ def expected(values, decay):
 @pytest.mark.parametrize('inputs, decay, accum_iter, steps', [
     ([1., 2., -3., 4., 5.], .3, 1, 5), ([1., 2., -3., 4., 5.], .9999, 1, 5), ([1., 2., 3., 4., 5.], .5, 2, 3),
     ([1., float('nan'), 2.], .5, 1, 2)])        # a skipped step
-def test_the_average_follows_each_step_that_is_taken_by_the_decay_that_has_warmed_up(inputs, decay, accum_iter, steps):
+def test_each_step_that_is_not_skipped_updates_the_ema_by_the_decay_after_warm_up(inputs, decay, accum_iter, steps):
     model = Linear()
-    average = EMA(decay, FullPrecision().trained_weights(model, None))
+    ema = EMA(decay, FullPrecision().trained_weights(model, None))
     optimizer_step = OptimizerStep(model, torch.optim.SGD(model.parameters(), lr=1.), FullPrecision(), lambda epoch: 1.,
-                                   accum_iter, ema=average)
+                                   accum_iter, ema=ema)
     weights = []
     for i, value in enumerate(inputs):
         optimizer_step.set_lr(0, i, len(inputs))
@@ -45,22 +45,22 @@ def test_the_average_follows_each_step_that_is_taken_by_the_decay_that_has_warme
             optimizer_step.update()
         if optimizer_step.due and value == value:
             weights.append(model.weight[0].item())
-    state = average.state_dict(model.state_dict())
+    state = ema.state_dict()
     assert state['model_ema']['weight'].tolist() == pytest.approx([expected(weights, decay)], rel=1e-5)
-    assert len(weights) == state['ema_updates'] == steps and state['model_ema']['fixed'].tolist() == [1.]
+    assert len(weights) == state['ema_updates'] == steps
 
 
-def test_the_model_has_the_average_within_and_its_own_weights_again_afterwards():
-    model = Linear().half()         # as apex has it, beside weights in fp32
-    average = EMA(.9, {'weight': torch.nn.Parameter(torch.tensor([.1]))})
+def test_the_model_has_the_ema_weights_within_the_context_and_its_own_afterwards():
+    model = Linear().half()         # as under apex, whose master weights are in fp32
+    ema = EMA(.9, {'weight': torch.nn.Parameter(torch.tensor([.1]))})
     own = model.weight.detach().clone()
-    with pytest.raises(KeyError), average.within(model):
+    with pytest.raises(KeyError), ema.applied_to(model):
         assert torch.equal(model.weight.float(), torch.tensor([.1]).half().float())
         raise KeyError
     assert torch.equal(model.weight.float(), own.float())
 
 
-def test_an_average_of_another_model_is_refused():
+def test_ema_weights_of_another_model_are_refused():
     for other in ({}, {'w': torch.zeros(4)}):
         with pytest.raises(UserError, match='^x.pth: .*--ema'):
             EMA(.9, {'w': torch.nn.Parameter(torch.zeros(3))}).load_state_dict({'model_ema': other}, 'x.pth')
@@ -70,57 +70,57 @@ def test_an_average_of_another_model_is_refused():
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """(path, state) of a classifier whose average is not its weights."""
+    """(path, state) of a classifier whose EMA weights differ from its own."""
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(tmp_path)])
     model, precision = main_finetune.build_model(args, 3), FullPrecision()
-    average = EMA(.9, precision.trained_weights(model, None))
+    ema = EMA(.9, precision.trained_weights(model, None))
     for parameter in model.parameters():
         parameter.data += 1
-    average.update(0)
+    ema.update(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.)
-    state = {**model_state(model, optimizer, precision, average), 'epoch': 4, 'args': vars(args)}
+    state = {**model_state(model, optimizer, precision, ema), 'epoch': 4, 'args': vars(args)}
     pth_file.save(str(tmp_path / 'x.pth'), state)
     return str(tmp_path / 'x.pth'), state
 
 
-def test_tools_and_evaluation_take_the_average_and_resuming_the_weights_as_trained(checkpoint):
+def test_tools_and_evaluation_load_the_ema_weights_and_resuming_the_raw_ones(checkpoint):
     path, state = checkpoint
     assert set(state['model_ema']) == set(state['model'])
     model = load_model.load_classifier(path).model
     assert torch.equal(model.head.bias, state['model_ema']['head.bias'])
     for ema_weights, name in ((False, 'model'), (True, 'model_ema')):
-        ResumeState(path).restore_model(model, ema_weights=ema_weights)
+        Checkpointer(None, path).load_model(model, ema_weights=ema_weights)
         assert torch.equal(model.head.bias, state[name]['head.bias'])
     assert not torch.equal(state['model']['head.bias'], state['model_ema']['head.bias'])
 
 
 def restored(path, weights):
-    """State of an EMA of `weights` that is resumed from a checkpoint."""
-    average = EMA(.9, weights)
-    ResumeState(path).restore_ema(average)
-    return average.state_dict({})
+    """state_dict of an EMA of `weights` that is resumed from a checkpoint."""
+    ema = EMA(.9, weights)
+    Checkpointer(None, path).load_ema(ema)
+    return ema.state_dict()
 
 
-def test_a_resumed_average_is_the_saved_one_and_a_new_one_starts_from_the_weights(checkpoint, tmp_path):
+def test_a_resumed_ema_is_the_saved_one_and_a_new_one_starts_from_the_weights(checkpoint, tmp_path):
     path, state = checkpoint
     weights = {'head.bias': torch.nn.Parameter(torch.zeros(3))}
     again = restored(path, weights)
     assert torch.equal(again['model_ema']['head.bias'], state['model_ema']['head.bias']) and again['ema_updates'] == 1
     state = {name: value for name, value in state.items() if name not in ('model_ema', 'ema_updates')}
     pth_file.save(str(tmp_path / 'without.pth'), state)
-    anew = restored(str(tmp_path / 'without.pth'), weights)
-    assert anew['model_ema']['head.bias'].tolist() == [0, 0, 0] and anew['ema_updates'] == 0
+    fresh = restored(str(tmp_path / 'without.pth'), weights)
+    assert fresh['model_ema']['head.bias'].tolist() == [0, 0, 0] and fresh['ema_updates'] == 0
 
 
 @pytest.mark.parametrize('foreign', [{}, {'x': 7}])
-def test_a_foreign_model_ema_that_is_no_state_dict_is_left_alone(tmp_path, foreign):
+def test_a_foreign_model_ema_that_is_not_a_state_dict_is_ignored(tmp_path, foreign):
     pth_file.save(str(tmp_path / 'x.pth'), {'model': {'a': torch.ones(1)}, 'model_ema': foreign})
     assert torch.equal(pth_file.load(str(tmp_path / 'x.pth'))['model']['a'], torch.ones(1))
 
 
 # In runs; test_resume.py has one with --ema
 
-def test_the_log_has_both_the_best_is_of_the_average_and_evaluation_finds_it_again(images, tmp_path):
+def test_the_log_has_both_accuracies_and_best_checkpoint_and_evaluation_are_of_the_ema_weights(images, tmp_path):
     run = finetune('--data_path', images, '--output_dir', tmp_path, '--ema', .9, '--lr', .01, '--warmup_epochs', 0,
                    '--epochs', 2, '--mixup', .8)
     assert run.status == 0, run.output

@@ -1,4 +1,4 @@
-"""The program as its users run it, on tiny data: each script once, and the launchers on two processes."""
+"""End-to-end runs on tiny data: each script once, and the launchers with two processes."""
 import json
 import subprocess
 import sys
@@ -16,18 +16,18 @@ def epochs_of(folder):
 
 
 def weights_of(path):
-    """A whole checkpoint, by PyTorch's own reader."""
+    """Contents of a checkpoint, by torch.load."""
     return torch.load(str(path), map_location='cpu')
 
 
 def moments_of(checkpoint):
-    """The optimizer's state by parameter, in order; torch 1.5 names parameters by their addresses."""
+    """Optimizer state by parameter, in order; torch 1.5 uses addresses of parameters as keys."""
     optimizer = checkpoint['optimizer']
     return [optimizer['state'][p] for group in optimizer['param_groups'] for p in group['params']]
 
 
 def same(a, b):
-    """True where two nested values are equal to the last bit."""
+    """Whether two nested values are bit-equal."""
     if torch.is_tensor(a):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -38,7 +38,7 @@ def same(a, b):
 
 
 @pytest.mark.compat
-def test_a_checkpoint_keeps_what_is_promised(pretrained):
+def test_a_checkpoint_has_the_documented_keys(pretrained):
     state = weights_of(pretrained / 'checkpoint-0.pth')
     assert {'model', 'optimizer', 'epoch', 'scaler', 'args'} <= set(state)
     assert type(state['args']) is dict and state['args']['model'] == 'mae_vit_nano_patch16'
@@ -60,7 +60,7 @@ def test_the_log_has_progress_lines_and_closes_with_the_final_result(images, tmp
 
 @pytest.mark.compat
 @pytest.mark.slow
-def test_a_classifier_is_trained_probed_and_asked(images, pretrained, tmp_path):
+def test_a_classifier_is_trained_probed_and_predicts(images, pretrained, tmp_path):
     start = ['--data_path', images, '--finetune', pretrained / 'checkpoint-0.pth', '--epochs', 1]
     for task, folder in ((finetune, tmp_path / 'tuned'), (linprobe, tmp_path / 'probed')):
         run = task(*start, '--output_dir', folder)
@@ -73,7 +73,7 @@ def test_a_classifier_is_trained_probed_and_asked(images, pretrained, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_best_checkpoint_has_its_true_epoch_and_is_remembered_on_resume(images, tmp_path):
+def test_the_best_checkpoint_has_its_epoch_and_is_kept_on_resume(images, tmp_path):
     flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every', 1]
     assert finetune(*flags, '--epochs', 3, '--lr', .003).status == 0
     accuracy = [record['test_acc1'] for record in epochs_of(tmp_path)]
@@ -120,11 +120,11 @@ def test_launchers_pretrain_resume_finetune_and_evaluate_on_two_processes(images
     one_process = json.loads((evaluated / 'eval.json').read_text())
     for name in ('acc1', 'acc5', 'loss', 'images'):
         assert one_process[name] == pytest.approx(two_processes[name], rel=1e-5), name
-    assert len(list(evaluated.glob('eval*.json'))) == 2      # the first evaluation's file was set aside
+    assert len(list(evaluated.glob('eval*.json'))) == 2      # that of the first evaluation was renamed
 
 
 @pytest.mark.slow
-def test_processes_started_by_hand_meet_by_the_flags(images, tmp_path):
+def test_processes_started_by_hand_rendezvous_by_the_flags(images, tmp_path):
     url = 'tcp://127.0.0.1:{}'.format(free_port())
     running = [subprocess.Popen([python(), str(ROOT / 'main_pretrain.py'), '--data_path', str(images), *PRETRAIN,
                                  '--output_dir', str(tmp_path), '--epochs', '1', '--world_size', '2', '--local_rank',

@@ -1,4 +1,4 @@
-"""Speed, with a clock that the test moves; means on the device; accuracy."""
+"""Throughput, with a fake clock; means on the device; accuracy."""
 import math
 from types import SimpleNamespace
 from unittest import mock
@@ -10,13 +10,13 @@ from engine_finetune import count_correct
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.text import duration
-from util.training.epoch_meter import DeviceMean, EpochMeter, Throughput, workers_to_keep_up
+from util.training.epoch_meter import DeviceMean, EpochMeter, Throughput, suggested_workers
 from util.training.non_finite_steps import NonFiniteSteps
 from util.training.session import Session
 
 
 class Clock:
-    """Seconds that pass only when somebody says so."""
+    """A fake clock."""
 
     def __init__(self):
         self.time, self.synchronized = 0., 0
@@ -28,7 +28,7 @@ class Clock:
         self.synchronized += 1
 
 
-def measure(sizes, step, wait=0., warmup=10, slow_first=0.):
+def timed_pass(sizes, step, wait=0., warmup=10, slow_first=0.):
     """A pass over batches of `sizes` images that wait `wait` seconds for data and take `step` seconds each."""
     clock = Clock()
 
@@ -50,18 +50,18 @@ def measure(sizes, step, wait=0., warmup=10, slow_first=0.):
     ([10, 10, 10, 3], {'step': 1., 'warmup': 0}, 33, 4.),           # a short last batch
     ([8], {'step': 2.}, 8, 2.)], ids=str)                           # an epoch of one
 def test_iterations_after_the_warm_up_are_counted_and_timed(sizes, options, images, seconds):
-    throughput, _ = measure(sizes, **options)
+    throughput, _ = timed_pass(sizes, **options)
     assert (throughput.images, throughput.seconds) == (images, pytest.approx(seconds))
 
 
-def test_waiting_for_data_counts_in_the_time_and_is_told_apart():
-    throughput, _ = measure([8] * 4, step=.3, wait=.1, warmup=0)
+def test_waiting_for_data_is_part_of_the_time_and_counted_separately():
+    throughput, _ = timed_pass([8] * 4, step=.3, wait=.1, warmup=0)
     assert (throughput.seconds, throughput.waited) == pytest.approx((1.6, .4))
-    assert throughput.steady() == pytest.approx((1.5, .3))          # without the loader's start, which is no slowness
+    assert throughput.steady() == pytest.approx((1.5, .3))          # without the loader's start
 
 
-def test_the_device_is_waited_for_at_the_edges_only():
-    _, clock = measure([8] * 60, step=.1)
+def test_the_device_is_synchronized_only_at_start_and_end():
+    _, clock = timed_pass([8] * 60, step=.1)
     assert clock.synchronized == 2
 
 
@@ -71,23 +71,23 @@ def test_durations_read_as_hours_minutes_seconds():
 
 @pytest.mark.parametrize('workers, seconds, waited, enough', [
     (4, 10., .1, None), (4, 10., 5., 8), (0, 10., 5., 1), (0, 10., 8., 4), (2, 0., 0., None)])
-def test_loader_processes_are_asked_for_where_the_device_waits(workers, seconds, waited, enough):
-    assert workers_to_keep_up(workers, seconds, waited) == enough
+def test_more_loader_processes_are_suggested_if_the_device_waits(workers, seconds, waited, enough):
+    assert suggested_workers(workers, seconds, waited) == enough
 
 
-def test_advice_on_the_loader_is_given_again_only_when_it_changes(monkeypatch, caplog):
+def test_a_suggested_number_of_workers_is_logged_again_only_when_it_changes(monkeypatch, caplog):
     caplog.set_level('INFO', 'mae')
     optimizer_step = SimpleNamespace(lr=.1, non_finite_steps=NonFiniteSteps(3))
-    progress = EpochMeter(mock.MagicMock(workers=2), Session(Cpu(), World()), optimizer_step, None, 'loss', 0)
+    meter = EpochMeter(mock.MagicMock(workers=2), Session(Cpu(), World()), optimizer_step, None, 'loss', 0)
     for enough, lines in ((None, 0), (4, 1), (4, 1), (5, 2), (None, 2), (5, 3)):
-        monkeypatch.setattr('util.training.epoch_meter.workers_to_keep_up', lambda *args, enough=enough: enough)
-        progress.begin(0, 0)
-        progress.finish()
+        monkeypatch.setattr('util.training.epoch_meter.suggested_workers', lambda *args, enough=enough: enough)
+        meter.begin(0, 0)
+        meter.finish()
         assert sum('--num_workers' in line for line in caplog.messages) == lines
 
 
 @pytest.mark.compat
-def test_a_window_starts_after_the_last_reading_and_the_total_keeps_all_by_their_counts_but_what_is_not_finite():
+def test_a_window_starts_at_the_last_reading_and_the_total_weighs_finite_values_by_their_counts():
     mean = DeviceMean(torch.device('cpu'))
     mean.add(torch.tensor(1.), 3)
     mean.add(torch.tensor(math.nan), 3)
@@ -102,7 +102,7 @@ def test_a_window_starts_after_the_last_reading_and_the_total_keeps_all_by_their
 def test_adding_reads_nothing_from_the_device(monkeypatch):
     mean = DeviceMean(torch.device('cpu'))
     for name in ('item', 'tolist', '__float__', '__bool__'):
-        monkeypatch.setattr(torch.Tensor, name, lambda *args: pytest.fail('the host waited for the device'))
+        monkeypatch.setattr(torch.Tensor, name, lambda *args: pytest.fail('the host synchronized with the device'))
     mean.add(torch.ones((), requires_grad=True) * 2, 4)
 
 

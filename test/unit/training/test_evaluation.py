@@ -21,7 +21,7 @@ from util.training import session
 
 
 class Constant(torch.nn.Module):
-    """Takes everything for class 2."""
+    """Always predicts class 2."""
 
     def forward(self, images):
         return torch.eye(8)[2].expand(len(images), 8)
@@ -43,13 +43,13 @@ def break_some(folder, every):
 
 
 def evaluated(folder, model, batch_size=4, signal='', world=None):
-    """(result, ConfusionTracker) of an evaluation; in one process of `world`, before these are summed up."""
+    """(result, ConfusionTracker) of an evaluation; of one process of `world`, before the all-reduce."""
     dataset = datasets.labelled_set(str(folder), 'val', evaluation_transform(32))
-    place = session.Session(Cpu(), World())
-    place.signals.requested = signal
+    run = session.Session(Cpu(), World())
+    run.signals.requested = signal
     loader = evaluation_loader(dataset, batch_size, world or World(), True, 0, True, Cpu())
     confusion = ConfusionTracker(dataset, Normalize())
-    result = evaluate(model, loader, precision.FullPrecision(), place, Normalize(), confusion)
+    result = evaluate(model, loader, precision.FullPrecision(), run, Normalize(), confusion)
     confusion.on_epoch_end(0, True, None)
     return {name: value for name, value in result.items() if name != 'FPS'}, confusion
 
@@ -63,7 +63,7 @@ def mistakes_of(folder, **options):
     return evaluated(folder, Constant(), **options)[1]
 
 
-def test_an_evaluation_that_a_signal_cuts_short_tells_no_accuracy(images, monkeypatch):
+def test_an_evaluation_interrupted_by_a_signal_logs_no_accuracy(images, monkeypatch):
     lines = []
     monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
     assert result_of(images, signal='SIGTERM')['images'] == 0 and not lines
@@ -71,7 +71,7 @@ def test_an_evaluation_that_a_signal_cuts_short_tells_no_accuracy(images, monkey
 
 @pytest.mark.compat
 @pytest.mark.parametrize('batch_size', [4, 1])      # 1: some batches have no readable image
-def test_unreadable_images_are_left_out_and_counted(folder, monkeypatch, batch_size):
+def test_unreadable_images_are_skipped_and_counted(folder, monkeypatch, batch_size):
     broken, lines = break_some(folder, 3), []
     monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
     result = result_of(folder, batch_size=batch_size)
@@ -82,7 +82,7 @@ def test_unreadable_images_are_left_out_and_counted(folder, monkeypatch, batch_s
     assert result == pytest.approx(whole) and 'unreadable' not in whole and '7' not in lines[-1].split('(')[-1]
 
 
-def test_an_evaluation_without_a_readable_image_is_a_mistake(folder):
+def test_an_evaluation_without_a_readable_image_is_a_user_error(folder):
     break_some(folder, 1)
     with pytest.raises(UserError, match='none of the 19 validation images'):
         result_of(folder)
@@ -113,7 +113,7 @@ def test_images_that_cannot_be_read_do_not_shift_the_others(images, folder):
     assert [kind for kind, _ in broken.report_sections()[0][1]] == ['pairs']
 
 
-def test_an_evaluation_that_was_broken_off_is_not_shown(images):
+def test_an_interrupted_evaluation_is_not_reported(images):
     confusion = mistakes_of(images)
     before = confusion.report_sections()
     confusion.gather([], None, World(), torch.device('cpu'))

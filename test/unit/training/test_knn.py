@@ -1,4 +1,4 @@
-"""k-NN classification of features: by its formula, alone and during pre-training, which it does not disturb."""
+"""k-NN classification of features: its formula, as a command, and during pre-training, which it does not change."""
 import argparse
 import json
 import shutil
@@ -48,13 +48,13 @@ def test_votes_follow_the_formula(k, temperature):
     assert np.array_equal(found.numpy(), by_formula(queries, bank, labels, 5, k, temperature))
 
 
-def test_a_choice_of_images_is_even_over_the_classes_and_depends_on_the_seed_alone():
+def test_a_subset_is_balanced_over_the_classes_and_depends_only_on_the_seed():
     labels = np.array([0] * 50 + [1] * 3 + [2] * 50)
-    chosen = knn.spread(labels, 21, seed=1)
+    chosen = knn.balanced_subset(labels, 21, seed=1)
     assert np.bincount(labels[chosen]).tolist() == [9, 3, 9] and len(set(chosen)) == 21
-    assert np.array_equal(chosen, knn.spread(labels, 21, seed=1))
-    assert not np.array_equal(chosen, knn.spread(labels, 21, seed=2))
-    assert np.array_equal(knn.spread(labels, 1000, seed=1), np.arange(103))
+    assert np.array_equal(chosen, knn.balanced_subset(labels, 21, seed=1))
+    assert not np.array_equal(chosen, knn.balanced_subset(labels, 21, seed=2))
+    assert np.array_equal(knn.balanced_subset(labels, 1000, seed=1), np.arange(103))
 
 
 def features_of(path, folder, split, pool, input_size):
@@ -72,7 +72,7 @@ def expected(path, folder, pool='mean', k=20, temperature=.07, input_size=32):
     return 100 * float((by_formula(queries, bank, labels, 8, k, temperature) == truth).mean())
 
 
-def stand_alone(monkeypatch, capsys, *flags):
+def run_command(monkeypatch, capsys, *flags):
     """(accuracy, the line) of `python -m util.tools.knn`, in this process."""
     monkeypatch.setattr(sys, 'argv', ['knn', '--device', 'cpu', '--num_workers', '0', *[str(flag) for flag in flags]])
     knn_tool.main()
@@ -81,53 +81,53 @@ def stand_alone(monkeypatch, capsys, *flags):
 
 
 @pytest.mark.parametrize('flags', [{}, {'pool': 'cls', 'k': 32, 'temperature': 5., 'input_size': 48}])
-def test_the_stand_alone_command_gives_what_the_formula_gives(images, pretrained, monkeypatch, capsys, flags):
+def test_the_command_agrees_with_the_formula(images, pretrained, monkeypatch, capsys, flags):
     path = pretrained / 'checkpoint-0.pth'
     words = ['--resume', path, '--data_path', images, '--batch_size', 7]
     words += [word for name, value in flags.items() for word in ('--' + name, value)]
-    accuracy, line = stand_alone(monkeypatch, capsys, *words)
+    accuracy, line = run_command(monkeypatch, capsys, *words)
     assert accuracy == pytest.approx(expected(path, images, **flags), abs=1e-3)
     assert line.endswith('(k {}, 19 validation images among 32 training images)'.format(flags.get('k', 20)))
-    _, line = stand_alone(monkeypatch, capsys, *words, '--images', 8, '--seed', 1)
+    _, line = run_command(monkeypatch, capsys, *words, '--images', 8, '--seed', 1)
     assert line.endswith('among 8 training images)')
 
 
-def test_unreadable_images_are_left_out_and_none_left_is_a_mistake(images, pretrained, tmp_path, monkeypatch, capsys):
+def test_unreadable_images_are_skipped_but_not_all(images, pretrained, tmp_path, monkeypatch, capsys):
     shutil.copytree(str(images), str(tmp_path / 'data'))
     flags = ['--resume', pretrained / 'checkpoint-0.pth', '--data_path', tmp_path / 'data']
     for path in sorted(tmp_path.glob('data/*/*/*.jpg'))[::3]:
         path.write_bytes(b'no picture')
-    assert stand_alone(monkeypatch, capsys, *flags)[1].endswith(' 13 validation images among 21 training images)')
+    assert run_command(monkeypatch, capsys, *flags)[1].endswith(' 13 validation images among 21 training images)')
     for path in tmp_path.glob('data/train/*/*.jpg'):
         path.write_bytes(b'no picture')
     with pytest.raises(UserError, match='--data_path: none of the training images'):
-        stand_alone(monkeypatch, capsys, *flags)
+        run_command(monkeypatch, capsys, *flags)
 
 
 def periodic(folder, pretrained, session=None, **changes):
-    """(what main_pretrain.py calls after each epoch, its model) of a training of five epochs."""
+    """The evaluation that main_pretrain.py calls after each of five epochs."""
     model, flags, _ = load_model.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
     args = argparse.Namespace(**{**flags, 'data_path': str(folder), 'epochs': 5, 'knn_every': 1, **changes})
-    return knn.periodic(args, model, Normalize(), session or Session(Cpu(), World()), FullPrecision(),
-                        lambda model: nullcontext())
+    return knn.build_periodic_evaluation(args, model, Normalize(), session or Session(Cpu(), World()),
+                                         FullPrecision(), lambda model: nullcontext())
 
 
 @pytest.mark.parametrize('every, due', [(0, []), (2, [1, 3, 4]), (9, [4])])
-def test_it_is_due_every_so_many_epochs_and_after_the_last_on_a_bank_of_knn_images(images, pretrained, monkeypatch,
+def test_it_runs_every_knn_every_epochs_and_after_the_last_with_knn_images(images, pretrained, monkeypatch,
                                                                                     every, due):
-    monkeypatch.setattr(knn, 'measure', lambda *args, **options: len(args[4][0]))
-    judge, trainer = periodic(images, pretrained, knn_every=every, knn_images=16), mock.Mock()
-    assert [epoch for epoch in range(5) if judge(epoch, trainer) == {'knn_acc1': 16}] == due
-    assert trainer.stop_if_asked.call_count == len(due)
+    monkeypatch.setattr(knn, 'evaluate', lambda *args, **options: len(args[4][0]))
+    evaluation, trainer = periodic(images, pretrained, knn_every=every, knn_images=16), mock.Mock()
+    assert [epoch for epoch in range(5) if evaluation(epoch, trainer) == {'knn_acc1': 16}] == due
+    assert trainer.stop_if_requested.call_count == len(due)
 
 
-def test_pretraining_without_classes_is_a_mistake(images, pretrained):
+def test_pretraining_without_classes_is_a_user_error(images, pretrained):
     flat = images / 'train' / 'cross_checks'
     with pytest.raises(UserError, match='--knn_every 1: --data_path: {}'.format(flat)):
         periodic(flat, pretrained)
 
 
-def test_a_judgement_that_a_signal_cuts_short_tells_no_accuracy(images, pretrained, monkeypatch):
+def test_an_evaluation_interrupted_by_a_signal_logs_no_accuracy(images, pretrained, monkeypatch):
     session, lines = Session(Cpu(), World()), []
     session.signals.requested = 'SIGTERM'
     monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
@@ -135,7 +135,7 @@ def test_a_judgement_that_a_signal_cuts_short_tells_no_accuracy(images, pretrain
 
 
 @pytest.mark.slow
-def test_two_processes_get_the_accuracy_of_one_record_it_and_train_as_without_it(images, tmp_path):
+def test_two_processes_record_the_accuracy_of_one_and_train_as_without_it(images, tmp_path):
     folders = [tmp_path / str(every) for every in (2, 0)]
     for folder in folders:
         run = two_processes(ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', folder,

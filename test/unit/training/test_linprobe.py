@@ -1,4 +1,4 @@
-"""Linear probing: the encoder stays, the head learns, and a checkpoint is enough to evaluate."""
+"""Linear probing: only the head is trained, and a checkpoint is enough to evaluate."""
 import json
 
 import pytest
@@ -13,7 +13,6 @@ from util.checkpoints import load_model, pth_file, weights
 from util.config.train_flags import parse_linprobe
 from util.devices import precision
 from util.devices.accelerator import Cpu
-from util.distributed.world import World
 from util.errors import UserError
 from util.models import features as encoder
 from util.models.linear_probe import LinearProbe, probing_head
@@ -37,7 +36,7 @@ def vit(**options):
     return model
 
 
-def test_only_the_head_learns(pretrained, probed):
+def test_only_the_head_is_trained(pretrained, probed):
     encoder_weights = weights_of(pretrained / 'checkpoint-0.pth')['model']
     states = [weights_of(probed / 'checkpoint-{}.pth'.format(epoch)) for epoch in (0, 1)]
     for state in states:
@@ -53,7 +52,7 @@ def test_only_the_head_learns(pretrained, probed):
 
 @pytest.mark.compat
 @pytest.mark.parametrize('global_pool, pool', [(False, 'cls'), (True, 'mean')])
-def test_features_are_those_of_the_encoder_at_rest_without_gradients(global_pool, pool):
+def test_features_are_those_of_the_encoder_in_eval_mode_without_gradients(global_pool, pool):
     model = vit(global_pool=global_pool, drop_path_rate=.9)
     probe = LinearProbe(model, precision.FullPrecision())
     probe.head.train()
@@ -63,15 +62,15 @@ def test_features_are_those_of_the_encoder_at_rest_without_gradients(global_pool
     assert torch.allclose(features, encoder.pooled(model.eval(), imgs, pool))
 
 
-def test_the_class_token_is_classified_unless_the_mean_is_asked_for(tmp_path):
+def test_the_class_token_is_classified_unless_global_pool_is_given(tmp_path):
     flags = [*FINETUNE, '--data_path', str(tmp_path)]
     for more, name in (([], 'norm'), (['--cls_token'], 'norm'), (['--global_pool'], 'fc_norm')):
         assert hasattr(main_linprobe.build_model(parse_linprobe(flags + more), 8), name)
 
 
-def test_crops_and_flips_are_all_the_augmentation(images):
+def test_the_augmentation_is_crops_and_flips(images):
     args = parse_linprobe([*FINETUNE, '--data_path', str(images), '--crop_min', '.5'])
-    steps = main_linprobe.build_data(args, World(), Cpu())[0].transform.transforms
+    steps = main_linprobe.build_transform(args).transforms
     assert [getattr(step, '__name__', type(step).__name__) for step in steps] == ['RandomResizedCrop', 'flip_at_random']
     assert steps[0].scale == (.5, 1.)
 
@@ -85,7 +84,7 @@ def test_a_checkpoint_is_enough_to_evaluate(images, probed, tmp_path):
 
 
 @pytest.mark.compat
-def test_a_checkpoint_is_an_ordinary_classifier_to_whoever_uses_trained_models(probed):
+def test_a_checkpoint_loads_as_an_ordinary_classifier(probed):
     path = str(probed / 'checkpoint-1.pth')
     model = vit()
     model.load_state_dict(pth_file.load(path)['model'])
@@ -95,7 +94,7 @@ def test_a_checkpoint_is_an_ordinary_classifier_to_whoever_uses_trained_models(p
     assert not flags['global_pool'] and len(classes) == 8
 
 
-def test_a_head_that_no_probing_wrote_is_refused_in_one_line(probed, tmp_path):
+def test_a_malformed_probing_head_is_refused_in_one_line(probed, tmp_path):
     state = pth_file.load(str(probed / 'checkpoint-1.pth'))
     state['model']['head.0.running_mean'] = torch.zeros(64)
     pth_file.save(str(tmp_path / 'x.pth'), state)
@@ -103,25 +102,23 @@ def test_a_head_that_no_probing_wrote_is_refused_in_one_line(probed, tmp_path):
         load_model.load_any(str(tmp_path / 'x.pth'))
 
 
-def flags_of(folder, path):
-    return parse_linprobe([*FINETUNE, '--data_path', str(folder), '--finetune', str(path)])
-
-
-def test_a_checkpoint_of_fine_tuning_and_one_of_probing_are_told_apart():
+def test_checkpoints_of_fine_tuning_and_probing_are_distinguished():
     plain = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=8)
     for model, other, script in ((plain, vit(), 'main_linprobe.py'), (vit(), plain, 'main_finetune.py')):
-        with pytest.raises(UserError, match='x.pth: is a classifier of {}, which'.format(script)):
-            weights.load_model(model, other.state_dict(), 'x.pth')
+        with pytest.raises(UserError, match='x.pth: a classifier of {}'.format(script)):
+            weights.load_strict(model, other.state_dict(), 'x.pth')
 
 
 def test_a_classifier_of_the_mean_has_no_norm_for_the_class_token(images, tmp_path):
     torch.manual_seed(0)
     model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=5, global_pool=True)
-    pth_file.save(str(tmp_path / 'fine.pth'), {'model': model.state_dict()})
-    with pytest.raises(UserError, match='fine.pth: has no norm for the class token, .*; add --global_pool'):
-        main_linprobe.load_encoder(vit(), flags_of(tmp_path, tmp_path / 'fine.pth'))
+    path = str(tmp_path / 'fine.pth')
+    pth_file.save(path, {'model': model.state_dict()})
+    args = parse_linprobe([*FINETUNE, '--data_path', str(tmp_path), '--finetune', path])
+    with pytest.raises(UserError, match='^{}: .*--global_pool'.format(path)):
+        weights.start_from(path, vit(), args, main_linprobe.load_encoder)
     probing = vit(global_pool=True)
-    main_linprobe.load_encoder(probing, flags_of(tmp_path, tmp_path / 'fine.pth'))
+    weights.start_from(path, probing, args, main_linprobe.load_encoder)
     assert torch.equal(probing.blocks[5].mlp.fc2.weight, model.blocks[5].mlp.fc2.weight)
 
 
@@ -135,7 +132,7 @@ def test_in_half_precision_the_head_computes_in_fp32():
 
 
 @pytest.mark.slow
-def test_two_processes_of_which_one_is_killed_end_as_the_uninterrupted_ones(images, pretrained, tmp_path,
+def test_two_processes_of_which_one_is_killed_end_as_uninterrupted_ones(images, pretrained, tmp_path,
                                                                             killer):  # noqa: F811
     flags = ['--data_path', images, '--batch_size', 4, '--accum_iter', 2, '--num_workers', 1, '--dist_eval', '--lr', 30,
              '--finetune', pretrained / 'checkpoint-0.pth']

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: their steps are skipped, counted, and in the end listed."""
+"""Non-finite losses and gradients: their steps are skipped, counted, and listed on abort."""
 import json
 import math
 import re
@@ -16,7 +16,7 @@ from util.training.optimizer_step import OptimizerStep
 
 
 class Device(Cpu):
-    """The CPU, whose fused optimizer decides by itself which steps to skip, as a GPU's does."""
+    """The CPU with a fused optimizer that decides on the device which steps to skip, as on a GPU."""
     is_accelerator = True
 
 
@@ -36,6 +36,11 @@ def state_of(optimizer_step):
     return [value.clone() if torch.is_tensor(value) else value for value in held]
 
 
+def counts(optimizer_step):
+    steps = optimizer_step.non_finite_steps
+    return steps.skipped, steps.state_dict()['bad_steps_in_row']
+
+
 def step(optimizer_step, factor, i=0):
     optimizer_step.set_lr(0, i, i + 1)
     with optimizer_step.gradient_sync():
@@ -46,19 +51,19 @@ def step(optimizer_step, factor, i=0):
 
 @pytest.mark.compat
 @pytest.mark.parametrize('lost', [math.nan, math.inf])
-def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_the_count(optimizer_step, lost):
+def test_a_non_finite_step_changes_neither_weights_nor_moments_nor_the_step_count(optimizer_step, lost):
     step(optimizer_step, 1.)
     before = state_of(optimizer_step)
     step(optimizer_step, lost)
     assert all(torch.equal(*map(torch.as_tensor, pair)) for pair in zip(before, state_of(optimizer_step)))
-    assert (optimizer_step.non_finite_steps.skipped, optimizer_step.non_finite_steps.in_row) == (1, 1)
+    assert counts(optimizer_step) == (1, 1)
     step(optimizer_step, 1.)
     assert optimizer_step.model.weight != before[0]
-    assert (optimizer_step.non_finite_steps.skipped, optimizer_step.non_finite_steps.in_row) == (1, 0)
+    assert counts(optimizer_step) == (1, 0)
 
 
 @pytest.mark.compat
-def test_a_loss_that_is_not_finite_is_skipped_even_where_its_gradient_is_finite(optimizer_step):
+def test_a_non_finite_loss_is_skipped_even_if_its_gradient_is_finite(optimizer_step):
     before = optimizer_step.model.weight.clone()
     optimizer_step.set_lr(0, 0, 1)
     with optimizer_step.gradient_sync():
@@ -77,14 +82,14 @@ def test_finite_gradients_whose_norm_overflows_are_skipped(clip_grad):
 
 
 @pytest.mark.compat
-def test_only_steps_in_a_row_are_too_many(optimizer_step):
+def test_only_consecutive_steps_count_towards_the_limit(optimizer_step):
     for factor in (math.nan, math.nan, 1., math.nan, math.nan):
         step(optimizer_step, factor)
     assert not optimizer_step.non_finite_steps.limit_reached
     step(optimizer_step, math.nan)
     assert optimizer_step.non_finite_steps.limit_reached
     step(optimizer_step, 1.)
-    assert optimizer_step.non_finite_steps.limit_reached           # also when it is asked some steps later
+    assert optimizer_step.non_finite_steps.limit_reached           # also some steps later
 
 
 @pytest.mark.parametrize('optimizer_step', [Device], indirect=True)
@@ -95,17 +100,18 @@ def test_a_fused_optimizer_decides_without_the_host(optimizer_step, monkeypatch)
     step(optimizer_step, math.nan)
 
 
-def test_a_resumed_run_counts_on():
-    non_finite_steps = NonFiniteSteps(3, in_row=2)
+def test_a_resumed_run_continues_the_count():
+    non_finite_steps = NonFiniteSteps(3)
+    non_finite_steps.load_state_dict({'bad_steps_in_row': 2})
     non_finite_steps.add(1)
     assert non_finite_steps.limit_reached and non_finite_steps.skipped == 1
 
 
-def test_giving_up_lists_the_first_skipped_iterations_their_losses_and_their_images(tmp_path):
+def test_abort_lists_the_first_skipped_iterations_with_their_losses_and_images(tmp_path):
     non_finite_steps = NonFiniteSteps(2)
     for i, (bad, loss) in enumerate([(1, 1.), (0, 1.), (1, math.nan), (1, 2.), (0, 1.)]):
         for part in (0, 1):
-            non_finite_steps.remember(7, 2 * i + part, 1e-3, torch.tensor(loss))
+            non_finite_steps.record_iteration(7, 2 * i + part, 1e-3, torch.tensor(loss))
         non_finite_steps.add(bad)
     with pytest.raises(UserError, match=r'epoch 7, iteration 4.*--blr .*bad_steps.json'):
         non_finite_steps.abort(str(tmp_path), World(), 128., lambda rank, epoch, i: ['{}-{}.jpg'.format(rank, i)])
@@ -118,14 +124,14 @@ def test_giving_up_lists_the_first_skipped_iterations_their_losses_and_their_ima
 
 
 @pytest.mark.slow
-def test_a_run_whose_numbers_go_bad_stops_in_one_line_and_keeps_its_last_good_checkpoint(images, tmp_path):
+def test_a_run_with_non_finite_losses_aborts_in_one_line_and_keeps_its_last_good_checkpoint(images, tmp_path):
     flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every', 1]
     assert pretrain(*flags, '--epochs', 1).status == 0
     good = (tmp_path / 'checkpoint-0.pth').read_bytes()
     run = pretrain(*flags, '--epochs', 6, '--resume', 'auto', '--lr', '1e30', '--max_bad_steps', 5)
     assert run.status == 2 and 'Traceback' not in run.output
     last = run.output.strip().split('\n')[-1]
-    assert re.match(r'error: \d+ steps in a row, from epoch 1, iteration 1 on, were skipped', last), last
+    assert re.match(r'error: \d+ steps in a row skipped, from epoch 1, iteration 1 ', last), last
     report = json.loads((tmp_path / 'bad_steps.json').read_text())
     files = report['iterations'][0]['processes'][0]['files']
     assert len(files) == 8 and all(str(images) in name for name in files)

@@ -1,4 +1,4 @@
-"""What decays, how fast each layer learns, the learning rate over time, and LARS."""
+"""Parameter groups, learning-rate schedule and LARS."""
 import numpy as np
 import pytest
 import torch
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.compat
 # Parameter groups
 
 def by_name(model, groups, key):
-    """{parameter's name: what its group has under `key`}; each is in one group."""
+    """{parameter name: value of `key` in its group}; each parameter is in one group."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     listed = [(names[id(parameter)], group[key]) for group in groups for parameter in group['params']]
     assert len(listed) == len(dict(listed))
@@ -39,7 +39,7 @@ def test_fine_tuning_decays_matrices_only_and_neither_positions_nor_class_token(
         assert value == (.05 if name.endswith('.weight') and 'norm' not in name else 0.), name
 
 
-def test_pretraining_decays_everything_but_1d_tensors_and_biases_and_trains_no_fixed_positions():
+def test_pretraining_decays_all_but_1d_tensors_and_biases_and_trains_no_position_embeddings():
     model = models_mae.mae_vit_nano_patch16()
     decay = by_name(model, decay_groups(model, .05), 'weight_decay')
     for name, value in decay.items():
@@ -55,7 +55,7 @@ def test_pretraining_warms_up_over_40_of_400_epochs_then_follows_half_a_cosine(e
     assert warmup_cosine(epoch, 2.4e-3, 400, 40) == pytest.approx(lr, rel=1e-6, abs=1e-12)
 
 
-def test_a_minimum_no_warm_up_and_a_run_shorter_than_its_warm_up():
+def test_a_floor_no_warm_up_and_a_run_shorter_than_its_warm_up():
     assert warmup_cosine(100, 1e-3, 100, 5, floor=1e-6) == pytest.approx(1e-6)
     assert warmup_cosine(0, 1e-3, 10, 0) == pytest.approx(1e-3)
     assert warmup_cosine(.5, 1., 1, 40) == pytest.approx(.0125)
@@ -64,7 +64,7 @@ def test_a_minimum_no_warm_up_and_a_run_shorter_than_its_warm_up():
 # LARS
 
 def by_formula(weights, gradients, lr, weight_decay, momentum, trust_coefficient):
-    """The weights after a step for each of `gradients`, in numpy and float64."""
+    """Weights after a step for each of `gradients`, in numpy and float64."""
     w, m = weights.astype(np.float64), np.zeros(weights.shape)
     for g in gradients:
         d = g.astype(np.float64)
@@ -79,7 +79,7 @@ def by_formula(weights, gradients, lr, weight_decay, momentum, trust_coefficient
 
 
 @pytest.mark.parametrize('shape, zeros', [((8, 16), ''), ((16,), ''), ((8, 16), 'weights'), ((8, 16), 'gradients')])
-def test_three_steps_of_lars_follow_the_formula_also_across_a_resumption(shape, zeros):
+def test_three_steps_of_lars_follow_the_formula_and_resume(shape, zeros):
     rng, options = np.random.RandomState(0), {'lr': 30., 'weight_decay': .1, 'momentum': .5, 'trust_coefficient': .02}
     weights, gradients = rng.randn(*shape).astype(np.float32), rng.randn(3, *shape).astype(np.float32)
     weights, gradients = weights * (zeros != 'weights'), gradients * (zeros != 'gradients')

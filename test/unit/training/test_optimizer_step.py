@@ -9,7 +9,7 @@ pytestmark = pytest.mark.compat
 
 
 class Linear(torch.nn.Module):
-    """One weight that is trained; the loss is weight times the input's mean."""
+    """One trained weight; the loss is the weight times the mean of the input."""
 
     def __init__(self):
         super().__init__()
@@ -37,15 +37,15 @@ def run(values, accum_iter, clip_grad=None, lr=1., schedule=None):
     return weights
 
 
-def test_a_window_steps_once_along_the_mean_gradient():
+def test_a_window_makes_one_step_along_the_mean_gradient():
     assert run([1, 3, 5, 7], accum_iter=2) == pytest.approx([0, -2, -2, -8])
 
 
-def test_the_last_window_of_an_epoch_is_closed_and_weighs_its_own_size():
+def test_the_last_window_of_an_epoch_averages_over_its_own_size():
     assert run([1, 3, 10], accum_iter=2) == pytest.approx([0, -2, -12])
 
 
-def test_the_schedule_is_asked_once_a_window_for_the_fractional_epoch():
+def test_the_schedule_is_evaluated_once_per_window_at_the_fractional_epoch():
     asked = []
     run([1] * 5, accum_iter=2, schedule=lambda epoch: asked.append(epoch) or .1)
     assert asked == pytest.approx([0, .4, .8])

@@ -1,0 +1,157 @@
+"""Setup of training and evaluation: session, loaders, weights, precision and optimizer.
+
+Weights are loaded first, then the precision prepared, then the optimizer's state loaded. apex O2 requires this order:
+`precision.prepare` makes fp32 master weights from the weights of the model, and the moments belong to these.
+"""
+from argparse import Namespace
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from torch.utils.data import Dataset
+
+from util.checkpoints import weights
+from util.checkpoints.checkpointer import Checkpointer
+from util.config.normalization import adopt_statistics
+from util.data.datasets import has_validation, labelled_set
+from util.data.loader import Batches, evaluation_loader, training_loader
+from util.data.transforms import evaluation_transform
+from util.data.validation_split import split_settings
+from util.devices.compile import compile_blocks
+from util.devices.precision import FullPrecision
+from util.distributed.world import World
+from util.errors import UserError
+from util.log import logger
+from util.models.activation_checkpointing import checkpointed
+from util.training.ema import EMA
+from util.training.non_finite_steps import NonFiniteSteps
+from util.training.optimizer_step import OptimizerStep, effective_batch_size, peak_lr, warmup_cosine
+from util.training.session import Session, setup_precision, start_session
+
+# Data of fine-tuning and linear probing
+
+def start_classifier(args: Namespace) -> Tuple[Session, FullPrecision, Checkpointer]:
+    """Start the session, find the --resume checkpoint and settle --val_fraction and --val_seed."""
+    session = start_session(args)
+    precision = setup_precision(args, session)
+    checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
+                                session.world.is_main)
+    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
+                                                      args.eval, checkpointer.get('args'))
+    return session, precision, checkpointer
+
+
+def build_loaders(args: Namespace, session: Session, transform: Callable) -> Tuple[Batches, Batches]:
+    """(training loader, evaluation loader); `transform` is that of the training images."""
+    train_set = labelled_set(args.data_path, 'train', transform, None, args.val_fraction, args.val_seed)
+    train_loader = training_loader(train_set, args.batch_size, session.world, args.seed, args.num_workers,
+                                   args.pin_mem, session.accelerator)
+    return train_loader, build_evaluation_loader(args, session, train_set.classes)
+
+
+def build_evaluation_loader(args: Namespace, session: Session, classes: Optional[List[str]] = None) -> Batches:
+    """Loader of the validation images; `classes` are those of the training, by default those of the data."""
+    dataset = labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), classes,
+                           args.val_fraction, args.val_seed)
+    return evaluation_loader(dataset, args.batch_size, session.world, args.dist_eval, args.num_workers, args.pin_mem,
+                             session.accelerator)
+
+
+def count_classes(args: Namespace, dataset: Dataset) -> int:
+    """Number of classes of the head: the dataset's, or --nb_classes if that is larger."""
+    found = len(dataset.classes)
+    if args.nb_classes is not None and args.nb_classes < found:
+        raise UserError('--nb_classes {}: {} has {} classes'.format(args.nb_classes, args.data_path, found))
+    if args.nb_classes is not None and args.nb_classes > found:
+        logger.warning('--nb_classes %d: the data has only %d classes', args.nb_classes, found)
+    return args.nb_classes or found
+
+
+# Model and optimizer
+
+def load_initial_weights(args: Namespace, session: Session, checkpointer: Checkpointer, model: torch.nn.Module,
+                         pretrained: Optional[str], load: Callable) -> None:
+    """Load the weights of --resume, else of `pretrained` if given; move the model to the device.
+
+    Args:
+        pretrained: --finetune or --init_from.
+        load: load_pretrained or load_for_pretraining of util.checkpoints.weights.
+    """
+    if pretrained and checkpointer.path is None:
+        weights.start_from(pretrained, model, args, load)
+    adopt_statistics(args, checkpointer.get('args'), checkpointer.path)
+    checkpointer.load_model(model)
+    session.place(model)
+
+
+def build_adamw_step(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer,
+                     model: torch.nn.Module, groups: List[Dict[str, Any]], betas: Tuple[float, float]
+                     ) -> Tuple[torch.nn.Module, OptimizerStep]:
+    """(model prepared for its precision, OptimizerStep with AdamW) for a model whose weights are loaded."""
+    optimizer = precision.adamw(session.accelerator, groups, lr=peak_lr(args, session.world), betas=betas)
+    model, optimizer = precision.prepare(model, optimizer)
+    if args.grad_checkpoint:
+        enable_activation_checkpointing(model, session)
+    if args.compile:
+        compile_blocks(model, session.device)
+    return model, build_optimizer_step(args, session, precision, checkpointer, model, optimizer)
+
+
+def enable_activation_checkpointing(model: torch.nn.Module, session: Session) -> None:
+    """--grad_checkpoint. Raises UserError if recomputed blocks would drop other paths: gradients would be wrong."""
+    drops_paths = any(getattr(module, 'drop_prob', None) for module in model.modules())
+    if drops_paths and not session.accelerator.checkpoint_preserves_rng:
+        raise UserError('--grad_checkpoint: torch {} does not restore the random state of {} for recomputation; add '
+                        '--drop_path 0'.format(torch.__version__, session.accelerator.type))
+    model.run_block = checkpointed
+
+
+def build_optimizer_step(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer,
+                         model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerStep:
+    """OptimizerStep for a prepared model; optimizer, loss scale, EMA and counters resume from the checkpoint."""
+    checkpointer.load_training(optimizer, precision)
+    ema, lr = None, peak_lr(args, session.world)
+    if getattr(args, 'ema', None) is not None:          # main_linprobe.py has no --ema
+        ema = EMA(args.ema, precision.trained_weights(model, optimizer))
+        checkpointer.load_ema(ema)
+    non_finite_steps = NonFiniteSteps(args.max_bad_steps)
+    non_finite_steps.load_state_dict(checkpointer.state)
+    return OptimizerStep(session.wrap(model, precision), optimizer, precision,
+                         lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
+                         args.accum_iter, args.clip_grad, non_finite_steps, ema)
+
+
+def log_training_summary(args: Namespace, world: World, dataset: Dataset, model: torch.nn.Module,
+                         val_set: Optional[Dataset] = None) -> None:
+    """Log dataset size, trained parameters, batch size and learning rate; warn of settings that would waste the run.
+
+    Args:
+        val_set: labelled validation images, if any.
+    """
+    batch, lr = effective_batch_size(args, world), peak_lr(args, world)
+    if args.lr is not None and args.auto_scale_lr:
+        logger.info('lr scaled from %.3e for a batch of %d images', args.lr, args.base_batch_size)
+    elif args.lr is not None and args.base_batch_size not in (None, batch):
+        logger.warning('--lr %g was tuned for a batch of %d images, the effective batch is %d: --auto_scale_lr would '
+                       'make it %.3e', args.lr, args.base_batch_size, batch,
+                       args.lr * batch / args.base_batch_size)
+    logger.info('data: %d images', len(dataset))
+    logger.info('model: %.2f M trained parameters',
+                sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6)
+    logger.info('effective batch size: %d, peak lr: %.3e', batch, lr)
+    if args.warmup_epochs >= args.epochs > 1:
+        logger.info('warning: --warmup_epochs %g of --epochs %d: the learning rate never decays, and reaches %.0f%% of '
+                    'its peak', args.warmup_epochs, args.epochs, 100 * args.epochs / args.warmup_epochs)
+    if batch > len(dataset):
+        logger.info('warning: the effective batch of %d exceeds the %d training images: an epoch is a single step; '
+                    'lower --accum_iter', batch, len(dataset))
+    if val_set is not None:
+        warn_of_empty_classes(val_set)
+
+
+def warn_of_empty_classes(val_set: Dataset) -> None:
+    """Warn of classes without validation images."""
+    present = set(map(int, val_set.labels))
+    missing = [name for label, name in enumerate(val_set.classes) if label not in present]
+    if missing:
+        logger.info('warning: no validation images of %d of %d classes: %s%s', len(missing), len(val_set.classes),
+                    ', '.join(missing[:5]), ', ...' if len(missing) > 5 else '')

@@ -1,4 +1,4 @@
-"""Lint, and what holds for every file of the repository: each parses as Python 3.7 here."""
+"""Lint, size limits, import order and docstrings; every file is parsed as Python 3.7."""
 import ast
 import os
 import shutil
@@ -10,7 +10,7 @@ from conftest import ROOT, execute
 
 
 def tool(name):
-    """A program of this interpreter's environment or of the machine."""
+    """Path of a program in this interpreter's environment or in PATH."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
     if not found:
         if os.environ.get('CI') == 'true':
@@ -26,19 +26,19 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding='u
 PROGRAM = {name: tree for name, tree in TREES.items() if not name.startswith('test/')}
 
 
-def test_ruff_finds_nothing():
-    run = execute([tool('ruff'), 'check', '--no-cache', ROOT])      # only one module imports timm: see pyproject.toml
+def test_ruff():
+    run = execute([tool('ruff'), 'check', '--no-cache', ROOT])
     assert run.status == 0, run.output
 
 
-def test_shellcheck_finds_nothing():
+def test_shellcheck():
     scripts = [*ROOT.glob('test/**/*.sh'), ROOT / 'test' / 'slurm.sbatch', ROOT / '.ci' / 'run']
     assert len(scripts) > 12
     run = execute([tool('shellcheck'), '-x', '-P', 'SCRIPTDIR', *scripts])
     assert run.status == 0, run.output
 
 
-def test_files_and_functions_are_short_enough_to_read():
+def test_files_have_at_most_350_lines_and_functions_60():
     long = [name for name in TREES if not name.startswith('test/unit') and (ROOT / name).read_text().count('\n') > 350]
     long += ['{}: {}'.format(name, node.name) for name, tree in TREES.items() if not name.startswith('test/unit')
              for node in ast.walk(tree)
@@ -50,13 +50,13 @@ LAYERS = ('', 'config', 'devices', 'distributed', 'models', 'data', 'checkpoints
 
 
 def layer_of(module):
-    """The package of util that a dotted module belongs to, as its place in LAYERS."""
+    """Index in LAYERS of the package of a dotted module name."""
     package = (module.split('.') + [''])[1]
     return LAYERS.index(package if package in LAYERS else '')
 
 
 def imports_of(tree):
-    """Dotted names of the modules that a module imports."""
+    """Dotted names of imported modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             yield from ['util.' + alias.name for alias in node.names] if node.module == 'util' else [node.module]
@@ -64,27 +64,41 @@ def imports_of(tree):
             yield from [alias.name for alias in node.names]
 
 
-def test_imports_in_util_point_downwards():
-    """util/models/build.py alone imports models_mae and models_vit."""
+def test_packages_import_only_earlier_packages():
+    """Only util/models/build.py imports models_mae and models_vit."""
     modules = {name[:-len('.py')].replace('/', '.'): tree for name, tree in PROGRAM.items() if name.startswith('util/')}
     assert not [(module, other) for module, tree in modules.items() for other in imports_of(tree)
                 if other.startswith('util.') and layer_of(other) > layer_of(module)
                 or other.startswith(('models_', 'main_', 'engine_')) and module != 'util.models.build']
 
 
-def test_no_folder_holds_more_than_fifteen_modules():
+def test_folders_have_at_most_15_modules():
     folders = [os.path.dirname(name) for name in TREES if name.startswith(('util/', 'test/unit/'))]
     assert max(map(folders.count, folders)) <= 15
 
 
-def test_every_public_function_and_class_says_what_it_is_for():
+def test_public_functions_and_classes_have_docstrings():
     documented = [(name, getattr(node, 'name', 'module'), node) for name, tree in PROGRAM.items()
                   for node in [tree, *tree.body] if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))]
     assert not [(name, what) for name, what, node in documented
                 if not what.startswith('_') and what != 'main' and not ast.get_docstring(node)]
 
 
-def test_versions_are_never_compared():
+ANNOTATED = ('util', 'util/config')         # folders
+
+
+def test_public_functions_and_methods_have_type_annotations():
+    functions = [(name, function) for name, tree in PROGRAM.items() if os.path.dirname(name) in ANNOTATED
+                 for part in [tree, *tree.body] if isinstance(part, ast.Module) or
+                 isinstance(part, ast.ClassDef) and not part.name.startswith('_')
+                 for function in part.body if isinstance(function, ast.FunctionDef) and
+                 (function.name == '__init__' or not function.name.startswith('_')) and function.name != 'main']
+    assert not [(name, function.name) for name, function in functions
+                if not function.returns and function.name != '__init__'
+                or not all(arg.annotation or arg.arg in ('self', 'cls') for arg in function.args.args)]
+
+
+def test_no_version_is_compared():
     names = {'__version__', 'version_info', 'hexversion', 'LooseVersion', 'Version'}
     assert not [(name, node.lineno) for name, tree in PROGRAM.items() for node in ast.walk(tree)
                 if isinstance(node, ast.Compare)
@@ -93,7 +107,7 @@ def test_versions_are_never_compared():
 
 @pytest.mark.parametrize('script, flag', [('main_pretrain.py', '--data_path'), ('main_finetune.py', '--data_path'),
                                           ('main_linprobe.py', '--data_path'), ('main_predict.py', '--class_names')])
-def test_help_answers_without_loading_torch(script, flag):
+def test_help_does_not_import_torch(script, flag):
     run = execute([sys.executable, '-X', 'importtime', ROOT / script, '--help'])
     assert run.status == 0 and flag in run.output
     assert '| torch' not in run.output.replace('|   ', '| ').replace('|  ', '| ')

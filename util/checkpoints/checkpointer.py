@@ -58,7 +58,7 @@ def _place(path: str) -> Tuple[int, int]:
 class Checkpointer:
     """Checkpoints of one run. The constructor finds and validates the one to resume from.
 
-    Weights are loaded before the precision is set up, optimizer state after it: build_adamw_step says why.
+    Weights are loaded before the precision is set up, optimizer state after it: see util.training.setup.
     Args:
         folder: output folder; None: save nothing.
         resume: --resume: a path, 'auto' for the newest readable checkpoint in `folder`, or '' for none.

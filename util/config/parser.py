@@ -7,7 +7,7 @@ import argparse
 import difflib
 import math
 import sys
-from typing import Callable, Dict, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from util.errors import USER_ERROR_STATUS, UserError, report_once_per_node, run
 from util.text import one_line
@@ -31,8 +31,8 @@ class Parser(argparse.ArgumentParser):
         """argparse's, with the default at the end of the help text."""
         return self._register(super().add_argument(*names, **options))
 
-    def adder(self, group: argparse._ArgumentGroup) -> Callable[..., argparse.Action]:
-        """add_argument for a group of this parser."""
+    def adder(self, group: Any) -> Callable[..., argparse.Action]:
+        """add_argument for an argument group of this parser."""
         return lambda *names, **options: self._register(group.add_argument(*names, **options))
 
     def _register(self, action):
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         report_once_per_node()
         self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(one_line(self._source + message), self.prog))
 
-    def parse_args(self, args: Optional[Sequence[str]] = None, namespace=None) -> argparse.Namespace:
+    def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Any = None) -> argparse.Namespace:
         """Parse the flags; an error ends the process with one line."""
         argv = sys.argv[1:] if args is None else list(args)
         path = _value_in_argv('--config', argv) if '--config' in self.flags else None

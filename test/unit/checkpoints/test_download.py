@@ -46,26 +46,26 @@ def published(server):
     return server.url + name
 
 
-def kept(tmp_path):
-    """What was downloaded."""
+def downloaded(tmp_path):
+    """Downloaded files."""
     return [path for path in tmp_path.glob('home/**/checkpoints/*') if path.suffix != '.lock']
 
 
 @pytest.mark.compat
-def test_a_url_with_a_hash_is_loaded_and_downloaded_once_unless_what_is_kept_is_damaged(server, published, tmp_path):
+def test_a_url_with_a_hash_is_loaded_and_downloaded_once_unless_the_file_is_damaged(server, published, tmp_path):
     for url in (published, published, published + '?download=true'):
         assert pth_file.load(url)['epoch'] == 3
-    assert len(server.asked) == 1 and [path.name for path in kept(tmp_path)] == [published.rsplit('/', 1)[-1]]
-    kept(tmp_path)[0].write_bytes(b'damage')
+    assert len(server.asked) == 1 and [path.name for path in downloaded(tmp_path)] == [published.rsplit('/', 1)[-1]]
+    downloaded(tmp_path)[0].write_bytes(b'damage')
     assert pth_file.load(published)['epoch'] == 3 and len(server.asked) == 2
 
 
-def test_content_of_another_hash_is_refused_and_leaves_nothing_behind(server, published, tmp_path):
+def test_content_of_another_hash_is_rejected_and_leaves_nothing_behind(server, published, tmp_path):
     with open(str(server.folder / published.rsplit('/', 1)[-1]), 'ab') as file:
         file.write(b'x')
     with pytest.raises(UserError, match=r'mae-[0-9a-f]{8}\.pth: cannot be downloaded \(invalid hash value'):
         pth_file.load(published)
-    assert not kept(tmp_path)
+    assert not downloaded(tmp_path)
 
 
 def test_processes_that_need_the_same_file_download_it_once(server, published, tmp_path):
@@ -74,13 +74,13 @@ def test_processes_that_need_the_same_file_download_it_once(server, published, t
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(server.asked) == 1 and len(kept(tmp_path)) == 1
+    assert len(server.asked) == 1 and len(downloaded(tmp_path)) == 1
 
 
 @pytest.mark.parametrize('url, words', [
     ('{}a-00000000.pth', 'HTTP Error 404'), ('http://127.0.0.1:1/a-00000000.pth', 'refused'), ('{silent}', 'timed out'),
     ('http://no.invalid/a-00000000.pth', ''), ('http://[/a-00000000.pth', '')])
-def test_a_server_that_does_not_serve_the_file_is_one_line(server, monkeypatch, url, words):
+def test_a_server_without_the_file_is_one_line(server, monkeypatch, url, words):
     monkeypatch.setattr(download, 'SILENCE', .2)
     with socket.socket() as silent:
         silent.bind(('127.0.0.1', 0))
@@ -97,7 +97,7 @@ def test_a_server_that_does_not_serve_the_file_is_one_line(server, monkeypatch, 
     'http://host/x.pth', 'http://x-12345678.pth', 'https://host/x-1234567.pth', 'https://host/x-1234567g.pth',
     'http://host/x-12345678.pth/', 'http:///x-12345678.pth', 'file:///tmp/x-12345678.pth',
     'https://host/x\n-12345678.pth', 'https://host/?x-12345678.pth', 'https://host/..%2f-/..'])
-def test_flags_refuse_urls_without_a_hash_or_of_another_kind_at_once(tmp_path, capsys, url):
+def test_flags_reject_urls_without_a_hash_or_of_another_scheme(tmp_path, capsys, url):
     for flag in ('--finetune', '--resume'):
         with pytest.raises(SystemExit) as ended:
             parse_finetune(['--data_path', str(tmp_path), flag, url])

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 import transformers
 from conftest import finetune, pretrain
-from test_hostile_checkpoints import refused
+from test_hostile_checkpoints import rejected
 
 import models_mae
 import models_vit
@@ -36,7 +36,7 @@ def autoencoder(**options):
 
 
 def raw(header, data=b''):
-    """The bytes of a safetensors file."""
+    """Content of a safetensors file."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack('<Q', len(text)) + text + data
 
@@ -76,9 +76,9 @@ def test_bfloat16_is_read(tmp_path):
     raw({'a': entry(0, 8)}, b'x' * 8), raw({'a': entry(0, 4)}, b'xx'),
     raw({'a': entry(0, 4), 'b': entry(2, 6)}, b'x' * 6), raw({'a': entry(0, 2 ** 70, (2 ** 68,))}),
     raw({'a': entry(0, 1, (1,), 'F8_E4M3')}, b'x'), raw({'__metadata__': {'args': '{'}})], ids=range(10))
-def test_a_hostile_or_damaged_safetensors_file_is_refused_in_one_line(tmp_path, content):
+def test_a_hostile_or_damaged_safetensors_file_is_rejected_in_one_line(tmp_path, content):
     (tmp_path / 'x.safetensors').write_bytes(content)
-    refused(tmp_path / 'x.safetensors')
+    rejected(tmp_path / 'x.safetensors')
 
 
 # -- models without flags ---------------------------------------------------------------------------------------------
@@ -98,12 +98,12 @@ def test_an_autoencoder_without_flags_is_recognised(tmp_path):
 
 
 def encoder_of(model):
-    """What timm and the published files hold of a pre-trained model."""
+    """The part of a pre-trained model that timm and the published files have."""
     return {name: value for name, value in model.state_dict().items()
             if not name.startswith(('decoder', 'mask_token', 'head.'))}
 
 
-def test_an_encoder_alone_gives_features_and_is_refused_as_anything_else(tmp_path):
+def test_an_encoder_alone_gives_features_and_is_rejected_as_a_complete_model(tmp_path):
     mae = autoencoder().eval()
     path = write(tmp_path / 'x.safetensors', encoder_of(mae))
     imgs = torch.randn(2, 3, 32, 32)
@@ -112,24 +112,24 @@ def test_an_encoder_alone_gives_features_and_is_refused_as_anything_else(tmp_pat
     assert torch.allclose(features.pooled(mae, imgs, 'cls'), latent[:, 0], atol=1e-5)
     assert torch.allclose(features.pooled(mae, imgs), latent[:, 1:].mean(dim=1), atol=1e-5)
     for load in (load_model.load_autoencoder, load_model.load_classifier):
-        refused(path, load)
+        rejected(path, load)
 
 
-def test_weights_of_other_channels_that_say_no_mean_are_refused(tmp_path):
+def test_weights_of_other_channels_without_a_mean_are_rejected(tmp_path):
     model = autoencoder(in_chans=4)
-    assert 'mean and std' in refused(write(tmp_path / 'x.safetensors', model.state_dict()), load_model.load_any)
+    assert 'mean and std' in rejected(write(tmp_path / 'x.safetensors', model.state_dict()), load_model.load_any)
 
 
-def test_weights_of_no_known_model_are_refused_in_one_line(tmp_path):
+def test_weights_of_an_unknown_model_are_rejected_in_one_line(tmp_path):
     mae = autoencoder().state_dict()
     for values in ({'a': torch.zeros(1)}, {**mae, 'decoder_embed.weight': torch.zeros(9, 128)},
                    {'patch_embed.proj.weight': torch.zeros(100, 3, 8, 8), 'pos_embed': torch.zeros(1, 17, 100)}):
-        refused(write(tmp_path / 'x.safetensors', values), load_model.load_any)
+        rejected(write(tmp_path / 'x.safetensors', values), load_model.load_any)
 
 
 # -- timm -------------------------------------------------------------------------------------------------------------
 @pytest.mark.compat
-def test_timms_own_weights_are_read_and_compute_the_same(tmp_path):
+def test_weights_of_timm_give_the_same_logits(tmp_path):
     model = export.VisionTransformer(num_classes=4, embed_dim=128, depth=6, num_heads=4, **SMALL).eval()
     torch.save(model.state_dict(), str(tmp_path / 'pytorch_model.bin'))
     (tmp_path / 'config.json').write_text(json.dumps({
@@ -151,7 +151,7 @@ def mae_folder(tmp_path_factory):
     return folder
 
 
-def test_weights_are_read_without_their_config_and_in_several_files(tmp_path, mae_folder):
+def test_weights_are_read_without_config_and_from_several_files(tmp_path, mae_folder):
     name = next(name for name in hugging_face.WEIGHTS if (mae_folder / name).exists())
     (tmp_path / ('x' + name)).write_bytes((mae_folder / name).read_bytes())
     transformers.ViTMAEForPreTraining.from_pretrained(str(mae_folder)).save_pretrained(
@@ -178,7 +178,7 @@ def test_a_vit_classifier_folder_is_evaluated_by_eval(images, tmp_path):
 
 
 @NO_VIT
-def test_a_vit_without_a_bias_of_qkv_computes_the_same(tmp_path):
+def test_a_vit_without_qkv_bias_gives_the_same_features(tmp_path):
     model = transformers.ViTModel(transformers.ViTConfig(qkv_bias=False, **SIZES)).eval()
     model.save_pretrained(str(tmp_path))
     imgs = torch.randn(2, 3, 32, 32)
@@ -208,11 +208,11 @@ def test_the_names_of_transformers_5_are_known(mae_folder):
     {'hidden_act': 'relu'}, {'num_attention_heads': 8}, {'decoder_num_attention_heads': 4}, {'mask_ratio': 2.},
     {'layer_norm_eps': 'x'}, {'image_size': -1}, {'image_size': [32, 'x']}, {'patch_size': 16}, {'model_type': 'clip'},
     {'model_type': ['vit']}, {'use_mean_pooling': False, 'model_type': 'beit'}], ids=str)
-def test_a_config_that_this_program_cannot_follow_is_refused_in_one_line(tmp_path, mae_folder, config):
+def test_a_config_of_an_unsupported_model_is_rejected_in_one_line(tmp_path, mae_folder, config):
     shutil.copytree(str(mae_folder), str(tmp_path / 'x'))
     own = json.loads((mae_folder / 'config.json').read_text())
     (tmp_path / 'x' / 'config.json').write_text(json.dumps({**own, **config}))
-    refused(tmp_path / 'x', load_model.load_any)
+    rejected(tmp_path / 'x', load_model.load_any)
 
 
 def index(places):
@@ -222,34 +222,34 @@ def index(places):
 @pytest.mark.parametrize('name, content', [
     index({'a': '../x.bin'}), index({'a': '..'}), index({'a': 5}), index([]), ('config.json', b'[]'),
     ('config.json', b'\xff'), ('config.json', b'[' * 100000)], ids=range(7))
-def test_a_folder_that_is_damaged_or_names_files_elsewhere_is_refused_in_one_line(tmp_path, name, content):
+def test_a_folder_that_is_damaged_or_names_files_elsewhere_is_rejected_in_one_line(tmp_path, name, content):
     torch.save({'a': torch.zeros(1)}, str(tmp_path / 'model.bin'))
     for path, text in (('config.json', b'{"model_type": "vit_mae"}'), index({'a': 'model.bin'}), (name, content)):
         (tmp_path / path).write_bytes(text)
-    refused(tmp_path)
+    rejected(tmp_path)
 
 
-def test_a_folder_of_anything_else_is_refused_in_one_line(tmp_path):
-    refused(tmp_path)
+def test_a_folder_of_anything_else_is_rejected_in_one_line(tmp_path):
+    rejected(tmp_path)
     (tmp_path / 'config.json').write_text('{"model_type": "vit_mae"}')
-    assert 'model.safetensors' in refused(tmp_path)
+    assert 'model.safetensors' in rejected(tmp_path)
     os.mkfifo(str(tmp_path / 'pytorch_model.bin'))
-    refused(tmp_path)
+    rejected(tmp_path)
 
 
 # -- --init_from -------------------------------------------------------------------------------------------------------
 def shifted(model):
-    """A state_dict of other values than any new model has."""
+    """A state_dict with values that no random initialization gives."""
     return {name: value + 1 for name, value in model.state_dict().items()}
 
 
 def taken(model, values):
-    """Names of the weights that the model has from a checkpoint."""
+    """Names of the model's weights that equal those of a checkpoint."""
     return {name for name, value in model.state_dict().items() if name in values and torch.equal(value, values[name])}
 
 
 @pytest.mark.parametrize('change', ['without', 'other width', 'incomplete'])
-def test_a_decoder_that_does_not_fit_whole_starts_anew(change):
+def test_a_decoder_that_does_not_fit_keeps_its_random_weights(change):
     values, model = shifted(autoencoder(decoder_embed_dim=32 if change == 'other width' else 64)), autoencoder()
     encoder_names = set(encoder_of(model))
     if change == 'without':
@@ -266,19 +266,19 @@ def test_a_decoder_that_does_not_fit_whole_starts_anew(change):
 def test_the_encoder_of_a_classifier_is_loaded(pool, fresh):
     values = shifted(models_vit.vit_nano_patch16(global_pool=pool, num_classes=4, **SMALL))
     model = autoencoder()
-    left_out, anew = weights.load_for_pretraining(model, values, 'x.pth')
-    assert [name for name in anew if 'decoder' not in name and name != 'mask_token'] == fresh
+    left_out, fresh_names = weights.load_for_pretraining(model, values, 'x.pth')
+    assert [name for name in fresh_names if 'decoder' not in name and name != 'mask_token'] == fresh
     assert left_out == ['head.weight', 'head.bias'] + ['fc_norm.weight', 'fc_norm.bias'] * pool
     assert 'blocks.5.mlp.fc2.weight' in taken(model, values) and 'pos_embed' not in taken(model, values)
 
 
 @pytest.mark.parametrize('options, more', [({'in_chans': 1}, {}), ({'depth': 7}, {}), ({}, {'blocks.0.ls1.gamma': 0})])
-def test_another_encoder_is_refused(options, more):
+def test_another_encoder_is_rejected(options, more):
     with pytest.raises(UserError, match='^x.pth: '):
         weights.load_for_pretraining(autoencoder(**options), {**shifted(autoencoder()), **more}, 'x.pth')
 
 
-def test_a_new_run_starts_from_them_and_a_checkpoint_of_its_own_wins(images, pretrained, tmp_path):
+def test_init_from_starts_a_new_run_and_a_checkpoint_to_resume_from_takes_precedence(images, pretrained, tmp_path):
     path = pretrained / 'checkpoint-0.pth'
     flags = ['--data_path', images, '--output_dir', tmp_path, '--init_from', path, '--resume', 'auto', '--lr', '1e-9',
              '--input_size', 48, '--epochs']

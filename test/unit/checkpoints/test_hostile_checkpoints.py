@@ -1,4 +1,4 @@
-"""Checkpoints made to run code, to fill the memory or to lie about their size; and damage of every kind."""
+"""Malicious checkpoints, which run code, exhaust memory or lie about their size; and damage of every kind."""
 import argparse
 import collections
 import copyreg
@@ -38,13 +38,13 @@ def legacy(path, pickled, keys=(), data=b''):
     return str(path)
 
 
-def refused(path, load=pth_file.load):
-    """`load` names the file in one line, which gives the kind of fault."""
+def rejected(path, load=pth_file.load):
+    """Check that `load` fails with one line that names the file; returns it."""
     with pytest.raises(UserError) as caught:
         load(str(path))
-    said = str(caught.value)
-    assert said.startswith('{}: '.format(path)) and '\n' not in said and len(said) < 600
-    return said
+    message = str(caught.value)
+    assert message.startswith('{}: '.format(path)) and '\n' not in message and len(message) < 600
+    return message
 
 
 class Call:
@@ -98,7 +98,7 @@ RUNNING = {
 
 @pytest.fixture
 def extension():
-    """A code that stands for os.mkdir, as a library may register one."""
+    """An extension code for os.mkdir, as a library may register one."""
     copyreg.add_extension('os', 'mkdir', 240)
     yield
     copyreg.remove_extension('os', 'mkdir', 240)
@@ -107,9 +107,9 @@ def extension():
 @pytest.mark.usefixtures('extension')
 @pytest.mark.parametrize('container', [zipped, legacy])
 @pytest.mark.parametrize('kind', RUNNING)
-def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path, monkeypatch, container, kind):
+def test_a_checkpoint_that_would_run_code_is_rejected_and_runs_nothing(tmp_path, monkeypatch, container, kind):
     monkeypatch.chdir(tmp_path)
-    refused(container(tmp_path / 'evil.pth', RUNNING[kind](tmp_path / 'ran')))
+    rejected(container(tmp_path / 'evil.pth', RUNNING[kind](tmp_path / 'ran')))
     assert os.listdir(str(tmp_path)) == ['evil.pth']
 
 
@@ -119,14 +119,14 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path, 
                                   b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00xK\x05sb.',
                                   b'\x80\x02ctorch\nFloatStorage\nN}X\x04\x00\x00\x00sizeK\x05s\x86b.',
                                   b'\x80\x02ctorch\nSize\n)R}X\x01\x00\x00\x00xK\x05sb.'])
-def test_a_checkpoint_changes_no_class_or_function(tmp_path, code):
+def test_a_checkpoint_cannot_change_a_class_or_function(tmp_path, code):
     things = argparse.Namespace, torch._utils._rebuild_tensor_v2, torch.FloatStorage
     before = [dict(vars(thing)) for thing in things]
-    refused(zipped(tmp_path / 'evil.pth', code))
+    rejected(zipped(tmp_path / 'evil.pth', code))
     assert before == [dict(vars(thing)) for thing in things]
 
 
-def test_a_tar_archive_is_refused_and_nothing_of_it_is_unpacked(tmp_path, monkeypatch):
+def test_a_tar_archive_is_rejected_and_not_unpacked(tmp_path, monkeypatch):
     """Two of them are named so that one begins as torch's older format does, or would leave the folder."""
     monkeypatch.chdir(tmp_path)
     evil, head = pickle.dumps(system(tmp_path / 'ran')), pickle.dumps(MAGIC_NUMBER, 2).decode('latin1')
@@ -138,7 +138,7 @@ def test_a_tar_archive_is_refused_and_nothing_of_it_is_unpacked(tmp_path, monkey
                 info.size = len(evil)
                 archive.addfile(info, io.BytesIO(evil))
         assert tarfile.is_tarfile(str(path))
-        refused(path)
+        rejected(path)
     assert sorted(os.listdir(str(tmp_path))) == ['0.pth', '1.pth', '2.pth'] and not (tmp_path.parent / 'up').exists()
 
 
@@ -163,8 +163,8 @@ EXHAUSTING = {
 
 
 @pytest.mark.parametrize('kind', EXHAUSTING)
-def test_a_pickle_made_to_exhaust_memory_or_time_is_refused(tmp_path, kind):
-    refused(zipped(tmp_path / 'evil.pth', EXHAUSTING[kind]))
+def test_a_pickle_made_to_exhaust_memory_or_time_is_rejected(tmp_path, kind):
+    rejected(zipped(tmp_path / 'evil.pth', EXHAUSTING[kind]))
 
 
 class Storage:
@@ -212,32 +212,32 @@ LYING = {
     'a step beyond': {'stride': (2,)}, 'a step back': {'stride': (-1,), 'offset': 1},
     'larger than its data by steps of 0': {'size': (10 ** 12,), 'stride': (0,)}, 'a size below 0': {'size': (-1,)},
     'a size of 200 digits': {'size': (10 ** 200,), 'stride': (0,)},
-    'more dimensions than torch knows': {'size': (1,) * 100, 'stride': (1,) * 100},
+    'more dimensions than torch supports': {'size': (1,) * 100, 'stride': (1,) * 100},
     'thousands of sizes': {'size': (2 ** 62,) * 10 ** 5, 'stride': (0,) * 10 ** 5},
     'no numbers': {'size': ('2',)}, 'truth values': {'size': (True,)}, 'hooks': {'hooks': {'x': 1}},
     'another key': {'key': '1'}, 'a key that is a path': {'key': '../../etc/passwd'}, 'no key': {'key': None},
-    'a number for a key': {'key': 0}, 'numel below 0': {'numel': -2}, 'numel is no number': {'numel': 2.},
+    'a number for a key': {'key': 0}, 'numel below 0': {'numel': -2}, 'numel is not an integer': {'numel': 2.},
     'a type of larger elements': {'kind': torch.DoubleStorage}, 'no type': {'kind': 'FloatStorage'},
-    'a module': {'word': 'module'}, 'a location that is none': {'location': 5}, 'a view': {'more': [('1', 0, 1)]},
+    'a module': {'word': 'module'}, 'an invalid location': {'location': 5}, 'a view': {'more': [('1', 0, 1)]},
     'too many parts': {'more': [None, None]},
     'another shape afterwards': {'attributes': ((SAME, 1, (1,), (1,)),)},
 }
 
 
 @pytest.mark.parametrize('kind', LYING)
-def test_a_tensor_that_does_not_fit_its_data_is_refused(tmp_path, kind):
+def test_a_tensor_that_does_not_fit_its_data_is_rejected(tmp_path, kind):
     options = LYING[kind] if isinstance(LYING[kind], list) else [LYING[kind]]
-    refused(zipped(tmp_path / 'zip.pth', tensors(*options), [('data/0', DATA)]))
+    rejected(zipped(tmp_path / 'zip.pth', tensors(*options), [('data/0', DATA)]))
     older = tensors(*({'more': [None], **given} for given in options))
-    refused(legacy(tmp_path / 'legacy.pth', older, ['0'], struct.pack('<q', 2) + DATA))
+    rejected(legacy(tmp_path / 'legacy.pth', older, ['0'], struct.pack('<q', 2) + DATA))
 
 
 @pytest.mark.parametrize('keys, data', [
     (['0'], b''), (['0'], struct.pack('<q', 2) + DATA[:-1]), (['0'], struct.pack('<q', 2) + DATA + b'x'),
     (['0'], struct.pack('<q', 3) + DATA), (['0'], struct.pack('<q', -1) + DATA), ([], b''), (['1'], b''),
     (['0', '0'], 2 * (struct.pack('<q', 2) + DATA)), ([['0']], struct.pack('<q', 2) + DATA)])
-def test_data_that_does_not_fit_the_pickle_is_refused_in_the_older_format(tmp_path, keys, data):
-    refused(legacy(tmp_path / 'legacy.pth', tensors({'more': [None]}), keys, data))
+def test_data_that_does_not_fit_the_pickle_is_rejected_in_the_legacy_format(tmp_path, keys, data):
+    rejected(legacy(tmp_path / 'legacy.pth', tensors({'more': [None]}), keys, data))
 
 
 def changed(at, value):
@@ -255,11 +255,11 @@ ARCHIVES = {
 
 
 @pytest.mark.parametrize('kind', ARCHIVES)
-def test_an_archive_that_can_be_read_in_two_ways_is_refused(tmp_path, kind):
+def test_an_archive_that_can_be_read_in_two_ways_is_rejected(tmp_path, kind):
     path = tmp_path / 'zip.pth'
     zipped(path, tensors({}), [('data/0', DATA)])
     path.write_bytes(ARCHIVES[kind](path.read_bytes()))
-    refused(path)
+    rejected(path)
 
 
 @pytest.mark.parametrize('records', [[('data/0', DATA), ('data/0', DATA)], [('data/0', DATA), ('DATA/0', DATA)],
@@ -267,12 +267,12 @@ def test_an_archive_that_can_be_read_in_two_ways_is_refused(tmp_path, kind):
                                      [('data/0', DATA), ('../../up', DATA)], [('data/0', DATA), ('code/x.py', b'')],
                                      [('data/0', DATA), ('constants.pkl', b'')], [('data/0', DATA), ('Code/x', b'')]])
 @pytest.mark.filterwarnings('ignore:Duplicate name')
-def test_records_of_equal_names_of_another_byte_order_and_of_torchscript_are_refused(tmp_path, records):
+def test_duplicate_records_another_byte_order_and_torchscript_are_rejected(tmp_path, records):
     folder = '' if records[-1][0].startswith('..') else 'archive/'
-    refused(zipped(tmp_path / 'zip.pth', tensors({}), records, folder=folder))
+    rejected(zipped(tmp_path / 'zip.pth', tensors({}), records, folder=folder))
 
 
-def test_records_that_share_their_bytes_are_refused(tmp_path):
+def test_records_that_share_their_bytes_are_rejected(tmp_path):
     """They would fill more memory than the file has bytes."""
     path, inner = tmp_path / 'zip.pth', io.BytesIO()
     with zipfile.ZipFile(inner, 'w') as archive:
@@ -284,20 +284,20 @@ def test_records_that_share_their_bytes_are_refused(tmp_path):
         record.header_offset = archive.getinfo('archive/data/0').header_offset + 30 + len(record.filename)
         archive.filelist.append(record)
         archive.comment = b''           # so that the directory is written again
-    refused(path)
+    rejected(path)
 
 
-def test_compressed_records_are_refused_however_large_they_would_get(tmp_path):
+def test_compressed_records_are_rejected_without_being_decompressed(tmp_path):
     zeros = 10 ** 8
     pickled = tensors({'size': (zeros // 4,), 'numel': zeros // 4})
-    refused(zipped(tmp_path / 'zip.pth', pickled, [('data/0', bytes(zeros))], zipfile.ZIP_DEFLATED))
+    rejected(zipped(tmp_path / 'zip.pth', pickled, [('data/0', bytes(zeros))], zipfile.ZIP_DEFLATED))
 
 
-def test_a_file_larger_than_the_memory_is_refused_before_it_is_read(tmp_path):
+def test_a_file_larger_than_the_memory_is_rejected_before_it_is_read(tmp_path):
     path = tmp_path / 'sparse.pth'
     zipped(path, tensors({}))
     os.truncate(str(path), 2 ** 43)
-    refused(path)
+    rejected(path)
 
 
 @pytest.mark.parametrize('state', [
@@ -310,10 +310,10 @@ def test_a_file_larger_than_the_memory_is_refused_before_it_is_read(tmp_path):
 def test_only_tensors_and_plain_values_are_loaded(tmp_path, state, new_format):
     path = str(tmp_path / 'odd.pth')
     torch.save(state, path, _use_new_zipfile_serialization=new_format)
-    refused(path)
+    rejected(path)
 
 
-def test_containers_lose_attributes_that_a_file_gives_them(tmp_path):
+def test_containers_lose_attributes_set_by_a_file(tmp_path):
     state, flags = Call(collections.OrderedDict, [['w', torch.ones(2)]]), argparse.Namespace()
     state.call += ({'items': 5, 'keys': 6, '_metadata': 7},)
     vars(flags).update({'__class__': 1, '__dict__': 2, 'self': 3, '_get_kwargs': 4})
@@ -323,7 +323,7 @@ def test_containers_lose_attributes_that_a_file_gives_them(tmp_path):
     assert type(loaded['args']) is dict and loaded['args'] == vars(flags)
 
 
-def test_what_a_checkpoint_cannot_hold_is_not_saved_in_one(tmp_path):
+def test_values_that_cannot_be_loaded_are_not_saved(tmp_path):
     with pytest.raises(TypeError):
         pth_file.save(str(tmp_path / 'c.pth'), {'model': {}, 'x': {1, 2}})
     assert not os.listdir(str(tmp_path))
@@ -331,11 +331,11 @@ def test_what_a_checkpoint_cannot_hold_is_not_saved_in_one(tmp_path):
 
 # Faults of the path and of the machine
 
-def test_a_folder_a_pipe_and_a_device_are_refused_at_once(tmp_path):
+def test_a_folder_a_pipe_and_a_device_are_rejected_at_once(tmp_path):
     os.mkfifo(str(tmp_path / 'pipe'))
     os.symlink('loop', str(tmp_path / 'loop'))
     for path in (tmp_path / 'pipe', '/dev/zero', tmp_path / 'loop', tmp_path / 'none', tmp_path):
-        refused(path)
+        rejected(path)
 
 
 @pytest.mark.parametrize('error, kind', [
@@ -344,16 +344,16 @@ def test_a_folder_a_pipe_and_a_device_are_refused_at_once(tmp_path):
     (RuntimeError('NPU out of memory. Tried to allocate 2 GiB\nmore'), SystemFailure),
     (RuntimeError('wrong shape'), UserError),
     (IndexError('3'), UserError)])
-def test_what_fails_while_loading_is_one_line_with_the_file_and_the_type_of_the_fault(error, kind):
+def test_an_error_while_loading_is_one_line_with_file_and_error_type(error, kind):
     with pytest.raises(kind) as caught, pth_file.checkpoint_errors('x.pth'):
         raise error
-    said = str(caught.value)
-    assert said.startswith('x.pth: ') and type(error).__name__ in said and '\n' not in said
+    message = str(caught.value)
+    assert message.startswith('x.pth: ') and type(error).__name__ in message and '\n' not in message
 
 
 # Damage to files of ours
 
-def test_no_flipped_bit_of_our_own_checkpoint_goes_unnoticed_in_what_is_loaded(tmp_path):
+def test_a_flipped_bit_is_detected_or_harmless(tmp_path):
     path = tmp_path / 'c.pth'
     pth_file.save(str(path), {
         'model': {'w': torch.randn(30, 10), 'b': torch.randn(10).double(), 'none': torch.zeros(0)}, 'epoch': 3,
@@ -373,21 +373,21 @@ def test_no_flipped_bit_of_our_own_checkpoint_goes_unnoticed_in_what_is_loaded(t
     assert harmless < 400       # padding between records, dates and such
 
 
-def test_a_record_that_is_marked_as_a_folder_is_refused(tmp_path):
+def test_a_record_that_is_marked_as_a_directory_is_rejected(tmp_path):
     path = tmp_path / 'c.pth'
     pth_file.save(str(path), {'model': {'w': torch.randn(30)}})
     content = bytearray(path.read_bytes())
     content[content.rfind(b'PK\1\2') + 38] |= 0x10           # of the last record in the archive's directory
     path.write_bytes(content)
-    refused(path)
+    rejected(path)
 
 
 @pytest.mark.parametrize('new_format', [True, False])
-def test_a_checkpoint_that_is_cut_off_anywhere_is_refused(tmp_path, new_format):
+def test_a_checkpoint_truncated_anywhere_is_rejected(tmp_path, new_format):
     path = tmp_path / 'c.pth'
     torch.save({'model': {'w': torch.randn(30)}, 'epoch': 3}, str(path), _use_new_zipfile_serialization=new_format)
     content = path.read_bytes()
     assert pth_file.load(str(path))['epoch'] == 3
     for length in {*range(0, 120), *range(120, len(content), 11), *range(len(content) - 120, len(content))}:
         path.write_bytes(content[:length])
-        refused(path)
+        rejected(path)

@@ -1,4 +1,4 @@
-"""Folders, classes, images and checkpoints whose names are flags, shell commands, several lines or no text at all."""
+"""Folders, classes, images and checkpoints whose names are flags, shell commands, several lines or not valid text."""
 import json
 import os
 import shutil
@@ -39,7 +39,7 @@ def stand(place, monkeypatch):
 
 
 def ends(status, *command):
-    """The output of a command on a terminal that knows nothing but ASCII: no line of it is part of a name."""
+    """The output of a command on an ASCII terminal, in which no line is part of a name."""
     run = execute(command, LC_ALL='C', PYTHONIOENCODING='ascii', PYTHON=sys.executable)
     assert run.status == status and 'Traceback' not in run.output and 'Logging error' not in run.output, run.output
     assert not set('\x1b\t') & set(run.output) and not list(Path().glob('**/ran')) and not (ROOT / 'ran').exists()
@@ -47,7 +47,7 @@ def ends(status, *command):
 
 
 @pytest.mark.slow
-def test_every_step_takes_them(place):
+def test_every_step_accepts_them(place):
     """From pre-training on two processes to a picture, by Python and by the launchers; each step uses the ones before.
     """
     ends(0, 'bash', ROOT / 'test/pretrain_performance_8p.sh', '--nproc=2', '--data_path', DATA, '--output_dir', OUT,
@@ -69,7 +69,7 @@ def test_every_step_takes_them(place):
     assert output.count('\n') == 1 and (place / (OUT + '.png')).exists()
 
 
-def test_a_mistake_in_them_is_one_line_of_python_and_of_a_launcher(place):
+def test_an_error_in_them_is_one_line_from_python_and_launcher(place):
     for command in ((sys.executable, ROOT / 'main_finetune.py', '--data_path=' + DATA, '--resume=no' + STRANGE),
                     ('bash', ROOT / 'test/finetune_full_8p.sh', '--data_path', '-no' + STRANGE, '--finetune_pth',
                      CHECKPOINT)):

@@ -1,4 +1,4 @@
-"""Mistakes that users make: one clear line, a non-zero status, nothing lost."""
+"""User errors: one line, a non-zero status, earlier results untouched."""
 import shutil
 import sys
 from argparse import Namespace
@@ -20,22 +20,22 @@ from util.tools.synthetic_dataset import CLASSES
 from util.training.setup import count_classes, log_training_summary
 
 
-def one_line(run, words):
-    """The run ended with status 2 and, without a traceback, a last line that names `words`."""
+def assert_user_error(run, words):
+    """The run ended with status 2, no traceback, and a last line that contains `words`."""
     assert run.status == 2 and 'Traceback' not in run.output, run.output
     last = run.output.strip().split('\n')[-1]
     assert last.startswith('error: ') and str(words) in last, run.output
 
 
-@pytest.mark.parametrize('tool, called', [('dataset_stats', 'DATA'), ('pack_shards', 'SOURCE')])
-def test_a_tool_speaks_of_its_own_words_and_not_of_a_flag_that_it_has_not(tmp_path, tool, called):
+@pytest.mark.parametrize('tool, argument', [('dataset_stats', 'DATA'), ('pack_shards', 'SOURCE')])
+def test_errors_of_a_tool_name_its_own_argument(tmp_path, tool, argument):
     (tmp_path / 'data').mkdir()
-    words = [tmp_path / 'data', *[tmp_path / 'x'] * (called == 'SOURCE')]
-    run = execute([sys.executable, '-m', 'util.tools.' + tool, *words])
-    one_line(run, 'error: {}: {}'.format(called, tmp_path / 'data'))
+    paths = [tmp_path / 'data', *[tmp_path / 'x'] * (argument == 'SOURCE')]
+    run = execute([sys.executable, '-m', 'util.tools.' + tool, *paths])
+    assert_user_error(run, 'error: {}: {}'.format(argument, tmp_path / 'data'))
 
 
-def test_a_folder_of_mutated_images_is_trained_on_without_a_traceback(tmp_path):
+def test_training_on_corrupt_images_prints_no_traceback(tmp_path):
     (tmp_path / 'data').mkdir()
     fuzzed_images.write(tmp_path / 'data', 150, seed=3)
     run = pretrain('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 2, '--num_workers', 2,
@@ -46,41 +46,41 @@ def test_a_folder_of_mutated_images_is_trained_on_without_a_traceback(tmp_path):
     assert run.output.count(': cannot be read (') == 10
 
 
-def test_too_few_classes(images):
+def test_nb_classes_below_the_number_of_classes_is_rejected(images):
     args = parse_finetune([*FINETUNE, '--data_path', str(images), '--nb_classes', '3'])
     with pytest.raises(UserError, match='^--nb_classes 3'):
         count_classes(args, labelled_set(str(images), 'val'))
 
 
-def test_an_output_folder_that_cannot_be_made(tmp_path):
+def test_an_output_folder_that_cannot_be_created_is_rejected(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='^--output_dir'):
         output_dir.enter(str(tmp_path / 'file' / 'o'))
 
 
-def test_nothing_to_resume_in_an_evaluation(tmp_path):
+def test_evaluation_without_a_checkpoint_to_resume_is_rejected(tmp_path):
     args = parse_finetune([*FINETUNE, '--data_path', str(tmp_path), '--eval', '--resume', 'auto'])
     with pytest.raises(UserError, match='^--resume auto'):
         evaluate_checkpoint(args, None, None, Checkpointer(None), None, None)
 
 
-def test_a_mistake_found_late_leaves_earlier_results_as_they_were(images, tmp_path):
+def test_an_error_after_the_parser_leaves_earlier_results_untouched(images, tmp_path):
     (tmp_path / 'log.txt').write_text('{}\n')
-    one_line(pretrain('--data_path', images, '--output_dir', tmp_path, '--batch_size', 99), '--batch_size 99')
+    assert_user_error(pretrain('--data_path', images, '--output_dir', tmp_path, '--batch_size', 99), '--batch_size 99')
     assert [path.name for path in tmp_path.iterdir()] == ['log.txt']
 
 
-def test_an_augmentation_policy_that_timm_does_not_know():
+def test_an_unknown_augmentation_policy_is_rejected():
     with pytest.raises(UserError, match='^--aa rand-m9-foo1'):
         finetuning_transform(32, aa='rand-m9-foo1')
 
 
-# Warnings at the head of a run
+# Warnings before training
 
 @pytest.mark.parametrize('epochs, warmup, batch, named', [
     (400, 40, 1000, ''), (1, 40, 1000, ''), (10, 10, 1000, '--warmup_epochs 10'), (10, 40, 1000, '--warmup_epochs 40'),
     (10, 1, 1001, '--accum_iter')])
-def test_a_warm_up_of_all_epochs_and_a_batch_of_more_than_all_images_get_a_line(caplog, epochs, warmup, batch, named):
+def test_a_warmup_over_all_epochs_and_a_batch_over_all_images_warn(caplog, epochs, warmup, batch, named):
     caplog.set_level('INFO', 'mae')
     args = Namespace(epochs=epochs, warmup_epochs=warmup, lr=None, blr=.1, batch_size=batch, accum_iter=1,
                      base_batch_size=None)
@@ -89,8 +89,8 @@ def test_a_warm_up_of_all_epochs_and_a_batch_of_more_than_all_images_get_a_line(
     assert len(warnings) == bool(named) and all(named in line for line in warnings)
 
 
-def test_warnings_of_training_and_evaluation_stand_at_the_head_of_the_log(images, tmp_path):
-    for name in (CLASSES[:2]):
+def test_training_and_evaluation_warn_before_the_first_epoch(images, tmp_path):
+    for name in CLASSES[:2]:
         shutil.copytree(str(images / 'train' / name), str(tmp_path / 'data' / 'train' / name))
     shutil.copytree(str(images / 'val' / CLASSES[0]), str(tmp_path / 'data' / 'val' / CLASSES[0]))
     flags = ['--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 2, '--warmup_epochs', 2,

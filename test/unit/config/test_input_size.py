@@ -1,4 +1,4 @@
-"""Inputs that are no squares, and patches that do not fit."""
+"""Non-square inputs, and patches that do not tile the input."""
 from functools import partial
 
 import numpy as np
@@ -31,7 +31,7 @@ def flags_of(size, model='vit_nano_patch16'):
     return {'model': model, 'input_size': size, 'patch_size': 8}
 
 
-def test_the_share_of_hidden_patches_is_counted_on_the_grid_that_there_is(tmp_path):
+def test_mask_ratio_is_checked_on_the_actual_patch_grid(tmp_path):
     flags = ['--data_path', str(tmp_path), '--model', 'mae_vit_nano_patch16', '--input_size', '16', '64']
     assert parse_pretrain([*flags, '--mask_ratio', '.75']).mask_ratio == .75
     with pytest.raises(SystemExit):
@@ -43,11 +43,11 @@ def noise(width, height):
     return Image.fromarray(pixels).resize((width, height), 3)
 
 
-@pytest.mark.compat         # timm of 1.x makes targets on a GPU alone
+@pytest.mark.compat         # timm for PyTorch 1.x makes targets on a GPU by default
 @pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])
 @pytest.mark.parametrize('options', [{'mixup_alpha': .8, 'cutmix_alpha': 1., 'switch_prob': .4}, {'mixup_alpha': .8},
                                      {'cutmix_alpha': .7}, {'cutmix_minmax': (.2, .6)}])
-def test_mixing_is_timms_draw_for_draw(monkeypatch, mode, options):
+def test_mixup_and_cutmix_equal_those_of_timm(monkeypatch, mode, options):
     target, results = mixup.mixup_target, []
     if accepts(target, 'device'):
         monkeypatch.setattr(mixup, 'mixup_target', partial(target, device='cpu'))
@@ -60,8 +60,8 @@ def test_mixing_is_timms_draw_for_draw(monkeypatch, mode, options):
     assert all(torch.equal(*pair) for one, other in zip(*results) for pair in zip(one, other))
 
 
-def test_positions_go_from_one_wide_grid_to_another_by_the_flags_of_the_source():
-    """A ramp along the rows stays one along the rows, which a square or swapped source grid would break."""
+def test_positions_are_interpolated_between_non_square_grids_by_the_flags_of_the_source():
+    """A ramp along the rows stays a ramp, which a square or transposed source grid would break."""
     source, model = vit([32, 48]), vit([48, 32])
     ramp = torch.linspace(0, 1, 4)[:, None, None].expand(4, 6, 128).reshape(1, 24, 128)
     values = {**source.state_dict(), 'pos_embed': torch.cat([torch.zeros(1, 1, 128), ramp], dim=1)}
@@ -71,7 +71,7 @@ def test_positions_go_from_one_wide_grid_to_another_by_the_flags_of_the_source()
     assert (table[1:, 0, 0] > table[:-1, 0, 0]).all()
 
 
-def test_resuming_with_height_and_width_swapped_is_refused_and_evaluating_so_interpolates(tmp_path):
+def test_height_and_width_swapped_fail_on_resume_and_interpolate_in_evaluation(tmp_path):
     source = vit([32, 48])
     save(str(tmp_path / 'x.pth'), {'model': source.state_dict(), 'args': flags_of([32, 48])})
     resumed, model = Checkpointer(None, str(tmp_path / 'x.pth')), vit([48, 32])
@@ -83,20 +83,20 @@ def test_resuming_with_height_and_width_swapped_is_refused_and_evaluating_so_int
 
 @pytest.mark.parametrize('flags', [None, {}, {'model': 'x', 'input_size': 32}, flags_of('32'),
                                    flags_of([32, 48, 1]), flags_of([32., 48.]), flags_of(0)])
-def test_only_flags_of_a_training_name_a_grid(flags):
+def test_invalid_flags_define_no_grid(flags):
     assert grid_of(flags) is None
     assert grid_of({'model': 'mae_vit_huge_patch14', 'input_size': 224}) == (16, 16)
 
 
 @pytest.mark.parametrize('text, size', [('48', 48), ('48x48', 48), ('32x48', [32, 48])])
-def test_a_size_is_kept_as_one_number_where_it_is_a_square(tmp_path, text, size):
+def test_a_square_input_size_is_stored_as_one_number(tmp_path, text, size):
     assert parse_size(text) == size
     args = parse_pretrain(['--data_path', str(tmp_path), '--patch_size', '8', '--input_size', *text.split('x')])
     assert args.input_size == size
 
 
 @pytest.mark.parametrize('size', [None, 32, [48, 32]])
-def test_a_classifier_of_a_wide_input_predicts_at_that_and_other_sizes(tmp_path, size):
+def test_a_classifier_of_a_non_square_input_predicts_at_that_and_other_sizes(tmp_path, size):
     save(str(tmp_path / 'x.pth'), {'model': vit([32, 48]).state_dict(), 'args': flags_of([32, 48])})
     again, flags, _ = load_model.load_classifier(str(tmp_path / 'x.pth'), size)
     transform, normalize = preprocessing_of(flags)

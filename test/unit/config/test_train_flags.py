@@ -1,4 +1,4 @@
-"""Flags: each is checked by name and reaches what it names; test_baseline.py holds their names and defaults."""
+"""Each flag is validated and takes effect; test_baseline.py checks names and defaults."""
 import json
 import math
 
@@ -39,14 +39,14 @@ BAD = {
 
 
 @pytest.mark.parametrize('parse, flags', [(parse, flags) for parse in BAD for flags in BAD[parse]])
-def test_a_mistake_gets_one_line_that_names_the_first_flag(tmp_path, capsys, parse, flags):
+def test_a_bad_value_is_one_line_that_names_the_first_flag(tmp_path, capsys, parse, flags):
     with pytest.raises(SystemExit) as ended:
         parse(['--data_path', str(tmp_path), *flags.split()])
     error, flag = capsys.readouterr().err, flags.split()[0].split('=')[0]
     assert ended.value.code == 2 and error.count('\n') == 1 and flag in error, error
 
 
-# -- every flag reaches what it names ------------------------------------------------------------------------------
+# Effects of flags
 
 def parsed(parse, base, folder, *flags):
     return parse(['--data_path', str(folder), *base, *[str(flag) for flag in flags]])
@@ -104,11 +104,11 @@ def mixing(folder, *flags):
     (mixing, ['--mixup', 1, '--mixup_switch_prob', .2], lambda m: m.switch_prob, .2),
     (mixing, ['--mixup', 1, '--mixup_mode', 'elem'], lambda m: m.mode, 'elem'),
     (mixing, ['--mixup', 1, '--smoothing', .3], lambda m: m.label_smoothing, .3)])
-def test_a_flag_reaches_what_it_names(images, build, flags, look, expected):
+def test_a_flag_takes_effect(images, build, flags, look, expected):
     assert look(build(images, *flags)) == expected
 
 
-def test_smoothing_without_mixing_reaches_the_loss(tmp_path):
+def test_label_smoothing_without_mixing_takes_effect_in_the_loss(tmp_path):
     logits, label = torch.tensor([[2., 0, 0, 0]]), torch.tensor([0])
     losses = [main_finetune.build_loss(parsed(parse_finetune, FINETUNE, tmp_path, '--smoothing', smoothing), 4)[0](
         logits, label).item() for smoothing in (0, .2)]
@@ -121,7 +121,7 @@ def steps_of(**flags):
     return ' '.join(type(step).__name__ for step in finetuning_transform(32, **flags).transforms)
 
 
-def test_augmentation_flags_reach_the_transform_where_there_are_colours():
+def test_colour_augmentation_flags_take_effect_on_colour_images_only():
     assert 'RandAugment' in steps_of() and 'ColorJitter' not in steps_of() and 'RandAugment' in steps_of(in_chans=1)
     assert 'RandAugment' not in steps_of(aa='none') and 'ColorJitter' in steps_of(aa='none', color_jitter=.4)
     assert 'AugMix' in steps_of(aa='augmix-m5-w4-d2')
@@ -131,7 +131,7 @@ def test_augmentation_flags_reach_the_transform_where_there_are_colours():
 @pytest.mark.parametrize('flags, expected', [
     (['--reprob', '0'], [0] * 4), (['--reprob', '1', '--remode', 'const'], [1] * 4),
     (['--reprob', '1', '--resplit'], [0, 0, 1, 1])])
-def test_random_erasing_flags_reach_the_batch(tmp_path, flags, expected):
+def test_random_erasing_flags_take_effect(tmp_path, flags, expected):
     args = parsed(parse_finetune, FINETUNE, tmp_path, '--mixup', '0', '--cutmix', '0', *flags)
     augment = main_finetune.build_augmentation(args, main_finetune.build_loss(args, 8)[1], torch.device('cpu'))
     images, _ = augment(torch.full((4, 32, 32, 3), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
@@ -143,7 +143,7 @@ def test_random_erasing_flags_reach_the_batch(tmp_path, flags, expected):
     ([], 1e-3 / 8, 0), (['--lr', '.1'], .1, 0), (['--lr', '.1', '--base_batch_size', '32'], .1, 0),
     (['--lr', '.1', '--base_batch_size', '64'], .1, 1),
     (['--lr', '.1', '--base_batch_size', '64', '--auto_scale_lr'], .05, 1)])
-def test_an_lr_for_another_batch_is_scaled_where_asked_and_else_warned_of(tmp_path, caplog, flags, expected, lines):
+def test_an_lr_for_another_batch_size_is_scaled_on_request_else_warned_of(tmp_path, caplog, flags, expected, lines):
     caplog.set_level('INFO', 'mae')
     args = parsed(parse_pretrain, PRETRAIN, tmp_path, '--accum_iter', 2, *flags)
     world = World(0, 2)
@@ -157,7 +157,7 @@ def epochs_of(folder):
 
 
 @pytest.mark.slow
-def test_schedule_and_optimizer_flags_reach_training(images, tmp_path):
+def test_schedule_and_optimizer_flags_take_effect_in_training(images, tmp_path):
     flags = ['--data_path', images, '--epochs', 2, '--warmup_epochs', 0, '--output_dir']
     base = tmp_path / 'base'
     assert pretrain(*flags, base, '--blr', .032, '--min_lr', 0).status == 0
@@ -175,7 +175,7 @@ def test_schedule_and_optimizer_flags_reach_training(images, tmp_path):
         assert (record['train_lr'] == pytest.approx(second['train_lr'])) == same_lr, extra
 
 
-def test_layer_decay_reaches_training(images, tmp_path):
+def test_layer_decay_takes_effect_in_training(images, tmp_path):
     run = finetune('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--layer_decay', .5)
     assert run.status == 0, run.output
     groups = torch.load(str(tmp_path / 'checkpoint-0.pth'))['optimizer']['param_groups']

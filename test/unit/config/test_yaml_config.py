@@ -1,4 +1,4 @@
-"""--config: flags from a YAML file, and the file in which a run keeps its own."""
+"""--config: flags from a YAML file, and config.yaml, which a run writes."""
 import sys
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from util.reporting import output_dir
 
 @pytest.fixture
 def parsed(tmp_path):
-    """A function that parses flags with a file of the given text."""
+    """Parse flags with a --config file of the given text."""
     def parse(text, *flags, by=parse_pretrain):
         (tmp_path / 'recipe.yaml').write_bytes(text if isinstance(text, bytes) else text.encode())
         return by(['--data_path', str(tmp_path), *flags, '--config', str(tmp_path / 'recipe.yaml')])
@@ -32,18 +32,18 @@ def parsed(tmp_path):
     ('mean:\n- 0.5\n- -.5\n- .5\nstd: [1]', 'mean', [.5, -.5, .5]), ('lr:', 'lr', None), ('blr: null', 'blr', 1e-3),
     ('local-rank: -1', 'local_rank', -1), ('output_dir: on', 'output_dir', 'on'), ('addr: -x=1', 'addr', '-x=1'),
     ('', 'batch_size', 64)])
-def test_a_line_means_what_the_flag_would(parsed, line, flag, value):
+def test_a_line_equals_the_flag_on_the_command_line(parsed, line, flag, value):
     assert getattr(parsed(line), flag) == value
 
 
 @pytest.mark.compat
-def test_the_command_line_wins_over_the_file(parsed):
+def test_the_command_line_takes_precedence_over_the_file(parsed):
     text = 'batch_size: 8\nseed: 1\nglobal_pool: true'
     args = parsed(text, '--batch_size=4', '--cls_token', by=parse_finetune)
     assert (args.batch_size, args.seed, args.global_pool) == (4, 1, False)
 
 
-def test_a_required_flag_that_the_file_lacks_stays_required(tmp_path):
+def test_a_required_flag_missing_in_the_file_stays_required(tmp_path):
     (tmp_path / 'x.yaml').write_text('seed: 1')
     with pytest.raises(SystemExit):
         parse_pretrain(['--config={}'.format(tmp_path / 'x.yaml')])
@@ -58,23 +58,23 @@ def test_a_required_flag_that_the_file_lacks_stays_required(tmp_path):
     ('help: true', '--help'), ('seed: !!python/object/apply:os.abort []', '--seed'), ('seed: 1\n input_size: 2', ''),
     ('[' * 500, ''), (b'seed: \xff', ''), ('just words', ''), ('- seed', ''), ('[a]: 1', ''), ('&a {b: *a}', ''),
     ('seed: 1\n---\nseed: 2', '')])
-def test_a_mistake_gets_one_line_with_flag_or_file(parsed, capsys, text, named):
+def test_an_error_is_one_line_with_flag_or_file(parsed, capsys, text, named):
     with pytest.raises(SystemExit) as ended:
         parsed(text)
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.count('\n') == 1 and (named or 'recipe.yaml') in error, error
 
 
-def test_a_file_that_cannot_be_read_is_named_also_without_pyyaml(monkeypatch):
+def test_an_unreadable_file_and_missing_pyyaml_are_user_errors(monkeypatch):
     for path, module in (('/', sys.modules['yaml']), ('x', None)):
         monkeypatch.setitem(sys.modules, 'yaml', module)
         with pytest.raises(UserError, match='^--config {}: '.format(path)):
             parser.read_config(path)
 
 
-# What a run keeps
+# config.yaml
 
-def test_the_file_of_a_run_gives_back_all_its_flags(tmp_path):
+def test_config_yaml_restores_all_flags_of_a_run(tmp_path):
     odd = 'a "b" \\ \n\t#: \x7f\u2028\udc80é\U0001f600'
     args = parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path), '--addr', odd, '--blr', '1e-6',
                            '--log_dir', 'null', '--cls_token', '--no_pin_mem', '--cutmix_minmax', '.2', '.4',
@@ -89,13 +89,13 @@ def saved(folder, *flags):
     return output_dir.save_flags(args, 4), (folder / 'config.yaml').read_text()
 
 
-def test_a_file_of_other_flags_is_renamed_and_one_of_the_same_is_not(tmp_path):
+def test_a_file_with_other_flags_is_renamed_and_an_equal_one_is_not(tmp_path):
     assert saved(tmp_path)[0] == [] and saved(tmp_path, '--resume', 'auto')[0] == []
     asides, text = saved(tmp_path, '--seed', 2)
     assert len(asides) == 1 and 'seed: 0' in Path(asides[0]).read_text() and 'seed: 2' in text
 
 
-def test_resuming_in_the_same_folder_is_not_part_of_the_recipe(tmp_path):
+def test_resuming_in_the_same_folder_is_not_recorded_as_a_flag(tmp_path):
     (tmp_path / 'elsewhere').mkdir()
     for path in (tmp_path / 'checkpoint-3.pth', tmp_path / 'elsewhere' / 'x.pth'):
         path.write_bytes(b'')
@@ -104,7 +104,7 @@ def test_resuming_in_the_same_folder_is_not_part_of_the_recipe(tmp_path):
     assert 'resume: "{}"'.format(path) in saved(tmp_path, '--resume', path)[1]
 
 
-def test_the_batch_that_an_absolute_lr_was_used_with_is_put_down(tmp_path):
+def test_the_batch_size_of_an_absolute_lr_is_recorded(tmp_path):
     assert 'base_batch_size: null' in saved(tmp_path)[1]
     assert 'base_batch_size: 512' in saved(tmp_path, '--lr', 1, '--batch_size', 64, '--accum_iter', 2)[1]
     assert 'base_batch_size: 99' in saved(tmp_path, '--lr', 1, '--base_batch_size', 99)[1]
@@ -118,7 +118,7 @@ def recipe(tmp_path):
     return tmp_path / 'my recipe.yaml'
 
 
-def test_a_launchers_recipe_yields_to_the_file_and_the_file_to_flags(recipe, images):
+def test_the_file_overrides_the_launchers_recipe_and_flags_override_the_file(recipe, images):
     run = launcher('linprobe_full_8p', '--data_path', images, '--finetune_pth', __file__, '--epochs=7', '--config',
                    recipe, DRY_RUN='1')
     words = run.output.split()
@@ -127,12 +127,12 @@ def test_a_launchers_recipe_yields_to_the_file_and_the_file_to_flags(recipe, ima
     assert (args.blr, args.epochs, args.global_pool) == (1e-2, 7, True)
 
 
-def test_the_cifar10_launcher_takes_no_file(recipe, tmp_path):
+def test_the_cifar10_launcher_rejects_a_file(recipe, tmp_path):
     run = launcher('cifar10_1p', '--data_path', tmp_path, '--config', recipe)
     assert run.status == 2 and run.output.startswith('error: --config: ')
 
 
-def test_a_resume_in_the_file_keeps_the_launcher_from_setting_results_aside(tmp_path):
+def test_resume_in_the_file_keeps_the_launcher_from_moving_results(tmp_path):
     folder = tmp_path / 'out'
     folder.mkdir()
     (folder / 'log.txt').write_text('{}\n')

@@ -1,4 +1,4 @@
-"""--freeze: blocks that stay as they are."""
+"""--freeze: blocks that do not train."""
 import pytest
 import torch
 from conftest import FINETUNE
@@ -23,7 +23,7 @@ def classifier(flag, **options):
 
 
 def trained(model):
-    """Blocks, and layers outside of them, that have parameters which train."""
+    """Blocks, and layers outside of blocks, with trainable parameters."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return {'.'.join(name.split('.')[:2]) if name.startswith('blocks.') else name.rsplit('.', 1)[0] for name in names}
 
@@ -35,11 +35,11 @@ BLOCKS = ['blocks.{}'.format(i) for i in range(6)]
     (None, True, {'cls_token', 'pos_embed', 'patch_embed.proj', *BLOCKS, 'head', 'fc_norm'}),
     (0, True, {*BLOCKS, 'head', 'fc_norm'}), (4, True, {*BLOCKS[4:], 'head', 'fc_norm'}),
     ('all', True, {'head', 'fc_norm'}), ('all', False, {'head', 'norm'})])
-def test_what_trains_is_what_the_flag_leaves(flag, pool, expected):
+def test_the_flag_decides_what_trains(flag, pool, expected):
     assert trained(classifier(flag, global_pool=pool)) == expected
 
 
-def test_frozen_blocks_drop_no_paths_and_autograd_keeps_nothing_of_them_alone():
+def test_frozen_blocks_drop_no_paths_and_autograd_keeps_none_of_their_activations():
     model, images = classifier(4), torch.randn(64, 3, 32, 32)
     first, second = (list(features.block_outputs(model, images)) for _ in range(2))
     assert [torch.equal(a, b) for a, b in zip(first, second)] == [True] * 4 + [False] * 2
@@ -47,7 +47,7 @@ def test_frozen_blocks_drop_no_paths_and_autograd_keeps_nothing_of_them_alone():
 
 
 @pytest.mark.parametrize('flag', [0, 'all'])
-def test_recomputing_gives_the_same_gradients(flag):
+def test_activation_checkpointing_gives_the_same_gradients(flag):
     gradients = []
     for run_block in (directly, checkpointed):
         model = classifier(flag)
@@ -58,12 +58,12 @@ def test_recomputing_gives_the_same_gradients(flag):
     assert all(map(torch.equal, *gradients))
 
 
-def test_more_blocks_than_there_are_get_one_line():
+def test_more_blocks_than_the_model_has_are_rejected():
     with pytest.raises(UserError, match='^--freeze 7: '):
         classifier(7)
 
 
-def test_a_run_resumes_with_the_same_blocks_frozen_only():
+def test_a_run_resumes_only_with_the_same_blocks_frozen():
     def optimizer(flag):
         return torch.optim.AdamW(layer_decay_groups(classifier(flag), .05, .5))
     load_optimizer(optimizer(6), optimizer('all').state_dict(), 'x.pth')

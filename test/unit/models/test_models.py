@@ -24,7 +24,7 @@ DECODER = {'decoder_embed_dim': 32, 'decoder_depth': 2, 'decoder_num_heads': 4}
 
 
 def random_biases(model):
-    """Biases and norms start at 0 and 1: make them count."""
+    """Randomize biases and norms, which are initialized to 0 and 1."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.ndim == 1:
             torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=.1)
@@ -78,12 +78,12 @@ def test_loss_prediction_mask_and_gradients_equal_those_of_transformers(norm_pix
     assert found.keys() == gradients.keys()
     for name, gradient in found.items():
         if name.endswith('.key.bias'):
-            assert gradient.abs().max() < 1e-7      # softmax does not see it: rounding noise on both sides
+            assert gradient.abs().max() < 1e-7      # softmax is invariant to it: rounding noise on both sides
         else:
             assert relative(gradient, gradients[name]) < 1e-5, name
 
 
-def test_a_seed_gives_the_mask_of_uniform_noise_of_smallest_first():
+def test_a_seed_gives_the_mask_of_sorted_uniform_noise():
     model, imgs = autoencoder(), torch.randn(3, 3, 32, 32)
     torch.manual_seed(7)
     _, _, mask = model(imgs, .75)
@@ -105,13 +105,13 @@ def test_unpatchify_undoes_patchify_for_any_channels_and_shape():
 @pytest.mark.parametrize('name, millions', [
     ('mae_vit_base_patch16', 111.91), ('mae_vit_large_patch16', 329.54), ('mae_vit_huge_patch14', 657.07)])
 def test_a_named_size_has_its_published_parameter_count(monkeypatch, name, millions):
-    for fill in ('uniform_', 'normal_'):        # weights that nobody writes cost neither time nor memory
+    for fill in ('uniform_', 'normal_'):        # uninitialized weights cost neither time nor memory
         monkeypatch.setattr(torch.Tensor, fill, lambda tensor, *args, **options: tensor)
     model = getattr(models_mae, name)()
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
 
 
-def test_every_model_that_can_be_asked_for_is_of_the_size_in_its_name():
+def test_every_model_has_the_size_in_its_name():
     for module, prefix, names in ((models_mae, 'mae_vit_', PRETRAIN_MODELS), (models_vit, 'vit_', FINETUNE_MODELS)):
         for name in names:
             size, = getattr(module, name).args
@@ -157,7 +157,7 @@ def test_attention_is_fused_where_torch_has_it(monkeypatch):
 
 # Positions
 
-def test_the_table_holds_sines_then_cosines_of_column_then_row_and_none_of_the_class_token():
+def test_the_table_holds_sines_then_cosines_of_column_then_row_and_zeros_for_the_class_token():
     table = sincos_2d(8, (2, 3))
     assert table.shape == (1, 7, 8) and table[0, 0].abs().sum() == 0
     row, column = 1, 2

@@ -111,13 +111,11 @@ open_output() {
     local recipe
     recipe="--data_path=$(cd "$data_path" && pwd) --pretrain_epochs=$pretrain_epochs --finetune_epochs=$finetune_epochs"
     recipe+=" --model=$model --seed=$seed --images=${images:-all}"
-    if [[ ! -e $log || ! -e $output_dir/recipe.txt ]]; then
-        "$PYTHON" -m util.reporting.output_dir "$output_dir"
+    { mkdir -p "$output_dir" && : >>"$log"; } 2>/dev/null || die "--output_dir: $output_dir cannot be written"
+    if [[ ! -e $output_dir/recipe.txt ]]; then
         printf '%s\n' "$recipe" >"$output_dir/recipe.txt"
     elif [[ $(<"$output_dir/recipe.txt") != "$recipe" ]]; then
         die "--output_dir: $output_dir holds a run with $(<"$output_dir/recipe.txt"); give another folder"
-    else
-        "$PYTHON" -m util.reporting.output_dir "$output_dir" --resume auto
     fi
 }
 

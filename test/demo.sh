@@ -28,9 +28,16 @@ make_environment '' 'torch torchvision timm PIL simplejpeg numpy tensorboard yam
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 source_npu_environment
 SECONDS=0
-"$PYTHON" -m util.reporting.output_dir "$output"
 log=$output/demo.log
-: >"$log"       # marks the folder as a run's, so that the next one sets it aside
+if [[ -e $log ]]; then      # of an earlier demo
+    earlier=$output/earlier.$(date -r "$log" +%Y%m%d-%H%M%S)
+    mkdir "$earlier"
+    for name in images pretrain finetune scratch reconstructions.png demo.log; do
+        if [[ -e $output/$name ]]; then mv "$output/$name" "$earlier"; fi
+    done
+    echo "earlier results kept in $earlier"
+fi
+{ mkdir -p "$output" && : >"$log"; } 2>/dev/null || die "--output_dir: $output cannot be written"
 
 images=$output/images
 size=(--input_size 48 --patch_size 8)

@@ -6,7 +6,7 @@ import socket
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator
 
 from filelock import FileLock, Timeout
 
@@ -78,8 +78,8 @@ class RunLock:
             self.release()
             raise UserError('--output_dir {}: cannot be written ({})'.format(folder, error.strerror)) from error
 
-    def release(self, folder: Optional[str] = None) -> None:
-        """Unlock the folder, which may have been renamed to `folder`."""
+    def release(self) -> None:
+        """Unlock the folder."""
         with suppress(OSError):
-            os.remove(os.path.join(folder or self._folder, OWNER))
+            os.remove(os.path.join(self._folder, OWNER))
         self._held.close()

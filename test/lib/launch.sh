@@ -168,12 +168,9 @@ launch() {
         return
     fi
     source_npu_environment
-    if ((nnodes > 1 && node_rank > 0)); then
-        # Nodes may share a disk: only the first sets old results aside, and each writes a log of its own.
-        log=${log%.log}_node$node_rank.log
-        mkdir -p "$folder"
-    else
-        PYTHONPATH=$ROOT "$PYTHON" -m util.reporting.output_dir "$folder" "${COMMAND[@]}"
-    fi
-    run_logged "$folder/$log"
+    # Nodes may share a disk: each writes a log of its own. The run gives it its name when training is about to start.
+    if ((nnodes > 1 && node_rank > 0)); then log=${log%.log}_node$node_rank.log; fi
+    log=$folder/$log
+    { mkdir -p "$folder" && : >"$log.starting"; } 2>/dev/null || die "--output_dir: $folder cannot be written"
+    MAE_LOG_FILE=$log run_logged "$log.starting"
 }

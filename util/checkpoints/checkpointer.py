@@ -70,7 +70,7 @@ class Checkpointer:
     """
 
     def __init__(self, folder: Optional[str], resume: str = '', every_minutes: float = 0., keep_last: int = 0,
-                 writes: bool = True) -> None:
+                 writes: bool = True):
         self._folder, self._seconds, self._keep_last = folder, every_minutes * 60, keep_last
         self._writes = writes and folder is not None
         self._thread, self._last = None, time.monotonic()

@@ -1,78 +1,146 @@
-"""The output folder: an earlier run's results are set aside under a dated name, never deleted nor mixed with new ones;
-config.yaml keeps all flags of a run.
+"""The output folder: whether a run continues there, moving an earlier run's results aside, and config.yaml.
 
-`python -m util.reporting.output_dir FOLDER` does it for the launchers, before they open their log.
+A folder is entered when training is about to start, after every check: a failed start leaves it as it was.
 """
 import fnmatch
+import glob
+import itertools
 import json
 import os
 import re
-import sys
+import time
+from contextlib import suppress
+from typing import List, Optional, Sequence, Tuple
 
-from util.config.parser import value_of
-from util.errors import UserError, run
+from util.errors import UserError
 from util.file_lock import RunLock
 from util.files import lines, set_aside, write_atomically
 from util.log import logger
 from util.text import one_line
 
-RESULTS = ('log.txt', 'checkpoint-*.pth', '*.json', 'bad_images.txt', 'report.html', 'eval.html')
-RESULTS_AND_LOGS = RESULTS + ('*.log',)
+EVENTS = 'events.out.tfevents.*'
+# What runs and their launchers write; other files in the folder are the user's and stay.
+RUN_FILES = ('log.txt', 'summary.json', 'checkpoint-*.pth', 'report.html', 'eval.json', 'eval.html', 'eval_config.yaml',
+             'bad_images.txt', 'bad_steps.json', 'prof/trace.json', '910[AB]_*.log', EVENTS)
+DATED = re.compile(r'\.\d{8}-\d{6}\b')     # in the name of what has been set aside already
+PROGRAM = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def prepare(folder, resume='', results=RESULTS):
-    """Make `folder` ready for a run.
+def restarted() -> bool:
+    """Whether an earlier attempt of this launch (--max_restarts) has entered the output folder."""
+    marker = os.environ.get('MAE_ENTERED', '')      # a file of util.tools.launch, empty until then
+    return 'MAE_RESTART' in os.environ and not (os.path.exists(marker) and os.path.getsize(marker) == 0)
+
+
+def continues(folder: str, checkpoint: Optional[str]) -> bool:
+    """Whether a training continues in `folder`, where its results stay: it is a restart, or resumes from a checkpoint
+    there.
 
     Args:
-        results: file patterns that betray an earlier run; a launcher's own log lies there before the run starts.
-        resume: the --resume flag.
-    Returns:
-        where the earlier results went, or None.
-    Raises:
-        UserError: the folder cannot be made or written.
+        checkpoint: path that it resumes from, also one that --resume auto has found; None or '' for none.
     """
-    # A restarted run has its launcher's log open there.
-    continues = _is_resumed(folder, resume) or 'MAE_RESTART' in os.environ
-    # The log of a node other than the first is no result, it may have started sooner.
-    names = [name for name in (os.listdir(folder) if os.path.isdir(folder) else ())
-             if not re.search(r'_node\d+\.log$', name)]
-    found = any(fnmatch.filter(names, pattern) for pattern in results)
-    aside = set_aside(folder) if found and not continues else None
-    _make(folder)
-    if not os.access(folder, os.W_OK):
-        raise UserError('--output_dir {}: may not be written'.format(folder))
-    return aside
+    if restarted():
+        return True
+    return bool(checkpoint) and os.path.realpath(os.path.dirname(checkpoint) or '.') == os.path.realpath(folder)
 
 
-def enter(folder, resume=''):
-    """Lock `folder` for this run and make it ready.
+def enter(folder: str, new: bool = False, log_dir: Optional[str] = None,
+          keep_in_place: Sequence[str] = ()) -> Tuple[RunLock, List[str]]:
+    """Lock `folder` for this run, move an earlier run's files aside if `new`, and give the launcher's log its name.
 
+    Args:
+        new: a training that does not continue here; see `continues`.
+        log_dir: the flag; TensorBoard files there move too where it is within the folder.
+        keep_in_place: paths, such as --data_path: a folder that holds one gets no sibling.
     Returns:
-        RunLock, list of the places where earlier results went.
+        the lock, places where earlier results went.
     Raises:
-        UserError: the folder cannot be made or written, or another run is at work there.
+        UserError: the folder cannot be made or written, or another run holds it.
     """
-    _make(folder)
-    lock = RunLock(folder)
-    aside = prepare(folder, resume)
-    if aside:                                   # and the lock went with it
-        lock.release(aside)
-        lock = RunLock(folder)
-    for name in fnmatch.filter(os.listdir(folder), '*.tmp-*'):
-        os.remove(os.path.join(folder, name))   # of a run that was killed while it wrote
-    return lock, [aside] if aside else []
-
-
-def _is_resumed(folder, resume):
-    """Whether --resume `resume` continues the run in `folder`: by 'auto', or a checkpoint there."""
-    return resume == 'auto' or bool(resume) and os.path.dirname(os.path.abspath(resume)) == os.path.abspath(folder)
-
-
-def _make(folder):
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise UserError('--output_dir {}: cannot be made ({})'.format(folder, error.strerror)) from error
+    lock = RunLock(folder)
+    try:
+        moved = _move_earlier(folder, log_dir, keep_in_place) if new else []
+        for name in fnmatch.filter(os.listdir(folder), '*.tmp-*'):
+            os.remove(os.path.join(folder, name))   # of a run that was killed while it wrote
+        return lock, moved + take_log()
+    except OSError as error:
+        lock.release()
+        raise UserError('--output_dir {}: cannot be written ({})'.format(folder, error.strerror)) from error
+
+
+def take_log() -> List[str]:
+    """Rename the launcher's LOG.starting to LOG, once a launch; returns the new name of an earlier LOG, if any.
+
+    The launcher's tee keeps writing to the same file.
+    """
+    log, marker, aside = os.environ.get('MAE_LOG_FILE'), os.environ.get('MAE_ENTERED'), []
+    if log and not restarted() and os.path.exists(log + '.starting'):
+        aside = [set_aside(log)] if os.path.exists(log) else []
+        os.rename(log + '.starting', log)
+    if marker:
+        with suppress(OSError), open(marker, 'r+') as file:
+            file.write('entered\n')
+    return aside
+
+
+def _move_earlier(folder, log_dir, keep_in_place):
+    """Move an earlier run's files to a dated sibling of `folder`, or else a dated subfolder; returns [where] or []."""
+    root = os.path.realpath(folder)
+    relative = os.path.relpath(os.path.realpath(log_dir or folder), root)
+    patterns = RUN_FILES + (() if relative.split(os.sep)[0] in ('.', '..') else (os.path.join(relative, EVENTS),))
+    paths = {path for pattern in patterns for path in glob.glob(os.path.join(glob.escape(root), pattern))
+             if not DATED.search(os.path.basename(path))}
+    if not paths:
+        return []
+    date = time.strftime('%Y%m%d-%H%M%S', time.localtime(max(map(os.path.getmtime, paths))))
+    names = sorted(os.path.relpath(path, root) for path in paths)
+    if os.path.exists(os.path.join(root, 'config.yaml')):   # marks no folder: a user may have written it
+        names.append('config.yaml')
+    holds = any(_within(path, root) for path in (os.getcwd(), PROGRAM, *keep_in_place))
+    places = [os.path.join(root, 'earlier.' + date)]
+    if not holds:
+        places.insert(0, '{}.{}'.format(root, date))
+    for place in places:
+        try:
+            return [_move(root, names, place)]
+        except OSError:                 # a parent that is read-only, or a mount point: no rename leads out of it
+            if place == places[-1]:
+                raise
+
+
+def _within(path, folder):
+    return os.path.commonpath([os.path.realpath(path), folder]) == folder
+
+
+def _move(folder, names, place):
+    """Move files into a new folder called `place`, or with a number if that exists; returns its name."""
+    for number in itertools.count(1):
+        target = '{}-{}'.format(place, number) if number > 1 else place
+        with suppress(FileExistsError):
+            os.mkdir(target)
+            break
+    try:
+        for name in names:
+            os.makedirs(os.path.dirname(os.path.join(target, name)), exist_ok=True)
+            os.rename(os.path.join(folder, name), os.path.join(target, name))
+    except OSError:
+        with suppress(OSError):         # holds what was moved already, if anything
+            os.rmdir(target)
+        raise
+    return target
+
+
+def report_no_checkpoint(folder: str) -> None:
+    """Log that --resume auto has found none in `folder`, and the newest one that earlier results there hold."""
+    root = glob.escape(os.path.realpath(folder))
+    found = [path for place in (root + '.[12]*', os.path.join(root, 'earlier.*'))
+             for path in glob.glob(os.path.join(place, 'checkpoint-*.pth'))]
+    logger.warning('--resume auto: no checkpoint in %s, training starts from the beginning%s', folder,
+                   '; earlier results have {}'.format(max(found, key=os.path.getmtime)) if found else '')
 
 
 def set_log_aside(folder, records):
@@ -96,7 +164,7 @@ def save_flags(args, processes, evaluation=False):
     """
     values = {flag: value for flag, value in vars(args).items() if flag != 'config'}
     head = '# All flags of a run; --config takes this file.\n'
-    if not evaluation and _is_resumed(args.output_dir, args.resume):
+    if not evaluation and (args.resume == 'auto' or continues(args.output_dir, args.resume)):
         head += '# Resumed by --resume {}.\n'.format(one_line(args.resume))
         values.update(resume='', start_epoch=None)
     if values.get('lr') is not None and values.get('base_batch_size') is None:
@@ -118,15 +186,3 @@ def _yaml(value):
     if isinstance(value, str):      # what cannot be printed is spelt out, as YAML does it too
         return '"{}"'.format(one_line(value.replace('\\', '\\\\').replace('"', '\\"')))
     return json.dumps(value)
-
-
-def _main(folder, *flags):
-    if os.path.isdir(folder):
-        RunLock(folder).release()       # refused where a run is at work there
-    aside = prepare(folder, value_of('--resume', flags) or '', RESULTS_AND_LOGS)
-    if aside:
-        print('earlier results kept in {}'.format(one_line(aside)))
-
-
-if __name__ == '__main__':
-    run(_main, *sys.argv[1:])

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -64,10 +65,23 @@ def main(argv):
                 processes, accelerator.count(), accelerator.type, accelerator.count(),
                 '' if accelerator.is_accelerator else ', or more to share the CPU ({})'.format(accelerator.reason)))
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
+    # The run writes to this file when it enters its output folder: before, a restart has nothing to resume there.
+    file, os.environ['MAE_ENTERED'] = tempfile.mkstemp(prefix='mae-entered-')
+    os.close(file)
+    try:
+        status = _attempts(flags, command, processes)
+    finally:
+        with suppress(OSError):
+            os.remove(os.environ['MAE_ENTERED'])
+    sys.exit(status)
+
+
+def _attempts(flags, command, processes):
+    """Start the workers, again after faults if --max_restarts allows; returns the exit status."""
     signals, status = Signals(flags.stop_timeout), PREEMPTED_STATUS
     for attempt in range(flags.max_restarts + 1):
         if attempt:
-            os.environ['MAE_RESTART'] = str(attempt)        # util.training.session resumes from the last checkpoint
+            os.environ['MAE_RESTART'] = str(attempt)
             print('restart {} of {}'.format(attempt, flags.max_restarts), flush=True)
             signals.pause(min(2 ** (attempt - 1), 30))
         if signals.received:
@@ -77,7 +91,7 @@ def main(argv):
         status = run_once(flags, command, processes, port, signals)
         if status in FINAL or signals.received:
             break
-    sys.exit(status)
+    return status
 
 
 def run_once(flags, command, processes, port, signals):

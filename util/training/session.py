@@ -1,15 +1,14 @@
 """Session of a run: device, processes, profiler and signals, set up once; output folder; head and end of the log."""
 import json
-import os
 import time
 from argparse import Namespace
 from types import SimpleNamespace
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 
 from util import log
-from util.checkpoints.checkpointer import numbered
+from util.checkpoints.checkpointer import Checkpointer, numbered
 from util.data.loader import seed_generators
 from util.devices import accelerator as device, host
 from util.devices.host import default_workers, software
@@ -92,31 +91,39 @@ def start_session(args: Namespace) -> Session:
     if args.num_workers is None:
         args.num_workers = default_workers(distributed.local_processes())
     session.cores = host.bind(world.local_rank, distributed.local_processes())
-    if 'MAE_RESTART' in os.environ and not getattr(args, 'eval', False) and numbered(args.output_dir):
+    if output_dir.restarted() and not getattr(args, 'eval', False) and numbered(args.output_dir):
         args.resume, args.start_epoch = 'auto', None        # the launcher has restarted the run after a failure
     hang_detector.progress('its preparations')
     return session
 
 
-def open_run_logger(args, session, checkpointer=None, start=(0, 0), begin=None):
-    """Where this process writes results: the main one to args.output_dir, which it locks; the others nowhere.
+def open_run_logger(args: Namespace, session: Session, checkpointer: Optional[Checkpointer] = None,
+                    start: Tuple[int, int] = (0, 0), begin: Optional[float] = None) -> Union[RunLogger, NullRunLogger]:
+    """Collective: enter the output folder on the main process, which gets a RunLogger.
 
-    Called last before the work begins, so that a mistake found earlier leaves earlier results where they are.
+    Called last before training starts, so that a mistake found earlier leaves earlier results where they are.
     Args:
-        checkpointer: Checkpointer of a training; None for an evaluation.
+        checkpointer: of a training; None for an evaluation, which moves no results.
         start, begin: (epoch, images of it) and fractional epoch that the training starts at.
     Raises:
-        UserError: the folder cannot be written, or another run is at work there.
+        UserError: the folder cannot be written, or another run holds it.
     """
     hang_detector.progress('the opening of the output folder')
     if not session.world.is_main:
+        session.all_reduce(0)       # until the main process has moved what is there
+        if session.world.local_rank == 0:
+            output_dir.take_log()
         return NullRunLogger()
-    lock, asides = output_dir.enter(args.output_dir, 'auto' if checkpointer is None else args.resume)
+    new = checkpointer is not None and not output_dir.continues(args.output_dir, checkpointer.path)
+    lock, asides = output_dir.enter(args.output_dir, new, args.log_dir, (args.data_path,))
+    session.all_reduce(0)
     records = None
     if checkpointer is not None:
+        if args.resume == 'auto' and not checkpointer.path:
+            output_dir.report_no_checkpoint(args.output_dir)
         asides += checkpointer.set_newer_aside(start) if checkpointer.path else []
         records = checkpointer.records_before(start[0])
-        if args.resume != 'auto' or not checkpointer.path:       # else the course is the same: lines are written again
+        if args.resume != 'auto' or not checkpointer.path:  # else the log continues: its lines are written again
             asides += output_dir.set_log_aside(args.output_dir, records)
     asides += output_dir.save_flags(args, session.world.size, evaluation=checkpointer is None)
     for aside in asides:

@@ -17,6 +17,8 @@ from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import UserError
 from util.tools import inference
+from util.training.session import Session
+from util.training.setup import build_evaluation_loader
 
 
 def classifier(folder, classes, *flags):
@@ -58,7 +60,7 @@ def test_probabilities_equal_those_of_an_evaluation_in_file_order(images, named,
     found = objects(tmp_path / 'p.jsonl')
     assert [one['file'] for one in found] == sorted(str(path) for path in images.glob('val/*/*'))
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(images), '--batch_size', '19'])
-    (pixels, _), = main_finetune.build_evaluation(args, World(), Cpu())[1]
+    (pixels, _), = build_evaluation_loader(args, Session(Cpu(), World()))
     loaded = load_model.load_classifier(str(named))
     with torch.no_grad():
         shares, classes = loaded.model(transforms.Normalize()(pixels)).softmax(dim=1).topk(3, dim=1)

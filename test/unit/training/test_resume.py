@@ -149,12 +149,14 @@ def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(images, tmp
 
 @pytest.mark.parametrize('again', [{'MAE_RESTART': '1'}, {}])
 def test_a_run_that_ended_before_its_first_checkpoint_begins_its_log_anew(images, tmp_path, again):
-    (tmp_path / 'log.txt').write_text('{"epoch": 0, "train_loss": 7}\n')
+    folder = tmp_path / 'o'
+    folder.mkdir()
+    (folder / 'log.txt').write_text('{"epoch": 0, "train_loss": 7}\n')
     flags = ['--resume', 'auto'] if not again else []
-    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, *flags, **again)
-    assert run.status == 0, run.output
-    record, = (tmp_path / 'log.txt').read_text().splitlines()
-    old, = tmp_path.glob('log.*.txt')
+    run = pretrain('--data_path', images, '--output_dir', folder, '--epochs', 1, *flags, **again)
+    assert run.status == 0 and ('--resume auto: no checkpoint' in run.output) == bool(flags), run.output
+    record, = (folder / 'log.txt').read_text().splitlines()
+    old, = folder.glob('log.*.txt') if again else tmp_path.glob('o.*/log.txt')
     assert json.loads(record)['train_loss'] != json.loads(old.read_text())['train_loss'] == 7
 
 

@@ -1,0 +1,183 @@
+"""Earlier results move when training is about to start, never before, and never a file that is not a run's."""
+import errno
+import os
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from conftest import PRETRAIN, launcher
+from test_launchers import LOGS
+
+from util.errors import UserError
+from util.reporting import output_dir
+from util.training.session import open_run_logger
+
+pytestmark = pytest.mark.compat
+
+RUN = {'log.txt', 'summary.json', 'checkpoint-0.pth', 'checkpoint-0-16.pth', 'checkpoint-best.pth', 'config.yaml',
+       'eval.json', 'events.out.tfevents.1.host', 'prof/trace.json', 'report.html', *LOGS.values(),
+       '910B_16p_finetune_full_large_node1.log'}
+USER = {'notes.txt', 'my.json', 'my.log', 'sub/checkpoint-1.pth', 'checkpoint-0.20240131-142530.pth',
+        '910A_1p_pretrain.20240131-142530-2.log', '910A_1p_pretrain.log.starting'}
+
+
+def fill(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+        os.utime(str(folder / name), (1e9, 1e9))
+    return folder
+
+
+def content(folder):
+    """{name: bytes} of all files but the locks."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*')
+            if path.is_file() and path.name not in ('.lock', 'run.lock')}
+
+
+def entered(folder, **options):
+    """Where earlier results went when a new training entered the folder."""
+    lock, places = output_dir.enter(str(folder), True, **options)
+    lock.release()
+    return places
+
+
+def test_a_second_run_moves_the_files_of_the_first_and_no_others_into_a_dated_sibling(tmp_path):
+    folder = fill(tmp_path / 'o', RUN | USER | {'tb/events.out.tfevents.2.host'})
+    place, = entered(folder, log_dir=str(folder / 'tb'))
+    assert re.match(re.escape(str(folder)) + r'\.2001\d{4}-\d{6}$', place)
+    assert set(content(tmp_path / place)) == RUN | {'tb/events.out.tfevents.2.host'}
+    assert set(content(folder)) == USER
+    assert entered(folder) == []
+
+
+def test_files_of_a_user_mark_no_folder_as_that_of_a_run(tmp_path):
+    before = content(fill(tmp_path / 'o', ['my.json', 'config.yaml', 'data.csv']))
+    assert entered(tmp_path / 'o') == [] and content(tmp_path / 'o') == before
+
+
+def no_rename_out_of(folder, monkeypatch):
+    """Let the folder look like a mount point."""
+    rename = os.rename
+
+    def within(source, target):
+        if not target.startswith(str(folder) + os.sep):
+            raise OSError(errno.EXDEV, 'Invalid cross-device link')
+        rename(source, target)
+    monkeypatch.setattr(os, 'rename', within)
+
+
+def read_only(folder, monkeypatch):
+    """Let nobody make a folder in it."""
+    mkdir = os.mkdir
+
+    def refused(path, *args):
+        if os.path.dirname(path) == str(folder):
+            raise OSError(errno.EROFS, 'Read-only file system')
+        mkdir(path, *args)
+    monkeypatch.setattr(os, 'mkdir', refused)
+
+
+@pytest.mark.parametrize('why', ['mount point', 'read-only parent', 'working directory', 'data', 'program'])
+def test_where_no_sibling_fits_the_files_move_into_a_dated_subfolder(tmp_path, monkeypatch, why):
+    folder, options = fill(tmp_path / 'o', ['log.txt', 'checkpoint-0.pth', 'notes.txt', 'data/x.jpg']), {}
+    if why == 'mount point':
+        no_rename_out_of(folder, monkeypatch)
+    elif why == 'read-only parent':
+        read_only(tmp_path, monkeypatch)
+    elif why == 'working directory':
+        monkeypatch.chdir(str(folder))
+    elif why == 'data':
+        options['keep_in_place'] = [str(folder / 'data')]
+    else:
+        monkeypatch.setattr(output_dir, 'PROGRAM', str(folder / 'program'))
+    for count in (1, 2):                    # a third run leaves what the second has moved
+        place, = entered('.' if why == 'working directory' else folder, **options)
+        assert re.match(re.escape(str(folder)) + r'/earlier\.2001\d{4}-\d{6}', place)
+        assert set(content(tmp_path / place)) == {'log.txt', 'checkpoint-0.pth'}
+        assert len(list(folder.glob('earlier.*'))) == count and (folder / 'data' / 'x.jpg').exists()
+        assert os.listdir(str(tmp_path)) == ['o']
+        fill(folder, ['log.txt', 'checkpoint-0.pth'])
+
+
+def test_where_nothing_can_be_moved_the_run_ends_with_one_line_and_the_folder_free(tmp_path, monkeypatch):
+    folder = fill(tmp_path / 'o', ['log.txt'])
+    monkeypatch.setattr(os, 'mkdir', lambda *_: os.rmdir('/'))
+    for _ in range(2):
+        with pytest.raises(UserError, match='^--output_dir {}: '.format(folder)):
+            entered(folder)
+    assert set(content(folder)) == {'log.txt'}
+
+
+def test_a_training_continues_where_it_resumes_from_a_checkpoint_of_its_folder_or_is_a_restart(tmp_path, monkeypatch):
+    os.symlink(str(tmp_path), str(tmp_path / 'link'))
+    monkeypatch.chdir(str(tmp_path))
+    for folder, checkpoint, expected in (
+            (tmp_path, None, False), (tmp_path, '', False), (tmp_path, tmp_path / 'checkpoint-1.pth', True),
+            ('.', 'checkpoint-1.pth', True), (tmp_path / 'link', tmp_path / 'x.pth', True),
+            (tmp_path, tmp_path / 'earlier.20240131-142530' / 'x.pth', False), (tmp_path / 'o', 'x.pth', False)):
+        assert output_dir.continues(str(folder), checkpoint and str(checkpoint)) == expected
+    marker = fill(tmp_path, ['marker']) / 'marker'
+    monkeypatch.setenv('MAE_ENTERED', str(marker))
+    assert not output_dir.continues('o', None)
+    monkeypatch.setenv('MAE_RESTART', '1')
+    assert output_dir.continues('o', None)
+    marker.write_text('')                   # the first attempt ended before it entered the folder
+    assert not output_dir.continues('o', None)
+    marker.unlink()                         # by whoever cleans /tmp: a run of weeks must not lose its place
+    assert output_dir.continues('o', None)
+
+
+def test_resume_auto_without_checkpoint_is_one_line_that_names_the_earlier_results(tmp_path, caplog):
+    fill(tmp_path, ['o.20240131-142530/checkpoint-9.pth', 'o.20240201-000000/log.txt', 'o/log.txt',
+                    'oo.2/checkpoint-1.pth'])
+    output_dir.report_no_checkpoint(str(tmp_path / 'o'))
+    output_dir.report_no_checkpoint(str(tmp_path / 'p'))
+    with_one, without = [record.getMessage() for record in caplog.records]
+    assert '--resume auto' in with_one and str(tmp_path / 'o.20240131-142530' / 'checkpoint-9.pth') in with_one
+    assert '--resume auto' in without and 'checkpoint-' not in without
+
+
+def test_each_start_has_a_log_of_its_own_and_a_restart_keeps_it(tmp_path, monkeypatch):
+    log, marker = tmp_path / 'x.log', tmp_path / 'marker'
+    monkeypatch.setenv('MAE_LOG_FILE', str(log))
+    monkeypatch.setenv('MAE_ENTERED', str(marker))
+    marker.write_text('')
+    for text in ('first', 'second'):
+        (tmp_path / 'x.log.starting').write_text(text)
+        output_dir.take_log()
+        assert log.read_text() == text
+    assert marker.read_text() and [path.read_text() for path in tmp_path.glob('x.2*.log')] == ['first']
+    monkeypatch.setenv('MAE_RESTART', '1')
+    (tmp_path / 'x.log.starting').write_text('of another start, which this run refused')
+    output_dir.take_log()
+    assert log.read_text() == 'second'
+
+
+def test_another_node_names_its_log_after_the_main_process_has_moved_what_was_there(tmp_path, monkeypatch):
+    monkeypatch.setenv('MAE_LOG_FILE', str(tmp_path / 'x_node1.log'))
+    starting = fill(tmp_path, ['x_node1.log.starting']) / 'x_node1.log.starting'
+    for local_rank in (1, 0):
+        assert starting.exists()
+        world = SimpleNamespace(is_main=False, local_rank=local_rank)
+        open_run_logger(None, SimpleNamespace(world=world, all_reduce=lambda _: starting.exists() or pytest.fail()))
+    assert (tmp_path / 'x_node1.log').exists() and not starting.exists()
+
+
+@pytest.mark.parametrize('flag', ['--no_such_flag', '--device=npu', '--batch_size=33'])
+def test_a_failed_start_leaves_the_folder_and_its_log_as_they_were(images, pretrained, tmp_path, flag):
+    folder, log = tmp_path / 'o', LOGS['pretrain_performance_1p']
+    shutil.copytree(str(pretrained), str(folder))
+    before = content(fill(folder, [log]))
+    run = launcher('pretrain_performance_1p', '--data_path', images, '--output_dir', folder, *PRETRAIN, flag)
+    after = content(folder)
+    assert run.status == 2 and flag.split('=')[0] in run.output, run.output
+    assert after.pop(log + '.starting').decode() == run.output and after == before
+    assert os.listdir(str(tmp_path)) == ['o']
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_of_a_launcher(images, tmp_path):
+    (tmp_path / 'file').write_text('')
+    run = launcher('pretrain_performance_1p', '--data_path', images, '--output_dir', tmp_path / 'file' / 'o')
+    assert (run.status, run.output.count('\n')) == (2, 1) and '--output_dir' in run.output

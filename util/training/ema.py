@@ -13,8 +13,8 @@ RAW_METRICS = ('acc1', 'acc5', 'loss')      # also reported for the raw weights
 class EMA:
     """fp32 average on the device of the weights, updated after every optimizer step that is not skipped.
 
-    At update n, counted from 0, the decay is min(decay, (1 + n) / (10 + n)): a short training forgets its random
-    initialization.
+    At update n, counted from 0, the decay is min(decay, (1 + n) / (10 + n)): in a short training the random
+    initialization does not dominate.
 
     Args:
         decay: between 0 and 1.

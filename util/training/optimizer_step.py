@@ -32,14 +32,14 @@ class OptimizerStep:
         self.accum_iter, self.clip_grad = accum_iter, clip_grad
         self.non_finite_steps, self.ema = non_finite_steps or NonFiniteSteps(math.inf), ema
         self.lr = 0.
-        self.first = 0              # iteration at which the epoch's first window opens: not 0 after a resume within it
+        self.first_iteration = 0    # iteration at which the epoch's first window opens: not 0 after a resume within it
         self.due = True             # the current iteration is the last of its window
         self._loss_weight, self._place = 1., (0, 0)
 
     def set_lr(self, epoch: int, i: int, iterations: int) -> None:
         """Begin iteration `i` of `iterations` in `epoch` (counted from 0); set the learning rate if it opens a window.
         """
-        opened = i - (i - self.first) % self.accum_iter
+        opened = i - (i - self.first_iteration) % self.accum_iter
         size = min(self.accum_iter, iterations - opened)
         self.due = i == opened + size - 1
         self._loss_weight, self._place = 1. / size, (epoch, i)

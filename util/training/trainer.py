@@ -92,7 +92,7 @@ class Trainer:
         sampler = self._loader.sampler
         while self._epoch < self._args.epochs:
             sampler.epoch, sampler.start = self._epoch, self._images
-            done = self.optimizer_step.first = round(self._images / self._batch)
+            done = self.optimizer_step.first_iteration = round(self._images / self._batch)
             if self._epoch == self._first_epoch:
                 self._first_done = done, self._images
             self.meter.begin(self._epoch, done)

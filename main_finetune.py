@@ -10,11 +10,11 @@ from engine_finetune import evaluate, train_one_epoch
 from util.checkpoints import checkpointer, weights
 from util.config.input_flags import COLOURED
 from util.config.normalization import adopt_statistics
-from util.data import unreadable
 from util.data.datasets import has_validation, labelled_set
 from util.data.loader import evaluation_loader, training_loader
 from util.data.transforms import Normalize, evaluation_transform, finetuning_transform
-from util.data.validation_split import split_settings
+from util.data.unreadable import UnreadableTracker
+from util.data.validation_split import resolve_split
 from util.log import logger
 from util.models.build import build_classifier
 from util.models.timm_adapter import LabelSmoothingCrossEntropy, Mixup, RandomErasing, SoftTargetCrossEntropy
@@ -123,12 +123,12 @@ def evaluate_checkpoint(args, session, precision, resume, build, prepare):
     run_logger = open_run_logger(args, session)
     model = prepare(model.to(session.device), precision)
     precision = getattr(model, 'precision', precision)          # a LinearProbe's own
-    loader.unreadable_images = unreadable.track_unreadable(args.output_dir, args.max_bad_images, dataset, session)
+    loader.unreadable_images = UnreadableTracker.of_run(args.output_dir, args.max_bad_images, dataset, session.world)
     normalize = Normalize.of(vars(args))
     confusion = ConfusionTracker(dataset, normalize)
     result = evaluate(model, loader, precision, session, normalize, confusion)
     confusion.after(0, True, run_logger)
-    loader.unreadable_images.share(session.world, session.device)
+    loader.unreadable_images.sync(session.world, session.device)
     result = write_result(session, run_logger, 'eval', {
         'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': resume.path})
     report.of_evaluation(args, session, precision, result, confusion)
@@ -198,8 +198,8 @@ def main(args, train=train, build=build_model, prepare=lambda model, precision: 
     session = start_session(args)
     precision = setup_precision(args, session)
     resume = checkpointer.find(args.resume, args.output_dir)
-    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
-                                                      args.eval, resume.get('args'))
+    args.val_fraction, args.val_seed = resolve_split(args.val_fraction, args.val_seed, has_validation(args.data_path),
+                                                     args.eval, resume.get('args'))
     if args.eval:
         evaluate_checkpoint(args, session, precision, resume, build, prepare)
     else:

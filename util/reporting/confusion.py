@@ -33,7 +33,7 @@ class ConfusionTracker:
         found = torch.zeros(2, len(self._dataset), device=device)       # label and prediction + 1; 0: not seen
         if seen:
             seen = torch.cat(seen, dim=1)
-            places = torch.tensor(loader.given(), device=device)[:seen.shape[1]]
+            places = torch.tensor(loader.evaluated_indices(), device=device)[:seen.shape[1]]
             found[:, places] = (seen + 1).float()
         self._latest = world.sum(found).cpu().numpy().astype(np.int64) - 1
 
@@ -70,7 +70,7 @@ class ConfusionTracker:
     def _examples(self, places):
         imgs = [self._normalize(image[None]) for _, image in itertools.islice(
             thumbnails.readable(self._dataset, places), EXAMPLES)]
-        return [thumbnails.jpeg(thumbnails.scaled(to_pil(self._normalize.shown(img)[0]), SIDE)) for img in imgs]
+        return [thumbnails.jpeg(thumbnails.scaled(to_pil(self._normalize.to_display(img)[0]), SIDE)) for img in imgs]
 
 
 def worst_pairs(labels, guesses, most=PAIRS):

@@ -68,4 +68,4 @@ def jpeg(image):
 
 def to_images(imgs, normalize, side):
     """Images (N, C, H, W) that `normalize`, Normalize, has made -> PIL images of that longer side."""
-    return [scaled(to_pil(pixels), side) for pixels in normalize.shown(imgs)]
+    return [scaled(to_pil(pixels), side) for pixels in normalize.to_display(imgs)]

@@ -27,9 +27,9 @@ FLAT = 1e-9         # deviation, as a share of the mean, that comes of rounding
 
 def moments(in_chans, picture):
     """The mean and the variance of each channel of a picture, in units of 0..1: (2, C) float64 tensor."""
-    picture = picture.channels(in_chans)
+    picture = picture.with_channels(in_chans)
     size = picture.height, picture.width
-    pixels = picture.part(0, 0, *size, size)
+    pixels = picture.resized_crop(0, 0, *size, size)
     values = (to_grey(pixels) if in_chans == 1 else pixels).reshape(-1, in_chans).numpy().astype(np.float64) / 255
     return torch.from_numpy(np.stack([values.mean(axis=0), values.var(axis=0)]))
 

@@ -103,7 +103,7 @@ def write(folder, names, batches, images, dtype, width, unreadable):
 
     Args:
         names: of the arrays, without ending; batches: yields (indices of images, [tensor (M, width) of each array]).
-        images: ImageSources; unreadable: (path, reason) pairs.
+        images: InputImages; unreadable: (path, reason) pairs.
     Returns:
         the number of rows.
     Raises:

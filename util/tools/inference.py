@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils.data import Subset
 
-from util.data.datasets import ImageSources
+from util.data.datasets import InputImages
 from util.data.loader import evaluation_loader
 from util.data.transforms import preprocessing_of, to_pil
 from util.devices import accelerator as devices
@@ -57,8 +57,8 @@ class Inference:
         self.unreadable = []
 
     def images(self, paths):
-        """The images of a command line as the model takes them; see ImageSources."""
-        return ImageSources(paths, self._transform)
+        """The images of a command line as the model takes them; see InputImages."""
+        return InputImages(paths, self._transform)
 
     def some(self, images, count):
         """At most `count` of the `images`, at equal distances."""
@@ -67,7 +67,7 @@ class Inference:
 
     def shown(self, pixels):
         """One of the `images` (H, W, C) -> PIL image."""
-        return to_pil(self.normalize.shown(self.normalize(pixels[None]))[0])
+        return to_pil(self.normalize.to_display(self.normalize(pixels[None]))[0])
 
     def over(self, images, function, batch_size, num_workers=None, told=''):
         """Yield (indices of a batch's images, what `function` makes of (model, imgs (N, C, H, W))), in order.
@@ -93,8 +93,8 @@ class Inference:
         if bad:
             print('{:,} of {:,} images cannot be read'.format(bad, total), file=sys.stderr)
 
-    def met(self, found):
-        """Name unreadable files on standard error, in the place of UnreadableImages."""
+    def add(self, found):
+        """Name unreadable files on standard error, in the place of UnreadableTracker."""
         for path, reason in found:
             logger.warning('%s: cannot be read (%s)', path, reason)
         self.unreadable += found

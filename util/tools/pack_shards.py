@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Subset
 from util import log
 from util.config.parser import Parser, non_negative_int, number, positive_int
 from util.config.train_flags import is_csv
-from util.data import array_cache, tar_dataset
-from util.data.datasets import EXTENSIONS, ImageList, has_classes, labelled_set, place, pretraining_set
+from util.data import tar_dataset
+from util.data.datasets import EXTENSIONS, ImageList, find_split, has_classes, labelled_set, pretraining_set
 from util.data.file_index import UNLABELLED
-from util.data.image_files import ARRAYS, UnreadableImage, decoding, read_bytes
+from util.data.image_files import ARRAY_EXTENSIONS, UnreadableImage, read_bytes, wrap_decode_errors
 from util.data.lazy_image import open_image
-from util.data.loader import batches_of, worker_options
+from util.data.loader import iterate_loader, worker_options
 from util.devices.host import default_workers
 from util.errors import UserError, reworded, run
 from util.log import logger, progress_bar
@@ -66,11 +66,11 @@ def main():
 
 def split_sets(source, short_side=None):
     """(folder within TARGET, ImageList) of each part of SOURCE, which can be shrunk where that is asked for."""
-    train = source if is_csv(source) else place(source, 'train')
+    train = source if is_csv(source) else find_split(source, 'train')
     if train and has_classes(train):
         first = labelled_set(source, 'train', val_fraction=0.)
         found = [('train', first)]
-        if place(source, 'val'):
+        if find_split(source, 'val'):
             found.append(('val', labelled_set(source, 'val', classes=first.classes)))
     else:
         found = [('train' if train else '', pretraining_set(source))]
@@ -78,7 +78,7 @@ def split_sets(source, short_side=None):
         if not isinstance(dataset, ImageList):
             raise UserError('SOURCE: {} is packed already, as tar files or CIFAR batches'.format(
                 os.path.join(source, split)))
-        if short_side and dataset.name_of(0).lower().endswith(ARRAYS):
+        if short_side and dataset.name_of(0).lower().endswith(ARRAY_EXTENSIONS):
             raise UserError('--short_side: makes JPEG files, and {} holds .npy arrays; leave it out'.format(source))
     return found
 
@@ -138,8 +138,7 @@ def _pack_split(args, folder, split, dataset):
             if bar.disable:
                 done = min(start + args.images_per_shard, len(order))
                 logger.info('%s: %d of %d images', os.path.basename(path), done, len(order))
-    made, (state, _) = tar_dataset.indexed(folder, tar_dataset.tar_files(folder), EXTENSIONS)
-    array_cache.save(os.path.join(folder, tar_dataset.INDEX), made, state)
+    tar_dataset.write_index(folder, EXTENSIONS)
     return unread
 
 
@@ -176,7 +175,7 @@ def _read(paths, num_workers, short_side, quality):
                         **worker_options(num_workers))
     # What a signal raises while Python forks would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    batches = batches_of(loader)
+    batches = iterate_loader(loader)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     return itertools.chain.from_iterable(batches)
 
@@ -188,13 +187,13 @@ def _contents(paths, **options):
 def _content(path, short_side, quality):
     """(bytes of an image file, None, None); (those of a JPEG file, '.jpg', None) of one whose short side is longer."""
     try:
-        with decoding(path):
+        with wrap_decode_errors(path):
             picture = open_image(path) if short_side else None
             if picture is None or short_side >= min(picture.height, picture.width):
                 return read_bytes(path), None, None
             scale = short_side / min(picture.height, picture.width)
             size = round(picture.height * scale), round(picture.width * scale)
-            pixels, file = picture.part(0, 0, picture.height, picture.width, size).numpy(), io.BytesIO()
+            pixels, file = picture.resized_crop(0, 0, picture.height, picture.width, size).numpy(), io.BytesIO()
             Image.fromarray(pixels).save(file, 'JPEG', quality=quality)
             return file.getvalue(), '.jpg', None
     except UnreadableImage as error:

@@ -59,7 +59,7 @@ def measure(model, normalize, session, precision, datasets, loading, pool='mean'
         model: on its device, not in DistributedDataParallel; normalize: images of the loader -> what it takes.
         datasets: images of the bank, validation images, number of classes.
         loading: (batch_size, num_workers, pin_memory) of the loaders.
-        unreadable_images: UnreadableImages that is told of unreadable ones.
+        unreadable_images: UnreadableTracker that is told of unreadable ones.
     Raises:
         UserError: no image of either kind can be read.
     """

@@ -2,7 +2,7 @@
 import time
 
 from util.checkpoints import checkpointer
-from util.data.unreadable import track_unreadable
+from util.data.unreadable import UnreadableTracker
 from util.errors import Preempted, SaveFailed, UserError
 from util.log import logger, progress_bar
 from util.reporting.report import Report
@@ -62,7 +62,7 @@ class Trainer:
                               self._report_part)
         self._saver = checkpointer.Saver(args.output_dir if session.world.is_main else None, args.save_every_minutes,
                                          args.keep_last)
-        self.unreadable_images = track_unreadable(args.output_dir, args.max_bad_images, dataset, session)
+        self.unreadable_images = UnreadableTracker.of_run(args.output_dir, args.max_bad_images, dataset, session.world)
         self._loader.unreadable_images = self.unreadable_images
         self.meter = EpochMeter(self._loader, session, self.optimizer_step, self._run_logger, self._loss_tag, args.seed)
         session.signals.patient = True
@@ -118,7 +118,7 @@ class Trainer:
         self._agree_every = int(min(max(1., AGREE_SECONDS / max(per_step, 1e-9)), AGREE_STEPS))
         self._steps, self._since = 0, time.monotonic()
         if unread:
-            self.unreadable_images.share(session.world, session.device)
+            self.unreadable_images.sync(session.world, session.device)
         if over:
             non_finite_steps.abort(self._args.output_dir, session.world, self.optimizer_step.precision.scale,
                                    self._files_of)
@@ -135,7 +135,7 @@ class Trainer:
         """Names of the images that a process had in an iteration."""
         dataset, size = self._loader.dataset, self._args.batch_size
         done, start = self._begun_at if epoch == self._first_epoch else (0, 0)
-        keys = self._loader.sampler.of(rank, epoch, start)[(iteration - done) * size:][:size]
+        keys = self._loader.sampler.samples(rank, epoch, start)[(iteration - done) * size:][:size]
         return [dataset.name_of(index) for index, _ in keys]
 
     def state_dict(self):

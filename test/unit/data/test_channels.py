@@ -63,7 +63,7 @@ def test_a_part_of_an_array_is_what_pillow_makes_of_each_channel(tmp_path, monke
         pytest.skip('this PyTorch has no bicubic kernel for bytes')
     monkeypatch.setattr(lazy_image, '_RESIZES_BYTES', bytes_at_once)
     pixels = ramp(channels)
-    part = open_image(saved(tmp_path, pixels.squeeze())).channels(channels).part(4, 2, 30, 20, (16, 24))
+    part = open_image(saved(tmp_path, pixels.squeeze())).with_channels(channels).resized_crop(4, 2, 30, 20, (16, 24))
     expected = [np.asarray(Image.fromarray(pixels[4:34, 2:22, i].copy()).resize((24, 16), 3)) for i in range(channels)]
     assert part.dtype == torch.uint8 and part.shape == (16, 24, channels)
     assert abs(part.numpy().astype(int) - np.stack(expected, axis=-1)).max() <= 1
@@ -72,8 +72,8 @@ def test_a_part_of_an_array_is_what_pillow_makes_of_each_channel(tmp_path, monke
 @pytest.mark.parametrize('kind, value, unit', [(np.uint16, 65535, 1), (np.float32, -30, -30), (np.float16, .5, .5),
                                                ('>u2', 257, 1 / 255)])
 def test_arrays_of_more_than_8_bits_stay_exact_in_units_of_their_kind(tmp_path, kind, value, unit):
-    picture = open_image(saved(tmp_path, np.full((8, 8, 2), value, kind))).channels(2)
-    images = picture.part(0, 0, 8, 8, (4, 4))[None]
+    picture = open_image(saved(tmp_path, np.full((8, 8, 2), value, kind))).with_channels(2)
+    images = picture.resized_crop(0, 0, 8, 8, (4, 4))[None]
     assert images.dtype == torch.float32
     assert Normalize(2, [0.], [1.])(images).flatten().tolist() == pytest.approx([unit] * 32, rel=1e-5)
 
@@ -99,9 +99,9 @@ def test_arrays_that_are_not_images_or_damaged_are_unreadable(tmp_path, data):
 def test_a_picture_gives_the_channels_that_its_file_has(tmp_path, mode, ending, channels):
     path, pixels = str(tmp_path / ('x.' + ending)), ramp(channels)
     Image.fromarray(pixels, mode).save(path)
-    whole = open_image(path).channels(channels).part(0, 0, 40, 30, (40, 30)).numpy()
+    whole = open_image(path).with_channels(channels).resized_crop(0, 0, 40, 30, (40, 30)).numpy()
     assert abs(whole.astype(int) - pixels).max() <= (20 if ending == 'jpg' else 0)
-    assert open_image(path).channels(3).part(0, 0, 40, 30, (40, 30)).shape == (40, 30, 3)
+    assert open_image(path).with_channels(3).resized_crop(0, 0, 40, 30, (40, 30)).shape == (40, 30, 3)
     with pytest.raises(UnreadableImage, match='--in_chans'):
         pretraining_transform(32, 5)(open_image(path))
 
@@ -111,10 +111,10 @@ def test_the_pages_of_a_tiff_file_are_channels(tmp_path, kind):
     path, pixels = str(tmp_path / 'x.tif'), ramp(5, kind)
     pages = [Image.fromarray(np.ascontiguousarray(pixels[..., i])) for i in range(5)]
     pages[0].save(path, save_all=True, append_images=pages[1:])
-    found = open_image(path).channels(5).part(0, 0, 40, 30, (40, 30)).numpy()
+    found = open_image(path).with_channels(5).resized_crop(0, 0, 40, 30, (40, 30)).numpy()
     assert np.allclose(found, pixels / (1 if kind is np.uint8 else 257), atol=1e-3)
     with pytest.raises(UnreadableImage):
-        open_image(path).channels(4)
+        open_image(path).with_channels(4)
 
 
 def test_arrays_are_images_where_there_are_no_others(bands, tmp_path):

@@ -87,7 +87,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_of_a_huge_file_some_images_are_looked_for(folder, monkeypatch):
-    monkeypatch.setattr(file_index, 'CHECKED', 2)
+    monkeypatch.setattr(file_index, 'MAX_PATH_CHECKS', 2)
     looked = []
     monkeypatch.setattr(file_index.os.path, 'exists', lambda path: looked.append(path) or True)
     labelled_set(write(folder, ''.join('{}.jpg,a\n'.format(i) for i in range(100))), 'train')

@@ -69,7 +69,7 @@ def test_each_folder_that_is_listed_counts_as_progress(images, monkeypatch):
     places = []
     monkeypatch.setattr(hang_detector, 'progress', places.append)
     datasets.labelled_set(str(images), 'val')
-    assert places == ['the listing of {}'.format(images / 'val' / name).rstrip('/') for name in ['', *sorted(CLASSES)]]
+    assert places == ['listing {}'.format(images / 'val' / name).rstrip('/') for name in ['', *sorted(CLASSES)]]
 
 
 @pytest.mark.compat
@@ -79,7 +79,7 @@ def test_cifar_is_found_at_its_folder_and_at_the_one_around_it(cifar):
         assert (len(train), len(val), len(train.classes)) == (30, 6, 10)
     picture, label = train[1]
     data = pickle.loads((cifar / 'data_batch_1').read_bytes(), encoding='bytes')[b'data'][1]
-    assert np.array_equal(picture.part(0, 0, 32, 32, (32, 32)), data.reshape(3, 32, 32).transpose(1, 2, 0))
+    assert np.array_equal(picture.resized_crop(0, 0, 32, 32, (32, 32)), data.reshape(3, 32, 32).transpose(1, 2, 0))
     assert label == 1
 
 

@@ -9,7 +9,7 @@ from test_datasets import Evil
 
 from util.data import array_cache
 from util.data.datasets import EXTENSIONS, pretraining_set
-from util.data.file_index import FileIndex, PathArray, encoded
+from util.data.file_index import FileIndex, PathArray, encode_names
 from util.errors import UserError
 
 
@@ -17,7 +17,7 @@ from util.errors import UserError
 def cache(tmp_path, monkeypatch):
     """A cache directory where everything is remembered that has settled."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(array_cache, 'SLOW', -1.)
+    monkeypatch.setattr(array_cache, 'MIN_BUILD_SECONDS', -1.)
     return tmp_path / 'cache' / 'mae'
 
 
@@ -41,14 +41,14 @@ def names(root, **options):
 
 def test_images_are_listed_in_a_fixed_order_below_all_folders(tree):
     assert names(tree) == ['0.jpg', 'a/x/3.jpg', 'b/1.png', 'b/2.JPG']
-    assert names(tree, own_files=False) == ['a/x/3.jpg', 'b/1.png', 'b/2.JPG']
+    assert names(tree, root_files=False) == ['a/x/3.jpg', 'b/1.png', 'b/2.JPG']
 
 
 @pytest.mark.parametrize('root', ['', 'data', '/data', '../data'])
 def test_a_path_from_the_root_is_the_same_however_it_is_written(root, tmp_path, monkeypatch):
     monkeypatch.chdir(str(tmp_path))
     inside = ['x.jpg', './x.jpg', 'a/../x.jpg', os.path.join(os.path.abspath(root), 'x.jpg')]
-    paths = PathArray(root, encoded([*inside, 'a//b/x.jpg', '../x.jpg', b'\xff\xfe.jpg']))
+    paths = PathArray(root, encode_names([*inside, 'a//b/x.jpg', '../x.jpg', b'\xff\xfe.jpg']))
     assert [paths.relative(i) for i in range(len(paths))] == ['x.jpg'] * 4 + [
         'a/b/x.jpg', '../x.jpg', os.fsdecode(b'\xff\xfe.jpg')]
 
@@ -70,10 +70,10 @@ def test_a_list_that_is_made_quickly_or_of_what_has_just_changed_or_without_a_pl
                                                                                                 monkeypatch):
     (tree / 'b' / 'new.jpg').write_bytes(b'x')
     names(tree)
-    monkeypatch.setattr(array_cache, 'SLOW', 10.)
+    monkeypatch.setattr(array_cache, 'MIN_BUILD_SECONDS', 10.)
     names(tree / 'a')
     assert not list(cache.glob('*.npz'))
-    monkeypatch.setattr(array_cache, 'SLOW', -1.)
+    monkeypatch.setattr(array_cache, 'MIN_BUILD_SECONDS', -1.)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tree / '0.jpg'))
     assert len(names(tree / 'a')) == 1
 

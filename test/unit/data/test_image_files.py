@@ -18,7 +18,7 @@ SLOPE = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024 + 255        # 16 bi
 pytestmark = [pytest.mark.compat,           # other generations have other releases of Pillow
               pytest.mark.filterwarnings('ignore::UserWarning:PIL')]    # pytest undoes the program's own filters
 READ = ('import sys; from util.data.lazy_image import open_image; '
-        'print(open_image(sys.argv[1]).part(0, 0, 9, 9, (1, 1)))')
+        'print(open_image(sys.argv[1]).resized_crop(0, 0, 9, 9, (1, 1)))')
 
 
 def saved(path, image, **options):
@@ -29,12 +29,12 @@ def saved(path, image, **options):
 def pixels(path):
     picture = open_image(path)
     size = picture.height, picture.width
-    return picture.part(0, 0, *size, size).numpy().astype(int)
+    return picture.resized_crop(0, 0, *size, size).numpy().astype(int)
 
 
 def refused(path):
     with pytest.raises(UnreadableImage) as caught:
-        open_image(str(path)).part(0, 0, 8, 8, (8, 8))
+        open_image(str(path)).resized_crop(0, 0, 8, 8, (8, 8))
     assert caught.value.path == str(path) and '\n' not in caught.value.reason
     return caught.value.reason
 
@@ -142,11 +142,11 @@ def npy(shape, version=(1, 0)):
 def test_an_array_that_claims_more_than_the_file_has_takes_no_memory(tmp_path, shape):
     for version in ((1, 0), (2, 0)):
         (tmp_path / 'x.npy').write_bytes(npy((4, 5, 5), version))
-        assert open_image(str(tmp_path / 'x.npy')).channels(5).height == 4
+        assert open_image(str(tmp_path / 'x.npy')).with_channels(5).height == 4
         (tmp_path / 'x.npy').write_bytes(npy(shape, version))
         before = resident_bytes()
         with pytest.raises(UnreadableImage):
-            open_image(str(tmp_path / 'x.npy')).channels(2)
+            open_image(str(tmp_path / 'x.npy')).with_channels(2)
         assert resident_bytes() - before < 10 ** 8
 
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_read_is_refused_and_pipes_and_devices_are_never_opened(t
     (tmp_path / 'device.npy').symlink_to('/dev/zero')
     os.mkfifo(str(tmp_path / 'pipe.jpg'))
     (tmp_path / 'folder.png').mkdir()
-    monkeypatch.setattr(image_files, 'MOST_BYTES', 1000)
+    monkeypatch.setattr(image_files, 'MAX_IMAGE_BYTES', 1000)
     (tmp_path / 'large.png').write_bytes(bytes(1001))
     for name in ('gone.jpg', 'errs.jpg', 'device.npy', 'pipe.jpg', 'folder.png', 'large.png'):
         assert refused(tmp_path / name)
@@ -176,7 +176,7 @@ def test_mutated_files_are_read_or_refused_alike_with_and_without_simplejpeg_and
                 patch.setattr(lazy_image, 'simplejpeg', decoder)
                 for path in paths:
                     try:
-                        outcomes.append(open_image(path).part(0, 0, 1, 1, (1, 1)) is not None)
+                        outcomes.append(open_image(path).resized_crop(0, 0, 1, 1, (1, 1)) is not None)
                     except UnreadableImage as error:
                         outcomes.append(False)
                         assert error.path == path and '\n' not in str(error)

@@ -29,7 +29,7 @@ def saved(folder, image, name='x.jpg', orientation=None, **options):
 
 def difference(path, box, size):
     """Mean difference in grey levels of a part from what cropping and resizing by Pillow gives."""
-    part, (top, left, height, width) = open_image(path).part(*box, size=size), box
+    part, (top, left, height, width) = open_image(path).resized_crop(*box, size=size), box
     assert tuple(part.shape) == (*size, 3) and part.is_contiguous()
     whole = Image.fromarray(decode(read_bytes(path))[0])
     expected = whole.crop((left, top, left + width, top + height)).resize(size[::-1], 3)
@@ -71,7 +71,7 @@ def test_the_orientation_is_found_behind_other_things(tmp_path, before):
 def test_a_part_of_a_reduced_picture_is_that_of_the_whole_one_within_two_grey_levels(tmp_path, scale):
     path = saved(tmp_path, photo(101 * scale, 75 * scale))
     box = (3 * scale, 5 * scale, 68 * scale, 72 * scale)
-    step = open_image(path).step
+    step = open_image(path).scale_denominator
     assert step(*box[2:], size=(32, 32)) == scale == 2 * step(63 * scale, 72 * scale, size=(32, 32))
     assert difference(path, box, (32, 32)) < 2
 
@@ -82,7 +82,7 @@ def decoded(path, box, size, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(lazy_image.simplejpeg, 'decode_jpeg',
                       lambda *args, **options: seen.append(decode(*args, **options)) or seen[-1])
-        part = open_image(path).part(*box, size=size)
+        part = open_image(path).resized_crop(*box, size=size)
     return part, seen[0].shape
 
 
@@ -94,7 +94,7 @@ def test_no_row_below_the_part_is_decoded(tmp_path, monkeypatch, options, scale)
     box = (64, 100, 384, 512)
     part, shape = decoded(path, box, size, monkeypatch)
     assert shape == (448 // scale, 960 // scale, 3)
-    monkeypatch.setattr(lazy_image, '_layout', lambda data: (None, True))
+    monkeypatch.setattr(lazy_image, '_parse_segments', lambda data: (None, True))
     whole, shape = decoded(path, box, size, monkeypatch)
     assert shape == (720 // scale, 960 // scale, 3) and (part == whole).all()
 

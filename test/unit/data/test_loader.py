@@ -90,7 +90,7 @@ def test_default_workers_share_the_cores_and_are_at_least_one():
 def passed(loader):
     """[(images, labels)] of a pass as lists of numbers, and what the pass left for the ledger."""
     found = []
-    loader.unreadable_images = SimpleNamespace(met=found.extend)
+    loader.unreadable_images = SimpleNamespace(add=found.extend)
     return [(images[:, 0, 0, 0].tolist(), labels.tolist()) for images, labels in loader], found
 
 

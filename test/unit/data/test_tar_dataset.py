@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util.data import array_cache, tar_dataset
+from util.data import tar_dataset
 from util.data.datasets import EXTENSIONS, labelled_set, pretraining_set
 from util.data.image_files import UnreadableImage
 from util.errors import UserError
@@ -35,7 +35,7 @@ def tar(path, members):
 
 
 def shade(picture):
-    return int(picture.part(0, 0, 8, 8, (8, 8))[0, 0, 0])
+    return int(picture.resized_crop(0, 0, 8, 8, (8, 8))[0, 0, 0])
 
 
 def labels(dataset):
@@ -70,7 +70,7 @@ def test_an_image_that_cannot_be_read_is_named_by_tar_file_and_member(tmp_path):
     for gone in (False, True):
         if gone:
             (tmp_path / 'a.tar').unlink()
-            tar_dataset._opened.cache_clear()
+            tar_dataset._open_tar.cache_clear()
         for i in range(2):
             with pytest.raises(UnreadableImage) as caught:
                 dataset[i]
@@ -105,8 +105,7 @@ def test_a_damaged_tar_file_is_named_and_a_pipe_is_not_waited_for(tmp_path, dama
 
 def test_the_index_beside_the_tar_files_is_used_until_one_of_them_changes(tmp_path, monkeypatch):
     path = tar(tmp_path / 'a.tar', {'0.jpg': jpeg(10)})
-    made, (state, _) = tar_dataset.indexed(str(tmp_path), ['a.tar'], EXTENSIONS)
-    array_cache.save(str(tmp_path / 'index.npz'), made, state)
+    tar_dataset.write_index(str(tmp_path), EXTENSIONS)
     with monkeypatch.context() as patch:
         patch.setattr(tarfile, 'open', None)
         assert shade(pretraining_set(str(tmp_path))[0][0]) == 10
@@ -128,11 +127,13 @@ np.lib.format.write_array_header_1_0(TERABYTE, {'shape': (2 ** 37,), 'descr': '<
 def test_an_index_that_leads_outside_of_the_tar_files_is_made_anew(tmp_path, name, change):
     """One claims a terabyte."""
     tar(tmp_path / 'a.tar', {'0.jpg': jpeg(10), '0.cls': b'0', '1.jpg': jpeg(30), '1.cls': b'1'})
-    made, (state, _) = tar_dataset.indexed(str(tmp_path), ['a.tar'], EXTENSIONS)
-    changed = made.pop(name)
+    tar_dataset.write_index(str(tmp_path), EXTENSIONS)
+    with np.load(str(tmp_path / 'index.npz')) as file:
+        arrays = dict(file)
+    original = arrays.pop(name)
     if not isinstance(change, bytes):
-        made[name] = change(changed)
-    array_cache.save(str(tmp_path / 'index.npz'), made, state)
+        arrays[name] = change(original)
+    np.savez(str(tmp_path / 'index.npz'), **arrays)
     if isinstance(change, bytes):
         with zipfile.ZipFile(str(tmp_path / 'index.npz'), 'a') as file:
             file.writestr(name + '.npy', change)
@@ -140,8 +141,8 @@ def test_an_index_that_leads_outside_of_the_tar_files_is_made_anew(tmp_path, nam
 
 
 def test_more_tar_files_than_may_be_open_are_read(tmp_path, monkeypatch):
-    for number in range(tar_dataset._MOST_OPEN + 5):
+    for number in range(tar_dataset._MAX_OPEN_FILES + 5):
         tar(tmp_path / '{:03d}.tar'.format(number), {'0.jpg': jpeg(number)})
     dataset, before = pretraining_set(str(tmp_path)), len(os.listdir('/proc/self/fd'))
     assert [abs(shade(dataset[i][0]) - i) <= 1 for i in range(len(dataset))] == [True] * len(dataset)
-    assert len(os.listdir('/proc/self/fd')) <= before + tar_dataset._MOST_OPEN
+    assert len(os.listdir('/proc/self/fd')) <= before + tar_dataset._MAX_OPEN_FILES

@@ -56,13 +56,13 @@ class Boxes:
     def __init__(self):
         self.areas, self.ratios, self.lefts = [], [], []
 
-    def channels(self, count):
+    def with_channels(self, count):
         return self
 
-    def step(self, height, width, size):
+    def scale_denominator(self, height, width, size):
         return 1
 
-    def part(self, top, left, height, width, size):
+    def resized_crop(self, top, left, height, width, size):
         assert 0 <= top <= self.height - height and 0 <= left <= self.width - width
         self.areas.append(height * width / (self.height * self.width))
         self.ratios.append(width / height)
@@ -79,7 +79,7 @@ def test_crops_are_distributed_as_those_of_a_random_resized_crop(transform, leas
     frame = Image.new('1', (ours.width, ours.height))
     for _ in range(4000):
         crop(ours)
-        theirs.part(*transforms.RandomResizedCrop.get_params(frame, (least, 1.), (3 / 4, 4 / 3)), size=(8, 8))
+        theirs.resized_crop(*transforms.RandomResizedCrop.get_params(frame, (least, 1.), (3 / 4, 4 / 3)), size=(8, 8))
     for name in ('areas', 'ratios', 'lefts'):
         for quantile in (.05, .25, .5, .75, .95):
             assert np.quantile(getattr(ours, name), quantile) == pytest.approx(
@@ -91,8 +91,8 @@ def test_crops_of_a_picture_with_a_step_are_the_same_rounded_down_to_it(monkeypa
     parts, crop = [], pretraining_transform(8).transforms[0]
     for step in (1, 4):
         picture = Boxes()
-        monkeypatch.setattr(picture, 'step', lambda height, width, size, step=step: step)
-        monkeypatch.setattr(picture, 'part', lambda *part, size: parts.append(part))
+        monkeypatch.setattr(picture, 'scale_denominator', lambda height, width, size, step=step: step)
+        monkeypatch.setattr(picture, 'resized_crop', lambda *part, size: parts.append(part))
         random.seed(1)
         crop(picture)
     assert parts[1] == tuple(edge // 4 * 4 for edge in parts[0]) != parts[0]

@@ -9,7 +9,7 @@ from conftest import FINETUNE, ROOT, finetune, two_processes
 from PIL import Image
 
 from util.data.datasets import labelled_set, pretraining_set
-from util.data.validation_split import held_out, split_settings
+from util.data.validation_split import resolve_split, validation_mask
 from util.errors import UserError
 from util.tools import pack_shards
 from util.tools.synthetic_dataset import CLASSES
@@ -28,9 +28,10 @@ def names(dataset):
 
 
 def chosen(counts, fraction, seed=0):
-    """Held-out images of classes with so many images each."""
+    """Validation images of each class, of which there are `counts` images."""
     labels = np.repeat(np.arange(len(counts)), counts)
-    return np.bincount(labels[held_out(labels, map(str, range(len(labels))), fraction, seed)], minlength=len(counts))
+    mask = validation_mask(labels, map(str, range(len(labels))), fraction, seed)
+    return np.bincount(labels[mask], minlength=len(counts))
 
 
 def test_each_class_gives_its_share_at_least_one_and_never_all():
@@ -41,10 +42,10 @@ def test_each_class_gives_its_share_at_least_one_and_never_all():
 def test_the_choice_depends_on_names_and_seed_alone_and_a_smaller_share_is_part_of_a_larger():
     labels, texts = np.arange(200) % 3, np.array(['x/{}.jpg'.format(i) for i in range(200)])
     order = np.random.RandomState(1).permutation(200)
-    small, large = held_out(labels, texts, .1, 0), held_out(labels, texts, .4, 0)
-    assert np.array_equal(small[order], held_out(labels[order], texts[order], .1, 0))
+    small, large = validation_mask(labels, texts, .1, 0), validation_mask(labels, texts, .4, 0)
+    assert np.array_equal(small[order], validation_mask(labels[order], texts[order], .1, 0))
     assert not (small & ~large).any() and small.sum() == 21
-    assert not np.array_equal(small, held_out(labels, texts, .1, 1))
+    assert not np.array_equal(small, validation_mask(labels, texts, .1, 1))
     assert np.flatnonzero(small)[:5].tolist() == [7, 12, 16, 19, 30]     # on every machine
 
 
@@ -106,12 +107,12 @@ def test_folders_that_are_no_classes_are_not_taken_for_some(images, tmp_path, ma
 def test_a_run_takes_the_part_of_its_checkpoint_and_warns_of_another(flags, trained, expected, warned, caplog):
     saved = trained and dict(zip(('val_fraction', 'val_seed'), trained))
     with caplog.at_level('INFO', 'mae'):
-        assert split_settings(*flags, False, False, saved) == expected
+        assert resolve_split(*flags, False, False, saved) == expected
         assert bool(caplog.messages) == warned
         caplog.clear()
-        assert split_settings(*flags, True, False, saved) == (0., 0)        # the data have a validation set
+        assert resolve_split(*flags, True, False, saved) == (0., 0)        # the data have a validation set
         assert bool(caplog.messages) == bool(flags[0])
-    assert split_settings(None, None, False, True, None) == (0., 0)         # --eval, where no training held out any
+    assert resolve_split(None, None, False, True, None) == (0., 0)         # --eval, where no training held out any
 
 
 @pytest.mark.slow
@@ -120,7 +121,7 @@ def test_training_resuming_and_evaluating_on_two_processes_hold_out_the_same(fol
     run = two_processes(ROOT / 'main_finetune.py', *FINETUNE, *flags, '--epochs', 1, '--dist_eval', '--batch_size', 4)
     assert run.status == 0 and '(16 images)' in run.output, run.output
     again = finetune('--data_path', folders, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', 'auto')
-    assert 'these are 16 of its 32 images (--val_fraction 0.5, --val_seed 7)' in again.output, again.output
+    assert 'using 16 of its 32 images (--val_fraction 0.5, --val_seed 7)' in again.output, again.output
     records = [json.loads(line) for line in (tmp_path / 'o' / 'log.txt').read_text().splitlines()]
     checked = finetune('--data_path', folders, '--output_dir', tmp_path / 'e', '--eval', '--seed', 5,
                        '--resume', tmp_path / 'o' / 'checkpoint-1.pth')

@@ -14,7 +14,7 @@ import torch
 from conftest import environment, execute
 from torch.utils.data import DataLoader, Dataset
 
-from util.data.loader import batches_of, evaluation_loader
+from util.data.loader import evaluation_loader, iterate_loader
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import UserError
@@ -62,7 +62,7 @@ def test_an_iterator_goes_with_its_last_reference():
     gc.collect()
     gc.disable()
     try:
-        iterator = batches_of(DataLoader([0] * 8, num_workers=1))
+        iterator = iterate_loader(DataLoader([0] * 8, num_workers=1))
         next(iterator)
         gone = weakref.ref(iterator.gi_yieldfrom)
         assert len(list(iterator)) == 7
@@ -162,7 +162,7 @@ if os.fork():
     os.read(ready[0], 1)
     os.kill(parent, signal.SIGKILL)
 else:
-    loader.set_up(parent, 0)
+    loader.init_worker(parent, 0)
     os.close(ends[1])
     os.write(ready[1], b'.')
     try:

@@ -5,13 +5,13 @@ import tarfile
 import pytest
 from test_datasets import cifar  # noqa: F401
 
-from util.data.datasets import ImageSources
+from util.data.datasets import InputImages
 from util.data.image_files import UnreadableImage
 from util.errors import UserError
 
 
 def sources(*paths):
-    return ImageSources([str(path) for path in paths], lambda picture: (picture.height, picture.width))
+    return InputImages([str(path) for path in paths], lambda picture: (picture.height, picture.width))
 
 
 def names_and_classes(found):

@@ -36,28 +36,28 @@ def load_or_build(what: str, source: str, fingerprint_of: Callable[[Arrays], Fin
     folder = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae')
     key = _digest(what, os.path.realpath(source))[:32]
     path = os.path.join(folder, key + '.npz')
-    cached = _load((sidecar, path), fingerprint_of)
-    if cached is None:
-        with ExitStack() as lock:
-            with suppress(OSError):                     # without a cache directory, every process builds its own
-                os.makedirs(folder, exist_ok=True)
-                lock.enter_context(file_lock(os.path.join(folder, 'lock-' + key[:2]),       # 256 at most
-                                             waiting=lambda: hang_detector.progress('waiting for the ' + what)))
-            cached = _load((path,), fingerprint_of)     # another process may have built it meanwhile
-            if cached is None:
-                started, clock = time.time(), time.monotonic()
-                arrays = build()
-                digest, mtime = fingerprint_of(arrays)
-                if time.monotonic() - clock > MIN_BUILD_SECONDS and mtime < started - MIN_AGE:
-                    try:
-                        save(path, arrays, digest)
-                        logger.info('%s of %s: cached in %s', what, source, path)
-                    except OSError as error:
-                        logger.info('%s of %s: cannot be cached in %s (%s)', what, source, path, error.strerror)
-                return arrays
-    arrays, path = cached
-    logger.info('%s of %s: loaded from %s', what, source, path)
-    return arrays
+    label = '{} of {}'.format(what, source)
+    arrays = _load(label, (sidecar, path), fingerprint_of)
+    if arrays:
+        return arrays
+    with ExitStack() as lock:
+        with suppress(OSError):                     # without a cache directory, every process builds its own
+            os.makedirs(folder, exist_ok=True)
+            lock.enter_context(file_lock(os.path.join(folder, 'lock-' + key[:2]),       # 256 at most
+                                         waiting=lambda: hang_detector.progress('waiting for the ' + what)))
+        arrays = _load(label, (path,), fingerprint_of)      # another process may have built it meanwhile
+        if arrays:
+            return arrays
+        started, clock = time.time(), time.monotonic()
+        arrays = build()
+        digest, mtime = fingerprint_of(arrays)
+        if time.monotonic() - clock > MIN_BUILD_SECONDS and mtime < started - MIN_AGE:
+            try:
+                save(path, arrays, digest)
+                logger.info('%s: cached in %s', label, path)
+            except OSError as error:
+                logger.info('%s: cannot be cached in %s (%s)', label, path, error.strerror)
+        return arrays
 
 
 def fingerprint(root: str, names: Sequence[str], *options: Any) -> Fingerprint:
@@ -71,23 +71,20 @@ def _digest(*values):
     return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
-def _load(paths, fingerprint_of):
-    """(arrays, path) from the first file that is up to date, or None."""
+def _load(label, paths, fingerprint_of):
+    """Arrays from the first file that is up to date, or None."""
     for path in filter(None, paths):
         with suppress(Exception):       # missing or damaged
             with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             if str(arrays.pop('state')) == fingerprint_of(arrays)[0]:
-                return arrays, path
+                logger.info('%s: loaded from %s', label, path)
+                return arrays
     return None
 
 
 def save(path: str, arrays: Arrays, digest: str) -> None:
-    """Atomically write arrays and the digest of their source to an .npz file.
-
-    Raises:
-        OSError: no space left, or no permission.
-    """
+    """Atomically write arrays and the digest of their source to an .npz file; OSError if that fails."""
     file = io.BytesIO()
     np.savez(file, state=digest, **arrays)
     write_atomically(path, file.getbuffer())

@@ -66,11 +66,8 @@ def pretraining_set(data_path: str, transform: Transform = None, val_fraction: f
     Raises:
         UserError: there are no images.
     """
-    if val_fraction:
+    if val_fraction or cifar.find_cifar(data_path):
         return labelled_set(data_path, 'train', transform, None, val_fraction, val_seed)
-    batches = cifar.find_cifar(data_path)
-    if batches:
-        return _cifar(batches, 'train', transform)
     root = find_split(data_path, 'train', labelled=False) or data_path
     if root != data_path and os.path.isdir(root):
         others = [name for name in _subfolders(data_path) if name not in ('train', *VAL_NAMES)]
@@ -95,7 +92,8 @@ def labelled_set(data_path: str, split: str, transform: Transform = None, classe
     """
     batches = cifar.find_cifar(data_path)
     if batches:
-        return _cifar(batches, split, transform)
+        folder, version = batches
+        return cifar.CifarDataset(folder, version, version.train if split == 'train' else version.val, transform)
     train, val = find_split(data_path, 'train'), find_split(data_path, 'val')
     if split == 'val' and val:
         usual = os.path.join(data_path, 'val')
@@ -164,11 +162,6 @@ def _subfolders(folder):
         return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError:
         return []                               # reported when the folder is indexed
-
-
-def _cifar(batches, split, transform):
-    folder, version = batches
-    return cifar.CifarDataset(folder, version, version.train if split == 'train' else version.val, transform)
 
 
 def _load_split(root, transform, labelled, classes=None):

@@ -157,8 +157,7 @@ class ArrayImage(LazyImage):
 class LazyImageDataset(Dataset):
     """Map-style dataset of (LazyImage, label) pairs, or (transform(LazyImage), label) pairs.
 
-    Subclasses have `load_image(index)`, which raises UnreadableImage, and `name_of(index)`: the file, or the file and
-    the position within it.
+    Subclasses have `load_image(index)`, which may raise UnreadableImage, and `name_of(index)`, for messages and lists.
     Args:
         labels: (N,) integer array; classes: class names by label.
     """

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import numpy as np
 import torch
@@ -19,12 +19,10 @@ from torch.utils.data.dataloader import default_collate
 
 from util.compat import supported
 from util.data.image_files import Failures, UnreadableImage
+from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import SystemFailure, UserError
 from util.log import logger
-
-if TYPE_CHECKING:
-    from util.devices.accelerator import Cpu
 
 MAX_SUBSTITUTES = 99        # if these are unreadable too, the cause is not single files
 GRACE = 2.                  # seconds
@@ -174,7 +172,7 @@ def seed_generators(seed: int) -> None:
 
 
 def training_loader(dataset: Dataset, batch_size: int, world: World, seed: int, num_workers: int, pin_memory: bool,
-                    accelerator: 'Cpu') -> Batches:
+                    accelerator: Cpu) -> Batches:
     """Loader of full batches in shuffled order, with substitutes for unreadable images.
 
     Set loader.sampler.epoch before each epoch.
@@ -189,7 +187,7 @@ def training_loader(dataset: Dataset, batch_size: int, world: World, seed: int, 
 
 
 def evaluation_loader(dataset: Dataset, batch_size: int, world: World, distributed: bool, num_workers: int,
-                      pin_memory: bool, accelerator: 'Cpu') -> Batches:
+                      pin_memory: bool, accelerator: Cpu) -> Batches:
     """Loader of all readable images in order: split among all processes if `distributed`, else all on rank 0."""
     indices = range(world.rank, len(dataset), world.size) if distributed else range(len(dataset) * world.is_main)
     wrapped = SkipUnreadableDataset(Subset(dataset, indices))

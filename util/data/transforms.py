@@ -23,8 +23,7 @@ from util.models.timm_adapter import color_augmentation
 RATIO = (3 / 4, 4 / 3)      # aspect ratio (width / height) of a random crop
 LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
 MAX_TRIES = 10              # to sample a crop inside the image
-MIN_DISPLAY_STD = .1        # in units of 0..1; images with a smaller deviation are displayed with more contrast
-DISPLAY_STDS = 2.5          # deviations from the mean that span the displayed range
+MIN_DISPLAY_STD, DISPLAY_STDS = .1, 2.5     # display mean +- 2.5 deviations if the deviation is below 0.1 (of 0..1)
 EVAL_CROP = .875            # fraction of the short side that evaluation keeps, up to 224 pixels
 
 InputSize = Union[int, Sequence[int]]

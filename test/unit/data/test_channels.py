@@ -86,8 +86,9 @@ def npy_bytes(pixels):
 
 @pytest.mark.parametrize('data', [
     npy_bytes(np.zeros((5, 40), np.int64)), npy_bytes(np.full((4, 4, 2), np.nan, np.float32)),
-    npy_bytes(np.zeros((4, 4, 2, 2), np.uint8)), npy_bytes(np.zeros(7, np.uint8)), npy_bytes(np.zeros((0, 4, 2), np.uint8)),
-    npy_bytes(np.zeros((4, 4, 5), object)), b'', b'text', b'\x93NUMPY\x01\x00\xff\xff{', npy_bytes(ramp())[:-100]])
+    npy_bytes(np.zeros((4, 4, 2, 2), np.uint8)), npy_bytes(np.zeros(7, np.uint8)),
+    npy_bytes(np.zeros((0, 4, 2), np.uint8)), npy_bytes(np.zeros((4, 4, 5), object)),
+    b'', b'text', b'\x93NUMPY\x01\x00\xff\xff{', npy_bytes(ramp())[:-100]])
 def test_damaged_or_non_image_arrays_are_unreadable(tmp_path, data):
     (tmp_path / 'x.npy').write_bytes(data)
     with pytest.raises(UnreadableImage, match='x.npy'):

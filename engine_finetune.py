@@ -9,7 +9,7 @@ from util.checkpoints.checkpointer import Checkpointer
 from util.config.normalization import adopt_statistics
 from util.data.loader import Batches
 from util.data.transforms import Normalize
-from util.data.unreadable import track_unreadable
+from util.data.unreadable import UnreadableTracker
 from util.devices.precision import FullPrecision
 from util.distributed import hang_detector
 from util.errors import UserError
@@ -114,12 +114,12 @@ def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecis
     run_logger = open_run_logger(args, session)
     model = prepare(model.to(session.device), precision)
     precision = getattr(model, 'precision', precision)          # a LinearProbe has its own
-    loader.unreadable_images = track_unreadable(args.output_dir, args.max_bad_images, dataset, session)
+    loader.unreadable_images = UnreadableTracker.of_run(args.output_dir, args.max_bad_images, dataset, session.world)
     normalize = Normalize.of(vars(args))
     confusion = ConfusionTracker(dataset, normalize)
     result = evaluate(model, loader, precision, session, normalize, confusion)
     confusion.on_epoch_end(0, True, run_logger)
-    loader.unreadable_images.share(session.world, session.device)
+    loader.unreadable_images.sync(session.world, session.device)
     result = write_result(session, run_logger, 'eval', {
         'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': checkpointer.path})
     report.write_evaluation_report(args, session, precision, result, confusion)

@@ -35,7 +35,7 @@ class ConfusionTracker:
         combined = torch.zeros(2, len(self._dataset), device=device)    # label and prediction + 1; 0: not evaluated
         if batches:
             pairs = torch.cat(batches, dim=1)
-            indices = torch.tensor(loader.given(), device=device)[:pairs.shape[1]]
+            indices = torch.tensor(loader.evaluated_indices(), device=device)[:pairs.shape[1]]
             combined[:, indices] = (pairs + 1).float()
         self._latest = world.sum(combined).cpu().numpy().astype(np.int64) - 1
 
@@ -71,7 +71,7 @@ class ConfusionTracker:
 
     def _examples(self, indices):
         readable = itertools.islice(thumbnails.readable_images(self._dataset, indices), EXAMPLES)
-        imgs = [self._normalize.shown(self._normalize(image[None]))[0] for _, image in readable]
+        imgs = [self._normalize.to_display(self._normalize(image[None]))[0] for _, image in readable]
         return [thumbnails.jpeg_base64(thumbnails.resize(to_pil(img), SIDE)) for img in imgs]
 
 

@@ -70,4 +70,4 @@ def jpeg_base64(image: Image.Image) -> str:
 
 def to_images(imgs: torch.Tensor, normalize: Normalize, side: int) -> List[Image.Image]:
     """(N, C, H, W), normalised -> PIL images, `side` pixels on the longer side."""
-    return [resize(to_pil(pixels), side) for pixels in normalize.shown(imgs)]
+    return [resize(to_pil(pixels), side) for pixels in normalize.to_display(imgs)]

@@ -29,9 +29,9 @@ ROUNDING = 1e-9         # standard deviation of a constant channel, relative to 
 
 def channel_moments(in_chans: int, image: LazyImage) -> torch.Tensor:
     """Mean and variance of each channel of an image, in units of 0..1: (2, C) float64."""
-    image = image.channels(in_chans)
+    image = image.with_channels(in_chans)
     size = image.height, image.width
-    pixels = image.part(0, 0, *size, size)
+    pixels = image.resized_crop(0, 0, *size, size)
     values = (to_grey(pixels) if in_chans == 1 else pixels).reshape(-1, in_chans).numpy().astype(np.float64) / 255
     return torch.from_numpy(np.stack([values.mean(axis=0), values.var(axis=0)]))
 

@@ -106,7 +106,7 @@ def write(folder: str, names: Sequence[str], batches: Iterable[Tuple[List[int], 
 
     Args:
         names: of the arrays, without extension; batches: (indices, [features (M, width) for each array]).
-        dataset: ImageSources; unreadable: (path, reason) pairs.
+        dataset: InputImages; unreadable: (path, reason) pairs.
     Raises:
         UserError: a file cannot be written, or a feature overflows `dtype`.
     """

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from util.checkpoints.load_model import LoadedModel
-from util.data.datasets import ImageSources
+from util.data.datasets import InputImages
 from util.data.loader import evaluation_loader
 from util.data.transforms import preprocessing_of, to_pil
 from util.devices import accelerator as devices
@@ -57,13 +57,13 @@ class Inference:
         self._transform, self.normalize = preprocessing_of(loaded.flags)
         self.unreadable: List[Tuple[str, str]] = []         # (path, reason)
 
-    def dataset(self, paths: Sequence[str]) -> ImageSources:
+    def dataset(self, paths: Sequence[str]) -> InputImages:
         """Dataset of the images of a command line, with the evaluation transform."""
-        return ImageSources(paths, self._transform)
+        return InputImages(paths, self._transform)
 
     def to_image(self, pixels: torch.Tensor) -> Image.Image:
         """An image of `dataset` (H, W, C) -> PIL image."""
-        return to_pil(self.normalize.shown(self.normalize(pixels[None]))[0])
+        return to_pil(self.normalize.to_display(self.normalize(pixels[None]))[0])
 
     def run(self, dataset: Dataset, function: Callable[[torch.nn.Module, torch.Tensor], Any], batch_size: int,
             num_workers: Optional[int] = None, label: str = '') -> Iterator[Tuple[List[int], Any]]:
@@ -95,8 +95,8 @@ class Inference:
         if bad:
             print('{:,} of {:,} images cannot be read'.format(bad, total), file=sys.stderr)
 
-    def met(self, found: Sequence[Tuple[str, str]]) -> None:
-        """Log unreadable files, (path, reason) each; called by the loader, as UnreadableImages.met is."""
+    def add(self, found: Sequence[Tuple[str, str]]) -> None:
+        """Log unreadable files, (path, reason) each; called by the loader, as UnreadableTracker.add is."""
         for path, reason in found:
             logger.warning('%s: cannot be read (%s)', path, reason)
         self.unreadable += found

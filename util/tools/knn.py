@@ -5,7 +5,7 @@ from util.config.inference_flags import add_model, add_work, check_checkpoint
 from util.config.parser import Parser, fraction_below_one, non_negative_int, positive, positive_int
 from util.data.datasets import has_validation
 from util.data.transforms import preprocessing_of
-from util.data.validation_split import split_settings
+from util.data.validation_split import resolve_split
 from util.devices import accelerator
 from util.devices.host import default_workers
 from util.devices.precision import choose_precision
@@ -35,7 +35,7 @@ def main() -> None:
     log.set_up(is_main=True)
     model, flags, _ = load_model.load_any(args.resume, args.input_size)
     # Without a validation split, the flags of the checkpoint do not apply to data without val/.
-    split = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path), False,
+    split = resolve_split(args.val_fraction, args.val_seed, has_validation(args.data_path), False,
                            flags if flags.get('val_fraction') else None)
     datasets = datasets_of(args.data_path, flags, args.images, args.seed, *split)
     session = Session(accelerator.select(args.device), World())

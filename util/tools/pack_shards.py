@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader, Subset
 from util import log
 from util.config.parser import Parser, non_negative_int, number, positive_int
 from util.config.train_flags import is_csv
-from util.data import array_cache, tar_dataset
-from util.data.datasets import EXTENSIONS, ImageList, has_classes, labelled_set, place, pretraining_set
+from util.data import tar_dataset
+from util.data.datasets import EXTENSIONS, ImageList, find_split, has_classes, labelled_set, pretraining_set
 from util.data.file_index import UNLABELLED, PathArray
-from util.data.image_files import ARRAYS, UnreadableImage, decoding, read_bytes
+from util.data.image_files import ARRAY_EXTENSIONS, UnreadableImage, read_bytes, wrap_decode_errors
 from util.data.lazy_image import open_image
-from util.data.loader import batches_of, worker_options
+from util.data.loader import iterate_loader, worker_options
 from util.devices.host import default_workers
 from util.errors import UserError, reworded, run
 from util.log import logger, progress_bar
@@ -72,11 +72,11 @@ def load_splits(source: str, short_side: Optional[int] = None) -> List[Tuple[str
     Raises:
         UserError: SOURCE is packed already, or holds arrays, which cannot be downscaled.
     """
-    train = source if is_csv(source) else place(source, 'train')
+    train = source if is_csv(source) else find_split(source, 'train')
     if train and has_classes(train):
         first = labelled_set(source, 'train', val_fraction=0.)
         splits = [('train', first)]
-        if place(source, 'val'):
+        if find_split(source, 'val'):
             splits.append(('val', labelled_set(source, 'val', classes=first.classes)))
     else:
         splits = [('train' if train else '', pretraining_set(source))]
@@ -84,7 +84,7 @@ def load_splits(source: str, short_side: Optional[int] = None) -> List[Tuple[str
         if not isinstance(dataset, ImageList):
             raise UserError('SOURCE: {} is packed already, as tar files or CIFAR batches'.format(
                 os.path.join(source, split)))
-        if short_side and dataset.name_of(0).lower().endswith(ARRAYS):
+        if short_side and dataset.name_of(0).lower().endswith(ARRAY_EXTENSIONS):
             raise UserError('--short_side: makes JPEG files, and {} holds .npy arrays; leave it out'.format(source))
     return splits
 
@@ -144,8 +144,7 @@ def _pack_split(args, folder, split, dataset):
             if bar.disable:
                 done = min(start + args.images_per_shard, len(order))
                 logger.info('%s: %d of %d images', os.path.basename(path), done, len(order))
-    made, (state, _) = tar_dataset.indexed(folder, tar_dataset.tar_files(folder), EXTENSIONS)
-    array_cache.save(os.path.join(folder, tar_dataset.INDEX), made, state)
+    tar_dataset.write_index(folder, EXTENSIONS)
     return unreadable
 
 
@@ -182,7 +181,7 @@ def _load(paths, num_workers, short_side, quality):
                         **worker_options(num_workers))
     # An exception raised by a signal handler during a fork would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    batches = batches_of(loader)
+    batches = iterate_loader(loader)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     return itertools.chain.from_iterable(batches)
 
@@ -194,13 +193,13 @@ def _load_batch(paths, **options):
 def _load_one(path, short_side, quality):
     """(bytes, new extension or None, error or None): the file, or a JPEG if its short side exceeds `short_side`."""
     try:
-        with decoding(path):
+        with wrap_decode_errors(path):
             image = open_image(path) if short_side else None
             if image is None or short_side >= min(image.height, image.width):
                 return read_bytes(path), None, None
             scale = short_side / min(image.height, image.width)
             size = round(image.height * scale), round(image.width * scale)
-            pixels, file = image.part(0, 0, image.height, image.width, size).numpy(), io.BytesIO()
+            pixels, file = image.resized_crop(0, 0, image.height, image.width, size).numpy(), io.BytesIO()
             Image.fromarray(pixels).save(file, 'JPEG', quality=quality)
             return file.getvalue(), '.jpg', None
     except UnreadableImage as error:

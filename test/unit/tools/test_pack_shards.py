@@ -11,7 +11,7 @@ from conftest import environment
 from PIL import Image
 
 from util.data.datasets import labelled_set
-from util.data.file_index import PathArray, encoded
+from util.data.file_index import PathArray, encode_names
 from util.data.image_files import decode
 from util.errors import UserError
 from util.tools import pack_shards
@@ -65,7 +65,7 @@ def test_large_images_are_downscaled_small_ones_unchanged_and_unreadable_ones_li
 
 
 def test_member_names_have_one_dot_and_are_unique():
-    paths = PathArray('', encoded(['a/x.y.jpg', '../a/x_y.jpg', 'a/x_y.png', 'b.jpg']))
+    paths = PathArray('', encode_names(['a/x.y.jpg', '../a/x_y.jpg', 'a/x_y.png', 'b.jpg']))
     assert pack_shards.member_names(paths) == ['a/x_y.jpg', 'a/x_y_2.jpg', 'a/x_y_3.png', 'b.jpg']
 
 

@@ -100,9 +100,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind: type, low: float = -math.inf, high: float = math.inf, excluded: Sequence[float] = ()) -> Callable:
-    """argparse type: int or float from `low` to `high`, both included, except the `excluded` values."""
-    expected = '{} from {} to {}'.format('an integer' if kind is int else 'a number', low, high)
-    expected += ''.join(', not {}'.format(value) for value in excluded)
+    """argparse type: int or float from `low` to `high`, both included unless `excluded`."""
+    limits = ['{}{} {}'.format(sign, '' if limit in excluded else '=', limit)
+              for sign, limit in (('>', low), ('<', high)) if math.isfinite(limit)]
+    expected = ('an integer ' if kind is int else 'a number ') + ' and '.join(limits)
 
     def parse(text):
         try:
@@ -110,7 +111,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, excluded:
         except ValueError:
             value = math.nan
         if not (low <= value <= high and math.isfinite(value)) or value in excluded:
-            raise argparse.ArgumentTypeError('{!r} is not {}'.format(text, expected))
+            raise argparse.ArgumentTypeError('{!r} is not {}'.format(text, expected.rstrip()))
         return value
     return parse
 

@@ -139,7 +139,7 @@ def _add_run(parser):
     add('--keep_last', type=non_negative_int, default=3,
         help='number of newest checkpoints to keep, plus the best; 0: all')
     add('--max_bad_steps', type=positive_int, default=10,
-        help='abort after this many consecutive steps with a non-finite loss or gradient')
+        help='abort after this many consecutive optimizer steps with a non-finite loss or gradient')
     add('--max_bad_images', type=non_negative_int,
         help='maximum number of unreadable image files; default: 1 in 1000, at least 10')
     add('--hang_timeout', type=number(float, 0, 10 ** 8, excluded=[0]), default=600.,

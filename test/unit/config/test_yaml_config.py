@@ -130,14 +130,3 @@ def test_the_file_overrides_the_launchers_recipe_and_flags_override_the_file(rec
 def test_the_cifar10_launcher_rejects_a_file(recipe, tmp_path):
     run = launcher('cifar10_1p', '--data_path', tmp_path, '--config', recipe)
     assert run.status == 2 and run.output.startswith('error: --config: ')
-
-
-def test_resume_in_the_file_keeps_the_launcher_from_moving_results(tmp_path):
-    folder = tmp_path / 'out'
-    folder.mkdir()
-    (folder / 'log.txt').write_text('{}\n')
-    (tmp_path / 'x.yaml').write_text('resume: auto\n')
-    output_dir._main(str(folder), 'main_pretrain.py', '--config', str(tmp_path / 'x.yaml'))
-    assert (folder / 'log.txt').exists()
-    output_dir._main(str(folder), 'main_pretrain.py')
-    assert not (folder / 'log.txt').exists()

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from functools import partial
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class TrainingSampler(Sampler):
 
 
 class SkipUnreadableDataset(Dataset):
-    """Wraps a dataset: its items are (sample, []), or (None, [(path, reason)]) for an unreadable file."""
+    """Wrapper that looks up (sample, []), or (None, [(path, reason)]) for an unreadable file."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -73,7 +73,7 @@ class SkipUnreadableDataset(Dataset):
     def __len__(self):
         return len(self.dataset)
 
-    def __getitem__(self, index) -> Tuple[Any, Failures]:
+    def __getitem__(self, index: int) -> Tuple[Any, Failures]:
         try:
             return self.dataset[index], []
         except UnreadableImage as error:
@@ -81,13 +81,13 @@ class SkipUnreadableDataset(Dataset):
 
 
 class SeededDataset(SkipUnreadableDataset):
-    """Wraps a dataset: its items by (index, seed), with the random generators seeded before each.
+    """Wrapper that looks up samples by (index, seed), after seeding the random generators.
 
-    An unreadable file is substituted by another sample, which depends on (index, seed) alone. Items are (sample,
+    An unreadable file is replaced by another sample, which depends on (index, seed) alone. A lookup returns (sample,
     [(path, reason) of each unreadable file]).
     """
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Tuple[int, int]) -> Tuple[Any, Failures]:
         index, seed = key
         seed_generators(seed)
         failures = []
@@ -121,11 +121,12 @@ def _same_dtype(samples):
 class Batches:
     """DataLoader that skips empty batches and reports unreadable files.
 
-    They are logged, or passed to the `add` method of `unreadable_images` if that is set (see UnreadableTracker).
-    `unreadable` counts those of the last pass in this process; `workers` is the number of loader workers.
+    If `unreadable_images` (see UnreadableTracker) is set, its `add` gets them; otherwise they are logged. `unreadable`
+    counts those of the last pass in this process; `workers` is the number of loader workers.
     """
 
-    def __init__(self, dataset, wrapped, sampler, batch_size, num_workers, pin_memory, accelerator):
+    def __init__(self, dataset: Dataset, wrapped: Dataset, sampler: Optional[Sampler], batch_size: int,
+                 num_workers: int, pin_memory: bool, accelerator: Cpu):
         # Without its own generator, each new iterator (e.g. after a resume) draws from the one of the random masks.
         options = supported(DataLoader, generator=torch.Generator())
         if pin_memory and accelerator.is_accelerator:

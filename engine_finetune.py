@@ -9,7 +9,7 @@ from util.checkpoints.checkpointer import Checkpointer
 from util.config.normalization import adopt_statistics
 from util.data.loader import Batches
 from util.data.transforms import Normalize
-from util.data.unreadable import track_unreadable
+from util.data.unreadable import UnreadableTracker
 from util.devices.precision import FullPrecision
 from util.distributed import hang_detector
 from util.errors import UserError
@@ -114,15 +114,15 @@ def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecis
     run_logger = open_run_logger(args, session)
     model = prepare(model.to(session.device), precision)
     precision = getattr(model, 'precision', precision)          # a LinearProbe has its own
-    loader.unreadable_images = track_unreadable(args.output_dir, args.max_bad_images, dataset, session)
+    loader.unreadable_images = UnreadableTracker.of_run(args.output_dir, args.max_bad_images, dataset, session.world)
     normalize = Normalize.of(vars(args))
     confusion = ConfusionTracker(dataset, normalize)
     result = evaluate(model, loader, precision, session, normalize, confusion)
-    confusion.after(0, True, run_logger)
-    loader.unreadable_images.share(session.world, session.device)
+    confusion.on_epoch_end(0, True, run_logger)
+    loader.unreadable_images.sync(session.world, session.device)
     result = write_result(session, run_logger, 'eval', {
         'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': checkpointer.path})
-    report.of_evaluation(args, session, precision, result, confusion)
+    report.write_evaluation_report(args, session, precision, result, confusion)
     run_logger.close()
 
 
@@ -160,7 +160,7 @@ def evaluate(model: torch.nn.Module, loader: Batches, precision: FullPrecision, 
     if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images is readable; is the disk mounted?'
                         .format(unreadable))
-    confusion.share(predictions, loader, session.world, session.device)
+    confusion.gather(predictions, loader, session.world, session.device)
     count = max(images, 1)                      # 0 only if all processes were stopped
     result = {'acc1': 100 * correct1 / count, 'acc5': 100 * correct5 / count, 'loss': loss / count,
               'images': int(images), 'FPS': round(per_second(images, clock.seconds), 2)}

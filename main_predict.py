@@ -1,4 +1,4 @@
-"""The classes of images, by a fine-tuned model: python main_predict.py --resume CHECKPOINT IMAGES...; see --help."""
+"""Classify images with a fine-tuned model: python main_predict.py --resume CHECKPOINT IMAGES...; see --help."""
 from util.config.inference_flags import parse_predict
 from util.errors import UserError, run
 from util.text import first_line, one_line
@@ -9,22 +9,25 @@ import json
 import os
 import sys
 import unicodedata
+from argparse import Namespace
 from contextlib import contextmanager
+from typing import Callable, Iterable, Iterator, List, Sequence, Tuple, Union
 
 from util import log
 from util.checkpoints import load_model
 from util.tools.inference import Inference, output_file
 
-MEASURED = 1000         # file names that are looked at to find the width of their column
+MEASURED = 1000         # file names that determine the width of their column
+Class = Union[str, int]
 
 
-def name_classes(classifier, path):
-    """Names of the classifier's classes, numbers where it has none; the lines of the file at `path`, unless it is ''.
+def class_names(loaded: load_model.LoadedModel, path: str) -> List[Class]:
+    """Class names by label: lines of the file at `path`, or those of the checkpoint if ''; numbers without a name.
 
     Raises:
-        UserError: the file cannot be read, or has another number of lines than there are classes.
+        UserError: the file cannot be read, or its number of lines is not the number of classes.
     """
-    count, names = classifier.model.head.out_features, classifier.classes or []
+    count, names = loaded.model.head.out_features, loaded.classes or []
     if path:
         try:
             with open(path, encoding='utf-8-sig') as file:
@@ -35,49 +38,50 @@ def name_classes(classifier, path):
             raise UserError('--class_names {}: has {} lines, but the model has {} classes'
                             .format(path, len(names), count))
     elif not names:
-        print('the checkpoint has no class names, so classes are numbers, from 0; --class_names FILE names them',
+        print('no class names in the checkpoint: classes are numbers, from 0; --class_names FILE names them',
               file=sys.stderr)
     return names[:count] + list(range(len(names), count))
 
 
-def json_line(file, classes, probabilities):
-    """A line of JSON on an image: file, classes (names; numbers where there are none) and probabilities; as bytes."""
+def json_line(file: str, classes: Sequence[Class], probabilities: Iterable[float]) -> bytes:
+    """Line of JSON for an image: file, classes and probabilities."""
     line = json.dumps({'file': file, 'classes': classes,
-                       'probabilities': [float('{:.6g}'.format(share)) for share in probabilities]},
+                       'probabilities': [float('{:.6g}'.format(value)) for value in probabilities]},
                       ensure_ascii=False)
-    # Bytes of a name that are no text stand there as JSON's escapes, such as \udcff.
+    # Undecodable bytes of a file name become JSON escapes, such as \udcff.
     return line.encode('utf-8', 'backslashreplace') + b'\n'
 
 
-def width(text):
-    """Columns of a terminal that a text takes; a Chinese character takes two."""
+def display_width(text: str) -> int:
+    """Columns of a terminal; a wide character, such as a Chinese one, takes two."""
     return sum(0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
                for letter in text)
 
 
-def table(files, names):
-    """What makes the rows of an image of its file, classes and texts of probabilities; as bytes.
+def table_formatter(files: Sequence[str], names: Sequence[Class]) -> Callable[..., bytes]:
+    """Function of (file, classes, probabilities as text) that formats the table rows of an image.
 
     Args:
-        files: names of image files, whose longest decides the width; names: of all classes.
+        files, names: image files and class names; the longest ones determine the column widths.
     """
-    widths = [max([5] + [width(one_line(name)) for name in column]) for column in (files, names)]
+    widths = [max([5] + [display_width(one_line(name)) for name in column]) for column in (files, names)]
 
-    def rows(file, classes, texts):
-        shown = ''
-        for name, text in zip(classes, texts):
-            cells = [cell + ' ' * (size - width(cell)) for cell, size in zip((one_line(file), one_line(name)), widths)]
-            shown += '  '.join((*cells, text.rjust(6))) + '\n'
+    def format_rows(file, classes, probabilities):
+        rows = ''
+        for name, probability in zip(classes, probabilities):
+            cells = [text + ' ' * (width - display_width(text))
+                     for text, width in zip((one_line(file), one_line(name)), widths)]
+            rows += '  '.join((*cells, probability.rjust(6))) + '\n'
             file = ''
-        return shown.encode(sys.stdout.encoding, 'backslashreplace')
-    return rows
+        return rows.encode(sys.stdout.encoding, 'backslashreplace')
+    return format_rows
 
 
 @contextmanager
-def open_output(path):
-    """(what writes bytes, what hands them on) of the file at `path`, or of standard output, where `path` is ''.
+def open_output(path: str) -> Iterator[Tuple[Callable[[bytes], int], Callable[[], None]]]:
+    """(write, flush) of the file at `path`, or of standard output if ''.
 
-    Standard output ends quietly where what reads it has ended, as `| head` does, and with one line on a full disk.
+    Ends quietly when the reader of standard output has exited, as `| head` does, and with one line on a full disk.
     """
     if path:
         with output_file(path) as file:
@@ -86,36 +90,37 @@ def open_output(path):
     try:
         yield sys.stdout.buffer.write, sys.stdout.buffer.flush
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for what is written at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for the flush at exit
         if not isinstance(error, BrokenPipeError):
             raise UserError('standard output: cannot be written ({})'.format(error.strerror)) from error
 
 
-def main(args):
+def main(args: Namespace) -> None:
     log.set_up(True, results=True)
-    classifier = load_model.load_classifier(args.resume, args.input_size)
-    names = name_classes(classifier, args.class_names)
-    inference = Inference(classifier, args.device, args.amp)
-    images = inference.images(args.images)
+    loaded = load_model.load_classifier(args.resume, args.input_size)
+    names = class_names(loaded, args.class_names)
+    inference = Inference(loaded, args.device, args.amp)
+    dataset = inference.dataset(args.images)
     count = min(args.top, len(names))
-    told = 'predictions' if args.output or not sys.stdout.isatty() else ''      # else rows and bar would mix
-    batches = inference.over(images, lambda model, imgs: model(imgs).float().softmax(dim=1).topk(count, dim=1),
-                             args.batch_size, args.num_workers, told)
-    rows = None if args.json or args.output else table(
-        [images.name_of(i) for i in range(min(len(images), MEASURED))], names)
-    with open_output(args.output) as (write, hand_on):
-        if rows:
-            write(rows('file', ['class'], ['prob.']))
-        for indices, (probabilities, classes) in batches:
-            for index, shares, numbers in zip(indices, probabilities.tolist(), classes.tolist()):
-                found = images.name_of(index), [names[number] for number in numbers]
-                write(rows(*found, map(percent, shares)) if rows else json_line(*found, shares))
-            hand_on()
+    label = 'predictions' if args.output or not sys.stdout.isatty() else ''      # else rows and bar would mix
+    batches = inference.run(dataset, lambda model, imgs: model(imgs).float().softmax(dim=1).topk(count, dim=1),
+                            args.batch_size, args.num_workers, label)
+    format_rows = None if args.json or args.output else table_formatter(
+        [dataset.name_of(i) for i in range(min(len(dataset), MEASURED))], names)
+    with open_output(args.output) as (write, flush):
+        if format_rows:
+            write(format_rows('file', ['class'], ['prob.']))
+        for indices, (probabilities, labels) in batches:
+            for index, values, top in zip(indices, probabilities.tolist(), labels.tolist()):
+                file, classes = dataset.name_of(index), [names[i] for i in top]
+                write(format_rows(file, classes, map(percent, values)) if format_rows else
+                      json_line(file, classes, values))
+            flush()
 
 
-def percent(share):
+def percent(probability: float) -> str:
     """.25 -> '25.0%'."""
-    return '{:.1%}'.format(share) if share >= .0005 else '<0.1%'
+    return '{:.1%}'.format(probability) if probability >= .0005 else '<0.1%'
 
 
 if __name__ == '__main__':

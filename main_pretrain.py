@@ -14,7 +14,7 @@ from util.checkpoints.checkpointer import Checkpointer
 from util.data.datasets import has_validation, pretraining_set
 from util.data.loader import training_loader
 from util.data.transforms import Normalize, evaluation_transform, pretraining_transform
-from util.data.validation_split import split_settings
+from util.data.validation_split import resolve_split
 from util.devices.precision import FullPrecision
 from util.models.build import build_autoencoder
 from util.reporting.reconstructions import ReconstructionSnapshots
@@ -34,8 +34,8 @@ def main(args: Namespace) -> None:
 def train(args: Namespace, session: Session, precision: FullPrecision) -> None:
     """Pre-train for the remaining epochs."""
     if args.val_fraction:
-        args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed,
-                                                          has_validation(args.data_path), False, None)
+        args.val_fraction, args.val_seed = resolve_split(args.val_fraction, args.val_seed,
+                                                         has_validation(args.data_path), False, None)
     dataset = build_data(args)
     loader = training_loader(dataset, args.batch_size, session.world, args.seed, args.num_workers, args.pin_mem,
                              session.accelerator)

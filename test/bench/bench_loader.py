@@ -110,7 +110,7 @@ def stages(paths, ours, baseline, accelerator, place, batch_size, rounds):
 
     def our_decode(path):
         picture = open_image(path)
-        return picture.part(0, 0, picture.height, 1, (picture.height, 1))      # decodes at full size, resizes little
+        return picture.resized_crop(0, 0, picture.height, 1, (picture.height, 1))  # decodes at full scale
 
     ours_parts = [
         lambda: batches(paths, contents, len), lambda: batches(paths, our_decode, len),
@@ -198,7 +198,7 @@ def differences(paths):
         for scale, values in found.items():
             width, height = (side // scale * scale for side in whole.size)
             side = int(min(width, height) / (MARGIN * scale))       # the largest that is decoded at this scale
-            ours = open_image(path).part(0, 0, height, width, (side, side)).numpy()
+            ours = open_image(path).resized_crop(0, 0, height, width, (side, side)).numpy()
             theirs = whole.crop((0, 0, width, height)).resize((side, side), BICUBIC)
             values.append(float(abs(ours - np.asarray(theirs, dtype=float)).mean()))
     return {scale: (statistics.mean(values), max(values)) for scale, values in found.items()}

@@ -229,7 +229,7 @@ def read(path):
     """Whether a file is readable; else it must raise UnreadableImage."""
     try:
         picture = open_image(path)
-        return picture.part(0, 0, picture.height, picture.width, (64, 64)).shape == (64, 64, 3)
+        return picture.resized_crop(0, 0, picture.height, picture.width, (64, 64)).shape == (64, 64, 3)
     except UnreadableImage:
         return False
 

@@ -27,7 +27,7 @@ def main(data_path, folder, train, val):
             if not os.path.exists(path):
                 picture, size = dataset[index][0], (dataset[index][0].height, dataset[index][0].width)
                 with atomic_file(path) as file:
-                    to_pil(picture.part(0, 0, *size, size=size)).save(file, 'PNG')
+                    to_pil(picture.resized_crop(0, 0, *size, size=size)).save(file, 'PNG')
 
 
 def chosen(labels, each):

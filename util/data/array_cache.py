@@ -1,13 +1,14 @@
-"""Arrays that take long to make, such as the list of a million files: made once, and kept until they are out of date.
+"""On-disk cache of arrays that take long to build, such as the index of a million files; invalidated by size and mtime.
 
-They are kept in the user's cache directory, $XDG_CACHE_HOME/mae or ~/.cache/mae. Of several processes of a machine that
-need the same, one makes them while the others wait.
+The cache is in $XDG_CACHE_HOME/mae or ~/.cache/mae. Of several processes of a machine that need the same arrays, one
+builds them while the others wait.
 """
 import hashlib
 import io
 import os
 import time
 from contextlib import ExitStack, suppress
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -16,73 +17,74 @@ from util.file_lock import file_lock
 from util.files import open_regular, write_atomically
 from util.log import logger
 
-SLOW = 1.           # seconds; what takes less to make is not kept
-SETTLED = 2.        # seconds; what has changed less than so before it was looked at may change again unnoticed
+MIN_BUILD_SECONDS = 1.      # arrays that are built faster are not cached
+MIN_AGE = 2.                # seconds since the last change; a younger source may change again with the same mtime
+
+Arrays = Dict[str, np.ndarray]
+Fingerprint = Tuple[str, float]         # digest of names, sizes and mtimes; the latest mtime in seconds since the epoch
 
 
-def arrays(what, source, state, make, beside=None):
-    """{name: numpy array}, from where they are kept or newly made.
+def load_or_build(what: str, source: str, fingerprint_of: Callable[[Arrays], Fingerprint],
+                  build: Callable[[], Arrays], sidecar: Optional[str] = None) -> Arrays:
+    """Arrays from the cache if it is up to date, else newly built and cached.
 
     Args:
-        what, source: words for the log, and the path that the arrays tell of.
-        state: {name: array} that was kept -> the text of `make`, where it holds still.
-        make: () -> ({name: array}, (text that differs when the source has changed, when that was last in seconds since
-            the epoch)).
-        beside: file that may hold the arrays, looked at first.
+        what, source: description for the log, and path of the data that the arrays describe.
+        fingerprint_of: arrays -> fingerprint of the source as it is now.
+        sidecar: file that may hold the arrays, tried first.
     """
     folder = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae')
-    name = _digest(what, os.path.realpath(source))[:32]
-    path = os.path.join(folder, name + '.npz')
-    kept = _current((beside, path), state)
-    if kept is None:
-        with ExitStack() as turn:
-            with suppress(OSError):                     # without a cache directory, each process for itself
-                os.makedirs(folder, exist_ok=True)
-                turn.enter_context(file_lock(os.path.join(folder, 'lock-' + name[:2]),      # 256 at most
-                                             waiting=lambda: hang_detector.progress('the wait for the ' + what)))
-            kept = _current((path,), state)             # another process may have made it meanwhile
-            if kept is None:
-                begun, clock = time.time(), time.monotonic()
-                made, (text, changed) = make()
-                if time.monotonic() - clock > SLOW and changed < begun - SETTLED:
-                    try:
-                        save(path, made, text)
-                        logger.info('%s of %s: remembered in %s', what, source, path)
-                    except OSError as error:
-                        logger.info('%s of %s: cannot be remembered in %s (%s)', what, source, path, error.strerror)
-                return made
-    logger.info('%s of %s: as remembered in %s', what, source, kept[1])
-    return kept[0]
+    key = _digest(what, os.path.realpath(source))[:32]
+    path = os.path.join(folder, key + '.npz')
+    label = '{} of {}'.format(what, source)
+    arrays = _load(label, (sidecar, path), fingerprint_of)
+    if arrays:
+        return arrays
+    with ExitStack() as lock:
+        with suppress(OSError):                     # without a cache directory, every process builds its own
+            os.makedirs(folder, exist_ok=True)
+            lock.enter_context(file_lock(os.path.join(folder, 'lock-' + key[:2]),       # 256 at most
+                                         waiting=lambda: hang_detector.progress('waiting for the ' + what)))
+        arrays = _load(label, (path,), fingerprint_of)      # another process may have built it meanwhile
+        if arrays:
+            return arrays
+        started, clock = time.time(), time.monotonic()
+        arrays = build()
+        digest, mtime = fingerprint_of(arrays)
+        if time.monotonic() - clock > MIN_BUILD_SECONDS and mtime < started - MIN_AGE:
+            try:
+                save(path, arrays, digest)
+                logger.info('%s: cached in %s', label, path)
+            except OSError as error:
+                logger.info('%s: cannot be cached in %s (%s)', label, path, error.strerror)
+        return arrays
 
 
-def state_of(root, names, *more):
-    """(text that differs when a file or folder below `root` has changed, or `more`; time of the last change in s)."""
-    found = [os.stat(os.path.join(root, name)) for name in names]
-    sizes, changed = [status.st_size for status in found], [status.st_mtime_ns for status in found]
-    return _digest(names, *more, sizes, changed), max(changed) / 1e9
+def fingerprint(root: str, names: Sequence[str], *options: Any) -> Fingerprint:
+    """Fingerprint of files and folders below `root`; `options` go into the digest too."""
+    stats = [os.stat(os.path.join(root, name)) for name in names]
+    sizes, mtimes = [stat.st_size for stat in stats], [stat.st_mtime_ns for stat in stats]
+    return _digest(names, *options, sizes, mtimes), max(mtimes) / 1e9
 
 
 def _digest(*values):
     return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
-def _current(paths, state):
-    """(arrays, path) of the first of the files that holds still; None where none does."""
+def _load(label, paths, fingerprint_of):
+    """Arrays from the first file that is up to date, or None."""
     for path in filter(None, paths):
-        with suppress(Exception):       # it is missing or damaged
+        with suppress(Exception):       # missing or damaged
             with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
-            if str(found.pop('state')) == state(found):
-                return found, path
+                arrays = {name: file[name] for name in file.files}
+            if str(arrays.pop('state')) == fingerprint_of(arrays)[0]:
+                logger.info('%s: loaded from %s', label, path)
+                return arrays
     return None
 
 
-def save(path, made, text):
-    """Write {name: array} and the text of their source's state to a file, whole or not at all.
-
-    Raises:
-        OSError: there is no room, or no permission.
-    """
+def save(path: str, arrays: Arrays, digest: str) -> None:
+    """Atomically write arrays and the digest of their source to an .npz file; OSError if that fails."""
     file = io.BytesIO()
-    np.savez(file, state=text, **made)
+    np.savez(file, state=digest, **arrays)
     write_atomically(path, file.getbuffer())

@@ -1,34 +1,35 @@
-"""The image files below a folder or in a CSV file: arrays, which loader processes share, where they would copy lists.
+"""Index of the image files below a folder or in a CSV file, as arrays that loader processes share instead of copying.
 
-`listing` is the one boundary around listing a data set: whatever goes wrong in it is a UserError that names the file.
+`wrap_dataset_errors` is the one boundary around indexing: every error becomes a UserError that names the file.
 """
 import csv
 import os
 import re
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Iterable, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 
 from util.data import array_cache
-from util.data.image_files import ARRAYS, without_arrays
+from util.data.image_files import ARRAY_EXTENSIONS, image_positions
 from util.distributed import hang_detector
 from util.errors import UserError
 from util.files import open_regular
 from util.log import progress_bar
 from util.text import first_line, one_line
 
-UNLABELLED = ['unlabelled']         # the classes of images that have none
-NO_CSV = 'cannot be read as rows of path,label in UTF-8'
+UNLABELLED = ['unlabelled']         # class names of a dataset without labels
+CSV_FAULT = 'cannot be read as rows of path,label in UTF-8'
 HEADERS = (['path'], ['path', 'label'])
-CHECKED = 10000         # files, spread over all, of which it is seen before the work begins that they are there
+MAX_PATH_CHECKS = 10000         # files of a CSV file, evenly spaced, whose existence is checked before training
 
 
 @contextmanager
-def listing(path, fault='cannot be listed'):
-    """Turn whatever goes wrong in the block, while the data set at `path` is listed, into one UserError.
+def wrap_dataset_errors(path: str, fault: str = 'cannot be listed') -> Iterator[None]:
+    """Convert every error in the block, which indexes the dataset at `path`, into one UserError.
 
-    A MemoryError too: a header that claims more bytes than there is memory is what raises it here.
+    Includes MemoryError, which a header that claims more bytes than fit into memory raises.
     """
     try:
         yield
@@ -40,20 +41,20 @@ def listing(path, fault='cannot be listed'):
         )) from error
 
 
-def encoded(names):
-    """(N,) array of bytes of N file names, whose items os.fsdecode reads."""
+def encode_names(names: Iterable[Union[str, bytes]]) -> np.ndarray:
+    """(N,) byte array of N file names; os.fsdecode restores each."""
     return np.array([os.fsencode(name) for name in names], np.bytes_)
 
 
 class PathArray:
-    """A sequence of paths.
+    """Sequence of paths.
 
     Args:
-        root: the folder from which those of `names` lead that are relative.
-        names: (N,) array as `encoded` makes.
+        root: base folder of the relative ones.
+        names: (N,) array, see encode_names.
     """
 
-    def __init__(self, root, names):
+    def __init__(self, root: str, names: np.ndarray):
         self.root, self._names = root, names
 
     def __len__(self):
@@ -62,64 +63,63 @@ class PathArray:
     def __getitem__(self, index):
         return os.path.join(self.root, os.fsdecode(self._names[index]))
 
-    def relative(self, index):
-        """A path from `root`, the same however it was written."""
+    def relative(self, index: int) -> str:
+        """Normalized path relative to `root`, whether it was given as absolute or relative."""
         folder, name = os.path.split(os.fsdecode(self._names[index]))
         return os.path.normpath(os.path.join(_relative_folder(self.root, folder), name))
 
 
-@lru_cache(maxsize=None)        # a look at the current directory for each image would take most of the time
+@lru_cache(maxsize=None)        # os.path.relpath looks up the current directory, which would dominate the time
 def _relative_folder(root, folder):
     return os.path.relpath(os.path.join(root, folder) or os.curdir, root or os.curdir)
 
 
 class FileIndex(PathArray):
-    """The paths of the image files below `root`: each folder's own first, all in order of their names.
+    """Paths of the image files below `root`, sorted by name; the files of a folder come before its subfolders.
 
-    Where there are none, .npy arrays count as such. `folders` are relative to `root`, which is the first, '';
-    `folder_of` has the place in them of each file.
+    If there are only .npy arrays, these are the images. `folders` are relative to `root`, which is the first, '';
+    `folder_of` (N,) is the index there of each file's folder.
     Args:
-        endings: of the names of image files, in small letters.
-        own_files: whether those count that are in no subfolder.
+        extensions: of image files, in lower case.
+        root_files: whether to include files directly in `root`.
     Raises:
         UserError: a folder cannot be listed.
     """
 
-    def __init__(self, root, endings, own_files=True):
-        with listing(root):
-            found = array_cache.arrays(
-                'list of files', root, lambda found: array_cache.state_of(root, _decoded(found['folders']), endings)[0],
-                lambda: _listed(root, endings))
-        first = 0 if own_files else np.count_nonzero(found['folder_of'] == 0)
-        super().__init__(root, found['names'][first:])
-        self.folders, self.folder_of = _decoded(found['folders']), found['folder_of'][first:]
+    def __init__(self, root: str, extensions: Sequence[str], root_files: bool = True):
+        with wrap_dataset_errors(root):
+            index = array_cache.load_or_build(
+                'list of files', root,
+                lambda arrays: array_cache.fingerprint(root, _decode_names(arrays['folders']), extensions),
+                lambda: _scan(root, extensions))
+        first = 0 if root_files else np.count_nonzero(index['folder_of'] == 0)
+        super().__init__(root, index['names'][first:])
+        self.folders, self.folder_of = _decode_names(index['folders']), index['folder_of'][first:]
 
 
-def _decoded(names):
+def _decode_names(names):
     return [os.fsdecode(name) for name in names]
 
 
-def _listed(root, endings):
-    """({name: array}, state and time of the last change) of the files below a folder; see remember.arrays."""
+def _scan(root, extensions):
     folders, folder_of, names = [], [], []
     with progress_bar('list of files of {}'.format(root), 'images') as bar:
         for folder, subfolders, files in os.walk(root, onerror=_raise, followlinks=True):
-            hang_detector.progress('the listing of {}'.format(one_line(folder)))
-            subfolders[:] = sorted(name for name in subfolders if not _leads_back(folder, name))
-            images = sorted(name for name in files if name.lower().endswith((*endings, *ARRAYS)))
-            inside = os.path.relpath(folder, root) if folders else ''
+            hang_detector.progress('listing {}'.format(one_line(folder)))
+            subfolders[:] = sorted(name for name in subfolders if not _is_link_to_parent(folder, name))
+            images = sorted(name for name in files if name.lower().endswith((*extensions, *ARRAY_EXTENSIONS)))
+            relative = os.path.relpath(folder, root) if folders else ''
             folder_of += [len(folders)] * len(images)
-            names += [os.path.join(inside, name) for name in images]
-            folders.append(inside)
+            names += [os.path.join(relative, name) for name in images]
+            folders.append(relative)
             bar.update(len(images))
-    places = without_arrays(names)
-    return {'names': encoded(names[place] for place in places), 'folders': encoded(folders),
-            'folder_of': np.array([folder_of[place] for place in places], np.int32)}, array_cache.state_of(
-                root, folders, endings)
+    kept = image_positions(names)
+    return {'names': encode_names(names[i] for i in kept), 'folders': encode_names(folders),
+            'folder_of': np.array([folder_of[i] for i in kept], np.int32)}
 
 
-def _leads_back(folder, name):
-    """Whether an entry is a link to a folder that it lies in."""
+def _is_link_to_parent(folder, name):
+    """Whether an entry is a symbolic link to a folder that contains it."""
     path = os.path.join(folder, name)
     return os.path.islink(path) and os.path.realpath(path) == os.path.commonpath(
         [os.path.realpath(folder), os.path.realpath(path)])
@@ -129,53 +129,53 @@ def _raise(error):
     raise error
 
 
-def read_csv(path, labelled):
-    """(Paths, class names, label of each path) of a CSV file: rows of path,label, in UTF-8, below a header or none.
+def read_csv(path: str, labelled: bool) -> Tuple[PathArray, List[str], np.ndarray]:
+    """(paths, class names, (N,) int64 labels) of a CSV file: rows of path,label in UTF-8, with or without a header.
 
-    Paths are relative to the folder of the file; a row that is there twice counts once.
+    Paths are relative to the CSV file's folder; duplicate rows count once.
     Args:
-        labelled: whether labels are asked for; else all are 0 and the names UNLABELLED.
+        labelled: whether to read labels; otherwise all are 0 and the class names UNLABELLED.
     Raises:
-        UserError: the file cannot be read, a row is not as it should be, has no label, or names a missing file.
+        UserError: the file is unreadable, or a row is malformed, lacks a label or names a missing file.
     """
     label_of, columns = {}, 2 if labelled else None
-    with listing(path, NO_CSV):
+    with wrap_dataset_errors(path, CSV_FAULT):
         for line, cells in _rows(path):
             columns = columns or len(cells)
             if columns > 2 or len(cells) != columns or not all(cells):
-                raise ValueError('line {}: expected path,label; what holds a comma goes in double quotes'.format(line))
+                raise ValueError('line {}: expected path,label; quote values that contain commas'.format(line))
             label = cells[1] if labelled else UNLABELLED[0]
             if label_of.setdefault(cells[0], label) != label:
-                raise ValueError('line {}: {!r} had another label before'.format(line, cells[0]))
+                raise ValueError('line {}: {!r} already has a different label'.format(line, cells[0]))
         if not label_of:
             raise ValueError('it lists no images')
-        paths = PathArray(os.path.dirname(path), encoded(label_of))
-    for number in range(0, len(paths), len(paths) // CHECKED + 1):
-        if not os.path.exists(paths[number]):
+        paths = PathArray(os.path.dirname(path), encode_names(label_of))
+    for i in range(0, len(paths), len(paths) // MAX_PATH_CHECKS + 1):
+        if not os.path.exists(paths[i]):
             raise UserError('--data_path: {}: {} is missing; paths are relative to the folder of the CSV file, and a '
-                            'header, if any, is path,label'.format(path, paths[number]))
-    found = set(label_of.values())
-    numbers = all(re.fullmatch(r'-?[0-9]{1,18}', label) for label in found)
-    classes = sorted(found, key=lambda label: (int(label) if numbers else 0, label))
-    number_of = {name: number for number, name in enumerate(classes)}
-    return paths, classes, np.array([number_of[label] for label in label_of.values()], np.int64)
+                            'header, if any, is path,label'.format(path, paths[i]))
+    names = set(label_of.values())
+    numeric = all(re.fullmatch(r'-?[0-9]{1,18}', name) for name in names)
+    classes = sorted(names, key=lambda name: (int(name) if numeric else 0, name))
+    index_of = {name: index for index, name in enumerate(classes)}
+    return paths, classes, np.array([index_of[label] for label in label_of.values()], np.int64)
 
 
-def has_labels(path):
-    """Whether a CSV file has more than paths, by its first row; UserError where it cannot be read."""
-    with listing(path, NO_CSV):
+def has_labels(path: str) -> bool:
+    """Whether the first row of a CSV file has a label; UserError if the file is unreadable."""
+    with wrap_dataset_errors(path, CSV_FAULT):
         return len(next(_rows(path), (1, ['']))[1]) > 1
 
 
 def _rows(path):
-    """(number of its last line, cells without spaces around them) of each row below the header that is not blank."""
+    """Yield (number of its last line, stripped cells) of each row that is neither blank nor the header."""
     with open_regular(path, 'r', encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
         reader, first = csv.reader(file, strict=True), True
         try:
             for row in reader:
                 cells = [cell.strip() for cell in row]
                 if reader.line_num % 10000 == 0:
-                    hang_detector.progress('the reading of {}'.format(one_line(path)))
+                    hang_detector.progress('reading {}'.format(one_line(path)))
                 if any(cells) and not (first and [cell.lower() for cell in cells] in HEADERS):
                     yield reader.line_num, cells
                 first = first and not any(cells)

@@ -1,87 +1,91 @@
-"""Image files that could not be read: counted over the whole run, logged, listed in bad_images.txt, and limited."""
+"""Unreadable image files of a run: counted, logged, listed in bad_images.txt, and limited."""
 import os
 from contextlib import suppress
+from typing import Optional, Sized
 
+import torch
+
+from util.data.image_files import Failures
+from util.distributed.world import World
 from util.errors import UserError
 from util.files import open_regular, write_atomically
 from util.log import logger
 from util.text import one_line
 
 NAME = 'bad_images.txt'
-SHOWN = 10          # files that get a line in the log
+MAX_LOGGED = 10         # files with their own line in the log
 
 
-def track_unreadable(folder, limit, dataset, session):
-    """The UnreadableImages of a run; `limit` is the flag, None for 1 in 1000 of `dataset`, at least 10."""
-    limit = max(10, len(dataset) // 1000) if limit is None else limit
-    return UnreadableImages(folder if session.world.is_main else None, limit)
-
-
-class UnreadableImages:
-    """The unreadable files of a run. Every process has one, and all of them record the same.
+class UnreadableTracker:
+    """The unreadable files of a run, which every process records.
 
     Args:
         folder: where the main process keeps bad_images.txt; None on the others, which neither write nor log.
         limit: maximum number of unreadable files.
     """
 
-    def __init__(self, folder, limit):
-        self.limit, self._met, self._recorded, self._logged = limit, {}, set(), 0
+    def __init__(self, folder: Optional[str], limit: int):
+        self.limit, self._pending, self._recorded, self._logged = limit, {}, set(), 0
         self._path, self._text, self._listed = folder and os.path.join(folder, NAME), b'', set()
         if folder:
-            with suppress(OSError), open_regular(self._path) as file:       # that of before a resume, if there is one
+            with suppress(OSError), open_regular(self._path) as file:       # from before a resume, if any
                 self._text = file.read()
             self._text += b'\n' * (self._text[-1:] not in (b'', b'\n'))
             self._listed = {line.split(b'\t')[0] for line in self._text.split(b'\n') if b'\t' in line}
 
-    def met(self, found):
-        """Take note of (path, reason) pairs that this process has met."""
-        self._met.update(pair for pair in found if pair[0] not in self._recorded)
+    @classmethod
+    def of_run(cls, folder: str, limit: Optional[int], dataset: Sized, world: World) -> 'UnreadableTracker':
+        """Tracker with the limit of --max_bad_images; None: 1 in 1000 images of `dataset`, at least 10."""
+        limit = max(10, len(dataset) // 1000) if limit is None else limit
+        return cls(folder if world.is_main else None, limit)
+
+    def add(self, failures: Failures) -> None:
+        """Add files that this process could not read."""
+        self._pending.update(pair for pair in failures if pair[0] not in self._recorded)
 
     @property
-    def pending(self):
-        """Files that this process has met and nobody has recorded."""
-        return len(self._met)
+    def pending(self) -> int:
+        """Number of files that were added since the last sync."""
+        return len(self._pending)
 
-    def share(self, world, device):
-        """Record what all processes have met since the last time; each must call it."""
-        gathered, self._met = world.all_gather_object(list(self._met.items()), device), {}
-        self.record([tuple(pair) for found in gathered for pair in found])
+    def sync(self, world: World, device: torch.device) -> None:
+        """Collective: record the pending files of all processes."""
+        gathered, self._pending = world.all_gather_object(list(self._pending.items()), device), {}
+        self.record([tuple(pair) for failures in gathered for pair in failures])
 
-    def record(self, pairs):
-        """Count, log and list what all processes together have met; to be called by all with the same pairs.
+    def record(self, failures: Failures) -> None:
+        """Count, log and list the files of all processes; each process must call it with the same files.
 
-        Files that bad_images.txt lists from before a resume count again only when they are met again: they may have
-        been repaired.
+        Files listed in bad_images.txt before a resume count only if they fail again: they may have been repaired.
         Raises:
-            UserError: more files than the limit cannot be read.
+            UserError: the number of unreadable files exceeds the limit.
         """
-        fresh = [pair for pair in dict(pairs).items() if pair[0] not in self._recorded]
-        self._recorded.update(path for path, _ in fresh)
-        if self._path and fresh:
-            self._list(fresh)
-        if fresh and len(self._recorded) > self.limit:
+        new = [pair for pair in dict(failures).items() if pair[0] not in self._recorded]
+        self._recorded.update(path for path, _ in new)
+        if self._path and new:
+            self._list(new)
+        if new and len(self._recorded) > self.limit:
             raise UserError('{} image file{} cannot be read, more than --max_bad_images {}; see {}; the last is {} ({})'
-                            .format(len(self._recorded), 's'[:len(self._recorded) - 1], self.limit, NAME, *fresh[-1]))
+                            .format(len(self._recorded), 's'[:len(self._recorded) - 1], self.limit, NAME, *new[-1]))
 
-    def _list(self, pairs):
-        """List the pairs that no earlier run has, a line a file: escaped path TAB reason; log the first SHOWN."""
-        for path, reason in pairs:
+    def _list(self, failures):
+        """Append files that are not listed yet, one `escaped path TAB reason` per line; log the first MAX_LOGGED."""
+        for path, reason in failures:
             line = '{}\t{}\n'.format(escaped(path), reason).encode(errors='backslashreplace')
             if line.split(b'\t')[0] in self._listed:
                 continue
             self._text += line
             self._logged += 1
-            if self._logged <= SHOWN:
+            if self._logged <= MAX_LOGGED:
                 logger.warning('%s: cannot be read (%s)', path, reason)
-            elif self._logged == SHOWN + 1:
-                logger.warning('further unreadable images are only listed, in %s', self._path)
+            elif self._logged == MAX_LOGGED + 1:
+                logger.warning('further unreadable images are listed in %s only', self._path)
         try:
             write_atomically(self._path, self._text)
-        except OSError as error:                # training continues; the next time writes these lines too
-            logger.warning('%s: cannot be written (%s); continuing without it', self._path, error.strerror or error)
+        except OSError as error:                # the next write includes these lines
+            logger.warning('%s: cannot be written (%s); training continues', self._path, error.strerror or error)
 
 
-def escaped(path):
-    """`path` with backslashes, and all that does not print (line ends, tabs, undecodable bytes), as \\-escapes."""
+def escaped(path: str) -> str:
+    """`path` with backslashes and unprintable characters (line ends, tabs, undecodable bytes) as \\-escapes."""
     return one_line(path.replace('\\', '\\\\'))

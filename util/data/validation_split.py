@@ -1,10 +1,11 @@
-"""The validation images of data that have none of their own: a share of each class, the same in every run.
+"""Validation split of datasets without their own: a fraction of each class, the same images in every run.
 
-An image is chosen by a hash of its name within the data, as far as pack_shards leaves that alone. So all processes
-choose alike, as do a resumed run, --eval and every other tool; and a smaller share is a part of a larger one.
+Images are selected by a hash of their name within the dataset, ignoring what pack_shards changes. So all processes, a
+resumed run, --eval and every tool select the same images, and a smaller fraction is a subset of a larger one.
 """
 import hashlib
 import os
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -15,15 +16,14 @@ VAL_FRACTION = .1       # of each class
 VAL_SEED = 0
 
 
-def held_out(labels, names, fraction, seed):
-    """Which images are for validation: (N,) truth values.
+def validation_mask(labels: Sequence[int], names: Iterable[str], fraction: float, seed: int) -> np.ndarray:
+    """(N,) boolean mask of the images in the validation split.
 
-    Of a class with n images it is fraction x n, rounded; at least 1 and at most n - 1, so that a class of one image
-    stays in training. A fraction of 1 takes all.
-
+    Of a class with n images, fraction x n are selected, rounded; at least 1 and at most n - 1, so that a class of one
+    image stays in training. A fraction of 1 selects all.
     Args:
-        labels: (N,) numbers.
-        names: N paths within the data, which tell the images apart.
+        labels: N class indices.
+        names: N unique paths within the dataset.
     """
     labels = np.asarray(labels)
     if fraction == 1:
@@ -32,45 +32,45 @@ def held_out(labels, names, fraction, seed):
     salt = '{}:'.format(seed).encode()
     for i, name in enumerate(names):
         if i % 100000 == 0:
-            hang_detector.progress('the choice of validation images')
-        text = salt + lasting(name).encode('utf-8', 'surrogateescape')
+            hang_detector.progress('selecting validation images')
+        text = salt + _stable_name(name).encode('utf-8', 'surrogateescape')
         hashes[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
     order = np.lexsort((hashes, labels))
-    chosen, first = np.zeros(len(labels), bool), 0
+    mask, first = np.zeros(len(labels), bool), 0
     for count in np.bincount(labels, minlength=1):
-        wanted = min(max(int(count * fraction + .5), 1), max(count - 1, 0))
-        chosen[order[first:first + wanted]] = True
+        selected = min(max(int(count * fraction + .5), 1), max(count - 1, 0))
+        mask[order[first:first + selected]] = True
         first += count
-    return chosen
+    return mask
 
 
-def lasting(name):
-    """What a path keeps where its file is packed into a tar file, shrunk, or listed in a CSV file beside the folder."""
+def _stable_name(name):
+    """The part of a path that stays the same when the file is packed, shrunk, or listed in a CSV file."""
     *folders, file = [part for part in name.split(os.sep) if part not in ('', os.curdir, os.pardir)]
     return os.sep.join([*folders, os.path.splitext(file)[0].replace('.', '_')])
 
 
-def split_settings(fraction, seed, own, evaluating, trained_with):
-    """(fraction, seed) of a run: as given, else those of the checkpoint that it starts from, else the defaults.
+def resolve_split(fraction: Optional[float], seed: Optional[int], has_own: bool, evaluating: bool,
+                        trained_with: Optional[Dict[str, Any]]) -> Tuple[float, int]:
+    """Effective (--val_fraction, --val_seed): as given, else the checkpoint's, else the defaults.
 
     Args:
-        fraction, seed: the flags, None where not given.
-        own: whether the data have a validation set of their own, of which checkpoints are to tell by a fraction of 0.
-        evaluating: hold nothing out where no training is known to have done so.
-        trained_with: the checkpoint's flags as a dict; None where it keeps none.
+        fraction, seed: the flags, None if not given.
+        has_own: whether the dataset has its own validation set; the fraction is then 0.
+        evaluating: default to a fraction of 0, for checkpoints that do not record one.
+        trained_with: flags of the checkpoint, if it has any.
     """
-    if own:
+    if has_own:
         if fraction:
-            logger.info('warning: --val_fraction %g is not used: the data have validation images of their own',
-                        fraction)
+            logger.info('warning: --val_fraction %g is ignored: the dataset has its own validation images', fraction)
         return 0., VAL_SEED
     old_fraction, old_seed = ((trained_with or {}).get(name) for name in ('val_fraction', 'val_seed'))
-    known = None not in (old_fraction, old_seed)
-    if not known:
+    recorded = None not in (old_fraction, old_seed)
+    if not recorded:
         old_fraction, old_seed = 0. if evaluating else VAL_FRACTION, VAL_SEED
     fraction, seed = old_fraction if fraction is None else fraction, old_seed if seed is None else seed
-    if known and old_fraction and (fraction > old_fraction or seed != old_seed):
-        logger.info('warning: --val_fraction %g, --val_seed %d: the checkpoint was trained with %g and %d; if on these '
-                    'data, validation images are among those that it was trained on', fraction, seed, old_fraction,
+    if recorded and old_fraction and (fraction > old_fraction or seed != old_seed):
+        logger.info('warning: --val_fraction %g, --val_seed %d: the checkpoint was trained with %g and %d; if on the '
+                    'same dataset, it was trained on some of the validation images', fraction, seed, old_fraction,
                     old_seed)
     return fraction, seed

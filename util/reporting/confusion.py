@@ -1,87 +1,89 @@
-"""Which classes a classifier takes for which others, and images to look at."""
+"""Confusion matrix, most confused pairs of classes and example misclassifications of a classifier."""
 import itertools
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 import torch
 
-from util.data.transforms import to_pil
+from util.data.transforms import Normalize, to_pil
+from util.distributed.world import World
 from util.reporting import thumbnails
 
-PAIRS, EXAMPLES, SIDE = 12, 4, 128      # confused pairs that are shown, images of each, pixels of their longer side
-MOST_IN_MATRIX = 16         # classes of which all pairs are shown
-HARDEST = 10                # classes that are listed where there are more
-MATRIX = ('Validation images by their class (rows) and what they are taken for (columns); the diagonal is right.')
+PAIRS, EXAMPLES, SIDE = 12, 4, 128      # pairs in the report, images of each, longer side of an image in pixels
+MAX_MATRIX_CLASSES = 16     # with more classes, the report lists the hardest ones instead of the whole matrix
+HARDEST = 10
+MATRIX_NOTE = 'Validation images by true class (rows) and predicted class (columns); the diagonal is correct.'
 
 
 class ConfusionTracker:
-    """Predictions on the validation images.
+    """Predictions of the latest complete evaluation, as sections of the report.
 
     Args:
-        dataset: the validation images; normalize: Normalize, for showing them.
+        dataset: validation set with `classes` and `name_of`.
     """
 
-    def __init__(self, dataset, normalize):
-        self._dataset, self._normalize, self._latest, self._shown = dataset, normalize, None, None
+    def __init__(self, dataset: Any, normalize: Normalize):
+        self._dataset, self._normalize, self._latest, self._reported = dataset, normalize, None, None
 
-    def share(self, seen, loader, world, device):
-        """Take note of an evaluation; all processes must call it.
+    def gather(self, batches: List[torch.Tensor], loader: Any, world: World, device: torch.device) -> None:
+        """Collective: combine the predictions of all ranks.
 
         Args:
-            seen: (2, N) on the device for each batch that this process has seen: labels and predictions.
-            loader: Batches that gave them.
+            batches: (2, N) labels and predictions of each batch of this rank, on the device.
+            loader: the Batches that produced them.
         """
-        found = torch.zeros(2, len(self._dataset), device=device)       # label and prediction + 1; 0: not seen
-        if seen:
-            seen = torch.cat(seen, dim=1)
-            places = torch.tensor(loader.given(), device=device)[:seen.shape[1]]
-            found[:, places] = (seen + 1).float()
-        self._latest = world.sum(found).cpu().numpy().astype(np.int64) - 1
+        combined = torch.zeros(2, len(self._dataset), device=device)    # label and prediction + 1; 0: not evaluated
+        if batches:
+            pairs = torch.cat(batches, dim=1)
+            indices = torch.tensor(loader.evaluated_indices(), device=device)[:pairs.shape[1]]
+            combined[:, indices] = (pairs + 1).float()
+        self._latest = world.sum(combined).cpu().numpy().astype(np.int64) - 1
 
-    def after(self, epoch, due, run_logger):
-        """Show the latest evaluation from now on; one that was broken off never gets here."""
-        self._shown = self._latest
+    def on_epoch_end(self, epoch: int, report_due: bool, run_logger: Any) -> None:
+        """Report the latest evaluation from now on; an interrupted evaluation never gets here."""
+        self._reported = self._latest
 
-    def sections(self):
-        """What util.reporting.report.page takes."""
-        if self._shown is None:
+    def report_sections(self) -> List[Tuple[str, list]]:
+        """Sections for util.reporting.report.render_page."""
+        if self._reported is None:
             return []
-        labels, guesses = self._shown
-        there = labels >= 0
-        sizes = np.bincount(labels[there], minlength=len(self._dataset.classes))
-        rows = [(self._name(label), self._name(guess), len(places), int(sizes[label]), self._examples(places))
-                for label, guess, places in worst_pairs(labels, guesses)]
-        worst = ('pairs', rows) if rows else ('text', 'No validation image was taken for another class.')
-        found = [('Worst-confused classes', [worst])]
-        if len(sizes) <= MOST_IN_MATRIX and guesses.max() < len(sizes):
+        labels, guesses = self._reported
+        correct = labels[(labels >= 0) & (labels == guesses)]
+        sizes = np.bincount(labels[labels >= 0], minlength=len(self._dataset.classes))
+        rows = [(self._class_name(label), self._class_name(guess), len(indices), int(sizes[label]),
+                 self._examples(indices)) for label, guess, indices in worst_pairs(labels, guesses)]
+        worst = ('pairs', rows) if rows else ('text', 'No validation image was misclassified.')
+        sections = [('Worst-confused classes', [worst])]
+        if len(sizes) <= MAX_MATRIX_CLASSES and guesses.max() < len(sizes):
             counts = np.zeros((len(sizes), len(sizes)), int)
-            np.add.at(counts, (labels[there], guesses[there]), 1)
-            return found + [('All classes', [('note', MATRIX), ('matrix', {
+            np.add.at(counts, (labels[labels >= 0], guesses[labels >= 0]), 1)
+            return sections + [('All classes', [('note', MATRIX_NOTE), ('matrix', {
                 'names': self._dataset.classes, 'counts': counts.tolist()})])]
-        shares = np.bincount(labels[there & (labels == guesses)], minlength=len(sizes)) / np.maximum(sizes, 1)
-        order = sorted(np.flatnonzero(sizes), key=shares.__getitem__)[:HARDEST]
-        return found + [('Hardest classes', [('table', {
-            'label': 'Hardest classes', 'named': True, 'head': ['class', 'recognised', 'images'],
-            'rows': [(self._name(label), '{:.1%}'.format(shares[label]), int(sizes[label])) for label in order]})])]
+        recalls = np.bincount(correct, minlength=len(sizes)) / np.maximum(sizes, 1)
+        order = sorted(np.flatnonzero(sizes), key=recalls.__getitem__)[:HARDEST]
+        return sections + [('Hardest classes', [('table', {
+            'label': 'Hardest classes', 'named': True, 'head': ['class', 'accuracy', 'images'],
+            'rows': [(self._class_name(i), '{:.1%}'.format(recalls[i]), int(sizes[i])) for i in order]})])]
 
-    def _name(self, label):
+    def _class_name(self, label):
         classes = self._dataset.classes
-        return classes[label] if label < len(classes) else 'output {}, which has no class'.format(label)
+        return classes[label] if label < len(classes) else 'output {} (no class)'.format(label)
 
-    def _examples(self, places):
-        imgs = [self._normalize(image[None]) for _, image in itertools.islice(
-            thumbnails.readable(self._dataset, places), EXAMPLES)]
-        return [thumbnails.jpeg(thumbnails.scaled(to_pil(self._normalize.shown(img)[0]), SIDE)) for img in imgs]
+    def _examples(self, indices):
+        readable = itertools.islice(thumbnails.readable_images(self._dataset, indices), EXAMPLES)
+        imgs = [self._normalize.to_display(self._normalize(image[None]))[0] for _, image in readable]
+        return [thumbnails.jpeg_base64(thumbnails.resize(to_pil(img), SIDE)) for img in imgs]
 
 
-def worst_pairs(labels, guesses, most=PAIRS):
-    """(label, guess, indices of the images) of the pairs that are confused most often, most often first.
+def worst_pairs(labels: np.ndarray, guesses: np.ndarray, most: int = PAIRS) -> Sequence[Tuple[int, int, np.ndarray]]:
+    """(label, guess, image indices) of the most confused pairs of classes, most frequent first.
 
     Args:
-        labels, guesses: (N,) whole numbers; a label of -1 does not count.
+        labels, guesses: (N,) integers; images with label -1 are ignored.
     """
     wrong = np.flatnonzero((labels >= 0) & (labels != guesses))
     base = int(guesses.max(initial=0)) + 1
-    pair, counts = np.unique(labels[wrong] * base + guesses[wrong], return_counts=True)
-    worst = pair[np.argsort(-counts, kind='stable')[:most]]
-    return [(int(code // base), int(code % base), wrong[labels[wrong] * base + guesses[wrong] == code])
-            for code in worst]
+    codes = labels[wrong] * base + guesses[wrong]
+    pairs, counts = np.unique(codes, return_counts=True)
+    worst = pairs[np.argsort(-counts, kind='stable')[:most]]
+    return [(int(code // base), int(code % base), wrong[codes == code]) for code in worst]

@@ -1,91 +1,88 @@
-"""Reconstructions of the same few images in the course of a pre-training, for the report and for checkpoints."""
+"""Reconstructions of the same few training images over the course of pre-training, for the report and checkpoints."""
 import copy
 import os
 from contextlib import nullcontext
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
+from util.data.transforms import Normalize
 from util.devices.compile import eagerly
+from util.devices.precision import FullPrecision
 from util.models.reconstruction import reconstruct
 from util.reporting import thumbnails
 
-IMAGES, SIDE = 6, 128       # of ReconstructionSnapshots, and pixels of the longer side of each
-MOMENTS = 8                 # of a training at which these are reconstructed, beside the reports on the way
-
-
-NOTE = 'The same images of the training set each time; {:.0%} of their patches are hidden, visible ones are shown as ' \
-       'they are.'
-
-
-NORMALISED_NOTE = ' Trained with --norm_pix_loss, the model predicts patches without their mean and contrast: those ' \
-                  'of hidden patches are taken from the original.'
+IMAGES, SIDE = 6, 128       # images, and the longer side of each in pixels
+SNAPSHOTS = 8               # of a run, besides those of intermediate reports
+NOTE = 'The same training images each time; {:.0%} of their patches are masked, visible patches are shown as they are.'
+NORM_PIX_NOTE = ' Trained with --norm_pix_loss, the model predicts patches without their mean and contrast: those of ' \
+                'masked patches are taken from the original.'
 
 
 class ReconstructionSnapshots:
-    """For the report and for checkpoints; nothing is read before `after`, which the main process alone calls.
+    """Snapshots of the reconstructions at fixed epochs. The main process calls it; images are read on first use.
 
     Args:
-        model: as its precision made it, not in DistributedDataParallel.
-        dataset: of the training; images at equal distances are taken, the same in every run.
-        transform, normalize: from a LazyImage to what the model takes.
-        precision, device, epochs: of the run.
-        earlier: `snapshots` as a checkpoint has kept it, or None; what is not of these images is dropped.
-        start: epoch that the run begins at; what is from later epochs is dropped.
-        within: gives a context in which the model has the weights to judge (see util.training.ema).
+        model: from precision.prepare, not in DistributedDataParallel.
+        dataset: training set; IMAGES evenly spaced images are taken, the same in every run.
+        transform: LazyImage -> input of `normalize`.
+        earlier: `snapshots` of a checkpoint, or None; those of other images or mask ratios are dropped.
+        start: first epoch of this run; snapshots of later epochs are dropped.
+        eval_weights: context manager in which the model has the weights to evaluate (see util.training.ema).
     """
 
-    def __init__(self, model, dataset, transform, normalize, mask_ratio, precision, device, epochs, earlier, start,
-                 within=nullcontext):
-        self._model, self._normalize, self._mask_ratio, self._within = model, normalize, mask_ratio, within
+    def __init__(self, model: torch.nn.Module, dataset: Any, transform: Callable, normalize: Normalize,
+                 mask_ratio: float, precision: FullPrecision, device: torch.device, epochs: int,
+                 earlier: Optional[List[Dict[str, Any]]], start: int, eval_weights: Callable = nullcontext):
+        self._model, self._normalize, self._mask_ratio, self._eval_weights = model, normalize, mask_ratio, eval_weights
         self._dataset = copy.copy(dataset)
         self._dataset.transform = transform
         self._precision, self._device = precision, device
-        # The epochs, counted from 0, after which they are reconstructed: dense at first, when most changes.
-        self._moments = {round(epochs ** (i / (MOMENTS - 1))) - 1 for i in range(MOMENTS)}
-        # In plain values, for checkpoints: one for each moment, changed in place.
+        # Epochs counted from 0, in geometric steps: dense at first, when most changes.
+        self._epochs = {round(epochs ** (i / (SNAPSHOTS - 1))) - 1 for i in range(SNAPSHOTS)}
+        # Plain values, for checkpoints, which hold this very list: changed in place.
         self.snapshots = [shot for shot in earlier or [] if shot['epoch'] < start]
         self._imgs = None
 
-    def after(self, epoch, due, run_logger):
-        """Reconstruct where it is one of the moments, or `due`; the pictures go to TensorBoard too."""
-        if not due and epoch not in self._moments:
+    def on_epoch_end(self, epoch: int, report_due: bool, run_logger: Any) -> None:
+        """Take a snapshot if the epoch has one or `report_due`; it goes to TensorBoard too."""
+        if not report_due and epoch not in self._epochs:
             return
-        rows, pasted = self._look()
-        self.snapshots[:] = [shot for shot in self.snapshots
-                             if shot['epoch'] in self._moments and shot['epoch'] < epoch]
-        self.snapshots.append({'epoch': epoch, 'of': self._names, 'jpegs': pasted})
-        run_logger.picture(epoch + 1, 'reconstructions', thumbnails.grid(rows))
+        rows, jpegs = self._reconstruct()
+        self.snapshots[:] = [shot for shot in self.snapshots if shot['epoch'] in self._epochs and shot['epoch'] < epoch]
+        self.snapshots.append({'epoch': epoch, 'of': self._names, 'jpegs': jpegs})
+        run_logger.log_image(epoch + 1, 'reconstructions', thumbnails.grid(rows))
 
-    def _look(self):
-        """(rows of PIL images: masked, reconstructed, original; the second as base64 JPEGs)."""
+    def _reconstruct(self):
+        """(rows of PIL images: masked, reconstructed, original; the reconstructed ones as base64 JPEGs)."""
         if self._imgs is None:
-            self._read()
+            self._load_images()
         self._model.eval()
-        with self._within(), self._precision.autocast(), eagerly(self._model):
-            shown = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
-        rows = [thumbnails.to_images(imgs, self._normalize, SIDE) for imgs in (shown.masked, shown.pasted, self._imgs)]
-        self._masked, pasted, self._original = ([thumbnails.jpeg(image) for image in row] for row in rows)
-        return rows, pasted
+        with self._eval_weights(), self._precision.autocast(), eagerly(self._model):
+            found = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
+        rows = [thumbnails.to_images(imgs, self._normalize, SIDE) for imgs in (found.masked, found.pasted, self._imgs)]
+        self._masked, jpegs, self._original = ([thumbnails.jpeg_base64(image) for image in row] for row in rows)
+        return rows, jpegs
 
-    def _read(self):
-        """Read the images; unreadable ones are left out."""
+    def _load_images(self):
+        """Load the images, without unreadable ones, and drop snapshots of others."""
         count = len(self._dataset)
-        found = list(thumbnails.readable(self._dataset, sorted({i * count // IMAGES for i in range(IMAGES)})))
+        found = list(thumbnails.readable_images(self._dataset, sorted({i * count // IMAGES for i in range(IMAGES)})))
         if not found:
             raise ValueError('none of the images can be read')
-        self._imgs = self._normalize(torch.stack([image.float() for _, image in found]))    # some bytes, some floats
+        self._imgs = self._normalize(torch.stack([image.float() for _, image in found]))    # uint8 and float may mix
         self._names = [*(os.path.basename(self._dataset.name_of(index)) for index, _ in found),
                        'mask_ratio {}'.format(self._mask_ratio)]
         self.snapshots[:] = [shot for shot in self.snapshots if shot['of'] == self._names]
 
-    def sections(self):
-        """What util.reporting.report.page takes."""
-        if self._imgs is None and self.snapshots:       # a resumed run that ends before another was due
-            self._look()
+    def report_sections(self) -> List[Tuple[str, list]]:
+        """Sections for util.reporting.report.render_page."""
+        if self._imgs is None and self.snapshots:       # a resumed run that ended before its first snapshot
+            self._reconstruct()
         if not self.snapshots:
             return []
         rows = [('masked', self._masked),
                 *(('after epoch {}'.format(shot['epoch']), shot['jpegs']) for shot in self.snapshots),
                 ('original', self._original)]
-        note = NOTE.format(self._mask_ratio) + (NORMALISED_NOTE if self._model.norm_pix_loss else '')
+        note = NOTE.format(self._mask_ratio) + (NORM_PIX_NOTE if self._model.norm_pix_loss else '')
         return [('Reconstructions', [('note', note), ('strips', rows)])]

@@ -1,90 +1,94 @@
-"""What a run keeps for people and programs: log.txt, summary.json, TensorBoard, and the `Final result` block."""
+"""Run logger: log.txt, summary.json or eval.json, TensorBoard and the `Final result` block."""
 import json
 import os
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
+from PIL import Image
 
+from util.file_lock import RunLock
 from util.files import lines, set_aside, write_atomically
 from util.log import logger
 from util.text import one_line
 
 STEPS_PER_EPOCH = 1000      # TensorBoard's step is epoch x 1000, so that runs of any batch size share an axis
-# The lines of the Final result block, and what they are there for.
+# Lines of the Final result block, each with the key that it needs.
 FINAL = (('images_per_sec', 'Final Performance images/sec : {images_per_sec:.2f}'), ('loss', 'Final Loss : {loss:.4f}'),
          ('acc1', 'Final Accuracy : {acc1:.2f}'), ('best_acc1', 'Best Accuracy : {best_acc1:.2f} (epoch {best_epoch})'),
          ('task', 'E2E {task} Duration sec : {duration_sec:.0f}'))
 
 
 class RunLogger:
-    """Of the main process; the others have a NullRunLogger.
+    """Logger of the main process; other ranks have a NullRunLogger.
 
-    A disk that is full or fails is told in one line; the lines of log.txt are kept and written when it works again.
+    If the disk is full or fails, it logs one line and keeps the records until a later write succeeds.
 
     Args:
         lock: of the folder, released by `close`.
-        records: the lines that log.txt has at the start, as a resumed run left them; None: those that are there.
-        begin: fractional epoch from which on TensorBoard shows this run, not one before in the same folder; None: both.
+        records: initial lines of log.txt, as restored by a resumed run; None: the existing ones.
+        begin: fractional epoch from which TensorBoard drops earlier events of the folder; None: none.
     """
 
-    def __init__(self, folder, log_dir, lock, records=None, begin=None):
+    def __init__(self, folder: str, log_dir: Optional[str], lock: RunLock, records: Optional[Sequence[str]] = None,
+                 begin: Optional[float] = None):
         self.folder, self._lock = folder, lock
         self._path = os.path.join(folder, 'log.txt')
-        self.records = lines(self._path) if records is None else list(records)
+        self.records: List[str] = lines(self._path) if records is None else list(records)
         self._writer = None
         try:
             from torch.utils.tensorboard import SummaryWriter
             self._writer = SummaryWriter(log_dir or folder,
                                          purge_step=None if begin is None else int(begin * STEPS_PER_EPOCH))
-        except (ImportError, OSError, UnicodeEncodeError) as error:     # the last of a folder whose name is no text
+        except (ImportError, OSError, UnicodeEncodeError) as error:     # the last: a folder name that is not Unicode
             logger.info('TensorBoard files are not written: %s', error)
         if records is not None and (records or os.path.exists(self._path)):
             self._write()
 
-    def epoch(self, record):
-        """Add one JSON object to log.txt."""
+    def log_epoch(self, record: Dict[str, Any]) -> None:
+        """Append a JSON object to log.txt."""
         self.records.append(json.dumps(record))
         self._write()
         self._tensorboard(lambda writer: writer.flush())
 
     def _write(self):
-        # Written anew each time: a kill or a full disk leaves the old file or the new one, never half a line.
+        # The whole file each time: a kill or a full disk leaves the old file or the new one, never half a line.
         try:
             write_atomically(self._path, ''.join(line + '\n' for line in self.records).encode())
         except OSError as error:
-            logger.error('error: %s: not written (%s); training goes on; memory and checkpoints keep its lines',
+            logger.error('error: %s: not written (%s); training continues, checkpoints keep its lines',
                          self._path, error.strerror)
 
-    def scalars(self, epoch, values):
-        """TensorBoard scalars {tag: value} at a fractional epoch."""
+    def log_scalars(self, epoch: float, values: Dict[str, float]) -> None:
+        """Write TensorBoard scalars {tag: value} at a fractional epoch."""
         step = int(epoch * STEPS_PER_EPOCH)
         self._tensorboard(lambda writer: [writer.add_scalar(tag, value, step) for tag, value in values.items()])
 
-    def picture(self, epoch, tag, picture):
-        """A PIL image for TensorBoard at a fractional epoch."""
+    def log_image(self, epoch: float, tag: str, image: Image.Image) -> None:
+        """Write an image to TensorBoard at a fractional epoch."""
         self._tensorboard(lambda writer: writer.add_image(
-            tag, np.array(picture.convert('RGB')), int(epoch * STEPS_PER_EPOCH), dataformats='HWC'))
+            tag, np.array(image.convert('RGB')), int(epoch * STEPS_PER_EPOCH), dataformats='HWC'))
 
-    def hyperparameters(self, flags, tags):
-        """The flags of the run, {name: value}, for TensorBoard's table of runs, beside the scalars named `tags`."""
+    def log_hyperparameters(self, flags: Dict[str, Any], tags: Sequence[str]) -> None:
+        """Write the flags to TensorBoard's HParams table, with the scalars named `tags`."""
         def write(writer):
             from torch.utils.tensorboard.summary import hparams
             plain = {name: value if isinstance(value, (bool, int, float)) else one_line(value)
                      for name, value in flags.items()}
-            # Not add_hparams, which makes a run of its own in a subfolder. The third summary would end the run.
+            # Not add_hparams, which creates another run in a subfolder. The third summary would end the run.
             for summary in hparams(plain, dict.fromkeys(tags, 0.))[:2]:
                 writer.file_writer.add_summary(summary)
         self._tensorboard(write)
 
-    def _tensorboard(self, action):
+    def _tensorboard(self, action: Callable):
         try:
             if self._writer:
                 action(self._writer)
-        except (OSError, RuntimeError, ValueError) as error:    # what its writing thread has met, sooner or later
-            logger.error('error: TensorBoard files cannot be written (%s); training goes on without them', error)
+        except (OSError, RuntimeError, ValueError) as error:    # raised late: errors of its writer thread
+            logger.error('error: TensorBoard files cannot be written (%s); training continues without them', error)
             self._writer = None
 
-    def finish(self, name, result):
-        """Write `name`.json (an older one is set aside) and print it as the Final result block."""
+    def write_result(self, name: str, result: Dict[str, Any]) -> None:
+        """Write `name`.json (an older one is set aside) and print the Final result block."""
         path = os.path.join(self.folder, name + '.json')
         try:
             if os.path.exists(path):
@@ -95,15 +99,15 @@ class RunLogger:
         logger.info('\n'.join(['------------------ Final result ------------------',
                                *(text.format(**result) for key, text in FINAL if result.get(key) is not None)]))
 
-    def close(self):
-        """Give the folder free."""
+    def close(self) -> None:
+        """Close TensorBoard files and release the lock of the folder."""
         self._tensorboard(lambda writer: writer.close())
         self._lock.release()
 
 
 class NullRunLogger:
-    """Has the methods of a RunLogger, and keeps nothing."""
+    """A RunLogger that discards everything."""
     records = ()
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable:
         return lambda *args: None

@@ -1,13 +1,15 @@
-"""See where a model looks: python -m util.tools.attention --resume CHECKPOINT --output PICTURE.png IMAGES...
+"""Attention maps of a ViT: python -m util.tools.attention --resume CHECKPOINT --output PNG IMAGES...
 
-StreamCopy each image, its attention in one block as colours over it: what the class token, or the mean of the patches,
-attends to; the mean over the heads, or each head too.
+Each image is followed by heat maps of one block's attention from the class token, or averaged over the patch tokens:
+the mean over the heads, or each head too.
 """
 import itertools
 import os
 from functools import partial
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from util import log
@@ -17,89 +19,90 @@ from util.config.parser import Parser, add_device, positive_int
 from util.data.lazy_image import BICUBIC
 from util.errors import UserError, run
 from util.models import features
-from util.reporting.thumbnails import grid, scaled
+from util.reporting.thumbnails import grid, resize
 from util.text import one_line
-from util.tools.inference import Inference, output_file
+from util.tools.inference import Inference, evenly_spaced, output_file
 
-CELL, GAP, HEADING = 192, 6, 400        # pixels: longer side of an image, between images, width at least
+SIDE, GAP, MIN_WIDTH = 192, 6, 400      # pixels: longer side of an image, between images, minimum width of the figure
 BATCH = 8
-ACROSS = 6                              # images side by side, where a row of heads needs no more
-STRENGTH = .65                          # of the colours over the grey image
+COLUMNS = 6                             # minimum number of images in a row of the figure
+OPACITY = .65                           # of the heat map over the grey image
 QUERIES = {'cls': 'the class token attends to', 'mean': 'the patches attend to, on average'}
-KEY = 'dark: nothing; bright: the maximum, in the title'
-# From least to most, of rising lightness: readable in grey, and by the colour-blind.
-COLOURS = np.array([(4, 3, 30), (80, 18, 123), (182, 54, 121), (251, 136, 97), (252, 253, 191)], np.float32)
+LEGEND = 'dark: nothing; bright: the maximum, in the title'
+# Of increasing lightness: readable in greyscale, and by the colour-blind.
+COLOUR_MAP = np.array([(4, 3, 30), (80, 18, 123), (182, 54, 121), (251, 136, 97), (252, 253, 191)], np.float32)
+Titled = Tuple[List[str], Image.Image]
 
 
-def attention_weights(model, imgs, number):
+def attention_weights(model: torch.nn.Module, imgs: torch.Tensor, block: int) -> torch.Tensor:
     """softmax(q k^T / sqrt(d)) of a block (arXiv:1706.03762, section 3.2.1).
 
     Args:
         imgs: (N, C, H, W), normalised.
-        number: of the block, counted from 1.
+        block: counted from 1.
     Returns:
-        (N, heads, 1 + L, 1 + L): the rows are queries and sum to 1, the columns keys; the class token is first.
+        (N, heads, 1 + L, 1 + L): rows are queries and sum to 1, columns are keys; the class token is first.
     """
-    attention, taken = model.blocks[number - 1].attn, []
-    hook = attention.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
-    next(itertools.islice(features.block_outputs(model, imgs), number - 1, None))
+    attention, inputs = model.blocks[block - 1].attn, []
+    hook = attention.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    next(itertools.islice(features.block_outputs(model, imgs), block - 1, None))
     hook.remove()
-    tokens, = taken
+    tokens, = inputs
     count, length, width = tokens.shape
     qkv = attention.qkv(tokens).reshape(count, length, 3, attention.num_heads, width // attention.num_heads)
     q, k, _ = qkv.permute(2, 0, 3, 1, 4)
     return ((q * q.shape[-1] ** -.5) @ k.transpose(-2, -1)).softmax(dim=-1)
 
 
-def attention_maps(model, imgs, number, query='cls'):
-    """The share of attention that each patch gets in a block: (N, heads, rows, columns) of patches.
+def attention_maps(model: torch.nn.Module, imgs: torch.Tensor, block: int, query: str = 'cls') -> torch.Tensor:
+    """Attention to each patch in a block, (N, heads, rows, columns) of patches.
 
     Args:
-        query: 'cls', what the class token attends to; 'mean', the mean over what all patches attend to.
+        query: 'cls', attention of the class token; 'mean', the mean over the patch tokens.
     """
-    weights = attention_weights(model, imgs, number)
-    onto_patches = weights[:, :, 0, 1:] if query == 'cls' else weights[:, :, 1:, 1:].mean(dim=2)
-    return onto_patches.reshape(*onto_patches.shape[:2], *model.grid_size)
+    weights = attention_weights(model, imgs, block)
+    to_patches = weights[:, :, 0, 1:] if query == 'cls' else weights[:, :, 1:, 1:].mean(dim=2)
+    return to_patches.reshape(*to_patches.shape[:2], *model.grid_size)
 
 
-def coloured(pixels, weights):
-    """A PIL image in grey below the colours of its attention, (rows, columns) of patches: the maximum is brightest."""
-    shares = Image.fromarray((weights / max(weights.max(), 1e-12)).astype(np.float32)).resize(pixels.size, BICUBIC)
-    levels = np.linspace(0, 1, len(COLOURS))
-    colours = np.stack([np.interp(shares, levels, channel) for channel in COLOURS.T], axis=-1)
-    grey = np.array(pixels.convert('L'), np.float32)[..., None]
-    return Image.fromarray((grey * (1 - STRENGTH) + colours * STRENGTH).round().astype(np.uint8))
+def overlay(image: Image.Image, weights: np.ndarray) -> Image.Image:
+    """Heat map of attention (rows, columns) of patches over a grey image; the maximum is brightest."""
+    shares = Image.fromarray((weights / max(weights.max(), 1e-12)).astype(np.float32)).resize(image.size, BICUBIC)
+    levels = np.linspace(0, 1, len(COLOUR_MAP))
+    colours = np.stack([np.interp(shares, levels, channel) for channel in COLOUR_MAP.T], axis=-1)
+    grey = np.array(image.convert('L'), np.float32)[..., None]
+    return Image.fromarray((grey * (1 - OPACITY) + colours * OPACITY).round().astype(np.uint8))
 
 
-def cells(image, weights, name, heads):
-    """[([title], PIL image)] of a PIL image and its attention (heads, rows, columns): the mean, and all `heads`."""
-    image, maps = scaled(image, CELL), [('mean', weights.mean(axis=0))]
+def titled_maps(image: Image.Image, weights: np.ndarray, name: str, heads: bool) -> List[Titled]:
+    """[([title], image)] of an image and its attention (heads, rows, columns): the mean, and each head if `heads`."""
+    image, maps = resize(image, SIDE), [('mean', weights.mean(axis=0))]
     if heads:
         maps += [('head {}'.format(i), head) for i, head in enumerate(weights, 1)]
-    return [([name], image)] + [(['{}: {:.1%}'.format(title, shares.max())], coloured(image, shares))
+    return [([name], image)] + [(['{}: {:.1%}'.format(title, shares.max())], overlay(image, shares))
                                 for title, shares in maps]
 
 
-def sheet(rows, heading):
-    """Rows of `cells`, all of one size, in one PIL image below a line and the key to the colours."""
-    joined = max(1, ACROSS // len(rows[0]))
+def figure(rows: Sequence[List[Titled]], heading: str) -> Image.Image:
+    """Figure of the rows of `titled_maps`, all of one size, below a heading and the legend of the colours."""
+    joined = max(1, COLUMNS // len(rows[0]))
     rows = [sum(rows[i:i + joined], []) for i in range(0, len(rows), joined)]
-    cells = grid([[image for _, image in row] for row in rows], [[title for title, _ in row] for row in rows], GAP)
-    return grid([[cells]], [[[heading, KEY, '']]], width=HEADING)
+    images = grid([[image for _, image in row] for row in rows], [[title for title, _ in row] for row in rows], GAP)
+    return grid([[images]], [[[heading, LEGEND, '']]], width=MIN_WIDTH)
 
 
-def main(argv=None):
+def main(argv: Optional[List[str]] = None) -> None:
     parser = Parser(prog='python -m util.tools.attention', description=__doc__.split('\n')[0])
     add_model(parser, 'main_pretrain.py or main_finetune.py')
     add_images(parser)
     add = parser.add_argument
-    add('--output', required=True, help='PNG file to write; one that is there is renamed')
-    add('--block', type=positive_int, help='block whose attention is shown, counted from 1; default: the last')
+    add('--output', required=True, help='PNG file to write; an existing one is renamed')
+    add('--block', type=positive_int, help='transformer block, counted from 1; default: the last')
     add('--query', choices=sorted(QUERIES),
-        help='whose attention: cls, that of the class token; mean, the mean over that of all patches; default: mean '
-             'for a classifier of the mean (--global_pool), whose class token serves nothing in the end; else cls')
-    add('--heads', action='store_true', help='show each head too, beside their mean')
-    add('--count', type=positive_int, default=8, help='images at most, spread over those named')
+        help='query of the attention: cls, the class token; mean, the average over the patch tokens; default: mean for '
+             'a classifier with --global_pool, which ignores its class token; else cls')
+    add('--heads', action='store_true', help='show each head too, not only their mean')
+    add('--count', type=positive_int, default=8, help='maximum number of images, evenly spaced among those given')
     add_device(add)
     args = parser.parse_args(argv)
     check_checkpoint(parser, args)
@@ -108,19 +111,19 @@ def main(argv=None):
     loaded = load_model.load_any(args.resume, args.input_size)
     depth = len(loaded.model.blocks)
     query = args.query or ('mean' if getattr(loaded.model, 'global_pool', False) else 'cls')
-    number = args.block or depth
-    if number > depth:
-        raise UserError('--block {}: the model has {} blocks, counted from 1'.format(number, depth))
+    block = args.block or depth
+    if block > depth:
+        raise UserError('--block {}: the model has {} blocks, counted from 1'.format(block, depth))
     inference = Inference(loaded, args.device)
-    images, rows = inference.images(args.images), []
-    for indices, maps in inference.over(inference.some(images, args.count),
-                                        partial(attention_maps, number=number, query=query), BATCH):
+    dataset, rows = inference.dataset(args.images), []
+    for indices, maps in inference.run(evenly_spaced(dataset, args.count),
+                                       partial(attention_maps, block=block, query=query), BATCH):
         for i, weights in zip(indices, maps.float().cpu().numpy()):
-            name = os.sep.join(images.name_of(i).split(os.sep)[-2:])
-            rows.append(cells(inference.shown(images[i][0]), weights, name, args.heads))
-    heading = 'Block {} of {}: what {}'.format(number, depth, QUERIES[query])
+            name = os.sep.join(dataset.name_of(i).split(os.sep)[-2:])
+            rows.append(titled_maps(inference.to_image(dataset[i][0]), weights, name, args.heads))
+    heading = 'Block {} of {}: what {}'.format(block, depth, QUERIES[query])
     with output_file(args.output) as file:
-        sheet(rows, heading).save(file, 'PNG')
+        figure(rows, heading).save(file, 'PNG')
     print('{}: {}'.format(heading, one_line(args.output)))
 
 

@@ -1,12 +1,15 @@
-"""A trained model at work on many images: in batches, in order, with loader processes; what cannot be read is told."""
+"""Batched inference of a trained model with loader processes, in order; unreadable files are skipped."""
 import os
 import sys
 from contextlib import contextmanager
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
-from torch.utils.data import Subset
+from PIL import Image
+from torch.utils.data import Dataset, Subset
 
-from util.data.datasets import ImageSources
+from util.checkpoints.load_model import LoadedModel
+from util.data.datasets import InputImages
 from util.data.loader import evaluation_loader
 from util.data.transforms import preprocessing_of, to_pil
 from util.devices import accelerator as devices
@@ -20,12 +23,12 @@ from util.text import one_line
 
 
 @contextmanager
-def output_file(path):
-    """A binary file that the user has named, to write to: at `path` when the block ends well, and what was there has
-    another name; its `check` tells at once what a disk refuses.
+def output_file(path: str) -> Iterator[Any]:
+    """Open an output file of the user for writing bytes, as util.files.atomic_file does; an earlier file is set aside.
 
+    Its `check` raises a write error at once.
     Raises:
-        UserError: it cannot be written; what was at `path` is still there.
+        UserError: it cannot be written; an earlier file is left as it was.
     """
     try:
         with atomic_file(path) as file:
@@ -40,68 +43,66 @@ def output_file(path):
 class Inference:
     """A trained model on its device.
 
-    `unreadable` are the (path, reason) pairs of the files that cannot be read.
     Args:
-        trained: LoadedModel.
-        device, amp: as the flags of that name.
+        device, amp: values of these flags.
     Raises:
-        UserError: the device cannot be used here.
+        UserError: the device is not available.
     """
 
-    def __init__(self, trained, device='auto', amp=False):
+    def __init__(self, loaded: LoadedModel, device: str = 'auto', amp: bool = False):
         self._accelerator = devices.select(device)
         self._device = self._accelerator.use(0)
         self._precision = choose_precision(self._accelerator, amp)
-        self.model = self._precision.prepare_inference(trained.model.to(self._device))
-        self._transform, self.normalize = preprocessing_of(trained.flags)
-        self.unreadable = []
+        self.model = self._precision.prepare_inference(loaded.model.to(self._device))
+        self._transform, self.normalize = preprocessing_of(loaded.flags)
+        self.unreadable: List[Tuple[str, str]] = []         # (path, reason)
 
-    def images(self, paths):
-        """The images of a command line as the model takes them; see ImageSources."""
-        return ImageSources(paths, self._transform)
+    def dataset(self, paths: Sequence[str]) -> InputImages:
+        """Dataset of the images of a command line, with the evaluation transform."""
+        return InputImages(paths, self._transform)
 
-    def some(self, images, count):
-        """At most `count` of the `images`, at equal distances."""
-        shown = min(count, len(images))
-        return Subset(images, [i * len(images) // shown for i in range(shown)])
+    def to_image(self, pixels: torch.Tensor) -> Image.Image:
+        """An image of `dataset` (H, W, C) -> PIL image."""
+        return to_pil(self.normalize.to_display(self.normalize(pixels[None]))[0])
 
-    def shown(self, pixels):
-        """One of the `images` (H, W, C) -> PIL image."""
-        return to_pil(self.normalize.shown(self.normalize(pixels[None]))[0])
-
-    def over(self, images, function, batch_size, num_workers=None, told=''):
-        """Yield (indices of a batch's images, what `function` makes of (model, imgs (N, C, H, W))), in order.
+    def run(self, dataset: Dataset, function: Callable[[torch.nn.Module, torch.Tensor], Any], batch_size: int,
+            num_workers: Optional[int] = None, label: str = '') -> Iterator[Tuple[List[int], Any]]:
+        """Yield (indices, function(model, imgs (N, C, H, W))) of each batch, in order.
 
         Args:
-            images: what `images` gave, or a torch.utils.data.Subset of it.
-            num_workers: loader processes; None: as many as there are cores and work for.
-            told: the words before a bar on a terminal; '' for none.
+            dataset: of `dataset`, or a Subset of it.
+            num_workers: loader processes; None: at most one per core and per batch but the first.
+            label: text before the progress bar; '' for no bar.
         Raises:
-            UserError: no image could be read.
+            UserError: no image can be read.
         """
-        if num_workers is None:             # a single batch is read as fast without
-            num_workers = min(default_workers(), (len(images) - 1) // batch_size)
-        loader = evaluation_loader(images, batch_size, World(), False, num_workers, True, self._accelerator)
+        if num_workers is None:             # a single batch loads as fast in this process
+            num_workers = min(default_workers(), (len(dataset) - 1) // batch_size)
+        loader = evaluation_loader(dataset, batch_size, World(), False, num_workers, True, self._accelerator)
         loader.unreadable_images = self
-        with progress_bar(told, 'images', len(images)) as bar:
+        with progress_bar(label, 'images', len(dataset)) as bar:
             for pixels, indices in loader:
-                yield indices.tolist(), self._apply(function, pixels)
+                pixels, = self._accelerator.to_device([pixels], self._device)
+                # apex casts the weights to half precision; only its own forward would cast the images.
+                imgs = self.normalize(pixels).to(self.model.patch_embed.proj.weight.dtype)
+                with torch.no_grad(), self._precision.autocast():
+                    outputs = function(self.model, imgs)
+                yield indices.tolist(), outputs
                 bar.update(len(indices))
-        bad, total = len(self.unreadable), len(images)
+        bad, total = len(self.unreadable), len(dataset)
         if bad == total:
             raise UserError('none of the {:,} images can be read'.format(total))
         if bad:
             print('{:,} of {:,} images cannot be read'.format(bad, total), file=sys.stderr)
 
-    def met(self, found):
-        """Name unreadable files on standard error, in the place of UnreadableImages."""
+    def add(self, found: Sequence[Tuple[str, str]]) -> None:
+        """Log unreadable files, (path, reason) each; called by the loader, as UnreadableTracker.add is."""
         for path, reason in found:
             logger.warning('%s: cannot be read (%s)', path, reason)
         self.unreadable += found
 
-    def _apply(self, function, pixels):
-        pixels, = self._accelerator.to_device([pixels], self._device)
-        # apex gives a model half weights, and only its forward half images.
-        imgs = self.normalize(pixels).to(self.model.patch_embed.proj.weight.dtype)
-        with torch.no_grad(), self._precision.autocast():
-            return function(self.model, imgs)
+
+def evenly_spaced(dataset: Dataset, count: int) -> Subset:
+    """At most `count` images of a dataset, evenly spaced."""
+    count = min(count, len(dataset))
+    return Subset(dataset, [i * len(dataset) // count for i in range(count)])

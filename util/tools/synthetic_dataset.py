@@ -1,8 +1,7 @@
-"""A small dataset that the program draws itself: python -m util.tools.synthetic_dataset FOLDER
+"""Synthetic dataset of shapes and textures: python -m util.tools.synthetic_dataset FOLDER
 
 Eight classes, four shapes in two textures each, as JPEG files in train/<class>/ and val/<class>/. Colours, position,
-size, angle and background are drawn at random for every image, so neither the mean colour nor the place tells the
-class: shape and texture must both be seen.
+size, angle and background of each image are random, so that neither mean colour nor position predicts the class.
 """
 import math
 import os
@@ -13,26 +12,26 @@ from PIL import Image, ImageDraw
 from util.config.parser import Parser, non_negative_int, positive_int
 from util.errors import UserError, run
 
-SIDE = 64                   # pixels of a finished image
+SIDE = 64                   # pixels of an image
 SHAPES = ('cross', 'disc', 'star', 'triangle')
 TEXTURES = ('checks', 'stripes')
 CLASSES = ['{}_{}'.format(shape, texture) for shape in SHAPES for texture in TEXTURES]
 SUPERSAMPLE = 2
 
 
-def draw(class_name, rng):
-    """A PIL image, SIDE x SIDE, RGB, of one of CLASSES; the numpy RandomState `rng` decides everything else."""
+def draw(class_name: str, rng: np.random.RandomState) -> Image.Image:
+    """Random image of one of CLASSES: SIDE x SIDE, RGB."""
     shape, texture = class_name.split('_')
     side = SIDE * SUPERSAMPLE
     mask = np.asarray(_shape_mask(shape, side, rng), dtype=np.float32)[..., None] / 255
-    figure = _two_colours(_texture(texture, side, rng), rng)
-    ground = _two_colours(_gradient(side, rng), rng)
-    image = mask * figure + (1 - mask) * ground + rng.normal(0, 6, (side, side, 1))
+    foreground = _two_colours(_texture(texture, side, rng), rng)
+    background = _two_colours(_gradient(side, rng), rng)
+    image = mask * foreground + (1 - mask) * background + rng.normal(0, 6, (side, side, 1))
     return Image.fromarray(image.clip(0, 255).astype(np.uint8)).resize((SIDE, SIDE))
 
 
 def _shape_mask(shape, side, rng):
-    """White figure on black: regular outlines of random size, place and angle."""
+    """White shape on black: a regular polygon of random size, position and angle."""
     mask = Image.new('L', (side, side))
     radius = side * rng.uniform(.32, .46)
     centre = rng.uniform(radius * .8, side - radius * .8, 2)
@@ -42,7 +41,7 @@ def _shape_mask(shape, side, rng):
 
 
 def _outline(shape):
-    """(corners, 2) of a figure that fits the unit circle."""
+    """(corners, 2) of a shape within the unit circle."""
     if shape == 'cross':
         arm = [(1., -.3), (1., .3), (.3, .3)]
         return np.concatenate([np.array(arm) @ _rotation(quarter * math.pi / 2) for quarter in range(4)]) * .96
@@ -53,7 +52,7 @@ def _outline(shape):
 
 
 def _rotation(angle):
-    """(2, 2) matrix that turns row vectors counter-clockwise."""
+    """(2, 2) rotation matrix for row vectors, counter-clockwise."""
     return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
@@ -67,7 +66,7 @@ def _texture(texture, side, rng):
 
 
 def _gradient(side, rng):
-    """(side, side) in 0..1: a smooth slope in a random direction."""
+    """(side, side) in 0..1: a linear gradient in a random direction."""
     rows, columns = np.mgrid[:side, :side] / side - .5
     angle = rng.uniform(0, 2 * math.pi)
     return .5 + (columns * math.cos(angle) + rows * math.sin(angle)) / math.sqrt(2)
@@ -79,14 +78,14 @@ def _two_colours(weights, rng):
     return dark + weights[..., None] * (light - dark)
 
 
-def write(folder, train, val, seed):
-    """Draw `train` and `val` images, spread evenly over the classes, below `folder`.
+def write(folder: str, train: int, val: int, seed: int) -> None:
+    """Draw `train` and `val` images, spread evenly over the classes.
 
     Raises:
-        UserError: the folder holds something already.
+        UserError: the folder is not empty.
     """
     if os.path.isdir(folder) and os.listdir(folder):
-        raise UserError('{}: is not empty; name a new folder'.format(folder))
+        raise UserError('{}: is not empty; choose a new folder'.format(folder))
     for split, count in (('train', train), ('val', val)):
         rng = np.random.RandomState(seed + (split == 'val') * 7919)
         for name in CLASSES:
@@ -98,9 +97,9 @@ def write(folder, train, val, seed):
                 print('drawing {}: {}/{}'.format(split, i + 1, count), flush=True)
 
 
-def _main():
+def main() -> None:
     parser = Parser(prog='python -m util.tools.synthetic_dataset', description=__doc__.split('\n')[0])
-    parser.add_argument('folder', metavar='FOLDER', help='where train/ and val/ go; must be new or empty')
+    parser.add_argument('folder', metavar='FOLDER', help='folder for train/ and val/; must be new or empty')
     parser.add_argument('--train', type=positive_int, default=4000, help='training images')
     parser.add_argument('--val', type=positive_int, default=800, help='validation images')
     parser.add_argument('--seed', type=non_negative_int, default=0, help='seed of all drawings')
@@ -112,4 +111,4 @@ def _main():
 
 
 if __name__ == '__main__':
-    run(_main)
+    run(main)

@@ -78,8 +78,8 @@ class EpochMeter:
                     duration(per_iteration * (self.iterations - i - 1)), loss, self.optimizer_step.lr, per_iteration,
                     self._waited / count, '' if peak is None else '  max mem: {:.0f} MiB'.format(peak),
                     '  skipped steps: {}'.format(skipped) if skipped else '')
-        self._run_logger.scalars(self.epoch + (i + 1) / self.iterations,
-                                 {self._loss_tag: loss, 'lr': self.optimizer_step.lr})
+        self._run_logger.log_scalars(self.epoch + (i + 1) / self.iterations,
+                                     {self._loss_tag: loss, 'lr': self.optimizer_step.lr})
         self._since, self._waited, self._last_line = now, 0., i + 1
 
     def state_dict(self) -> Dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 from util.data.datasets import labelled_set
 from util.data.loader import evaluation_loader
 from util.data.transforms import Normalize, preprocessing_of
-from util.data.unreadable import UnreadableImages
+from util.data.unreadable import UnreadableTracker
 from util.devices.precision import FullPrecision
 from util.distributed import hang_detector
 from util.errors import UserError
@@ -55,7 +55,7 @@ def balanced_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, normalize: Normalize, session: Session, precision: FullPrecision,
              datasets: Tuple[Dataset, Dataset, int], loading: Tuple[int, int, bool], pool: str = 'mean', k: int = K,
-             temperature: float = TEMPERATURE, unreadable_images: Optional[UnreadableImages] = None) -> float:
+             temperature: float = TEMPERATURE, unreadable_images: Optional[UnreadableTracker] = None) -> float:
     """Collective: k-NN accuracy in percent over the readable validation images, each counted once; no randomness.
 
     Args:

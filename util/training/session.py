@@ -152,5 +152,5 @@ def write_result(session: Session, run_logger: RunLogger, name: str, result: Dic
     session.profiler.finish()
     result = {**result, 'duration_sec': round(session.elapsed, 1), 'processes': session.world.size,
               'device': session.accelerator.name}
-    run_logger.finish(name, result)
+    run_logger.write_result(name, result)
     return result

@@ -15,7 +15,7 @@ from util.config.normalization import adopt_statistics
 from util.data.datasets import has_validation, labelled_set
 from util.data.loader import Batches, evaluation_loader, training_loader
 from util.data.transforms import evaluation_transform
-from util.data.validation_split import split_settings
+from util.data.validation_split import resolve_split
 from util.devices.compile import compile_blocks
 from util.devices.precision import FullPrecision
 from util.distributed.world import World
@@ -35,8 +35,8 @@ def start_classifier(args: Namespace) -> Tuple[Session, FullPrecision, Checkpoin
     precision = setup_precision(args, session)
     checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
                                 session.world.is_main)
-    args.val_fraction, args.val_seed = split_settings(args.val_fraction, args.val_seed, has_validation(args.data_path),
-                                                      args.eval, checkpointer.get('args'))
+    args.val_fraction, args.val_seed = resolve_split(args.val_fraction, args.val_seed, has_validation(args.data_path),
+                                                     args.eval, checkpointer.get('args'))
     return session, precision, checkpointer
 
 

@@ -7,7 +7,7 @@ import torch
 
 from util.checkpoints.checkpointer import BEST, Checkpointer, name_after, name_within
 from util.data.loader import Batches
-from util.data.unreadable import track_unreadable
+from util.data.unreadable import UnreadableTracker
 from util.devices.precision import FullPrecision
 from util.errors import Preempted, SaveFailed, UserError
 from util.log import logger, progress_bar
@@ -72,7 +72,7 @@ class Trainer:
         self._checkpointer.begin()
         self._report = Report(args, session, self.optimizer_step.precision, len(dataset), self._run_logger,
                               self._report_part)
-        self.unreadable_images = track_unreadable(args.output_dir, args.max_bad_images, dataset, session)
+        self.unreadable_images = UnreadableTracker.of_run(args.output_dir, args.max_bad_images, dataset, session.world)
         self._loader.unreadable_images = self.unreadable_images
         self.meter = EpochMeter(self._loader, session, self.optimizer_step, self._run_logger, self._loss_tag, args.seed)
         session.signals.patient = True
@@ -130,7 +130,7 @@ class Trainer:
         self._check_every = int(min(max(1., CHECK_SECONDS / max(per_step, 1e-9)), CHECK_STEPS))
         self._steps, self._since = 0, time.monotonic()
         if unreadable:
-            self.unreadable_images.share(session.world, session.device)
+            self.unreadable_images.sync(session.world, session.device)
         if abort:
             non_finite_steps.abort(self._args.output_dir, session.world, self.optimizer_step.precision.scale,
                                    self._files_of)
@@ -147,7 +147,7 @@ class Trainer:
         """Names of the images in an iteration of a process."""
         dataset, size = self._loader.dataset, self._args.batch_size
         done, start = self._first_done if epoch == self._first_epoch else (0, 0)
-        keys = self._loader.sampler.of(rank, epoch, start)[(iteration - done) * size:][:size]
+        keys = self._loader.sampler.samples(rank, epoch, start)[(iteration - done) * size:][:size]
         return [dataset.name_of(index) for index, _ in keys]
 
     def state_dict(self) -> Dict[str, Any]:
@@ -201,12 +201,12 @@ class Trainer:
         epoch, step = self._epoch, self.optimizer_step
         scalars = {'perf/' + name: value for name, value in tests.items()}
         trained = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
-        self._run_logger.epoch({**stats, **tests, 'n_parameters': trained, 'epoch': epoch,
-                                'device': self._session.accelerator.name, 'precision': step.precision.name})
-        self._run_logger.scalars(epoch + 1, scalars)
+        self._run_logger.log_epoch({**stats, **tests, 'n_parameters': trained, 'epoch': epoch,
+                                    'device': self._session.accelerator.name, 'precision': step.precision.name})
+        self._run_logger.log_scalars(epoch + 1, scalars)
         if epoch == self._first_epoch:
-            self._run_logger.hyperparameters(vars(self._args), [self._loss_tag, *scalars])
-        self._report.epoch(epoch)
+            self._run_logger.log_hyperparameters(vars(self._args), [self._loss_tag, *scalars])
+        self._report.on_epoch_end(epoch)
         self._epoch, self._images = epoch + 1, 0
         last = self._epoch == self._args.epochs
         due = last or self._epoch % self._args.save_every == 0
@@ -214,7 +214,7 @@ class Trainer:
         if names:
             self.save(names)
         if last:
-            self._report.finish(write_result(self._session, self._run_logger, 'summary', {
+            self._report.set_result(write_result(self._session, self._run_logger, 'summary', {
                 'task': 'Training', 'images_per_sec': self.meter.fps, 'loss': stats['train_loss'], **result,
                 'epochs': self._args.epochs}))
             self._wait_until_saved()

@@ -89,15 +89,15 @@ def fill(folder):
 
 def test_log_lines_on_a_full_disk_are_kept_and_written_when_there_is_room(small_disk):
     run_logger = RunLogger(str(small_disk), None, RunLock(str(small_disk)))
-    run_logger.epoch({'epoch': 0})
+    run_logger.log_epoch({'epoch': 0})
     fill(small_disk)
     for epoch in (1, 2):
-        run_logger.scalars(epoch, {'loss': 1.})
-        run_logger.epoch({'epoch': epoch})
+        run_logger.log_scalars(epoch, {'loss': 1.})
+        run_logger.log_epoch({'epoch': epoch})
     assert (small_disk / 'log.txt').read_text() == '{"epoch": 0}\n'
-    run_logger.finish('summary', {'task': 'Training', 'duration_sec': 1})
+    run_logger.write_result('summary', {'task': 'Training', 'duration_sec': 1})
     (small_disk / 'filler').unlink()
-    run_logger.epoch({'epoch': 3})
+    run_logger.log_epoch({'epoch': 3})
     assert (small_disk / 'log.txt').read_text() == ''.join('{{"epoch": {}}}\n'.format(i) for i in range(4))
     run_logger.close()
 

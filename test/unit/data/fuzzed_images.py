@@ -1,4 +1,4 @@
-"""Image files with mutated headers and bodies, all from one seed: some still read, most are broken in some way."""
+"""Seeded fuzzing of image files: headers and bodies are mutated; some files stay readable, most do not."""
 import io
 import os
 import random
@@ -10,7 +10,7 @@ from PIL import Image, features
 
 
 def write(folder, count, seed=0):
-    """Write `count` files into `folder`; returns their paths. The same seed gives the same bytes on one Pillow."""
+    """Write `count` files and return their paths; with one release of Pillow, the bytes depend on the seed alone."""
     rng, originals, paths = random.Random(seed), _originals(), []
     for i in range(count):
         kind, data = originals[i % len(originals)]
@@ -21,7 +21,7 @@ def write(folder, count, seed=0):
 
 
 def _originals():
-    """[(ending, bytes)] of whole files of 160 x 120 pixels."""
+    """[(extension, bytes)] of valid files of 160 x 120 pixels."""
     pixels, found = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8), []
     rgb = Image.fromarray(pixels).resize((160, 120), 3)
     exif = b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0'
@@ -36,35 +36,35 @@ def _originals():
     return found
 
 
-# Mutations: (generator, ending, bytes) -> bytes.
+# Mutations: (generator, extension, bytes) -> bytes.
 
-def overwritten(start, end):
-    """Some bytes between two places get other values; the checksums of a PNG may stay right, so that it is read on."""
+def overwrite_bytes(start, end):
+    """Overwrite some bytes in a range; half of the PNG files get valid checksums, so that decoders parse further."""
     def mutation(rng, kind, data):
         changed = bytearray(data)
         for _ in range(rng.randint(1, 8)):
             changed[rng.randrange(start, min(end, len(data)))] = rng.randrange(256)
-        return _mended(bytes(changed)) if kind == 'png' and rng.random() < .5 else bytes(changed)
+        return _with_valid_checksums(bytes(changed)) if kind == 'png' and rng.random() < .5 else bytes(changed)
     return mutation
 
 
-def other_dimensions(rng, kind, data):
-    """The header of a JPEG or PNG says 0, one more, a few thousand, or more pixels than anybody has."""
+def change_dimensions(rng, kind, data):
+    """Change width and height in the header of a JPEG or PNG: 0, one more, thousands, or impossibly large."""
     width, height = (rng.choice([0, 1, 161, 3000, 65535, 2 ** 31 - 1]) for _ in range(2))
     if kind == 'png':
-        return _mended(data[:16] + struct.pack('>II', width, height) + data[24:])
-    at = max(data.find(b'\xff\xc0'), data.find(b'\xff\xc2'))
-    return data[:at + 5] + struct.pack('>HH', height & 65535, width & 65535) + data[at + 9:]
+        return _with_valid_checksums(data[:16] + struct.pack('>II', width, height) + data[24:])
+    offset = max(data.find(b'\xff\xc0'), data.find(b'\xff\xc2'))
+    return data[:offset + 5] + struct.pack('>HH', height & 65535, width & 65535) + data[offset + 9:]
 
 
-def cut_or_moved(rng, kind, data):
-    """The end is missing, or what stands behind a place has moved."""
-    place = rng.randrange(len(data))
-    return data[:place] + rng.choice([b'', data[place + 20:], data[place:place + 100] + data[place:]])
+def truncate_or_shift(rng, kind, data):
+    """Truncate the file, or remove or insert bytes."""
+    i = rng.randrange(len(data))
+    return data[:i] + rng.choice([b'', data[i + 20:], data[i:i + 100] + data[i:]])
 
 
-def _mended(png):
-    """A PNG with the checksum of every chunk made right, as far as its lengths lead."""
+def _with_valid_checksums(png):
+    """PNG with recomputed chunk checksums, as far as its chunk lengths are consistent."""
     out, at = bytearray(png[:8]), 8
     while at + 12 <= len(png):
         length = struct.unpack('>I', png[at:at + 4])[0]
@@ -74,6 +74,6 @@ def _mended(png):
     return bytes(out)
 
 
-MUTATIONS = [lambda rng, kind, data: data, *3 * [overwritten(0, 64)], *4 * [overwritten(64, 10 ** 9)],
-             *2 * [other_dimensions], *5 * [cut_or_moved], lambda rng, kind, data: data[:-rng.randint(1, 24)],
+MUTATIONS = [lambda rng, kind, data: data, *3 * [overwrite_bytes(0, 64)], *4 * [overwrite_bytes(64, 10 ** 9)],
+             *2 * [change_dimensions], *5 * [truncate_or_shift], lambda rng, kind, data: data[:-rng.randint(1, 24)],
              lambda rng, kind, data: b'', lambda rng, kind, data: bytes(rng.choices(range(256), k=len(data)))]

@@ -1,4 +1,4 @@
-"""Images of any number of channels, and the mean and standard deviation that they are normalised by."""
+"""Images of any number of channels, and their normalization by mean and standard deviation."""
 import io
 import json
 import random
@@ -27,7 +27,7 @@ from util.errors import UserError
 from util.tools import dataset_stats, pack_shards
 
 
-def drawn(folder, per_class=8, channels=5, kind=np.uint16):
+def array_folders(folder, per_class=8, channels=5, kind=np.uint16):
     """An ImageFolder of .npy arrays: two classes of different brightness."""
     rng = np.random.RandomState(0)
     for split, count in (('train', per_class), ('val', 3)):
@@ -41,8 +41,8 @@ def drawn(folder, per_class=8, channels=5, kind=np.uint16):
 
 @pytest.fixture(scope='module')
 def bands(tmp_path_factory):
-    """5 channels in uint16."""
-    return drawn(tmp_path_factory.mktemp('bands'))
+    """Class folders of 5-channel uint16 arrays."""
+    return array_folders(tmp_path_factory.mktemp('bands'))
 
 
 def saved(folder, pixels, name='x.npy'):
@@ -51,19 +51,19 @@ def saved(folder, pixels, name='x.npy'):
 
 
 def ramp(channels=5, kind=np.uint8):
-    """Each channel is another even slope."""
+    """(40, 30, channels) array; each channel is a linear gradient of a different slope."""
     slope = np.linspace(0, 19, 40 * 30).reshape(40, 30, 1)
     return (slope * np.arange(1, channels + 1)).astype(kind)
 
 
 @pytest.mark.parametrize('bytes_at_once', [True, False])
 @pytest.mark.parametrize('channels', [1, 5])
-def test_a_part_of_an_array_is_what_pillow_makes_of_each_channel(tmp_path, monkeypatch, channels, bytes_at_once):
+def test_crop_of_array_equals_pillow_resize_per_channel(tmp_path, monkeypatch, channels, bytes_at_once):
     if bytes_at_once and not lazy_image._RESIZES_BYTES:
         pytest.skip('this PyTorch has no bicubic kernel for bytes')
     monkeypatch.setattr(lazy_image, '_RESIZES_BYTES', bytes_at_once)
     pixels = ramp(channels)
-    part = open_image(saved(tmp_path, pixels.squeeze())).channels(channels).part(4, 2, 30, 20, (16, 24))
+    part = open_image(saved(tmp_path, pixels.squeeze())).with_channels(channels).resized_crop(4, 2, 30, 20, (16, 24))
     expected = [np.asarray(Image.fromarray(pixels[4:34, 2:22, i].copy()).resize((24, 16), 3)) for i in range(channels)]
     assert part.dtype == torch.uint8 and part.shape == (16, 24, channels)
     assert abs(part.numpy().astype(int) - np.stack(expected, axis=-1)).max() <= 1
@@ -71,24 +71,25 @@ def test_a_part_of_an_array_is_what_pillow_makes_of_each_channel(tmp_path, monke
 
 @pytest.mark.parametrize('kind, value, unit', [(np.uint16, 65535, 1), (np.float32, -30, -30), (np.float16, .5, .5),
                                                ('>u2', 257, 1 / 255)])
-def test_arrays_of_more_than_8_bits_stay_exact_in_units_of_their_kind(tmp_path, kind, value, unit):
-    picture = open_image(saved(tmp_path, np.full((8, 8, 2), value, kind))).channels(2)
-    images = picture.part(0, 0, 8, 8, (4, 4))[None]
+def test_arrays_of_more_than_8_bits_keep_their_precision(tmp_path, kind, value, unit):
+    image = open_image(saved(tmp_path, np.full((8, 8, 2), value, kind))).with_channels(2)
+    images = image.resized_crop(0, 0, 8, 8, (4, 4))[None]
     assert images.dtype == torch.float32
     assert Normalize(2, [0.], [1.])(images).flatten().tolist() == pytest.approx([unit] * 32, rel=1e-5)
 
 
-def stored(pixels):
+def npy_bytes(pixels):
     file = io.BytesIO()
     np.save(file, pixels)
     return file.getvalue()
 
 
 @pytest.mark.parametrize('data', [
-    stored(np.zeros((5, 40), np.int64)), stored(np.full((4, 4, 2), np.nan, np.float32)),
-    stored(np.zeros((4, 4, 2, 2), np.uint8)), stored(np.zeros(7, np.uint8)), stored(np.zeros((0, 4, 2), np.uint8)),
-    stored(np.zeros((4, 4, 5), object)), b'', b'text', b'\x93NUMPY\x01\x00\xff\xff{', stored(ramp())[:-100]])
-def test_arrays_that_are_not_images_or_damaged_are_unreadable(tmp_path, data):
+    npy_bytes(np.zeros((5, 40), np.int64)), npy_bytes(np.full((4, 4, 2), np.nan, np.float32)),
+    npy_bytes(np.zeros((4, 4, 2, 2), np.uint8)), npy_bytes(np.zeros(7, np.uint8)),
+    npy_bytes(np.zeros((0, 4, 2), np.uint8)), npy_bytes(np.zeros((4, 4, 5), object)),
+    b'', b'text', b'\x93NUMPY\x01\x00\xff\xff{', npy_bytes(ramp())[:-100]])
+def test_damaged_or_non_image_arrays_are_unreadable(tmp_path, data):
     (tmp_path / 'x.npy').write_bytes(data)
     with pytest.raises(UnreadableImage, match='x.npy'):
         open_image(str(tmp_path / 'x.npy'))
@@ -96,28 +97,28 @@ def test_arrays_that_are_not_images_or_damaged_are_unreadable(tmp_path, data):
 
 @pytest.mark.parametrize('mode, ending, channels', [('RGBA', 'png', 4), ('LA', 'png', 2), ('CMYK', 'jpg', 4),
                                                     ('RGB', 'jpg', 3)])
-def test_a_picture_gives_the_channels_that_its_file_has(tmp_path, mode, ending, channels):
+def test_image_files_provide_their_own_channels(tmp_path, mode, ending, channels):
     path, pixels = str(tmp_path / ('x.' + ending)), ramp(channels)
     Image.fromarray(pixels, mode).save(path)
-    whole = open_image(path).channels(channels).part(0, 0, 40, 30, (40, 30)).numpy()
+    whole = open_image(path).with_channels(channels).resized_crop(0, 0, 40, 30, (40, 30)).numpy()
     assert abs(whole.astype(int) - pixels).max() <= (20 if ending == 'jpg' else 0)
-    assert open_image(path).channels(3).part(0, 0, 40, 30, (40, 30)).shape == (40, 30, 3)
+    assert open_image(path).with_channels(3).resized_crop(0, 0, 40, 30, (40, 30)).shape == (40, 30, 3)
     with pytest.raises(UnreadableImage, match='--in_chans'):
         pretraining_transform(32, 5)(open_image(path))
 
 
 @pytest.mark.parametrize('kind', [np.uint8, np.uint16])
-def test_the_pages_of_a_tiff_file_are_channels(tmp_path, kind):
+def test_tiff_pages_are_channels(tmp_path, kind):
     path, pixels = str(tmp_path / 'x.tif'), ramp(5, kind)
     pages = [Image.fromarray(np.ascontiguousarray(pixels[..., i])) for i in range(5)]
     pages[0].save(path, save_all=True, append_images=pages[1:])
-    found = open_image(path).channels(5).part(0, 0, 40, 30, (40, 30)).numpy()
+    found = open_image(path).with_channels(5).resized_crop(0, 0, 40, 30, (40, 30)).numpy()
     assert np.allclose(found, pixels / (1 if kind is np.uint8 else 257), atol=1e-3)
     with pytest.raises(UnreadableImage):
-        open_image(path).channels(4)
+        open_image(path).with_channels(4)
 
 
-def test_arrays_are_images_where_there_are_no_others(bands, tmp_path):
+def test_arrays_are_images_only_if_there_are_no_other_images(bands, tmp_path):
     assert len(pretraining_set(str(bands))) == 16 and labelled_set(str(bands), 'val').classes == ['dark', 'light']
     saved(tmp_path, ramp())
     assert len(pretraining_set(str(tmp_path))) == 1
@@ -125,9 +126,9 @@ def test_arrays_are_images_where_there_are_no_others(bands, tmp_path):
     assert [pretraining_set(str(tmp_path)).name_of(0)[-5:], len(pretraining_set(str(tmp_path)))] == ['y.png', 1]
 
 
-def test_arrays_are_packed_into_tar_files_and_read_from_there(bands, tmp_path):
-    args = pack_shards.parse([str(bands), str(tmp_path / 'packed'), '--num_workers', '0'])
-    assert pack_shards.pack(args, pack_shards.split_sets(args.source)) == 0
+def test_arrays_survive_packing_into_tar_files(bands, tmp_path):
+    args = pack_shards.parse_flags([str(bands), str(tmp_path / 'packed'), '--num_workers', '0'])
+    assert pack_shards.pack(args, pack_shards.load_splits(args.source)) == 0
     transform = evaluation_transform([32, 40], 5)
     packed, plain = (labelled_set(str(folder), 'train', transform) for folder in (tmp_path / 'packed', bands))
     assert len(packed) == 16 and sorted(set(packed.labels)) == [0, 1]
@@ -136,23 +137,23 @@ def test_arrays_are_packed_into_tar_files_and_read_from_there(bands, tmp_path):
     assert sums[0] == sums[1]
 
 
-def test_shrinking_arrays_to_jpeg_files_is_refused(bands):
+def test_packing_rejects_shrinking_arrays_to_jpeg(bands):
     with pytest.raises(UserError, match='--short_side: makes JPEG files'):
-        pack_shards.split_sets(str(bands), 64)
+        pack_shards.load_splits(str(bands), 64)
 
 
-def test_bytes_and_floats_in_one_batch_become_floats():
+def test_collate_converts_mixed_uint8_and_float_to_float():
     samples = [((torch.zeros(2, 2, 5, dtype=kind), 1), []) for kind in (torch.uint8, torch.float32)]
     (images, labels), _ = collate(samples)
     assert images.dtype == torch.float32 and labels.tolist() == [1, 1]
 
 
-def test_colours_are_augmented_by_default_only_where_there_are_such(tmp_path):
+def test_default_colour_augmentation_depends_on_channels(tmp_path):
     flags = [*FINETUNE, '--data_path', str(tmp_path), '--mean', '.5', '--std', '.2', '--in_chans']
     assert [parse_finetune([*flags, chans]).aa for chans in '135'] == ['rand-m9-mstd0.5-inc1'] * 2 + ['none']
 
 
-def test_grey_arrays_of_8_bits_are_augmented_and_of_more_refused_with_the_flag(tmp_path):
+def test_colour_augmentation_rejects_more_than_8_bits(tmp_path):
     random.seed(0)
     transform = finetuning_transform(32, 1)
     assert transform(ArrayImage(ramp(1))).shape == (32, 32, 1)
@@ -161,7 +162,7 @@ def test_grey_arrays_of_8_bits_are_augmented_and_of_more_refused_with_the_flag(t
     assert finetuning_transform(32, 1, aa='none')(ArrayImage(ramp(1, np.uint16))).dtype == torch.float32
 
 
-def test_mean_and_std_are_imagenets_unless_they_are_given():
+def test_default_mean_and_std_are_imagenets():
     assert statistics(3) == ((.485, .456, .406), (.229, .224, .225)) and len(statistics(1)[0]) == 1
     assert statistics(3, [.5], [.1, .2, .3]) == ((.5, .5, .5), (.1, .2, .3))
     with pytest.raises(UserError, match='--in_chans 5: .* python -m util.tools.dataset_stats'):
@@ -173,20 +174,20 @@ def test_printed_numbers_have_no_exponent(value, text):
     assert number_text(value) == text
 
 
-@pytest.mark.parametrize('given, saved_as, taken, said', [
+@pytest.mark.parametrize('given, saved_as, expected, message', [
     (None, [.3], [.3], '--mean 0.3 --std 0.3'), (None, None, None, ''), ([.3] * 3, [.3], [.3] * 3, ''),
     ([.4], [.3], [.4], '--mean 0.3 --std 0.3'), ([.4], None, [.4], '--mean 0.485 0.456 0.406')])
-def test_mean_and_std_come_from_the_checkpoint_unless_they_are_given(caplog, given, saved_as, taken, said):
+def test_mean_and_std_default_to_the_checkpoints(caplog, given, saved_as, expected, message):
     caplog.set_level('INFO', 'mae')
     args = Namespace(in_chans=3, mean=given, std=given)
     adopt_statistics(args, {'in_chans': 3, 'mean': saved_as, 'std': saved_as}, 'x.pth')
-    assert args.mean == taken and args.std == taken
-    assert len(caplog.messages) == bool(said) and said in ''.join(caplog.messages)
+    assert args.mean == expected and args.std == expected
+    assert len(caplog.messages) == bool(message) and message in ''.join(caplog.messages)
 
 
 @pytest.mark.parametrize('flags', [{'mean': [.5]}, {'mean': '0.5', 'std': '0.5'}, {'mean': [.5], 'std': [0.]},
                                    {'mean': [.5, .5], 'std': [1.]}, {'mean': [float('nan')], 'std': [1.]}])
-def test_a_checkpoint_with_numbers_that_no_training_had_is_refused(tmp_path, flags):
+def test_checkpoint_with_invalid_mean_or_std_is_rejected(tmp_path, flags):
     save(str(tmp_path / 'x.pth'), {'model': {}, 'args': {'model': 'mae_vit_nano_patch16', **flags}})
     with pytest.raises(UserError, match='x.pth: .*--mean'):
         weights.start_from(str(tmp_path / 'x.pth'), None, Namespace(in_chans=3, mean=None, std=None), None)
@@ -195,32 +196,32 @@ def test_a_checkpoint_with_numbers_that_no_training_had_is_refused(tmp_path, fla
 
 
 @pytest.mark.parametrize('kind, unit', [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
-def test_measured_numbers_are_those_of_the_pixels_each_image_counting_the_same(tmp_path, kind, unit):
+def test_measured_statistics_weight_each_image_equally(tmp_path, kind, unit):
     rng = np.random.RandomState(0)
     images = [(rng.rand(side, 20, 5) * 250).astype(kind) for side in (10, 40)]
     for i, pixels in enumerate(images):
         saved(tmp_path, pixels, '{}.npy'.format(i))
-    mean, std, count = dataset_stats.measure(pretraining_set(str(tmp_path), partial(dataset_stats.moments, 5)))
-    alike = np.concatenate([np.repeat(pixels, 40 // len(pixels), axis=0) for pixels in images]).reshape(-1, 5) / unit
-    assert count == 2 and mean == pytest.approx(alike.mean(axis=0), rel=1e-5)
-    assert std == pytest.approx(alike.std(axis=0), rel=1e-4)
+    mean, std, count = dataset_stats.measure(pretraining_set(str(tmp_path), partial(dataset_stats.channel_moments, 5)))
+    repeated = np.concatenate([np.repeat(pixels, 40 // len(pixels), axis=0) for pixels in images]).reshape(-1, 5) / unit
+    assert count == 2 and mean == pytest.approx(repeated.mean(axis=0), rel=1e-5)
+    assert std == pytest.approx(repeated.std(axis=0), rel=1e-4)
 
 
-def test_the_numbers_do_not_depend_on_processes(images):
-    dataset = pretraining_set(str(images), partial(dataset_stats.moments, 3))
+def test_measured_statistics_do_not_depend_on_loader_workers(images):
+    dataset = pretraining_set(str(images), partial(dataset_stats.channel_moments, 3))
     assert dataset_stats.measure(dataset, 0) == dataset_stats.measure(dataset, 2)
 
 
-def test_data_that_cannot_be_measured_gets_a_line(bands, tmp_path):
+def test_unmeasurable_data_is_a_user_error(bands, tmp_path):
     with pytest.raises(UserError, match='none of the 16 images can be read'):
-        dataset_stats.measure(pretraining_set(str(bands), partial(dataset_stats.moments, 4)))
+        dataset_stats.measure(pretraining_set(str(bands), partial(dataset_stats.channel_moments, 4)))
     saved(tmp_path, np.dstack([ramp(1), np.full((40, 30), 51, np.uint8)]))
     with pytest.raises(UserError, match=r'channel 1 \(counted from 0\) is 0.2 in all'):
-        dataset_stats.measure(pretraining_set(str(tmp_path), partial(dataset_stats.moments, 2)))
+        dataset_stats.measure(pretraining_set(str(tmp_path), partial(dataset_stats.channel_moments, 2)))
 
 
 @pytest.mark.slow
-def test_what_is_measured_is_kept_by_pretraining_finetuning_and_evaluation(bands, tmp_path):
+def test_measured_statistics_are_kept_through_pretraining_finetuning_and_evaluation(bands, tmp_path):
     measured = execute([sys.executable, '-m', 'util.tools.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0,
                         '--images', 12, '--seed', 1])
     assert measured.status == 0, measured.output

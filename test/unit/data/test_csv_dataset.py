@@ -1,4 +1,4 @@
-"""CSV files of path,label: what they may look like, and what is refused."""
+"""CSV files of path,label: accepted syntax and rejected rows."""
 import os
 
 import pytest
@@ -13,10 +13,10 @@ FILES = ['a.jpg', 'b.jpg', 'sub/c, d.jpg', 'sub/\u6c49.jpg']
 @pytest.fixture
 def folder(images, tmp_path):
     """A folder with FILES."""
-    picture = next(images.glob('train/*/*.jpg')).read_bytes()
+    image = next(images.glob('train/*/*.jpg')).read_bytes()
     (tmp_path / 'sub').mkdir()
     for name in FILES:
-        (tmp_path / name).write_bytes(picture)
+        (tmp_path / name).write_bytes(image)
     return tmp_path
 
 
@@ -26,7 +26,7 @@ def write(folder, text, name='x.csv'):
 
 
 def pairs(path):
-    """[(path below the folder, class name)] of a CSV file, without a validation part."""
+    """[(path relative to the folder, class name)] of a CSV file, without a validation split."""
     found = labelled_set(path, 'train', val_fraction=0)
     return [(os.path.relpath(found.name_of(i), os.path.dirname(path)), found.classes[found[i][1]])
             for i in range(len(found))]
@@ -35,11 +35,11 @@ def pairs(path):
 @pytest.mark.parametrize('text', [
     'a.jpg,cat\nsub/\u6c49.jpg,dog\n', '\ufeffPath, label\r\na.jpg,cat\r\n\r\nsub/\u6c49.jpg, dog',
     '\n\npath,label\n\na.jpg,cat\n"a.jpg","cat"\nsub/../sub/\u6c49.jpg,dog\n'])
-def test_a_file_is_read_with_or_without_a_header_quotes_and_marks(folder, text):
+def test_header_quotes_and_byte_order_mark_are_optional(folder, text):
     assert pairs(write(folder, text)) == [('a.jpg', 'cat'), ('sub/\u6c49.jpg', 'dog')]
 
 
-def test_quotes_keep_commas_and_bytes_that_are_no_text_name_files_too(folder):
+def test_quoted_commas_and_undecodable_file_names(folder):
     assert pairs(write(folder, '"sub/c, d.jpg","cat, grey"\nb.jpg,"the ""dog"""\n')) == [
         ('sub/c, d.jpg', 'cat, grey'), ('b.jpg', 'the "dog"')]
     name = os.fsdecode(b'\xff.jpg')
@@ -47,12 +47,12 @@ def test_quotes_keep_commas_and_bytes_that_are_no_text_name_files_too(folder):
     assert pairs(write(folder, b'\xff.jpg,\xfe\nb.jpg,x\n')) == [(name, os.fsdecode(b'\xfe')), ('b.jpg', 'x')]
 
 
-def test_numbers_are_ordered_by_their_value_and_names_by_their_letters(folder):
+def test_numeric_classes_are_sorted_by_value(folder):
     assert labelled_set(write(folder, 'a.jpg,10\nb.jpg,9\n'), 'train', val_fraction=0).classes == ['9', '10']
     assert labelled_set(write(folder, 'a.jpg,10\nb.jpg,9a\n'), 'train', val_fraction=0).classes == ['10', '9a']
 
 
-def test_a_table_names_the_classes_of_images_that_lie_flat_in_train(folder):
+def test_csv_labels_a_train_folder_without_class_folders(folder):
     (folder / 'sub').rename(folder / 'train')
     write(folder, 'path,label\ntrain/\u6c49.jpg,dog\n"train/c, d.jpg",cat\n', 'train.csv')
     write(folder, 'path\na.jpg\n', 'test.csv')
@@ -62,7 +62,7 @@ def test_a_table_names_the_classes_of_images_that_lie_flat_in_train(folder):
 
 
 @pytest.mark.parametrize('text', ['a.jpg\nb.jpg\n', 'path\na.jpg\nb.jpg\n'])
-def test_paths_alone_do_for_pretraining(folder, text):
+def test_pretraining_needs_paths_only(folder, text):
     assert len(pretraining_set(write(folder, text))) == 2
     with pytest.raises(UserError, match='x.csv'):
         labelled_set(str(folder / 'x.csv'), 'train')
@@ -75,20 +75,20 @@ def test_paths_alone_do_for_pretraining(folder, text):
     ('a.jpg,cat\nb.jpg,dog\na.jpg,dog\n', "line 3: 'a.jpg'"), ('\n\n', 'lists no images'),
     ('a.jpg,cat\nb\0.jpg,dog\n', ''), ('path,label\na.jpg,cat\n'.encode('utf-16'), ''),
     ('a.jpg,cat\n"' + 'x' * 140000 + '",dog\n', 'line 2'), ('a.jpg,cat\n' + 'x' * 5000 + '.jpg,dog\n', 'is missing')])
-def test_a_bad_row_is_named_by_its_line(folder, text, named):
+def test_bad_row_is_reported_by_line(folder, text, named):
     with pytest.raises(UserError, match='^--data_path: .*x.csv.*' + named):
         labelled_set(write(folder, text), 'train')
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_pipe_does_not_block(tmp_path):
     os.mkfifo(str(tmp_path / 'x.csv'))
     with pytest.raises(UserError, match='x.csv'):
         pretraining_set(str(tmp_path / 'x.csv'))
 
 
-def test_of_a_huge_file_some_images_are_looked_for(folder, monkeypatch):
-    monkeypatch.setattr(file_index, 'CHECKED', 2)
-    looked = []
-    monkeypatch.setattr(file_index.os.path, 'exists', lambda path: looked.append(path) or True)
+def test_existence_is_checked_for_a_sample_of_a_large_file(folder, monkeypatch):
+    monkeypatch.setattr(file_index, 'MAX_PATH_CHECKS', 2)
+    checked = []
+    monkeypatch.setattr(file_index.os.path, 'exists', lambda path: checked.append(path) or True)
     labelled_set(write(folder, ''.join('{}.jpg,a\n'.format(i) for i in range(100))), 'train')
-    assert [path for path in looked if path.endswith('.jpg')] == [str(folder / '0.jpg'), str(folder / '51.jpg')]
+    assert [path for path in checked if path.endswith('.jpg')] == [str(folder / '0.jpg'), str(folder / '51.jpg')]

@@ -1,4 +1,4 @@
-"""The list of image files: right, compact, and remembered where it takes long, until a folder changes."""
+"""File index of a folder, and its cache, which a change of a folder invalidates."""
 import os
 import pickle
 import shutil
@@ -9,21 +9,21 @@ from test_datasets import Evil
 
 from util.data import array_cache
 from util.data.datasets import EXTENSIONS, pretraining_set
-from util.data.file_index import FileIndex, PathArray, encoded
+from util.data.file_index import FileIndex, PathArray, encode_names
 from util.errors import UserError
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache directory where everything is remembered that has settled."""
+    """Cache directory, without a minimum build time."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(array_cache, 'SLOW', -1.)
+    monkeypatch.setattr(array_cache, 'MIN_BUILD_SECONDS', -1.)
     return tmp_path / 'cache' / 'mae'
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """A folder of files, some of them images, that was last changed an hour ago."""
+    """Folder of images and other files, last changed an hour ago."""
     for name in ('b/2.JPG', 'b/1.png', 'a/x/3.jpg', 'a/notes.txt', '0.jpg', 'c/.keep'):
         path = tmp_path / 'tree' / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,24 +39,24 @@ def names(root, **options):
     return [found.relative(i) for i in range(len(found))]
 
 
-def test_images_are_listed_in_a_fixed_order_below_all_folders(tree):
+def test_images_are_listed_recursively_in_a_fixed_order(tree):
     assert names(tree) == ['0.jpg', 'a/x/3.jpg', 'b/1.png', 'b/2.JPG']
-    assert names(tree, own_files=False) == ['a/x/3.jpg', 'b/1.png', 'b/2.JPG']
+    assert names(tree, root_files=False) == ['a/x/3.jpg', 'b/1.png', 'b/2.JPG']
 
 
 @pytest.mark.parametrize('root', ['', 'data', '/data', '../data'])
-def test_a_path_from_the_root_is_the_same_however_it_is_written(root, tmp_path, monkeypatch):
+def test_relative_paths_are_normalized(root, tmp_path, monkeypatch):
     monkeypatch.chdir(str(tmp_path))
     inside = ['x.jpg', './x.jpg', 'a/../x.jpg', os.path.join(os.path.abspath(root), 'x.jpg')]
-    paths = PathArray(root, encoded([*inside, 'a//b/x.jpg', '../x.jpg', b'\xff\xfe.jpg']))
+    paths = PathArray(root, encode_names([*inside, 'a//b/x.jpg', '../x.jpg', b'\xff\xfe.jpg']))
     assert [paths.relative(i) for i in range(len(paths))] == ['x.jpg'] * 4 + [
         'a/b/x.jpg', '../x.jpg', os.fsdecode(b'\xff\xfe.jpg')]
 
 
-def test_a_list_that_takes_long_is_kept_and_used_again_until_a_folder_changes(tree, cache, monkeypatch):
+def test_slow_index_is_cached_until_a_folder_changes(tree, cache, monkeypatch):
     first = names(tree)
     assert len(list(cache.glob('*.npz'))) == 1
-    assert [os.path.basename(path) for path in FileIndex(str(tree), ('.png',))] == ['1.png']      # it is another list
+    assert [os.path.basename(path) for path in FileIndex(str(tree), ('.png',))] == ['1.png']      # a separate index
     names(tree)
     with monkeypatch.context() as patch:
         patch.setattr(os, 'walk', None)
@@ -66,21 +66,20 @@ def test_a_list_that_takes_long_is_kept_and_used_again_until_a_folder_changes(tr
     assert names(tree) == ['0.jpg', 'a/x/3.jpg', 'a/x/new.jpg', 'd/1.png', 'd/2.JPG']
 
 
-def test_a_list_that_is_made_quickly_or_of_what_has_just_changed_or_without_a_place_is_not_kept(tree, cache,
-                                                                                                monkeypatch):
+def test_fast_or_recent_index_is_not_cached_and_a_missing_cache_directory_tolerated(tree, cache, monkeypatch):
     (tree / 'b' / 'new.jpg').write_bytes(b'x')
     names(tree)
-    monkeypatch.setattr(array_cache, 'SLOW', 10.)
+    monkeypatch.setattr(array_cache, 'MIN_BUILD_SECONDS', 10.)
     names(tree / 'a')
     assert not list(cache.glob('*.npz'))
-    monkeypatch.setattr(array_cache, 'SLOW', -1.)
+    monkeypatch.setattr(array_cache, 'MIN_BUILD_SECONDS', -1.)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tree / '0.jpg'))
     assert len(names(tree / 'a')) == 1
 
 
 @pytest.mark.parametrize('damage', [lambda data: data[:len(data) // 2], lambda data: data.replace(b'state', b'stale'),
                                     lambda data: pickle.dumps(Evil())])
-def test_a_damaged_memory_is_made_anew(tree, cache, damage):
+def test_damaged_cache_is_rebuilt(tree, cache, damage):
     first = names(tree)
     path, = cache.glob('*.npz')
     good = path.read_bytes()
@@ -88,8 +87,8 @@ def test_a_damaged_memory_is_made_anew(tree, cache, damage):
     assert names(tree) == first and len(path.read_bytes()) == len(good)
 
 
-def test_processes_that_need_the_same_list_make_it_once(tree, cache, monkeypatch):
-    """The second waits for the first, then reads what that has kept."""
+def test_concurrent_processes_build_the_index_once(tree, cache, monkeypatch):
+    """The second waits for the first, then loads its cache file."""
     made, walk = [], os.walk
 
     def slow_walk(folder, *args, **options):
@@ -109,18 +108,18 @@ def test_processes_that_need_the_same_list_make_it_once(tree, cache, monkeypatch
     assert len(made) + os.WEXITSTATUS(os.waitpid(other, 0)[1]) == 1
 
 
-def test_a_link_back_to_a_folder_around_it_is_not_followed(images, tmp_path):
+def test_link_to_a_parent_folder_is_not_followed(images, tmp_path):
     shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / 'a' / 'b'))
-    for place in ('a', 'a/b'):
-        os.symlink(str(tmp_path), str(tmp_path / place / 'loop'))
+    for folder in ('a', 'a/b'):
+        os.symlink(str(tmp_path), str(tmp_path / folder / 'loop'))
     os.symlink(str(images / 'val' / 'disc_checks'), str(tmp_path / 'a' / 'elsewhere'))
     count = len(os.listdir(str(images / 'val' / 'star_checks'))) + len(os.listdir(str(images / 'val' / 'disc_checks')))
     assert len(pretraining_set(str(tmp_path))) == count
 
 
-def test_a_folder_that_cannot_be_listed_is_named_not_left_out(tmp_path, monkeypatch):
+def test_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for _ in range(20):             # deeper than the longest path that Linux takes, whoever asks
+    for _ in range(20):             # deeper than Linux's longest path, even for root
         os.mkdir('d' * 250)
         os.chdir('d' * 250)
     with pytest.raises(UserError, match=r'^--data_path: .*/ddd.* \(File name too long\)$'):

@@ -1,4 +1,4 @@
-"""Image files of every sort: read right, or refused by the one exception that names the file."""
+"""Decoding of image files: correct pixels, or UnreadableImage with the path."""
 import os
 import struct
 import sys
@@ -18,7 +18,7 @@ SLOPE = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024 + 255        # 16 bi
 pytestmark = [pytest.mark.compat,           # other generations have other releases of Pillow
               pytest.mark.filterwarnings('ignore::UserWarning:PIL')]    # pytest undoes the program's own filters
 READ = ('import sys; from util.data.lazy_image import open_image; '
-        'print(open_image(sys.argv[1]).part(0, 0, 9, 9, (1, 1)))')
+        'print(open_image(sys.argv[1]).resized_crop(0, 0, 9, 9, (1, 1)))')
 
 
 def saved(path, image, **options):
@@ -27,14 +27,14 @@ def saved(path, image, **options):
 
 
 def pixels(path):
-    picture = open_image(path)
-    size = picture.height, picture.width
-    return picture.part(0, 0, *size, size).numpy().astype(int)
+    image = open_image(path)
+    size = image.height, image.width
+    return image.resized_crop(0, 0, *size, size).numpy().astype(int)
 
 
-def refused(path):
+def failure_reason(path):
     with pytest.raises(UnreadableImage) as caught:
-        open_image(str(path)).part(0, 0, 8, 8, (8, 8))
+        open_image(str(path)).resized_crop(0, 0, 8, 8, (8, 8))
     assert caught.value.path == str(path) and '\n' not in caught.value.reason
     return caught.value.reason
 
@@ -52,20 +52,20 @@ def png(width, height, bits, colours, rows):
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
 
 
-def test_an_image_of_any_mode_keeps_its_colours_and_transparency_is_dropped(tmp_path):
+def test_modes_convert_to_rgb_without_transparency(tmp_path):
     for mode in ('LA', 'P', '1'):
         assert (pixels(saved(tmp_path / 'x.png', Image.new('RGB', (8, 8), 'white').convert(mode))) == 255).all()
     assert (pixels(saved(tmp_path / 'x.png', Image.new('RGBA', (4, 4), (100, 50, 25, 0)))) == [100, 50, 25]).all()
 
 
-def test_cmyk_is_read_as_the_colours_it_prints(tmp_path):
+def test_cmyk_converts_to_rgb(tmp_path):
     expected = [(255 - ink) * (255 - 30) / 255 for ink in (10, 200, 50)]
     for name in ('x.jpg', 'x.tif'):
         path = saved(tmp_path / name, Image.new('CMYK', (16, 16), (10, 200, 50, 30)))
         assert np.abs(pixels(path) - expected).max() <= 3
 
 
-def test_what_pillow_warns_of_is_read_without_a_word(tmp_path):
+def test_warnings_of_pillow_are_silenced(tmp_path):
     image = Image.new('P', (100, 100), 1)
     image.putpalette([10, 20, 30, 200, 100, 50] + [0] * 762)
     path = saved(tmp_path / 'x.png', image, transparency=b'\0\x80')
@@ -73,7 +73,7 @@ def test_what_pillow_warns_of_is_read_without_a_word(tmp_path):
     assert (run.status, run.output) == (0, 'tensor([[[200, 100,  50]]], dtype=torch.uint8)\n')
 
 
-def test_16_bits_and_more_are_scaled_not_clipped(tmp_path):
+def test_16_bit_and_wider_integers_are_scaled_not_clipped(tmp_path):
     (tmp_path / 'x.pgm').write_bytes(b'P5 8 8 65535\n' + SLOPE.astype('>u2').tobytes())
     paths = [saved(tmp_path / 'x.png', Image.fromarray(SLOPE)), saved(tmp_path / 'x.tif', Image.fromarray(SLOPE)),
              saved(tmp_path / 'b.tif', Image.fromarray(SLOPE.astype('>u2'))), str(tmp_path / 'x.pgm'),
@@ -85,7 +85,7 @@ def test_16_bits_and_more_are_scaled_not_clipped(tmp_path):
     assert (pixels(str(tmp_path / 'c.png')) == np.stack([SLOPE, SLOPE[:, ::-1], SLOPE], axis=2) >> 8).all()
 
 
-def test_floats_are_scaled_by_the_white_they_fit_under_and_other_numbers_spread_over_what_occurs(tmp_path):
+def test_floats_are_scaled_by_their_white_level_and_other_ranges_by_minimum_and_maximum(tmp_path):
     for white, scale in ((1, 255), (255, 1), (65535, 1 / 256)):
         values = np.linspace(0, white, 64, dtype=np.float32).reshape(8, 8)
         assert np.abs(pixels(saved(tmp_path / 'x.tif', Image.fromarray(values)))[..., 0] - values * scale).max() <= 1
@@ -93,7 +93,7 @@ def test_floats_are_scaled_by_the_white_they_fit_under_and_other_numbers_spread_
     read = pixels(saved(tmp_path / 'x.tif', Image.fromarray(values)))
     assert read.min() == 0 and read.max() == 255 and (np.diff(read[..., 0].flatten()) > 0).all()
     assert (pixels(saved(tmp_path / 'y.tif', Image.fromarray(np.full((2, 2), -7, np.int32)))) == 0).all()
-    assert refused(saved(tmp_path / 'z.tif', Image.fromarray(np.full((2, 2), np.nan, np.float32))))
+    assert failure_reason(saved(tmp_path / 'z.tif', Image.fromarray(np.full((2, 2), np.nan, np.float32))))
 
 
 def exif(orientation):
@@ -103,8 +103,8 @@ def exif(orientation):
 @pytest.mark.parametrize('orientation, corner', [(1, (0, 0)), (2, (0, 1)), (3, (1, 1)), (4, (1, 0)), (5, (0, 0)),
                                                  (6, (0, 1)), (7, (1, 1)), (8, (1, 0)), (9, (0, 0))])
 @pytest.mark.parametrize('name', ['x.jpg', 'x.png', 'x.tif', 'packed.tif'])
-def test_an_image_is_turned_as_its_exif_says(tmp_path, name, orientation, corner):
-    """The mark at the stored top left ends in the (bottom, right) corner that the EXIF standard names."""
+def test_exif_orientation_is_applied(tmp_path, name, orientation, corner):
+    """The mark in the stored top left corner moves to the (bottom, right) corner of the EXIF standard."""
     stored = Image.new('RGB', (32, 16), 'black')
     stored.paste((255, 255, 255), (0, 0, 8, 8))
     options = {'tiffinfo': {0x112: orientation}} if name.endswith('tif') else {'exif': exif(orientation)}
@@ -117,48 +117,48 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path, name, orientation, corner
     assert bright == [corner]
 
 
-def test_damaged_exif_does_not_make_an_image_unreadable(tmp_path):
+def test_damaged_exif_is_ignored(tmp_path):
     for i, data in enumerate([b'Exif\0\0MM\0*\xff\xff\xff\xff', b'Exif\0\0nonsense', exif(6)[:20]]):
         assert pixels(saved(tmp_path / '{}.jpg'.format(i), photo(), exif=data)).shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize('content', [b'', b'<html>404</html>', b'\xff\xd8\xff no picture', png(0, 5, 8, 0, b'\0' * 5),
                                      png(20000, 20000, 8, 0, b'\0' * 1000), 'JPEG', 'PNG', 'TIFF'])
-def test_what_is_no_image_or_truncated_is_refused(tmp_path, content):
+def test_non_images_and_truncated_files_are_unreadable(tmp_path, content):
     if isinstance(content, str):
         saved(tmp_path / 'x.jpg', photo(), format=content)
         content = (tmp_path / 'x.jpg').read_bytes()[:-100]
     (tmp_path / 'x.jpg').write_bytes(content)
-    assert refused(tmp_path / 'x.jpg')
+    assert failure_reason(tmp_path / 'x.jpg')
 
 
 def npy(shape, version=(1, 0)):
-    """An .npy file of 100 bytes that claims to be of another shape."""
+    """An .npy file with 100 bytes of data and any shape in its header."""
     text = repr({'descr': '|u1', 'fortran_order': False, 'shape': shape}).encode() + b'\n'
     return b'\x93NUMPY' + bytes(version) + len(text).to_bytes(2 * version[0], 'little') + text + bytes(100)
 
 
 @pytest.mark.parametrize('shape', [(1000, 1000, 2000), (2 ** 62, 4, 4), (-1, 5, 5)])
-def test_an_array_that_claims_more_than_the_file_has_takes_no_memory(tmp_path, shape):
+def test_array_header_beyond_the_file_allocates_no_memory(tmp_path, shape):
     for version in ((1, 0), (2, 0)):
         (tmp_path / 'x.npy').write_bytes(npy((4, 5, 5), version))
-        assert open_image(str(tmp_path / 'x.npy')).channels(5).height == 4
+        assert open_image(str(tmp_path / 'x.npy')).with_channels(5).height == 4
         (tmp_path / 'x.npy').write_bytes(npy(shape, version))
         before = resident_bytes()
         with pytest.raises(UnreadableImage):
-            open_image(str(tmp_path / 'x.npy')).channels(2)
+            open_image(str(tmp_path / 'x.npy')).with_channels(2)
         assert resident_bytes() - before < 10 ** 8
 
 
-def test_what_cannot_be_read_is_refused_and_pipes_and_devices_are_never_opened(tmp_path, monkeypatch):
+def test_special_missing_and_oversized_files_are_unreadable(tmp_path, monkeypatch):
     (tmp_path / 'errs.jpg').symlink_to('/proc/self/mem')           # whose first page gives EIO to everybody
     (tmp_path / 'device.npy').symlink_to('/dev/zero')
     os.mkfifo(str(tmp_path / 'pipe.jpg'))
     (tmp_path / 'folder.png').mkdir()
-    monkeypatch.setattr(image_files, 'MOST_BYTES', 1000)
+    monkeypatch.setattr(image_files, 'MAX_IMAGE_BYTES', 1000)
     (tmp_path / 'large.png').write_bytes(bytes(1001))
     for name in ('gone.jpg', 'errs.jpg', 'device.npy', 'pipe.jpg', 'folder.png', 'large.png'):
-        assert refused(tmp_path / name)
+        assert failure_reason(tmp_path / name)
 
 
 def resident_bytes():
@@ -166,8 +166,8 @@ def resident_bytes():
         return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
-def test_mutated_files_are_read_or_refused_alike_with_and_without_simplejpeg_and_leak_no_memory(tmp_path, monkeypatch):
-    """Thousands more are in test/bench/stress.py. Only a header that lies about the size may make a difference."""
+def test_fuzzed_files_decode_alike_with_and_without_simplejpeg_and_leak_no_memory(tmp_path, monkeypatch):
+    """test/bench/stress.py fuzzes thousands more. Results may differ only for headers with a wrong size."""
     paths, before = fuzzed_images.write(tmp_path, 150, seed=1), None
     for _ in range(6):
         outcomes = []
@@ -176,7 +176,7 @@ def test_mutated_files_are_read_or_refused_alike_with_and_without_simplejpeg_and
                 patch.setattr(lazy_image, 'simplejpeg', decoder)
                 for path in paths:
                     try:
-                        outcomes.append(open_image(path).part(0, 0, 1, 1, (1, 1)) is not None)
+                        outcomes.append(open_image(path).resized_crop(0, 0, 1, 1, (1, 1)) is not None)
                     except UnreadableImage as error:
                         outcomes.append(False)
                         assert error.path == path and '\n' not in str(error)

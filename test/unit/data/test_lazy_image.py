@@ -1,4 +1,4 @@
-"""Pictures: the part that a transform asks for, whatever the file holds, decoded in whatever way."""
+"""Lazy images: crops by every decoder, compared with Pillow."""
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,11 +9,11 @@ from util.data.lazy_image import DecodedImage, LazyJpeg, open_image
 
 pytestmark = pytest.mark.compat         # kernels and JPEG libraries differ between the generations
 needs_simplejpeg = pytest.mark.skipif(lazy_image.simplejpeg is None, reason='simplejpeg is not installed')
-LIKE_PILLOW = 2     # grey levels; 0.1 but for Pillow 8, whose JPEG library is another one
+LIKE_PILLOW = 2     # grey levels; 0.1 except for Pillow 8, which has a different JPEG library
 
 
 def photo(width=96, height=72):
-    """Smooth colours, as photographs have; noise would be all that compression changes."""
+    """Smooth colours, as in photographs; JPEG compression would distort noise."""
     noise = np.random.RandomState(0).randint(0, 256, (9, 12, 3)).astype(np.uint8)
     return Image.fromarray(noise).resize((width, height), 3)
 
@@ -28,18 +28,18 @@ def saved(folder, image, name='x.jpg', orientation=None, **options):
 
 
 def difference(path, box, size):
-    """Mean difference in grey levels of a part from what cropping and resizing by Pillow gives."""
-    part, (top, left, height, width) = open_image(path).part(*box, size=size), box
-    assert tuple(part.shape) == (*size, 3) and part.is_contiguous()
+    """Mean difference in grey levels between a crop and Pillow's crop and resize."""
+    crop, (top, left, height, width) = open_image(path).resized_crop(*box, size=size), box
+    assert tuple(crop.shape) == (*size, 3) and crop.is_contiguous()
     whole = Image.fromarray(decode(read_bytes(path))[0])
     expected = whole.crop((left, top, left + width, top + height)).resize(size[::-1], 3)
-    return abs(part.numpy().astype(int) - np.asarray(expected).astype(int)).mean()
+    return abs(crop.numpy().astype(int) - np.asarray(expected).astype(int)).mean()
 
 
 @pytest.mark.parametrize('name, mode, options', [
     ('x.jpg', 'RGB', {'subsampling': 0}), ('x.jpg', 'RGB', {'subsampling': 1}), ('x.jpg', 'RGB', {'subsampling': 2}),
     ('x.jpg', 'L', {}), ('x.jpg', 'CMYK', {}), ('x.png', 'RGB', {}), ('x.webp', 'RGB', {})])
-def test_a_part_is_what_pillow_makes_of_it(tmp_path, name, mode, options):
+def test_crop_equals_pillows(tmp_path, name, mode, options):
     path = saved(tmp_path, photo().convert(mode), name, **options)
     assert difference(path, (5, 11, 50, 61), (32, 40)) < LIKE_PILLOW
     if lazy_image.simplejpeg and name == 'x.jpg' and mode != 'CMYK':
@@ -48,60 +48,60 @@ def test_a_part_is_what_pillow_makes_of_it(tmp_path, name, mode, options):
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('scale', [1, 4])
-def test_a_part_is_cut_from_the_upright_picture(tmp_path, orientation, scale):
+def test_crop_of_an_oriented_image(tmp_path, orientation, scale):
     path = saved(tmp_path, photo(96 * scale, 72 * scale), orientation=orientation)
-    picture = open_image(path)
-    assert (picture.height, picture.width) == decode(read_bytes(path))[0].shape[:2]
+    image = open_image(path)
+    assert (image.height, image.width) == decode(read_bytes(path))[0].shape[:2]
     assert difference(path, (8 * scale, 4 * scale, 40 * scale, 60 * scale), (20, 30)) < 2
 
 
 @needs_simplejpeg
 @pytest.mark.parametrize('before', [b'\xff\xfe\0\x06\xff\xda\0\0', b'\xff\xe2\0\x02', b'\xff'],
                          ids=['a comment', 'another segment', 'a byte of padding'])
-def test_the_orientation_is_found_behind_other_things(tmp_path, before):
+def test_exif_orientation_is_found_after_other_segments(tmp_path, before):
     path = tmp_path / 'x.jpg'
     saved(tmp_path, photo(), orientation=6)
     path.write_bytes(path.read_bytes()[:2] + before + path.read_bytes()[2:])
-    picture = open_image(str(path))
-    assert isinstance(picture, LazyJpeg) and (picture.width, picture.height) == (72, 96)
+    image = open_image(str(path))
+    assert isinstance(image, LazyJpeg) and (image.width, image.height) == (72, 96)
 
 
 @needs_simplejpeg
 @pytest.mark.parametrize('scale', [2, 4, 8])
-def test_a_part_of_a_reduced_picture_is_that_of_the_whole_one_within_two_grey_levels(tmp_path, scale):
+def test_crop_at_reduced_scale_is_within_two_grey_levels(tmp_path, scale):
     path = saved(tmp_path, photo(101 * scale, 75 * scale))
     box = (3 * scale, 5 * scale, 68 * scale, 72 * scale)
-    step = open_image(path).step
-    assert step(*box[2:], size=(32, 32)) == scale == 2 * step(63 * scale, 72 * scale, size=(32, 32))
+    denominator = open_image(path).scale_denominator
+    assert denominator(*box[2:], size=(32, 32)) == scale == 2 * denominator(63 * scale, 72 * scale, size=(32, 32))
     assert difference(path, box, (32, 32)) < 2
 
 
 def decoded(path, box, size, monkeypatch):
-    """What comes of a part, and the shape of what was decoded for it."""
+    """A crop, and the shape of the array that was decoded for it."""
     seen, decode = [], lazy_image.simplejpeg.decode_jpeg
     with monkeypatch.context() as patch:
         patch.setattr(lazy_image.simplejpeg, 'decode_jpeg',
                       lambda *args, **options: seen.append(decode(*args, **options)) or seen[-1])
-        part = open_image(path).part(*box, size=size)
-    return part, seen[0].shape
+        crop = open_image(path).resized_crop(*box, size=size)
+    return crop, seen[0].shape
 
 
 @needs_simplejpeg
 @pytest.mark.parametrize('options, scale', [({'subsampling': 0}, 1), ({'subsampling': 2}, 2),
                                             ({'exif': b'Exif\0\0', 'optimize': True}, 1)])
-def test_no_row_below_the_part_is_decoded(tmp_path, monkeypatch, options, scale):
+def test_rows_below_the_crop_are_not_decoded(tmp_path, monkeypatch, options, scale):
     path, size = saved(tmp_path, photo(960, 720), **options), (192 // scale, 256 // scale)
     box = (64, 100, 384, 512)
-    part, shape = decoded(path, box, size, monkeypatch)
+    crop, shape = decoded(path, box, size, monkeypatch)
     assert shape == (448 // scale, 960 // scale, 3)
-    monkeypatch.setattr(lazy_image, '_layout', lambda data: (None, True))
+    monkeypatch.setattr(lazy_image, '_parse_segments', lambda data: (None, True))
     whole, shape = decoded(path, box, size, monkeypatch)
-    assert shape == (720 // scale, 960 // scale, 3) and (part == whole).all()
+    assert shape == (720 // scale, 960 // scale, 3) and (crop == whole).all()
 
 
 @needs_simplejpeg
 @pytest.mark.parametrize('options, ending', [({'progressive': True}, b''), ({}, b'appended')])
-def test_where_rows_do_not_simply_follow_each_other_all_are_decoded(tmp_path, monkeypatch, options, ending):
+def test_progressive_files_and_trailing_bytes_are_decoded_completely(tmp_path, monkeypatch, options, ending):
     path = tmp_path / 'x.jpg'
     saved(tmp_path, photo(), **options)
     path.write_bytes(path.read_bytes() + ending)
@@ -110,12 +110,12 @@ def test_where_rows_do_not_simply_follow_each_other_all_are_decoded(tmp_path, mo
 
 @pytest.mark.parametrize('orientation', [1, 3])
 @pytest.mark.parametrize('box', [(0, 0, 757, 1003), (1, 2, 750, 1000), (8, 16, 744, 984)])
-def test_edges_that_a_reduced_picture_cannot_meet_are_met_all_the_same(tmp_path, orientation, box):
+def test_crop_edges_that_are_not_multiples_of_the_scale(tmp_path, orientation, box):
     path = saved(tmp_path, photo(1003, 757), orientation=orientation)
     assert difference(path, box, (24, 32)) < LIKE_PILLOW
 
 
-def test_without_simplejpeg_pillow_reads_jpeg_files(tmp_path, monkeypatch):
+def test_pillow_decodes_jpeg_without_simplejpeg(tmp_path, monkeypatch):
     monkeypatch.setattr(lazy_image, 'simplejpeg', None)
     path = saved(tmp_path, photo())
     assert type(open_image(path)) is DecodedImage and difference(path, (5, 11, 50, 61), (32, 40)) < 1

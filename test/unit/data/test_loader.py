@@ -1,4 +1,4 @@
-"""Which process sees which image, with which augmentation."""
+"""Samplers, seeds and unreadable images in training and evaluation loaders."""
 import random
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.compat
 
 
 class Files(Dataset):
-    """(index as an image, label) pairs, of which some are unreadable and one shows a bug in the augmentation."""
+    """(image filled with the index, label) pairs; some are unreadable, one hits a bug in the augmentation."""
 
     def __init__(self, length=12, bad=(), buggy=None):
         self.length, self.bad, self.buggy = length, set(bad), buggy
@@ -37,7 +37,7 @@ class Files(Dataset):
 
 
 class Noise(Files):
-    """Each sample is its index beside numbers from all three generators."""
+    """Samples of their index and a number from each of the three random generators."""
 
     def __getitem__(self, index):
         return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()])
@@ -49,7 +49,7 @@ def batches(num_workers, epoch=0, seed=0, size=1, rank=0, batch_size=4):
     return torch.stack(list(loader))
 
 
-def test_a_batch_depends_on_seed_and_epoch_alone_and_not_on_the_number_of_loader_processes():
+def test_batches_depend_on_seed_and_epoch_but_not_on_loader_workers():
     first, second = batches(0, epoch=0), batches(0, epoch=1)
     torch.manual_seed(1)
     assert torch.equal(first, batches(2, epoch=0)) and torch.equal(second, batches(0, epoch=1))
@@ -58,39 +58,39 @@ def test_a_batch_depends_on_seed_and_epoch_alone_and_not_on_the_number_of_loader
     assert not torch.equal(first[..., 0], batches(0, seed=1)[..., 0])
 
 
-def test_two_processes_see_per_step_what_one_sees_with_twice_the_batch():
+def test_two_processes_see_the_images_of_one_with_twice_the_batch_size():
     one = batches(0, batch_size=4)
     two = [batches(0, size=2, rank=rank, batch_size=2) for rank in (0, 1)]
     for step in range(3):
-        together = torch.cat([share[step] for share in two])
+        together = torch.cat([shard[step] for shard in two])
         assert sorted(together.tolist()) == sorted(one[step].tolist())
 
 
-def test_training_shares_are_equal_and_disjoint_when_the_world_does_not_divide():
-    shares = [[index for index, _ in TrainingSampler(11, 0, rank, 3)] for rank in range(3)]
-    assert [len(share) for share in shares] == [3, 3, 3]
-    assert len(set(sum(shares, []))) == 9
+def test_training_shards_are_equal_and_disjoint_if_the_world_size_does_not_divide():
+    shards = [[index for index, _ in TrainingSampler(11, 0, rank, 3)] for rank in range(3)]
+    assert [len(shard) for shard in shards] == [3, 3, 3]
+    assert len(set(sum(shards, []))) == 9
 
 
 @pytest.mark.parametrize('distributed', [True, False])
-def test_evaluation_shares_hold_every_image_exactly_once(distributed):
+def test_evaluation_shards_contain_every_image_once(distributed):
     found = [evaluated(Files(3), distributed=distributed, rank=rank, size=2)[0] for rank in range(2)]
     assert found == [[([0, 2], [100, 102])], [([1], [101])]] if distributed else [[([0, 1, 2], [100, 101, 102])], []]
 
 
-def test_a_batch_larger_than_the_data_is_refused_by_name():
+def test_batch_size_beyond_the_dataset_is_a_user_error():
     with pytest.raises(UserError, match='--batch_size 16'):
         training_loader(Noise(), 16, World(), 0, 0, True, Cpu())
 
 
-def test_default_workers_share_the_cores_and_are_at_least_one():
+def test_default_workers_split_the_cores():
     assert default_workers(10 ** 6) == 1 <= default_workers(1) <= 10
 
 
 def passed(loader):
-    """[(images, labels)] of a pass as lists of numbers, and what the pass left for the ledger."""
+    """([(images, labels)] as lists of numbers, failures) of one pass."""
     found = []
-    loader.unreadable_images = SimpleNamespace(met=found.extend)
+    loader.unreadable_images = SimpleNamespace(add=found.extend)
     return [(images[:, 0, 0, 0].tolist(), labels.tolist()) for images, labels in loader], found
 
 
@@ -103,7 +103,7 @@ def evaluated(dataset, num_workers=0, batch_size=4, distributed=False, **world):
     return (*passed(loader), loader.unreadable)
 
 
-def test_an_unreadable_image_is_replaced_by_another_with_its_own_label():
+def test_unreadable_image_is_substituted_with_its_label():
     whole, _ = trained(Files())
     batches, found = trained(Files(bad=[3, 5]), 2)
     assert set(found) == {('/data/3', 'damaged'), ('/data/5', 'damaged')}
@@ -114,7 +114,7 @@ def test_an_unreadable_image_is_replaced_by_another_with_its_own_label():
         assert not {3, 5} & set(images)
 
 
-def test_substitutes_depend_on_sample_and_seed_alone_and_are_seeded_as_any_other():
+def test_substitutes_depend_on_index_and_seed_alone():
     class Noisy(Files):
         def __getitem__(self, index):
             return super().__getitem__(index)[0], torch.rand(()).item()
@@ -125,22 +125,22 @@ def test_substitutes_depend_on_sample_and_seed_alone_and_are_seeded_as_any_other
 
 
 @pytest.mark.parametrize('length, tries', [(500, 100), (7, 7)])
-def test_a_disk_that_is_gone_ends_the_search(length, tries):
+def test_too_many_unreadable_substitutes_are_a_user_error(length, tries):
     with pytest.raises(UserError, match=r'^--data_path: {} images .*/data/\d+ \(damaged\)'.format(tries)):
         SeededDataset(Files(length, bad=range(length)))[0, 0]
 
 
-def test_a_bug_in_the_augmentation_is_not_an_unreadable_image():
+def test_augmentation_errors_are_raised():
     assert 'a bug' in raised_by(lambda: trained(Files(buggy=4), 2), ZeroDivisionError)
 
 
-def test_an_evaluation_leaves_unreadable_images_out_and_replaces_none():
+def test_evaluation_skips_unreadable_images():
     batches, found, unreadable = evaluated(Files(10, bad=[1, 4, 5, 6, 7]), 2)
     assert batches == [([0, 2, 3], [100, 102, 103]), ([8, 9], [108, 109])]      # the batch of 4 to 7 is empty
     assert unreadable == 5 and [path for path, _ in found] == ['/data/{}'.format(i) for i in (1, 4, 5, 6, 7)]
 
 
-def test_what_was_met_survives_the_pinning_of_memory(monkeypatch):
+def test_failures_survive_memory_pinning(monkeypatch):
     monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda tensor, *device: tensor)     # which needs an accelerator
     found = [('/data/a\udc80', 'damaged'), ('/data/b', 'an empty file')]
     for sample in ((torch.zeros(2), 1), None):

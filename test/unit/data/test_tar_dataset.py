@@ -1,4 +1,4 @@
-"""Tar shards: what training reads from them, and what is refused."""
+"""Tar shards: labels, index, and rejected files."""
 import io
 import os
 import tarfile
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util.data import array_cache, tar_dataset
+from util.data import tar_dataset
 from util.data.datasets import EXTENSIONS, labelled_set, pretraining_set
 from util.data.image_files import UnreadableImage
 from util.errors import UserError
@@ -21,7 +21,7 @@ def jpeg(shade):
 
 
 def tar(path, members):
-    """A tar file of {name: bytes, or the size that is claimed of nothing}."""
+    """Write a tar file of {name: bytes, or a size in a header without data}."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(str(path), 'w') as file:
         for name, data in members.items():
@@ -34,16 +34,16 @@ def tar(path, members):
     return path
 
 
-def shade(picture):
-    return int(picture.part(0, 0, 8, 8, (8, 8))[0, 0, 0])
+def shade(image):
+    return int(image.resized_crop(0, 0, 8, 8, (8, 8))[0, 0, 0])
 
 
 def labels(dataset):
-    """{shade of the picture: class name}."""
-    return {shade(picture): dataset.classes[label] for picture, label in (dataset[i] for i in range(len(dataset)))}
+    """{grey level of the image: class name}."""
+    return {shade(image): dataset.classes[label] for image, label in (dataset[i] for i in range(len(dataset)))}
 
 
-def test_labels_are_read_from_the_files_beside_the_images(tmp_path):
+def test_labels_from_cls_files_and_class_names(tmp_path):
     tar(tmp_path / 'train' / 'a-000.tar',
         {'x/0.jpg': jpeg(10), 'x/0.cls': b'2', 'x/1.cls': b'0\n', 'x/1.jpg': jpeg(20)})
     tar(tmp_path / 'train' / 'a-001.tar', {'x/2.png.jpg': jpeg(30), 'x/2.cls': b'1', 'x/2.jpg.txt': b''})
@@ -56,7 +56,7 @@ def test_labels_are_read_from_the_files_beside_the_images(tmp_path):
         labelled_set(str(tmp_path), 'train')
 
 
-def test_without_such_files_the_folder_of_an_image_is_its_class(tmp_path):
+def test_without_cls_files_folders_are_classes(tmp_path):
     tar(tmp_path / 'train' / 'cats.tar', {'cat/0.jpg': jpeg(10), './dog/1.jpg': jpeg(20)})
     tar(tmp_path / 'val' / 'x.TAR', {'deep/dog/5.JPEG': jpeg(30)})
     train = labelled_set(str(tmp_path), 'train')
@@ -64,13 +64,13 @@ def test_without_such_files_the_folder_of_an_image_is_its_class(tmp_path):
     assert labels(labelled_set(str(tmp_path), 'val', classes=train.classes)) == {30: 'dog'}
 
 
-def test_an_image_that_cannot_be_read_is_named_by_tar_file_and_member(tmp_path):
+def test_unreadable_image_is_named_by_tar_file_and_member(tmp_path):
     tar(tmp_path / 'a.tar', {'x/0.jpg': b'no picture', 'x/1.jpg': b''})
     dataset = pretraining_set(str(tmp_path))
     for gone in (False, True):
         if gone:
             (tmp_path / 'a.tar').unlink()
-            tar_dataset._opened.cache_clear()
+            tar_dataset._open_tar.cache_clear()
         for i in range(2):
             with pytest.raises(UnreadableImage) as caught:
                 dataset[i]
@@ -82,7 +82,7 @@ def test_an_image_that_cannot_be_read_is_named_by_tar_file_and_member(tmp_path):
     ({'a/0.jpg': b'x', '1.jpg': b'x', '1.cls': b'0'}, 'class'), ({'0.txt': b'x'}, 'images'),
     ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0\.cls'), ({'0.jpg': b'x', '0.cls': b'1' * 12}, r'x\.tar.*0\.cls'),
     ({'0.cls': b'x', '0.jpg': 10 ** 12}, r'x\.tar'), ({'0.jpg': b'x', '0.cls': 10 ** 12}, r'x\.tar')])
-def test_tar_files_that_cannot_be_trained_on_are_refused(tmp_path, members, named):
+def test_invalid_tar_files_are_rejected(tmp_path, members, named):
     tar(tmp_path / 'train' / 'x.tar', members)
     with pytest.raises(UserError, match='^--data_path: .*' + named):
         labelled_set(str(tmp_path), 'train')
@@ -90,7 +90,7 @@ def test_tar_files_that_cannot_be_trained_on_are_refused(tmp_path, members, name
 
 @pytest.mark.parametrize('damage', [lambda data: b'not a tar file' * 100, lambda data: data[:700], lambda data: b'',
                                     lambda data: data.replace(b'0.jpg\0', b'0.jpg\xff', 1), None])
-def test_a_damaged_tar_file_is_named_and_a_pipe_is_not_waited_for(tmp_path, damage):
+def test_damaged_tar_file_is_named_and_pipes_do_not_block(tmp_path, damage):
     tar(tmp_path / 'a.tar', {'0.jpg': jpeg(1)})
     os.mkfifo(str(tmp_path / 'index.npz'))
     assert len(pretraining_set(str(tmp_path))) == 1
@@ -103,10 +103,9 @@ def test_a_damaged_tar_file_is_named_and_a_pipe_is_not_waited_for(tmp_path, dama
         pretraining_set(str(tmp_path))
 
 
-def test_the_index_beside_the_tar_files_is_used_until_one_of_them_changes(tmp_path, monkeypatch):
+def test_index_file_is_used_until_a_tar_file_changes(tmp_path, monkeypatch):
     path = tar(tmp_path / 'a.tar', {'0.jpg': jpeg(10)})
-    made, (state, _) = tar_dataset.indexed(str(tmp_path), ['a.tar'], EXTENSIONS)
-    array_cache.save(str(tmp_path / 'index.npz'), made, state)
+    tar_dataset.write_index(str(tmp_path), EXTENSIONS)
     with monkeypatch.context() as patch:
         patch.setattr(tarfile, 'open', None)
         assert shade(pretraining_set(str(tmp_path))[0][0]) == 10
@@ -125,23 +124,25 @@ np.lib.format.write_array_header_1_0(TERABYTE, {'shape': (2 ** 37,), 'descr': '<
     ('places', lambda places: places.astype(float)), ('places', lambda places: places[:, :2]),
     ('labels', lambda labels: labels + 10 ** 11), ('names', lambda names: names[:1]),
     ('names', lambda names: np.zeros(2)), ('labels', TERABYTE.getvalue())])
-def test_an_index_that_leads_outside_of_the_tar_files_is_made_anew(tmp_path, name, change):
-    """One claims a terabyte."""
+def test_index_beyond_the_tar_files_is_rebuilt(tmp_path, name, change):
+    """One array claims a terabyte."""
     tar(tmp_path / 'a.tar', {'0.jpg': jpeg(10), '0.cls': b'0', '1.jpg': jpeg(30), '1.cls': b'1'})
-    made, (state, _) = tar_dataset.indexed(str(tmp_path), ['a.tar'], EXTENSIONS)
-    changed = made.pop(name)
+    tar_dataset.write_index(str(tmp_path), EXTENSIONS)
+    with np.load(str(tmp_path / 'index.npz')) as file:
+        arrays = dict(file)
+    original = arrays.pop(name)
     if not isinstance(change, bytes):
-        made[name] = change(changed)
-    array_cache.save(str(tmp_path / 'index.npz'), made, state)
+        arrays[name] = change(original)
+    np.savez(str(tmp_path / 'index.npz'), **arrays)
     if isinstance(change, bytes):
         with zipfile.ZipFile(str(tmp_path / 'index.npz'), 'a') as file:
             file.writestr(name + '.npy', change)
     assert labels(labelled_set(str(tmp_path), 'train', val_fraction=0)) == {10: '0', 30: '1'}
 
 
-def test_more_tar_files_than_may_be_open_are_read(tmp_path, monkeypatch):
-    for number in range(tar_dataset._MOST_OPEN + 5):
+def test_more_tar_files_than_open_file_limit(tmp_path, monkeypatch):
+    for number in range(tar_dataset._MAX_OPEN_FILES + 5):
         tar(tmp_path / '{:03d}.tar'.format(number), {'0.jpg': jpeg(number)})
     dataset, before = pretraining_set(str(tmp_path)), len(os.listdir('/proc/self/fd'))
     assert [abs(shade(dataset[i][0]) - i) <= 1 for i in range(len(dataset))] == [True] * len(dataset)
-    assert len(os.listdir('/proc/self/fd')) <= before + tar_dataset._MOST_OPEN
+    assert len(os.listdir('/proc/self/fd')) <= before + tar_dataset._MAX_OPEN_FILES

@@ -1,11 +1,10 @@
-"""What a run keeps of image files that it cannot read: the count, the log lines, bad_images.txt, and the end."""
+"""Unreadable images of a run: count, log lines, bad_images.txt and limit."""
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from util.data.unreadable import UnreadableImages, escaped, track_unreadable
+from util.data.unreadable import UnreadableTracker, escaped
 from util.distributed.world import World
 from util.errors import UserError
 
@@ -22,51 +21,50 @@ def lines(folder):
 
 
 def test_the_default_limit_is_1_in_1000_and_at_least_10():
-    session = SimpleNamespace(world=World())
-    limits = [track_unreadable(None, None, range(n), session).limit for n in (0, 9999, 11000, 1281167)]
+    limits = [UnreadableTracker.of_run(None, None, range(n), World()).limit for n in (0, 9999, 11000, 1281167)]
     assert limits == [10, 10, 11, 1281]
-    assert track_unreadable(None, 3, range(9), session).limit == 3
+    assert UnreadableTracker.of_run(None, 3, range(9), World()).limit == 3
 
 
-def test_a_file_counts_once_however_often_and_by_whomever_it_is_met(tmp_path):
-    bad = UnreadableImages(str(tmp_path), 5)
-    bad.share(World(), torch.device('cpu'))
-    assert not list(tmp_path.iterdir())         # without such files there is no list
-    bad.met(pairs(1, 2, 1))
-    bad.met(pairs(2, 3))
+def test_each_file_counts_once_over_all_passes_and_processes(tmp_path):
+    bad = UnreadableTracker(str(tmp_path), 5)
+    bad.sync(World(), torch.device('cpu'))
+    assert not list(tmp_path.iterdir())         # no file without unreadable images
+    bad.add(pairs(1, 2, 1))
+    bad.add(pairs(2, 3))
     assert bad.pending == 3
-    bad.share(World(), torch.device('cpu'))
+    bad.sync(World(), torch.device('cpu'))
     assert bad.pending == 0
-    bad.met(pairs(1, 4))
+    bad.add(pairs(1, 4))
     assert bad.pending == 1
     bad.record(pairs(4, 4, 1))                  # of another process
     assert lines(tmp_path) == ['/data/{}.jpg\tan empty file'.format(n) for n in (1, 2, 3, 4)]
 
 
-def test_a_resumed_run_lists_and_logs_no_file_twice_whatever_its_name(tmp_path, caplog):
-    UnreadableImages(str(tmp_path), 99).record([(name, 'why') for name in NAMES])
+def test_resumed_run_lists_and_logs_each_file_once(tmp_path, caplog):
+    UnreadableTracker(str(tmp_path), 99).record([(name, 'why') for name in NAMES])
     paths = [line.split('\t')[0] for line in lines(tmp_path)]
     assert paths == [escaped(name) for name in NAMES] and len(caplog.records) == len(NAMES)
     assert [path.encode('ascii', 'backslashreplace').decode('unicode_escape') for path in paths] == NAMES
     with open(str(tmp_path / 'bad_images.txt'), 'ab') as file:
         file.write(b'cut off \xff')
-    resumed = UnreadableImages(str(tmp_path), 1)           # files of the earlier run do not count: they may be repaired
+    resumed = UnreadableTracker(str(tmp_path), 1)       # earlier files do not count: they may have been repaired
     resumed.record(pairs(1))
     assert (tmp_path / 'bad_images.txt').read_bytes().endswith(b'cut off \xff\n/data/1.jpg\tan empty file\n')
-    UnreadableImages(str(tmp_path), 99).record([(name, 'why') for name in NAMES])
+    UnreadableTracker(str(tmp_path), 99).record([(name, 'why') for name in NAMES])
     assert len(caplog.records) == len(NAMES) + 1
 
 
-def test_more_than_the_limit_ends_every_process_with_all_of_them_listed(tmp_path, caplog):
-    for bad in (UnreadableImages(str(tmp_path), 2), UnreadableImages(None, 2)):
+def test_exceeding_the_limit_fails_on_every_process_after_listing_all(tmp_path, caplog):
+    for bad in (UnreadableTracker(str(tmp_path), 2), UnreadableTracker(None, 2)):
         bad.record(pairs(1, 2))
         with pytest.raises(UserError, match='^4 image files .*--max_bad_images 2.*/data/4.jpg'):
             bad.record(pairs(2, 3, 4))
     assert len(lines(tmp_path)) == 4 == len(caplog.records)         # the main process logs
 
 
-def test_a_disk_that_refuses_the_list_is_logged_and_the_files_are_listed_when_it_works_again(tmp_path, caplog):
-    bad = UnreadableImages(str(tmp_path / 'gone'), 99)
+def test_failed_write_is_logged_and_made_up_for_by_the_next(tmp_path, caplog):
+    bad = UnreadableTracker(str(tmp_path / 'gone'), 99)
     bad.record(pairs(1))
     assert 'No such file' in caplog.text
     bad.record(pairs(2))

@@ -1,4 +1,4 @@
-"""The validation part of data that have none: its size, that it is always the same, and that it is never trained on."""
+"""Validation split of datasets without their own: size, reproducibility, disjoint from training."""
 import json
 import re
 import shutil
@@ -9,7 +9,7 @@ from conftest import FINETUNE, ROOT, finetune, two_processes
 from PIL import Image
 
 from util.data.datasets import labelled_set, pretraining_set
-from util.data.validation_split import held_out, split_settings
+from util.data.validation_split import resolve_split, validation_mask
 from util.errors import UserError
 from util.tools import pack_shards
 from util.tools.synthetic_dataset import CLASSES
@@ -27,28 +27,29 @@ def names(dataset):
     return {dataset.name_of(i).split('/data/')[-1] for i in range(len(dataset))}
 
 
-def chosen(counts, fraction, seed=0):
-    """Held-out images of classes with so many images each."""
+def split_sizes(counts, fraction, seed=0):
+    """Size of the validation split of classes with `counts` images each."""
     labels = np.repeat(np.arange(len(counts)), counts)
-    return np.bincount(labels[held_out(labels, map(str, range(len(labels))), fraction, seed)], minlength=len(counts))
+    mask = validation_mask(labels, map(str, range(len(labels))), fraction, seed)
+    return np.bincount(labels[mask], minlength=len(counts))
 
 
-def test_each_class_gives_its_share_at_least_one_and_never_all():
-    assert chosen([100, 24, 25, 3, 2, 1], .1).tolist() == [10, 2, 3, 1, 1, 0]
-    assert chosen([100, 3, 1], .9).tolist() == [90, 2, 0] and chosen([5, 1], 1).tolist() == [5, 1]
+def test_each_class_contributes_its_fraction_at_least_one_and_never_all():
+    assert split_sizes([100, 24, 25, 3, 2, 1], .1).tolist() == [10, 2, 3, 1, 1, 0]
+    assert split_sizes([100, 3, 1], .9).tolist() == [90, 2, 0] and split_sizes([5, 1], 1).tolist() == [5, 1]
 
 
-def test_the_choice_depends_on_names_and_seed_alone_and_a_smaller_share_is_part_of_a_larger():
+def test_split_depends_on_names_and_seed_and_is_nested_in_larger_fractions():
     labels, texts = np.arange(200) % 3, np.array(['x/{}.jpg'.format(i) for i in range(200)])
     order = np.random.RandomState(1).permutation(200)
-    small, large = held_out(labels, texts, .1, 0), held_out(labels, texts, .4, 0)
-    assert np.array_equal(small[order], held_out(labels[order], texts[order], .1, 0))
+    small, large = validation_mask(labels, texts, .1, 0), validation_mask(labels, texts, .4, 0)
+    assert np.array_equal(small[order], validation_mask(labels[order], texts[order], .1, 0))
     assert not (small & ~large).any() and small.sum() == 21
-    assert not np.array_equal(small, held_out(labels, texts, .1, 1))
+    assert not np.array_equal(small, validation_mask(labels, texts, .1, 1))
     assert np.flatnonzero(small)[:5].tolist() == [7, 12, 16, 19, 30]     # on every machine
 
 
-def test_packed_shrunk_and_listed_images_are_held_out_as_in_their_folder(tmp_path):
+def test_split_is_the_same_for_packed_shrunk_and_csv_images(tmp_path):
     root, pixels = tmp_path / 'data', np.zeros((40, 48, 3), np.uint8)
     rows = {}
     for i in range(40):
@@ -59,10 +60,10 @@ def test_packed_shrunk_and_listed_images_are_held_out_as_in_their_folder(tmp_pat
     (root / 'absolute.csv').write_text(''.join(row for _, row in rows.values()))
     (root / 'relative.csv').write_text(''.join(row.replace(str(root), '.') for _, row in rows.values()))
     for name, flags in (('whole', []), ('shrunk', ['--short_side', '32'])):
-        args = pack_shards.parse([str(root), str(tmp_path / name), *flags, '--num_workers', '0'])
-        assert pack_shards.pack(args, pack_shards.split_sets(args.source, args.short_side)) == 0
-    places = [root, root / 'absolute.csv', root / 'relative.csv', tmp_path / 'whole', tmp_path / 'shrunk']
-    found = [labelled_set(str(place), 'val') for place in places]
+        args = pack_shards.parse_flags([str(root), str(tmp_path / name), *flags, '--num_workers', '0'])
+        assert pack_shards.pack(args, pack_shards.load_splits(args.source, args.short_side)) == 0
+    sources = [root, root / 'absolute.csv', root / 'relative.csv', tmp_path / 'whole', tmp_path / 'shrunk']
+    found = [labelled_set(str(source), 'val') for source in sources]
     numbers = [sorted(re.search(r'IMG.(\d+)', part.name_of(i)).group(1) for i in range(len(part))) for part in found]
     assert len(numbers[0]) == 4 and numbers == numbers[:1] * 5
     assert all(part.classes == ['class.0', 'class.1'] and part[i][1] == ('class.1' in part.name_of(i))
@@ -70,7 +71,7 @@ def test_packed_shrunk_and_listed_images_are_held_out_as_in_their_folder(tmp_pat
 
 
 @pytest.mark.parametrize('inside', ['', 'train'])
-def test_no_image_is_in_both_parts_and_all_are_in_one(folders, tmp_path, inside):
+def test_train_and_val_are_disjoint_and_complete(folders, tmp_path, inside):
     root = tmp_path / 'data'
     shutil.copytree(str(folders), str(root / inside))
     train, val = (labelled_set(str(root), split, val_fraction=.3) for split in ('train', 'val'))
@@ -83,7 +84,7 @@ def test_no_image_is_in_both_parts_and_all_are_in_one(folders, tmp_path, inside)
         assert all(part.classes[part[i][1]] in part.name_of(i) for i in range(len(part)))
 
 
-def test_a_test_folder_without_classes_is_no_validation_set_and_a_val_is(images, folders, tmp_path):
+def test_val_folder_is_used_and_test_folder_without_classes_is_not(images, folders, tmp_path):
     assert len(labelled_set(str(images), 'train', val_fraction=.5)) == 32
     assert len(labelled_set(str(images), 'val', val_fraction=.5)) == 19
     shutil.copytree(str(folders), str(tmp_path / 'data' / 'train'))
@@ -93,7 +94,7 @@ def test_a_test_folder_without_classes_is_no_validation_set_and_a_val_is(images,
 
 @pytest.mark.parametrize('made, words', [
     (['Train/a', 'Val/a'], 'Train'), (['x/test/a'], '/x '), (['val/a'], '/train is missing')])
-def test_folders_that_are_no_classes_are_not_taken_for_some(images, tmp_path, made, words):
+def test_split_folders_are_not_taken_for_classes(images, tmp_path, made, words):
     for name in made:
         shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / name))
     with pytest.raises(UserError, match='^--data_path: .*' + words):
@@ -103,24 +104,24 @@ def test_folders_that_are_no_classes_are_not_taken_for_some(images, tmp_path, ma
 @pytest.mark.parametrize('flags, trained, expected, warned', [
     ((None, None), None, (.1, 0), False), ((.2, 3), None, (.2, 3), False), ((.2, None), (.3, 5), (.2, 5), False),
     ((.4, None), (.3, 5), (.4, 5), True), ((None, 6), (.3, 5), (.3, 6), True), ((1., 1), (0., 0), (1., 1), False)])
-def test_a_run_takes_the_part_of_its_checkpoint_and_warns_of_another(flags, trained, expected, warned, caplog):
+def test_split_flags_default_to_the_checkpoints_and_overlap_is_warned_of(flags, trained, expected, warned, caplog):
     saved = trained and dict(zip(('val_fraction', 'val_seed'), trained))
     with caplog.at_level('INFO', 'mae'):
-        assert split_settings(*flags, False, False, saved) == expected
+        assert resolve_split(*flags, False, False, saved) == expected
         assert bool(caplog.messages) == warned
         caplog.clear()
-        assert split_settings(*flags, True, False, saved) == (0., 0)        # the data have a validation set
+        assert resolve_split(*flags, True, False, saved) == (0., 0)        # the dataset has its own
         assert bool(caplog.messages) == bool(flags[0])
-    assert split_settings(None, None, False, True, None) == (0., 0)         # --eval, where no training held out any
+    assert resolve_split(None, None, False, True, None) == (0., 0)         # --eval of a checkpoint without a split
 
 
 @pytest.mark.slow
-def test_training_resuming_and_evaluating_on_two_processes_hold_out_the_same(folders, tmp_path):
+def test_training_resume_and_evaluation_use_the_same_split(folders, tmp_path):
     flags = ['--data_path', folders, '--output_dir', tmp_path / 'o', '--val_fraction', .5, '--val_seed', 7]
     run = two_processes(ROOT / 'main_finetune.py', *FINETUNE, *flags, '--epochs', 1, '--dist_eval', '--batch_size', 4)
     assert run.status == 0 and '(16 images)' in run.output, run.output
     again = finetune('--data_path', folders, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', 'auto')
-    assert 'these are 16 of its 32 images (--val_fraction 0.5, --val_seed 7)' in again.output, again.output
+    assert 'using 16 of its 32 images (--val_fraction 0.5, --val_seed 7)' in again.output, again.output
     records = [json.loads(line) for line in (tmp_path / 'o' / 'log.txt').read_text().splitlines()]
     checked = finetune('--data_path', folders, '--output_dir', tmp_path / 'e', '--eval', '--seed', 5,
                        '--resume', tmp_path / 'o' / 'checkpoint-1.pth')

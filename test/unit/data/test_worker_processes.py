@@ -1,4 +1,4 @@
-"""Loader processes that die, are signalled, or meet a mistake of the user's."""
+"""Loader workers: death, signals, user errors, shutdown."""
 import gc
 import multiprocessing
 import os
@@ -14,14 +14,14 @@ import torch
 from conftest import environment, execute
 from torch.utils.data import DataLoader, Dataset
 
-from util.data.loader import batches_of, evaluation_loader
+from util.data.loader import evaluation_loader, iterate_loader
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import UserError
 
 
 class Samples(Dataset):
-    """40 samples; in the loader process that looks up the 20th, `act` is called."""
+    """40 samples; loading the 20th calls `act`."""
 
     def __init__(self, act=None):
         self.act = act
@@ -40,29 +40,29 @@ def loader_of(dataset, num_workers=2):
 
 
 def raised_by(work, kind):
-    """What an exception says."""
+    """Message of the exception of `kind` that `work` raises."""
     try:
         work()
     except kind as error:
-        traceback.clear_frames(error.__traceback__)     # PyTorch's hold the iterator until garbage is collected
+        traceback.clear_frames(error.__traceback__)     # PyTorch's frames keep the iterator alive
         return str(error)
     return 'nothing was raised'
 
 
 def run_python(code):
-    """(status, all that a Python and the processes that it has started print, to the end of the last one)."""
+    """(exit status, output) of a Python process and its children, until the last of them exits."""
     run = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60,
                          env=environment(PYTHONPATH=os.pathsep.join(sys.path)))
     return run.returncode, run.stdout.decode()
 
 
 @pytest.mark.compat
-def test_an_iterator_goes_with_its_last_reference():
-    """Left to a collection of garbage, it may be collected in a younger loader process, where PyTorch 1.5 hangs."""
+def test_iterator_is_freed_with_its_last_reference():
+    """Garbage collection could run in a later loader worker, where PyTorch 1.5 would hang."""
     gc.collect()
     gc.disable()
     try:
-        iterator = batches_of(DataLoader([0] * 8, num_workers=1))
+        iterator = iterate_loader(DataLoader([0] * 8, num_workers=1))
         next(iterator)
         gone = weakref.ref(iterator.gi_yieldfrom)
         assert len(list(iterator)) == 7
@@ -81,7 +81,7 @@ errors.run(lambda: list(workers.loader_of(workers.Samples(functools.partial(os._
 
 @pytest.mark.slow
 @pytest.mark.compat
-def test_a_loader_process_that_dies_ends_the_run_with_one_line_that_says_how():
+def test_dead_worker_fails_the_run_with_one_line():
     run = execute([sys.executable, '-c', DYING], PYTHONPATH=os.pathsep.join(sys.path))
     assert run.status == 70 and 'Traceback' not in run.output, run.output
     last = run.output.strip().split('\n')[-1]
@@ -98,24 +98,24 @@ victim = multiprocessing.active_children()[0].pid
 os.kill(victim, signal.SIGKILL)
 os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
 for _ in range(1000):
-    time.sleep(.0001)           # any of these would end by a handler of SIGCHLD
+    time.sleep(.0001)           # a SIGCHLD handler would raise in one of these
 print(workers.raised_by(lambda: list(batches), SystemFailure).replace(str(victim), 'the victim'), flush=True)
-os._exit(0)                     # PyTorch 1.5 waits for ever for the loader processes that are left beside a dead one
+os._exit(0)                     # PyTorch 1.5 waits forever for the workers that are left
 '''
 
 
 @pytest.mark.slow
 @pytest.mark.compat
-def test_the_death_of_a_loader_process_is_raised_where_its_batch_is_asked_for_and_nowhere_else():
+def test_death_of_a_worker_is_raised_only_where_its_batch_is_requested():
     assert '(pid the victim) was killed by SIGKILL' in run_python(ASKED)[1]
 
 
-def mistake():
-    raise UserError('--data_path: a mistake')
+def user_error():
+    raise UserError('--data_path: wrong')
 
 
-def test_a_mistake_that_a_loader_process_meets_stays_one_line():
-    assert raised_by(lambda: list(loader_of(Samples(mistake))), UserError) == '--data_path: a mistake'
+def test_user_error_in_a_worker_stays_one_line():
+    assert raised_by(lambda: list(loader_of(Samples(user_error))), UserError) == '--data_path: wrong'
 
 
 def signal_the_job():
@@ -125,7 +125,7 @@ def signal_the_job():
 
 
 @pytest.mark.compat
-def test_a_loader_process_leaves_the_signals_of_a_batch_system_to_its_training_process():
+def test_workers_ignore_signals_of_the_batch_system():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)      # ignored below a shell's `&`
     try:
         assert len(list(loader_of(Samples(signal_the_job), 1))) == 10
@@ -133,11 +133,11 @@ def test_a_loader_process_leaves_the_signals_of_a_batch_system_to_its_training_p
         signal.signal(signal.SIGINT, before)
 
 
-def test_loader_processes_are_forked_where_python_would_rather_start_them_anew():
+def test_workers_are_forked_even_if_spawn_is_the_default():
     method = multiprocessing.get_start_method()
     multiprocessing.set_start_method('spawn', force=True)
     try:
-        assert len(list(loader_of(Samples(lambda: None)))) == 10        # a lambda cannot be sent to another process
+        assert len(list(loader_of(Samples(lambda: None)))) == 10        # a lambda cannot be pickled
     finally:
         multiprocessing.set_start_method(method, force=True)
 
@@ -150,7 +150,7 @@ next(batches)
 
 
 @pytest.mark.compat
-def test_a_program_that_keeps_its_loader_to_the_end_ends():
+def test_program_with_an_unfinished_loader_exits():
     assert run_python(KEPT) == (0, '')
 
 
@@ -162,18 +162,18 @@ if os.fork():
     os.read(ready[0], 1)
     os.kill(parent, signal.SIGKILL)
 else:
-    loader.set_up(parent, 0)
+    loader.init_worker(parent, 0)
     os.close(ends[1])
     os.write(ready[1], b'.')
     try:
-        os.read(ends[0], 1)                         # until the training process is gone
+        os.read(ends[0], 1)                         # until the training process has exited
         raise ConnectionResetError('mid-batch')
     except ConnectionResetError:
-        sys.excepthook(*sys.exc_info())             # as the thread that hands batches over does
-    time.sleep(1e6)                                 # as one that waits for a file
+        sys.excepthook(*sys.exc_info())             # as the queue's thread does
+    time.sleep(1e6)                                 # a blocked read
 """
 
 
 @pytest.mark.slow
-def test_a_loader_process_ends_silently_with_its_killed_training_process_even_if_it_is_stuck():
+def test_blocked_worker_exits_silently_with_its_killed_training_process():
     assert run_python(ORPHAN) == (-signal.SIGKILL, '')

@@ -1,4 +1,4 @@
-"""report.html and eval.html: whole, alone, and without markup from outside."""
+"""report.html and eval.html: complete, self-contained, without injected markup."""
 import base64
 import hashlib
 import html
@@ -24,7 +24,7 @@ from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import Preempted
 from util.reporting import output_dir, report
-from util.reporting.reconstructions import IMAGES, MOMENTS, ReconstructionSnapshots
+from util.reporting.reconstructions import IMAGES, SNAPSHOTS, ReconstructionSnapshots
 from util.reporting.run_logger import NullRunLogger
 from util.training import session
 
@@ -32,11 +32,11 @@ HOSTILE = '"></script><script>alert(1)</script><!--<img src=http://x onerror=ale
 SHOWN = HOSTILE[:-5] + '\\n\\x1b\\x7f\\u2028\\udcff'       # in one line
 with open(report.TEMPLATE, encoding='utf-8') as file:
     TEMPLATE = file.read()
-DRAWN = set(re.findall(r'^  (\w+): ', TEMPLATE.split('const draw = {')[1], re.M))       # kinds of content
+RENDERED = set(re.findall(r'^  (\w+): ', TEMPLATE.split('const render = {')[1], re.M))       # kinds of content
 
 
 class Page:
-    """A report as the file has it: the data of its script, by section and kind, and the text beside them."""
+    """A parsed report: its JSON data, by section and kind, and its text."""
 
     def __init__(self, path):
         self.text = path.read_text(encoding='utf-8')
@@ -44,58 +44,58 @@ class Page:
         assert not set(raw) & set('<\n\x1b\x7f')
         self.data = json.loads(raw)
         self.parts = {heading: dict(parts) for heading, parts in self.data['sections']}
-        assert {kind for parts in self.parts.values() for kind in parts} <= DRAWN
+        assert {kind for parts in self.parts.values() for kind in parts} <= RENDERED
         self.curves = {chart['title']: {curve['name']: curve['values'] for curve in chart['curves']}
                        for chart in self.parts.get('Curves', {'charts': {'charts': []}})['charts']['charts']}
 
 
 def records(count=3, **more):
-    """A logbook of a few epochs; the last one's record has `more`."""
+    """A run logger with records of a few epochs; `more` is in the last one."""
     run_logger, found = NullRunLogger(), [{'train_loss': 2. / (i + 1), 'train_lr': 1e-4, 'FPS': 100., 'data_wait': .01,
                                         'epoch': i, 'device': 'CPU'} for i in range(count)]
     run_logger.records = [json.dumps(record) for record in found[:-1] + [{**record, **more} for record in found[-1:]]]
     return run_logger
 
 
-def showing(*sections):
-    """Pictures, which stand for themselves."""
-    return SimpleNamespace(sections=lambda: sections, after=lambda epoch, due, run_logger: None)
+def report_part_of(*sections):
+    """A report part with fixed sections."""
+    return SimpleNamespace(report_sections=lambda: sections, on_epoch_end=lambda *args: None)
 
 
-def place(*world):
+def make_session(*world):
     return session.Session(Cpu(), World(*world))
 
 
-def written(folder, *flags, run_logger=None, report_part=None, parse=parse_pretrain, where=None):
+def make_report(folder, *flags, run_logger=None, report_part=None, parse=parse_pretrain, world=()):
     """A Report of three epochs to `folder`."""
     args = parse(['--data_path', str(folder), '--output_dir', str(folder), '--epochs', '3', '--num_workers', '0',
                   *flags])
-    return report.Report(args, where or place(), precision.FullPrecision(), 32, run_logger or records(),
-                         report_part or showing())
+    return report.Report(args, make_session(*world), precision.FullPrecision(), 32, run_logger or records(),
+                         report_part or report_part_of())
 
 
 def page_of(folder, error=None, **options):
     """The Page of a run that was stopped."""
-    written(folder, **options).close(error or Preempted('stopped by SIGTERM'))
+    make_report(folder, **options).close(error or Preempted('stopped by SIGTERM'))
     return Page(folder / 'report.html')
 
 
-def test_a_run_of_one_epoch_has_its_curves_pictures_flags_and_command(pretrained):
+def test_a_one_epoch_report_has_curves_reconstructions_flags_and_command(pretrained):
     page = Page(pretrained / 'report.html')
     assert list(page.parts) == ['Curves', 'Reconstructions', 'Final result', 'Command', 'Configuration', 'Environment']
     assert page.data['state'] == 'finished' and len(page.curves) == 4 and all(
         len(values) == 1 for curves in page.curves.values() for values in curves.values())
     assert [(what, len(jpegs)) for what, jpegs in page.parts['Reconstructions']['strips']] == [
         ('masked', IMAGES), ('after epoch 0', IMAGES), ('original', IMAGES)]
-    changed, (_, _, defaults) = page.parts['Configuration']['facts'], page.parts['Configuration']['folded']
+    changed, (_, _, defaults) = page.parts['Configuration']['facts'], page.parts['Configuration']['details']
     assert ['--patch_size', '8'] in changed and '--mask_ratio' in dict(defaults)
     assert page.parts['Command']['command'][:2] == ['python main_pretrain.py \\',
                                                     '    --model mae_vit_nano_patch16 \\']
-    assert page.data['figures'] and all('<tr><th scope="row">{}</th><td>{}</td></tr>'.format(*figure) in page.text
-                                        for figure in page.data['figures'])        # without the script
+    assert page.data['metrics'] and all('<tr><th scope="row">{}</th><td>{}</td></tr>'.format(*metric) in page.text
+                                        for metric in page.data['metrics'])        # without JavaScript
 
 
-def test_only_the_page_s_own_style_and_script_count():
+def test_the_security_policy_allows_only_the_inline_style_and_script():
     policy = re.search('Content-Security-Policy" content="([^"]*)"', TEMPLATE).group(1)
     hashes = [base64.b64encode(hashlib.sha256(re.search('<{0}>(.*)</{0}>'.format(tag), TEMPLATE, re.S).group(1)
                                               .encode()).digest()).decode() for tag in ('style', 'script')]
@@ -104,99 +104,100 @@ def test_only_the_page_s_own_style_and_script_count():
     assert TEMPLATE.count(report.PLACEHOLDER) == 1 and 'innerHTML' not in TEMPLATE
 
 
-def test_what_users_name_is_data_and_no_markup(tmp_path):
+def test_text_from_users_is_data_not_markup(tmp_path):
     folder = tmp_path / ('x' + HOSTILE.replace('/', '|'))
     folder.mkdir()
-    report_part = showing((HOSTILE, [('strips', [(HOSTILE, [HOSTILE])]), ('pairs', [[HOSTILE, 1]])]))
+    report_part = report_part_of((HOSTILE, [('strips', [(HOSTILE, [HOSTILE])]), ('pairs', [[HOSTILE, 1]])]))
     page = page_of(folder, Preempted(HOSTILE), run_logger=records(**{HOSTILE + 'acc': 2.}), report_part=report_part)
     assert page.parts[SHOWN] == {'strips': [[SHOWN, [SHOWN]]], 'pairs': [[SHOWN, 1]]}
-    assert page.data['words'].endswith(': ' + SHOWN) and SHOWN.replace('/', '|') in page.data['lead']
+    assert page.data['detail'].endswith(': ' + SHOWN) and SHOWN.replace('/', '|') in page.data['subtitle']
     assert page.curves['Accuracy, %'] == {SHOWN + 'acc': [None, None, 2.]}
     assert page.text.count('<script') == 2 and '<img' not in page.text and '<!--<' not in page.text
     assert html.escape(SHOWN) in page.text
 
 
 @pytest.mark.parametrize('every, expected', [('2', [False, True, True]), ('0', 3 * [False])])
-def test_a_report_is_written_on_the_way_as_often_as_asked_and_at_the_end(tmp_path, every, expected):
-    running, found, path = written(tmp_path, '--report_every', every), [], tmp_path / 'report.html'
+def test_a_report_is_written_every_report_every_epochs_and_at_the_end(tmp_path, every, expected):
+    running, found, path = make_report(tmp_path, '--report_every', every), [], tmp_path / 'report.html'
     for epoch in range(3):
-        running.epoch(epoch)
+        running.on_epoch_end(epoch)
         found.append(path.exists())
     assert found == expected and (not any(found) or Page(path).data['state'] == 'running')
-    running.finish({'loss': .5, 'images_per_sec': 10., 'duration_sec': 3.})
+    running.set_result({'loss': .5, 'images_per_sec': 10., 'duration_sec': 3.})
     running.close()
     assert Page(path).data['state'] == 'finished' and ['loss', .5] in Page(path).parts['Final result']['facts']
 
 
-def test_a_run_that_ends_early_also_before_its_first_epoch_says_why(tmp_path):
+def test_an_interrupted_run_reports_the_reason_even_before_its_first_epoch(tmp_path):
     for parse, name, error, state in ((parse_finetune, 'Fine-tuning · ', Preempted('by SIGTERM'), 'stopped'),
                                       (parse_linprobe, 'Linear probing · ', ValueError('bad steps'), 'ended')):
         page = page_of(tmp_path, error, run_logger=records(0), parse=parse)
         assert page.data['title'].startswith(name)
-        assert page.data['state'] == state and page.data['words'].endswith(str(error)) and 'Curves' not in page.parts
+        assert page.data['state'] == state and page.data['detail'].endswith(str(error)) and 'Curves' not in page.parts
 
 
-def test_a_report_that_cannot_be_written_is_one_line_and_no_end(tmp_path, caplog):
+def test_a_report_that_cannot_be_written_is_one_line_and_training_continues(tmp_path, caplog):
     (tmp_path / 'report.html').mkdir()
-    running = written(tmp_path, '--report_every', '1')
+    running = make_report(tmp_path, '--report_every', '1')
     for epoch in range(3):
-        running.epoch(epoch)
+        running.on_epoch_end(epoch)
     running.close(Preempted(''))
     assert len(caplog.messages) == 3 and all('\n' not in line for line in caplog.messages)
 
 
-def test_curves_are_named_in_words_and_the_table_has_what_only_some_epochs_have(tmp_path):
+def test_curves_have_readable_names_and_the_table_has_keys_of_single_epochs(tmp_path):
     page = page_of(tmp_path, run_logger=records(knn_acc1=12.5, test_raw_acc5=2., test_raw_loss=math.nan, test_loss=3.))
-    assert page.curves['Accuracy, %'] == {'k-NN': [None, None, 12.5], 'Acc@5, not averaged': [None, None, 2.]}
+    assert page.curves['Accuracy, %'] == {'k-NN': [None, None, 12.5], 'Acc@5, raw weights': [None, None, 2.]}
     assert page.curves['Loss'] == {'training': [2., 1., 2. / 3], 'validation': [None, None, 3.]}
-    table = page.parts['Curves']['folded'][2]
+    table = page.parts['Curves']['details'][2]
     newest = dict(zip(table['head'], table['rows'][0]))
     assert (newest['epoch'], newest['knn_acc1'], newest['test_raw_loss']) == (2, 12.5, 'nan')
     assert (table['head'][0], len(table['rows'])) == ('epoch', 3)
 
 
-def test_other_processes_write_nothing(tmp_path):
-    other = place(1, 2)
-    silent = written(tmp_path, where=other)
-    silent.epoch(2)
+def test_other_ranks_write_nothing(tmp_path):
+    silent = make_report(tmp_path, world=(1, 2))
+    silent.on_epoch_end(2)
     silent.close(Preempted('x'))
-    report.of_evaluation(parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)]), other, None, {},
-                         showing())
+    args = parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)])
+    report.write_evaluation_report(args, make_session(1, 2), None, {}, report_part_of())
     assert os.listdir(str(tmp_path)) == []
 
 
-def snapshots(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, within=nullcontext):
+def snapshots(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, eval_weights=nullcontext):
     torch.manual_seed(0)
     model = models_mae.mae_vit_nano_patch16(norm_pix_loss=norm_pix_loss, img_size=32, patch_size=8).eval()
-    return ReconstructionSnapshots(model, datasets.pretraining_set(str(images)), evaluation_transform(32), Normalize(),
-                           mask_ratio, precision.FullPrecision(), torch.device('cpu'), epochs, earlier, start, within)
+    return ReconstructionSnapshots(
+        model, datasets.pretraining_set(str(images)), evaluation_transform(32), Normalize(), mask_ratio,
+        precision.FullPrecision(), torch.device('cpu'), epochs, earlier, start, eval_weights)
 
 
-def test_pictures_stay_few_and_those_of_the_first_and_the_last_epoch_are_among_them(images):
+def test_snapshots_stay_few_and_include_the_first_and_last_epoch(images):
     entered = []
-    shown = snapshots(images, norm_pix_loss=True, within=lambda: entered.append(True) or nullcontext())
+    shown = snapshots(images, norm_pix_loss=True, eval_weights=lambda: entered.append(True) or nullcontext())
     for epoch in (*range(0, 400, 40), 399):
-        shown.after(epoch, True, NullRunLogger())
+        shown.on_epoch_end(epoch, True, NullRunLogger())
     found = [shot['epoch'] for shot in shown.snapshots]
-    assert (found[0], found[-1]) == (0, 399) and len(found) <= MOMENTS + 1 and entered
-    assert '--norm_pix_loss' in dict(shown.sections()[0][1])['note']
+    assert (found[0], found[-1]) == (0, 399) and len(found) <= SNAPSHOTS + 1 and entered
+    assert '--norm_pix_loss' in dict(shown.report_sections()[0][1])['note']
 
 
-def test_a_resumed_run_keeps_the_pictures_from_before_it_unless_they_are_of_other_masks(images):
+def test_a_resumed_run_keeps_earlier_snapshots_of_the_same_mask_ratio(images):
     first = snapshots(images, 3)
     for epoch in range(3):
-        first.after(epoch, False, NullRunLogger())
+        first.on_epoch_end(epoch, False, NullRunLogger())
     resumed, other = (snapshots(images, 3, list(first.snapshots), 2, mask_ratio=ratio) for ratio in (.75, .5))
-    # also where it ends before its first picture
-    assert resumed.sections()[0][1][1][1] == first.sections()[0][1][1][1][:3] + first.sections()[0][1][1][1][-1:]
-    assert other.sections() == []
+    # even if it ends before its first snapshot
+    rows, before = (dict(shown.report_sections()[0][1])['strips'] for shown in (resumed, first))
+    assert rows == before[:3] + before[-1:]
+    assert other.report_sections() == []
     for one in (resumed, other):
-        one.after(2, False, NullRunLogger())
+        one.on_epoch_end(2, False, NullRunLogger())
     assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
 
 
 @pytest.mark.slow
-def test_a_finetuning_shows_confused_classes_and_an_evaluation_leaves_its_report_alone(images, tmp_path):
+def test_finetuning_reports_confused_classes_and_an_evaluation_keeps_that_report(images, tmp_path):
     run = two_processes(ROOT / 'main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', tmp_path,
                         '--epochs', 1, '--batch_size', 4, '--dist_eval')
     assert run.status == 0, run.output
@@ -212,17 +213,18 @@ def test_a_finetuning_shows_confused_classes_and_an_evaluation_leaves_its_report
     assert sum(map(sum, evaluated.parts['All classes']['matrix']['counts'])) == 19
 
 
-def test_an_older_report_of_an_evaluation_is_set_aside(tmp_path):
+def test_an_earlier_evaluation_report_is_set_aside(tmp_path):
     args = parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path), '--num_workers', '0'])
     result = {'task': 'Evaluation', 'acc1': 50., 'acc5': 90., 'loss': 1., 'images': 19, 'images_per_sec': 10.,
               'duration_sec': 2., 'checkpoint': 'x.pth'}
     for accuracy in (50., 75.):
-        report.of_evaluation(args, place(), precision.FullPrecision(), {**result, 'acc1': accuracy}, showing())
+        report.write_evaluation_report(args, make_session(), precision.FullPrecision(), {**result, 'acc1': accuracy},
+                                       report_part_of())
     assert len(list(tmp_path.glob('eval*.html'))) == 2
-    assert ['Acc@1', '75.00%'] in Page(tmp_path / 'eval.html').data['figures']
+    assert ['Acc@1', '75.00%'] in Page(tmp_path / 'eval.html').data['metrics']
 
 
-def test_the_report_of_a_course_that_was_left_is_set_aside_with_its_log(tmp_path):
+def test_the_report_of_an_abandoned_run_is_set_aside_with_its_log(tmp_path):
     for name, text in (('log.txt', '{"epoch": 0}\n{"epoch": 1}\n'), ('report.html', 'x')):
         (tmp_path / name).write_text(text)
     assert output_dir.set_log_aside(str(tmp_path), ['{"epoch": 0}', '{"epoch": 1}', '{"epoch": 2}']) == []
@@ -231,7 +233,7 @@ def test_the_report_of_a_course_that_was_left_is_set_aside_with_its_log(tmp_path
 
 
 @pytest.mark.slow
-def test_a_resumed_pretraining_goes_on_with_its_report(images, pretrained, tmp_path):
+def test_a_resumed_pretraining_continues_its_report(images, pretrained, tmp_path):
     shutil.copytree(str(pretrained), str(tmp_path / 'o'))
     run = pretrain('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', 'auto')
     assert run.status == 0, run.output
@@ -239,7 +241,7 @@ def test_a_resumed_pretraining_goes_on_with_its_report(images, pretrained, tmp_p
     assert [what for what, _ in strips] == ['masked', 'after epoch 0', 'after epoch 1', 'original']
 
 
-def test_tensorboard_has_pictures_and_flags_in_the_run_itself(pretrained):
+def test_tensorboard_has_images_and_hyperparameters_in_the_run_itself(pretrained):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     assert [path for path in pretrained.iterdir() if path.is_dir()] == []
     events = accumulator.EventAccumulator(str(pretrained), size_guidance={'images': 0})
@@ -252,9 +254,10 @@ def test_tensorboard_has_pictures_and_flags_in_the_run_itself(pretrained):
 
 
 @pytest.mark.parametrize('word', ['plain', "it's", '$(x)`y`', 'a\nb', '', '汉é😀', os.fsdecode(b"\xff\xe6 '\x1b")])
-def test_a_shell_reads_every_word_back_from_one_line(word):
-    said = subprocess.run(['bash', '-c', b'printf %s ' + os.fsencode(report.quoted(word))], stdout=subprocess.PIPE)
-    assert said.stdout == os.fsencode(word) and '\n' not in report.quoted(word)
+def test_bash_reads_every_quoted_word_back_from_one_line(word):
+    quoted = report.shell_quote(word)
+    echoed = subprocess.run(['bash', '-c', b'printf %s ' + os.fsencode(quoted)], stdout=subprocess.PIPE)
+    assert echoed.stdout == os.fsencode(word) and '\n' not in quoted
 
 
 @pytest.mark.parametrize('size, environ, more, expected', [
@@ -263,7 +266,7 @@ def test_a_shell_reads_every_word_back_from_one_line(word):
      'python util/tools/launch.py --nproc 8 --nnodes 2 --node_rank 0 --master_addr ADDRESS main_pretrain.py'),
     (4, {'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, [], 'srun --ntasks=4 python main_pretrain.py'),
     (4, {}, ['--dist_on_itp'], 'mpirun -n 4 python main_pretrain.py --dist_on_itp')])
-def test_the_command_starts_the_processes_that_there_were(size, environ, more, expected):
+def test_the_rerun_command_starts_as_many_processes(size, environ, more, expected):
     words = ['/somewhere/main_pretrain.py', *more, '--data_path', 'a b']
-    found = report.reproducing(World(0, size), words, environ).replace(' \\\n    ', ' ')
+    found = report.rerun_command(World(0, size), words, environ).replace(' \\\n    ', ' ')
     assert found == expected + " --data_path 'a b'"

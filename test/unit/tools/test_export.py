@@ -1,4 +1,4 @@
-"""Trained models go out to other libraries, and come in again."""
+"""Export to other libraries, and import of the result."""
 import functools
 import os
 import sys
@@ -19,14 +19,14 @@ from util.errors import UserError
 from util.tools import export, export_hf, export_onnx
 
 FILES = {'timm': 'x.pth', 'hf': 'x', 'safetensors': 'x.safetensors', 'onnx': 'x.onnx'}
-# (checkpoint, part): all that there is to export.
+# (checkpoint, part): every part of every checkpoint.
 PARTS = [('mae', 'mae'), ('mae', 'encoder'), ('mean', 'classifier'), ('mean', 'encoder'), ('cls', 'classifier'),
          ('cls', 'encoder'), ('wide', 'classifier')]
 SIZE = {'img_size': 16, 'patch_size': 8}
 
 
-def shaken(model):
-    """Weights far from their initial values, so that no output is small or symmetric."""
+def perturbed(model):
+    """Weights away from their initial values, so that no output is small or symmetric."""
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * .05)
     return model.eval()
@@ -49,14 +49,14 @@ def checkpoints(tmp_path_factory):
             ('wide-mae', models_mae.mae_vit_nano_patch16(img_size=(16, 32), patch_size=8),
              {'model': 'mae_vit_nano_patch16', 'input_size': [16, 32]}, {})):
         flags = {'model': 'vit_nano_patch16', 'input_size': 16, 'patch_size': 8, 'in_chans': 3, **flags}
-        pth_file.save(str(folder / name), {'model': shaken(model).state_dict(), 'args': flags, **more})
+        pth_file.save(str(folder / name), {'model': perturbed(model).state_dict(), 'args': flags, **more})
     return folder
 
 
-@pytest.mark.compat     # where other opsets, names and libraries are taken
+@pytest.mark.compat     # other opsets, names and libraries
 @pytest.mark.parametrize('form, source, part', [(form, *place) for form in FILES for place in PARTS
                                                 if (form, *place) != ('timm', 'mae', 'mae')])
-def test_a_part_goes_out_is_compared_and_comes_in_again(checkpoints, tmp_path, form, source, part):
+def test_each_part_is_exported_compared_and_loaded_again(checkpoints, tmp_path, form, source, part):
     if form == 'timm' and source in ('mean', 'wide') and not accepts(export.VisionTransformer, 'global_pool'):
         pytest.skip("this timm's ViT has no mean pooling")
     path = str(tmp_path / FILES[form])
@@ -68,16 +68,16 @@ def test_a_part_goes_out_is_compared_and_comes_in_again(checkpoints, tmp_path, f
         exec(load.split(': ', 1)[1], {'timm': timm, 'torch': torch, 'functools': functools, 'safetensors': safetensors,
                                       'transformers': export_hf.transformers, 'onnxruntime': export_onnx.onnxruntime})
     if form in ('hf', 'safetensors'):
-        before, after = export.Part(str(checkpoints / source), part), export.Part(path)
+        before, after = export.ExportedModel(str(checkpoints / source), part), export.ExportedModel(path)
         for name, value in before.expected.items():
             assert torch.allclose(after.expected[name], value, atol=1e-5)
         assert (after.mean, after.std) == (before.mean, before.std)
-        assert after.kind == part and (part != 'classifier' or after.classes == before.classes)
-        assert all(after.flags[name] == value for name, value in before.description().items() if name in after.flags)
+        assert after.part == part and (part != 'classifier' or after.classes == before.classes)
+        assert all(after.flags[name] == value for name, value in before.model_flags().items() if name in after.flags)
 
 
-def test_transformers_image_processor_makes_the_pixels_of_evaluation(checkpoints, tmp_path):
-    """Of a picture that needs no resizing, in which libraries differ by rounding."""
+def test_the_exported_image_processor_reproduces_the_evaluation_transform(checkpoints, tmp_path):
+    """For an image of the input size: resizing differs by rounding."""
     transformers = export_hf.transformers
     export.export(str(checkpoints / 'mean'), 'hf', str(tmp_path / 'x'))
     pixels = np.random.RandomState(0).randint(0, 256, (18, 18, 3)).astype(np.uint8)
@@ -87,8 +87,8 @@ def test_transformers_image_processor_makes_the_pixels_of_evaluation(checkpoints
     assert torch.allclose(found, normalize(transform(LazyImage(pixels))[None]), atol=1e-5)
 
 
-def test_a_difference_a_nan_and_another_shape_are_told_and_nothing_is_written(checkpoints, tmp_path, monkeypatch):
-    part = export.Part(str(checkpoints / 'cls'))
+def test_different_values_nan_or_shapes_are_an_error_and_nothing_is_written(checkpoints, tmp_path, monkeypatch):
+    part = export.ExportedModel(str(checkpoints / 'cls'))
     logits = part.expected['logits']
     part.compare({'logits': logits.numpy()}, 'x')
     for wrong in (logits + 1e-2, logits * float('nan'), logits[:2], logits[:, None]):
@@ -100,18 +100,18 @@ def test_a_difference_a_nan_and_another_shape_are_told_and_nothing_is_written(ch
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_what_is_not_installed_is_not_compared_with_and_what_was_written_is_printed(
+def test_without_the_library_the_file_is_written_but_not_compared(
         checkpoints, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export_hf, 'transformers', None)
     monkeypatch.setattr(export_onnx, 'onnxruntime', None)
     for form, written in (('hf', 'x/model.safetensors'), ('onnx', 'x.onnx')):
         path = str(tmp_path / FILES[form])
         export.main(export.parse_export(['--resume', str(checkpoints / 'cls'), '--to', form, '--output', path]))
-        told = capsys.readouterr().out.split('\n')
-        assert (tmp_path / written).exists() and path in told[-5] and told[-4].startswith('not compared')
+        printed = capsys.readouterr().out.split('\n')
+        assert (tmp_path / written).exists() and path in printed[-5] and printed[-4].startswith('not compared')
 
 
-def test_what_cannot_be_written_without_its_library_is_one_line(checkpoints, tmp_path, monkeypatch):
+def test_an_export_that_needs_a_missing_library_is_one_line(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'util.tools.export_onnx', None)
     with pytest.raises(UserError, match='pip install onnx onnxruntime'):
         export.export(str(checkpoints / 'cls'), 'onnx', str(tmp_path / 'x.onnx'))
@@ -134,7 +134,7 @@ def test_a_bad_flag_is_one_line(tmp_path, monkeypatch, capsys, flags, flag):
 @pytest.mark.parametrize('source, form, part, flag', [
     ('mae', 'timm', 'mae', '--to timm'), ('mae', 'onnx', 'classifier', '--part classifier'),
     ('cls', 'onnx', 'mae', '--part mae'), ('wide-mae', 'hf', 'mae', '--to hf')])
-def test_a_part_that_has_no_such_form_is_refused_in_one_line(checkpoints, tmp_path, source, form, part, flag):
+def test_a_part_without_such_a_format_is_one_line(checkpoints, tmp_path, source, form, part, flag):
     with pytest.raises(UserError, match=flag):
         export.export(str(checkpoints / source), form, str(tmp_path / FILES[form]), part)
     assert os.listdir(str(tmp_path)) == []

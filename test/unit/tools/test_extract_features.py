@@ -1,4 +1,4 @@
-"""Features in .npy files: the right numbers in the right rows, whole or not at all."""
+"""Feature extraction to .npy files: correct values and order, atomically written."""
 import json
 import os
 import shutil
@@ -20,13 +20,13 @@ def extract(*flags):
 
 
 def expected(folder, path, function):
-    """What a function makes of all images of a folder at once."""
-    at_work = inference.Inference(load_model.load_any(str(path)), 'cpu')
-    (_, found), = at_work.over(at_work.images([str(folder)]), function, 100, 0)
+    """Outputs of a function of (model, imgs) for all images of a folder as one batch."""
+    loaded = inference.Inference(load_model.load_any(str(path)), 'cpu')
+    (_, found), = loaded.run(loaded.dataset([str(folder)]), function, 100, 0)
     return found.numpy()
 
 
-def test_features_are_the_pooled_ones_of_readable_images_beside_names_and_labels(images, pretrained, tmp_path, capsys):
+def test_pooled_features_names_and_labels_of_the_readable_images_are_written(images, pretrained, tmp_path, capsys):
     shutil.copytree(str(images / 'val'), str(tmp_path / 'val'))
     paths = sorted(tmp_path.glob('val/*/*'))
     bad = paths.pop(4)
@@ -46,7 +46,7 @@ def test_features_are_the_pooled_ones_of_readable_images_beside_names_and_labels
     assert str(bad) in capsys.readouterr().err
 
 
-def test_blocks_have_a_file_each_and_pool_and_dtype_are_taken(images, pretrained, tmp_path):
+def test_each_block_has_a_file_and_pool_and_dtype_apply(images, pretrained, tmp_path):
     flags = '--resume', pretrained / 'checkpoint-0.pth', images / 'val', '--pool', 'cls', '--dtype', 'float16'
     extract(*flags, '--output', tmp_path / 'f', '--blocks', 6, 2)
     for number in (2, 6):
@@ -62,7 +62,7 @@ def test_blocks_have_a_file_each_and_pool_and_dtype_are_taken(images, pretrained
     assert not (tmp_path / 'none').exists()
 
 
-def test_earlier_features_are_kept_and_a_folder_of_other_things_is_left_alone(images, pretrained, tmp_path):
+def test_earlier_features_are_set_aside_and_a_folder_with_other_files_is_refused(images, pretrained, tmp_path):
     flags = '--resume', pretrained / 'checkpoint-0.pth', next(images.glob('val/*/*')), '--output', tmp_path / 'f'
     extract(*flags)
     extract(*flags)
@@ -74,7 +74,7 @@ def test_earlier_features_are_kept_and_a_folder_of_other_things_is_left_alone(im
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_numbers_too_large_for_float16_are_refused(tmp_path):
+def test_a_float16_overflow_is_an_error(tmp_path):
     images = SimpleNamespace(classes=None, name_of='image {}.jpg'.format)
     with pytest.raises(UserError, match='--dtype float16: .*image 0.jpg'):
         extract_features.write(str(tmp_path), ['features'], [([0], [torch.tensor([[1e5, 0.]])])], images, 'float16', 2,

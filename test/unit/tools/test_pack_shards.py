@@ -1,4 +1,4 @@
-"""Packing a folder into tar files: all of it, in a new folder, and nothing else is touched."""
+"""Packing of image folders into tar shards."""
 import os
 import shutil
 import subprocess
@@ -11,16 +11,16 @@ from conftest import environment
 from PIL import Image
 
 from util.data.datasets import labelled_set
-from util.data.file_index import PathArray, encoded
+from util.data.file_index import PathArray, encode_names
 from util.data.image_files import decode
 from util.errors import UserError
 from util.tools import pack_shards
 
 
 def pack(source, target, *flags):
-    """Pack in this process; returns how many images could not be read."""
-    args = pack_shards.parse([str(source), str(target), '--num_workers', '0', *map(str, flags)])
-    return pack_shards.pack(args, pack_shards.split_sets(args.source, args.short_side))
+    """Pack in this process; returns the number of unreadable images."""
+    args = pack_shards.parse_flags([str(source), str(target), '--num_workers', '0', *map(str, flags)])
+    return pack_shards.pack(args, pack_shards.load_splits(args.source, args.short_side))
 
 
 def contents(folder):
@@ -34,7 +34,7 @@ def contents(folder):
     return found
 
 
-def test_the_tar_files_hold_every_file_as_it_is_and_its_label_and_the_index_is_made(images, tmp_path, monkeypatch):
+def test_shards_hold_every_file_unchanged_with_its_label_and_an_index(images, tmp_path, monkeypatch):
     packed = tmp_path / 'x'
     assert pack(images, packed, '--images_per_shard', 10, '--num_workers', 2) == 0
     for split, count in (('train', 4), ('val', 2)):
@@ -50,7 +50,7 @@ def test_the_tar_files_hold_every_file_as_it_is_and_its_label_and_the_index_is_m
         assert ours.classes == theirs.classes and sorted(ours.labels) == sorted(theirs.labels)
 
 
-def test_large_images_are_shrunk_small_ones_stay_as_they_are_and_what_cannot_be_read_is_listed(tmp_path):
+def test_large_images_are_downscaled_small_ones_unchanged_and_unreadable_ones_listed(tmp_path):
     source = tmp_path / 'source'
     source.mkdir()
     for name, size in (('large.png', (400, 300)), ('small.jpg', (64, 50)), ('tall.jpg', (90, 200))):
@@ -64,12 +64,12 @@ def test_large_images_are_shrunk_small_ones_stay_as_they_are_and_what_cannot_be_
     assert decode(found['large.jpg'])[0].shape == (60, 80, 3) and decode(found['tall.jpg'])[0].shape == (133, 60, 3)
 
 
-def test_names_are_made_fit_and_different():
-    paths = PathArray('', encoded(['a/x.y.jpg', '../a/x_y.jpg', 'a/x_y.png', 'b.jpg']))
+def test_member_names_have_one_dot_and_are_unique():
+    paths = PathArray('', encode_names(['a/x.y.jpg', '../a/x_y.jpg', 'a/x_y.png', 'b.jpg']))
     assert pack_shards.member_names(paths) == ['a/x_y.jpg', 'a/x_y_2.jpg', 'a/x_y_3.png', 'b.jpg']
 
 
-def test_a_packing_that_is_stopped_leaves_nothing(images, tmp_path):
+def test_interrupted_packing_leaves_nothing(images, tmp_path):
     (tmp_path / 'many').mkdir()
     for i in range(300):
         shutil.copy(str(next(images.glob('train/*/*.jpg'))), str(tmp_path / 'many' / '{}.jpg'.format(i)))
@@ -85,7 +85,7 @@ def test_a_packing_that_is_stopped_leaves_nothing(images, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['many']
 
 
-def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(images, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_nothing(images, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr(tarfile.TarFile, 'addfile', full)
@@ -97,14 +97,14 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(images, tmp_path, mo
 @pytest.mark.parametrize('make, named', [
     (lambda path: None, '/source '),
     (lambda path: [path.mkdir(), tarfile.open(str(path / 'x.tar'), 'w').close()], 'images')])
-def test_a_source_that_cannot_be_packed_is_refused(tmp_path, make, named):
+def test_an_empty_or_packed_source_is_refused(tmp_path, make, named):
     make(tmp_path / 'source')
     with pytest.raises(UserError, match=named):
         pack(tmp_path / 'source', tmp_path / 'x')
     assert not (tmp_path / 'x').exists()
 
 
-def test_a_target_that_holds_something_stays_as_it_is_and_an_empty_one_is_taken(images, tmp_path):
+def test_a_non_empty_target_is_refused_and_an_empty_one_accepted(images, tmp_path):
     (tmp_path / 'x').mkdir()
     assert pack(images / 'val', str(tmp_path / 'x') + '/') == 0
     before = sorted(path.name for path in tmp_path.rglob('*'))
@@ -113,7 +113,7 @@ def test_a_target_that_holds_something_stays_as_it_is_and_an_empty_one_is_taken(
     assert sorted(path.name for path in tmp_path.rglob('*')) == before
 
 
-def test_csv_files_are_packed_with_their_classes_wherever_the_images_are(images, tmp_path):
+def test_csv_files_are_packed_with_their_classes(images, tmp_path):
     (tmp_path / 'lists').mkdir()
     for split in ('train', 'test'):         # test goes to val
         paths = sorted(images.glob('{}/*/*.jpg'.format('val' if split == 'test' else split)))
@@ -127,6 +127,6 @@ def test_csv_files_are_packed_with_their_classes_wherever_the_images_are(images,
                    for i in range(len(ours)))
 
 
-def test_all_images_are_packed_where_there_is_no_val(images, tmp_path):
+def test_without_val_all_images_are_packed(images, tmp_path):
     shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
-    assert [(split, len(found)) for split, found in pack_shards.split_sets(str(tmp_path))] == [('train', 32)]
+    assert [(split, len(found)) for split, found in pack_shards.load_splits(str(tmp_path))] == [('train', 32)]

@@ -1,4 +1,4 @@
-"""main_predict.py: what a classifier says of images, as a table or as JSON lines."""
+"""main_predict.py: predictions as a table or JSON lines."""
 import json
 import shutil
 import sys
@@ -17,6 +17,8 @@ from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import UserError
 from util.tools import inference
+from util.training.session import Session
+from util.training.setup import build_evaluation_loader
 
 
 def classifier(folder, classes, *flags):
@@ -53,12 +55,12 @@ def objects(path):
 
 
 @pytest.mark.compat
-def test_the_probabilities_are_those_of_an_evaluation_in_the_order_of_the_files(images, named, tmp_path):
+def test_probabilities_equal_those_of_an_evaluation_in_file_order(images, named, tmp_path):
     predict('--resume', named, images / 'val', '--batch_size', 8, '--output', tmp_path / 'p.jsonl', '--top', 3)
     found = objects(tmp_path / 'p.jsonl')
     assert [one['file'] for one in found] == sorted(str(path) for path in images.glob('val/*/*'))
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(images), '--batch_size', '19'])
-    (pixels, _), = main_finetune.build_evaluation(args, World(), Cpu())[1]
+    (pixels, _), = build_evaluation_loader(args, Session(Cpu(), World()))
     loaded = load_model.load_classifier(str(named))
     with torch.no_grad():
         shares, classes = loaded.model(transforms.Normalize()(pixels)).softmax(dim=1).topk(3, dim=1)
@@ -66,19 +68,19 @@ def test_the_probabilities_are_those_of_an_evaluation_in_the_order_of_the_files(
     assert torch.allclose(torch.tensor([one['probabilities'] for one in found]), shares, atol=1e-4)
 
 
-def test_json_goes_to_standard_output_and_damaged_images_are_named_elsewhere(images, nameless, tmp_path, capsys):
+def test_json_goes_to_standard_output_and_unreadable_images_to_standard_error(images, nameless, tmp_path, capsys):
     shutil.copy(str(next(images.glob('val/*/*.jpg'))), str(tmp_path / '猫 a.jpg'))
     (tmp_path / 'b.jpg').write_bytes(b'no image')
     predict('--resume', nameless, '--json', '--top', 99, tmp_path)
-    output, said = capsys.readouterr()
+    output, errors = capsys.readouterr()
     shown = json.loads(output)
     assert shown['file'] == str(tmp_path / '猫 a.jpg') and '猫' in output
     assert sorted(shown['classes']) == list(range(8)) and sum(shown['probabilities']) == pytest.approx(1, abs=1e-4)
-    hint, named, counted = said.splitlines()
+    hint, named, counted = errors.splitlines()
     assert '--class_names' in hint and str(tmp_path / 'b.jpg') in named and '1 of 2' in counted
 
 
-def test_an_earlier_output_is_kept_under_a_dated_name_unless_no_image_can_be_read(images, nameless, tmp_path):
+def test_an_earlier_output_is_set_aside_unless_no_image_can_be_read(images, nameless, tmp_path):
     (tmp_path / 'out.jsonl').write_text('earlier')
     (tmp_path / 'b.jpg').write_bytes(b'')
     with pytest.raises(UserError, match='none of the 1 '):
@@ -94,7 +96,7 @@ def test_an_output_that_cannot_be_written_is_one_line(images, nameless):
         predict('--resume', nameless, '--output', '/proc/x', next(images.glob('val/*/*')))
 
 
-def test_the_table_has_the_names_of_a_file(images, nameless, tmp_path, capsys):
+def test_the_table_has_the_class_names_of_a_file(images, nameless, tmp_path, capsys):
     (tmp_path / 'names.txt').write_text('\n'.join('kind {}'.format(i) for i in range(8)) + '\n')
     predict('--resume', nameless, '--class_names', tmp_path / 'names.txt', '--top', 2, images / 'val')
     lines = capsys.readouterr().out.splitlines()
@@ -102,13 +104,13 @@ def test_the_table_has_the_names_of_a_file(images, nameless, tmp_path, capsys):
     assert all(line.split('kind')[1].strip()[0] in '01234567' and line.endswith('%') for line in lines[1:])
 
 
-@pytest.mark.parametrize('flags, said', [
+@pytest.mark.parametrize('flags, message', [
     (['--class_names', 'two.txt'], '--class_names two.txt: '), (['--class_names', 'no'], '--class_names no: '),
     (['--input_size', '30'], '--input_size: 30 '), (['missing.jpg'], 'missing.jpg: ')])
-def test_a_mistake_is_named(images, nameless, tmp_path, monkeypatch, flags, said):
+def test_a_user_error_names_its_flag_or_file(images, nameless, tmp_path, monkeypatch, flags, message):
     (tmp_path / 'two.txt').write_text('a\nb\n')
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         predict('--resume', nameless, next(images.glob('val/*/*')), *flags)
 
 
@@ -121,7 +123,7 @@ def test_a_bad_value_gets_one_line_that_names_the_flag(nameless, capsys, flag, v
     assert ended.value.code == 2 and error.count('\n') == 1 and 'argument ' + flag in error
 
 
-def test_a_pretraining_checkpoint_is_to_be_fine_tuned_first(images, pretrained):
+def test_a_pretraining_checkpoint_is_refused(images, pretrained):
     with pytest.raises(UserError, match='fine-tune it first'):
         predict('--resume', pretrained / 'checkpoint-0.pth', images / 'val')
 
@@ -133,18 +135,18 @@ def test_amp_reaches_the_forward_pass(named, monkeypatch):
     assert asked == [True]
 
 
-def test_classes_without_a_name_are_numbers(named):
+def test_unnamed_classes_are_numbers(named):
     loaded = load_model.load_classifier(str(named))._replace(classes=['a', 'b'])
-    assert main_predict.name_classes(loaded, '') == ['a', 'b', 2, 3, 4, 5, 6, 7]
+    assert main_predict.class_names(loaded, '') == ['a', 'b', 2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('rest, status, said', [
+@pytest.mark.parametrize('rest, status, message', [
     ('--batch_size 1 | head -n 1', 0, '"probabilities"'),
     ('> /dev/full', 2, 'error: standard output: cannot be written')])
-def test_what_takes_the_lines_may_end_early(images, nameless, rest, status, said):
+def test_a_closed_pipe_is_quiet_and_a_full_disk_one_line(images, nameless, rest, status, message):
     command = '"{}" "{}" --device cpu --num_workers 0 --resume "{}" --json "{}" '.format(
         sys.executable, ROOT / 'main_predict.py', nameless, images)
     run = execute(['bash', '-o', 'pipefail', '-c', command + rest])
-    hint, line = sorted(run.output.splitlines(), key=lambda text: said in text)
-    assert run.status == status and said in line and '--class_names' in hint
+    hint, line = sorted(run.output.splitlines(), key=lambda text: message in text)
+    assert run.status == status and message in line and '--class_names' in hint

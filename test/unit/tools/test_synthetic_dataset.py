@@ -1,4 +1,4 @@
-"""The dataset that the program draws for itself."""
+"""The synthetic dataset."""
 import sys
 
 from conftest import execute
@@ -17,7 +17,7 @@ def test_classes_are_spread_evenly_over_jpeg_files(images):
     assert not train & val
 
 
-def test_a_seed_gives_the_same_images_and_another_seed_others(images, tmp_path):
+def test_images_depend_on_the_seed_alone(images, tmp_path):
     synthetic_dataset.write(str(tmp_path / 'again'), train=8, val=0, seed=0)
     synthetic_dataset.write(str(tmp_path / 'other'), train=8, val=0, seed=1)
     for path in (tmp_path / 'again' / 'train').glob('*/*.jpg'):
@@ -25,7 +25,7 @@ def test_a_seed_gives_the_same_images_and_another_seed_others(images, tmp_path):
         assert path.read_bytes() == (images / name).read_bytes() != (tmp_path / 'other' / name).read_bytes()
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+def test_a_non_empty_folder_is_refused(tmp_path):
     (tmp_path / 'file').write_text('')
     run = execute([sys.executable, '-m', 'util.tools.synthetic_dataset', tmp_path, '--train', 8])
     assert (run.status, run.output.count('\n')) == (2, 1) and str(tmp_path) in run.output

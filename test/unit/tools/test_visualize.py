@@ -1,4 +1,4 @@
-"""Pictures of what a model sees: reconstructions, and attention as its blocks work with it."""
+"""Reconstruction grids and attention maps."""
 import numpy as np
 import pytest
 import torch
@@ -29,7 +29,7 @@ def randomised(model):
 
 
 def drawn(command, output, *flags):
-    """The picture that a command draws."""
+    """The image that a tool writes."""
     command.main(['--output', str(output), *[str(flag) for flag in flags]])
     with Image.open(str(output)) as picture:
         picture.load()
@@ -37,7 +37,7 @@ def drawn(command, output, *flags):
 
 
 @pytest.mark.compat
-def test_visible_patches_are_the_originals_and_hidden_ones_grey():
+def test_visible_patches_are_the_originals_and_masked_ones_grey():
     imgs = torch.randn(2, 3, 32, 32)
     masked, predicted, reconstructed = reconstruct(autoencoder(), imgs, .75)
     shown = masked != 0
@@ -48,7 +48,7 @@ def test_visible_patches_are_the_originals_and_hidden_ones_grey():
 
 
 @pytest.mark.compat
-def test_a_prediction_under_norm_pix_loss_gets_its_patch_statistics_back():
+def test_norm_pix_loss_predictions_are_denormalised_by_patch_statistics():
     net, imgs = autoencoder(norm_pix_loss=True), torch.randn(2, 3, 32, 32) * 5 + 3
     for parameter in net.decoder_pred.parameters():
         torch.nn.init.zeros_(parameter)
@@ -61,12 +61,12 @@ def test_a_prediction_under_norm_pix_loss_gets_its_patch_statistics_back():
 
 
 @pytest.mark.parametrize('size, norm_pix_loss, expected', [((32, 64), False, (660, 114)), ((64, 32), True, (660, 211))])
-def test_images_keep_their_proportions_below_a_title_that_true_statistics_make_longer(size, norm_pix_loss, expected):
+def test_images_keep_their_aspect_ratio_below_titles_of_two_or_three_lines(size, norm_pix_loss, expected):
     net = autoencoder(img_size=size, norm_pix_loss=norm_pix_loss)
-    assert visualize.picture(net, torch.randn(1, 3, *size), .75, 0, Normalize()).size == expected
+    assert visualize.reconstruction_grid(net, torch.randn(1, 3, *size), .75, 0, Normalize()).size == expected
 
 
-def test_reconstructions_are_of_images_of_any_kind_without_those_that_are_none(images, pretrained, tmp_path, capsys):
+def test_images_of_any_type_are_reconstructed_and_unreadable_ones_skipped(images, pretrained, tmp_path, capsys):
     (tmp_path / 'broken.jpg').write_bytes(b'')
     for kind in (np.uint8, np.float32):
         np.save(str(tmp_path / (kind.__name__ + '.npy')), np.full((40, 40, 3), .5, np.float32).astype(kind))
@@ -76,14 +76,14 @@ def test_reconstructions_are_of_images_of_any_kind_without_those_that_are_none(i
     assert str(tmp_path / 'broken.jpg') in capsys.readouterr().err
 
 
-def test_the_seed_and_the_ratio_choose_what_is_hidden(images, pretrained, tmp_path):
+def test_seed_and_mask_ratio_determine_the_mask(images, pretrained, tmp_path):
     flags = '--resume', pretrained / 'checkpoint-0.pth', images, '--count', 1
     pictures = [drawn(visualize, tmp_path / 'x.png', *flags, *more).tobytes()
                 for more in ([], ['--seed', 0], ['--seed', 1], ['--mask_ratio', .5])]
     assert pictures[0] == pictures[1] and len(set(pictures)) == 3
 
 
-def test_a_checkpoint_of_another_kind_is_refused(tmp_path, images):
+def test_a_classifier_checkpoint_is_refused(tmp_path, images):
     torch.save({'model': {}, 'args': {'model': 'vit_base_patch16'}}, str(tmp_path / 'x.pth'))
     with pytest.raises(UserError, match='main_pretrain.py'):
         drawn(visualize, tmp_path / 'y.png', '--resume', tmp_path / 'x.pth', images)
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path, images):
 @pytest.mark.parametrize('model, number', [(models_mae.mae_vit_nano_patch16, 1), (models_vit.vit_nano_patch16, 6)])
 @pytest.mark.compat
 @torch.no_grad()
-def test_the_weights_times_v_are_what_the_attention_of_the_block_gives(model, number):
+def test_attention_weights_times_v_equal_the_output_of_the_block_s_attention(model, number):
     model, imgs, seen = randomised(model(**SIZE)), torch.randn(3, 3, 32, 32), []
     module = model.blocks[number - 1].attn
     weights = attention_weights(model, imgs, number)
@@ -110,24 +110,24 @@ def test_the_weights_times_v_are_what_the_attention_of_the_block_gives(model, nu
     assert torch.allclose(patches[1, 2, 3, 1], weights[1, 2, 1:, 1 + 13].mean())
 
 
-def test_the_brightest_place_of_a_picture_is_that_of_most_attention():
+def test_the_overlay_is_brightest_at_maximum_attention():
     weights = np.zeros((4, 4))
     weights[1, 2] = .3
-    picture = np.array(attention.coloured(Image.new('RGB', (64, 64), 'grey'), weights), np.float32).sum(axis=2)
+    picture = np.array(attention.overlay(Image.new('RGB', (64, 64), 'grey'), weights), np.float32).sum(axis=2)
     row, column = np.unravel_index(picture.argmax(), picture.shape)
     assert (row // 16, column // 16) == (1, 2) and picture[-1, 0] == picture.min() < picture.max() / 2
 
 
 @pytest.mark.parametrize('flags, size', [([], (1182, 260)), (['--heads'], (1182, 690)),
                                          (['--count', '1', '--input_size', '64x16'], (400, 260))])
-def test_the_picture_has_a_cell_for_each_map(images, pretrained, tmp_path, flags, size):
+def test_the_figure_has_an_image_per_map(images, pretrained, tmp_path, flags, size):
     (tmp_path / '猫.jpg').write_bytes(next(images.glob('val/*/*')).read_bytes())        # which the font lacks
     picture = drawn(attention, tmp_path / 'a.png', '--resume', pretrained / 'checkpoint-0.pth', '--count', 3,
                     tmp_path / '猫.jpg', images / 'val', *flags)
     assert picture.size == size and len(set(picture.tobytes())) > 50
 
 
-def test_block_and_query_change_the_picture_and_one_that_is_not_there_is_named(images, pretrained, tmp_path):
+def test_block_and_query_change_the_figure_and_a_missing_block_is_an_error(images, pretrained, tmp_path):
     flags = '--resume', pretrained / 'checkpoint-0.pth', '--count', 1, images
     pictures = {drawn(attention, tmp_path / 'x.png', *flags, *more).tobytes()
                 for more in ([], ['--query', 'mean'], ['--block', 2])}
@@ -136,7 +136,7 @@ def test_block_and_query_change_the_picture_and_one_that_is_not_there_is_named(i
         drawn(attention, tmp_path / 'x.png', *flags, '--block', 7)
 
 
-def test_a_classifier_of_the_mean_is_asked_what_its_patches_attend_to(images, tmp_path):
+def test_the_default_query_of_a_global_pool_classifier_is_mean(images, tmp_path):
     model = models_vit.vit_nano_patch16(global_pool=True, num_classes=2, **SIZE)
     torch.save(model.state_dict(), str(tmp_path / 'x.pth'))
     default, mean = (drawn(attention, tmp_path / 'x.png', '--resume', tmp_path / 'x.pth', '--count', 1, images, *more)

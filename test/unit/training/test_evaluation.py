@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_report import DRAWN
+from test_report import RENDERED
 
 import models_vit
 from engine_finetune import evaluate
@@ -50,7 +50,7 @@ def evaluated(folder, model, batch_size=4, signal='', world=None):
     loader = evaluation_loader(dataset, batch_size, world or World(), True, 0, True, Cpu())
     confusion = ConfusionTracker(dataset, Normalize())
     result = evaluate(model, loader, precision.FullPrecision(), run, Normalize(), confusion)
-    confusion.after(0, True, None)
+    confusion.on_epoch_end(0, True, None)
     return {name: value for name, value in result.items() if name != 'FPS'}, confusion
 
 
@@ -99,34 +99,34 @@ def test_the_pairs_that_are_confused_most_come_first():
 def test_every_image_has_its_own_prediction_on_whichever_process(images):
     whole = mistakes_of(images)
     dataset = datasets.labelled_set(str(images), 'val', None)
-    assert list(whole._shown[0]) == list(dataset.labels) and set(whole._shown[1]) == {2}
-    parts = [mistakes_of(images, world=World(rank, 2))._shown + 1 for rank in (0, 1)]
-    assert np.array_equal(sum(parts) - 1, whole._shown)
+    assert list(whole._reported[0]) == list(dataset.labels) and set(whole._reported[1]) == {2}
+    parts = [mistakes_of(images, world=World(rank, 2))._reported + 1 for rank in (0, 1)]
+    assert np.array_equal(sum(parts) - 1, whole._reported)
 
 
 def test_images_that_cannot_be_read_do_not_shift_the_others(images, folder):
     break_some(folder, 3)
     broken, whole = mistakes_of(folder), mistakes_of(images)
-    seen = broken._shown[0] >= 0
+    seen = broken._reported[0] >= 0
     assert list(np.flatnonzero(~seen)) == list(range(0, 19, 3))
-    assert np.array_equal(broken._shown[:, seen], whole._shown[:, seen])
-    assert [kind for kind, _ in broken.sections()[0][1]] == ['pairs']
+    assert np.array_equal(broken._reported[:, seen], whole._reported[:, seen])
+    assert [kind for kind, _ in broken.report_sections()[0][1]] == ['pairs']
 
 
 def test_an_interrupted_evaluation_is_not_reported(images):
     confusion = mistakes_of(images)
-    before = confusion.sections()
-    confusion.share([], None, World(), torch.device('cpu'))
-    assert confusion.sections() == before
-    confusion.after(1, True, None)
-    assert confusion.sections() != before
+    before = confusion.report_sections()
+    confusion.gather([], None, World(), torch.device('cpu'))
+    assert confusion.report_sections() == before
+    confusion.on_epoch_end(1, True, None)
+    assert confusion.report_sections() != before
 
 
 def test_few_classes_are_a_matrix_many_a_list_and_nothing_confused_is_said(images):
     confusion = mistakes_of(images)
-    assert confusion.sections()[1][0] == 'All classes'
+    assert confusion.report_sections()[1][0] == 'All classes'
     confusion._dataset.classes = confusion._dataset.classes + ['class {}'.format(i) for i in range(8, 40)]
-    (_, pairs), (heading, hardest) = confusion.sections()
-    assert heading == 'Hardest classes' and {kind for kind, _ in pairs + hardest} == {'pairs', 'table'} < DRAWN
-    confusion._shown[1][:] = confusion._shown[0]
-    assert [kind for kind, _ in confusion.sections()[0][1]] == ['text'] and 'text' in DRAWN
+    (_, pairs), (heading, hardest) = confusion.report_sections()
+    assert heading == 'Hardest classes' and {kind for kind, _ in pairs + hardest} == {'pairs', 'table'} < RENDERED
+    confusion._reported[1][:] = confusion._reported[0]
+    assert [kind for kind, _ in confusion.report_sections()[0][1]] == ['text'] and 'text' in RENDERED

@@ -1,17 +1,17 @@
-"""The images that a command line names."""
+"""Images from paths on a command line."""
 import shutil
 import tarfile
 
 import pytest
 from test_datasets import cifar  # noqa: F401
 
-from util.data.datasets import ImageSources
+from util.data.datasets import InputImages
 from util.data.image_files import UnreadableImage
 from util.errors import UserError
 
 
-def sources(*paths):
-    return ImageSources([str(path) for path in paths], lambda picture: (picture.height, picture.width))
+def inputs(*paths):
+    return InputImages([str(path) for path in paths], lambda image: (image.height, image.width))
 
 
 def names_and_classes(found):
@@ -19,56 +19,56 @@ def names_and_classes(found):
 
 
 def tar(path, *members):
-    """A tar file of (path, name) pairs."""
+    """Write a tar file of (path, name) pairs."""
     path.parent.mkdir(exist_ok=True)
     with tarfile.open(str(path), 'w') as file:
         for member, name in members:
             file.add(str(member), str(name))
 
 
-def test_files_and_folders_come_in_the_order_that_they_are_named_in(images, tmp_path):
+def test_paths_keep_their_order(images, tmp_path):
     first, second, *_ = sorted(images.glob('train/*/*'))
     shutil.copy(str(first), str(tmp_path / 'odd name'))
-    found = sources(second, tmp_path / 'odd name', images / 'val', first)
+    found = inputs(second, tmp_path / 'odd name', images / 'val', first)
     assert [found.name_of(i) for i in (0, 1, 21)] == [str(second), str(tmp_path / 'odd name'), str(first)]
     assert found[1] == ((64, 64), 1) and found[21][1] == 21 == len(found) - 1
     assert found.classes is None        # a file has none
 
 
-def test_folders_and_tar_files_hold_images_and_classes_unless_an_image_has_none(images, tmp_path):
+def test_folders_and_tar_files_have_classes_unless_an_image_has_none(images, tmp_path):
     paths = sorted(images.glob('val/*/*'))
     tar(tmp_path / 'a.tar', *((path, path.relative_to(images / 'val')) for path in paths))
     for whole, folder in ((images / 'val', images / 'val'), (tmp_path, tmp_path / 'a.tar')):
-        assert names_and_classes(sources(whole)) == [
+        assert names_and_classes(inputs(whole)) == [
             (str(folder / path.relative_to(images / 'val')), path.parent.name) for path in paths]
     tar(tmp_path / 'b.tar', (paths[0], 'x.jpg'))
     shutil.copytree(str(images / 'val'), str(tmp_path / 'plain' / 'val'))
     shutil.copy(str(paths[0]), str(tmp_path / 'plain' / 'val' / 'x.jpg'))
     for folder in (tmp_path, tmp_path / 'plain' / 'val'):
-        assert len(sources(folder)) == 20 and sources(folder).classes is None
+        assert len(inputs(folder)) == 20 and inputs(folder).classes is None
 
 
-def test_train_and_val_are_no_classes_in_a_folder_and_packed(images, tmp_path):
+def test_train_and_val_are_not_classes(images, tmp_path):
     for split in ('train', 'val'):
         tar(tmp_path / split / 'a.tar', (images / split, ''))
     for folder in (images, tmp_path):
-        assert len(sources(folder)) == 32 + 19 and len(sources(folder).classes) == 8
+        assert len(inputs(folder)) == 32 + 19 and len(inputs(folder).classes) == 8
 
 
-def test_cifar_batches_and_csv_files_stand_for_their_images(cifar, images, tmp_path):  # noqa: F811
-    alone, all_of_them = sources(cifar / 'test_batch'), sources(cifar.parent)
+def test_cifar_batches_and_csv_files_expand_to_their_images(cifar, images, tmp_path):  # noqa: F811
+    alone, all_of_them = inputs(cifar / 'test_batch'), inputs(cifar.parent)
     assert alone.name_of(1) == str(cifar / 'test_batch') + ':1' and alone[1] == ((32, 32), 1)
     assert len(alone) == 6 and names_and_classes(all_of_them)[30:] == names_and_classes(alone)
     paths = [str(path) for path in sorted(images.glob('val/*/*'))[:2]]
     (tmp_path / 'x.csv').write_text('{},cat\n{},dog\n'.format(*paths))
-    assert names_and_classes(sources(tmp_path / 'x.csv')) == [(paths[0], 'cat'), (paths[1], 'dog')]
+    assert names_and_classes(inputs(tmp_path / 'x.csv')) == [(paths[0], 'cat'), (paths[1], 'dog')]
     (tmp_path / 'x.csv').write_text(paths[1])
-    assert sources(tmp_path / 'x.csv').classes is None
+    assert inputs(tmp_path / 'x.csv').classes is None
 
 
-def test_a_damaged_file_is_an_unreadable_image_and_a_missing_one_a_mistake(tmp_path):
+def test_damaged_file_is_unreadable_and_missing_file_a_user_error(tmp_path):
     (tmp_path / 'x.jpg').write_bytes(b'no image')
     with pytest.raises(UnreadableImage):
-        sources(tmp_path / 'x.jpg')[0]
+        inputs(tmp_path / 'x.jpg')[0]
     with pytest.raises(UserError, match='y.jpg'):
-        sources(tmp_path / 'x.jpg', tmp_path / 'y.jpg')
+        inputs(tmp_path / 'x.jpg', tmp_path / 'y.jpg')

@@ -59,7 +59,7 @@ def evaluate(model, loader, precision, session, normalize, confusion):
     totals, seen = torch.zeros(4, device=session.device), []        # correct@1, correct@5, loss, images
     clock = Throughput(len(loader), warmup=0, synchronize=session.accelerator.synchronize)
     batches = progress_bar('evaluation', 'batches', len(loader), items=clock.batches(loader))
-    for i, (images, labels) in hang_detector.watched(batches, 'evaluation'):
+    for i, (images, labels) in hang_detector.monitored(batches, 'evaluation'):
         if session.signals.requested:
             break                               # the caller stops before it uses the result
         images, labels = session.accelerator.to_device((images, labels), session.device)
@@ -72,7 +72,7 @@ def evaluate(model, loader, precision, session, normalize, confusion):
         if (i + 1) % PRINT_EVERY == 0:
             logger.info('Test:  [%d/%d]', i + 1, len(loader))
     totals = torch.cat([totals, totals.new_tensor([loader.unreadable, bool(session.signals.requested)])])
-    correct1, correct5, loss, images, unreadable, stopped = session.world.sum(totals).tolist()
+    correct1, correct5, loss, images, unreadable, stopped = session.world.all_reduce(totals).tolist()
     if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images can be read; is the disk there?'
                         .format(unreadable))

@@ -225,7 +225,7 @@ class Saver:
     def wait(self):
         """Return when the last save has ended; False where it failed."""
         if self._thread is not None:
-            hang_detector.progress('the wait for a checkpoint to be written')
+            hang_detector.heartbeat('waiting for a checkpoint to be written')
             self._thread.join()
         return not self.failed
 

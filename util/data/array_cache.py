@@ -39,7 +39,7 @@ def arrays(what, source, state, make, beside=None):
             with suppress(OSError):                     # without a cache directory, each process for itself
                 os.makedirs(folder, exist_ok=True)
                 turn.enter_context(file_lock(os.path.join(folder, 'lock-' + name[:2]),      # 256 at most
-                                             waiting=lambda: hang_detector.progress('the wait for the ' + what)))
+                                             waiting=lambda: hang_detector.heartbeat('waiting for the ' + what)))
             kept = _current((path,), state)             # another process may have made it meanwhile
             if kept is None:
                 begun, clock = time.time(), time.monotonic()

@@ -120,7 +120,7 @@ def indexed(root, tars, endings):
     """
     names, places, labels = [], [], []
     for number, tar in enumerate(progress_bar('index of tar files of {}'.format(root), 'tar files', items=tars)):
-        hang_detector.progress('the index of {}'.format(one_line(tar)))
+        hang_detector.heartbeat('indexing {}'.format(one_line(tar)))
         path = os.path.join(root, tar)
         with listing(path, 'is not a tar file of images'):
             images, classes = _members(path, (*endings, *ARRAYS))

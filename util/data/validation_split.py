@@ -32,7 +32,7 @@ def held_out(labels, names, fraction, seed):
     salt = '{}:'.format(seed).encode()
     for i, name in enumerate(names):
         if i % 100000 == 0:
-            hang_detector.progress('the choice of validation images')
+            hang_detector.heartbeat('selecting validation images')
         text = salt + lasting(name).encode('utf-8', 'surrogateescape')
         hashes[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
     order = np.lexsort((hashes, labels))

@@ -35,7 +35,7 @@ class ConfusionTracker:
             seen = torch.cat(seen, dim=1)
             places = torch.tensor(loader.given(), device=device)[:seen.shape[1]]
             found[:, places] = (seen + 1).float()
-        self._latest = world.sum(found).cpu().numpy().astype(np.int64) - 1
+        self._latest = world.all_reduce(found).cpu().numpy().astype(np.int64) - 1
 
     def after(self, epoch, due, run_logger):
         """Show the latest evaluation from now on; one that was broken off never gets here."""

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import torch
 
-from util.devices.compile import eagerly
+from util.devices.compile import eager_mode
 from util.models.reconstruction import reconstruct
 from util.reporting import thumbnails
 
@@ -61,7 +61,7 @@ class ReconstructionSnapshots:
         if self._imgs is None:
             self._read()
         self._model.eval()
-        with self._within(), self._precision.autocast(), eagerly(self._model):
+        with self._within(), self._precision.autocast(), eager_mode(self._model):
             shown = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
         rows = [thumbnails.to_images(imgs, self._normalize, SIDE) for imgs in (shown.masked, shown.pasted, self._imgs)]
         self._masked, pasted, self._original = ([thumbnails.jpeg(image) for image in row] for row in rows)

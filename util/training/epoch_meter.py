@@ -56,7 +56,7 @@ class EpochMeter:
     def batches(self):
         """(index, tensors on the device) of each batch; the caller calls `log` for each."""
         batches, where = self.throughput.batches(self.loader), 'epoch {}'.format(self.epoch)
-        for i, batch in hang_detector.watched(batches, where, self.done):
+        for i, batch in hang_detector.monitored(batches, where, self.done):
             self._waited += self.throughput.last_wait
             # Reseeded for each iteration: a resumed run draws the same masks, dropped paths and mixtures.
             self.session.seed(self._seed, self.epoch, i)
@@ -141,7 +141,7 @@ class DeviceMean:
     def read_window(self, world):
         """Mean since the last call, over all processes."""
         recent, self._window = self._window, self._zero.clone()
-        total, count = world.sum(recent).tolist()
+        total, count = world.all_reduce(recent).tolist()
         self._total = [self._total[0] + total, self._total[1] + count]
         return total / count if count else math.nan
 
@@ -153,7 +153,7 @@ class DeviceMean:
 
     def state_dict(self, world):
         """What a resumed run starts from: the total, and what each process has added since; plain numbers."""
-        return {'total': list(self._total), 'windows': world.gather(self._window)}
+        return {'total': list(self._total), 'windows': world.all_gather(self._window)}
 
     def load_state_dict(self, state, world):
         """Restore what `state_dict` gave; where the number of processes has changed, the first takes what all had."""

@@ -94,7 +94,7 @@ def _encode(model, normalize, session, precision, pool, batches):
     weight = model.patch_embed.proj.weight
     features = [weight.new_zeros(0, model.cls_token.shape[-1]).float()]
     labels = [weight.new_zeros(0).float()]
-    for _, batch in hang_detector.watched(batches, 'k-NN'):
+    for _, batch in hang_detector.monitored(batches, 'k-NN'):
         if session.signals.requested:
             break
         images, truth = session.accelerator.to_device(batch, session.device)
@@ -109,11 +109,11 @@ def _of_all(rows, world):
     """The rows of all processes, one's after the other's."""
     if world.size == 1:
         return rows
-    lengths = [int(row[0]) for row in world.gather(rows.new_tensor([float(len(rows))]))]
+    lengths = [int(row[0]) for row in world.all_gather(rows.new_tensor([float(len(rows))]))]
     everything = rows.new_zeros(sum(lengths), *rows.shape[1:])
     begin = sum(lengths[:world.rank])
     everything[begin:begin + len(rows)] = rows
-    return world.sum(everything)
+    return world.all_reduce(everything)
 
 
 def periodic(args, model, normalize, session, precision, ema_weights):

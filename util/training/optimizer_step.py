@@ -48,7 +48,7 @@ class OptimizerStep:
 
     def gradient_sync(self):
         """Context of forward and backward pass: processes average gradients in the last iteration of a window only."""
-        return gradient_sync(self.model, wanted=self.due or not self.precision.gradients_stay_in_model)
+        return gradient_sync(self.model, wanted=self.due or not self.precision.supports_no_sync)
 
     def backward(self, loss):
         """Add the gradients of this iteration's loss to those of the window."""

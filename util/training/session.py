@@ -13,6 +13,7 @@ from util.devices import accelerator as device, host
 from util.devices.compile import compile_blocks
 from util.devices.host import default_workers, software
 from util.devices.precision import choose_precision
+from util.devices.profiler import Profiler
 from util.distributed import hang_detector, world as distributed
 from util.distributed.signals import SignalHandler
 from util.errors import UserError
@@ -28,7 +29,7 @@ class Session:
     def __init__(self, accelerator, world, profiling_folder=None):
         self.accelerator, self.world = accelerator, world
         self.device = accelerator.use(world.local_rank)
-        self.profiler = device.Profiler(accelerator, profiling_folder if world.is_main else None)
+        self.profiler = Profiler(accelerator, profiling_folder if world.is_main else None)
         self.cores = ''         # those that the process is bound to
         self.signals = SimpleNamespace(requested='')      # signals have their default actions
         self._begun = time.time()
@@ -58,18 +59,18 @@ class Session:
 
     def wrap(self, model, precision):
         """`model` in DistributedDataParallel where there is more than one process."""
-        may_move = precision.gradients_stay_in_model and self.accelerator.supports_bucket_view
-        return self.world.wrap(model, self.device, may_move)
+        bucket_view = precision.supports_bucket_view and self.accelerator.supports_bucket_view
+        return self.world.wrap_ddp(model, self.device, bucket_view)
 
     def totals(self, *values):
         """Host numbers added up over all processes."""
         if self.world.size == 1:
             return list(map(float, values))
-        return self.world.sum(torch.tensor(values, dtype=torch.float32, device=self.device)).tolist()
+        return self.world.all_reduce(torch.tensor(values, dtype=torch.float32, device=self.device)).tolist()
 
     def check_agreement(self, epoch, images):
         """Raise UserError where processes start at different places, as when nodes do not share a disk."""
-        places = self.world.gather(torch.tensor([float(epoch), float(images)], device=self.device))
+        places = self.world.all_gather(torch.tensor([float(epoch), float(images)], device=self.device))
         if any(place != places[0] for place in places):
             raise UserError('--resume: the processes disagree on where to start, here after {} images of epoch {}; all '
                             'nodes must see the same checkpoint, on a shared disk or as copies'.format(images, epoch))
@@ -103,11 +104,11 @@ def start_session(args):
     world.join(session.accelerator, args.dist_url, args.hang_timeout)
     session.totals(0)       # the first process holds what the others meet in: it must not end before all have met
     if args.num_workers is None:
-        args.num_workers = default_workers(distributed.local_processes())
-    session.cores = host.bind(world.local_rank, distributed.local_processes())
+        args.num_workers = default_workers(distributed.local_world_size())
+    session.cores = host.bind_cores(world.local_rank, distributed.local_world_size())
     if 'MAE_RESTART' in os.environ and not getattr(args, 'eval', False) and checkpointer.numbered(args.output_dir):
         args.resume, args.start_epoch = 'auto', None        # the launcher starts a run again that a fault has ended
-    hang_detector.progress('its preparations')
+    hang_detector.heartbeat('setting up')
     return session
 
 
@@ -121,7 +122,7 @@ def open_run_logger(args, session, resumed=None, start=(0, 0), begin=None):
     Raises:
         UserError: the folder cannot be written, or another run is at work there.
     """
-    hang_detector.progress('the opening of the output folder')
+    hang_detector.heartbeat('opening the output folder')
     if not session.world.is_main:
         return NullRunLogger()
     lock, asides = output_dir.enter(args.output_dir, 'auto' if resumed is None else args.resume)
@@ -142,7 +143,7 @@ def setup_precision(args, session):
     accelerator, world = session.accelerator, session.world
     precision = choose_precision(accelerator, args.amp, args.amp_backend, args.amp_dtype,
                                   getattr(args, 'loss_scale', 'dynamic'))
-    hang_detector.progress('the preparation of data and model')
+    hang_detector.heartbeat('building data and model')
     logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
     logger.info('software: %s', ', '.join('{} {}'.format(*pair) for pair in software().items()))
     logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)

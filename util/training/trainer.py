@@ -65,7 +65,7 @@ class Trainer:
         self.unreadable_images = track_unreadable(args.output_dir, args.max_bad_images, dataset, session)
         self._loader.unreadable_images = self.unreadable_images
         self.meter = EpochMeter(self._loader, session, self.optimizer_step, self._run_logger, self._loss_tag, args.seed)
-        session.signals.patient = True
+        session.signals.graceful = True
         iterations = len(dataset) // self._batch        # of an epoch
         self._bar = progress_bar('training', 'iterations', args.epochs * iterations,
                                  self._epoch * iterations + self._images // self._batch)
@@ -120,7 +120,7 @@ class Trainer:
         if unread:
             self.unreadable_images.share(session.world, session.device)
         if over:
-            non_finite_steps.abort(self._args.output_dir, session.world, self.optimizer_step.precision.scale,
+            non_finite_steps.abort(self._args.output_dir, session.world, self.optimizer_step.precision.loss_scale,
                                    self._files_of)
         self.stop_due = bool(stop)
         self.save_due = bool(due) and not self.stop_due

@@ -67,9 +67,9 @@ def test_an_imagefolder_tree_gives_its_classes_in_order_and_files_outside_of_the
 
 def test_each_folder_that_is_listed_counts_as_progress(images, monkeypatch):
     places = []
-    monkeypatch.setattr(hang_detector, 'progress', places.append)
+    monkeypatch.setattr(hang_detector, 'heartbeat', places.append)
     datasets.labelled_set(str(images), 'val')
-    assert places == ['the listing of {}'.format(images / 'val' / name).rstrip('/') for name in ['', *sorted(CLASSES)]]
+    assert places == ['listing {}'.format(images / 'val' / name).rstrip('/') for name in ['', *sorted(CLASSES)]]
 
 
 @pytest.mark.compat

@@ -92,7 +92,7 @@ def test_an_overflow_anywhere_in_a_window_skips_its_one_step(apex):
 def test_a_static_scale_stays_and_a_step_that_is_not_finite_is_skipped(apex):
     run = Training(ApexO2(apex, 2048.))
     losses = run.steps(0, 4, overflow=2)
-    assert run.precision.scale == 2048. and run.optimizer_step.non_finite_steps.skipped == 1
+    assert run.precision.loss_scale == 2048. and run.optimizer_step.non_finite_steps.skipped == 1
     assert losses[3] == losses[3]       # apex itself would have taken the step, and lost the weights
 
 

@@ -62,8 +62,7 @@ class Cpu:
         return not _BF16_INSTRUCTIONS.isdisjoint(host.cpu_flags())
 
     def prepare_network(self, master_addr: str, timeout: float) -> None:
-        """Configure the collective library, before the process group is created; `timeout` of collectives in seconds.
-        """
+        """Configure the collective library; `timeout` of collectives in seconds."""
 
     def adamw(self, param_groups: Any, **options: Any) -> torch.optim.Optimizer:
         """The fastest exact AdamW of this device."""

@@ -15,6 +15,7 @@ from util.errors import UserError
 class FullPrecision:
     """fp32, and the interface of all precisions."""
     name = 'fp32'
+    loss_scale = 1.                 # the current one
     # False if each backward has to all-reduce, since the optimizer takes the gradients from the model right after it.
     supports_no_sync = True
     supports_bucket_view = True     # False if gradients must keep their first memory
@@ -75,11 +76,6 @@ class FullPrecision:
         if hasattr(nn.utils, 'get_total_norm'):
             return nn.utils.get_total_norm(gradients)
         return torch.norm(torch.stack([torch.norm(gradient) for gradient in gradients]))
-
-    @property
-    def loss_scale(self) -> float:
-        """The current loss scale."""
-        return 1.
 
     def model_state(self, model: nn.Module, optimizer: Optimizer) -> Dict[str, torch.Tensor]:
         """state_dict of the unwrapped model in fp32."""

@@ -12,6 +12,7 @@ import warnings
 from typing import List, Sequence
 
 from util.config.parser import Parser
+from util.devices.host import default_workers
 from util.errors import run
 from util.text import first_line
 
@@ -71,17 +72,15 @@ def check_host(to_fix: List[str], root: str) -> bool:
 
 def check_devices(to_fix: List[str], chips: bool) -> None:
     """Report the devices that PyTorch finds, and what --device auto --amp would choose."""
-    # Imported here, since they require torch.
-    device, precision = map(importlib.import_module, ('util.devices.accelerator', 'util.devices.precision'))
+    from util.devices import accelerator as devices, precision      # here, since they require torch
     for kind in ('npu', 'cuda'):
-        found, why_not = device.probe(kind)
+        found, why_not = devices.probe(kind)
         _row(kind.upper(), '{} x {}'.format(found.count(), found.name) if found else why_not)
         if kind == 'npu' and not found and (chips or importlib.util.find_spec('torch_npu')):
             to_fix.append(why_not)
     _row('CPU', '{} cores, {:.0f} GiB of memory'.format(
-        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-        os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2 ** 30))
-    chosen = device.select('auto')
+        default_workers(most=sys.maxsize), os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2 ** 30))
+    chosen = devices.select('auto')
     _row('--device auto', '{} ({})'.format(chosen.name, chosen.reason))
     _row('--amp', precision.choose_precision(chosen, amp=True).name)
 

@@ -23,7 +23,7 @@ if not __package__:     # run as a file: import from the repository in any direc
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..'))
 
 from util.config.parser import Parser, non_negative_int, positive_int, value_of
-from util.devices import accelerator as device
+from util.devices import accelerator as devices
 from util.devices.host import default_workers
 from util.distributed.signals import LauncherMonitor
 from util.distributed.world import DEFAULT_PORT, HANG_TIMEOUT, rendezvous_timeout
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     flags, command = parse(argv)
     processes = flags.nproc or flags.devices
     if flags.nproc is None:
-        accelerator = device.select(value_of('--device', command) or 'auto')
+        accelerator = devices.select(value_of('--device', command) or 'auto')
         if accelerator.count() < processes:
             raise UserError('{} devices requested, {} {} found; pass --nproc={}{}'.format(
                 processes, accelerator.count(), accelerator.type, accelerator.count(),
@@ -267,9 +267,9 @@ def _run_workers(command, processes, flags, port):
         for process in ranks.values():
             process.terminate()
         deadline = time.monotonic() + 10        # nothing to save after a failure
-        while time.monotonic() < deadline and any(process.poll() is None for process in ranks.values()):
-            time.sleep(.1)
         for process in ranks.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0, deadline - time.monotonic()))
             process.kill()
             process.wait()
 

@@ -72,7 +72,7 @@ def check_host(to_fix: List[str], root: str) -> bool:
 
 def check_devices(to_fix: List[str], chips: bool) -> None:
     """Report the devices that PyTorch finds, and what --device auto --amp would choose."""
-    from util.devices import accelerator as devices, precision      # here, since they require torch
+    from util.devices import accelerator as devices, precision  # here, since they require torch
     for kind in ('npu', 'cuda'):
         found, why_not = devices.probe(kind)
         _row(kind.upper(), '{} x {}'.format(found.count(), found.name) if found else why_not)

@@ -1,4 +1,4 @@
-"""Slurm, Kubernetes, Volcano, container images and the GitHub workflow: linted, their commands run without a cluster."""
+"""Slurm, Kubernetes, Volcano, containers and the GitHub workflow: linted, and their commands run without a cluster."""
 import os
 import re
 import signal
@@ -18,8 +18,7 @@ WORKFLOW = ROOT / '.github' / 'workflows' / 'ci.yml'
 
 newest = pytest.mark.skipif(sys.version_info < (3, 10), reason='the linters of clusters\' files need Python 3.10')
 
-# Like `srun --ntasks-per-node=1`, starts one task per node, all on this host, and forwards signals; prints the outputs in
-# turn.
+# Starts one task per node, as `srun --ntasks-per-node=1`, but all on this host; forwards signals, prints the outputs.
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 tasks=() status=0

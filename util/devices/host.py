@@ -8,10 +8,8 @@ import socket
 from contextlib import suppress
 from typing import Collection, Dict, List, Optional, Sequence, Set
 
-MAX_DEFAULT_WORKERS = 10
 
-
-def default_workers(local_world_size: int = 1, most: int = MAX_DEFAULT_WORKERS) -> int:
+def default_workers(local_world_size: int = 1, most: int = 10) -> int:
     """Cores available to this process, divided by the training processes of the node; 1 to `most`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(1, min(most, cores // local_world_size))

@@ -65,7 +65,7 @@ def test_a_wrong_parameter_is_one_line_that_names_it(tmp_path, name, flags, name
 @pytest.mark.slow
 @pytest.mark.compat
 @pytest.mark.parametrize('flag', ['--batch_size=30', '--epochs=0'])     # found after, and before signals are handled
-def test_an_error_of_all_processes_is_reported_once(images, tmp_path, flag):
+def test_a_mistake_of_all_processes_is_reported_once(images, tmp_path, flag):
     run = launcher('pretrain_performance_8p', '--nproc=2', '--data_path', images, '--output_dir', tmp_path, *PRETRAIN,
                    flag)
     error, = [line for line in run.output.splitlines() if 'error' in line.lower()]

@@ -143,7 +143,7 @@ def evaluate(model: torch.nn.Module, loader: Batches, precision: FullPrecision, 
     totals, predictions = torch.zeros(4, device=session.device), []     # correct@1, correct@5, loss, images
     clock = Throughput(len(loader), warmup=0, synchronize=session.accelerator.synchronize)
     batches = progress_bar('evaluation', 'batches', len(loader), items=clock.batches(loader))
-    for i, (images, labels) in hang_detector.watched(batches, 'evaluation'):
+    for i, (images, labels) in hang_detector.monitored(batches, 'evaluation'):
         if session.signals.requested:
             break                               # the caller stops before using the result
         images, labels = session.accelerator.to_device((images, labels), session.device)
@@ -156,7 +156,7 @@ def evaluate(model: torch.nn.Module, loader: Batches, precision: FullPrecision, 
         if (i + 1) % PRINT_EVERY == 0:
             logger.info('Test:  [%d/%d]', i + 1, len(loader))
     totals = torch.cat([totals, totals.new_tensor([loader.unreadable, bool(session.signals.requested)])])
-    correct1, correct5, loss, images, unreadable, stopped = session.world.sum(totals).tolist()
+    correct1, correct5, loss, images, unreadable, stopped = session.world.all_reduce(totals).tolist()
     if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images is readable; is the disk mounted?'
                         .format(unreadable))

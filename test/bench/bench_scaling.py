@@ -85,7 +85,7 @@ class Training:
 def other_wrap(session, options):
     """As Session.wrap, with these options of DistributedDataParallel."""
     def wrap(model, precision):
-        may_move = precision.gradients_stay_in_model and session.accelerator.supports_bucket_view
+        may_move = precision.supports_bucket_view and session.accelerator.supports_bucket_view
         chosen = {**supported(DistributedDataParallel, gradient_as_bucket_view=may_move), **options}
         ids = None if session.device.type == 'cpu' else [session.device.index]
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, **chosen)
@@ -143,7 +143,7 @@ def timed(work, session):
     work()
     session.accelerator.synchronize()
     seconds = torch.tensor([time.perf_counter() - begun, time.process_time() - processor], device=session.device)
-    return tuple(map(max, zip(*session.world.gather(seconds))))
+    return tuple(map(max, zip(*session.world.all_gather(seconds))))
 
 
 def start_processes(args):

@@ -30,7 +30,7 @@ from util.checkpoints import checkpointer, pth_file
 from util.tools import synthetic_dataset
 from util.errors import UserError
 from util.data.image_files import UnreadableImage
-from util.tools.launch import children
+from util.tools.launch import child_pids
 from util.data.lazy_image import open_image
 
 NANO = ['--model', 'mae_vit_nano_patch16', '--input_size', '32', '--patch_size', '8', '--batch_size', '8',
@@ -188,7 +188,7 @@ def damaged_checkpoints(work, rng, count):
 
 def trained_by(launcher):
     """Process ids of the training processes of a launcher."""
-    return sorted(pid for supervisor in children(launcher) for pid in children(supervisor))
+    return sorted(pid for supervisor in child_pids(launcher) for pid in child_pids(supervisor))
 
 
 def stops(data, work, rng, count):

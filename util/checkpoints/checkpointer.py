@@ -206,7 +206,7 @@ class Checkpointer:
     def wait(self) -> bool:
         """Wait for the last save; False if it failed."""
         if self._thread is not None:
-            hang_detector.progress('the wait for a checkpoint to be written')
+            hang_detector.heartbeat('waiting for a checkpoint to be written')
             self._thread.join()
         return not self.failed
 

@@ -44,7 +44,7 @@ def load_or_build(what: str, source: str, fingerprint_of: Callable[[Arrays], Fin
         with suppress(OSError):                     # without a cache directory, every process builds its own
             os.makedirs(folder, exist_ok=True)
             lock.enter_context(file_lock(os.path.join(folder, 'lock-' + key[:2]),       # 256 at most
-                                         waiting=lambda: hang_detector.progress('waiting for the ' + what)))
+                                         waiting=lambda: hang_detector.heartbeat('waiting for the ' + what)))
         arrays = _load(label, (path,), fingerprint_of)      # another process may have built it meanwhile
         if arrays:
             return arrays

@@ -105,7 +105,7 @@ def _scan(root, extensions):
     folders, folder_of, names = [], [], []
     with progress_bar('list of files of {}'.format(root), 'images') as bar:
         for folder, subfolders, files in os.walk(root, onerror=_raise, followlinks=True):
-            hang_detector.progress('listing {}'.format(one_line(folder)))
+            hang_detector.heartbeat('listing {}'.format(one_line(folder)))
             subfolders[:] = sorted(name for name in subfolders if not _is_link_to_parent(folder, name))
             images = sorted(name for name in files if name.lower().endswith((*extensions, *ARRAY_EXTENSIONS)))
             relative = os.path.relpath(folder, root) if folders else ''
@@ -175,7 +175,7 @@ def _rows(path):
             for row in reader:
                 cells = [cell.strip() for cell in row]
                 if reader.line_num % 10000 == 0:
-                    hang_detector.progress('reading {}'.format(one_line(path)))
+                    hang_detector.heartbeat('reading {}'.format(one_line(path)))
                 if any(cells) and not (first and [cell.lower() for cell in cells] in HEADERS):
                     yield reader.line_num, cells
                 first = first and not any(cells)

@@ -124,7 +124,7 @@ def write_index(root: str, extensions: Sequence[str]) -> None:
 def _build_index(root, tars, extensions):
     names, places, labels = [], [], []
     for number, tar in enumerate(progress_bar('index of tar files of {}'.format(root), 'tar files', items=tars)):
-        hang_detector.progress('indexing {}'.format(one_line(tar)))
+        hang_detector.heartbeat('indexing {}'.format(one_line(tar)))
         path = os.path.join(root, tar)
         with wrap_dataset_errors(path, 'is not a tar file of images'):
             images, classes = _members(path, (*extensions, *ARRAY_EXTENSIONS))

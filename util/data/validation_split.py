@@ -32,7 +32,7 @@ def validation_mask(labels: Sequence[int], names: Iterable[str], fraction: float
     salt = '{}:'.format(seed).encode()
     for i, name in enumerate(names):
         if i % 100000 == 0:
-            hang_detector.progress('selecting validation images')
+            hang_detector.heartbeat('selecting validation images')
         text = salt + _stable_name(name).encode('utf-8', 'surrogateescape')
         hashes[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
     order = np.lexsort((hashes, labels))

@@ -1,2 +1,4 @@
-"""What differs between devices: NPU, CUDA and CPU behind one interface, precision, copies, compilation, profiling, and
-what the host offers. Nothing outside this package names an accelerator."""
+"""Devices and the host: choosing the accelerator, precision, host-to-device copies, compilation, profiling, CPU cores.
+
+No other package names an accelerator (CUDA, NPU) or its libraries. Several processes belong to util.distributed.
+"""

@@ -1,59 +1,92 @@
-"""MAE_BIND_CORES=1: each process and its loader workers keep to their share of a node's cores, near one NUMA node."""
+"""The host, without torch: CPU cores and their binding, instruction sets, memory allocator, network, versions."""
+import ctypes
 import glob
 import os
 import platform
 import re
+import socket
+from contextlib import suppress
+from typing import Collection, Dict, List, Optional, Sequence, Set
 
 
-def bind(local_rank, local_processes):
-    """Bind this process, and what it starts, to its share of the cores.
+def default_workers(local_world_size: int = 1, most: int = 10) -> int:
+    """Cores available to this process, divided by the training processes of the node; 1 to `most`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, min(most, cores // local_world_size))
+
+
+def bind_cores(local_rank: int, local_world_size: int) -> str:
+    """Bind this process and its loader workers to its share of the cores, if MAE_BIND_CORES=1.
 
     Returns:
-        the cores it has from now on, such as '0-2,8', or '' where nothing was asked for or the system cannot.
+        the cores bound to, such as '0-2,8'; '' if not requested or not supported by the system.
     """
-    if os.environ.get('MAE_BIND_CORES') != '1' or local_processes < 2 or not hasattr(os, 'sched_setaffinity'):
+    if os.environ.get('MAE_BIND_CORES') != '1' or local_world_size < 2 or not hasattr(os, 'sched_setaffinity'):
         return ''
-    os.sched_setaffinity(0, share(numa_nodes(), os.sched_getaffinity(0), local_rank, local_processes))
+    os.sched_setaffinity(0, cores_of_rank(numa_nodes(), os.sched_getaffinity(0), local_rank, local_world_size))
     with open('/proc/self/status', encoding='ascii', errors='replace') as file:
         return re.search(r'^Cpus_allowed_list:\s*(.*)$', file.read(), re.M).group(1)
 
 
-def share(nodes, allowed, local_rank, local_processes):
-    """Cores of one process, as even and as near to each other as the numbers allow.
+def cores_of_rank(nodes: Sequence[Sequence[int]], allowed: Collection[int], local_rank: int,
+                  local_world_size: int) -> List[int]:
+    """Even shares of the cores, each within one NUMA node where the numbers permit.
 
     Args:
         nodes: the cores of each NUMA node, e.g. [[0, 1], [2, 3]].
-        allowed: the cores that all processes together may use; cores that no node lists come last.
+        allowed: the cores available to all processes together; those in no node come last.
     Returns:
-        sorted cores; all of `allowed` where there are fewer cores than processes.
+        sorted cores; all of `allowed` if there are fewer cores than processes.
     """
     listed = [core for node in nodes for core in node if core in allowed]
     ordered = listed + sorted(set(allowed) - set(listed))
-    count = len(ordered) // local_processes
+    count = len(ordered) // local_world_size
     return sorted(ordered[local_rank * count:(local_rank + 1) * count] if count else ordered)
 
 
-def numa_nodes(root='/sys/devices/system/node'):
-    """The cores of each NUMA node of this host; empty where the system does not tell."""
+def numa_nodes(root: str = '/sys/devices/system/node') -> List[List[int]]:
+    """The cores of each NUMA node; empty if the system does not list them."""
     nodes = []
     for path in sorted(glob.glob(os.path.join(root, 'node[0-9]*', 'cpulist')), key=lambda path: (len(path), path)):
         with open(path, encoding='ascii') as file:
-            ends = [part.split('-') for part in file.read().strip().split(',') if part]         # such as 0-2,8
-        nodes.append([core for pair in ends for core in range(int(pair[0]), int(pair[-1]) + 1)])
+            ranges = [part.split('-') for part in file.read().strip().split(',') if part]         # such as 0-2,8
+        nodes.append([core for ends in ranges for core in range(int(ends[0]), int(ends[-1]) + 1)])
     return nodes
 
 
-def software():
-    """{name: version} of what results depend on."""
-    import timm  # here: the launcher needs the rest of this module, and no seconds of imports
+def cpu_flags() -> Set[str]:
+    """Instruction sets of the CPU as named by /proc/cpuinfo; empty on other systems than Linux."""
+    with suppress(OSError), open('/proc/cpuinfo', encoding='ascii', errors='replace') as file:
+        return set(next((line for line in file if line.startswith('flags')), '').split())
+    return set()
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library cache the memory of freed CPU tensors; False if it does not support this.
+
+    By default glibc returns large blocks to the system, and each step page-faults again (test/bench/results/step.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    # malloc.h's M_MMAP_MAX, M_TRIM_THRESHOLD (the largest int) and M_TOP_PAD
+    return bool(mallopt and mallopt(-4, 0) and mallopt(-1, 2 ** 31 - 1) and mallopt(-2, 2 ** 28))
+
+
+def local_address_towards(host: str) -> Optional[str]:
+    """Address of the local interface that routes to `host`; None for loopback and unreachable hosts.
+
+    Connecting a UDP socket consults the routing table and sends nothing.
+    """
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        address = probe.getsockname()[0]
+        return None if address.startswith('127.') else address
+    return None
+
+
+def software() -> Dict[str, str]:
+    """Versions of the packages that results depend on, by name."""
+    import timm  # imported here: the launcher uses this module and should not wait seconds for torch
     import torch
     import torchvision
     return {'Python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
             'timm': timm.__version__}
-MAX_DEFAULT_WORKERS = 10
-
-
-def default_workers(local_processes=1, most=MAX_DEFAULT_WORKERS):
-    """The cores this process may use, shared among the training processes of the node; 1 to `most`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return max(1, min(most, cores // local_processes))

@@ -1,1 +1,4 @@
-"""Processes: ranks, process group and collectives, the hang detector, and signals."""
+"""Distributed training: ranks, process group and collectives, hang detection, and stop signals of a training process.
+
+Starting the processes is the launcher's part (util.tools.launch); what runs on one device belongs to util.devices.
+"""

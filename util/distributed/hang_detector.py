@@ -1,7 +1,7 @@
-"""Hang detection: a thread ends this process, with all its stacks, when the main thread makes no progress for too long.
+"""Hang detection: a thread aborts the process with all stack traces if the main thread makes no progress for too long.
 
-Each process watches itself and opens no connection. Where one rank hangs, the others wait for it in a collective
-operation until their time is over too; each says where. On one node the launcher ends those that are left.
+Each process monitors itself and opens no connection. If one rank hangs, the others wait for it in a collective
+operation until their own timeout, and each reports its own phase. On one node the launcher ends the remaining ones.
 """
 import faulthandler
 import os
@@ -9,39 +9,40 @@ import socket
 import sys
 import threading
 import time
+from typing import Any, Iterable, Iterator, Tuple
 
 from util.errors import FAILURE_STATUS
 
 TICK = 1.               # seconds between two checks
-SUSPENDED = 10.         # seconds that a tick is late, after which this process or its host was suspended
-SAVING = 60.            # seconds more while a checkpoint is being written
+SUSPENDED = 10.         # delay of a tick in seconds that means that the process or its host was suspended
+SAVING = 60.            # additional seconds while a checkpoint is being written
 
 
-class _Detector(threading.Thread):
-    """Watches the main thread of one process; see start."""
+class HangDetector(threading.Thread):
+    """Monitors the main thread of rank `rank` of `world_size`; `hang_timeout` in seconds."""
 
-    def __init__(self, hang_timeout, rank, size):
+    def __init__(self, hang_timeout: float, rank: int, world_size: int):
         super().__init__(name='hang detector', daemon=True)
         self._timeout = hang_timeout
-        self._process = 'process {} of {} (host {}, pid {})'.format(rank, size, socket.gethostname(), os.getpid())
-        self.place, self.moved = 'its start', time.monotonic()
+        self._process = 'rank {} of {} (host {}, pid {})'.format(rank, world_size, socket.gethostname(), os.getpid())
+        self.phase, self.last_heartbeat = 'starting', time.monotonic()
         self.stopped = threading.Event()
 
-    def run(self):
-        before = time.monotonic()
+    def run(self) -> None:
+        last_tick = time.monotonic()
         while not self.stopped.wait(TICK):
-            # The backstop, armed anew each time: an extension that hangs with Python's lock keeps this thread from
-            # running, but not faulthandler's, which is in C.
+            # Re-armed at each tick, as a fallback: an extension that hangs while it holds the GIL blocks this thread,
+            # but not faulthandler's, which is written in C.
             faulthandler.dump_traceback_later(self._timeout + SAVING, exit=True, file=sys.__stderr__)
             now = time.monotonic()
-            if now - before > TICK + SUSPENDED:
-                self.moved = now
-            before, idle = now, now - self.moved
-            # A checkpoint is written by a thread that the interpreter's own end would wait for.
+            if now - last_tick > TICK + SUSPENDED:
+                self.last_heartbeat = now
+            last_tick, idle = now, now - self.last_heartbeat
+            # Checkpoints are written by a non-daemon thread.
             saving = any(not each.daemon and each is not threading.main_thread() for each in threading.enumerate())
             if idle >= self._timeout + SAVING * saving:
-                line = 'error: {}: no progress for {:.0f} s at {}; see --hang_timeout; all stacks:\n'.format(
-                    self._process, idle, self.place)
+                line = 'error: {}: no progress for {:.0f} s while {}; see --hang_timeout; stack traces:\n'.format(
+                    self._process, idle, self.phase)
                 os.write(sys.__stderr__.fileno(), line.encode())    # the main thread may hold the lock of sys.stderr
                 faulthandler.dump_traceback(sys.__stderr__)
                 os._exit(FAILURE_STATUS)
@@ -51,31 +52,31 @@ class _Detector(threading.Thread):
 _detector = None
 
 
-def start(hang_timeout, rank=0, size=1):
-    """Watch this process, `rank` of `size`, until `stop`: without progress for so many seconds it ends (status 70)."""
+def start(hang_timeout: float, rank: int = 0, world_size: int = 1) -> None:
+    """Monitor this process until `stop`; without a heartbeat for `hang_timeout` seconds it exits with status 70."""
     global _detector
-    _detector = _Detector(hang_timeout, rank, size)
+    _detector = HangDetector(hang_timeout, rank, world_size)
     _detector.start()
 
 
-def stop():
-    """Watch this process no longer."""
+def stop() -> None:
+    """Stop monitoring."""
     if _detector is not None:
         _detector.stopped.set()
         _detector.join()
 
 
-def progress(place):
-    """Restart the clock; `place` says in a few words what the main thread does next."""
+def heartbeat(phase: str) -> None:
+    """Report progress; `phase` completes 'no progress while ...', such as 'listing files of FOLDER'."""
     if _detector is not None:
-        _detector.place, _detector.moved = place, time.monotonic()
+        _detector.phase, _detector.last_heartbeat = phase, time.monotonic()
 
 
-def watched(batches, where, first=0):
-    """(index, batch) of `batches`, counted from `first`; each step counts as progress, at `where`."""
-    progress('{}, iteration {}: waiting for data'.format(where, first))
-    for i, batch in enumerate(batches, first):
-        progress('{}, iteration {}: computing'.format(where, i))
+def monitored(batches: Iterable, loop: str, start: int = 0) -> Iterator[Tuple[int, Any]]:
+    """enumerate(batches, start) with heartbeats; `loop` names the loop in error messages, such as 'epoch 3'."""
+    heartbeat('waiting for data ({}, iteration {})'.format(loop, start))
+    for i, batch in enumerate(batches, start):
+        heartbeat('computing ({}, iteration {})'.format(loop, i))
         yield i, batch
-        progress('{}, iteration {}: waiting for data'.format(where, i + 1))
-    progress('{}: all batches done'.format(where))
+        heartbeat('waiting for data ({}, iteration {})'.format(loop, i + 1))
+    heartbeat('finishing {}'.format(loop))

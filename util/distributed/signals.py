@@ -1,8 +1,8 @@
 """Stop signals of a training process: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 (Slurm's warning), and its launcher's death.
 
-The first one asks: whoever trains looks at `requested`, finishes the step and saves. A second one ends the process.
-A thread receives them, since Python calls signal handlers between bytecodes only, which a main thread that waits in a
-collective operation does not reach.
+The first signal is a request: the trainer polls `requested`, finishes the step and saves. A second signal ends the
+process at once. A thread receives them, since Python runs signal handlers between bytecodes of the main thread only,
+which never happens while that waits in a collective operation.
 """
 import os
 import select
@@ -14,63 +14,67 @@ import time
 from util.errors import FAILURE_STATUS, PREEMPTED_STATUS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-ONE_REQUEST = 2.            # seconds: Ctrl-C reaches a process directly and through its launcher
+DUPLICATE_WINDOW = 2.       # seconds: Ctrl-C reaches a process directly and through its launcher
 
 
-class Launcher:
-    """The process that a launcher names in MAE_LAUNCHER as the one that this process depends on; there may be none."""
+class LauncherMonitor:
+    """Watches the launcher whose pid is in MAE_LAUNCHER, if there is one."""
 
     def __init__(self):
         self._pid, self._parent = os.environ.get('MAE_LAUNCHER'), os.getppid()
 
     @property
-    def gone(self):
-        """True where it has ended, or a wrapper between the two has."""
+    def exited(self) -> bool:
+        """Whether the launcher, or a wrapper between it and this process, has exited."""
         if self._pid is None:
             return False
         try:
             os.kill(int(self._pid), 0)
         except ProcessLookupError:
             return True
-        return os.getppid() != self._parent     # of one that has ended and that nobody has waited for
+        return os.getppid() != self._parent     # the launcher may be a zombie, which still has its pid
 
 
 class SignalHandler:
-    """Receives stop signals from its creation on."""
+    """Handles stop signals from its creation on.
+
+    Attributes:
+        requested: name of the first stop signal; '' before.
+        graceful: set it to True once `requested` is polled; until then the first signal ends the process.
+    """
 
     def __init__(self):
-        self.requested = ''             # what asked to stop: the name of a signal
-        self.patient = False            # to be set: somebody looks at `requested`; until then a signal ends the process
-        self._at = 0.
-        self._receiving, sending = os.pipe()
-        os.set_blocking(sending, False)
-        signal.set_wakeup_fd(sending)   # gets each signal's number, whatever the main thread does
+        self.requested, self.graceful = '', False
+        self._requested_at = 0.
+        self._pipe, sender = os.pipe()
+        os.set_blocking(sender, False)
+        signal.set_wakeup_fd(sender)    # receives the signal numbers, whatever the main thread is doing
         for number in SIGNALS:
-            signal.signal(number, lambda number, frame: None)       # keeps it from its default action
-        threading.Thread(target=self._listen, name='stops', daemon=True).start()
+            signal.signal(number, lambda number, frame: None)       # replaces the default action
+        threading.Thread(target=self._listen, name='stop signals', daemon=True).start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)     # util.tools.launch blocks them
 
     def _listen(self):
-        launcher = Launcher()
+        launcher = LauncherMonitor()
         while True:
-            if select.select([self._receiving], [], [], 1.)[0]:
-                number = os.read(self._receiving, 1)[0]
+            if select.select([self._pipe], [], [], 1.)[0]:
+                number = os.read(self._pipe, 1)[0]
                 if number in SIGNALS:
-                    self._ask(signal.Signals(number).name, 128 + number)
-            elif launcher.gone and not self.requested:
-                self._ask('the end of its launcher', FAILURE_STATUS)
+                    self._handle(signal.Signals(number).name, 128 + number)
+            elif launcher.exited and not self.requested:
+                self._handle('the exit of its launcher', FAILURE_STATUS)
 
-    def _ask(self, what, status):
+    def _handle(self, cause, status):
         now = time.monotonic()
-        if not self.patient:
-            _end('stopped by {} before training; nothing to save'.format(what), PREEMPTED_STATUS)
+        if not self.graceful:
+            _exit('stopped by {} before training; nothing to save'.format(cause), PREEMPTED_STATUS)
         if not self.requested:
-            self._at, self.requested = now, what
-        elif now - self._at > ONE_REQUEST:
-            _end('stopped at once by a second signal ({})'.format(what), status)
+            self._requested_at, self.requested = now, cause
+        elif now - self._requested_at > DUPLICATE_WINDOW:
+            _exit('stopped at once by a second signal ({})'.format(cause), status)
 
 
-def _end(line, status):
+def _exit(line, status):
     if int(os.environ.get('LOCAL_RANK', 0)) == 0:
         print(line, file=sys.stderr, flush=True)
     os._exit(status)

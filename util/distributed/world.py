@@ -1,4 +1,4 @@
-"""Processes: who they are, how they meet, what they add up, and how they part."""
+"""Distributed setup: ranks, rendezvous, process group, collectives, DistributedDataParallel."""
 import gc
 import json
 import os
@@ -6,48 +6,50 @@ import re
 import time
 from contextlib import nullcontext
 from datetime import timedelta
+from typing import Any, ContextManager, List, Mapping, MutableMapping, Optional
 from urllib.parse import urlparse
 
 import torch
-from torch import distributed as dist
+from torch import distributed as dist, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from util.compat import supported
+from util.devices.accelerator import Cpu
 from util.distributed import hang_detector
 from util.errors import SystemFailure, UserError, report_once_per_node
 from util.text import first_line
 
 DEFAULT_PORT = 29500
 HANG_TIMEOUT = 600.         # seconds
-COLLECTIVE_LATER = 60.      # seconds after the hang timeout at which collectives give up: the hang detector comes first
-# Seconds that a restart waits for the other nodes beyond the hang timeout: until their collective operations give up,
-# their launchers have ended what is left, and PyTorch is imported.
-RESTART_LATER = COLLECTIVE_LATER + 120.
+COLLECTIVE_MARGIN = 60.     # seconds from the hang timeout to that of collectives: the hang detector reports first
+# Additional seconds for the rendezvous after a restart: until the collectives of the other nodes time out, their
+# launchers end the remaining processes, and PyTorch is imported.
+RESTART_MARGIN = COLLECTIVE_MARGIN + 120.
 
 
 class World:
     """This process among `size`: rank 0 to size - 1, local_rank 0 to (processes on this node) - 1."""
 
-    def __init__(self, rank=0, size=1, local_rank=0):
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.is_main = rank == 0
 
-    def join(self, accelerator, dist_url='env://', hang_timeout=HANG_TIMEOUT):
-        """Meet the other processes. The device must be current already, as HCCL demands.
+    def join(self, accelerator: Cpu, dist_url: str = 'env://', hang_timeout: float = HANG_TIMEOUT) -> None:
+        """Create the process group and start the hang detector. HCCL requires the current device to be set before.
 
         Args:
-            hang_timeout: seconds to wait for the others; the hang detector watches from then on.
+            hang_timeout: seconds, of the hang detector and the rendezvous.
         Raises:
-            SystemFailure: not all have come.
+            SystemFailure: not all processes connect in time.
         """
         if self.size == 1:
             hang_detector.start(hang_timeout)
             return
-        limit, seconds = hang_timeout + COLLECTIVE_LATER, meeting_seconds(hang_timeout)
+        limit, seconds = hang_timeout + COLLECTIVE_MARGIN, rendezvous_timeout(hang_timeout)
         accelerator.prepare_network(urlparse(dist_url).hostname or os.environ['MASTER_ADDR'], limit)
         try:
-            # As if alone: process 0 would wait for all here, and could not say who is missing.
+            # With world size 1: otherwise rank 0 would block here and could not report which ranks are missing.
             self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=timedelta(seconds=seconds)))
             self._store.add('arrived/{}'.format(self.rank), 1)
             missing, deadline = range(self.size), time.monotonic() + seconds
@@ -56,82 +58,82 @@ class World:
                 missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
             if missing:
                 report_once_per_node()
-                raise SystemFailure('no sign of process {} of {} within {:.0f} s; start all of them, with the same '
-                                    'master address and port; see --hang_timeout'.format(
+                raise SystemFailure('no connection from rank {} of {} within {:.0f} s; start all processes, with the '
+                                    'same master address and port; see --hang_timeout'.format(
                                         ', '.join(map(str, missing)), self.size, seconds))
             hang_detector.start(hang_timeout, self.rank, self.size)
             dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
                                     world_size=self.size, timeout=timedelta(seconds=limit))
         except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
             address = dist_url.replace('env://', '{MASTER_ADDR}, port {MASTER_PORT}').format(**os.environ)
-            raise SystemFailure('process {} of {} cannot meet the others at {} ({})'.format(
+            raise SystemFailure('rank {} of {} cannot connect to the others at {} ({})'.format(
                 self.rank, self.size, address, first_line(error))) from error
 
-    def broadcast_parameters(self, model):
-        """Give every process the weights of the first: each may have drawn its own."""
+    def broadcast_parameters(self, model: nn.Module) -> None:
+        """Copy the weights of rank 0 to all processes, whose random initialization may differ."""
         if self.size > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, 0)
 
-    def wrap(self, model, device, may_move_gradients):
-        """`model` in DistributedDataParallel where there is more than one process.
+    def wrap_ddp(self, model: nn.Module, device: torch.device, bucket_view: bool) -> nn.Module:
+        """`model` in DistributedDataParallel if there is more than one process.
 
         Args:
-            may_move_gradients: into the memory that they are exchanged in; fused optimizers would not find them there.
+            bucket_view: gradients may become views of the all-reduce buckets; some fused optimizers do not support it.
         """
         if self.size == 1:
             return model
-        options = supported(DistributedDataParallel, gradient_as_bucket_view=may_move_gradients)
+        options = supported(DistributedDataParallel, gradient_as_bucket_view=bucket_view)
         ids = None if device.type == 'cpu' else [device.index]
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, **options)
 
-    def sum(self, tensor):
-        """`tensor` added up over all processes (in place). fp32, since HCCL refuses float64."""
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of an fp32 tensor over all processes, in place (HCCL does not support float64)."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, tensor):
-        """The values of a 1-D tensor on each process, as a list of lists of numbers by rank."""
+    def all_gather(self, tensor: torch.Tensor) -> List[List[float]]:
+        """The values of a 1-D fp32 tensor of equal length on each process, by rank."""
         slots = tensor.new_zeros(self.size, len(tensor))
         slots[self.rank] = tensor
-        return self.sum(slots).tolist()
+        return self.all_reduce(slots).tolist()
 
-    def all_gather_object(self, value, device):
-        """A JSON value of each process, as a list by rank; goes as bytes in numbers, which every backend exchanges."""
+    def all_gather_object(self, value: Any, device: torch.device) -> List[Any]:
+        """A JSON value of each process, by rank; sent as numbers, one a byte, which every backend supports."""
         text = json.dumps(value).encode()
-        longest = int(max(self.gather(torch.tensor([float(len(text))], device=device)))[0])
-        rows = self.gather(torch.tensor(list(text.ljust(longest)), dtype=torch.float32, device=device))
+        longest = int(max(self.all_gather(torch.tensor([float(len(text))], device=device)))[0])
+        rows = self.all_gather(torch.tensor(list(text.ljust(longest)), dtype=torch.float32, device=device))
         return [json.loads(bytes(map(int, row)).decode()) for row in rows]
 
-    def shutdown(self):
-        """Part from the other processes, when nothing uses the wrapped model any more."""
+    def shutdown(self) -> None:
+        """Destroy the process group, after the last use of the wrapped model."""
         hang_detector.stop()
         if self.size > 1:
-            # A process group that lives on in an unreachable model would be torn down at interpreter exit, where its
+            # A process group kept alive by an unreachable model would be destroyed at interpreter exit, where its
             # threads can abort the process ("terminate called without an active exception").
             gc.collect()
             dist.destroy_process_group()
             self._store = None
 
 
-def meeting_seconds(hang_timeout):
-    """How long processes or nodes wait for each other: longer when started again, since others notice a death later."""
-    return hang_timeout + (RESTART_LATER if 'MAE_RESTART' in os.environ else 0.)
+def rendezvous_timeout(hang_timeout: float) -> float:
+    """Seconds that processes or nodes wait for each other; longer after a restart, which others notice later."""
+    return hang_timeout + (RESTART_MARGIN if 'MAE_RESTART' in os.environ else 0.)
 
 
-def gradient_sync(model, wanted):
-    """A context: in an accumulation window only the last backward exchanges gradients; the others keep them local."""
+def gradient_sync(model: nn.Module, wanted: bool) -> ContextManager:
+    """Context of forward and backward: DistributedDataParallel all-reduces the gradients only if `wanted`."""
     return nullcontext() if wanted or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
-def world_from_environment(world_size=None, local_rank=-1, dist_on_itp=False, dist_url='env://', addr=None,
-                           environ=os.environ):
-    """Who this process is, by OpenMPI, torchrun, Slurm or the flags; also completes MASTER_ADDR and MASTER_PORT.
+def world_from_environment(world_size: Optional[int] = None, local_rank: int = -1, dist_on_itp: bool = False,
+                           dist_url: str = 'env://', addr: Optional[str] = None,
+                           environ: MutableMapping[str, str] = os.environ) -> World:
+    """Ranks from OpenMPI, torchrun, Slurm or the flags; adds MASTER_ADDR and MASTER_PORT to `environ` if missing.
 
     Args:
-        world_size, local_rank: the flags, used where the environment says nothing.
-        environ: a mapping like os.environ; variables that are set in it stay as they are.
+        world_size, local_rank: the flags, used if the environment sets no ranks.
     Raises:
         UserError: the environment and the flags contradict each other.
     """
@@ -147,29 +149,29 @@ def world_from_environment(world_size=None, local_rank=-1, dist_on_itp=False, di
         world = World(*(int(environ['SLURM_' + name]) for name in ('PROCID', 'NTASKS', 'LOCALID')))
         nodes = environ.get('SLURM_STEP_NODELIST') or environ.get('SLURM_JOB_NODELIST', '127.0.0.1')
         environ.setdefault('MASTER_ADDR', first_slurm_host(nodes))
-        # Every task must find the same port, and two jobs on a host different ones.
+        # The same port for all tasks of a job, different ones for two jobs on a host.
         environ.setdefault('MASTER_PORT', str(20000 + int(environ.get('SLURM_JOB_ID', 0)) % 20000))
     else:
         world = World(max(local_rank, 0), world_size or 1, max(local_rank, 0))
 
     if world_size not in (None, world.size):
-        raise UserError('--world_size {}: the environment says {} processes; leave the flag out'
+        raise UserError('--world_size {}: the environment sets {} processes; omit the flag'
                         .format(world_size, world.size))
     if world.rank >= world.size:
-        raise UserError('--local_rank {}: there are {} processes; give --world_size'.format(world.rank, world.size))
+        raise UserError('--local_rank {}: there are {} processes; pass --world_size'.format(world.rank, world.size))
     if world.size > 1 and dist_url == 'env://':
         environ.setdefault('MASTER_ADDR', addr or '127.0.0.1')
         environ.setdefault('MASTER_PORT', str(DEFAULT_PORT))
     return world
 
 
-def first_slurm_host(nodelist):
+def first_slurm_host(nodelist: str) -> str:
     """The first host of a Slurm node list: 'node[03-07,12],gpu1' -> 'node03'."""
     return ''.join(re.match(r'([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?', nodelist).groups(''))
 
 
-def local_processes(environ=os.environ):
-    """Processes on this node, as far as the environment tells; else 1."""
+def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
+    """Number of processes on this node according to the environment; 1 if not set."""
     for name in ('LOCAL_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_SIZE', 'SLURM_NTASKS_PER_NODE'):
         if environ.get(name, '').isdigit():
             return int(environ[name])

@@ -37,7 +37,7 @@ class ConfusionTracker:
             pairs = torch.cat(batches, dim=1)
             indices = torch.tensor(loader.evaluated_indices(), device=device)[:pairs.shape[1]]
             combined[:, indices] = (pairs + 1).float()
-        self._latest = world.sum(combined).cpu().numpy().astype(np.int64) - 1
+        self._latest = world.all_reduce(combined).cpu().numpy().astype(np.int64) - 1
 
     def on_epoch_end(self, epoch: int, report_due: bool, run_logger: Any) -> None:
         """Report the latest evaluation from now on; an interrupted evaluation never gets here."""

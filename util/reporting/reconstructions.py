@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 
 from util.data.transforms import Normalize
-from util.devices.compile import eagerly
+from util.devices.compile import eager_mode
 from util.devices.precision import FullPrecision
 from util.models.reconstruction import reconstruct
 from util.reporting import thumbnails
@@ -58,7 +58,7 @@ class ReconstructionSnapshots:
         if self._imgs is None:
             self._load_images()
         self._model.eval()
-        with self._eval_weights(), self._precision.autocast(), eagerly(self._model):
+        with self._eval_weights(), self._precision.autocast(), eager_mode(self._model):
             found = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
         rows = [thumbnails.to_images(imgs, self._normalize, SIDE) for imgs in (found.masked, found.pasted, self._imgs)]
         self._masked, jpegs, self._original = ([thumbnails.jpeg_base64(image) for image in row] for row in rows)

@@ -1,9 +1,10 @@
-"""Start one process a device: python util/tools/launch.py --devices 8 main_pretrain.py --data_path ...
+"""Launcher, one process per device: python util/tools/launch.py --devices 8 main_pretrain.py --data_path ...
 
-A child of this process supervises the workers: torch.distributed.run where it exists, else a small loop. The first
-worker that fails ends the others on this node, and its status is the launcher's. Signals go from this process to the
-workers, never through the supervisor.
+A child of this process supervises the workers: torch.distributed.run if available, else a small loop. The first worker
+that fails ends the others on this node, and the launcher exits with its status. This process forwards stop signals to
+the workers directly, not through the supervisor.
 """
+import argparse
 import glob
 import logging
 import math
@@ -17,51 +18,52 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from typing import List, Sequence, Tuple
 
-if not __package__:     # run as a file: find the repository from any directory
+if not __package__:     # run as a file: import from the repository in any directory
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..'))
 
 from util.config.parser import Parser, non_negative_int, positive_int, value_of
-from util.devices import accelerator as device
+from util.devices import accelerator as devices
 from util.devices.host import default_workers
-from util.distributed.signals import Launcher
-from util.distributed.world import DEFAULT_PORT, HANG_TIMEOUT, meeting_seconds
+from util.distributed.signals import LauncherMonitor
+from util.distributed.world import DEFAULT_PORT, HANG_TIMEOUT, rendezvous_timeout
 from util.errors import FAILURE_STATUS, PREEMPTED_STATUS, SAVE_FAILED_STATUS, USER_ERROR_STATUS, UserError, run
 from util.text import first_line
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-FINAL = (0, USER_ERROR_STATUS, SAVE_FAILED_STATUS, PREEMPTED_STATUS)      # statuses that a restart cannot change
+FINAL_STATUSES = (0, USER_ERROR_STATUS, SAVE_FAILED_STATUS, PREEMPTED_STATUS)      # not restarted
 
 
-def parse(argv):
+def parse(argv: Sequence[str]) -> Tuple[argparse.Namespace, List[str]]:
     """(flags of the launcher, the script with its own flags)."""
-    parser = Parser(prog='launch.py', description='Start one process a device.')
+    parser = Parser(prog='launch.py', description='Start one process per device.')
     add = parser.add_argument
-    add('--devices', type=positive_int, default=1, help='processes on this node, one for each of its devices')
-    add('--nproc', type=positive_int, help='processes on this node, whatever is there; several share a CPU')
+    add('--devices', type=positive_int, default=1, help='number of processes on this node, one per device')
+    add('--nproc', type=positive_int, help='the same without a check for enough devices; processes can share a CPU')
     add('--nnodes', type=positive_int, default=1, help='number of nodes')
     add('--node_rank', type=non_negative_int, default=0, help='index of this node')
     add('--master_addr', default='127.0.0.1', help='address of node 0')
-    add('--master_port', type=positive_int, help='port of node 0, the next one for each restart on several nodes; '
-        'default: a free one, on several nodes 29500')
+    add('--master_port', type=positive_int, help='port of node 0, incremented at each restart if there are several '
+        'nodes; default: a free port, 29500 on several nodes')
     add('--max_restarts', type=non_negative_int, default=0,
-        help='how often a run that a fault has ended is started again from its last checkpoint')
+        help='maximum number of restarts from the last checkpoint after a failure')
     add('--stop_timeout', type=positive_int, default=300,
-        help='seconds that processes may take to save and end after a signal, until they are killed')
+        help='seconds from a stop signal until processes that are still running are killed')
     split = next((i for i, word in enumerate(argv) if word.endswith('.py')), len(argv))
     flags = parser.parse_args(argv[:split])
     if split == len(argv):
-        parser.error('name the script to start')
+        parser.error('the script to start is missing')
     return flags, argv[split:]
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     flags, command = parse(argv)
     processes = flags.nproc or flags.devices
     if flags.nproc is None:
-        accelerator = device.select(value_of('--device', command) or 'auto')
+        accelerator = devices.select(value_of('--device', command) or 'auto')
         if accelerator.count() < processes:
-            raise UserError('{} devices asked, {} {} found; pass --nproc={}{}'.format(
+            raise UserError('{} devices requested, {} {} found; pass --nproc={}{}'.format(
                 processes, accelerator.count(), accelerator.type, accelerator.count(),
                 '' if accelerator.is_accelerator else ', or more to share the CPU ({})'.format(accelerator.reason)))
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
@@ -78,147 +80,153 @@ def main(argv):
 
 def _attempts(flags, command, processes):
     """Start the workers, again after faults if --max_restarts allows; returns the exit status."""
-    signals, status = Signals(flags.stop_timeout), PREEMPTED_STATUS
+    signals, status = SignalForwarder(flags.stop_timeout), PREEMPTED_STATUS
     for attempt in range(flags.max_restarts + 1):
         if attempt:
             os.environ['MAE_RESTART'] = str(attempt)
             print('restart {} of {}'.format(attempt, flags.max_restarts), flush=True)
-            signals.pause(min(2 ** (attempt - 1), 30))
+            signals.sleep(min(2 ** (attempt - 1), 30))
         if signals.received:
             break
-        # Nodes count up, so that one which is ahead does not meet what the attempt before has left.
+        # A new port for each attempt: no connection to leftovers of the previous one on other nodes.
         port = (flags.master_port or DEFAULT_PORT) + attempt if flags.nnodes > 1 else flags.master_port or free_port()
         status = run_once(flags, command, processes, port, signals)
-        if status in FINAL or signals.received:
+        if status in FINAL_STATUSES or signals.received:
             break
     return status
 
 
-def run_once(flags, command, processes, port, signals):
-    """Start the workers below a supervisor of their own, wait for their end and say which one failed, unless it did.
+def run_once(flags: argparse.Namespace, command: List[str], processes: int, port: int,
+             signals: 'SignalForwarder') -> int:
+    """Run the workers under a supervisor process and report which one failed, unless it reports that itself.
 
     Returns:
-        the exit status, 128 + n for signal n as shells do.
+        the exit status; 128 + n for signal n, as in a shell.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    # A process of its own, since PyTorch 1.11 holds Python's lock while it waits for other nodes; forked, since the
-    # import of PyTorch takes seconds.
+    # A separate process, since PyTorch 1.11 holds the GIL while it waits for other nodes; forked, since importing
+    # PyTorch takes seconds.
     supervisor = multiprocessing.get_context('fork').Process(
-        target=_supervisor, args=(os.getpid(), flags, command, processes, port, sender))
+        target=_supervise, args=(os.getpid(), flags, command, processes, port, sender))
     supervisor.start()
     sender.close()
     started = False
     while supervisor.is_alive():
-        # One look at all processes of the machine takes milliseconds: not in each round of a long run.
-        started = started or bool(children(supervisor.pid))
-        if signals.received and not started:        # it may wait for other nodes
+        # Listing all processes of the host takes milliseconds: not at each poll of a long run.
+        started = started or bool(child_pids(supervisor.pid))
+        if signals.received and not started:        # it may be waiting for other nodes
             supervisor.kill()
-        signals.pass_on(supervisor)
+        signals.forward(supervisor.pid)
         supervisor.join(.2)
     try:
         rank, status = receiver.recv()
-    except EOFError:                                # it was killed
-        rank, status = 'of the supervisor', supervisor.exitcode
+        name = 'rank {}'.format(rank)
+    except EOFError:                                # killed
+        name, status = 'the supervisor', supervisor.exitcode
     if not started and signals.received:
         print('stopped before training; nothing to save', file=sys.stderr)
         return PREEMPTED_STATUS
-    if status not in (*FINAL, FAILURE_STATUS) and not signals.received:
-        what = 'ended with status {}'.format(status) if status > 0 else 'was killed by ' + signal.Signals(-status).name
+    if status not in (*FINAL_STATUSES, FAILURE_STATUS) and not signals.received:
+        what = 'exited with status {}'.format(status) if status > 0 else 'was killed by ' + signal.Signals(-status).name
         what += ' (out of memory?)' * (status == -signal.SIGKILL)
-        print('error: process {} {}; the others were stopped'.format(rank, what), file=sys.stderr, flush=True)
+        print('error: {} {}; the others were stopped'.format(name, what), file=sys.stderr, flush=True)
     return status if status >= 0 else 128 - status
 
 
-def _supervisor(launcher, flags, command, processes, port, sender):
-    """The child's part: sends (rank, exit status) of the first worker that failed, (None, status) where there is none.
+def _supervise(launcher, flags, command, processes, port, sender):
+    """Supervisor process: sends (rank, exit status) of the first failed worker, or (None, status) if none failed.
 
-    Signals stay blocked here and, until SignalHandler, in the workers: what all processes of a job get would make
-    torch.distributed.run give the workers 30 seconds, and end those that are still at their imports unsaved.
+    Signals stay blocked here and, until SignalHandler, in the workers: a signal to all processes of a job would make
+    torch.distributed.run kill the workers after 30 seconds, and end those that are still importing.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    os.environ['MAE_LAUNCHER'] = str(os.getpid())       # whose end the workers notice
-    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
+    os.environ['MAE_LAUNCHER'] = str(os.getpid())       # monitored by the workers
+    threading.Thread(target=_exit_with_launcher, args=(launcher,), daemon=True).start()
     try:
         from torch.distributed.run import main as torchrun
     except ImportError:
-        outcome = supervise(command, processes, flags, port)
+        outcome = _run_workers(command, processes, flags, port)
     else:
         outcome = _torchrun(torchrun, command, processes, flags, port)
     sender.send(outcome)
 
 
-def _end_with(launcher):
+def _exit_with_launcher(launcher):
     while os.getppid() == launcher:
         time.sleep(1.)
     os._exit(FAILURE_STATUS)
 
 
-class Signals:
-    """Receives the stop signals of this process from its creation on, and the death of the bash that started it.
+class SignalForwarder:
+    """Receives stop signals, and the exit of the bash launcher, from its creation on, and forwards them to the workers.
 
     Args:
-        stop_timeout: seconds from the first signal until what is left is killed.
+        stop_timeout: seconds from the first signal until the remaining workers are killed.
     """
 
-    def __init__(self, stop_timeout):
-        self._stop_timeout, self._launcher = stop_timeout, Launcher()
+    def __init__(self, stop_timeout: float):
+        self._stop_timeout, self._launcher = stop_timeout, LauncherMonitor()
         self._received, self._deadline, self._sent = [], None, {}
         for number in SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:       # as under nohup
-                signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:       # ignored under nohup
+                signal.signal(number, self._record)
 
-    def _note(self, number, frame):
-        """Takes no lock: it may run in the midst of what holds one."""
+    def _record(self, number, frame):
+        """Takes no lock: it may interrupt a holder of one."""
         self._received.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
     @property
-    def received(self):
-        """Whether this process shall stop."""
-        if not self._received and self._launcher.gone:
+    def received(self) -> bool:
+        """Whether a stop has been requested."""
+        if not self._received and self._launcher.exited:
             self._received.append(signal.SIGTERM)
         return bool(self._received)
 
-    def pass_on(self, supervisor):
-        """Send what has been received to the workers, also to those that started later; kill them after the timeout."""
+    def forward(self, supervisor: int) -> None:
+        """Send the received signals to the workers, including those started later; kill them after the timeout.
+
+        Args:
+            supervisor: pid of their parent.
+        """
         if not self.received:
             return
         if self._deadline is None:
             self._deadline = time.monotonic() + self._stop_timeout
-        workers, late = children(supervisor.pid), time.monotonic() > self._deadline
+        workers, late = child_pids(supervisor), time.monotonic() > self._deadline
         if late and workers:
             print('error: still running {} s after the signal, killed: processes {}; see --stop_timeout'
                   .format(self._stop_timeout, ', '.join(map(str, workers))), file=sys.stderr)
             self._deadline = math.inf
-        for pid in workers or [supervisor.pid] * late:
+        for pid in workers or [supervisor] * late:
             unsent = [signal.SIGKILL] if late else self._received[self._sent.get(pid, 0):]
             self._sent[pid] = self._sent.get(pid, 0) + len(unsent)
             for number in unsent:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
 
-    def pause(self, seconds):
-        """Wait, but not longer than until a signal."""
+    def sleep(self, seconds: float) -> None:
+        """Sleep; a stop signal ends it."""
         end = time.monotonic() + seconds
         while not self.received and time.monotonic() < end:
             time.sleep(.1)
 
 
-def children(parent):
-    """Pids of the processes that a process has started and that have not ended."""
+def child_pids(parent: int) -> List[int]:
+    """Pids of the running child processes of a process."""
     found = []
     for path in glob.glob('/proc/[0-9]*/stat'):
         try:
             with open(path, 'rb') as file:
-                state, its_parent = file.read().rsplit(b')', 1)[1].split()[:2]
+                state, ppid = file.read().rsplit(b')', 1)[1].split()[:2]
         except OSError:
-            continue                    # it has just ended
-        if int(its_parent) == parent and state not in (b'Z', b'X'):
+            continue                    # it has just exited
+        if int(ppid) == parent and state not in (b'Z', b'X'):
             found.append(int(path.split('/')[2]))
     return found
 
 
-def free_port():
-    """A TCP port that nobody uses now, so that two runs share a host."""
+def free_port() -> int:
+    """A TCP port that is currently unused, so that two runs can share a host."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
@@ -227,12 +235,12 @@ def free_port():
 def _torchrun(torchrun, command, processes, flags, port):
     """Run the workers under torch.distributed.run; returns (rank, exit status)."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    logging.disable(logging.ERROR)      # a failure is said by the launcher, in one line
+    logging.disable(logging.ERROR)      # the launcher reports a failure in one line
     hang_timeout = HANG_TIMEOUT
-    with suppress(ValueError):          # which the workers explain
+    with suppress(ValueError):          # reported by the workers
         hang_timeout = float(value_of('--hang_timeout', command) or HANG_TIMEOUT)
-    seconds = math.ceil(meeting_seconds(hang_timeout))
-    # Its own restarts would also repeat what a user must mend, and a stop that was asked for.
+    seconds = math.ceil(rendezvous_timeout(hang_timeout))
+    # Its own restarts would also repeat user errors and requested stops.
     arguments = ['--max_restarts', 0, '--monitor_interval', 1, '--nproc_per_node', processes,
                  '--nnodes', flags.nnodes, '--node_rank', flags.node_rank, '--master_addr', flags.master_addr,
                  '--master_port', port, '--rdzv_conf', 'timeout={}'.format(seconds), *command]
@@ -242,16 +250,16 @@ def _torchrun(torchrun, command, processes, flags, port):
         rank, failure = error.get_first_failure()
         return rank, failure.exitcode
     except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
-        print('error: node {} cannot meet the others at {}, port {}, within {} s ({})'.format(
+        print('error: node {} cannot connect to the others at {}, port {}, within {} s ({})'.format(
             flags.node_rank, flags.master_addr, port, seconds, first_line(error)), file=sys.stderr, flush=True)
         return None, FAILURE_STATUS
     return None, 0
 
 
-def supervise(command, processes, flags, port):
-    """Do the part of torch.distributed.run where that does not exist; returns (rank, exit status).
+def _run_workers(command, processes, flags, port):
+    """Replacement for torch.distributed.run before PyTorch 1.9; returns (rank, exit status).
 
-    PyTorch's launcher of that time waits for rank 0 before it looks at the others.
+    torch.distributed.launch of those releases waits for rank 0 before it checks the other ranks.
     """
     ranks = {}
     for local_rank in range(processes):
@@ -272,10 +280,10 @@ def supervise(command, processes, flags, port):
     finally:
         for process in ranks.values():
             process.terminate()
-        deadline = time.monotonic() + 10        # they have nothing to save when one of them has failed
-        while time.monotonic() < deadline and any(process.poll() is None for process in ranks.values()):
-            time.sleep(.1)
+        deadline = time.monotonic() + 10        # nothing to save after a failure
         for process in ranks.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0, deadline - time.monotonic()))
             process.kill()
             process.wait()
 

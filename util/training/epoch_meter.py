@@ -50,7 +50,7 @@ class EpochMeter:
     def batches(self) -> Iterator[Tuple[int, Sequence[torch.Tensor]]]:
         """(iteration, tensors on the device) of each remaining batch; call `log` once for each."""
         batches, where = self.throughput.batches(self.loader), 'epoch {}'.format(self.epoch)
-        for i, batch in hang_detector.watched(batches, where, self.done):
+        for i, batch in hang_detector.monitored(batches, where, self.done):
             self._waited += self.throughput.last_wait
             # Reseeded in each iteration: a resumed run draws the same masks, drop paths and mixup.
             self.session.seed(self._seed, self.epoch, i)
@@ -142,7 +142,7 @@ class DeviceMean:
     def read_window(self, world: World) -> float:
         """Collective: mean since the last call, over all processes."""
         window, self._window = self._window, self._zero.clone()
-        total, count = world.sum(window).tolist()
+        total, count = world.all_reduce(window).tolist()
         self._total = [self._total[0] + total, self._total[1] + count]
         return total / count if count else math.nan
 
@@ -154,7 +154,7 @@ class DeviceMean:
 
     def state_dict(self, world: World) -> Dict[str, List]:
         """Collective: the total, and the window of each process, in plain numbers."""
-        return {'total': list(self._total), 'windows': world.gather(self._window)}
+        return {'total': list(self._total), 'windows': world.all_gather(self._window)}
 
     def load_state_dict(self, state: Dict[str, List], world: World) -> None:
         """Restore a state_dict; if the number of processes has changed, the first takes the sum of all windows."""

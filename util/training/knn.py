@@ -99,7 +99,7 @@ def _encode(model, normalize, session, precision, pool, batches):
     weight = model.patch_embed.proj.weight
     features = [weight.new_zeros(0, model.cls_token.shape[-1]).float()]
     labels = [weight.new_zeros(0).float()]
-    for _, batch in hang_detector.watched(batches, 'k-NN'):
+    for _, batch in hang_detector.monitored(batches, 'k-NN'):
         if session.signals.requested:
             break
         images, targets = session.accelerator.to_device(batch, session.device)
@@ -114,11 +114,11 @@ def _all_gather(rows, world):
     """Concatenated rows of all processes, whose numbers may differ."""
     if world.size == 1:
         return rows
-    lengths = [int(row[0]) for row in world.gather(rows.new_tensor([float(len(rows))]))]
+    lengths = [int(row[0]) for row in world.all_gather(rows.new_tensor([float(len(rows))]))]
     gathered = rows.new_zeros(sum(lengths), *rows.shape[1:])
     begin = sum(lengths[:world.rank])
     gathered[begin:begin + len(rows)] = rows
-    return world.sum(gathered)
+    return world.all_reduce(gathered)
 
 
 def build_periodic_evaluation(args: Namespace, model: torch.nn.Module, normalize: Normalize, session: Session,

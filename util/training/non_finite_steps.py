@@ -71,7 +71,7 @@ class NonFiniteSteps:
         rows = [list(steps) for bad, steps in itertools.groupby(self._history, lambda step: int(step[1])) if bad]
         row = max(rows, key=len)
         iterations = [iteration for step, _ in row[:self.limit] for iteration in step]
-        losses = world.gather(torch.stack([loss.float() for *_, loss in iterations]))      # [rank][iteration]
+        losses = world.all_gather(torch.stack([loss.float() for *_, loss in iterations]))      # [rank][iteration]
         path = os.path.join(folder, 'bad_steps.json')
         if world.is_main:
             report = {'skipped_in_a_row': len(row), 'loss_scale': scale, 'iterations': [

@@ -50,7 +50,7 @@ class OptimizerStep:
 
     def gradient_sync(self) -> ContextManager:
         """Context of forward and backward pass: gradients are all-reduced in the last iteration of a window only."""
-        return gradient_sync(self.model, wanted=self.due or not self.precision.gradients_stay_in_model)
+        return gradient_sync(self.model, wanted=self.due or not self.precision.supports_no_sync)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of this iteration's loss."""

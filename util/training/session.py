@@ -13,6 +13,7 @@ from util.data.loader import seed_generators
 from util.devices import accelerator as device, host
 from util.devices.host import default_workers, software
 from util.devices.precision import FullPrecision, choose_precision
+from util.devices.profiler import Profiler
 from util.distributed import hang_detector, world as distributed
 from util.distributed.signals import SignalHandler
 from util.errors import UserError
@@ -31,7 +32,7 @@ class Session:
     def __init__(self, accelerator: device.Cpu, world: distributed.World, profiling_folder: Optional[str] = None):
         self.accelerator, self.world = accelerator, world
         self.device = accelerator.use(world.local_rank)
-        self.profiler = device.Profiler(accelerator, profiling_folder if world.is_main else None)
+        self.profiler = Profiler(accelerator, profiling_folder if world.is_main else None)
         self.cores = ''         # that the process is bound to
         self.signals = SimpleNamespace(requested='')      # signals have their default actions
         self._started = time.time()
@@ -46,18 +47,18 @@ class Session:
 
     def wrap(self, model: torch.nn.Module, precision: FullPrecision) -> torch.nn.Module:
         """`model` in DistributedDataParallel if there is more than one process."""
-        may_move = precision.gradients_stay_in_model and self.accelerator.supports_bucket_view
-        return self.world.wrap(model, self.device, may_move)
+        bucket_view = precision.supports_bucket_view and self.accelerator.supports_bucket_view
+        return self.world.wrap_ddp(model, self.device, bucket_view)
 
     def all_reduce(self, *values: float) -> List[float]:
         """Collective: sums of host numbers over all processes, in fp32."""
         if self.world.size == 1:
             return list(map(float, values))
-        return self.world.sum(torch.tensor(values, dtype=torch.float32, device=self.device)).tolist()
+        return self.world.all_reduce(torch.tensor(values, dtype=torch.float32, device=self.device)).tolist()
 
     def check_same_start(self, epoch: int, images: int) -> None:
         """Raise UserError if processes start at different places, e.g. because nodes do not share a disk."""
-        places = self.world.gather(torch.tensor([float(epoch), float(images)], device=self.device))
+        places = self.world.all_gather(torch.tensor([float(epoch), float(images)], device=self.device))
         if any(place != places[0] for place in places):
             raise UserError('--resume: processes start at different places, this one at image {} of epoch {}; all '
                             'nodes must see the same checkpoint, on a shared disk or as copies'.format(images, epoch))
@@ -89,11 +90,11 @@ def start_session(args: Namespace) -> Session:
     world.join(session.accelerator, args.dist_url, args.hang_timeout)
     session.all_reduce(0)       # rank 0 holds the store of the rendezvous: it must not end before all have joined
     if args.num_workers is None:
-        args.num_workers = default_workers(distributed.local_processes())
-    session.cores = host.bind(world.local_rank, distributed.local_processes())
+        args.num_workers = default_workers(distributed.local_world_size())
+    session.cores = host.bind_cores(world.local_rank, distributed.local_world_size())
     if output_dir.restarted() and not getattr(args, 'eval', False) and numbered(args.output_dir):
         args.resume, args.start_epoch = 'auto', None        # the launcher has restarted the run after a failure
-    hang_detector.progress('its preparations')
+    hang_detector.heartbeat('its preparations')
     return session
 
 
@@ -108,7 +109,7 @@ def open_run_logger(args: Namespace, session: Session, checkpointer: Optional[Ch
     Raises:
         UserError: the folder cannot be written, or another run holds it.
     """
-    hang_detector.progress('the opening of the output folder')
+    hang_detector.heartbeat('opening the output folder')
     if not session.world.is_main:
         session.all_reduce(0)       # until the main process has moved what is there
         if session.world.local_rank == 0:
@@ -136,7 +137,7 @@ def setup_precision(args: Namespace, session: Session) -> FullPrecision:
     accelerator, world = session.accelerator, session.world
     precision = choose_precision(accelerator, args.amp, args.amp_backend, args.amp_dtype,
                                  getattr(args, 'loss_scale', 'dynamic'))
-    hang_detector.progress('the preparation of data and model')
+    hang_detector.heartbeat('the preparation of data and model')
     logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
     logger.info('software: %s', ', '.join('{} {}'.format(*pair) for pair in software().items()))
     logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)

@@ -75,7 +75,7 @@ class Trainer:
         self.unreadable_images = UnreadableTracker.of_run(args.output_dir, args.max_bad_images, dataset, session.world)
         self._loader.unreadable_images = self.unreadable_images
         self.meter = EpochMeter(self._loader, session, self.optimizer_step, self._run_logger, self._loss_tag, args.seed)
-        session.signals.patient = True
+        session.signals.graceful = True
         iterations = len(dataset) // self._batch        # per epoch
         self._bar = progress_bar('training', 'iterations', args.epochs * iterations,
                                  self._epoch * iterations + self._images // self._batch)
@@ -132,7 +132,7 @@ class Trainer:
         if unreadable:
             self.unreadable_images.sync(session.world, session.device)
         if abort:
-            non_finite_steps.abort(self._args.output_dir, session.world, self.optimizer_step.precision.scale,
+            non_finite_steps.abort(self._args.output_dir, session.world, self.optimizer_step.precision.loss_scale,
                                    self._files_of)
         self.stop_due = bool(stop)
         self.save_due = bool(save) and not self.stop_due

@@ -67,7 +67,7 @@ def test_class_folders_are_sorted_and_files_outside_of_them_ignored(images, tmp_
 
 def test_listing_each_folder_counts_as_progress(images, monkeypatch):
     places = []
-    monkeypatch.setattr(hang_detector, 'progress', places.append)
+    monkeypatch.setattr(hang_detector, 'heartbeat', places.append)
     datasets.labelled_set(str(images), 'val')
     assert places == ['listing {}'.format(images / 'val' / name).rstrip('/') for name in ['', *sorted(CLASSES)]]
 

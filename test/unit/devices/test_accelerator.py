@@ -1,4 +1,4 @@
-"""Choosing the device, and where accelerators may be named."""
+"""Choosing the device, what differs between devices, and where accelerators may be named."""
 import os
 import re
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, execute
 
-from util.devices import accelerator
+from util.devices import accelerator, host, profiler
 from util.errors import UserError
 
 
@@ -23,7 +23,7 @@ def test_with_a_broken_torch_npu_auto_is_the_cpu_and_npu_is_one_clear_error(monk
     (tmp_path / 'torch_npu.py').write_text(fails)
     monkeypatch.syspath_prepend(str(tmp_path))
     chosen = accelerator.select('auto')
-    assert chosen.type == 'cpu' and re.search(r'does not load .*set_env.sh.* made for torch', chosen.reason)
+    assert chosen.type == 'cpu' and re.search(r'does not load .*set_env.sh.*release for torch', chosen.reason)
     with pytest.raises(UserError, match='--device npu: .*does not load'):
         accelerator.select('npu')
 
@@ -49,16 +49,16 @@ def fake_npu(available=True, count=2):
                                  synchronize=lambda: None, max_memory_allocated=lambda: 3 * 2 ** 20)
 
 
-def test_an_npu_is_taken_before_all_others(monkeypatch):
+def test_an_npu_is_preferred(monkeypatch):
     monkeypatch.setattr(torch, 'npu', fake_npu(), raising=False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     chosen = accelerator.select('auto')
     assert (chosen.type, chosen.backend, chosen.count(), chosen.peak_memory()) == ('npu', 'hccl', 2, 3)
-    assert chosen.supports_bf16() is False      # absent from torch.npu of 1.8
-    assert chosen.name == 'NPU'                 # so is the name of the chip in 1.5
+    assert chosen.supports_bf16() is False      # missing in torch.npu of 1.8
+    assert chosen.name == 'NPU'                 # the name of the chip is missing in 1.5
 
 
-def test_an_npu_that_is_not_there_is_one_line_that_names_the_tool_or_flag_to_use(monkeypatch, no_gpu):
+def test_a_missing_npu_is_one_line_that_names_the_tool_or_flag_to_use(monkeypatch, no_gpu):
     monkeypatch.setattr(torch, 'npu', fake_npu(count=2), raising=False)
     with pytest.raises(UserError, match='--nproc=2'):
         accelerator.select('npu').use(2)
@@ -68,19 +68,19 @@ def test_an_npu_that_is_not_there_is_one_line_that_names_the_tool_or_flag_to_use
         accelerator.select('cuda')
 
 
-def test_hccl_is_told_the_address_that_reaches_the_master_unless_it_is_set(monkeypatch):
+def test_hccl_gets_the_address_that_reaches_the_master_unless_it_is_set(monkeypatch):
     npu = accelerator.Npu(fake_npu())
     monkeypatch.delenv('HCCL_IF_IP', raising=False)
-    assert accelerator.local_address_towards('127.0.0.1') is None        # of no use to another node
-    monkeypatch.setattr(accelerator, 'local_address_towards', lambda host: '10.0.0.7')
+    assert host.local_address_towards('127.0.0.1') is None        # of no use to another node
+    monkeypatch.setattr(host, 'local_address_towards', lambda host: '10.0.0.7')
     monkeypatch.delenv('HCCL_EXEC_TIMEOUT', raising=False)
     npu.prepare_network('10.0.0.1', 660.)
-    assert accelerator.os.environ['HCCL_IF_IP'] == '10.0.0.7'
-    assert 660 <= int(accelerator.os.environ['HCCL_EXEC_TIMEOUT']) // 68 * 68 <= 17340     # as the 910A takes it
+    assert os.environ['HCCL_IF_IP'] == '10.0.0.7'
+    assert 660 <= int(os.environ['HCCL_EXEC_TIMEOUT']) // 68 * 68 <= 17340     # as the 910A takes it
     monkeypatch.setenv('HCCL_IF_IP', '192.168.1.1')
     monkeypatch.setenv('HCCL_EXEC_TIMEOUT', '100')
     npu.prepare_network('10.0.0.1', 660.)
-    assert (accelerator.os.environ['HCCL_IF_IP'], accelerator.os.environ['HCCL_EXEC_TIMEOUT']) == ('192.168.1.1', '100')
+    assert (os.environ['HCCL_IF_IP'], os.environ['HCCL_EXEC_TIMEOUT']) == ('192.168.1.1', '100')
 
 
 def test_accelerators_are_named_in_few_modules_only():
@@ -94,14 +94,14 @@ def test_accelerators_are_named_in_few_modules_only():
     helps = found.pop('util/config/parser.py', [])
     assert all('choices=' in line or 'help=' in line or "'--" in line for line in helps), helps
     allowed = {'util/devices/accelerator.py', 'util/devices/precision.py',
-               'util/tools/check_env.py',         # says what an NPU host has and lacks
+               'util/tools/check_env.py',         # lists what an NPU host has and lacks
                'util/__init__.py'}          # the variable that keeps torch from loading torch_npu
     assert set(found) <= allowed, set(found) - allowed
     assert all('torch_npu' in line for line in found.get('util/__init__.py', []))
 
 
 @pytest.mark.compat
-def test_an_older_npu_build_is_profiled_by_the_profiler_that_knows_it(monkeypatch):
+def test_an_older_npu_build_is_profiled_by_autograds_profiler(monkeypatch):
     """Ascend's builds of 1.5, 1.8 and 1.11 add use_npu to autograd's profiler; torch_npu.profiler came later."""
     asked = []
 
@@ -114,22 +114,22 @@ def test_an_older_npu_build_is_profiled_by_the_profiler_that_knows_it(monkeypatc
 
 
 @pytest.mark.compat
-def test_a_trace_of_some_iterations_is_written(tmp_path):
-    window = accelerator.Profiler(accelerator.Cpu(), str(tmp_path))
-    for _ in range(accelerator.SKIP + accelerator.TRACE):
+def test_a_profiler_trace_is_written(tmp_path):
+    traced = profiler.Profiler(accelerator.Cpu(), str(tmp_path))
+    for _ in range(profiler.WARMUP_ITERATIONS + profiler.TRACED_ITERATIONS):
         torch.ones(2).add(1)
-        window.step()
+        traced.step()
     assert 'add' in (tmp_path / 'prof' / 'trace.json').read_text()
 
 
 @pytest.mark.compat
-def test_an_adamw_that_fuses_on_other_devices_only_is_left_alone(monkeypatch):
+def test_adamw_is_not_fused_on_a_device_that_does_not_support_it(monkeypatch):
     plain = torch.optim.AdamW
 
-    def elsewhere(params, lr=1e-3, betas=(.9, .999), fused=False):
+    def fused_on_cuda_only(params, lr=1e-3, betas=(.9, .999), fused=False):
         if fused:
             raise RuntimeError('`fused=True` requires all the params to be on cuda')
         return plain(params, lr=lr, betas=betas)
 
-    monkeypatch.setattr(torch.optim, 'AdamW', elsewhere)
+    monkeypatch.setattr(torch.optim, 'AdamW', fused_on_cuda_only)
     assert type(accelerator.Cpu().adamw([torch.nn.Parameter(torch.ones(3))], lr=.1)) is plain

@@ -1,4 +1,4 @@
-"""--compile and --grad_checkpoint: what they change, and what is said where they do not work."""
+"""torch.compile (--compile) and activation checkpointing (--grad_checkpoint)."""
 import json
 
 import pytest
@@ -22,14 +22,14 @@ SIZE = {'img_size': 32, 'patch_size': 8}
 
 @pytest.fixture
 def lines(monkeypatch):
-    """What is said while the test runs."""
-    said = []
-    monkeypatch.setattr(compile.logger, 'warning', lambda text, *values: said.append(text % values))
-    return said
+    """Warnings logged during the test."""
+    logged = []
+    monkeypatch.setattr(compile.logger, 'warning', lambda text, *values: logged.append(text % values))
+    return logged
 
 
 @pytest.mark.slow
-def test_losses_and_gradients_are_those_of_the_plain_model_under_the_same_names(lines):
+def test_losses_gradients_and_names_equal_those_of_the_eager_model(lines):
     compile_blocks(models_mae.mae_vit_nano_patch16(**SIZE), torch.device('cpu'))
     if lines:
         pytest.skip(lines[0])       # PyTorch has no torch.compile, or there is no C++ compiler
@@ -49,12 +49,12 @@ def test_losses_and_gradients_are_those_of_the_plain_model_under_the_same_names(
 
 
 @pytest.mark.slow
-def test_a_run_with_it_goes_through_whatever_pytorch_can(images, tmp_path):
+def test_a_run_with_compile_succeeds_on_every_pytorch(images, tmp_path):
     run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--compile')
     assert run.status == 0 and 'Final result' in run.output, run.output
 
 
-def test_where_it_does_not_work_one_line_says_why(lines, monkeypatch):
+def test_a_failing_compiler_is_one_warning(lines, monkeypatch):
     def fails(self):
         raise RuntimeError('Failed to find C compiler.\nPlease specify it.')
 
@@ -65,9 +65,9 @@ def test_where_it_does_not_work_one_line_says_why(lines, monkeypatch):
     assert len(lines) == 2 and '(Failed to find C compiler)' in lines[0] and torch.__version__ in lines[1]
 
 
-def test_reconstructions_within_a_training_do_not_wait_for_the_compiler():
+def test_eager_mode_compiles_nothing():
     if not hasattr(getattr(torch, 'compiler', None), 'set_stance'):
-        pytest.skip('this torch cannot leave compiled code aside')
+        pytest.skip('this torch cannot switch to eager mode')
     class Doubled(nn.Module):
         def forward(self, x):
             return x * 2
@@ -75,7 +75,7 @@ def test_reconstructions_within_a_training_do_not_wait_for_the_compiler():
     model, compiled = nn.Sequential(Doubled()), []
     model[0].compile(backend=lambda graph, inputs: compiled.append(1) or graph.forward)
     model.compiled = True
-    with compile.eagerly(model):
+    with compile.eager_mode(model):
         model(torch.zeros(1, 2))
     assert not compiled
     model(torch.zeros(1, 2))
@@ -94,12 +94,12 @@ def gradients(run_block=None):
 
 
 @pytest.mark.compat
-def test_gradients_are_those_without_it_and_the_same_paths_are_dropped():
+def test_checkpointed_gradients_are_equal_with_the_same_paths_dropped():
     expected = gradients()
     assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(checkpointed).items())
 
 
-def test_blocks_are_computed_again_in_the_backward_pass_only():
+def test_blocks_are_recomputed_in_the_backward_pass_only():
     calls = []
 
     class Counted(torch.nn.Sequential):
@@ -115,7 +115,7 @@ def test_blocks_are_computed_again_in_the_backward_pass_only():
 
 
 @pytest.mark.parametrize('rate', [0., .1])
-def test_a_device_that_would_drop_other_paths_is_refused(rate):
+def test_a_device_that_does_not_preserve_its_rng_is_refused_with_drop_path(rate):
     session = Session(Cpu(), World())
     session.accelerator.checkpoint_preserves_rng = False
     model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, drop_path_rate=rate)
@@ -128,7 +128,7 @@ def test_a_device_that_would_drop_other_paths_is_refused(rate):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_they_do_without_it(images, tmp_path):
+def test_two_processes_train_as_without_checkpointing(images, tmp_path):
     losses = []
     for flags in ([], ['--grad_checkpoint']):
         folder = tmp_path / str(len(flags))

@@ -1,8 +1,9 @@
-"""Which cores a process keeps to."""
+"""Core binding, and the memory allocator."""
 import os
+import sys
 
 import pytest
-from conftest import FINETUNE, ROOT, two_processes
+from conftest import FINETUNE, ROOT, execute, two_processes
 
 from util.devices import host
 
@@ -12,12 +13,12 @@ FOUR_NODES = [list(range(24 * i, 24 * (i + 1))) for i in range(4)]
 @pytest.mark.parametrize('nodes, rank, size, expected', [
     (FOUR_NODES, 7, 8, list(range(84, 96))), ([[0, 2, 4, 6], [1, 3, 5, 7]], 1, 2, [1, 3, 5, 7]),
     ([[0, 1]], 5, 8, [0, 1])])
-def test_shares_follow_the_numa_nodes_and_few_cores_are_for_all(nodes, rank, size, expected):
-    assert host.share(nodes, range(sum(map(len, nodes))), rank, size) == expected
+def test_shares_follow_the_numa_nodes_and_too_few_cores_are_shared(nodes, rank, size, expected):
+    assert host.cores_of_rank(nodes, range(sum(map(len, nodes))), rank, size) == expected
 
 
-def test_only_allowed_cores_are_shared():
-    shares = [host.share(FOUR_NODES, {1, 2, 30, 31, 200}, rank, 2) for rank in (0, 1)]
+def test_only_allowed_cores_are_assigned():
+    shares = [host.cores_of_rank(FOUR_NODES, {1, 2, 30, 31, 200}, rank, 2) for rank in (0, 1)]
     assert shares == [[1, 2], [30, 31]]
 
 
@@ -31,11 +32,11 @@ def test_nodes_are_read_in_the_order_of_their_numbers(tmp_path):
 @pytest.mark.parametrize('asked, processes', [('0', 2), ('1', 1)])
 def test_nothing_is_bound_unless_asked_and_useful(monkeypatch, asked, processes):
     monkeypatch.setenv('MAE_BIND_CORES', asked)
-    assert host.bind(0, processes) == ''
+    assert host.bind_cores(0, processes) == ''
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_bound_say_so_and_share_the_cores(images, tmp_path):
+def test_two_processes_are_bound_to_their_shares_and_log_them(images, tmp_path):
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) < 2:
         pytest.skip('this machine has one core')
@@ -44,3 +45,23 @@ def test_two_processes_that_are_bound_say_so_and_share_the_cores(images, tmp_pat
                         '--epochs', 1, MAE_BIND_CORES='1')
     os.sched_setaffinity(0, allowed)
     assert run.status == 0 and ', cores {} of this one\n'.format(allowed[0]) in run.output, run.output
+
+
+PAGE_FAULTS = '''
+import resource, torch
+from util.devices import host
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2 ** 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+default = sum(page_faults() for _ in range(10))
+supported = host.keep_freed_memory()
+print(int(supported), default, [page_faults() for _ in range(40)] and sum(page_faults() for _ in range(10)))
+'''
+
+
+def test_a_tensor_reuses_the_memory_of_a_freed_one():
+    supported, default, kept = map(int, execute([sys.executable, '-c', PAGE_FAULTS]).output.split())
+    if not supported:
+        pytest.skip('this C library has no mallopt')
+    assert kept < default / 10

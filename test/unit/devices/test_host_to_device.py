@@ -1,15 +1,16 @@
-"""Batches on their way to the device, with streams that write down what is asked of them."""
+"""Host-to-device copies, with streams that record the calls."""
 import weakref
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 
-from util.devices.accelerator import StreamCopy, select
+from util.devices.accelerator import select
+from util.devices.host_to_device import StreamCopy
 
 
 class Batch:
-    """A tensor on the host; its copy tells when its memory is free again."""
+    """A tensor on the host; its copy records when its memory is released."""
 
     def __init__(self, queued, name):
         self.queued, self.name = queued, name
@@ -23,7 +24,7 @@ class Batch:
 
 
 def steps(count):
-    """What a pass of `count` steps queues, in order."""
+    """The operations that `count` steps queue, in order."""
     queued, module, copying = ['step before'], MagicMock(), MagicMock()
     computing, other_queue = module.current_stream.return_value, module.stream.return_value
     other_queue.__enter__.side_effect = lambda: queued.append('copying:')
@@ -32,13 +33,13 @@ def steps(count):
     copying.wait_event.side_effect = lambda event: queued.append('copying waits for the end of ' + event)
     to_device = StreamCopy(module, copying)
     for i in range(count):
-        to_device([Batch(queued, 'batch {}'.format(i))], 'device')      # the step lets go of it at once
+        to_device([Batch(queued, 'batch {}'.format(i))], 'device')      # released by the step at once
         queued.append('step {}'.format(i))
     module.stream.assert_called_with(copying)
     return list(queued)
 
 
-def test_a_batch_is_copied_beside_a_step_and_its_memory_given_back_when_the_step_that_used_it_has_ended():
+def test_a_copy_overlaps_a_step_and_memory_is_released_after_the_step_that_used_it():
     one_step = ['copying waits for the end of step 1', 'batch 1 is free', 'copying:', 'copy of batch 3',
                 'computing waits for the copy', 'step 3']
     queued = steps(4)
@@ -46,7 +47,7 @@ def test_a_batch_is_copied_beside_a_step_and_its_memory_given_back_when_the_step
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_batches_arrive_whole_on_a_gpu_that_is_busy():
+def test_batches_arrive_intact_on_a_busy_gpu():
     accelerator = select('cuda')
     place = accelerator.use(0)
     large, seen = torch.randn(4096, 4096, device=place), []

@@ -1,4 +1,4 @@
-"""Which precision is chosen, and that each one trains."""
+"""Choice of the precision, and training in each of them."""
 import sys
 import types
 from contextlib import nullcontext
@@ -6,13 +6,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from util.devices import accelerator as devices, precision
+from util.devices import host, precision
 from util.devices.accelerator import Accelerator, Cpu
 from util.errors import UserError
 
 
 class Chip(Accelerator):
-    """An accelerator in name, for choosing."""
+    """A fake accelerator, for the choice only."""
     name = 'Chip'
 
     def __init__(self, type, bf16):
@@ -22,7 +22,7 @@ class Chip(Accelerator):
 
 @pytest.fixture
 def apex(monkeypatch):
-    """An importable package that looks like apex with amp."""
+    """A fake apex with amp."""
     package, amp = types.ModuleType('apex'), types.ModuleType('apex.amp')
     amp.initialize, package.amp = (lambda model, optimizer=None, **options: (model, optimizer)), amp
     monkeypatch.setitem(sys.modules, 'apex', package)
@@ -44,7 +44,7 @@ def apex(monkeypatch):
 def test_the_flags_and_the_device_choose(apex, monkeypatch, device, bf16, flags, name):
     monkeypatch.setattr(precision, '_autocast_factory', lambda accelerator, dtype: nullcontext)
     monkeypatch.setattr(precision, '_new_scaler', lambda accelerator, scale: None)
-    monkeypatch.setattr(devices, '_cpu_flags', lambda: {'avx2', 'avx512_bf16'} if bf16 else {'avx2'})
+    monkeypatch.setattr(host, 'cpu_flags', lambda: {'avx2', 'avx512_bf16'} if bf16 else {'avx2'})
     accelerator = Cpu() if device == 'cpu' else Chip(device, bf16)
     assert precision.choose_precision(accelerator, **flags).name == name
 
@@ -53,26 +53,26 @@ def test_the_flags_and_the_device_choose(apex, monkeypatch, device, bf16, flags,
     (Cpu(), {'dtype': 'fp16'}, '--amp_dtype fp16'), (Cpu(), {'backend': 'apex'}, '--amp_backend apex'),
     (Chip('cuda', False), {'dtype': 'bf16'}, '--amp_dtype bf16'),
     (Chip('npu', True), {'backend': 'apex', 'dtype': 'bf16'}, '--amp_dtype bf16')])
-def test_what_a_device_cannot_do_is_refused_by_name(apex, device, flags, named):
+def test_an_unsupported_precision_is_an_error_that_names_the_flag(apex, device, flags, named):
     with pytest.raises(UserError, match=named):
         precision.choose_precision(device, **flags)
 
 
-def test_an_apex_without_amp_that_is_asked_for_is_one_clear_error(monkeypatch):
+def test_an_apex_without_amp_is_one_clear_error_if_requested(monkeypatch):
     monkeypatch.setitem(sys.modules, 'apex', types.ModuleType("PyPI's"))
     with pytest.raises(UserError, match='--amp_backend apex'):
         precision.choose_precision(Chip('cuda', True), backend='apex')
 
 
 def old_chip(type='npu', **amp):
-    """One whose module has this autocast, beside a torch.autocast that does not know it."""
+    """A device with an autocast of its own, which torch.autocast does not support."""
     chip = Chip(type, False)
     chip.module = types.SimpleNamespace(amp=types.SimpleNamespace(**amp))
     return chip
 
 
 @pytest.mark.compat
-def test_older_npu_builds_have_an_autocast_of_their_own_for_bf16_where_it_takes_a_type():
+def test_older_npu_builds_use_their_own_autocast_with_bf16_if_it_takes_a_dtype():
     factory = precision._autocast_factory
     of_1_8 = old_chip(autocast=lambda enabled=True: 'fp16')
     assert factory(of_1_8, torch.float16)() == 'fp16' and factory(of_1_8, torch.bfloat16) is None
@@ -80,7 +80,7 @@ def test_older_npu_builds_have_an_autocast_of_their_own_for_bf16_where_it_takes_
     assert factory(of_1_11, torch.bfloat16)() == torch.bfloat16
 
 
-def test_an_npu_without_autocast_or_apex_trains_in_fp32_unless_asked_by_name(monkeypatch):
+def test_an_npu_without_autocast_or_apex_trains_in_fp32_unless_the_backend_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'apex', None)
     assert precision.choose_precision(old_chip(), amp=True).name == 'fp32'
     with pytest.raises(UserError, match='--amp_backend native'):
@@ -88,8 +88,8 @@ def test_an_npu_without_autocast_or_apex_trains_in_fp32_unless_asked_by_name(mon
 
 
 @pytest.mark.compat
-def test_a_gpu_without_autocast_takes_apex_where_there_is_one(apex):
-    gpu = old_chip('a GPU that torch.autocast does not know')
+def test_a_gpu_without_autocast_uses_apex_if_installed(apex):
+    gpu = old_chip('a GPU that torch.autocast does not support')
     assert precision.choose_precision(gpu, amp=True).name.startswith('apex O2')
 
 
@@ -122,7 +122,7 @@ def test_bf16_on_the_cpu_computes_in_bf16_and_trains_like_fp32():
 
 @pytest.fixture
 def scaled(monkeypatch):
-    """Makes fp16 with a scaler, as a device without bf16 has it, in fp32."""
+    """Builds the fp16 precision with its scaler; it computes in fp32."""
     if not hasattr(getattr(torch, 'amp', None), 'GradScaler'):
         pytest.skip('this torch has no gradient scaler for the CPU')
     monkeypatch.setattr(precision, '_autocast_factory', lambda accelerator, dtype: nullcontext)
@@ -136,13 +136,13 @@ def test_scaled_losses_give_the_steps_of_fp32(scaled, loss_scale):
 
 
 @pytest.mark.parametrize('loss_scale, after', [('dynamic', 32768.), (2048., 2048.)])
-def test_an_overflow_skips_the_step_and_halves_a_dynamic_scale_which_is_remembered(scaled, loss_scale, after):
+def test_an_overflow_skips_the_step_and_halves_a_dynamic_scale_which_is_saved(scaled, loss_scale, after):
     chosen, weight = scaled(loss_scale), torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.AdamW([weight], lr=.1)
     chosen.backward((weight * float('inf')).sum(), optimizer)
-    assert chosen.step(optimizer) == 1 and weight.item() == 1. and chosen.scale == after
+    assert chosen.step(optimizer) == 1 and weight.item() == 1. and chosen.loss_scale == after
     other = scaled(loss_scale)
     other.load_state_dict(chosen.state_dict())
     assert other.state_dict() == chosen.state_dict()
     other.backward(weight.sum(), optimizer)
-    assert other.step(optimizer) == 0 and weight.item() < 1. and other.scale == after
+    assert other.step(optimizer) == 0 and weight.item() < 1. and other.loss_scale == after

@@ -1,4 +1,4 @@
-"""A process without progress ends with status 70, one line and all stacks; nobody is alarmed without a cause."""
+"""A hang ends the process with status 70, one line and all stack traces; there are no false alarms."""
 import re
 import signal
 import subprocess
@@ -15,7 +15,7 @@ from util.tools.launch import free_port
 
 pytestmark = pytest.mark.compat
 
-# A process that is watched, without torch: argv is what it does.
+# A monitored process, without torch; argv is the code it runs.
 SCRIPT = """
 import ctypes, signal, sys, threading, time
 from util.distributed import hang_detector
@@ -30,36 +30,37 @@ def write_checkpoint():
     print('written', flush=True)
 
 hang_detector.start(1., 1, 2)
-hang_detector.progress('step 1')
+hang_detector.heartbeat('testing')
 exec(sys.argv[1])
 hang_detector.stop()
 """
 
 
-def end(act):
-    """(status, output) of a process that is watched."""
-    return execute([sys.executable, '-c', SCRIPT, act])
+def monitored(code):
+    """(status, output) of a monitored process."""
+    return execute([sys.executable, '-c', SCRIPT, code])
 
 
-def test_a_process_without_progress_says_who_and_where_it_is_shows_its_stacks_and_ends():
-    status, output = end('list(hang_detector.watched(iter(wait_for_ever, 0), "epoch 3", 120))')
+def test_a_hang_is_reported_with_rank_phase_and_stack_traces():
+    status, output = monitored('list(hang_detector.monitored(iter(wait_for_ever, 0), "epoch 3", 120))')
     line, *stacks = output.splitlines()
-    assert status == 70 and re.match(r'error: process 1 of 2 \(host \S+, pid \d+\): no progress for \d+ s at epoch 3, '
-                                     r'iteration 120: waiting for data; see --hang_timeout', line), output
+    assert status == 70 and re.match(
+        r'error: rank 1 of 2 \(host \S+, pid \d+\): no progress for \d+ s while waiting for data \(epoch 3, iteration '
+        r'120\); see --hang_timeout', line), output
     assert ' in wait_for_ever' in '\n'.join(stacks)
 
 
-def test_batches_count_as_progress_and_who_has_stopped_is_watched_no_longer():
-    act = 'for i, _ in hang_detector.watched(range(20), "epoch 0"): time.sleep(.1)\nhang_detector.stop(); time.sleep(3)'
-    assert end(act) == (0, '')
+def test_batches_are_heartbeats_and_a_stopped_detector_ends_nothing():
+    code = 'for i, _ in hang_detector.monitored(range(20), "epoch 0"): time.sleep(.1)'
+    assert monitored(code + '\nhang_detector.stop(); time.sleep(3)') == (0, '')
 
 
-def test_a_checkpoint_that_is_being_written_is_finished_first():
-    status, output = end('threading.Thread(target=write_checkpoint).start(); wait_for_ever()')
+def test_a_checkpoint_is_written_to_the_end_first():
+    status, output = monitored('threading.Thread(target=write_checkpoint).start(); wait_for_ever()')
     assert status == 70 and output.startswith('written\nerror: ')
 
 
-def test_a_machine_that_was_suspended_is_not_taken_for_a_hang():
+def test_a_suspended_host_is_not_a_hang():
     process = subprocess.Popen([sys.executable, '-c', SCRIPT, 'print("ready", flush=True); time.sleep(.8)'],
                                stdout=subprocess.PIPE)
     process.stdout.readline()
@@ -69,13 +70,13 @@ def test_a_machine_that_was_suspended_is_not_taken_for_a_hang():
     assert process.wait(timeout=60) == 0
 
 
-def test_a_process_whose_threads_cannot_run_ends_with_its_stacks():
-    """PyDLL keeps Python's lock, as an extension does that hangs."""
-    status, output = end('time.sleep(.5); ctypes.PyDLL(None).sleep(100)')
+def test_a_hang_that_holds_the_gil_ends_with_stack_traces():
+    """PyDLL keeps the GIL, as a hanging extension may."""
+    status, output = monitored('time.sleep(.5); ctypes.PyDLL(None).sleep(100)')
     assert status == 1 and 'most recent call first' in output, output
 
 
-@pytest.mark.parametrize('rank, missing', [(0, 'process 1 of 2'), (1, 'cannot meet the others')])
-def test_a_process_whose_peer_never_comes_says_so(rank, missing):
+@pytest.mark.parametrize('rank, missing', [(0, 'rank 1 of 2'), (1, 'rank 1 of 2 cannot connect')])
+def test_a_missing_peer_is_reported(rank, missing):
     with pytest.raises(SystemFailure, match=missing):
         World(rank, 2).join(Cpu(), 'tcp://127.0.0.1:{}'.format(free_port()), hang_timeout=1.)

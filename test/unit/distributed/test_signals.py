@@ -1,4 +1,4 @@
-"""A signal stops a run after its step, saved; a second one stops it at once."""
+"""A first signal stops a run after its step and saves; a second one stops it at once."""
 import os
 import signal
 import subprocess
@@ -11,11 +11,11 @@ from conftest import PRETRAIN, ROOT, execute
 from test_launchers import wait_for
 
 from util.distributed import signals
-from util.tools.launch import children
+from util.tools.launch import child_pids
 
 
 def start(images, folder, *words):
-    """A training that would take for ever, once it logs; `words` come before the script's."""
+    """An endless training run, once it logs; `words` precede the script."""
     process = subprocess.Popen([str(word) for word in (
         sys.executable, *words, ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', folder,
         '--epochs', 100000, '--batch_size', 4)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -27,15 +27,15 @@ def start(images, folder, *words):
 @pytest.mark.compat
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(images, tmp_path):
     process = start(images, tmp_path, ROOT / 'util' / 'tools' / 'launch.py', '--nproc', 2)
-    supervisor, = children(process.pid)
-    second, = [pid for pid in children(supervisor) if b'RANK=1' in Path('/proc', str(pid), 'environ').read_bytes()
+    supervisor, = child_pids(process.pid)
+    second, = [pid for pid in child_pids(supervisor) if b'RANK=1' in Path('/proc', str(pid), 'environ').read_bytes()
                .split(b'\0')]
     os.kill(second, signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 75 and output.count(b'stopped by ') == 1, output
 
 
-# A main script whose checkpoints take for ever to be written.
+# Runs a main script whose checkpoints are never finished.
 SLOW = """
 import runpy, sys, time
 import util
@@ -54,7 +54,7 @@ def test_a_second_signal_stops_at_once(images, tmp_path):
     process = start(images, tmp_path / 'o', script)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)             # as from a terminal and its launcher: one request
-    time.sleep(signals.ONE_REQUEST + .5)
+    time.sleep(signals.DUPLICATE_WINDOW + .5)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM

@@ -1,4 +1,4 @@
-"""Who a process is, and that several processes compute what one would."""
+"""Ranks from the environment, and equality of one and two processes."""
 import json
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT, execute
 
-from util.distributed.world import first_slurm_host, local_processes, world_from_environment
+from util.distributed.world import first_slurm_host, local_world_size, world_from_environment
 from util.errors import UserError
 
 
@@ -22,7 +22,7 @@ def world(environ, **flags):
     ({'OMPI_COMM_WORLD_RANK': '2', 'OMPI_COMM_WORLD_SIZE': '4', 'OMPI_COMM_WORLD_LOCAL_RANK': '0'},
      {'dist_on_itp': True}, (2, 4, 0)),
     ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '1', 'SLURM_LOCALID': '0'}, {}, (0, 1, 0))])     # a shell in an allocation
-def test_a_process_learns_its_place_from_environment_and_flags(environ, flags, expected):
+def test_ranks_come_from_environment_and_flags(environ, flags, expected):
     assert world(environ, **flags) == expected
 
 
@@ -40,7 +40,7 @@ def test_the_first_host_of_a_slurm_list(nodelist, host):
 
 
 @pytest.mark.parametrize('environ, address', [({}, '10.0.0.1'), ({'MASTER_ADDR': 'set'}, 'set')])
-def test_processes_started_by_hand_say_who_they_are_by_flags(environ, address):
+def test_processes_started_by_hand_have_ranks_by_flags(environ, address):
     assert world(environ, world_size=8, local_rank=5, addr='10.0.0.1') == (5, 8, 5)
     assert environ == {'MASTER_ADDR': address, 'MASTER_PORT': '29500'}
 
@@ -53,18 +53,18 @@ def test_flags_that_contradict_the_environment_or_each_other_are_refused(environ
         world(environ, **flags)
 
 
-def test_processes_on_a_node_are_counted_for_the_share_of_cores():
+def test_the_local_world_size_is_read_from_the_environment():
     environments = {}, {'LOCAL_WORLD_SIZE': '8'}, {'SLURM_NTASKS_PER_NODE': '4(x2)'}
-    assert [local_processes(environ) for environ in environments] == [1, 8, 1]
+    assert [local_world_size(environ) for environ in environments] == [1, 8, 1]
 
 
 SCRIPT = '''
 import json, sys
 import torch
 import util, models_mae
-from util.devices import accelerator
-from util.distributed import world_from_environment
+from util.devices.accelerator import Cpu
 from util.devices.precision import FullPrecision
+from util.distributed.world import world_from_environment
 from util.training.optimizer_step import OptimizerStep
 
 def train(world):
@@ -72,23 +72,23 @@ def train(world):
     images, noise = torch.randn(3, 8, 3, 16, 16), torch.rand(3, 8, 4)
     model = models_mae.mae_vit_nano_patch16(img_size=16, patch_size=8)
     optimizer = torch.optim.SGD(model.parameters(), lr=.1)
-    updates = OptimizerStep(world.wrap(model, torch.device('cpu'), True), optimizer, FullPrecision(), lambda epoch: .1,
-                            accum_iter=2)       # of 3 iterations: the second window is of one
+    step = OptimizerStep(world.wrap_ddp(model, torch.device('cpu'), True), optimizer, FullPrecision(), lambda epoch: .1,
+                         accum_iter=2)       # of 3 iterations: the second window is of one
     losses, mine = [], slice(world.rank, None, world.size)
     for i in range(3):
-        updates.set_lr(0, i, 3)
-        with updates.gradient_sync():
-            loss = updates.model(images[i, mine], .5, noise[i, mine])[0]
-            updates.backward(loss)
-        if updates.due:
-            updates.update()
-        losses.append(world.sum(loss.detach()).item() / world.size)
+        step.set_lr(0, i, 3)
+        with step.gradient_sync():
+            loss = step.model(images[i, mine], .5, noise[i, mine])[0]
+            step.backward(loss)
+        if step.due:
+            step.update()
+        losses.append(world.all_reduce(loss.detach()).item() / world.size)
     if world.is_main:
         weights = torch.cat([p.detach().flatten() for p in model.parameters()])
         json.dump([losses, weights.tolist()], open(sys.argv[1], 'w'))
 
 world = world_from_environment()
-world.join(device.Cpu())
+world.join(Cpu())
 train(world)
 world.shutdown()
 '''

@@ -1,4 +1,4 @@
-"""How tests reach the emulated packages: apex for one test at a time, torch_npu in other processes only."""
+"""Access to the emulated packages: apex as a fixture, torch_npu in subprocesses only."""
 import importlib
 import os
 import sys
@@ -8,18 +8,18 @@ import pytest
 import torch
 
 FOLDER = str(Path(__file__).parent)
-WITH_STAND_INS = {'PYTHONPATH': os.pathsep.join([FOLDER, os.environ['PYTHONPATH']])}     # of another process
+WITH_STAND_INS = {'PYTHONPATH': os.pathsep.join([FOLDER, os.environ['PYTHONPATH']])}     # of a subprocess
 
 
 def require_emulator():
-    """Skip a module of tests where this PyTorch cannot host the emulated NPU."""
+    """Skip a test module if this PyTorch does not support the emulated NPU."""
     if not hasattr(getattr(torch._C, '_acc', None), 'PrivateUse1Hooks'):
         pytest.skip('this torch cannot emulate a device in Python', allow_module_level=True)
 
 
 @pytest.fixture
 def apex(monkeypatch):
-    """The stand-in, which is gone after the test."""
+    """The emulated apex, unloaded after the test."""
     monkeypatch.syspath_prepend(FOLDER)
     yield importlib.import_module('apex')
     for name in [name for name in sys.modules if name.split('.')[0] == 'apex']:

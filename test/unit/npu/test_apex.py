@@ -1,4 +1,4 @@
-"""Training through the stand-in for Ascend's apex: loss scale, master weights, clipping, accumulation, checkpoints."""
+"""Training with an emulation of Ascend's apex: loss scale, master weights, clipping, accumulation, checkpoints."""
 from types import SimpleNamespace
 
 import pytest
@@ -15,11 +15,11 @@ from util.training.trainer import model_state
 
 from .conftest import require_emulator
 
-require_emulator()          # an older torch does not train in fp16 on the CPU
+require_emulator()          # older releases of torch do not train in fp16 on the CPU
 
 
 class Training:
-    """What main_pretrain.train does, on drawn images: a nano masked autoencoder, restored from `path` if given."""
+    """main_pretrain.train in short: a nano masked autoencoder on random images, resumed from `path` if given."""
 
     def __init__(self, precision, path=None, ema=None):
         torch.manual_seed(0)
@@ -29,9 +29,9 @@ class Training:
         optimizer = precision.adamw(Cpu(), decay_groups(model, .05), lr=1e-3, betas=(.9, .95))
         self.model, self.optimizer = precision.prepare(model, optimizer)
         resumed.load_training(self.optimizer, precision)
-        self.average = ema and EMA(ema, precision.trained_weights(self.model, self.optimizer))
+        self.ema = ema and EMA(ema, precision.trained_weights(self.model, self.optimizer))
         self.optimizer_step = OptimizerStep(self.model, self.optimizer, precision, lambda epoch: 1e-3, clip_grad=1.,
-                                            ema=self.average)
+                                            ema=self.ema)
 
     def steps(self, first, end, overflow=None):
         """Losses of steps `first` to `end` - 1; the gradients of step `overflow` are not finite."""
@@ -49,17 +49,17 @@ class Training:
         return losses
 
     def saved(self, path):
-        """The checkpoint of now, which is at `path` then."""
-        state = {**model_state(self.model, self.optimizer, self.precision, self.average), 'epoch': 0, 'args': {}}
+        """Save a checkpoint and load it."""
+        state = {**model_state(self.model, self.optimizer, self.precision, self.ema), 'epoch': 0, 'args': {}}
         pth_file.save(str(path), state)
         return pth_file.load(str(path), as_trained=True)
 
     def weights_and_moments(self):
-        """Copies of them, by name."""
+        """Copies of weights and optimizer moments, by name."""
         moments = {(key, name): value for key, state in self.optimizer.state_dict()['state'].items()
                    for name, value in state.items()}
-        held = {**self.precision.model_state(self.model, self.optimizer), **moments}
-        return {name: torch.as_tensor(value).clone() for name, value in held.items()}
+        tensors = {**self.precision.model_state(self.model, self.optimizer), **moments}
+        return {name: torch.as_tensor(value).clone() for name, value in tensors.items()}
 
 
 def same(one, other):
@@ -90,16 +90,16 @@ def test_an_overflow_anywhere_in_a_window_skips_its_one_step(apex):
     assert run.optimizer.state_dict()['state'][0]['step'] == 1
 
 
-def test_a_static_scale_stays_and_a_step_that_is_not_finite_is_skipped(apex):
+def test_a_static_scale_is_kept_and_a_non_finite_step_is_skipped(apex):
     run = Training(ApexO2(apex, 2048.))
     losses = run.steps(0, 4, overflow=2)
-    assert run.precision.scale == 2048. and run.optimizer_step.non_finite_steps.skipped == 1
-    assert losses[3] == losses[3]       # apex itself would have taken the step, and lost the weights
+    assert run.precision.loss_scale == 2048. and run.optimizer_step.non_finite_steps.skipped == 1
+    assert losses[3] == losses[3]       # apex itself would step, and make the weights NaN
 
 
 # Training
 
-def test_the_masters_begin_as_the_exact_weights(apex):
+def test_the_master_weights_start_as_the_exact_weights(apex):
     plain, run = Training(FullPrecision()), Training(ApexO2(apex))
     assert same(plain.model.state_dict(), run.precision.model_state(run.model, run.optimizer))
     assert run.model.blocks[0].mlp.fc1.weight.dtype == torch.float16
@@ -107,7 +107,7 @@ def test_the_masters_begin_as_the_exact_weights(apex):
 
 
 def nvidias(apex):
-    """apex as NVIDIA has it: without Ascend's keywords and optimizers."""
+    """NVIDIA's apex: without Ascend's keywords and optimizers."""
     def initialize(models, optimizers=None, opt_level='O1', loss_scale=None, verbosity=1):
         return apex.amp.initialize(models, optimizers, opt_level, loss_scale, verbosity, combine_grad=True)
     return SimpleNamespace(amp=SimpleNamespace(initialize=initialize, scale_loss=apex.amp.scale_loss,
@@ -135,8 +135,8 @@ def test_the_gradients_of_a_window_add_up_and_are_clipped_without_their_scale(ap
     assert (weight - before).norm().item() == pytest.approx(moved, rel=.01)
 
 
-def test_what_has_no_gradient_at_first_is_updated_later(apex):
-    """apex itself would leave it out for good."""
+def test_a_parameter_without_a_gradient_in_the_first_backward_is_updated_later(apex):
+    """apex itself would never update it."""
     precision, model = ApexO2(apex), torch.nn.ModuleList([torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)])
     model, optimizer = precision.prepare(model, precision.adamw(Cpu(), model.parameters(), lr=.1))
     before = model[1].bias.item()
@@ -148,21 +148,21 @@ def test_what_has_no_gradient_at_first_is_updated_later(apex):
 
 # Checkpoints
 
-def test_the_average_is_of_the_masters(apex, tmp_path):
+def test_the_ema_is_of_the_master_weights(apex, tmp_path):
     run = Training(ApexO2(apex), ema=.9)
     run.steps(0, 4, overflow=2)
     saved = run.saved(tmp_path / 'a.pth')
-    average = saved['model_ema']['norm.weight']
-    assert saved['ema_updates'] == 3 and average.dtype == torch.float32
-    assert not torch.equal(average, average.half().float())
+    ema = saved['model_ema']['norm.weight']
+    assert saved['ema_updates'] == 3 and ema.dtype == torch.float32
+    assert not torch.equal(ema, ema.half().float())
 
 
-def test_the_checkpoint_is_a_plain_fp32_one(apex, tmp_path):
+def test_the_checkpoint_is_in_fp32(apex, tmp_path):
     run, plain = Training(ApexO2(apex)), Training(FullPrecision())
     run.steps(0, 3)
     saved = run.saved(tmp_path / 'a.pth')['model']
     assert {value.dtype for value in saved.values()} == {torch.float32}
-    assert torch.equal(saved['pos_embed'], plain.model.pos_embed)                   # frozen, and not rounded either
+    assert torch.equal(saved['pos_embed'], plain.model.pos_embed)                   # frozen, not rounded
     assert not torch.equal(saved['norm.weight'], saved['norm.weight'].half().float())
     plain.model.load_state_dict(saved)
     losses = []
@@ -172,8 +172,8 @@ def test_the_checkpoint_is_a_plain_fp32_one(apex, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=3e-3)
 
 
-def test_an_fp32_run_continues_in_o2_with_its_count_of_steps(apex, tmp_path):
-    """The count is a tensor in fp32; apex would count such a one twice a step."""
+def test_an_fp32_run_resumes_in_o2_with_its_step_count(apex, tmp_path):
+    """In fp32 the count is a tensor, which apex would increment twice per step."""
     exact = Training(FullPrecision())
     exact.steps(0, 3)
     exact.saved(tmp_path / 'fp32.pth')

@@ -18,11 +18,11 @@ pytestmark = pytest.mark.slow
 TINY = ['--input_size=32', '--patch_size=8', '--num_workers=0', '--batch_size=2', '--warmup_epochs=1', '--accum_iter=2']
 MODEL = {'pretrain': 'mae_vit_nano_patch16', 'finetune': 'vit_nano_patch16', 'linprobe': 'vit_nano_patch16'}
 NATIVE = 'finetune_full_8p'         # without apex
-COMPARED = ('pretrain_full_8p', NATIVE)         # with fp32, which skips no step as a dynamic loss scale may
+COMPARED = ('pretrain_full_8p', NATIVE)         # with fp32; a dynamic loss scale could skip steps
 
 
 def flags(name, images, folder, start):
-    """Of a launcher: its own parameters, and what makes the recipe small."""
+    """Flags of a launcher, and those that make its recipe small."""
     needed = [] if name.startswith('pretrain') else ['--finetune_pth={}'.format(start)]
     if name == 'finetune_eval_8p':
         needed = ['--resume_pth={}'.format(start)]
@@ -37,7 +37,7 @@ def chip(name):
 
 
 def on_npus(name, images, folder, start=''):
-    """What the launcher printed."""
+    """Output of the launcher."""
     run = launcher(name, *flags(name, images, folder, start), **chip(name), **WITH_STAND_INS)
     assert run.status == 0, run.output
     return run.output
@@ -49,7 +49,7 @@ def losses(folder):
 
 @pytest.fixture(scope='module')
 def trained(images, pretrained, tmp_path_factory):
-    """name -> (output folder, what was printed) of a launcher, run once."""
+    """name -> (output folder, output) of a launcher, run once."""
     runs = {}
 
     def run(name):
@@ -82,7 +82,7 @@ def test_a_finetuned_model_is_evaluated_on_eight_devices(images, trained, tmp_pa
     assert result['loss'] == pytest.approx(last['test_loss'], rel=1e-3)
 
 
-def test_a_probed_encoder_is_in_the_checkpoint_as_it_was_though_apex_halves_it(pretrained, trained):
+def test_linear_probing_saves_the_encoder_unchanged_though_apex_casts_it_to_fp16(pretrained, trained):
     encoder = weights_of(pretrained / 'checkpoint-0.pth')['model']
     weights = weights_of(trained('linprobe_full_8p')[0] / 'checkpoint-1.pth')['model']
     assert {name.split('.')[1] for name in weights if name not in encoder} == {'0', '1'}

@@ -1,4 +1,4 @@
-"""The program on one emulated NPU: exact resume, precisions, overflow, flags."""
+"""Training on one emulated NPU: exact resume, precisions, overflow, flags."""
 import sys
 
 import pytest
@@ -22,7 +22,7 @@ def on_npu(*flags, chip='910A'):
     (['--amp', '--loss_scale', 2048], '910B', 'apex O2, loss scale 2048.0'),
     (['--amp', '--amp_backend', 'native'], '910A', 'native fp16, loss scale dynamic'),
     (['--amp', '--amp_backend', 'native'], '910B', 'native bf16')])
-def test_an_interrupted_run_ends_as_the_uninterrupted_one_to_the_last_bit(images, tmp_path, flags, chip, name):
+def test_resume_is_bit_equal(images, tmp_path, flags, chip, name):
     flags = ['--data_path', images, '--epochs', 3, '--save_every', 1, '--accum_iter', 2, '--lr', .001, *flags]
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     assert 'precision: {}\n'.format(name) in on_npu(*flags, '--output_dir', whole, chip=chip)
@@ -34,7 +34,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one_to_the_last_bit(images
         record['train_loss'] for record in epochs_of(parts)]
 
 
-@pytest.mark.parametrize('chip', ['910A', '910B'])      # one tells an overflow by its flag, the other by inf
+@pytest.mark.parametrize('chip', ['910A', '910B'])      # overflow is a flag on one, inf on the other
 def test_skipped_steps_are_in_the_log_line_and_the_record(images, tmp_path, chip):
     output = on_npu('--data_path', images, '--epochs', 1, '--amp_backend', 'native', '--amp_dtype', 'fp16',
                     '--loss_scale', 1e9, '--output_dir', tmp_path, chip=chip)

@@ -1,4 +1,4 @@
-"""python -m util.tools.check_env: what it says of a host, whole or half-installed."""
+"""python -m util.tools.check_env on complete and half-installed hosts."""
 import importlib
 import os
 import subprocess
@@ -17,7 +17,7 @@ def write(path, text=''):
 
 
 def cann(base, kind='ascend-toolkit', version='8.0.RC2'):
-    """Install CANN below a folder; returns its own."""
+    """Install a fake CANN below `base`; returns its folder."""
     write(base / kind / 'set_env.sh')
     write(base / kind / 'latest' / 'x86_64-linux' / 'ascend_toolkit_install.info',
           'package_name=Ascend-cann-toolkit\nversion={}\narch=x86_64\n'.format(version))
@@ -25,7 +25,7 @@ def cann(base, kind='ascend-toolkit', version='8.0.RC2'):
 
 
 def read(status, output):
-    """(status, table, list of what to fix) of what the program printed."""
+    """(status, table, list of what to fix) of the output."""
     assert 'Traceback' not in output and '\nto fix:\n' in output, output
     rows, to_fix = output.split('\nto fix:\n')
     return (status, {row[:14].strip(): row[15:] for row in rows.strip().split('\n')},
@@ -34,7 +34,7 @@ def read(status, output):
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """A folder of packages that are found before all others."""
+    """A folder of packages at the head of sys.path."""
     monkeypatch.syspath_prepend(str(tmp_path / 'packages'))
     return tmp_path / 'packages'
 
@@ -45,7 +45,7 @@ def check(tmp_path, packages, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     for where, name in ((sys.modules, 'torch_npu'), (sys.modules, 'apex'), (sys.modules, 'apex.amp'),
                         (vars(torch), 'npu')):
-        monkeypatch.setitem(where, name, None)      # what was there is back afterwards
+        monkeypatch.setitem(where, name, None)      # restored afterwards
         del where[name]
     for name in list(os.environ):
         if name.startswith(('ASCEND_', 'HCCL_', 'TASK_QUEUE_', 'COMBINED_')):
@@ -68,7 +68,7 @@ def test_a_machine_without_npus_is_ready_for_the_cpu(check):
     assert table['--device auto'].startswith('CPU (no NPU') and table['--amp'] in ('fp32', 'native bf16')
 
 
-def test_cann_that_is_not_sourced_is_found_where_its_installer_says(tmp_path, check):
+def test_cann_that_is_not_sourced_is_found_by_its_installation_record(tmp_path, check):
     write(tmp_path / 'etc/Ascend/ascend_cann_install.info', 'version=1.0\nInstall_Path=/opt/huawei\n')
     folder = cann(tmp_path / 'opt/huawei', 'nnae', '7.0.0')
     cann(tmp_path / 'usr/local/Ascend')
@@ -77,7 +77,7 @@ def test_cann_that_is_not_sourced_is_found_where_its_installer_says(tmp_path, ch
     assert status == 1 and len(to_fix) == 1 and '{}/set_env.sh'.format(folder) in to_fix[0]
 
 
-def test_sourced_cann_needs_nothing_and_its_variables_are_shown_unless_it_is_gone(tmp_path, check):
+def test_sourced_cann_is_complete_unless_its_folder_is_missing(tmp_path, check):
     home = cann(tmp_path / 'usr/local/Ascend') / 'latest'
     status, table, to_fix = check(ASCEND_TOOLKIT_HOME=str(home), HCCL_CONNECT_TIMEOUT='1200')
     assert table['CANN'] == '8.0.RC2 in {}, sourced'.format(home)
@@ -86,17 +86,17 @@ def test_sourced_cann_needs_nothing_and_its_variables_are_shown_unless_it_is_gon
     assert status == 1 and 'CANN is not sourced' in to_fix[0]
 
 
-@pytest.mark.parametrize('text, said', [
+@pytest.mark.parametrize('text, reason', [
     ('raise ImportError("libhccl.so: cannot open shared object file")', 'libhccl.so'),
     ('import torch, types\ntorch.npu = types.SimpleNamespace(is_available=lambda: int("aclInit failed"))\n',
      'aclInit failed')])
-def test_a_torch_npu_that_is_of_no_use_is_one_line_to_fix(tmp_path, packages, check, text, said):
+def test_a_broken_torch_npu_is_one_line_to_fix(tmp_path, packages, check, text, reason):
     write(packages / 'torch_npu' / '__init__.py', text)
     status, _, to_fix = check(ASCEND_TOOLKIT_HOME=str(cann(tmp_path / 'usr/local/Ascend') / 'latest'))
-    assert status == 1 and len(to_fix) == 1 and said in to_fix[0]
+    assert status == 1 and len(to_fix) == 1 and reason in to_fix[0]
 
 
-def test_chips_without_torch_npu_are_something_to_fix(tmp_path, check):
+def test_chips_without_torch_npu_are_to_fix(tmp_path, check):
     for name in ('dev/davinci0', 'dev/davinci1', 'dev/davinci_manager'):
         write(tmp_path / name)
     write(tmp_path / 'usr/local/Ascend/driver/version.info', 'Version=23.0.3\nascendhal_version=7.35.19\n')
@@ -104,13 +104,13 @@ def test_chips_without_torch_npu_are_something_to_fix(tmp_path, check):
     assert (table['chips'], table['driver'], status) == ('2', '23.0.3', 1) and 'torch_npu' in to_fix[0]
 
 
-def test_an_apex_that_does_not_load_is_said_so_and_nothing_to_fix(packages, check):
+def test_an_apex_that_does_not_load_is_reported_but_optional(packages, check):
     write(packages / 'apex' / '__init__.py', 'import pyramid')
     status, table, _ = check()
     assert status == 0 and 'pyramid' in table['apex.amp']
 
 
-def test_a_torch_that_does_not_load_is_named_and_the_rest_is_still_listed(tmp_path, packages):
+def test_a_torch_that_does_not_load_is_to_fix_and_the_rest_is_still_listed(tmp_path, packages):
     write(packages / 'torch' / '__init__.py', 'raise OSError("libcudart.so.9: cannot open")')
     run = subprocess.run([sys.executable, '-m', 'util.tools.check_env', '--root', tmp_path], stdout=subprocess.PIPE,
                          env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(packages)])))

@@ -1,5 +1,4 @@
-"""Slurm, Kubernetes, Volcano, the images for them and the GitHub workflow: linted, and their commands run as far as
-they go without a cluster."""
+"""Slurm, Kubernetes, Volcano, containers and the GitHub workflow: linted, and their commands run without a cluster."""
 import os
 import re
 import signal
@@ -19,8 +18,7 @@ WORKFLOW = ROOT / '.github' / 'workflows' / 'ci.yml'
 
 newest = pytest.mark.skipif(sys.version_info < (3, 10), reason='the linters of clusters\' files need Python 3.10')
 
-# Starts one task a node on this machine, in the foreground, as `srun --ntasks-per-node=1` does, and passes signals on;
-# shows the output of one after the other's.
+# Starts one task per node, as `srun --ntasks-per-node=1`, but all on this host; forwards signals, prints the outputs.
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 tasks=() status=0
@@ -47,7 +45,7 @@ if [[ $1 == show ]]; then echo gpu7 && sleep .1 && echo gpu8; else echo "asked: 
 
 @pytest.fixture
 def cluster(tmp_path):
-    """The variables of a job on this machine, with an srun and a scontrol of its own."""
+    """Environment of a Slurm job on this host, with fake srun and scontrol."""
     for name, text in (('srun', SRUN), ('scontrol', SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -60,7 +58,7 @@ def submit(cluster, *words, **environ):
 
 
 @pytest.mark.parametrize('nodes, master', [(1, None), (2, ('gpu7', 24711))])
-def test_a_job_starts_a_launcher_on_each_node_which_meet_at_the_first_and_resume(cluster, images, nodes, master):
+def test_a_job_starts_a_launcher_on_each_node_with_a_common_master_and_resume(cluster, images, nodes, master):
     run = submit(cluster, ROOT / 'test' / 'pretrain_full_8p.sh', '--data_path', images, DRY_RUN='1',
                  SLURM_JOB_NUM_NODES=str(nodes))
     assert run.status == 0 and len(run.output.splitlines()) == nodes
@@ -71,26 +69,26 @@ def test_a_job_starts_a_launcher_on_each_node_which_meet_at_the_first_and_resume
         assert (flags.resume, flags.epochs, flags.data_path) == ('auto', 400, str(images))
 
 
-def test_a_resume_that_the_user_gives_stays(cluster, images, pretrained):
+def test_an_explicit_resume_is_kept(cluster, images, pretrained):
     checkpoint = pretrained / 'checkpoint-0.pth'
     run = submit(cluster, ROOT / 'test' / 'finetune_eval_8p.sh', '--data_path', images, '--resume_pth', checkpoint,
                  DRY_RUN='1')
     assert check_printed(run.output)[1].resume == str(checkpoint)
 
 
-def test_a_script_that_takes_no_resume_gets_none(cluster, tmp_path):
+def test_a_script_without_resume_gets_none(cluster, tmp_path):
     assert submit(cluster, ROOT / 'test' / 'cifar10_1p.sh', '--data_path', tmp_path, DRY_RUN='1').status == 0
 
 
 @pytest.mark.parametrize('status, requeued', [(75, True), (70, False)])
-def test_a_job_is_queued_again_only_after_a_stop_that_saved(cluster, tmp_path, status, requeued):
+def test_a_job_is_requeued_only_after_a_preemption_that_saved(cluster, tmp_path, status, requeued):
     (tmp_path / 'launcher.sh').write_text('exit {}\n'.format(status))
     run = submit(cluster, tmp_path / 'launcher.sh')
     assert run.status == status and ('asked: scontrol requeue 4711' in run.output) == requeued
 
 
 def test_a_warning_to_the_batch_shell_reaches_the_launcher_of_every_node(cluster, tmp_path):
-    """Launchers have ended when the shell goes on after its signal to them."""
+    """The launchers exit before the shell continues after signalling them."""
     (tmp_path / 'launcher.sh').write_text('trap "echo saved; exit 75" USR1\n: >{}/at_work-$NODE_RANK\n'
                                           'for ((i = 0; i < 600; i++)); do sleep .1; done\n'.format(tmp_path))
     job = subprocess.Popen(['bash', str(SLURM), str(tmp_path / 'launcher.sh')], stdout=subprocess.PIPE,
@@ -104,18 +102,18 @@ def test_a_warning_to_the_batch_shell_reaches_the_launcher_of_every_node(cluster
 
 
 @pytest.mark.parametrize('words, environ', [([], {}), ([ROOT / 'test' / 'demo.sh'], {'SLURM_JOB_ID': ''})])
-def test_a_wrong_call_of_the_job_script_is_one_line(cluster, words, environ):
+def test_a_usage_error_of_the_job_script_is_one_line(cluster, words, environ):
     run = submit(cluster, *words, **environ)
     assert (run.status, run.output.count('\n')) == (2, 1)
 
 
 def manifests(name):
-    """The documents of a file of test/k8s."""
+    """The YAML documents of a file in test/k8s."""
     return list(yaml.safe_load_all((ROOT / 'test' / 'k8s' / name).read_text()))
 
 
 def containers():
-    """(nodes of a job, its pod, what the cluster adds to the environment of node 1)."""
+    """(number of nodes, pod, environment added by the cluster on node 1) of each job."""
     _, job = manifests('job.yaml')
     spec = job['spec']
     assert spec['completions'] == spec['parallelism'] and spec['completionMode'] == 'Indexed'
@@ -144,12 +142,12 @@ def test_a_pod_runs_a_launcher_with_all_its_devices(images, tmp_path, nodes, pod
     assert (started.devices, started.nnodes, started.node_rank) == (devices, nodes, 1)
     assert re.match(r'mae(-node)?-0\.mae$', started.master_addr) and flags.resume == 'auto'
     assert flags.output_dir.startswith('/output/')
-    # A stop may take the launcher 300 s, and batches need shared memory.
+    # The launcher may take 300 s to stop; DataLoader workers need shared memory.
     assert pod['terminationGracePeriodSeconds'] > started.stop_timeout and pod['restartPolicy'] == 'Never'
     assert [mount['mountPath'] for mount in container['volumeMounts']] == ['/data', '/output', '/dev/shm']
 
 
-def test_the_pods_of_a_job_find_node_0_by_the_name_that_its_service_gives():
+def test_the_service_of_a_job_gives_node_0_its_host_name():
     service, job = manifests('job.yaml')
     pod = job['spec']['template']['spec']
     assert service['metadata']['name'] == pod['subdomain']
@@ -157,7 +155,7 @@ def test_the_pods_of_a_job_find_node_0_by_the_name_that_its_service_gives():
 
 
 @pytest.mark.parametrize('path', DOCKERFILES, ids=lambda path: path.name)
-def test_an_image_has_the_tested_torch_and_files_that_exist(path):
+def test_a_container_image_has_the_tested_torch_and_existing_files(path):
     text = path.read_text()
     release = re.search(r'2\.x\) TORCH=\((\S+) (\S+)\)', (ROOT / 'test' / 'lib' / 'python.sh').read_text()).groups()
     if 'pip install torch' in text:

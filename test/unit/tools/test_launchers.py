@@ -1,4 +1,4 @@
-"""The launchers: their commands, their outputs, their status, and what happens on a signal."""
+"""Launchers: commands, output folders, exit statuses, signals, restarts."""
 import os
 import re
 import signal
@@ -24,8 +24,8 @@ def dry_run(name, images, *flags):
     return run.output.strip()
 
 
-def test_each_launcher_has_its_folder_and_log_and_a_record_of_its_command(images):
-    """test_baseline.py holds the commands against the records; RECIPES.md tells the users where the logs are."""
+def test_each_launcher_has_its_output_folder_and_log_and_a_recorded_command(images):
+    """test_baseline.py compares the commands with the records; RECIPES.md lists the logs."""
     assert set(OUTPUTS) == set(RECORD['dry run']) - {'cifar10_1p'}
     for name, output in OUTPUTS.items():
         assert re.search(r'^output +{}$'.format(output), (ROOT / 'test' / (name + '.sh')).read_text(), re.M), name
@@ -64,15 +64,15 @@ def test_a_wrong_parameter_is_one_line_that_names_it(tmp_path, name, flags, name
 
 @pytest.mark.slow
 @pytest.mark.compat
-@pytest.mark.parametrize('flag', ['--batch_size=30', '--epochs=0'])     # found after the signals are taken, and before
-def test_a_mistake_that_all_processes_make_is_said_once(images, tmp_path, flag):
+@pytest.mark.parametrize('flag', ['--batch_size=30', '--epochs=0'])     # found after, and before signals are handled
+def test_a_mistake_of_all_processes_is_reported_once(images, tmp_path, flag):
     run = launcher('pretrain_performance_8p', '--nproc=2', '--data_path', images, '--output_dir', tmp_path, *PRETRAIN,
                    flag)
     error, = [line for line in run.output.splitlines() if 'error' in line.lower()]
     assert run.status == 2 and flag.split('=')[0] in error
 
 
-def test_help_tells_what_the_launcher_takes():
+def test_help_lists_the_flags_of_the_launcher():
     run = launcher('finetune_full_8p', '--help')
     assert run.status == 0 and '--finetune_pth=FILE' in run.output
 
@@ -84,7 +84,7 @@ def test_a_python_launcher_without_a_script_is_refused(capsys):
 
 
 @pytest.mark.compat
-def test_relative_paths_with_spaces_quotes_and_dollars_arrive_whole(images, tmp_path):
+def test_relative_paths_with_spaces_quotes_and_dollars_are_passed_unchanged(images, tmp_path):
     strange = 'it\'s "a" $(touch ran) folder'
     os.symlink(str(images), str(tmp_path / strange))
     run = subprocess.run(['bash', str(ROOT / 'test' / 'pretrain_performance_1p.sh'), '--data_path=' + strange,
@@ -107,8 +107,8 @@ def test_a_second_run_sets_the_first_aside_and_mixes_nothing(images, tmp_path):
         assert (folder / 'checkpoint-0.pth').exists()
 
 
-def all_gone(text):
-    """Whether no process with `text` in its command line is left within 20 s; loader processes take seconds."""
+def all_exited(text):
+    """Whether all processes with `text` in their command lines exit within 20 s; loader processes take seconds."""
     for _ in range(100):
         if subprocess.run('grep -qasFf - /proc/[0-9]*/cmdline', shell=True, input=text.encode()).returncode:
             return True
@@ -117,7 +117,7 @@ def all_gone(text):
 
 
 def wait_for(path, process):
-    """Wait for a file of a process that lives."""
+    """Wait for a file written by a running process."""
     while not path.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(.05)
@@ -125,7 +125,7 @@ def wait_for(path, process):
 
 @pytest.fixture
 def long_run(images, tmp_path):
-    """Starts a launcher of bash that trains almost for ever; gives its process and output folder once it trains."""
+    """Starts an endless run by a bash launcher; returns its process and output folder once it trains."""
     started = []
 
     def start(nproc, **options):
@@ -145,8 +145,8 @@ def long_run(images, tmp_path):
 @pytest.mark.slow
 @pytest.mark.compat
 @pytest.mark.parametrize('nproc, signum, whole_group', [(2, signal.SIGINT, True), (1, signal.SIGUSR1, False)])
-def test_a_signal_to_the_launcher_stops_all_processes_saved(long_run, nproc, signum, whole_group):
-    # Whoever started the tests may ignore SIGINT, which a shell could then not trap; on a terminal nobody does.
+def test_a_signal_to_the_launcher_stops_and_saves_all_processes(long_run, nproc, signum, whole_group):
+    # If the test process ignores SIGINT, a shell cannot trap it.
     process, folder = long_run(nproc, start_new_session=True,
                                preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL))
     if whole_group:                                                 # as Ctrl-C on a terminal, or a batch system
@@ -155,22 +155,22 @@ def test_a_signal_to_the_launcher_stops_all_processes_saved(long_run, nproc, sig
         process.send_signal(signum)
     status, log = process.wait(timeout=60), (folder / LOGS['pretrain_performance_8p']).read_text()
     assert status == 75 and 'Traceback' not in log, log
-    assert (folder / re.findall(r'(checkpoint-\S+) is saved', log)[-1]).exists() and all_gone(str(folder))
+    assert (folder / re.findall(r'(checkpoint-\S+) is saved', log)[-1]).exists() and all_exited(str(folder))
 
 
 @pytest.mark.slow
 @pytest.mark.compat
 @pytest.mark.parametrize('nproc', [1, 2])
-def test_a_launcher_that_is_killed_leaves_nobody_running_and_nothing_unsaved(long_run, nproc):
+def test_the_processes_of_a_killed_launcher_save_and_exit(long_run, nproc):
     process, folder = long_run(nproc)
     process.kill()
     process.wait()
-    assert all_gone(str(folder))
+    assert all_exited(str(folder))
     log = (folder / LOGS['pretrain_performance_8p']).read_text()
     assert 'Traceback' not in log and (folder / re.findall(r'(checkpoint-\S+) is saved', log)[-1]).exists()
 
 
-def test_a_run_that_ends_before_the_shell_that_signalled_it_looks_keeps_its_status(tmp_path):
+def test_a_run_that_exits_before_the_signalling_shell_waits_keeps_its_status(tmp_path):
     script = 'trap "exit 75" USR1; echo at work; for ((i = 0; i < 600; i++)); do sleep .1; done'
     running = subprocess.Popen(
         ['bash', '-c', 'source "$0"; COMMAND=(bash -c "$1"); run_logged "$2"', str(ROOT / 'test' / 'lib' / 'launch.sh'),
@@ -181,7 +181,7 @@ def test_a_run_that_ends_before_the_shell_that_signalled_it_looks_keeps_its_stat
 
 
 def by(supervisor, *words):
-    """util/tools/launch.py with torchrun, or with the supervisor that older generations get."""
+    """util/tools/launch.py with torchrun, or with the supervisor for PyTorch without it."""
     if supervisor == 'torchrun':
         pytest.importorskip('torch.distributed.run', reason='this torch has no torch.distributed.run')
         return [sys.executable, ROOT / 'util' / 'tools' / 'launch.py', *words]
@@ -202,13 +202,13 @@ exec(sys.argv[1 + int(os.environ['RANK'])])
 @pytest.mark.compat
 @pytest.mark.parametrize('supervisor, waits, fails, status', [
     ('torchrun', 'signal.sigwait([signal.SIGTERM])', 'os.kill(os.getpid(), 9)', 137),
-    ('ours', 'time.sleep(100)', 'sys.exit(7)', 7)])             # deaf to SIGTERM, which is blocked
-def test_one_failing_process_ends_even_stubborn_others_and_is_named(tmp_path, supervisor, waits, fails, status):
+    ('ours', 'time.sleep(100)', 'sys.exit(7)', 7)])             # SIGTERM is blocked
+def test_a_failed_rank_is_named_and_ends_even_stubborn_others(tmp_path, supervisor, waits, fails, status):
     script = tmp_path / 'failing.py'
     script.write_text(FAILING)
     run = execute(by(supervisor, '--nproc', 2, script, waits, fails))
-    assert run.status == status and run.output.count('\n') == 1 and 'process 1 ' in run.output, run.output
-    assert all_gone(str(script))
+    assert run.status == status and run.output.count('\n') == 1 and 'rank 1 ' in run.output, run.output
+    assert all_exited(str(script))
 
 
 FLAKY = """
@@ -223,7 +223,7 @@ with open(sys.argv[1] + os.environ['RANK'], 'a') as attempts:
 @pytest.mark.slow
 @pytest.mark.compat
 @both
-def test_a_failed_run_is_restarted_and_knows_it(tmp_path, supervisor):
+def test_a_failed_run_is_restarted_with_its_restart_count(tmp_path, supervisor):
     (tmp_path / 'flaky.py').write_text(FLAKY)
     run = execute(by(supervisor, '--nproc', 2, '--max_restarts', 3, tmp_path / 'flaky.py', tmp_path / 'attempts-'))
     assert run.status == 0 and (tmp_path / 'attempts-0').read_text() == 'first 1 2 ', run.output
@@ -231,10 +231,10 @@ def test_a_failed_run_is_restarted_and_knows_it(tmp_path, supervisor):
 
 @pytest.mark.compat
 @pytest.mark.parametrize('status, restarts', [(70, 3), (137, 3), (1, 3), (0, 0), (2, 0), (74, 0), (75, 0)])
-def test_faults_are_restarted_and_nothing_that_a_restart_cannot_mend(monkeypatch, status, restarts):
+def test_only_failures_that_may_not_recur_are_restarted(monkeypatch, status, restarts):
     attempts = []
     monkeypatch.setattr(launch, 'run_once', lambda *_: attempts.append(1) or status)
-    monkeypatch.setattr(launch, 'Signals', lambda _: SimpleNamespace(received=False, pause=lambda seconds: None))
+    monkeypatch.setattr(launch, 'SignalForwarder', lambda _: SimpleNamespace(received=False, sleep=lambda _: None))
     monkeypatch.setenv('MAE_RESTART', '0')
     with pytest.raises(SystemExit) as ended:
         launch.main(['--nproc', '1', '--max_restarts', '3', 'x.py'])
@@ -245,7 +245,7 @@ STUBBORN = """
 import signal, sys, time
 open(sys.argv[1], 'w').close()
 signal.sigwait([signal.SIGUSR1])
-open(sys.argv[1] + '-told', 'w').close()
+open(sys.argv[1] + '-signalled', 'w').close()
 time.sleep(100)
 """
 
@@ -262,11 +262,11 @@ def test_processes_that_take_longer_than_the_stop_timeout_are_killed(tmp_path, s
     running.send_signal(signal.SIGUSR1)
     output = running.communicate(timeout=60)[0].decode()
     assert running.returncode == 137 and '--stop_timeout' in output and output.count('\n') == 1, output
-    assert (tmp_path / 'ready-told').exists() and all_gone(str(script))
+    assert (tmp_path / 'ready-signalled').exists() and all_exited(str(script))
 
 
 @pytest.mark.compat
-def test_a_signal_while_other_nodes_are_waited_for_ends_the_launcher_at_once():
+def test_a_signal_during_the_rendezvous_ends_the_launcher_at_once():
     running = subprocess.Popen([str(word) for word in by(
         'torchrun', '--nproc', 1, '--nnodes', 2, '--master_port', launch.free_port(), ROOT / 'main_pretrain.py')])
     time.sleep(1)

@@ -116,7 +116,7 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
     outputs = [node.communicate(timeout=300)[0].decode() for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert all('restart 1 of 1\n' in output for output in outputs), outputs
-    assert 'process 1 was killed by SIGKILL' in outputs[1] and 'resuming epoch 2' in outputs[0], outputs
+    assert 'rank 1 was killed by SIGKILL' in outputs[1] and 'resuming epoch 2' in outputs[0], outputs
     for one, other in zip(results(whole), results(parts)):
         assert same(one, other)
 

@@ -1,0 +1,53 @@
+"""Profiler traces of a few iterations (--prof), for chrome://tracing."""
+import os
+import shutil
+import tempfile
+from typing import Optional
+
+import torch
+
+from util.devices.accelerator import Cpu
+from util.log import logger
+
+WARMUP_ITERATIONS = 5
+# PyTorch 1.8 needs time quadratic in the number of events: two minutes for 10 iterations of ViT-B.
+TRACED_ITERATIONS = 10 if hasattr(torch, 'inference_mode') else 3
+
+
+class Profiler:
+    """Traces the iterations after the warm-up of a run and writes prof/trace.json.
+
+    Args:
+        folder: the output directory; None disables profiling.
+    """
+
+    def __init__(self, accelerator: Cpu, folder: Optional[str]):
+        self._accelerator, self._path = accelerator, folder and os.path.join(folder, 'prof', 'trace.json')
+        self._iterations, self._trace = 0, None
+
+    def step(self) -> None:
+        """Call after each iteration."""
+        self._iterations += 1
+        if self._path and self._iterations == WARMUP_ITERATIONS:
+            self._accelerator.synchronize()     # keeps work queued earlier out of the trace
+            self._trace = self._accelerator.profile()
+            self._trace.__enter__()
+        elif self._iterations == WARMUP_ITERATIONS + TRACED_ITERATIONS:
+            self.finish()
+
+    def finish(self) -> None:
+        """Write the trace unless it is written already; it is shorter where the run ends early."""
+        if self._path and self._iterations < WARMUP_ITERATIONS:
+            logger.warning('--prof: the run ended after %d iterations, before the trace starts (iteration %d): no '
+                           'trace written', self._iterations, WARMUP_ITERATIONS)
+        if self._trace is None:
+            return
+        self._accelerator.synchronize()
+        self._trace.__exit__(None, None, None)
+        os.makedirs(os.path.dirname(self._path), exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:       # torch accepts UTF-8 paths only
+            trace = os.path.join(folder, 'trace.json')
+            self._trace.export_chrome_trace(trace)
+            shutil.move(trace, self._path)
+        self._trace = None
+        logger.info('profiler trace: %s (open in chrome://tracing)', self._path)

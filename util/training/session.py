@@ -1,8 +1,9 @@
 """Where a run takes place: device, processes, output folder, profiler; built once, said once at the head of the log."""
 import json
 import time
+from argparse import Namespace
 from types import SimpleNamespace
-from typing import Any, Optional, Tuple, Union
+from typing import Optional, Tuple, Union
 
 import torch
 
@@ -112,7 +113,7 @@ def start_session(args):
     return session
 
 
-def open_run_logger(args: Any, session: Session, resumed: Optional[ResumeState] = None,
+def open_run_logger(args: Namespace, session: Session, resumed: Optional[ResumeState] = None,
                     start: Tuple[int, int] = (0, 0), begin: Optional[float] = None) -> Union[RunLogger, NullRunLogger]:
     """Collective: enter the output folder on the main process, which gets a RunLogger.
 

@@ -130,7 +130,8 @@ def test_a_training_continues_where_it_resumes_from_a_checkpoint_of_its_folder_o
 
 
 def test_resume_auto_without_checkpoint_is_one_line_that_names_the_earlier_results(tmp_path, caplog):
-    fill(tmp_path, ['o.20240131-142530/checkpoint-9.pth', 'o.20240201-000000/log.txt', 'o/log.txt', 'oo.2/checkpoint-1.pth'])
+    fill(tmp_path, ['o.20240131-142530/checkpoint-9.pth', 'o.20240201-000000/log.txt', 'o/log.txt',
+                    'oo.2/checkpoint-1.pth'])
     output_dir.report_no_checkpoint(str(tmp_path / 'o'))
     output_dir.report_no_checkpoint(str(tmp_path / 'p'))
     with_one, without = [record.getMessage() for record in caplog.records]

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / 'test' / 'unit')]
+sys.path[:0] = [str(ROOT), str(ROOT / 'test' / 'unit' / 'data')]
 
 import fuzzed_images
 

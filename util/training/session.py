@@ -94,7 +94,7 @@ def start_session(args: Namespace) -> Session:
     session.cores = host.bind_cores(world.local_rank, distributed.local_world_size())
     if output_dir.restarted() and not getattr(args, 'eval', False) and numbered(args.output_dir):
         args.resume, args.start_epoch = 'auto', None        # the launcher has restarted the run after a failure
-    hang_detector.heartbeat('its preparations')
+    hang_detector.heartbeat('setting up')
     return session
 
 
@@ -137,7 +137,7 @@ def setup_precision(args: Namespace, session: Session) -> FullPrecision:
     accelerator, world = session.accelerator, session.world
     precision = choose_precision(accelerator, args.amp, args.amp_backend, args.amp_dtype,
                                  getattr(args, 'loss_scale', 'dynamic'))
-    hang_detector.heartbeat('the preparation of data and model')
+    hang_detector.heartbeat('building data and model')
     logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
     logger.info('software: %s', ', '.join('{} {}'.format(*pair) for pair in software().items()))
     logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)

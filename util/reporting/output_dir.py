@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+from argparse import Namespace
 from contextlib import suppress
 from typing import List, Optional, Sequence, Tuple
 
@@ -117,18 +118,23 @@ def _within(path, folder):
 
 
 def _move(folder, names, place):
-    """Move files into a new folder called `place`, or with a number if that exists; returns its name."""
+    """Move files into a new folder called `place`, or with a number if that exists; returns its name.
+
+    What has been moved is removed from `names`, so that the rest is left when OSError is raised.
+    """
     for number in itertools.count(1):
         target = '{}-{}'.format(place, number) if number > 1 else place
         with suppress(FileExistsError):
             os.mkdir(target)
             break
     try:
-        for name in names:
-            os.makedirs(os.path.dirname(os.path.join(target, name)), exist_ok=True)
-            os.rename(os.path.join(folder, name), os.path.join(target, name))
+        while names:
+            path = os.path.join(target, names[0])
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.rename(os.path.join(folder, names[0]), path)
+            del names[0]
     except OSError:
-        with suppress(OSError):         # holds what was moved already, if anything
+        with suppress(OSError):         # stays if it holds something
             os.rmdir(target)
         raise
     return target
@@ -143,14 +149,14 @@ def report_no_checkpoint(folder: str) -> None:
                    '; earlier results have {}'.format(max(found, key=os.path.getmtime)) if found else '')
 
 
-def set_log_aside(folder, records):
+def set_log_aside(folder: str, records: Sequence[str]) -> List[str]:
     """Rename log.txt where it holds lines that are not in `records`, which are to take its place, and the report.html
     that shows them; returns new names."""
     paths = [os.path.join(folder, name) for name in ('log.txt', 'report.html')]
     return [set_aside(path) for path in paths if os.path.exists(path)] if set(lines(paths[0])) - set(records) else []
 
 
-def save_flags(args, processes, evaluation=False):
+def save_flags(args: Namespace, processes: int, evaluation: bool = False) -> List[str]:
     """Write all flags into the output folder in a form that --config takes; a file of other flags there is renamed.
 
     A --resume within the same folder, and its --start_epoch, are not part of the recipe: a comment names it, and the

@@ -71,7 +71,8 @@ def test_the_class_token_is_classified_unless_global_pool_is_given(tmp_path):
 def test_the_augmentation_is_crops_and_flips(images):
     args = parse_linprobe([*FINETUNE, '--data_path', str(images), '--crop_min', '.5'])
     steps = main_linprobe.build_transform(args).transforms
-    assert [getattr(step, '__name__', type(step).__name__) for step in steps] == ['RandomResizedCrop', 'random_horizontal_flip']
+    names = [getattr(step, '__name__', type(step).__name__) for step in steps]
+    assert names == ['RandomResizedCrop', 'random_horizontal_flip']
     assert steps[0].scale == (.5, 1.)
 
 

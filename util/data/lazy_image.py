@@ -85,12 +85,12 @@ class LazyJpeg(LazyImage):
                 self._orientation = image_files.exif_orientation(image)
         self.height, self.width = stored[::-1] if (self._orientation or 1) >= 5 else stored
 
-    def scale_denominator(self, height, width, size):
+    def scale_denominator(self, height: int, width: int, size: Tuple[int, int]) -> int:
         # Mean difference from resizing the full-scale image: about one grey level (test/bench/results/loader.md).
         return next((scale for scale in (8, 4, 2) if height >= MARGIN * scale * size[0]
                      and width >= MARGIN * scale * size[1]), 1)
 
-    def resized_crop(self, top, left, height, width, size):
+    def resized_crop(self, top: int, left: int, height: int, width: int, size: Tuple[int, int]) -> torch.Tensor:
         scale = self.scale_denominator(height, width, size)
         edges = top, left, height, width, *(self._stored if self._orientation else ())
         while any(edge % scale for edge in edges):      # crops of a reduced image start at whole reduced pixels
@@ -129,7 +129,7 @@ class DecodedImage(LazyImage):
         super().__init__(pixels, path)
         self._data, self._image = data, image
 
-    def with_channels(self, count):
+    def with_channels(self, count: int) -> 'LazyImage':
         if count in self._counts:
             return self
         image = self._image

@@ -24,8 +24,7 @@ Class = Union[str, int]
 def class_names(loaded: load_model.LoadedModel, path: str) -> List[Class]:
     """Class names by label: lines of the file at `path`, or those of the checkpoint if ''; numbers without a name.
 
-    Raises:
-        UserError: the file cannot be read, or its number of lines is not the number of classes.
+    UserError for a file that cannot be read or has not one line per class.
     """
     count, names = loaded.model.head.out_features, loaded.classes or []
     if path:
@@ -45,9 +44,8 @@ def class_names(loaded: load_model.LoadedModel, path: str) -> List[Class]:
 
 def json_line(file: str, classes: Sequence[Class], probabilities: Iterable[float]) -> bytes:
     """Line of JSON for an image: file, classes and probabilities."""
-    line = json.dumps({'file': file, 'classes': classes,
-                       'probabilities': [float('{:.6g}'.format(value)) for value in probabilities]},
-                      ensure_ascii=False)
+    rounded = [float('{:.6g}'.format(value)) for value in probabilities]
+    line = json.dumps({'file': file, 'classes': classes, 'probabilities': rounded}, ensure_ascii=False)
     # Undecodable bytes of a file name become JSON escapes, such as \udcff.
     return line.encode('utf-8', 'backslashreplace') + b'\n'
 
@@ -59,11 +57,7 @@ def display_width(text: str) -> int:
 
 
 def table_formatter(files: Sequence[str], names: Sequence[Class]) -> Callable[..., bytes]:
-    """Function of (file, classes, probabilities as text) that formats the table rows of an image.
-
-    Args:
-        files, names: image files and class names; the longest ones determine the column widths.
-    """
+    """Formatter (file, classes, probabilities as text) -> rows of an image, columns as wide as the longest names."""
     widths = [max([5] + [display_width(one_line(name)) for name in column]) for column in (files, names)]
 
     def format_rows(file, classes, probabilities):

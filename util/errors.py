@@ -72,12 +72,9 @@ def run(main: Callable, *args) -> None:
 
 
 def report_once_per_node(delay_first: bool = False) -> None:
-    """Delay an error report on all local ranks but 0, since the ranks usually share the error.
+    """Delay an error report on all local ranks but 0 (it too if `delay_first`), since they usually share the error.
 
-    When rank 0 has ended, the launcher's SIGTERM ends the others silently; a rank with an error of its own outlives
-    the delay and reports it.
-    Args:
-        delay_first: delay local rank 0 too.
+    When rank 0 has ended, the launcher's SIGTERM ends the others silently; a rank with its own error outlives this.
     """
     if delay_first or int(os.environ.get('LOCAL_RANK', 0)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -97,8 +94,7 @@ def _exit(line, status):
     if line:
         print(one_line(line), file=sys.stderr, flush=True)
     if multiprocessing.active_children() or _process_group_backend():
-        # The interpreter's exit would wait for loader processes, and an open process group can abort it and replace
-        # the status.
+        # A normal exit would wait for loader processes; an open process group can abort it and replace the status.
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)

@@ -21,8 +21,7 @@ LOCK_TIMEOUT = 10.          # seconds; loader processes of a killed run hold its
 def file_lock(path: str, timeout: float = float('inf'), waiting: Callable = lambda: None) -> Iterator[None]:
     """Hold the lock at `path`, a file that remains; without file system support, warn and run unlocked.
 
-    Args:
-        timeout: seconds to wait for another process that holds it; waiting: called about once a second meanwhile.
+    While another process holds it, up to `timeout` seconds, `waiting` is called about once a second.
     Raises:
         filelock.Timeout: another process still holds it.
         OSError: the folder is not writable.

@@ -39,8 +39,7 @@ class _Writer:
 def atomic_file(path: str) -> Iterator[_Writer]:
     """A binary file to write, written beside `path`, flushed to the disk and renamed when the block succeeds.
 
-    Raises:
-        OSError: it could not be written (disk full, no permission); `path` is unchanged.
+    An OSError (disk full, no permission) leaves `path` unchanged.
     """
     temporary = '{}.tmp-{}'.format(path, os.getpid())
     try:
@@ -68,11 +67,7 @@ def write_atomically(path: str, content: bytes) -> None:
 
 
 def open_regular(path: str, mode: str = 'rb', **options) -> IO:
-    """open() for regular files only: a FIFO would block, and a device may never end.
-
-    Raises:
-        OSError: the file cannot be opened, or is not a regular file.
-    """
+    """open() for regular files only, else an OSError: a FIFO would block, and a device may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, 'not a regular file', path)
     return open(path, mode, **options)

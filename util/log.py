@@ -35,11 +35,7 @@ class _Handler(logging.StreamHandler):
 
 
 def set_up(is_main: bool, results: bool = False) -> None:
-    """Log to standard output: everything on the main process, warnings on the others.
-
-    Args:
-        results: standard output is for results; log to standard error.
-    """
+    """Log everything on the main process, warnings on the others; to standard error if stdout is for results."""
     logger.handlers[:] = [_Handler(sys.stderr if results else sys.stdout)]
     logger.propagate = False
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
@@ -47,13 +43,9 @@ def set_up(is_main: bool, results: bool = False) -> None:
 
 def progress_bar(what: str, unit: str, total: Optional[int] = None, done: int = 0,
                  items: Optional[Iterable] = None) -> tqdm:
-    """A progress bar on the main process, where standard error is a terminal.
+    """A progress bar on the main process, where standard error is a terminal: call `update`, or iterate over it.
 
-    Call its `update`, or iterate over it for each of `items`.
-    Args:
-        what: label; '' for no bar.
-        unit: plural noun.
-        total: number of steps, if known; done: steps before this process.
+    No bar for `what` ''. `unit`: plural noun; `total`: number of steps, if known; `done`: those before this process.
     """
     hidden = not what or os.environ.get('RANK', '0') != '0'
     # None: hidden unless standard error is a terminal. Without miniters a bar freezes when the rate drops; without

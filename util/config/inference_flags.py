@@ -28,12 +28,10 @@ def parse_predict(argv: Optional[Sequence[str]] = None) -> Namespace:
 
 def add_model(parser: Parser, scripts: str) -> None:
     """Add --resume and --input_size; `scripts` are those that train the model."""
-    parser.add_argument('--resume', required=True,
-                        help='checkpoint of {}, or weights of timm or Hugging Face: a file, a folder, or a URL with a '
-                             'hash in its name'.format(scripts))
-    parser.add_argument('--input_size', type=parse_size, metavar='SIDE or HxW',
-                        help='side of the square input in pixels, or height and width, as 160x320; positions are '
-                             'interpolated; default: as in training')
+    parser.add_argument('--resume', required=True, help='checkpoint of {}, or weights of timm or Hugging Face: a file, '
+                        'a folder, or a URL with a hash in its name'.format(scripts))
+    parser.add_argument('--input_size', type=parse_size, metavar='SIDE or HxW', help='side of the square input in '
+                        'pixels, or height and width, as 160x320; positions are interpolated; default: as in training')
 
 
 def add_images(parser: Parser) -> None:

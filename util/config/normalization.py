@@ -13,12 +13,9 @@ Values = Sequence[float]
 
 
 def statistics(in_chans: int, mean: Optional[Values] = None, std: Optional[Values] = None) -> Tuple[Values, Values]:
-    """(mean, std), one number per channel each, on a scale of 0 to 1.
+    """(mean, std), one number per channel each, on a scale of 0 to 1; UserError without a default or for wrong lengths.
 
-    Args:
-        mean, std: one number each, or one per channel; default: ImageNet's, averaged over RGB for grey images.
-    Raises:
-        UserError: no default for this number of channels, or another number of values.
+    Given one number each, or one per channel; default: ImageNet's, averaged over RGB for grey images.
     """
     if mean is None or std is None:
         if in_chans not in (1, 3):
@@ -44,8 +41,7 @@ def valid_statistics(flags: Dict[str, Any]) -> bool:
 def adopt_statistics(args: Namespace, saved: Optional[Dict[str, Any]], path: str) -> None:
     """Set mean and std to the checkpoint's unless given as flags; log them, or the difference.
 
-    Args:
-        saved: the flags in the checkpoint at `path`, checked by util.checkpoints.schema; None without flags.
+    `saved`: the flags in the checkpoint at `path`, checked by util.checkpoints.schema; None without flags.
     """
     if saved is None or (saved.get('in_chans') or 3) != args.in_chans:
         return          # loading the weights reports other channels

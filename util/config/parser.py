@@ -17,10 +17,7 @@ SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'o
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser with one-line errors and without abbreviated flags.
-
-    If it has a flag --config, that YAML file sets any flags; the command line takes precedence.
-    """
+    """ArgumentParser with one-line errors, no abbreviations and, by --config, defaults of any flags in a YAML file."""
 
     def __init__(self, **options):
         self.flags = {}             # {'--name': argparse.Action}
@@ -132,16 +129,11 @@ def add_device(add: Callable) -> None:
 
 
 def read_config(path: str) -> Dict[str, Union[str, List[str], None]]:
-    """The flags in a YAML file, by names without dashes; None for the default.
-
-    Raises:
-        UserError: the file cannot be read, is not YAML, or not a mapping of unique flags to values.
-    """
+    """The flags in a YAML file, by names without dashes; None for the default; UserError for a file of another form."""
     try:
         import yaml
     except ImportError as error:
-        raise UserError('--config {}: requires PyYAML: pip install pyyaml'.format(path)
-                        ) from error
+        raise UserError('--config {}: requires PyYAML: pip install pyyaml'.format(path)) from error
     try:
         with open(path, encoding='utf-8') as file:
             # Nodes, unlike values, keep duplicate keys and distinguish "null" from null.
@@ -179,9 +171,7 @@ def _value_in_argv(flag, argv):
 def value_of(flag: str, argv: Sequence[str]) -> Optional[str]:
     """The text of a flag in `argv`, else in the --config file it names; None if neither sets it.
 
-    Switches have a text in the file only.
-    Raises:
-        UserError: see read_config.
+    Switches have a text in the file only. UserError: see read_config.
     """
     value, path = _value_in_argv(flag, argv), _value_in_argv('--config', argv)
     if value is None and path is not None:

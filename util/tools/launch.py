@@ -85,7 +85,9 @@ def _attempts(flags, command, processes):
         if attempt:
             os.environ['MAE_RESTART'] = str(attempt)
             print('restart {} of {}'.format(attempt, flags.max_restarts), flush=True)
-            signals.sleep(min(2 ** (attempt - 1), 30))
+            end = time.monotonic() + min(2 ** (attempt - 1), 30)
+            while not signals.received and time.monotonic() < end:
+                time.sleep(.1)
         if signals.received:
             break
         # A new port for each attempt: no connection to leftovers of the previous one on other nodes.
@@ -96,12 +98,10 @@ def _attempts(flags, command, processes):
     return status
 
 
-def run_once(flags: argparse.Namespace, command: List[str], processes: int, port: int,
-             signals: 'SignalForwarder') -> int:
+def run_once(flags: argparse.Namespace, command: list, processes: int, port: int, signals: 'SignalForwarder') -> int:
     """Run the workers under a supervisor process and report which one failed, unless it reports that itself.
 
-    Returns:
-        the exit status; 128 + n for signal n, as in a shell.
+    Returns the exit status; 128 + n for signal n, as in a shell.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
     # A separate process, since PyTorch 1.11 holds the GIL while it waits for other nodes; forked, since importing
@@ -160,8 +160,7 @@ def _exit_with_launcher(launcher):
 class SignalForwarder:
     """Receives stop signals, and the exit of the bash launcher, from its creation on, and forwards them to the workers.
 
-    Args:
-        stop_timeout: seconds from the first signal until the remaining workers are killed.
+    `stop_timeout` seconds after the first signal, the remaining workers are killed.
     """
 
     def __init__(self, stop_timeout: float):
@@ -183,11 +182,7 @@ class SignalForwarder:
         return bool(self._received)
 
     def forward(self, supervisor: int) -> None:
-        """Send the received signals to the workers, including those started later; kill them after the timeout.
-
-        Args:
-            supervisor: pid of their parent.
-        """
+        """Send received signals to the children of `supervisor`, also later ones; kill them after the timeout."""
         if not self.received:
             return
         if self._deadline is None:
@@ -203,12 +198,6 @@ class SignalForwarder:
             for number in unsent:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep; a stop signal ends it."""
-        end = time.monotonic() + seconds
-        while not self.received and time.monotonic() < end:
-            time.sleep(.1)
 
 
 def child_pids(parent: int) -> List[int]:
@@ -257,16 +246,12 @@ def _torchrun(torchrun, command, processes, flags, port):
 
 
 def _run_workers(command, processes, flags, port):
-    """Replacement for torch.distributed.run before PyTorch 1.9; returns (rank, exit status).
-
-    torch.distributed.launch of those releases waits for rank 0 before it checks the other ranks.
-    """
+    """As _torchrun, before PyTorch 1.9, whose torch.distributed.launch waits for rank 0 before it checks the others."""
     ranks = {}
     for local_rank in range(processes):
         rank = flags.node_rank * processes + local_rank
-        environ = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(local_rank),
-                       WORLD_SIZE=str(flags.nnodes * processes), LOCAL_WORLD_SIZE=str(processes),
-                       MASTER_ADDR=flags.master_addr, MASTER_PORT=str(port))
+        environ = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(processes),
+                       WORLD_SIZE=str(flags.nnodes * processes), MASTER_ADDR=flags.master_addr, MASTER_PORT=str(port))
         ranks[rank] = subprocess.Popen([sys.executable, '-u'] + command, env=environ)
     try:
         while ranks:

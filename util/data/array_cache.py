@@ -8,7 +8,7 @@ import io
 import os
 import time
 from contextlib import ExitStack, suppress
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Sequence, Tuple
 
 import numpy as np
 
@@ -24,14 +24,10 @@ Arrays = Dict[str, np.ndarray]
 Fingerprint = Tuple[str, float]         # digest of names, sizes and mtimes; the latest mtime in seconds since the epoch
 
 
-def load_or_build(what: str, source: str, fingerprint_of: Callable[[Arrays], Fingerprint],
-                  build: Callable[[], Arrays], sidecar: Optional[str] = None) -> Arrays:
-    """Arrays from the cache if it is up to date, else newly built and cached.
+def load_or_build(what: str, source: str, fingerprint_of: Callable, build: Callable, sidecar: str = '') -> Arrays:
+    """Arrays of the data at `source`: from `sidecar` or the cache if up to date, else newly built and cached.
 
-    Args:
-        what, source: description for the log, and path of the data that the arrays describe.
-        fingerprint_of: arrays -> fingerprint of the source as it is now.
-        sidecar: file that may hold the arrays, tried first.
+    `what` describes them in the log; `fingerprint_of` maps arrays to the fingerprint of the source as it is now.
     """
     folder = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae')
     key = _digest(what, os.path.realpath(source))[:32]

@@ -26,12 +26,9 @@ MAX_BATCH_BYTES = 2 ** 29       # the largest official batch has 2 ** 27.2
 
 
 class CifarDataset(LazyImageDataset):
-    """The images of some CIFAR batches; CIFAR-100 with its 100 fine labels.
+    """The images of the batches `files` of a folder, such as version.train; CIFAR-100 with its 100 fine labels.
 
-    Args:
-        files: names of the batches in `folder`, such as version.train.
-    Raises:
-        UserError: a file is missing or not a CIFAR batch.
+    Raises UserError if a file is missing or not a CIFAR batch.
     """
 
     def __init__(self, folder: str, version: CifarVersion, files: List[str], transform: Transform = None):
@@ -53,11 +50,7 @@ class CifarDataset(LazyImageDataset):
 
 
 def find_cifar(data_path: str) -> Optional[Tuple[str, CifarVersion]]:
-    """(folder, version) of the CIFAR batches in a folder or its subfolder of the official name; None if it has none.
-
-    Raises:
-        UserError: the folder holds both versions.
-    """
+    """(folder, version) of the CIFAR batches in a folder or its subfolder of the official name; UserError for both."""
     found = [(folder, version) for version in (CIFAR_10, CIFAR_100)
              for folder in (data_path, os.path.join(data_path, version.folder)) if _has_files(folder, version.markers)]
     if len({version.title for _, version in found}) > 1:

@@ -25,11 +25,7 @@ VAL_NAMES = ('val', 'validation', 'valid', 'test')      # folders or CSV files o
 
 
 class ImageList(LazyImageDataset):
-    """Dataset of image files.
-
-    Args:
-        paths: a PathArray, which forked loader workers share; a list of paths would be copied by each.
-    """
+    """Dataset of image files; forked loader workers share `paths` if it is a PathArray, and would each copy a list."""
 
     def __init__(self, paths: Sequence[str], labels: np.ndarray, classes: List[str], transform: Transform = None):
         super().__init__(labels, classes, transform)
@@ -61,10 +57,7 @@ def pretraining_set(data_path: str, transform: Transform = None, val_fraction: f
                     val_seed: int = VAL_SEED) -> data.Dataset:
     """Images for pre-training: those of train/ or train.csv if present, else all; see README, "Dataset".
 
-    Args:
-        val_fraction, val_seed: leave out the validation split of `labelled_set`.
-    Raises:
-        UserError: there are no images.
+    `val_fraction` and `val_seed` leave out the validation split of `labelled_set`. Raises UserError without images.
     """
     if val_fraction or cifar.find_cifar(data_path):
         return labelled_set(data_path, 'train', transform, None, val_fraction, val_seed)
@@ -82,13 +75,10 @@ def labelled_set(data_path: str, split: str, transform: Transform = None, classe
                  val_fraction: float = VAL_FRACTION, val_seed: int = VAL_SEED) -> data.Dataset:
     """Images with labels: <data_path>/<split>/<class>/, tar files there, <split>.csv, or CIFAR batches.
 
-    Without a validation set, it is split off train/, or off the class folders or CSV file at data_path.
-    Args:
-        split: 'train' or 'val'.
-        classes: class names by label, of the training set; default: the split's own.
-        val_fraction, val_seed: see util.data.validation_split; 0: require a validation set.
-    Raises:
-        UserError: the images are missing, or have a class that is not in `classes`.
+    Without a validation set, it is split off train/, or off the class folders or CSV file at data_path, as described in
+    util.data.validation_split; a `val_fraction` of 0 requires a validation set.
+    `classes` are those of the training set by label (default: the split's own); UserError if the images are missing or
+    have another class.
     """
     batches = cifar.find_cifar(data_path)
     if batches:
@@ -122,10 +112,7 @@ def has_validation(data_path: str) -> bool:
 
 
 def find_split(data_path: str, split: str, labelled: bool = True) -> Optional[str]:
-    """Folder or CSV file of a split; None if missing, or if data_path is itself a CSV file.
-
-    A substitute for val/ must have classes: test/ often has none.
-    """
+    """Folder or CSV file of a split, or None; a substitute for val/ must have classes: test/ often has none."""
     for name in ('train',) if split == 'train' else VAL_NAMES:
         folder, table = os.path.join(data_path, name), os.path.join(data_path, name + '.csv')
         present = [folder] * os.path.isdir(folder) + [table] * os.path.isfile(table)
@@ -142,11 +129,7 @@ def has_classes(root: str) -> bool:
 
 
 def _unsplit_root(data_path):
-    """data_path if it has class folders or tar files or is a CSV file; else None.
-
-    Raises:
-        UserError: it rather seems to contain a dataset, or splits under other names.
-    """
+    """data_path if it has classes, else None; UserError if it rather contains a dataset, or splits by other names."""
     folders = [] if os.path.isfile(data_path) else _subfolders(data_path)
     for name in folders:
         inner = os.path.join(data_path, name)
@@ -213,11 +196,8 @@ class InputImages(data.ConcatDataset):
 
     Folders are searched recursively, in the order of FileIndex. `classes` are the names of the subfolders of a folder
     (or of its train/, val/ or test/), of CIFAR, of CSV labels or of tar shards, and `labels` (N,) the index there of
-    each image; both are None if an image has no class.
-    Args:
-        paths: files and folders; a CSV file or CIFAR batch stands for its images.
-    Raises:
-        UserError: a path is missing, or a folder has no images.
+    each image; both are None if an image has no class. A CSV file or CIFAR batch stands for its images. Raises
+    UserError if a path is missing or a folder has no images.
     """
 
     def __init__(self, paths: Sequence[str], transform: Transform):

@@ -27,18 +27,14 @@ MAX_PATH_CHECKS = 10000         # files of a CSV file, evenly spaced, whose exis
 
 @contextmanager
 def wrap_dataset_errors(path: str, fault: str = 'cannot be listed') -> Iterator[None]:
-    """Convert every error in the block, which indexes the dataset at `path`, into one UserError.
-
-    Includes MemoryError, which a header that claims more bytes than fit into memory raises.
-    """
+    """Convert every error in the block, which indexes the dataset at `path`, into one UserError."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:
-        raise UserError('--data_path: {} {} ({})'.format(
-            getattr(error, 'filename', None) or path, fault, getattr(error, 'strerror', None) or first_line(error)
-        )) from error
+    except Exception as error:          # also MemoryError: a header may claim more than fits into memory
+        path, reason = getattr(error, 'filename', None) or path, getattr(error, 'strerror', None) or first_line(error)
+        raise UserError('--data_path: {} {} ({})'.format(path, fault, reason)) from error
 
 
 def encode_names(names: Iterable[Union[str, bytes]]) -> np.ndarray:
@@ -47,12 +43,7 @@ def encode_names(names: Iterable[Union[str, bytes]]) -> np.ndarray:
 
 
 class PathArray:
-    """Sequence of paths.
-
-    Args:
-        root: base folder of the relative ones.
-        names: (N,) array, see encode_names.
-    """
+    """Sequence of paths from an array of encode_names; `root` is the base folder of relative ones."""
 
     def __init__(self, root: str, names: np.ndarray):
         self.root, self._names = root, names
@@ -78,27 +69,19 @@ class FileIndex(PathArray):
     """Paths of the image files below `root`, sorted by name; the files of a folder come before its subfolders.
 
     If there are only .npy arrays, these are the images. `folders` are relative to `root`, which is the first, '';
-    `folder_of` (N,) is the index there of each file's folder.
-    Args:
-        extensions: of image files, in lower case.
-        root_files: whether to include files directly in `root`.
-    Raises:
-        UserError: a folder cannot be listed.
+    `folder_of` (N,) is the index there of each file's folder. `extensions` are in lower case; `root_files`: whether to
+    include files directly in `root`. Raises UserError if a folder cannot be listed.
     """
 
     def __init__(self, root: str, extensions: Sequence[str], root_files: bool = True):
         with wrap_dataset_errors(root):
             index = array_cache.load_or_build(
                 'list of files', root,
-                lambda arrays: array_cache.fingerprint(root, _decode_names(arrays['folders']), extensions),
+                lambda arrays: array_cache.fingerprint(root, list(map(os.fsdecode, arrays['folders'])), extensions),
                 lambda: _scan(root, extensions))
         first = 0 if root_files else np.count_nonzero(index['folder_of'] == 0)
         super().__init__(root, index['names'][first:])
-        self.folders, self.folder_of = _decode_names(index['folders']), index['folder_of'][first:]
-
-
-def _decode_names(names):
-    return [os.fsdecode(name) for name in names]
+        self.folders, self.folder_of = list(map(os.fsdecode, index['folders'])), index['folder_of'][first:]
 
 
 def _scan(root, extensions):
@@ -132,9 +115,8 @@ def _raise(error):
 def read_csv(path: str, labelled: bool) -> Tuple[PathArray, List[str], np.ndarray]:
     """(paths, class names, (N,) int64 labels) of a CSV file: rows of path,label in UTF-8, with or without a header.
 
-    Paths are relative to the CSV file's folder; duplicate rows count once.
-    Args:
-        labelled: whether to read labels; otherwise all are 0 and the class names UNLABELLED.
+    Paths are relative to the CSV file's folder; duplicate rows count once. If not `labelled`, all labels are 0 and the
+    class names UNLABELLED.
     Raises:
         UserError: the file is unreadable, or a row is malformed, lacks a label or names a missing file.
     """

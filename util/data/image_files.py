@@ -68,8 +68,7 @@ def check_size(size: int) -> int:
 def decode(data: bytes) -> Tuple[np.ndarray, Image.Image]:
     """Decode a file's bytes: (upright (H, W, 3) uint8 RGB array, PIL image as stored, in the file's own mode).
 
-    Transparency is dropped. Raises whatever Pillow raises for bytes that are damaged, truncated, not an image, or above
-    its pixel limit.
+    Transparency is dropped. Raises whatever Pillow raises for bytes that are damaged or above its pixel limit.
     """
     if not data:
         raise ValueError('an empty file')
@@ -117,10 +116,7 @@ def check_array(pixels: np.ndarray) -> np.ndarray:
 
 
 def image_positions(names: Sequence[str]) -> Sequence[int]:
-    """Positions of the images in a list of image and array files: arrays count only if there is nothing else.
-
-    Arrays next to images are masks, features or the like.
-    """
+    """Positions of the images in a list of files; arrays count only if alone: next to images they are masks or such."""
     positions = [i for i, name in enumerate(names) if not name.lower().endswith(ARRAY_EXTENSIONS)]
     return positions or range(len(names))
 

@@ -45,11 +45,7 @@ class LazyImage:
         self._pixels, self._path, (self.height, self.width) = pixels, path, pixels.shape[:2]
 
     def with_channels(self, count: int) -> 'LazyImage':
-        """The image for a model with `count` input channels: RGB for 1 and 3, else the file's own channels.
-
-        Raises:
-            UnreadableImage: the file has a different number of channels.
-        """
+        """RGB for 1 and 3 input channels, else the file's own channels; UnreadableImage if their number differs."""
         if count not in self._counts:
             own = self._counts[-1]
             raise UnreadableImage(self._path, '{} channel{}, not the {} of --in_chans'.format(
@@ -61,21 +57,12 @@ class LazyImage:
         return 1
 
     def resized_crop(self, top: int, left: int, height: int, width: int, size: Size) -> torch.Tensor:
-        """Crop and resize (bicubic, antialiased): (*size, 3) uint8.
-
-        Raises:
-            UnreadableImage: the file is damaged.
-        """
+        """Crop and resize (bicubic, antialiased): (*size, 3) uint8; UnreadableImage if the file is damaged."""
         return _resize(self._pixels[top:top + height, left:left + width], size)
 
 
 class LazyJpeg(LazyImage):
-    """JPEG file that is decoded once the crop is known, at a reduced scale if that loses nothing.
-
-    Args:
-        data: the file's bytes.
-        stored: size from the header, before EXIF orientation.
-    """
+    """JPEG file that is decoded once the crop is known; `stored`: size from the header, before EXIF orientation."""
 
     def __init__(self, path: str, data: bytes, stored: Size):
         self._path, self._data, self._stored, self._orientation = path, data, stored, None
@@ -119,11 +106,7 @@ class LazyJpeg(LazyImage):
 
 
 class DecodedImage(LazyImage):
-    """Image file decoded by Pillow, available in RGB or in its own channels.
-
-    Args:
-        pixels: upright RGB array; data: the file's bytes; image: PIL image as stored, in the file's own mode.
-    """
+    """Image file decoded by Pillow: upright RGB `pixels`, and its bytes and PIL image for its own channels."""
 
     def __init__(self, pixels: np.ndarray, path: str, data: bytes, image: Image.Image):
         super().__init__(pixels, path)
@@ -158,8 +141,6 @@ class LazyImageDataset(Dataset):
     """Map-style dataset of (LazyImage, label) pairs, or (transform(LazyImage), label) pairs.
 
     Subclasses have `load_image(index)`, which may raise UnreadableImage, and `name_of(index)`, for messages and lists.
-    Args:
-        labels: (N,) integer array; classes: class names by label.
     """
 
     def __init__(self, labels: np.ndarray, classes: Sequence[str], transform: Transform = None):
@@ -174,12 +155,9 @@ class LazyImageDataset(Dataset):
 
 
 def open_image(path: str, read: Callable[[str], bytes] = read_bytes) -> LazyImage:
-    """Open an image file of any format that Pillow reads, or an .npy file.
+    """Open an image file of any format that Pillow reads, or an .npy file; any failure raises UnreadableImage.
 
-    Args:
-        read: path -> the file's bytes, for images inside other files.
-    Raises:
-        UnreadableImage: the file is missing, damaged, not an image, not a regular file, or too large.
+    `read` maps the path to the file's bytes, for images inside other files.
     """
     with wrap_decode_errors(path):
         data = read(path)

@@ -83,8 +83,7 @@ class SkipUnreadableDataset(Dataset):
 class SeededDataset(SkipUnreadableDataset):
     """Wrapper that looks up samples by (index, seed), after seeding the random generators.
 
-    An unreadable file is replaced by another sample, which depends on (index, seed) alone. A lookup returns (sample,
-    [(path, reason) of each unreadable file]).
+    An unreadable file is replaced by another sample, which depends on (index, seed) alone, and is among the failures.
     """
 
     def __getitem__(self, key: Tuple[int, int]) -> Tuple[Any, Failures]:
@@ -108,14 +107,10 @@ class SeededDataset(SkipUnreadableDataset):
 
 def collate(items: List[Tuple[Any, Failures]]) -> Tuple[Any, Failures]:
     """(batch of the readable samples, or None; all failures)."""
-    samples = _same_dtype([sample for sample, _ in items if sample is not None])
+    samples = [sample for sample, _ in items if sample is not None]
+    if len({getattr(sample[0], 'dtype', None) for sample in samples}) > 1:         # uint8 and float arrays
+        samples = [(pixels.float(), *others) for pixels, *others in samples]
     return (default_collate(samples) if samples else None), [pair for _, failures in items for pair in failures]
-
-
-def _same_dtype(samples):
-    """Samples, converted to float if uint8 and float arrays are mixed."""
-    dtypes = {getattr(sample[0], 'dtype', None) for sample in samples}
-    return samples if len(dtypes) <= 1 else [(pixels.float(), *others) for pixels, *others in samples]
 
 
 class Batches:
@@ -176,9 +171,7 @@ def training_loader(dataset: Dataset, batch_size: int, world: World, seed: int, 
                     accelerator: Cpu) -> Batches:
     """Loader of full batches in shuffled order, with substitutes for unreadable images.
 
-    Set loader.sampler.epoch before each epoch.
-    Raises:
-        UserError: one step of all processes needs more images than there are.
+    Set loader.sampler.epoch before each epoch. UserError if one step of all processes needs more images than there are.
     """
     sampler = TrainingSampler(len(dataset), seed, world.rank, world.size)
     if len(sampler) < batch_size:
@@ -196,13 +189,10 @@ def evaluation_loader(dataset: Dataset, batch_size: int, world: World, distribut
 
 
 def worker_options(num_workers: int) -> Dict[str, Any]:
-    """DataLoader keywords for worker processes.
-
-    On Linux they are forked: spawned ones, the default of Python 3.14, take seconds to import their modules, and copy
-    the dataset.
-    """
+    """DataLoader keywords for worker processes."""
     options = {'num_workers': num_workers, 'worker_init_fn': partial(init_worker, os.getpid())}
     if num_workers and sys.platform.startswith('linux'):
+        # Spawned ones, the default of Python 3.14, take seconds to import their modules, and copy the dataset.
         options['multiprocessing_context'] = 'fork'
     return options
 
@@ -237,11 +227,7 @@ def _exit_with_parent(parent):
 
 
 def iterate_loader(loader: DataLoader) -> Iterator[Any]:
-    """Batches of a DataLoader; its workers have started when this returns.
-
-    Raises:
-        SystemFailure: a worker has died; raised when its batch is requested.
-    """
+    """Batches of a DataLoader, whose workers have started on return; requesting one of a dead worker: SystemFailure."""
     return _with_worker_failures(_iterator(loader), multiprocessing.active_children())
 
 

@@ -29,13 +29,9 @@ _MAX_OPEN_FILES = 128       # per process
 
 
 class TarDataset(LazyImageDataset):
-    """The images in the tar files of a folder.
+    """The images in the tar files of a folder; if not `labelled`, all labels are 0. `extensions` are in lower case.
 
-    Args:
-        extensions: of image files, in lower case.
-        labelled: whether to read labels; otherwise all are 0.
-    Raises:
-        UserError: a file is not a tar file, there are no images, or labels are missing.
+    Raises UserError if a file is not a tar file, there are no images, or labels are missing.
     """
 
     def __init__(self, root: str, extensions: Sequence[str], labelled: bool, transform: Transform = None):

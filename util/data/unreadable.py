@@ -17,11 +17,9 @@ MAX_LOGGED = 10         # files with their own line in the log
 
 
 class UnreadableTracker:
-    """The unreadable files of a run, which every process records.
+    """The unreadable files of a run, `limit` at most, which every process records.
 
-    Args:
-        folder: where the main process keeps bad_images.txt; None on the others, which neither write nor log.
-        limit: maximum number of unreadable files.
+    Only the main process has a `folder`, where it keeps bad_images.txt; the others neither write nor log.
     """
 
     def __init__(self, folder: Optional[str], limit: int):
@@ -56,9 +54,7 @@ class UnreadableTracker:
     def record(self, failures: Failures) -> None:
         """Count, log and list the files of all processes; each process must call it with the same files.
 
-        Files listed in bad_images.txt before a resume count only if they fail again: they may have been repaired.
-        Raises:
-            UserError: the number of unreadable files exceeds the limit.
+        Those listed before a resume may have been repaired, and count if they fail again. UserError above the limit.
         """
         new = [pair for pair in dict(failures).items() if pair[0] not in self._recorded]
         self._recorded.update(path for path, _ in new)

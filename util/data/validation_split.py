@@ -20,10 +20,7 @@ def validation_mask(labels: Sequence[int], names: Iterable[str], fraction: float
     """(N,) boolean mask of the images in the validation split.
 
     Of a class with n images, fraction x n are selected, rounded; at least 1 and at most n - 1, so that a class of one
-    image stays in training. A fraction of 1 selects all.
-    Args:
-        labels: N class indices.
-        names: N unique paths within the dataset.
+    image stays in training. A fraction of 1 selects all. `names` are N unique paths within the dataset.
     """
     labels = np.asarray(labels)
     if fraction == 1:
@@ -51,14 +48,10 @@ def _stable_name(name):
 
 
 def resolve_split(fraction: Optional[float], seed: Optional[int], has_own: bool, evaluating: bool,
-                        trained_with: Optional[Dict[str, Any]]) -> Tuple[float, int]:
-    """Effective (--val_fraction, --val_seed): as given, else the checkpoint's, else the defaults.
+                  trained_with: Optional[Dict[str, Any]]) -> Tuple[float, int]:
+    """Effective (--val_fraction, --val_seed): as given, else of the flags `trained_with`, else the defaults.
 
-    Args:
-        fraction, seed: the flags, None if not given.
-        has_own: whether the dataset has its own validation set; the fraction is then 0.
-        evaluating: default to a fraction of 0, for checkpoints that do not record one.
-        trained_with: flags of the checkpoint, if it has any.
+    The fraction is 0 if the dataset has its own validation set, and by default if `evaluating` a checkpoint without it.
     """
     if has_own:
         if fraction:

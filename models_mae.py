@@ -28,20 +28,18 @@ class MaskedAutoencoderViT(nn.Module):
 
     def __init__(self, img_size: InputSize = 224, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 1024,
                  depth: int = 24, num_heads: int = 16, decoder_embed_dim: int = 512, decoder_depth: int = 8,
-                 decoder_num_heads: int = 16, mlp_ratio: float = 4.,
-                 norm_layer: Callable[..., nn.Module] = nn.LayerNorm, norm_pix_loss: bool = False):
+                 decoder_num_heads: int = 16, mlp_ratio: float = 4., norm_layer: Callable = nn.LayerNorm,
+                 norm_pix_loss: bool = False):
         super().__init__()
         self.patch_size, self.in_chans, self.norm_pix_loss = patch_size, in_chans, norm_pix_loss
         self.run_block = directly     # or util.models.activation_checkpointing.checkpointed
         height, width = img_size = sides(img_size)
         self.grid_size = (height // patch_size, width // patch_size)
 
-        self.patch_embed = PatchEmbed(img_size=img_size, patch_size=patch_size, in_chans=in_chans,
-                                      embed_dim=embed_dim)
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(sincos_2d(embed_dim, self.grid_size), requires_grad=False)
-        self.blocks = nn.ModuleList([TransformerBlock(embed_dim, num_heads, mlp_ratio, norm_layer)
-                                     for _ in range(depth)])
+        self.blocks = nn.ModuleList(TransformerBlock(embed_dim, num_heads, mlp_ratio, norm_layer) for _ in range(depth))
         self.norm = norm_layer(embed_dim)
 
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)

@@ -26,16 +26,14 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, global_pool: bool = False, img_size: InputSize = 224, patch_size: int = 16, in_chans: int = 3,
                  num_classes: int = 1000, embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
-                 mlp_ratio: float = 4., norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
-                 drop_path_rate: float = 0.):
+                 mlp_ratio: float = 4., norm_layer: Callable = nn.LayerNorm, drop_path_rate: float = 0.):
         super().__init__()
         self.global_pool = global_pool
         self.run_block = directly     # or util.models.activation_checkpointing.checkpointed
         height, width = img_size = sides(img_size)
         self.grid_size = (height // patch_size, width // patch_size)
 
-        self.patch_embed = PatchEmbed(img_size=img_size, patch_size=patch_size, in_chans=in_chans,
-                                      embed_dim=embed_dim)
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size[0] * self.grid_size[1], embed_dim))
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]

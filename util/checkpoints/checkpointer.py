@@ -11,7 +11,6 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from util.checkpoints import schema
 from util.checkpoints.pth_file import checkpoint_errors, load, plain_copy, prefer_ema_weights, save
@@ -58,15 +57,13 @@ def _place(path: str) -> Tuple[int, int]:
 class Checkpointer:
     """Checkpoints of one run. The constructor finds and validates the one to resume from.
 
-    Weights are loaded before the precision is set up, optimizer state after it: see util.training.setup.
+    The constructor and the load methods raise UserError and SystemFailure: see pth_file.checkpoint_errors.
     Args:
         folder: output folder; None: save nothing.
         resume: --resume: a path, 'auto' for the newest readable checkpoint in `folder`, or '' for none.
         every_minutes: save interval in minutes; 0: `due` is never true.
         keep_last: number of newest checkpoints to keep, besides the best; 0: all.
         writes: this process saves; only the main process does.
-    Raises:
-        UserError, SystemFailure: see pth_file.checkpoint_errors; the load methods raise them too.
     """
 
     def __init__(self, folder: Optional[str], resume: str = '', every_minutes: float = 0., keep_last: int = 0,
@@ -109,11 +106,9 @@ class Checkpointer:
         return self.state.get(name, default)
 
     def load_model(self, model: nn.Module, fit_positions: bool = False, ema_weights: bool = False) -> None:
-        """Load the weights, if there is a checkpoint, into a model whose precision is not set up yet.
+        """Load the weights, or with `ema_weights` those of the EMA, if any, into a model without precision set up yet.
 
-        Args:
-            fit_positions: interpolate position embeddings if the model has another input size.
-            ema_weights: prefer EMA weights (--ema).
+        `fit_positions` interpolates position embeddings if the model has another input size.
         """
         if not self.path:
             return
@@ -127,7 +122,7 @@ class Checkpointer:
             load_strict(model, weights, self.path)
         logger.info('loaded the weights of %s', self.path)
 
-    def load_training(self, optimizer: Optimizer, precision: FullPrecision) -> None:
+    def load_training(self, optimizer: torch.optim.Optimizer, precision: FullPrecision) -> None:
         """Load optimizer state and loss scale, if training resumes, after the precision is set up."""
         if self.is_resume:
             with checkpoint_errors(self.path):
@@ -160,10 +155,8 @@ class Checkpointer:
         return [line for line in records if json.loads(line).get('epoch', -1) < epoch]
 
     def set_newer_aside(self, start: Tuple[int, int]) -> List[str]:
-        """Rename checkpoints beyond `start`, the (epoch, images) that training resumes at; returns their new names.
-
-        They are damaged, or the user went back to an older one: this run writes its own.
-        """
+        """Rename checkpoints beyond `start`, the (epoch, images) that training resumes at; returns their new names."""
+        # They are damaged, or the user went back to an older one: this run writes its own.
         kept = os.path.realpath(self.path)
         return [set_aside(path) for path in numbered(self._folder)
                 if _place(path) > start and os.path.realpath(path) != kept]
@@ -191,10 +184,7 @@ class Checkpointer:
         return self._writes and self._seconds > 0 and not busy and time.monotonic() - self._last >= self._seconds
 
     def save(self, state: State, names: Sequence[str]) -> None:
-        """Write `state` under each of these names, on a background thread; the caller waits for a copy to host memory.
-
-        A failed write is logged in one line, and training continues.
-        """
+        """Copy `state` to host memory, then write it under these names on a background thread; only logs a failure."""
         if not self._writes:
             return
         self.wait()
@@ -238,12 +228,8 @@ class Checkpointer:
                 'the next checkpoint'.format(path, reason, sum(sizes) / 1e6, free, newest))
 
 
-def load_optimizer(optimizer: Optimizer, saved: State, path: str) -> None:
-    """Load the saved moments, but keep this run's hyperparameters, so that flags override the checkpoint.
-
-    Raises:
-        UserError: the moments belong to other parameters.
-    """
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: State, path: str) -> None:
+    """Load the saved moments, or raise as validate_optimizer; hyperparameters stay this run's, as flags override."""
     schema.validate_optimizer(optimizer, saved, path)
     groups = optimizer.state_dict()['param_groups']
     for group, saved_group in zip(groups, saved['param_groups']):

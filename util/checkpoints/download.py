@@ -21,11 +21,9 @@ SILENCE = 60.       # seconds without data before the download fails
 
 
 def fetch(url: str) -> str:
-    """Path of the file of a valid weights URL, downloaded if missing or damaged.
+    """Path of the file of a valid weights URL, downloaded if missing or damaged, by one process while others wait.
 
-    Of several processes on a machine, one downloads while the others wait.
-    Raises:
-        UserError: the URL cannot be reached, or the hash of the content differs.
+    Raises UserError if the URL cannot be reached, or the hash of the content differs.
     """
     name, expected = HASHED_URL.fullmatch(url).group('name', 'hash')
     try:

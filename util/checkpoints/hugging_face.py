@@ -57,14 +57,9 @@ def folder_of(path: str) -> Optional[str]:
 
 
 def read_folder(folder: str, read_weights: Callable[[str], Weights]) -> State:
-    """Read the folder of a model as a checkpoint of this program.
+    """Read the folder of a model as a checkpoint: 'model', 'args' and perhaps 'classes' or 'labels', see schema.py.
 
-    Args:
-        read_weights: reads the tensors of a file.
-    Returns:
-        dict with 'model', 'args' and perhaps 'classes' or 'labels' (class names that are not those of a data folder).
-    Raises:
-        UserError: not a model of this program. Other errors: it is damaged.
+    `read_weights` reads a file. Raises UserError for a model that is none of this program, others for a damaged one.
     """
     config, weights = _json(folder, CONFIG), _weights(folder, read_weights)
     # A config without model_type is timm's, whose weights have this program's names.
@@ -94,11 +89,7 @@ def translate(weights: Weights, path: str, config: Optional[Config] = None) -> S
 
 
 def their_names(weights: Weights, prefix: str) -> Weights:
-    """Rename this program's weights to the names of transformers 4.
-
-    Args:
-        prefix: 'vit.' or 'beit.' of the encoder's names; '' for the encoder alone.
-    """
+    """Rename weights to transformers 4; `prefix` 'vit.' or 'beit.' is the encoder's, '' for the encoder alone."""
     found = {}
     for name, value in weights.items():
         parts = {name: value}
@@ -161,11 +152,7 @@ def _weights(folder: str, read_weights: Callable[[str], Weights]) -> Weights:
 
 
 def _flags(config: Config, weights: Weights, path: str) -> Dict[str, Any]:
-    """Flags that build the model of weights under our names; {} for `config` if there is none.
-
-    Raises:
-        UserError: the config describes a model that this program does not have.
-    """
+    """Flags that build the model of weights under our names, or UserError; `config` is {} if there is none."""
     kind, size = config.get('model_type', 'vit_mae'), config.get('image_size', 224 if config else None)
     if kind not in list(SUPPORTED):         # a list, since `kind` may be unhashable
         raise UserError('{}: a Hugging Face {}; supported are {}'.format(path, kind, ', '.join(SUPPORTED)))

@@ -22,27 +22,20 @@ class LoadedModel(NamedTuple):
 
 
 def load_autoencoder(path: str) -> LoadedModel:
-    """Load the masked autoencoder from a checkpoint of main_pretrain.py.
-
-    Raises:
-        UserError: it is not such a checkpoint.
-    """
+    """Load the masked autoencoder from a checkpoint of main_pretrain.py; UserError for others."""
     return _load(path, PRETRAIN_MODELS, 'main_pretrain.py')
 
 
 def load_classifier(path: str, input_size: Optional[InputSize] = None) -> LoadedModel:
-    """Load the classifier from a checkpoint of main_finetune.py or main_linprobe.py.
+    """Load the classifier from a checkpoint of main_finetune.py or main_linprobe.py; UserError for others.
 
-    Position embeddings are interpolated to `input_size`, by default that of the training.
-    Raises:
-        UserError: it is not such a checkpoint, or input_size is not a multiple of the patch size.
+    Position embeddings are interpolated to `input_size`, a multiple of the patch size, by default that of the training.
     """
     return _load(path, FINETUNE_MODELS, 'main_finetune.py', input_size)
 
 
 def load_any(path: str, input_size: Optional[InputSize] = None) -> LoadedModel:
-    """Load the model from a checkpoint of any main script, or an encoder alone as a classifier without head; see
-    load_classifier."""
+    """Like load_classifier, from a checkpoint of any main script; an encoder alone is a classifier without head."""
     return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py', input_size)
 
 

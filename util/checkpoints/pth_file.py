@@ -15,7 +15,7 @@ import torch
 
 from util.checkpoints import download, hugging_face, pth_format
 from util.checkpoints.schema import State, Weights, is_state_dict
-from util.compat import accepts
+from util.compat import supported
 from util.config.weights_location import is_url
 from util.errors import SystemFailure, UserError
 from util.files import atomic_file, regular_file, write_atomically
@@ -36,8 +36,7 @@ MACHINE_ERROR = re.compile(r"out of memory|can't allocate|^\w+ error\b|error cod
 def checkpoint_errors(path: str) -> Iterator[None]:
     """Error boundary for reading, validating and loading the checkpoint at `path`.
 
-    Raises:
-        UserError: the checkpoint is at fault, whatever was raised. SystemFailure: disk, memory or device is at fault.
+    Raises SystemFailure if disk, memory or device is at fault, and UserError for whatever else was raised.
     """
     try:
         yield
@@ -53,11 +52,7 @@ def checkpoint_errors(path: str) -> Iterator[None]:
 
 
 def save(path: str, state: State) -> None:
-    """Write a checkpoint of tensors, on any device, and plain values atomically: a zip archive with checksums.
-
-    Raises:
-        TypeError: it holds values of other types, which `load` would reject.
-    """
+    """Write tensors, on any device, and plain values atomically; TypeError for others, which `load` would reject."""
     state = plain_copy(state, lambda value: torch.Tensor.detach(value).cpu())
     with atomic_file(path) as file:
         torch.save(state, file, _use_new_zipfile_serialization=True)    # not the default of PyTorch 1.5
@@ -73,10 +68,8 @@ def plain_copy(value: Any, leaf: Callable[[Any], Any], levels: int = MOST_LEVELS
                counter: Optional[Iterator[int]] = None) -> Any:
     """Copy nested values into plain dicts, lists, tuples, numbers, strings and None; a Namespace becomes a dict.
 
-    Args:
-        leaf: converts any other value, such as a tensor, or raises.
-    Raises:
-        ValueError: too many values or levels, a self-reference, or a dict key that is neither string nor number.
+    `leaf` converts any other value, such as a tensor, or raises. Raises ValueError for too many values or levels, as
+    a self-reference has, and for other dict keys.
     """
     counter = counter or itertools.count()
     if next(counter) == MOST_VALUES or not levels:
@@ -95,17 +88,15 @@ def plain_copy(value: Any, leaf: Callable[[Any], Any], levels: int = MOST_LEVELS
 
 
 def load(path: str, as_trained: bool = False) -> State:
-    """Read a checkpoint of this program, a published one, or another library's weights onto the CPU.
+    """Read a checkpoint of this program, a published one, or another library's weights; raises as checkpoint_errors.
 
     A file written by torch.save is read twice: its structure and checksums are validated first (0.3 s per GB).
     Args:
         path: file written by torch.save or safetensors, Hugging Face folder, or URL with a hash (see download.py).
         as_trained: keep 'model' and 'model_ema'; by default EMA weights (--ema) replace 'model', as in evaluation.
     Returns:
-        the checkpoint: dense tensors on the CPU and plain values; see util.checkpoints.schema, whose values other
-        than 'model', 'model_ema' and a dict 'args' are not validated here. A bare state_dict becomes its 'model'.
-    Raises:
-        UserError, SystemFailure: see checkpoint_errors.
+        dense tensors on the CPU and plain values, see util.checkpoints.schema; only 'model', 'model_ema' and the type
+        of 'args' are validated here. A bare state_dict becomes 'model'.
     """
     with checkpoint_errors(path):
         local = download.fetch(path) if is_url(path) else path
@@ -171,5 +162,4 @@ def _torch_load(file):
     if hasattr(torch.serialization, 'safe_globals'):
         with torch.serialization.safe_globals([argparse.Namespace]):      # used by published checkpoints
             return torch.load(file, map_location='cpu', weights_only=True)
-    options = {'weights_only': False} if accepts(torch.load, 'weights_only') else {}
-    return torch.load(file, map_location='cpu', pickle_module=pth_format, **options)
+    return torch.load(file, map_location='cpu', pickle_module=pth_format, **supported(torch.load, weights_only=False))

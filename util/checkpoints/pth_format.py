@@ -37,10 +37,7 @@ Storages = Dict[str, Tuple[int, int]]           # key -> (elements, bytes per el
 def inspect(file: BinaryIO, size: int) -> None:
     """Validate structure, checksums (zip format only) and completeness of a checkpoint of `size` bytes.
 
-    Args:
-        file: at its start; its position is undefined afterwards.
-    Raises:
-        UnpicklingError or another error: it is damaged, or holds more than tensors and plain values.
+    Raises UnpicklingError or another error if it is damaged, or holds more than tensors and plain values.
     """
     start = file.read(4)
     file.seek(0)
@@ -129,11 +126,7 @@ class Content(io.BytesIO):
 
 
 def _inspected(content: Content) -> Tuple[Any, Storages]:
-    """Check the opcodes of the next pickle, then load it by Inspector.
-
-    Raises:
-        UnpicklingError or another error: it could run code or exhaust memory, or is damaged.
-    """
+    """Load the next pickle by Inspector, or raise any error if it could run code or exhaust memory, or is damaged."""
     begin, tuples = content.tell(), 0
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name not in OPCODES:
@@ -171,8 +164,7 @@ class Attributes(dict):
 
 
 def _check_tensor(numel: int, offset: int, size: Tuple, stride: Tuple, requires_grad: bool = False, hooks=()) -> None:
-    """Stub for torch._utils._rebuild_tensor and _rebuild_tensor_v2: check that the tensor fits its storage of `numel`
-    elements."""
+    """Stub for torch._utils._rebuild_tensor and its _v2: check that a tensor fits its storage of `numel` elements."""
     if type(requires_grad) is not bool or hooks:
         raise UnpicklingError('a tensor with hooks')
     if not len(size) == len(stride) <= MOST_DIMENSIONS or not _are_counts(numel, offset, *size, *stride):

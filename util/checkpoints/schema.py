@@ -14,8 +14,7 @@ LARGEST_SIZE = 2 ** 13              # pixels of an input side
 
 
 def validate(state: State, path: str) -> None:
-    """Raise UserError, naming the file at `path`, if a value of a checkpoint, or of a part of it, violates the schema.
-    """
+    """Raise UserError, naming the file at `path`, if a value of a checkpoint or of a part violates the schema."""
     for name, value in _violations(state, CHECKPOINT):
         raise UserError('{}: not a checkpoint of this program: {!r} is {!r:.60}'.format(path, name, value))
     if 'optimizer' in state and state.get('epoch') is None:
@@ -29,11 +28,9 @@ def validate(state: State, path: str) -> None:
 
 
 def validate_optimizer(optimizer: torch.optim.Optimizer, saved: State, path: str) -> None:
-    """Raise UserError if saved optimizer state does not match the parameters in number, shape or dtype.
+    """Raise UserError if `saved` state, which passed `validate`, differs from the parameters in number, shape or dtype.
 
     Fused optimizers index by the parameter's shape, so a smaller moment would be written out of bounds.
-    Args:
-        saved: 'optimizer' of a checkpoint that has passed `validate`.
     """
     groups = optimizer.param_groups
     if [len(group['params']) for group in groups] != [len(group['params']) for group in saved['param_groups']]:

@@ -20,11 +20,7 @@ SHAPE_FLAGS = '--model, --input_size, --patch_size and --in_chans'
 
 
 def load_strict(model: nn.Module, weights: Weights, path: str) -> None:
-    """Load all weights of a model.
-
-    Raises:
-        UserError: names or shapes differ; the message names the first difference.
-    """
+    """Load all weights of a model; UserError names the first difference in names or shapes."""
     own, head = model.state_dict(), weights.get('head.weight')
     if 'head.weight' in own and head is not None and head.dim() == 2 and len(head) != len(own['head.weight']):
         raise UserError('{}: trained with {} classes, but this run has {}; see --nb_classes and --data_path'
@@ -39,15 +35,8 @@ def load_strict(model: nn.Module, weights: Weights, path: str) -> None:
 
 
 def start_from(path: str, model: nn.Module, args: Namespace, load_part: Callable[..., Tuple[Names, Names]]) -> Names:
-    """Initialize a model from the checkpoint at `path`, and `args` with its mean and std.
-
-    Args:
-        load_part: load_pretrained or load_for_pretraining.
-    Returns:
-        names that keep their random initialization.
-    Raises:
-        UserError, SystemFailure: see checkpoint_errors.
-    """
+    """Initialize a model by load_pretrained or load_for_pretraining from the checkpoint at `path`, `args` with its
+    mean and std; returns the names that keep their random initialization. Raises as checkpoint_errors."""
     with checkpoint_errors(path):
         saved = load(path)
         flags = saved.get('args') or {}         # of any program: only these are used
@@ -63,11 +52,8 @@ def load_pretrained(model: nn.Module, weights: Weights, path: str, flags: Flags 
     """Initialize a classifier from a pre-trained encoder, or from a classifier with other classes.
 
     Position embeddings are interpolated to the model's grid. The decoder and a head of another size are left out; a
-    missing head or fc_norm keeps its random initialization.
-    Returns:
-        names left out, names that keep their random initialization.
-    Raises:
-        UserError: the encoder is another model.
+    missing head or fc_norm keeps its random initialization. Returns names left out and names that keep their random
+    initialization; raises UserError if the encoder is another model.
     """
     own = model.state_dict()
     kept = {name: value for name, value in with_positions_for(model, weights, flags).items() if name in own}
@@ -90,8 +76,7 @@ def load_for_pretraining(model: nn.Module, weights: Weights, path: str, flags: F
     return _load_part(model, own, weights, kept, ('decoder', 'mask_token', 'norm.'), path)
 
 
-def _load_part(model: nn.Module, own: Weights, weights: Weights, kept: Weights, optional: Tuple[str, ...],
-               path: str) -> Tuple[Names, Names]:
+def _load_part(model: nn.Module, own: Weights, weights: Weights, kept: Weights, optional: tuple, path: str) -> tuple:
     """Load the `kept` part of `weights` into a model whose state_dict is `own`; only names with an `optional` prefix
     may be missing."""
     left_out, fresh = [name for name in weights if name not in kept], [name for name in own if name not in kept]

@@ -26,9 +26,7 @@ def probing_head(dim: int, classes: int) -> nn.Sequential:
 class LinearProbe:
     """Frozen encoder in the run's precision, and trainable head in fp32.
 
-    Args:
-        model: VisionTransformer with a `probing_head`, on its device; its head is removed.
-        world: processes that train the head.
+    They are parts of a VisionTransformer with a `probing_head`, on its device; its head is removed.
     """
 
     def __init__(self, model: nn.Module, precision: FullPrecision, world: Optional[World] = None):

@@ -30,11 +30,7 @@ warnings.filterwarnings('ignore', 'To copy construct from a tensor', module='tor
 
 
 def color_augmentation(policy: Optional[str], **options: Any) -> List[Callable]:
-    """AutoAugment, RandAugment or AugMix of timm, or color jitter if `policy` is None: transforms of PIL images.
-
-    Args:
-        options: further arguments of timm.data.create_transform.
-    """
+    """AutoAugment, RandAugment or AugMix of timm.data.create_transform, or color jitter if `policy` is None."""
     steps = timm_data.create_transform(is_training=True, separate=True, auto_augment=policy, **options)[1].transforms
     for step in steps:
         for operation in [*getattr(step, 'ops', ()), *(op for ops in getattr(step, 'policy', ()) for op in ops)]:
@@ -49,13 +45,9 @@ def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 class TransformerBlock(Block):
-    """timm's pre-norm transformer block with qkv bias, the same in all releases, with optional output of fewer tokens.
+    """timm's pre-norm block with qkv bias and state_dict keys, the same in all releases; can output fewer tokens."""
 
-    The state_dict keys are timm's.
-    """
-
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_layer: Callable[..., nn.Module],
-                 drop_path: float = 0.):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_layer: Callable, drop_path: float = 0.):
         super().__init__(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=drop_path,
                          norm_layer=norm_layer)
         self.attn = SelfAttention(self.attn)

@@ -98,8 +98,6 @@ def test_weights_of_invalid_shapes_are_rejected_by_name(name, shape):
             weights.load_pretrained(model, odd, 'x.pth')
 
 
-# The optimizer's state
-
 @pytest.fixture
 def trained_layer():
     """(layer, its optimizer, the optimizer state, the moments of the layer's weight)."""
@@ -152,8 +150,6 @@ def test_optimizer_state_of_other_parameters_is_rejected(trained_layer):
             checkpointer.load_optimizer(optimizer, {**saved, **odd}, 'x.pth')
 
 
-# Schema
-
 def test_every_key_of_a_checkpoint_is_in_the_schema(pretrained):
     assert set(pth_file.load(str(pretrained / 'checkpoint-0.pth'), as_trained=True)) <= set(CHECKPOINT)
 
@@ -185,8 +181,6 @@ def test_a_model_of_invalid_flags_is_rejected(tmp_path, flags):
     with pytest.raises(UserError, match='x.pth: '):
         load_model.load_autoencoder(str(tmp_path / 'x.pth'))
 
-
-# Unforeseen errors
 
 def fails(*_, **__):
     raise IndexError('unforeseen')

@@ -288,15 +288,13 @@ def test_records_that_share_their_bytes_are_rejected(tmp_path):
 
 
 def test_compressed_records_are_rejected_without_being_decompressed(tmp_path):
-    zeros = 10 ** 8
-    pickled = tensors({'size': (zeros // 4,), 'numel': zeros // 4})
-    rejected(zipped(tmp_path / 'zip.pth', pickled, [('data/0', bytes(zeros))], zipfile.ZIP_DEFLATED))
+    pickled = tensors({'size': (10 ** 8 // 4,), 'numel': 10 ** 8 // 4})
+    rejected(zipped(tmp_path / 'zip.pth', pickled, [('data/0', bytes(10 ** 8))], zipfile.ZIP_DEFLATED))
 
 
 def test_a_file_larger_than_the_memory_is_rejected_before_it_is_read(tmp_path):
-    path = tmp_path / 'sparse.pth'
-    zipped(path, tensors({}))
-    os.truncate(str(path), 2 ** 43)
+    path = zipped(tmp_path / 'sparse.pth', tensors({}))
+    os.truncate(path, 2 ** 43)
     rejected(path)
 
 
@@ -329,8 +327,6 @@ def test_values_that_cannot_be_loaded_are_not_saved(tmp_path):
     assert not os.listdir(str(tmp_path))
 
 
-# Faults of the path and of the machine
-
 def test_a_folder_a_pipe_and_a_device_are_rejected_at_once(tmp_path):
     os.mkfifo(str(tmp_path / 'pipe'))
     os.symlink('loop', str(tmp_path / 'loop'))
@@ -342,16 +338,13 @@ def test_a_folder_a_pipe_and_a_device_are_rejected_at_once(tmp_path):
     (PermissionError(13, 'Permission denied'), UserError), (OSError(5, 'Input/output error'), SystemFailure),
     (MemoryError(), SystemFailure), (RuntimeError("DefaultCPUAllocator: can't allocate memory"), SystemFailure),
     (RuntimeError('NPU out of memory. Tried to allocate 2 GiB\nmore'), SystemFailure),
-    (RuntimeError('wrong shape'), UserError),
-    (IndexError('3'), UserError)])
+    (RuntimeError('wrong shape'), UserError), (IndexError('3'), UserError)])
 def test_an_error_while_loading_is_one_line_with_file_and_error_type(error, kind):
     with pytest.raises(kind) as caught, pth_file.checkpoint_errors('x.pth'):
         raise error
     message = str(caught.value)
     assert message.startswith('x.pth: ') and type(error).__name__ in message and '\n' not in message
 
-
-# Damage to files of ours
 
 def test_a_flipped_bit_is_detected_or_harmless(tmp_path):
     path = tmp_path / 'c.pth'

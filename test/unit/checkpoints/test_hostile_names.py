@@ -48,8 +48,7 @@ def ends(status, *command):
 
 @pytest.mark.slow
 def test_every_step_accepts_them(place):
-    """From pre-training on two processes to a picture, by Python and by the launchers; each step uses the ones before.
-    """
+    """From pre-training on two processes to a picture, by Python and by the launchers."""
     ends(0, 'bash', ROOT / 'test/pretrain_performance_8p.sh', '--nproc=2', '--data_path', DATA, '--output_dir', OUT,
          *PRETRAIN)
     ends(0, sys.executable, ROOT / 'main_pretrain.py', '--data_path=' + DATA, '--output_dir=' + OUT, *PRETRAIN,

@@ -1,7 +1,4 @@
-"""Accelerators: choosing between Ascend NPU, CUDA GPU and CPU, and the calls that differ between them.
-
-No module but this one and util/devices/precision.py names an accelerator.
-"""
+"""Accelerators, which only this module and precision.py name: choosing between NPU, GPU and CPU, and what differs."""
 import importlib
 import math
 import os
@@ -16,8 +13,6 @@ from util.devices import host
 from util.devices.host_to_device import StreamCopy, inline_copy
 from util.errors import UserError
 from util.text import first_line
-
-_BF16_INSTRUCTIONS = {'avx512_bf16', 'amx_bf16'}        # as /proc/cpuinfo names them
 
 
 class Cpu:
@@ -59,7 +54,7 @@ class Cpu:
 
     def amp_is_faster(self) -> bool:
         """Whether --amp speeds up training; on a CPU only with bf16 instructions."""
-        return not _BF16_INSTRUCTIONS.isdisjoint(host.cpu_flags())
+        return not host.cpu_flags().isdisjoint(('avx512_bf16', 'amx_bf16'))
 
     def prepare_network(self, master_addr: str, timeout: float) -> None:
         """Configure the collective library; `timeout` of collectives in seconds."""
@@ -175,13 +170,7 @@ class Npu(Accelerator):
 
 
 def select(requested: str) -> Cpu:
-    """Choose the device of --device.
-
-    Args:
-        requested: 'auto' (NPU, then CUDA, then CPU) or one of 'npu', 'cuda', 'cpu'.
-    Raises:
-        UserError: the requested device is not available.
-    """
+    """The device of --device: 'auto' (NPU, then CUDA, then CPU), 'npu', 'cuda' or 'cpu'; UserError if not available."""
     missing = []
     for kind in ('npu', 'cuda'):
         if requested in ('auto', kind):

@@ -6,7 +6,7 @@ import platform
 import re
 import socket
 from contextlib import suppress
-from typing import Collection, Dict, List, Optional, Sequence, Set
+from typing import Collection, Dict, List, Optional, Set
 
 
 def default_workers(local_world_size: int = 1, most: int = 10) -> int:
@@ -16,11 +16,7 @@ def default_workers(local_world_size: int = 1, most: int = 10) -> int:
 
 
 def bind_cores(local_rank: int, local_world_size: int) -> str:
-    """Bind this process and its loader workers to its share of the cores, if MAE_BIND_CORES=1.
-
-    Returns:
-        the cores bound to, such as '0-2,8'; '' if not requested or not supported by the system.
-    """
+    """If MAE_BIND_CORES=1, bind this process and its loaders to its share of the cores; returns it ('0-2,8'), or ''."""
     if os.environ.get('MAE_BIND_CORES') != '1' or local_world_size < 2 or not hasattr(os, 'sched_setaffinity'):
         return ''
     os.sched_setaffinity(0, cores_of_rank(numa_nodes(), os.sched_getaffinity(0), local_rank, local_world_size))
@@ -28,15 +24,11 @@ def bind_cores(local_rank: int, local_world_size: int) -> str:
         return re.search(r'^Cpus_allowed_list:\s*(.*)$', file.read(), re.M).group(1)
 
 
-def cores_of_rank(nodes: Sequence[Sequence[int]], allowed: Collection[int], local_rank: int,
-                  local_world_size: int) -> List[int]:
-    """Even shares of the cores, each within one NUMA node where the numbers permit.
+def cores_of_rank(nodes: List[list], allowed: Collection[int], local_rank: int, local_world_size: int) -> List[int]:
+    """A process's even share of the `allowed` cores, sorted, within one NUMA node where the numbers permit.
 
-    Args:
-        nodes: the cores of each NUMA node, e.g. [[0, 1], [2, 3]].
-        allowed: the cores available to all processes together; those in no node come last.
-    Returns:
-        sorted cores; all of `allowed` if there are fewer cores than processes.
+    `nodes` are the cores of each NUMA node, e.g. [[0, 1], [2, 3]]; `allowed` cores in no node come last. Processes that
+    outnumber the cores share them all.
     """
     listed = [core for node in nodes for core in node if core in allowed]
     ordered = listed + sorted(set(allowed) - set(listed))
@@ -72,12 +64,9 @@ def keep_freed_memory() -> bool:
 
 
 def local_address_towards(host: str) -> Optional[str]:
-    """Address of the local interface that routes to `host`; None for loopback and unreachable hosts.
-
-    Connecting a UDP socket consults the routing table and sends nothing.
-    """
+    """Address of the local interface that routes to `host`; None for loopback and unreachable hosts."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))
+        probe.connect((host, 9))        # of UDP: consults the routing table and sends nothing
         address = probe.getsockname()[0]
         return None if address.startswith('127.') else address
     return None

@@ -15,9 +15,6 @@ class StreamCopy:
     Two batches are held: one that may still be in use by the device, and the one being copied. The memory of the first
     is released once the step that used it has ended on the device, so it is neither overwritten early nor allocated
     without bound by a host that runs far ahead.
-    Args:
-        module: that of an Accelerator, with its streams.
-        stream: the side stream.
     """
 
     def __init__(self, module: Any, stream: Any):

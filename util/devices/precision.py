@@ -47,9 +47,8 @@ class FullPrecision:
     def step(self, optimizer: Optimizer, clip_grad: Optional[float] = None) -> Union[int, torch.Tensor]:
         """Clip the gradients to a 2-norm of `clip_grad` if given, update the weights, clear the gradients.
 
-        The update is skipped if a gradient is not finite.
-        Returns:
-            1 if skipped, else 0; a tensor on the device where a fused optimizer decides, so that the host never waits.
+        Returns 1 if the update is skipped, since a gradient is not finite, else 0; a tensor on the device where a fused
+        optimizer decides, so that the host never waits.
         """
         norm = self._clip(optimizer, clip_grad)
         finite = torch.isfinite(norm)
@@ -98,7 +97,6 @@ def _parameters(optimizer):
 
 
 def _steps_taken(optimizer):
-    """Number of steps by AdamW's state."""
     return max((int(state['step']) for state in optimizer.state.values() if 'step' in state), default=0)
 
 
@@ -147,18 +145,14 @@ class NativeAmp(FullPrecision):
 
 
 class ApexO2(FullPrecision):
-    """apex O2: fp16 model, fp32 master weights in the optimizer, scaled loss.
-
-    apex skips steps under a dynamic loss scale only; under a static one the norm of the gradients decides here.
-    """
+    """apex O2: fp16 model, fp32 master weights in the optimizer, scaled loss."""
     supports_no_sync = False
     supports_bucket_view = False
 
     def __init__(self, apex: Any, loss_scale: Union[str, float] = 'dynamic'):
         self.name = 'apex O2, loss scale {}'.format(loss_scale)
         self._apex, self._scale_flag = apex, loss_scale
-        self._names, self._frozen = [], {}
-        self._zero_filled = []
+        self._names, self._frozen, self._zero_filled = [], {}, []
 
     def adamw(self, accelerator: Cpu, param_groups: Any, **options: Any) -> Optimizer:
         optimizers = getattr(self._apex, 'optimizers', None)
@@ -196,7 +190,7 @@ class ApexO2(FullPrecision):
             self._zero_filled = []
 
     def step(self, optimizer: Optimizer, clip_grad: Optional[float] = None) -> Union[int, torch.Tensor]:
-        if self._scale_flag != 'dynamic':
+        if self._scale_flag != 'dynamic':       # apex itself skips steps under a dynamic scale only
             return super().step(optimizer, clip_grad)
         before = _steps_taken(optimizer)
         if clip_grad is not None:
@@ -229,13 +223,9 @@ class ApexO2(FullPrecision):
 
 def choose_precision(accelerator: Cpu, amp: bool = False, backend: str = 'auto', dtype: str = 'auto',
                      loss_scale: Union[str, float] = 'dynamic') -> FullPrecision:
-    """The precision selected by a device and the --amp flags.
+    """The precision selected by a device and the --amp flags; UserError if their backend or dtype is not available.
 
-    Args:
-        amp: --amp; a backend ('apex', 'native') or dtype ('fp16', 'bf16') other than 'auto' implies it.
-        loss_scale: 'dynamic' or a number, for fp16.
-    Raises:
-        UserError: the requested backend or dtype is not available.
+    A backend ('apex', 'native') or dtype ('fp16', 'bf16') other than 'auto' implies `amp`; `loss_scale` is for fp16.
     """
     explicit = backend in ('apex', 'native') or dtype != 'auto'
     if backend == 'none' or not (explicit or amp and accelerator.amp_is_faster()):

@@ -15,11 +15,7 @@ TRACED_ITERATIONS = 10 if hasattr(torch, 'inference_mode') else 3
 
 
 class Profiler:
-    """Traces the iterations after the warm-up of a run and writes prof/trace.json.
-
-    Args:
-        folder: the output directory; None disables profiling.
-    """
+    """Traces the iterations after the warm-up of a run and writes prof/trace.json in `folder`; None disables it."""
 
     def __init__(self, accelerator: Cpu, folder: Optional[str]):
         self._accelerator, self._path = accelerator, folder and os.path.join(folder, 'prof', 'trace.json')

@@ -36,15 +36,11 @@ class LauncherMonitor:
 
 
 class SignalHandler:
-    """Handles stop signals from its creation on.
-
-    Attributes:
-        requested: name of the first stop signal; '' before.
-        graceful: set it to True once `requested` is polled; until then the first signal ends the process.
-    """
+    """Handles stop signals from its creation on; until `graceful` is set, the first one ends the process."""
 
     def __init__(self):
-        self.requested, self.graceful = '', False
+        self.requested = ''         # name of the first stop signal
+        self.graceful = False       # to be set once `requested` is polled
         self._requested_at = 0.
         self._pipe, sender = os.pipe()
         os.set_blocking(sender, False)

@@ -38,10 +38,7 @@ class World:
     def join(self, accelerator: Cpu, dist_url: str = 'env://', hang_timeout: float = HANG_TIMEOUT) -> None:
         """Create the process group and start the hang detector. HCCL requires the current device to be set before.
 
-        Args:
-            hang_timeout: seconds, of the hang detector and the rendezvous.
-        Raises:
-            SystemFailure: not all processes connect in time.
+        `hang_timeout` in seconds, also of the rendezvous; SystemFailure if not all processes connect in time.
         """
         if self.size == 1:
             hang_detector.start(hang_timeout)
@@ -76,11 +73,7 @@ class World:
                 dist.broadcast(tensor, 0)
 
     def wrap_ddp(self, model: nn.Module, device: torch.device, bucket_view: bool) -> nn.Module:
-        """`model` in DistributedDataParallel if there is more than one process.
-
-        Args:
-            bucket_view: gradients may become views of the all-reduce buckets; some fused optimizers do not support it.
-        """
+        """Wrap in DistributedDataParallel if size > 1; `bucket_view`: gradients may become views of its buckets."""
         if self.size == 1:
             return model
         options = supported(DistributedDataParallel, gradient_as_bucket_view=bucket_view)
@@ -132,10 +125,7 @@ def world_from_environment(world_size: Optional[int] = None, local_rank: int = -
                            environ: MutableMapping[str, str] = os.environ) -> World:
     """Ranks from OpenMPI, torchrun, Slurm or the flags; adds MASTER_ADDR and MASTER_PORT to `environ` if missing.
 
-    Args:
-        world_size, local_rank: the flags, used if the environment sets no ranks.
-    Raises:
-        UserError: the environment and the flags contradict each other.
+    The flags `world_size` and `local_rank` count if the environment sets no ranks; UserError if it contradicts them.
     """
     if dist_on_itp:
         try:

@@ -11,7 +11,7 @@ import re
 import time
 from argparse import Namespace
 from contextlib import suppress
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence
 
 from util.errors import UserError
 from util.file_lock import RunLock
@@ -34,29 +34,21 @@ def restarted() -> bool:
 
 
 def continues(folder: str, checkpoint: Optional[str]) -> bool:
-    """Whether a training continues in `folder`, where its results stay: it is a restart, or resumes from a checkpoint
-    there.
+    """Whether a training continues in `folder`, where its results stay: a restart, or resuming from a checkpoint there.
 
-    Args:
-        checkpoint: path that it resumes from, also one that --resume auto has found; None or '' for none.
+    `checkpoint` may be one that --resume auto has found; None or '' for none.
     """
     if restarted():
         return True
     return bool(checkpoint) and os.path.realpath(os.path.dirname(checkpoint) or '.') == os.path.realpath(folder)
 
 
-def enter(folder: str, new: bool = False, log_dir: Optional[str] = None,
-          keep_in_place: Sequence[str] = ()) -> Tuple[RunLock, List[str]]:
+def enter(folder: str, new: bool = False, log_dir: Optional[str] = None, keep_in_place: tuple = ()) -> tuple:
     """Lock `folder` for this run, move an earlier run's files aside if `new`, and give the launcher's log its name.
 
-    Args:
-        new: a training that does not continue here; see `continues`.
-        log_dir: the flag; TensorBoard files there move too where it is within the folder.
-        keep_in_place: paths, such as --data_path: a folder that holds one gets no sibling.
-    Returns:
-        the lock, places where earlier results went.
-    Raises:
-        UserError: the folder cannot be made or written, or another run holds it.
+    TensorBoard files in `log_dir` move too where it is within the folder. A folder that holds one of the paths
+    `keep_in_place`, such as --data_path, gets no sibling. Returns the lock and a list of the places where earlier
+    results went; UserError if the folder cannot be made or written, or another run holds it.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -74,14 +66,11 @@ def enter(folder: str, new: bool = False, log_dir: Optional[str] = None,
 
 
 def take_log() -> List[str]:
-    """Rename the launcher's LOG.starting to LOG, once a launch; returns the new name of an earlier LOG, if any.
-
-    The launcher's tee keeps writing to the same file.
-    """
+    """Rename the launcher's LOG.starting to LOG, once a launch; returns the new name of an earlier LOG, if any."""
     log, marker, aside = os.environ.get('MAE_LOG_FILE'), os.environ.get('MAE_ENTERED'), []
     if log and not restarted() and os.path.exists(log + '.starting'):
         aside = [set_aside(log)] if os.path.exists(log) else []
-        os.rename(log + '.starting', log)
+        os.rename(log + '.starting', log)       # the launcher's tee keeps writing to it
     if marker:
         with suppress(OSError), open(marker, 'r+') as file:
             file.write('entered\n')
@@ -101,9 +90,9 @@ def _move_earlier(folder, log_dir, keep_in_place):
     names = sorted(os.path.relpath(path, root) for path in paths)
     if os.path.exists(os.path.join(root, 'config.yaml')):   # marks no folder: a user may have written it
         names.append('config.yaml')
-    holds = any(_within(path, root) for path in (os.getcwd(), PROGRAM, *keep_in_place))
+    kept = [os.path.realpath(path) for path in (os.getcwd(), PROGRAM, *keep_in_place)]
     places = [os.path.join(root, 'earlier.' + date)]
-    if not holds:
+    if not any(os.path.commonpath([path, root]) == root for path in kept):
         places.insert(0, '{}.{}'.format(root, date))
     for place in places:
         try:
@@ -111,10 +100,6 @@ def _move_earlier(folder, log_dir, keep_in_place):
         except OSError:                 # a parent that is read-only, or a mount point: no rename leads out of it
             if place == places[-1]:
                 raise
-
-
-def _within(path, folder):
-    return os.path.commonpath([os.path.realpath(path), folder]) == folder
 
 
 def _move(folder, names, place):
@@ -150,23 +135,16 @@ def report_no_checkpoint(folder: str) -> None:
 
 
 def set_log_aside(folder: str, records: Sequence[str]) -> List[str]:
-    """Rename log.txt where it holds lines that are not in `records`, which are to take its place, and the report.html
-    that shows them; returns new names."""
+    """Rename log.txt and report.html if the log holds lines not in `records`, which replace it; returns new names."""
     paths = [os.path.join(folder, name) for name in ('log.txt', 'report.html')]
     return [set_aside(path) for path in paths if os.path.exists(path)] if set(lines(paths[0])) - set(records) else []
 
 
 def save_flags(args: Namespace, processes: int, evaluation: bool = False) -> List[str]:
-    """Write all flags into the output folder in a form that --config takes; a file of other flags there is renamed.
+    """Write all flags into the output folder in a form that --config takes; returns new names of files set aside.
 
     A --resume within the same folder, and its --start_epoch, are not part of the recipe: a comment names it, and the
     file repeats the whole run. The effective batch that an absolute --lr was used with is put down.
-    Args:
-        args: the parsed flags.
-        processes: their number.
-        evaluation: they are not of a training: the file is eval_config.yaml, not config.yaml.
-    Returns:
-        list of the new names of files that were set aside.
     """
     values = {flag: value for flag, value in vars(args).items() if flag != 'config'}
     head = '# All flags of a run; --config takes this file.\n'

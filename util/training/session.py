@@ -11,7 +11,6 @@ from util import log
 from util.checkpoints.checkpointer import Checkpointer, numbered
 from util.data.loader import seed_generators
 from util.devices import accelerator as device, host
-from util.devices.host import default_workers, software
 from util.devices.precision import FullPrecision, choose_precision
 from util.devices.profiler import Profiler
 from util.distributed import hang_detector, world as distributed
@@ -23,11 +22,7 @@ from util.reporting.run_logger import NullRunLogger, RunLogger
 
 
 class Session:
-    """Device, accelerator and world of this process, and the run's clock.
-
-    Args:
-        profiling_folder: of --prof, or None.
-    """
+    """Device, accelerator and world of this process, and the run's clock; `profiling_folder` is that of --prof."""
 
     def __init__(self, accelerator: device.Cpu, world: distributed.World, profiling_folder: Optional[str] = None):
         self.accelerator, self.world = accelerator, world
@@ -38,11 +33,9 @@ class Session:
         self._started = time.time()
 
     def place(self, model: torch.nn.Module) -> None:
-        """Move `model` to the device and broadcast its weights from rank 0.
-
-        DistributedDataParallel broadcasts them too, but only after a precision has made its master weights.
-        """
+        """Move `model` to the device and broadcast its weights from rank 0."""
         model.to(self.device)
+        # DistributedDataParallel broadcasts them too, but only after a precision has made its master weights.
         self.world.broadcast_parameters(model)
 
     def wrap(self, model: torch.nn.Module, precision: FullPrecision) -> torch.nn.Module:
@@ -76,11 +69,7 @@ class Session:
 
 
 def start_session(args: Namespace) -> Session:
-    """Select the device, join the process group and bind cores, as the flags say.
-
-    Raises:
-        UserError: device or environment do not allow it.
-    """
+    """Select the device, join the process group and bind cores by the flags; UserError if that is not possible."""
     world = distributed.world_from_environment(args.world_size, args.local_rank, args.dist_on_itp, args.dist_url,
                                                args.addr)
     log.set_up(world.is_main)
@@ -90,7 +79,7 @@ def start_session(args: Namespace) -> Session:
     world.join(session.accelerator, args.dist_url, args.hang_timeout)
     session.all_reduce(0)       # rank 0 holds the store of the rendezvous: it must not end before all have joined
     if args.num_workers is None:
-        args.num_workers = default_workers(distributed.local_world_size())
+        args.num_workers = host.default_workers(distributed.local_world_size())
     session.cores = host.bind_cores(world.local_rank, distributed.local_world_size())
     if output_dir.restarted() and not getattr(args, 'eval', False) and numbered(args.output_dir):
         args.resume, args.start_epoch = 'auto', None        # the launcher has restarted the run after a failure
@@ -102,12 +91,9 @@ def open_run_logger(args: Namespace, session: Session, checkpointer: Optional[Ch
                     start: Tuple[int, int] = (0, 0), begin: Optional[float] = None) -> Union[RunLogger, NullRunLogger]:
     """Collective: enter the output folder on the main process, which gets a RunLogger.
 
-    Called last before training starts, so that a mistake found earlier leaves earlier results where they are.
-    Args:
-        checkpointer: of a training; None for an evaluation, which moves no results.
-        start, begin: (epoch, images of it) and fractional epoch that the training starts at.
-    Raises:
-        UserError: the folder cannot be written, or another run holds it.
+    Called last before training starts, so that a mistake found earlier leaves earlier results where they are; without a
+    checkpointer (an evaluation) they stay. A training begins at `start`, (epoch, images of it), and fractional epoch
+    `begin`. UserError if the folder cannot be written, or another run holds it.
     """
     hang_detector.heartbeat('opening the output folder')
     if not session.world.is_main:
@@ -139,7 +125,7 @@ def setup_precision(args: Namespace, session: Session) -> FullPrecision:
                                  getattr(args, 'loss_scale', 'dynamic'))
     hang_detector.heartbeat('building data and model')
     logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
-    logger.info('software: %s', ', '.join('{} {}'.format(*pair) for pair in software().items()))
+    logger.info('software: %s', ', '.join('{} {}'.format(*pair) for pair in host.software().items()))
     logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)
     logger.info('processes: %d%s, %d loader processes each%s', world.size,
                 ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers,

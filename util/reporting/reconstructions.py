@@ -2,7 +2,7 @@
 import copy
 import os
 from contextlib import nullcontext
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 
@@ -23,9 +23,8 @@ class ReconstructionSnapshots:
     """Snapshots of the reconstructions at fixed epochs. The main process calls it; images are read on first use.
 
     Args:
-        model: from precision.prepare, not in DistributedDataParallel.
+        model: from precision.prepare, not in DistributedDataParallel; transform: LazyImage -> input of `normalize`.
         dataset: training set; IMAGES evenly spaced images are taken, the same in every run.
-        transform: LazyImage -> input of `normalize`.
         earlier: `snapshots` of a checkpoint, or None; those of other images or mask ratios are dropped.
         start: first epoch of this run; snapshots of later epochs are dropped.
         eval_weights: context manager in which the model has the weights to evaluate (see util.training.ema).
@@ -33,7 +32,7 @@ class ReconstructionSnapshots:
 
     def __init__(self, model: torch.nn.Module, dataset: Any, transform: Callable, normalize: Normalize,
                  mask_ratio: float, precision: FullPrecision, device: torch.device, epochs: int,
-                 earlier: Optional[List[Dict[str, Any]]], start: int, eval_weights: Callable = nullcontext):
+                 earlier: Optional[list], start: int, eval_weights: Callable = nullcontext):
         self._model, self._normalize, self._mask_ratio, self._eval_weights = model, normalize, mask_ratio, eval_weights
         self._dataset = copy.copy(dataset)
         self._dataset.transform = transform

@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 import numpy
 import PIL
@@ -35,8 +35,7 @@ _CHARTS = (('Loss', 'loss', False), ('Accuracy, %', 'acc', False), ('Learning ra
            ('Throughput, images/s', 'FPS', True), ('Waiting for data, share of the time', 'data_wait', True))
 
 
-def render_page(title: str, state: str, detail: str, subtitle: str, metrics: Sequence[Tuple[str, str]],
-                sections: Sequence[Tuple[str, list]]) -> bytes:
+def render_page(title: str, state: str, detail: str, subtitle: str, metrics: list, sections: list) -> bytes:
     """Render the page. All text from users is either JSON data or escaped.
 
     Args:
@@ -72,9 +71,7 @@ class Report:
     """Report of a training run, written by the main process. A failure is logged in one line; training continues.
 
     Args:
-        session: Session of the run.
-        images: number of training images.
-        run_logger: RunLogger, whose records give the curves.
+        session: Session; images: number of training images; run_logger: RunLogger, whose records give the curves.
         report_part: images: ReconstructionSnapshots or ConfusionTracker.
     """
 
@@ -88,8 +85,7 @@ class Report:
         """Update the report part, and write the report every --report_every epochs."""
         every, last = self._args.report_every, epoch + 1 == self._args.epochs
         due = last or bool(every) and (epoch + 1) % every == 0
-        _log_failure(self._session, self._path,
-                     lambda: self._report_part.on_epoch_end(epoch, due, self._run_logger))
+        _log_failure(self._session, self._path, lambda: self._report_part.on_epoch_end(epoch, due, self._run_logger))
         if due and not last:
             self._write('running', 'epoch {} of {} is done'.format(epoch + 1, self._args.epochs))
 
@@ -121,12 +117,7 @@ class Report:
 
 def write_evaluation_report(args: Namespace, session: Any, precision: FullPrecision, result: Dict[str, Any],
                             confusion: Any) -> None:
-    """Write eval.html on the main process; an older one is set aside.
-
-    Args:
-        result: content of eval.json.
-        confusion: ConfusionTracker.
-    """
+    """Main process: write eval.html of the content of eval.json and a ConfusionTracker; an older one is set aside."""
     path = os.path.join(args.output_dir, 'eval.html')
 
     def write():
@@ -231,11 +222,7 @@ def _environment(args, session, precision):
 
 
 def rerun_command(world: World, argv: Optional[List[str]] = None, environ: Mapping[str, str] = os.environ) -> str:
-    """Command that runs this script again with as many processes, from the repository's root; a line per flag.
-
-    Args:
-        argv: script and flags; default: those of this process.
-    """
+    """Command, from the repository's root, to run `argv` (None: sys.argv) with as many processes; a line per flag."""
     script, *flags = sys.argv if argv is None else argv
     start = ['python']
     if 'RANK' in environ and 'WORLD_SIZE' in environ:

@@ -23,11 +23,9 @@ def resize(image: Image.Image, side: int) -> Image.Image:
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence = (), gap: int = 4, width: int = 0) -> Image.Image:
-    """Grid of images of one size on white.
+    """Grid of images of one size on white, `gap` pixels apart, in columns of at least `width` pixels.
 
-    Args:
-        titles: for each of the first rows, a list of text lines above each of its images.
-        gap, width: pixels between images, and minimum width of a column.
+    `titles` has, for each of the first rows, a list of text lines above each of its images.
     """
     column_width, height = max(rows[0][0].size[0], width), rows[0][0].size[1]
     heights = [LINE * max(map(len, row)) for row in titles] + [0] * (len(rows) - len(titles))

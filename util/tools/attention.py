@@ -38,8 +38,7 @@ def attention_weights(model: torch.nn.Module, imgs: torch.Tensor, block: int) ->
     """softmax(q k^T / sqrt(d)) of a block (arXiv:1706.03762, section 3.2.1).
 
     Args:
-        imgs: (N, C, H, W), normalised.
-        block: counted from 1.
+        imgs: (N, C, H, W), normalised; block: counted from 1.
     Returns:
         (N, heads, 1 + L, 1 + L): rows are queries and sum to 1, columns are keys; the class token is first.
     """
@@ -55,11 +54,7 @@ def attention_weights(model: torch.nn.Module, imgs: torch.Tensor, block: int) ->
 
 
 def attention_maps(model: torch.nn.Module, imgs: torch.Tensor, block: int, query: str = 'cls') -> torch.Tensor:
-    """Attention to each patch in a block, (N, heads, rows, columns) of patches.
-
-    Args:
-        query: 'cls', attention of the class token; 'mean', the mean over the patch tokens.
-    """
+    """Attention of `query` ('cls', or 'mean' over the patches) to each patch, (N, heads, rows, columns) of patches."""
     weights = attention_weights(model, imgs, block)
     to_patches = weights[:, :, 0, 1:] if query == 'cls' else weights[:, :, 1:, 1:].mean(dim=2)
     return to_patches.reshape(*to_patches.shape[:2], *model.grid_size)

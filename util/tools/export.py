@@ -31,8 +31,7 @@ from util.text import first_line, one_line
 # File endings of each format, and names of the outputs of each part, in the order of ExportedModel.forward.
 FORMATS = {'timm': ('.pth', '.pt', '.bin'), 'hf': (), 'safetensors': ('.safetensors',), 'onnx': ('.onnx',)}
 OUTPUTS = {'encoder': ('features', 'tokens'), 'classifier': ('logits',), 'mae': ('loss', 'pred', 'mask')}
-# Maximum difference of an output, relative to its maximum or to FLOOR if that is more. Another order of summation
-# makes about 1e-6.
+# Maximum difference of an output, relative to its maximum, at least FLOOR; another order of summation makes about 1e-6.
 TOLERANCE, FLOOR = 1e-4, .01
 EXAMPLES = 3        # images to compare outputs on; graphs are traced with one less
 MODEL_FLAGS = ('model', 'input_size', 'patch_size', 'in_chans', 'global_pool', 'norm_pix_loss', 'mask_ratio', 'mean',
@@ -40,10 +39,8 @@ MODEL_FLAGS = ('model', 'input_size', 'patch_size', 'in_chans', 'global_pool', '
 
 
 class ExportedModel:
-    """A trained model or its encoder, with example inputs and the outputs to expect of it.
+    """A part of a checkpoint (see OUTPUTS; None: all of it), with example inputs and the outputs to expect of it.
 
-    Args:
-        path: checkpoint; part: one of OUTPUTS, or None for the whole model.
     Raises:
         UserError: the checkpoint cannot be read, or has no such part.
     """
@@ -73,10 +70,8 @@ class ExportedModel:
 
     @torch.no_grad()
     def forward(self, imgs: torch.Tensor, noise: Optional[torch.Tensor] = None) -> Tuple[torch.Tensor, ...]:
-        """Outputs of the part for images (N, C, H, W), normalised.
+        """Outputs of the part for images (N, C, H, W), normalised, and for an autoencoder noise (N, L).
 
-        Args:
-            noise: (N, L), for the autoencoder.
         Returns:
             loss, pred (N, L, p * p * C) and mask (N, L) of an autoencoder; logits (N, classes) of a classifier;
             features (N, D), the input of a head, and tokens (N, 1 + L, D) of an encoder.
@@ -102,10 +97,8 @@ class ExportedModel:
         return flags
 
     def compare(self, outputs: Dict[str, Any], library: str) -> str:
-        """Compare outputs of another library, tensors or arrays by name, with this program's.
+        """Compare another library's outputs, tensors or arrays by name, with this program's; returns a log line.
 
-        Returns:
-            a log line with the maximum difference.
         Raises:
             UserError: they differ in shape or value.
         """
@@ -123,11 +116,7 @@ class ExportedModel:
 
 @torch.no_grad()
 def write_timm(exported: ExportedModel, path: str) -> Tuple[Dict[str, Any], str]:
-    """Write a bare state_dict for timm's VisionTransformer, and run it there; returns as write_safetensors does.
-
-    Raises:
-        UserError: timm has no such model.
-    """
+    """Write a state_dict, and run it in timm; returns as write_safetensors does; UserError if timm has no such ViT."""
     if exported.part == 'mae':
         raise UserError('--to timm: timm has no masked autoencoder; add --part encoder, or give --to hf')
     if exported.global_pool and not accepts(VisionTransformer, 'global_pool'):
@@ -180,10 +169,10 @@ def parse_export(argv: Optional[List[str]] = None) -> Namespace:
 
 
 def export(path: str, form: str, output: str, part: Optional[str] = None) -> List[str]:
-    """Export a model, or a part of it, and compare its outputs in the other library if that is installed.
+    """Export a model to one of FORMATS, and compare its outputs in the other library if that is installed.
 
     Args:
-        form: one of FORMATS; part: one of OUTPUTS, or None for the whole model.
+        part: one of OUTPUTS, or None for the whole model.
     Returns:
         lines on the comparison, the inputs, and how to load the model.
     Raises:

@@ -23,11 +23,7 @@ except ImportError:         # then outputs are not compared
 
 
 def write(exported: Any, path: str) -> Tuple[Optional[Dict[str, torch.Tensor]], str]:
-    """Write the folder, and run it in transformers; returns as util.tools.export.write_safetensors does.
-
-    Raises:
-        UserError: transformers has no such model.
-    """
+    """Write the folder, and run it in transformers; returns and raises as util.tools.export.write_timm does."""
     if exported.part == 'mae' and exported.size[0] != exported.size[1]:
         raise UserError("--to hf: transformers' ViTMAE takes square inputs, and this one has {} x {}; give "
                         '--part encoder'.format(*exported.size))

@@ -27,11 +27,9 @@ MAX_BYTES = 2 ** 31 - 2 ** 20           # of a protobuf message
 
 
 def write(exported: Any, path: str) -> Tuple[Optional[Dict[str, Any]], str]:
-    """Write the file, and run it in onnxruntime with another batch size than it was traced with.
+    """Write the file, and run it in onnxruntime with another batch size than traced; UserError above MAX_BYTES.
 
     Returns as util.tools.export.write_safetensors does.
-    Raises:
-        UserError: the model is too large for ONNX.
     """
     size = sum(value.numel() * value.element_size() for value in exported.state_dict().values())
     if size > MAX_BYTES:

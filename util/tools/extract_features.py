@@ -38,10 +38,8 @@ RESULTS = ('features.npy', 'block-*.npy', 'files.txt', 'labels.npy', 'classes.tx
 def extract(model: torch.nn.Module, imgs: torch.Tensor, pool: str, blocks: Sequence[int]) -> List[torch.Tensor]:
     """(N, C, H, W), normalised -> [features (N, D) after each of `blocks`, counted from 1 in ascending order].
 
-    These are pooled tokens without a norm, as the next block takes them. Without `blocks`, the one entry is that of
-    util.models.features.pooled, with the last norm of the model.
-    Args:
-        pool: 'mean' of the patch tokens, or 'cls', the class token.
+    These are pooled tokens without a norm, as the next block takes them: the 'mean' of the patch tokens, or 'cls'.
+    Without `blocks`, the one entry is that of util.models.features.pooled, with the last norm of the model.
     """
     if not blocks:
         return [features.pooled(model, imgs, pool)]
@@ -58,11 +56,7 @@ def _block(text: str) -> Union[str, int]:
 
 
 def make_folder(folder: str) -> None:
-    """Make an empty folder; one with earlier features is renamed first.
-
-    Raises:
-        UserError: it holds other files, or cannot be made.
-    """
+    """Make an empty folder, renaming one with earlier features; UserError if it holds others or cannot be made."""
     try:
         names = os.listdir(folder) if os.path.lexists(folder) else []
         others = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in RESULTS)]
@@ -77,11 +71,9 @@ def make_folder(folder: str) -> None:
 
 @contextmanager
 def npy_writer(path: str, shape: Tuple[int, ...], dtype: Any) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write a .npy file batch by batch: yields a function that appends arrays (M, *shape).
+    """Write a .npy file batch by batch: yields a function that appends arrays (M, *shape); raises as output_file.
 
     The number of rows is known only at the end, and they need not fit into memory.
-    Raises:
-        UserError: see util.tools.inference.output_file.
     """
     dtype, count = np.dtype(dtype), 0
     with output_file(path) as file:
@@ -100,8 +92,7 @@ def npy_writer(path: str, shape: Tuple[int, ...], dtype: Any) -> Iterator[Callab
         write_header()
 
 
-def write(folder: str, names: Sequence[str], batches: Iterable[Tuple[List[int], List[torch.Tensor]]], dataset: Any,
-          dtype: str, width: int, unreadable: Sequence[Tuple[str, str]]) -> int:
+def write(folder: str, names: list, batches: Iterable, dataset: Any, dtype: str, width: int, unreadable: list) -> int:
     """Write the files of a folder, see the head of this module, and return the number of rows.
 
     Args:

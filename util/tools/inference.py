@@ -26,9 +26,7 @@ from util.text import one_line
 def output_file(path: str) -> Iterator[Any]:
     """Open an output file of the user for writing bytes, as util.files.atomic_file does; an earlier file is set aside.
 
-    Its `check` raises a write error at once.
-    Raises:
-        UserError: it cannot be written; an earlier file is left as it was.
+    Its `check` raises a write error at once. A write error is a UserError, and leaves an earlier file as it was.
     """
     try:
         with atomic_file(path) as file:
@@ -41,13 +39,7 @@ def output_file(path: str) -> Iterator[Any]:
 
 
 class Inference:
-    """A trained model on its device.
-
-    Args:
-        device, amp: values of these flags.
-    Raises:
-        UserError: the device is not available.
-    """
+    """A trained model on its device, by the flags `device` and `amp`; UserError if the device is not available."""
 
     def __init__(self, loaded: LoadedModel, device: str = 'auto', amp: bool = False):
         self._accelerator = devices.select(device)
@@ -70,9 +62,8 @@ class Inference:
         """Yield (indices, function(model, imgs (N, C, H, W))) of each batch, in order.
 
         Args:
-            dataset: of `dataset`, or a Subset of it.
+            dataset: of `dataset`, or a Subset of it; label: text before the progress bar; '' for no bar.
             num_workers: loader processes; None: at most one per core and per batch but the first.
-            label: text before the progress bar; '' for no bar.
         Raises:
             UserError: no image can be read.
         """

@@ -26,8 +26,7 @@ def main() -> None:
     add('--k', type=positive_int, default=K, help='number of neighbours')
     add('--temperature', type=positive, default=TEMPERATURE, help='vote weight: exp(cosine similarity / temperature)')
     add('--pool', choices=('mean', 'cls'), default='mean', help='features: mean of the patch tokens, or class token')
-    add('--images', type=positive_int,
-        help='number of training images, spread evenly over the classes; default: all')
+    add('--images', type=positive_int, help='number of training images, spread evenly over the classes; default: all')
     add('--seed', type=non_negative_int, default=0, help='seed that selects --images')
     add_work(parser)
     args = parser.parse_args()

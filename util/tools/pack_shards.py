@@ -61,17 +61,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     unreadable = pack(args, splits)
     if unreadable:
-        logger.info('%d unreadable images skipped, see %s', unreadable,
-                    os.path.join(args.target, UNREADABLE))
+        logger.info('%d unreadable images skipped, see %s', unreadable, os.path.join(args.target, UNREADABLE))
     logger.info('%s is complete: train with --data_path %s', args.target, args.target)
 
 
 def load_splits(source: str, short_side: Optional[int] = None) -> List[Tuple[str, ImageList]]:
-    """(subfolder of TARGET, dataset) of each split of SOURCE.
-
-    Raises:
-        UserError: SOURCE is packed already, or holds arrays, which cannot be downscaled.
-    """
+    """(subfolder of TARGET, dataset) of each split; UserError if SOURCE is packed, or holds arrays to downscale."""
     train = source if is_csv(source) else find_split(source, 'train')
     if train and has_classes(train):
         first = labelled_set(source, 'train', val_fraction=0.)
@@ -90,11 +85,7 @@ def load_splits(source: str, short_side: Optional[int] = None) -> List[Tuple[str
 
 
 def pack(args: Namespace, splits: Sequence[Tuple[str, ImageList]]) -> int:
-    """Pack the splits into TARGET; returns the number of unreadable images.
-
-    Raises:
-        UserError: TARGET exists and is not empty, or cannot be written.
-    """
+    """Pack the splits into TARGET, and count unreadable images; UserError if it is in use or cannot be written."""
     target = os.path.normpath(args.target)
     if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
         raise UserError('TARGET: {} exists; choose a new folder'.format(target))
@@ -172,11 +163,7 @@ def member_names(paths: PathArray) -> List[str]:
 
 
 def _load(paths, num_workers, short_side, quality):
-    """Yield `_load_one` of each path, from loader processes.
-
-    Raises:
-        SystemFailure: a loader process has died.
-    """
+    """Yield `_load_one` of each path, from loader processes; SystemFailure if one has died."""
     loader = DataLoader(paths, batch_size=8, collate_fn=partial(_load_batch, short_side=short_side, quality=quality),
                         **worker_options(num_workers))
     # An exception raised by a signal handler during a fork would be lost.

@@ -79,11 +79,7 @@ def _two_colours(weights, rng):
 
 
 def write(folder: str, train: int, val: int, seed: int) -> None:
-    """Draw `train` and `val` images, spread evenly over the classes.
-
-    Raises:
-        UserError: the folder is not empty.
-    """
+    """Draw `train` and `val` images, spread evenly over the classes; UserError if the folder is not empty."""
     if os.path.isdir(folder) and os.listdir(folder):
         raise UserError('{}: is not empty; choose a new folder'.format(folder))
     for split, count in (('train', train), ('val', val)):

@@ -1,6 +1,6 @@
 """Supervised training loop and evaluation of classifiers."""
 from argparse import Namespace
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict
 
 import torch
 from torch.nn import functional as F
@@ -24,14 +24,10 @@ from util.training.trainer import Trainer
 
 
 def train_epochs(args: Namespace, session: Session, checkpointer: Checkpointer, optimizer_step: OptimizerStep,
-                 model: torch.nn.Module, loaders: Tuple[Batches, Batches], criterion: Callable, augment: Callable
-                 ) -> None:
-    """Train for the remaining epochs and evaluate `model` after each.
+                 model: torch.nn.Module, loaders: tuple, criterion: Callable, augment: Callable) -> None:
+    """Train for the remaining epochs and evaluate `model` after each; for criterion and augment see train_one_epoch.
 
-    Args:
-        model: as its precision made it, not in DistributedDataParallel.
-        loaders: of util.training.setup.build_loaders.
-        criterion, augment: see train_one_epoch.
+    `model` is as its precision made it, not in DistributedDataParallel; `loaders` are those of setup.build_loaders.
     """
     train_loader, val_loader = loaders
     normalize = Normalize.of(vars(args))
@@ -55,13 +51,10 @@ def train_epochs(args: Namespace, session: Session, checkpointer: Checkpointer, 
 def train_one_epoch(trainer: Trainer, criterion: Callable, augment: Callable) -> Dict[str, float]:
     """Train on the remaining batches of an epoch.
 
+    Returns what EpochMeter.finish does, and raises what Trainer.check_save_and_stop does.
     Args:
         criterion: loss of (logits, labels), or of (logits, soft labels) if `augment` makes such.
         augment: (images, labels) of the loader -> those of model and criterion.
-    Returns:
-        train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
-    Raises:
-        Preempted, SaveFailed, UserError: see Trainer.
     """
     optimizer_step, meter = trainer.optimizer_step, trainer.meter
     optimizer_step.model.train()
@@ -77,10 +70,6 @@ def train_one_epoch(trainer: Trainer, criterion: Callable, augment: Callable) ->
             optimizer_step.update()
         meter.log(i, loss, len(images))
         trainer.check_save_and_stop(i)
-        if trainer.save_due:
-            trainer.save()
-        if trainer.stop_due:
-            trainer.stop()
     return meter.finish()
 
 
@@ -100,8 +89,7 @@ def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecis
                         build: Callable, prepare: Callable) -> None:
     """--eval: accuracy of the --resume checkpoint on the validation images.
 
-    Args:
-        build: (args, classes) -> classifier; prepare: (classifier on the device, precision) -> model to evaluate.
+    `build`: (args, classes) -> classifier; `prepare`: (classifier on the device, precision) -> model to evaluate.
     """
     if checkpointer.path is None:
         raise UserError('--resume auto: no checkpoint in {}'.format(args.output_dir))
@@ -131,9 +119,7 @@ def evaluate(model: torch.nn.Module, loader: Batches, precision: FullPrecision, 
              normalize: Normalize, confusion: ConfusionTracker) -> Dict[str, Any]:
     """Collective: top-1 and top-5 accuracy and cross-entropy over the readable images, each counted once.
 
-    Args:
-        model: not in DistributedDataParallel, since processes may have unequal numbers of batches.
-        confusion: records the predictions.
+    `model` is not in DistributedDataParallel, since processes may have unequal numbers of batches.
     Returns:
         acc1 and acc5 in percent, loss, images, FPS; unreadable, if there are such images.
     Raises:

@@ -6,14 +6,9 @@ from util.training.trainer import Trainer
 
 
 def train_one_epoch(trainer: Trainer, mask_ratio: float, normalize: Normalize) -> Dict[str, float]:
-    """Train on the remaining batches of an epoch.
+    """Train on the remaining batches of an epoch, masking a fraction `mask_ratio` of the patches.
 
-    Args:
-        mask_ratio: fraction of the patches to mask.
-    Returns:
-        train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
-    Raises:
-        Preempted, SaveFailed, UserError: see Trainer.
+    Returns what EpochMeter.finish does, and raises what Trainer.check_save_and_stop does.
     """
     optimizer_step, meter = trainer.optimizer_step, trainer.meter
     optimizer_step.model.train()
@@ -28,8 +23,4 @@ def train_one_epoch(trainer: Trainer, mask_ratio: float, normalize: Normalize) -
             optimizer_step.update()
         meter.log(i, loss, len(images))
         trainer.check_save_and_stop(i)
-        if trainer.save_due:
-            trainer.save()
-        if trainer.stop_due:
-            trainer.stop()
     return meter.finish()

@@ -94,10 +94,7 @@ def build_augmentation(args: Namespace, mix: Callable, device: torch.device) -> 
 def freeze(model: torch.nn.Module, flag: Union[int, str, None]) -> None:
     """--freeze: patch embedding, class token, positions and the first blocks are not trained and drop no paths.
 
-    Args:
-        flag: number of blocks, 'all', or None to freeze nothing.
-    Raises:
-        UserError: the model has fewer blocks.
+    `flag` is a number of blocks, 'all', or None to freeze nothing; raises UserError if the model has fewer blocks.
     """
     if flag is None:
         return

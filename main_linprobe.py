@@ -1,6 +1,6 @@
 """Linear probing of a frozen encoder: python main_linprobe.py --data_path FOLDER --finetune CHECKPOINT [flags]."""
 from argparse import Namespace
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Callable
 
 from util.config.train_flags import parse_linprobe
 from util.errors import UserError, run
@@ -67,8 +67,7 @@ def build_model(args: Namespace, classes: int) -> torch.nn.Module:
     return model
 
 
-def load_encoder(model: torch.nn.Module, state: Dict[str, torch.Tensor], path: str,
-                 flags: Optional[Dict[str, Any]] = None) -> Tuple[List[str], List[str]]:
+def load_encoder(model: torch.nn.Module, state: dict, path: str, flags: weights.Flags = None) -> tuple:
     """As weights.load_pretrained, but raise UserError if the norm of the class token is missing."""
     left_out, missing = weights.load_pretrained(model, state, path, flags)
     if 'norm.weight' in missing:

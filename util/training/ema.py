@@ -14,11 +14,8 @@ class EMA:
     """fp32 average on the device of the weights, updated after every optimizer step that is not skipped.
 
     At update n, counted from 0, the decay is min(decay, (1 + n) / (10 + n)): in a short training the random
-    initialization does not dominate.
-
-    Args:
-        decay: between 0 and 1.
-        weights: {name: fp32 parameter that the optimizer updates}; their current values initialize the average.
+    initialization does not dominate. The current values of `weights`, {name: fp32 parameter that the optimizer
+    updates}, initialize the average.
     """
 
     def __init__(self, decay: float, weights: Dict[str, torch.Tensor]):
@@ -36,11 +33,7 @@ class EMA:
         self._updates += taken
 
     def evaluate(self, model: torch.nn.Module, evaluate: Callable[[], Dict[str, Any]]) -> Dict[str, Any]:
-        """Results of `evaluate()` with the EMA weights; RAW_METRICS with the raw weights as 'raw_...'.
-
-        Args:
-            model: as its precision made it.
-        """
+        """Results of `evaluate()` with the EMA weights; RAW_METRICS with the raw weights as 'raw_...'."""
         logger.info('evaluating the raw weights:')
         raw = evaluate()
         logger.info('evaluating the EMA weights (--ema):')
@@ -63,11 +56,7 @@ class EMA:
         return {'model_ema': dict(self._averages), 'ema_updates': int(self._updates)}
 
     def load_state_dict(self, state: Dict[str, Any], path: str) -> None:
-        """Restore a state_dict, or a checkpoint with its keys; `path` is for the error.
-
-        Raises:
-            UserError: names or shapes are those of another model.
-        """
+        """Restore a state_dict, or a checkpoint with its keys; raise UserError if it is that of another model."""
         saved = state['model_ema']
         for name, average in self._averages.items():
             if name not in saved or saved[name].shape != average.shape:

@@ -22,12 +22,8 @@ MAX_DATA_WAIT = .02     # share of the time waiting for data from which more loa
 class EpochMeter:
     """Loss, speed and log lines of a run, epoch by epoch.
 
-    The loss stays on the device; it is read, and averaged over the processes, only for a log line.
-
-    Args:
-        loader: yields the remaining batches of an epoch.
-        optimizer_step: has the learning rate and the skipped steps.
-        run_logger: gets {loss_tag, 'lr'} as scalars with every line.
+    The loss stays on the device; it is read, and averaged over the processes, only for a log line. With every
+    line, `run_logger` gets the scalars `loss_tag` and 'lr'.
     """
 
     def __init__(self, loader: Batches, session: Session, optimizer_step: OptimizerStep, run_logger: RunLogger,
@@ -122,10 +118,7 @@ class EpochMeter:
 
 
 class DeviceMean:
-    """Running mean of device scalars: `add` never synchronizes with the device, reading does.
-
-    Non-finite values are left out, as their steps are skipped.
-    """
+    """Running mean of the finite device scalars (other steps are skipped): only reading synchronizes, not `add`."""
 
     def __init__(self, device: torch.device):
         self._zero = torch.zeros(2, device=device)
@@ -168,18 +161,14 @@ class DeviceMean:
 class Throughput:
     """Images and seconds of one pass over a loader, without evaluation and checkpoints outside of it.
 
-    Args:
-        iterations: length of the pass.
-        warmup: leading iterations to leave out; at most a third of all, so that 3 iterations still leave 2.
-        synchronize: waits for the device; called only at the start and the end of the timing.
-        now: a clock in seconds.
+    Leaves out the first `warmup` of all `iterations`, at most a third of them, so that 3 iterations still leave 2.
+    `synchronize` waits for the device, at the start and the end of the timing only; `now` is a clock in seconds.
     """
 
     def __init__(self, iterations: int, warmup: int, synchronize: Callable[[], None],
                  now: Callable[[], float] = time.perf_counter):
         self.skip = min(warmup, iterations // 3)
-        self.images, self._earlier, self.waited = 0, 0., 0.
-        self.last_wait = 0.
+        self.images, self._earlier, self.waited, self.last_wait = 0, 0., 0., 0.
         self._first_wait = 0.           # the loader's start, which more loader processes would not shorten
         self._synchronize, self._now = synchronize, now
         self._started, self._ended = None, None

@@ -4,12 +4,12 @@ Each validation image is classified by the k training images of the most similar
 (arXiv:2104.14294). Shapes: N queries, B images of the feature bank, D width, k neighbours.
 """
 from argparse import Namespace
-from typing import Any, Callable, ContextManager, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from util.data.datasets import labelled_set
 from util.data.loader import evaluation_loader
@@ -21,7 +21,6 @@ from util.errors import UserError
 from util.log import logger, progress_bar
 from util.models.features import pooled
 from util.training.session import Session
-from util.training.trainer import Trainer
 
 K, TEMPERATURE = 20, .07
 
@@ -30,11 +29,8 @@ def classify(queries: torch.Tensor, bank: torch.Tensor, labels: torch.Tensor, cl
              temperature: float) -> torch.Tensor:
     """Vote of the k nearest neighbours of each query, each weighted by exp(cosine similarity / temperature).
 
-    Args:
-        queries: (N, D); bank: (B, D); both of unit length.
-        labels: (B,) of the bank; integers as floats, which every backend can exchange.
-    Returns:
-        (N,) labels, also as floats.
+    Queries (N, D) and bank (B, D) are of unit length; labels (B,) of the bank, and those returned (N,), are integers as
+    floats, which every backend can exchange.
     """
     similarity, nearest = (queries @ bank.t()).topk(min(k, len(bank)), dim=1)            # (N, k)
     votes = torch.zeros(len(queries), classes, device=queries.device)
@@ -54,16 +50,13 @@ def balanced_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, normalize: Normalize, session: Session, precision: FullPrecision,
-             datasets: Tuple[Dataset, Dataset, int], loading: Tuple[int, int, bool], pool: str = 'mean', k: int = K,
-             temperature: float = TEMPERATURE, unreadable_images: Optional[UnreadableTracker] = None) -> float:
+             datasets: tuple, loading: tuple, pool: str = 'mean', k: int = K, temperature: float = TEMPERATURE,
+             unreadable_images: Optional[UnreadableTracker] = None) -> float:
     """Collective: k-NN accuracy in percent over the readable validation images, each counted once; no randomness.
 
     Args:
         model: on its device, not in DistributedDataParallel.
-        datasets: feature bank images, validation images, number of classes.
-        loading: (batch_size, num_workers, pin_memory) of the loaders.
-        pool: features, see util.models.features.
-        unreadable_images: records the unreadable ones.
+        datasets: of datasets_of; loading: (batch_size, num_workers, pin_memory); pool: see util.models.features.
     Raises:
         UserError: none of the training or validation images is readable.
     """
@@ -122,15 +115,10 @@ def _all_gather(rows, world):
 
 
 def build_periodic_evaluation(args: Namespace, model: torch.nn.Module, normalize: Normalize, session: Session,
-                              precision: FullPrecision, ema_weights: Callable[[torch.nn.Module], ContextManager]
-                              ) -> Callable[[int, Trainer], Dict[str, float]]:
+                              precision: FullPrecision, ema_weights: Callable) -> Callable:
     """--knn_every: function (epoch, trainer) -> {'knn_acc1': percent} every N epochs and after the last, else {}.
 
-    It raises what Trainer.stop_if_requested does.
-    Args:
-        ema_weights: see OptimizerStep.
-    Raises:
-        UserError: the images have no classes.
+    It raises what Trainer.stop_if_requested does; UserError is raised at once if the images have no classes.
     """
     if not args.knn_every:
         return lambda epoch, trainer: {}
@@ -152,14 +140,11 @@ def build_periodic_evaluation(args: Namespace, model: torch.nn.Module, normalize
     return evaluate_if_due
 
 
-def datasets_of(data_path: str, flags: Dict[str, Any], count: Optional[int], seed: int, *split: Any
-                ) -> Tuple[Dataset, Dataset, int]:
+def datasets_of(data_path: str, flags: Dict[str, Any], count: Optional[int], seed: int, *split: Any) -> tuple:
     """(feature bank images, validation images, number of classes), with the transform of evaluation.
 
-    Args:
-        flags: of the training, by name.
-        count, seed: see balanced_subset; None for all images.
-        split: val_fraction and val_seed, see util.data.validation_split.
+    `flags` are those of the training; `count` and `seed`: see balanced_subset, None for all images; `split`:
+    val_fraction and val_seed.
     """
     transform, _ = preprocessing_of(flags)
     train = labelled_set(data_path, 'train', transform, None, *split)

@@ -22,7 +22,6 @@ class OptimizerStep:
         model: in DistributedDataParallel if there is more than one process.
         schedule: fractional epoch -> learning rate; evaluated once per window.
         clip_grad: maximum 2-norm of a step's gradient, or None.
-        non_finite_steps: counter of skipped steps; by default one without a limit.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, precision: FullPrecision,
@@ -37,8 +36,7 @@ class OptimizerStep:
         self._loss_weight, self._place = 1., (0, 0)
 
     def set_lr(self, epoch: int, i: int, iterations: int) -> None:
-        """Begin iteration `i` of `iterations` in `epoch` (counted from 0); set the learning rate if it opens a window.
-        """
+        """Begin iteration `i` of `iterations` in `epoch`, from 0; set the learning rate if it opens a window."""
         opened = i - (i - self.first_iteration) % self.accum_iter
         size = min(self.accum_iter, iterations - opened)
         self.due = i == opened + size - 1
@@ -72,8 +70,6 @@ class OptimizerStep:
         return self.ema.applied_to(model) if self.ema else nullcontext()
 
 
-# Learning rate
-
 def effective_batch_size(args: Namespace, world: World) -> int:
     """Images per optimizer step, over all processes."""
     return args.batch_size * args.accum_iter * world.size
@@ -90,17 +86,13 @@ def peak_lr(args: Namespace, world: World) -> float:
 def warmup_cosine(epoch: float, peak: float, epochs: int, warmup_epochs: float, floor: float = 0.) -> float:
     """Linear warm-up, then half a cosine (arXiv:2111.06377, appendix A.1; arXiv:1608.03983 without restarts).
 
-    Args:
-        epoch: fractional number of epochs done, e.g. 2.5.
-        peak: learning rate at the end of the warm-up; floor: at the end of the last epoch.
+    `epoch` is fractional, e.g. 2.5; `peak` is the learning rate after the warm-up, `floor` that at the end.
     """
     if epoch < warmup_epochs:
         return peak * epoch / warmup_epochs
     progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
     return floor + (peak - floor) * .5 * (1. + math.cos(math.pi * progress))
 
-
-# Parameter groups
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> List[Dict[str, Any]]:
     """Pre-training: no weight decay on 1-D tensors and biases (arXiv:2111.06377, appendix A.1)."""
@@ -115,10 +107,8 @@ def layer_decay_groups(model: torch.nn.Module, weight_decay: float, layer_decay:
     """Fine-tuning: layer-wise learning-rate decay (arXiv:2106.08254, appendix; arXiv:2003.10555).
 
     Layer 0 is the embedding, layer i + 1 is block i, depth + 1 the head; a layer's lr_scale is
-    layer_decay ** (depth + 1 - layer). No weight decay on 1-D tensors, pos_embed and cls_token.
-
-    Returns:
-        groups with 'name', 'params', 'lr_scale' and 'weight_decay', from the embedding to the head.
+    layer_decay ** (depth + 1 - layer). No weight decay on 1-D tensors, pos_embed and cls_token. The groups also have a
+    'name', and go from the embedding to the head.
     """
     depth = len(model.blocks)
     groups = {}
@@ -136,8 +126,6 @@ def layer_decay_groups(model: torch.nn.Module, weight_decay: float, layer_decay:
 
 def _layer_of(name, depth):
     """Layer number of a VisionTransformer parameter, as in layer_decay_groups."""
-    if name in ('pos_embed', 'cls_token') or name.startswith('patch_embed.'):
-        return 0
     if name.startswith('blocks.'):
         return int(name.split('.')[1]) + 1
-    return depth + 1
+    return 0 if name.startswith(('pos_embed', 'cls_token', 'patch_embed.')) else depth + 1

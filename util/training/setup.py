@@ -4,7 +4,7 @@ Weights are loaded first, then the precision prepared, then the optimizer's stat
 `precision.prepare` makes fp32 master weights from the weights of the model, and the moments belong to these.
 """
 from argparse import Namespace
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import torch
 from torch.utils.data import Dataset
@@ -27,7 +27,6 @@ from util.training.non_finite_steps import NonFiniteSteps
 from util.training.optimizer_step import OptimizerStep, effective_batch_size, peak_lr, warmup_cosine
 from util.training.session import Session, setup_precision, start_session
 
-# Data of fine-tuning and linear probing
 
 def start_classifier(args: Namespace) -> Tuple[Session, FullPrecision, Checkpointer]:
     """Start the session, find the --resume checkpoint and settle --val_fraction and --val_seed."""
@@ -66,15 +65,11 @@ def count_classes(args: Namespace, dataset: Dataset) -> int:
     return args.nb_classes or found
 
 
-# Model and optimizer
-
 def load_initial_weights(args: Namespace, session: Session, checkpointer: Checkpointer, model: torch.nn.Module,
                          pretrained: Optional[str], load: Callable) -> None:
-    """Load the weights of --resume, else of `pretrained` if given; move the model to the device.
+    """Load the weights of --resume, else of `pretrained` (--finetune or --init_from); move the model to the device.
 
-    Args:
-        pretrained: --finetune or --init_from.
-        load: load_pretrained or load_for_pretraining of util.checkpoints.weights.
+    `load` is load_pretrained or load_for_pretraining of util.checkpoints.weights.
     """
     if pretrained and checkpointer.path is None:
         weights.start_from(pretrained, model, args, load)
@@ -84,8 +79,7 @@ def load_initial_weights(args: Namespace, session: Session, checkpointer: Checkp
 
 
 def build_adamw_step(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer,
-                     model: torch.nn.Module, groups: List[Dict[str, Any]], betas: Tuple[float, float]
-                     ) -> Tuple[torch.nn.Module, OptimizerStep]:
+                     model: torch.nn.Module, groups: list, betas: tuple) -> Tuple[torch.nn.Module, OptimizerStep]:
     """(model prepared for its precision, OptimizerStep with AdamW) for a model whose weights are loaded."""
     optimizer = precision.adamw(session.accelerator, groups, lr=peak_lr(args, session.world), betas=betas)
     model, optimizer = precision.prepare(model, optimizer)
@@ -122,21 +116,15 @@ def build_optimizer_step(args: Namespace, session: Session, precision: FullPreci
 
 def log_training_summary(args: Namespace, world: World, dataset: Dataset, model: torch.nn.Module,
                          val_set: Optional[Dataset] = None) -> None:
-    """Log dataset size, trained parameters, batch size and learning rate; warn of settings that would waste the run.
-
-    Args:
-        val_set: labelled validation images, if any.
-    """
+    """Log dataset size, trained parameters, batch size and learning rate; warn of settings that would waste the run."""
     batch, lr = effective_batch_size(args, world), peak_lr(args, world)
     if args.lr is not None and args.auto_scale_lr:
         logger.info('lr scaled from %.3e for a batch of %d images', args.lr, args.base_batch_size)
     elif args.lr is not None and args.base_batch_size not in (None, batch):
         logger.warning('--lr %g was tuned for a batch of %d images, the effective batch is %d: --auto_scale_lr would '
-                       'make it %.3e', args.lr, args.base_batch_size, batch,
-                       args.lr * batch / args.base_batch_size)
+                       'make it %.3e', args.lr, args.base_batch_size, batch, args.lr * batch / args.base_batch_size)
     logger.info('data: %d images', len(dataset))
-    logger.info('model: %.2f M trained parameters',
-                sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6)
+    logger.info('model: %.2f M trained parameters', sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6)
     logger.info('effective batch size: %d, peak lr: %.3e', batch, lr)
     if args.warmup_epochs >= args.epochs > 1:
         logger.info('warning: --warmup_epochs %g of --epochs %d: the learning rate never decays, and reaches %.0f%% of '

@@ -24,11 +24,8 @@ CHECK_SECONDS, CHECK_STEPS = 1., 50
 class Trainer:
     """State of a training run; its `with` block holds the lock of the output folder.
 
-    Within an epoch, `save_due` and `stop_due` are the result of the last check_save_and_stop.
     Args:
-        model: as its precision made it, not in DistributedDataParallel.
-        loader: of util.data.loader.training_loader.
-        checkpointer: model and optimizer_step are loaded from it already.
+        model: as its precision made it, not in DistributedDataParallel; loaded, as optimizer_step is.
         loss_tag: name of the training loss in TensorBoard.
         report_part: ReconstructionSnapshots or ConfusionTracker.
         values: further plain values to keep in checkpoints, such as classes.
@@ -40,8 +37,7 @@ class Trainer:
                  loader: Batches, checkpointer: Checkpointer, loss_tag: str, report_part: Any, **values: Any):
         self.optimizer_step, self.values = optimizer_step, values
         self._args, self._session, self._model, self._loader = args, session, model, loader
-        self._checkpointer = checkpointer
-        self._loss_tag, self._report_part = loss_tag, report_part
+        self._checkpointer, self._loss_tag, self._report_part = checkpointer, loss_tag, report_part
         self._epoch, self._images, self._meter_state = args.start_epoch or 0, 0, None
         if checkpointer.is_resume and args.start_epoch is None:
             self.load_state_dict(checkpointer.state)
@@ -54,16 +50,15 @@ class Trainer:
         self._batch = args.batch_size * session.world.size      # images per iteration, all processes
         self._check_every, self._steps, self._since = 1, 0, time.monotonic()    # steps and time since the last check
         self._open_iterations = 0                               # of the current accumulation window
-        self.save_due = self.stop_due = False
         checkpointer.report_changes(args, session.world.size)
 
     def nothing_left(self) -> bool:
         """True, with a log line, if the resumed run is already complete."""
-        complete = self._epoch >= self._args.epochs
-        if complete:
-            logger.info('all %d epochs of the checkpoint are done: nothing left to train; raise --epochs to train '
-                        'longer', self._args.epochs)
-        return complete
+        if self._epoch < self._args.epochs:
+            return False
+        logger.info('all %d epochs of the checkpoint are done: nothing left to train; raise --epochs to train longer',
+                    self._args.epochs)
+        return True
 
     def __enter__(self):
         args, session, dataset = self._args, self._session, self._loader.dataset
@@ -102,10 +97,9 @@ class Trainer:
             yield self._epoch
 
     def check_save_and_stop(self, i: int) -> None:
-        """Count iteration `i`; about once a second, and at the end of an epoch, set `save_due` and `stop_due`."""
+        """Count iteration `i`; about once a second, and at the end of an epoch, check, and save or `stop` if due."""
         self._bar.update()
         self._open_iterations += 1
-        self.save_due = self.stop_due = False
         if not self.optimizer_step.due:
             return
         self._images += self._open_iterations * self._batch
@@ -113,10 +107,14 @@ class Trainer:
         single = self._session.world.size == 1          # no need to wait for the others
         if (self._steps >= self._check_every or i + 1 == self.meter.iterations
                 or single and (self._session.signals.requested or self._checkpointer.due)):
-            self._check()
+            save, stop = self._check()
+            if stop:
+                self.stop()
+            if save:
+                self.save()
 
     def _check(self):
-        """Collective: set `save_due` or `stop_due` if a process has a save due or a signal; abort past a limit.
+        """Collective: whether a process has a save due or a signal to stop, as (save, stop).
 
         Raises:
             UserError: too many consecutive steps were skipped, or too many images are unreadable.
@@ -134,13 +132,12 @@ class Trainer:
         if abort:
             non_finite_steps.abort(self._args.output_dir, session.world, self.optimizer_step.precision.loss_scale,
                                    self._files_of)
-        self.stop_due = bool(stop)
-        self.save_due = bool(save) and not self.stop_due
+        return save, stop
 
     def stop_if_requested(self) -> None:
         """Collective, outside of the training loop: check, and `stop` if a process was asked to."""
-        self._check()
-        if self.stop_due:
+        _, stop = self._check()
+        if stop:
             self.stop()
 
     def _files_of(self, rank, epoch, iteration):
@@ -169,11 +166,7 @@ class Trainer:
         self._checkpointer.save(self.state_dict(), names or [name_within(self._epoch, self._images)])
 
     def stop(self) -> None:
-        """Collective: save, wait until the checkpoint is on disk, and end the run.
-
-        Raises:
-            Preempted: always; or SaveFailed.
-        """
+        """Collective: save, wait until the checkpoint is on disk, and raise Preempted, or SaveFailed."""
         self.save()
         self._wait_until_saved()
         raise Preempted('stopped by {} in epoch {} after {} of {} iterations; {} is saved, resume with --resume auto'
@@ -193,8 +186,7 @@ class Trainer:
 
         Args:
             stats: training metrics for log.txt; tests: evaluation metrics for log.txt and TensorBoard.
-            result: entries of the Final result, besides the loss.
-            improved: also save as checkpoint-best.pth.
+            result: entries of the Final result, besides the loss; improved: also save as checkpoint-best.pth.
         Raises:
             SaveFailed: the last checkpoint could not be written.
         """
@@ -209,8 +201,7 @@ class Trainer:
         self._report.on_epoch_end(epoch)
         self._epoch, self._images = epoch + 1, 0
         last = self._epoch == self._args.epochs
-        due = last or self._epoch % self._args.save_every == 0
-        names = [name_after(epoch)] * due + [BEST] * improved
+        names = [name_after(epoch)] * (last or self._epoch % self._args.save_every == 0) + [BEST] * improved
         if names:
             self.save(names)
         if last:
@@ -222,8 +213,7 @@ class Trainer:
 
 def model_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, precision: FullPrecision,
                 ema: Optional[EMA] = None) -> Dict[str, Any]:
-    """Part of a checkpoint: weights in fp32, EMA weights, optimizer and loss scale; `model` is not in
-    DistributedDataParallel."""
+    """Part of a checkpoint: weights in fp32, EMA weights, optimizer and loss scale; `model` is not in DDP."""
     weights = precision.model_state(model, optimizer)
     state = {'model': weights, 'optimizer': optimizer.state_dict(), 'scaler': precision.state_dict()}
     if ema:

@@ -51,7 +51,7 @@ def train_epochs(args: Namespace, session: Session, checkpointer: Checkpointer, 
 def train_one_epoch(trainer: Trainer, criterion: Callable, augment: Callable) -> Dict[str, float]:
     """Train on the remaining batches of an epoch.
 
-    Returns what EpochMeter.finish does, and raises what Trainer.check_save_and_stop does.
+    Returns what EpochMeter.finish does, and raises what Trainer.check and Trainer.stop do.
     Args:
         criterion: loss of (logits, labels), or of (logits, soft labels) if `augment` makes such.
         augment: (images, labels) of the loader -> those of model and criterion.
@@ -69,7 +69,11 @@ def train_one_epoch(trainer: Trainer, criterion: Callable, augment: Callable) ->
         if optimizer_step.due:
             optimizer_step.update()
         meter.log(i, loss, len(images))
-        trainer.check_save_and_stop(i)
+        save, stop = trainer.check(i)                                   # agreed by all processes
+        if save:
+            trainer.save()
+        if stop:
+            trainer.stop()
     return meter.finish()
 
 

@@ -8,7 +8,7 @@ from util.training.trainer import Trainer
 def train_one_epoch(trainer: Trainer, mask_ratio: float, normalize: Normalize) -> Dict[str, float]:
     """Train on the remaining batches of an epoch, masking a fraction `mask_ratio` of the patches.
 
-    Returns what EpochMeter.finish does, and raises what Trainer.check_save_and_stop does.
+    Returns what EpochMeter.finish does, and raises what Trainer.check and Trainer.stop do.
     """
     optimizer_step, meter = trainer.optimizer_step, trainer.meter
     optimizer_step.model.train()
@@ -22,5 +22,9 @@ def train_one_epoch(trainer: Trainer, mask_ratio: float, normalize: Normalize) -
         if optimizer_step.due:
             optimizer_step.update()
         meter.log(i, loss, len(images))
-        trainer.check_save_and_stop(i)
+        save, stop = trainer.check(i)                                   # agreed by all processes
+        if save:
+            trainer.save()
+        if stop:
+            trainer.stop()
     return meter.finish()

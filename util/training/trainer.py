@@ -1,7 +1,7 @@
 """Trainer: iterates over the remaining epochs, decides when to checkpoint, stop or abort, and writes the results."""
 import time
 from argparse import Namespace
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 
@@ -96,25 +96,22 @@ class Trainer:
                 self._meter_state = None
             yield self._epoch
 
-    def check_save_and_stop(self, i: int) -> None:
-        """Count iteration `i`; about once a second, and at the end of an epoch, check, and save or `stop` if due."""
+    def check(self, i: int) -> Tuple[bool, bool]:
+        """Count iteration `i`; about once a second, and at the end of an epoch, agree whether to (`save`, `stop`)."""
         self._bar.update()
         self._open_iterations += 1
         if not self.optimizer_step.due:
-            return
+            return False, False
         self._images += self._open_iterations * self._batch
         self._steps, self._open_iterations = self._steps + 1, 0
         single = self._session.world.size == 1          # no need to wait for the others
         if (self._steps >= self._check_every or i + 1 == self.meter.iterations
                 or single and (self._session.signals.requested or self._checkpointer.due)):
-            save, stop = self._check()
-            if stop:
-                self.stop()
-            if save:
-                self.save()
+            return self._check()
+        return False, False
 
     def _check(self):
-        """Collective: whether a process has a save due or a signal to stop, as (save, stop).
+        """Collective: whether a process has a checkpoint due or a signal to stop, which saves too; as (save, stop).
 
         Raises:
             UserError: too many consecutive steps were skipped, or too many images are unreadable.
@@ -132,7 +129,7 @@ class Trainer:
         if abort:
             non_finite_steps.abort(self._args.output_dir, session.world, self.optimizer_step.precision.loss_scale,
                                    self._files_of)
-        return save, stop
+        return bool(save and not stop), bool(stop)
 
     def stop_if_requested(self) -> None:
         """Collective, outside of the training loop: check, and `stop` if a process was asked to."""

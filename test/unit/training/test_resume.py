@@ -23,7 +23,7 @@ import threading
 import util
 from util.training import trainer
 from util.training.epoch_meter import EpochMeter
-trainer.AGREE_SECONDS = 0.
+trainer.CHECK_SECONDS = 0.
 count, batches = [0], EpochMeter.batches
 
 def killed(self):

@@ -25,9 +25,12 @@ from util.training.trainer import Trainer
 
 def train_epochs(args: Namespace, session: Session, checkpointer: Checkpointer, optimizer_step: OptimizerStep,
                  model: torch.nn.Module, loaders: tuple, criterion: Callable, augment: Callable) -> None:
-    """Train for the remaining epochs and evaluate `model` after each; for criterion and augment see train_one_epoch.
+    """Train for the remaining epochs and evaluate `model` after each.
 
-    `model` is as its precision made it, not in DistributedDataParallel; `loaders` are those of setup.build_loaders.
+    Args:
+        model: as its precision made it, not in DistributedDataParallel.
+        loaders: of util.training.setup.build_loaders.
+        criterion, augment: see train_one_epoch.
     """
     train_loader, val_loader = loaders
     normalize = Normalize.of(vars(args))

@@ -6,9 +6,14 @@ from util.training.trainer import Trainer
 
 
 def train_one_epoch(trainer: Trainer, mask_ratio: float, normalize: Normalize) -> Dict[str, float]:
-    """Train on the remaining batches of an epoch, masking a fraction `mask_ratio` of the patches.
+    """Train on the remaining batches of an epoch.
 
-    Returns what EpochMeter.finish does, and raises what Trainer.check and Trainer.stop do.
+    Args:
+        mask_ratio: fraction of the patches to mask.
+    Returns:
+        train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
+    Raises:
+        Preempted, SaveFailed, UserError: see Trainer.
     """
     optimizer_step, meter = trainer.optimizer_step, trainer.meter
     optimizer_step.model.train()

@@ -37,10 +37,16 @@ def visible_patches(patches: int, mask_ratio: float) -> int:
 
 
 def infer_size(weights: Dict[str, Any], path: str, input_size: Union[int, List[int], None] = None) -> Dict[str, Any]:
-    """The flags that build the model of `weights`, by their names and shapes; UserError if no model has these.
+    """The flags that build the model of `weights`, inferred from their names and shapes.
 
-    `input_size`: pixels, if known; default: that of the position embedding, as a square. An encoder without decoder and
-    head gets a classifier's name.
+    Args:
+        weights: tensors by the names of this program.
+        input_size: pixels, if known; default: that of the position embedding, as a square.
+    Returns:
+        model (a classifier's name for an encoder without decoder and head), input_size, patch_size, in_chans and
+        global_pool.
+    Raises:
+        UserError: no model has these shapes.
     """
     embedding, positions = weights.get('patch_embed.proj.weight'), weights.get('pos_embed')
     if embedding is None or embedding.dim() != 4 or positions is None or positions.dim() != 3:

@@ -229,7 +229,11 @@ class Checkpointer:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: State, path: str) -> None:
-    """Load the saved moments, or raise as validate_optimizer; hyperparameters stay this run's, as flags override."""
+    """Load the saved moments, but keep this run's hyperparameters, so that flags override the checkpoint.
+
+    Raises:
+        UserError: the moments belong to other parameters.
+    """
     schema.validate_optimizer(optimizer, saved, path)
     groups = optimizer.state_dict()['param_groups']
     for group, saved_group in zip(groups, saved['param_groups']):

@@ -57,9 +57,14 @@ def folder_of(path: str) -> Optional[str]:
 
 
 def read_folder(folder: str, read_weights: Callable[[str], Weights]) -> State:
-    """Read the folder of a model as a checkpoint: 'model', 'args' and perhaps 'classes' or 'labels', see schema.py.
+    """Read the folder of a model as a checkpoint of this program.
 
-    `read_weights` reads a file. Raises UserError for a model that is none of this program, others for a damaged one.
+    Args:
+        read_weights: reads the tensors of a file.
+    Returns:
+        dict with 'model', 'args' and perhaps 'classes' or 'labels' (class names that are not those of a data folder).
+    Raises:
+        UserError: not a model of this program. Other errors: it is damaged.
     """
     config, weights = _json(folder, CONFIG), _weights(folder, read_weights)
     # A config without model_type is timm's, whose weights have this program's names.

@@ -35,8 +35,15 @@ def load_strict(model: nn.Module, weights: Weights, path: str) -> None:
 
 
 def start_from(path: str, model: nn.Module, args: Namespace, load_part: Callable[..., Tuple[Names, Names]]) -> Names:
-    """Initialize a model by load_pretrained or load_for_pretraining from the checkpoint at `path`, `args` with its
-    mean and std; returns the names that keep their random initialization. Raises as checkpoint_errors."""
+    """Initialize a model from the checkpoint at `path`, and `args` with its mean and std.
+
+    Args:
+        load_part: load_pretrained or load_for_pretraining.
+    Returns:
+        names that keep their random initialization.
+    Raises:
+        UserError, SystemFailure: see checkpoint_errors.
+    """
     with checkpoint_errors(path):
         saved = load(path)
         flags = saved.get('args') or {}         # of any program: only these are used

@@ -13,9 +13,12 @@ Values = Sequence[float]
 
 
 def statistics(in_chans: int, mean: Optional[Values] = None, std: Optional[Values] = None) -> Tuple[Values, Values]:
-    """(mean, std), one number per channel each, on a scale of 0 to 1; UserError without a default or for wrong lengths.
+    """(mean, std), one number per channel each, on a scale of 0 to 1.
 
-    Given one number each, or one per channel; default: ImageNet's, averaged over RGB for grey images.
+    Args:
+        mean, std: one number each, or one per channel; default: ImageNet's, averaged over RGB for grey images.
+    Raises:
+        UserError: no default for this number of channels, or another number of values.
     """
     if mean is None or std is None:
         if in_chans not in (1, 3):

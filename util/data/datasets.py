@@ -57,7 +57,10 @@ def pretraining_set(data_path: str, transform: Transform = None, val_fraction: f
                     val_seed: int = VAL_SEED) -> data.Dataset:
     """Images for pre-training: those of train/ or train.csv if present, else all; see README, "Dataset".
 
-    `val_fraction` and `val_seed` leave out the validation split of `labelled_set`. Raises UserError without images.
+    Args:
+        val_fraction, val_seed: leave out the validation split of `labelled_set`.
+    Raises:
+        UserError: there are no images.
     """
     if val_fraction or cifar.find_cifar(data_path):
         return labelled_set(data_path, 'train', transform, None, val_fraction, val_seed)
@@ -75,10 +78,13 @@ def labelled_set(data_path: str, split: str, transform: Transform = None, classe
                  val_fraction: float = VAL_FRACTION, val_seed: int = VAL_SEED) -> data.Dataset:
     """Images with labels: <data_path>/<split>/<class>/, tar files there, <split>.csv, or CIFAR batches.
 
-    Without a validation set, it is split off train/, or off the class folders or CSV file at data_path, as described in
-    util.data.validation_split; a `val_fraction` of 0 requires a validation set.
-    `classes` are those of the training set by label (default: the split's own); UserError if the images are missing or
-    have another class.
+    Without a validation set, it is split off train/, or off the class folders or CSV file at data_path.
+    Args:
+        split: 'train' or 'val'.
+        classes: class names by label, of the training set; default: the split's own.
+        val_fraction, val_seed: see util.data.validation_split; 0: require a validation set.
+    Raises:
+        UserError: the images are missing, or have a class that is not in `classes`.
     """
     batches = cifar.find_cifar(data_path)
     if batches:

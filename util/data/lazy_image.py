@@ -45,7 +45,11 @@ class LazyImage:
         self._pixels, self._path, (self.height, self.width) = pixels, path, pixels.shape[:2]
 
     def with_channels(self, count: int) -> 'LazyImage':
-        """RGB for 1 and 3 input channels, else the file's own channels; UnreadableImage if their number differs."""
+        """The image for a model with `count` input channels: RGB for 1 and 3, else the file's own channels.
+
+        Raises:
+            UnreadableImage: the file has a different number of channels.
+        """
         if count not in self._counts:
             own = self._counts[-1]
             raise UnreadableImage(self._path, '{} channel{}, not the {} of --in_chans'.format(
@@ -57,7 +61,11 @@ class LazyImage:
         return 1
 
     def resized_crop(self, top: int, left: int, height: int, width: int, size: Size) -> torch.Tensor:
-        """Crop and resize (bicubic, antialiased): (*size, 3) uint8; UnreadableImage if the file is damaged."""
+        """Crop and resize (bicubic, antialiased): (*size, 3) uint8.
+
+        Raises:
+            UnreadableImage: the file is damaged.
+        """
         return _resize(self._pixels[top:top + height, left:left + width], size)
 
 

@@ -39,7 +39,10 @@ def finetuning_transform(input_size: InputSize, in_chans: int = 3, color_jitter:
                          aa: str = RECIPE_AA, crop_min: float = .08) -> Transform:
     """Random resized crop, horizontal flip and, for 1 or 3 channels, timm's RandAugment or another policy `aa`.
 
-    `crop_min` is as in pretraining_transform. Raises UserError if timm cannot parse the policy.
+    Args:
+        crop_min: minimum area of a crop as a fraction of the image.
+    Raises:
+        UserError: timm cannot parse the policy `aa`.
     """
     steps = []
     try:
@@ -135,7 +138,10 @@ def to_grey(pixels: torch.Tensor) -> torch.Tensor:
 class Normalize:
     """Channel normalization on the images' device: (N, H, W, C) of 0..255 -> (N, C, H, W) float32.
 
-    `mean` and `std` are in units of 0..1; UserError if they are missing and `in_chans` has no defaults.
+    Args:
+        mean, std: per channel, in units of 0..1; see util.config.normalization.statistics.
+    Raises:
+        UserError: there are no defaults for `in_chans`.
     """
 
     def __init__(self, in_chans: int = 3, mean: Statistics = None, std: Statistics = None):

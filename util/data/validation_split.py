@@ -20,7 +20,10 @@ def validation_mask(labels: Sequence[int], names: Iterable[str], fraction: float
     """(N,) boolean mask of the images in the validation split.
 
     Of a class with n images, fraction x n are selected, rounded; at least 1 and at most n - 1, so that a class of one
-    image stays in training. A fraction of 1 selects all. `names` are N unique paths within the dataset.
+    image stays in training. A fraction of 1 selects all.
+    Args:
+        labels: N class indices.
+        names: N unique paths within the dataset.
     """
     labels = np.asarray(labels)
     if fraction == 1:

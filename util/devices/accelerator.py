@@ -170,7 +170,13 @@ class Npu(Accelerator):
 
 
 def select(requested: str) -> Cpu:
-    """The device of --device: 'auto' (NPU, then CUDA, then CPU), 'npu', 'cuda' or 'cpu'; UserError if not available."""
+    """Choose the device of --device.
+
+    Args:
+        requested: 'auto' (NPU, then CUDA, then CPU) or one of 'npu', 'cuda', 'cpu'.
+    Raises:
+        UserError: the requested device is not available.
+    """
     missing = []
     for kind in ('npu', 'cuda'):
         if requested in ('auto', kind):

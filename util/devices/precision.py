@@ -223,9 +223,13 @@ class ApexO2(FullPrecision):
 
 def choose_precision(accelerator: Cpu, amp: bool = False, backend: str = 'auto', dtype: str = 'auto',
                      loss_scale: Union[str, float] = 'dynamic') -> FullPrecision:
-    """The precision selected by a device and the --amp flags; UserError if their backend or dtype is not available.
+    """The precision selected by a device and the --amp flags.
 
-    A backend ('apex', 'native') or dtype ('fp16', 'bf16') other than 'auto' implies `amp`; `loss_scale` is for fp16.
+    Args:
+        amp: --amp; a backend ('apex', 'native') or dtype ('fp16', 'bf16') other than 'auto' implies it.
+        loss_scale: 'dynamic' or a number, for fp16.
+    Raises:
+        UserError: the requested backend or dtype is not available.
     """
     explicit = backend in ('apex', 'native') or dtype != 'auto'
     if backend == 'none' or not (explicit or amp and accelerator.amp_is_faster()):

@@ -38,7 +38,10 @@ class World:
     def join(self, accelerator: Cpu, dist_url: str = 'env://', hang_timeout: float = HANG_TIMEOUT) -> None:
         """Create the process group and start the hang detector. HCCL requires the current device to be set before.
 
-        `hang_timeout` in seconds, also of the rendezvous; SystemFailure if not all processes connect in time.
+        Args:
+            hang_timeout: seconds, of the hang detector and the rendezvous.
+        Raises:
+            SystemFailure: not all processes connect in time.
         """
         if self.size == 1:
             hang_detector.start(hang_timeout)
@@ -73,7 +76,11 @@ class World:
                 dist.broadcast(tensor, 0)
 
     def wrap_ddp(self, model: nn.Module, device: torch.device, bucket_view: bool) -> nn.Module:
-        """Wrap in DistributedDataParallel if size > 1; `bucket_view`: gradients may become views of its buckets."""
+        """`model` in DistributedDataParallel if there is more than one process.
+
+        Args:
+            bucket_view: gradients may become views of the all-reduce buckets; some fused optimizers do not support it.
+        """
         if self.size == 1:
             return model
         options = supported(DistributedDataParallel, gradient_as_bucket_view=bucket_view)

@@ -19,7 +19,11 @@ def block_outputs(model: nn.Module, imgs: Tensor) -> Iterator[Tensor]:
 
 
 def pooled(model: nn.Module, imgs: Tensor, pool: str = 'mean') -> Tensor:
-    """(N, C, H, W), normalised -> 'mean' of the patch tokens, or 'cls' token (N, D), after the model's final norm."""
+    """(N, C, H, W), normalised -> features (N, D) after the model's final norm.
+
+    Args:
+        pool: 'mean' of the patch tokens, or 'cls' for the class token.
+    """
     last, = deque(block_outputs(model, imgs), maxlen=1)
     return pool_tokens(model, last, pool)
 

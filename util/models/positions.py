@@ -7,10 +7,15 @@ from torch.nn import functional as F
 
 
 def sincos_2d(dim: int, grid_size: Sequence[int]) -> Tensor:
-    """2-D sine-cosine position table (1, 1 + rows * columns, dim) of a grid (rows, columns), in fp32.
+    """2-D sine-cosine position table, with a zero row for the class token first (arXiv:2111.06377, appendix A.1).
 
-    The class token's row is 0; of others, the first half encodes the column, the second the row (arXiv:2111.06377,
-    appendix A.1). ValueError unless `dim` is a multiple of 4.
+    Args:
+        dim: width D.
+        grid_size: (rows, columns) of patches.
+    Returns:
+        float32 tensor (1, 1 + rows * columns, D). The first half of D encodes the column, the second the row.
+    Raises:
+        ValueError: D is not a multiple of 4.
     """
     if dim % 4:
         raise ValueError('the width of a 2-D sine-cosine table must be a multiple of 4, not {}'.format(dim))
@@ -29,7 +34,13 @@ def _sincos_1d(dim: int, positions: Tensor) -> Tensor:
 
 
 def resize_positions(table: Tensor, old_grid: Sequence[int], new_grid: Sequence[int]) -> Tensor:
-    """Interpolate a table (1, 1 + patches, D) bicubically to another grid (rows, columns), but not its class row."""
+    """Interpolate a table (1, 1 + old patches, D) bicubically to another grid; the class row is unchanged.
+
+    Args:
+        old_grid, new_grid: (rows, columns) of patches.
+    Returns:
+        (1, 1 + new patches, D)
+    """
     if tuple(old_grid) == tuple(new_grid):
         return table
     class_row, patches = table[:, :1], table[:, 1:]

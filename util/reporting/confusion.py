@@ -16,13 +16,22 @@ MATRIX_NOTE = 'Validation images by true class (rows) and predicted class (colum
 
 
 class ConfusionTracker:
-    """Predictions of the latest complete evaluation, as sections of the report; `dataset` has `classes`, `name_of`."""
+    """Predictions of the latest complete evaluation, as sections of the report.
+
+    Args:
+        dataset: validation set with `classes` and `name_of`.
+    """
 
     def __init__(self, dataset: Any, normalize: Normalize):
         self._dataset, self._normalize, self._latest, self._reported = dataset, normalize, None, None
 
     def gather(self, batches: List[torch.Tensor], loader: Any, world: World, device: torch.device) -> None:
-        """Collective: combine all ranks' `batches` of `loader`, each labels and predictions (2, N) on the device."""
+        """Collective: combine the predictions of all ranks.
+
+        Args:
+            batches: (2, N) labels and predictions of each batch of this rank, on the device.
+            loader: the Batches that produced them.
+        """
         combined = torch.zeros(2, len(self._dataset), device=device)    # label and prediction + 1; 0: not evaluated
         if batches:
             pairs = torch.cat(batches, dim=1)
@@ -67,7 +76,11 @@ class ConfusionTracker:
 
 
 def worst_pairs(labels: np.ndarray, guesses: np.ndarray, most: int = PAIRS) -> List[Tuple[int, int, np.ndarray]]:
-    """(label, guess, image indices) of the most confused pairs, most frequent first; images of label -1 are ignored."""
+    """(label, guess, image indices) of the most confused pairs of classes, most frequent first.
+
+    Args:
+        labels, guesses: (N,) integers; images with label -1 are ignored.
+    """
     wrong = np.flatnonzero((labels >= 0) & (labels != guesses))
     base = int(guesses.max(initial=0)) + 1
     codes = labels[wrong] * base + guesses[wrong]

@@ -46,9 +46,14 @@ def continues(folder: str, checkpoint: Optional[str]) -> bool:
 def enter(folder: str, new: bool = False, log_dir: Optional[str] = None, keep_in_place: tuple = ()) -> tuple:
     """Lock `folder` for this run, move an earlier run's files aside if `new`, and give the launcher's log its name.
 
-    TensorBoard files in `log_dir` move too where it is within the folder. A folder that holds one of the paths
-    `keep_in_place`, such as --data_path, gets no sibling. Returns the lock and a list of the places where earlier
-    results went; UserError if the folder cannot be made or written, or another run holds it.
+    Args:
+        new: a training that does not continue here; see `continues`.
+        log_dir: the flag; TensorBoard files there move too where it is within the folder.
+        keep_in_place: paths, such as --data_path: a folder that holds one gets no sibling.
+    Returns:
+        the lock, places where earlier results went.
+    Raises:
+        UserError: the folder cannot be made or written, or another run holds it.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -141,10 +146,16 @@ def set_log_aside(folder: str, records: Sequence[str]) -> List[str]:
 
 
 def save_flags(args: Namespace, processes: int, evaluation: bool = False) -> List[str]:
-    """Write all flags into the output folder in a form that --config takes; returns new names of files set aside.
+    """Write all flags into the output folder in a form that --config takes; a file of other flags there is renamed.
 
     A --resume within the same folder, and its --start_epoch, are not part of the recipe: a comment names it, and the
     file repeats the whole run. The effective batch that an absolute --lr was used with is put down.
+    Args:
+        args: the parsed flags.
+        processes: their number.
+        evaluation: they are not of a training: the file is eval_config.yaml, not config.yaml.
+    Returns:
+        list of the new names of files that were set aside.
     """
     values = {flag: value for flag, value in vars(args).items() if flag != 'config'}
     head = '# All flags of a run; --config takes this file.\n'

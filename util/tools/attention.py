@@ -54,7 +54,11 @@ def attention_weights(model: torch.nn.Module, imgs: torch.Tensor, block: int) ->
 
 
 def attention_maps(model: torch.nn.Module, imgs: torch.Tensor, block: int, query: str = 'cls') -> torch.Tensor:
-    """Attention of `query` ('cls', or 'mean' over the patches) to each patch, (N, heads, rows, columns) of patches."""
+    """Attention to each patch in a block, (N, heads, rows, columns) of patches.
+
+    Args:
+        query: 'cls', attention of the class token; 'mean', the mean over the patch tokens.
+    """
     weights = attention_weights(model, imgs, block)
     to_patches = weights[:, :, 0, 1:] if query == 'cls' else weights[:, :, 1:, 1:].mean(dim=2)
     return to_patches.reshape(*to_patches.shape[:2], *model.grid_size)

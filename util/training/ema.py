@@ -14,8 +14,11 @@ class EMA:
     """fp32 average on the device of the weights, updated after every optimizer step that is not skipped.
 
     At update n, counted from 0, the decay is min(decay, (1 + n) / (10 + n)): in a short training the random
-    initialization does not dominate. The current values of `weights`, {name: fp32 parameter that the optimizer
-    updates}, initialize the average.
+    initialization does not dominate.
+
+    Args:
+        decay: between 0 and 1.
+        weights: {name: fp32 parameter that the optimizer updates}; their current values initialize the average.
     """
 
     def __init__(self, decay: float, weights: Dict[str, torch.Tensor]):
@@ -33,7 +36,11 @@ class EMA:
         self._updates += taken
 
     def evaluate(self, model: torch.nn.Module, evaluate: Callable[[], Dict[str, Any]]) -> Dict[str, Any]:
-        """Results of `evaluate()` with the EMA weights; RAW_METRICS with the raw weights as 'raw_...'."""
+        """Results of `evaluate()` with the EMA weights; RAW_METRICS with the raw weights as 'raw_...'.
+
+        Args:
+            model: as its precision made it.
+        """
         logger.info('evaluating the raw weights:')
         raw = evaluate()
         logger.info('evaluating the EMA weights (--ema):')

@@ -22,8 +22,12 @@ MAX_DATA_WAIT = .02     # share of the time waiting for data from which more loa
 class EpochMeter:
     """Loss, speed and log lines of a run, epoch by epoch.
 
-    The loss stays on the device; it is read, and averaged over the processes, only for a log line. With every
-    line, `run_logger` gets the scalars `loss_tag` and 'lr'.
+    The loss stays on the device; it is read, and averaged over the processes, only for a log line.
+
+    Args:
+        loader: yields the remaining batches of an epoch.
+        optimizer_step: has the learning rate and the skipped steps.
+        run_logger: gets {loss_tag, 'lr'} as scalars with every line.
     """
 
     def __init__(self, loader: Batches, session: Session, optimizer_step: OptimizerStep, run_logger: RunLogger,
@@ -161,8 +165,11 @@ class DeviceMean:
 class Throughput:
     """Images and seconds of one pass over a loader, without evaluation and checkpoints outside of it.
 
-    Leaves out the first `warmup` of all `iterations`, at most a third of them, so that 3 iterations still leave 2.
-    `synchronize` waits for the device, at the start and the end of the timing only; `now` is a clock in seconds.
+    Args:
+        iterations: length of the pass.
+        warmup: leading iterations to leave out; at most a third of all, so that 3 iterations still leave 2.
+        synchronize: waits for the device; called only at the start and the end of the timing.
+        now: a clock in seconds.
     """
 
     def __init__(self, iterations: int, warmup: int, synchronize: Callable[[], None],

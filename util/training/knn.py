@@ -29,8 +29,11 @@ def classify(queries: torch.Tensor, bank: torch.Tensor, labels: torch.Tensor, cl
              temperature: float) -> torch.Tensor:
     """Vote of the k nearest neighbours of each query, each weighted by exp(cosine similarity / temperature).
 
-    Queries (N, D) and bank (B, D) are of unit length; labels (B,) of the bank, and those returned (N,), are integers as
-    floats, which every backend can exchange.
+    Args:
+        queries: (N, D); bank: (B, D); both of unit length.
+        labels: (B,) of the bank; integers as floats, which every backend can exchange.
+    Returns:
+        (N,) labels, also as floats.
     """
     similarity, nearest = (queries @ bank.t()).topk(min(k, len(bank)), dim=1)            # (N, k)
     votes = torch.zeros(len(queries), classes, device=queries.device)
@@ -118,7 +121,11 @@ def build_periodic_evaluation(args: Namespace, model: torch.nn.Module, normalize
                               precision: FullPrecision, ema_weights: Callable) -> Callable:
     """--knn_every: function (epoch, trainer) -> {'knn_acc1': percent} every N epochs and after the last, else {}.
 
-    It raises what Trainer.stop_if_requested does; UserError is raised at once if the images have no classes.
+    It raises what Trainer.stop_if_requested does.
+    Args:
+        ema_weights: see OptimizerStep.
+    Raises:
+        UserError: the images have no classes.
     """
     if not args.knn_every:
         return lambda epoch, trainer: {}

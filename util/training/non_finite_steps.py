@@ -60,9 +60,13 @@ class NonFiniteSteps:
         self._in_row = state.get('bad_steps_in_row') or 0
 
     def abort(self, folder: str, world: World, scale: float, files_of: Callable[[int, int, int], List[str]]) -> None:
-        """Write bad_steps.json about the longest run of skipped steps (main process only) and raise UserError.
+        """Write bad_steps.json about the longest run of skipped steps (main process only) and abort.
 
-        `scale` is the loss scale; `files_of`: (rank, epoch, iteration) -> names of the images in that batch.
+        Args:
+            scale: current loss scale.
+            files_of: (rank, epoch, iteration) -> names of the images in that batch.
+        Raises:
+            UserError: always.
         """
         rows = [list(steps) for bad, steps in itertools.groupby(self._history, lambda step: int(step[1])) if bad]
         row = max(rows, key=len)

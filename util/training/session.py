@@ -22,7 +22,11 @@ from util.reporting.run_logger import NullRunLogger, RunLogger
 
 
 class Session:
-    """Device, accelerator and world of this process, and the run's clock; `profiling_folder` is that of --prof."""
+    """Device, accelerator and world of this process, and the run's clock.
+
+    Args:
+        profiling_folder: of --prof, or None.
+    """
 
     def __init__(self, accelerator: device.Cpu, world: distributed.World, profiling_folder: Optional[str] = None):
         self.accelerator, self.world = accelerator, world

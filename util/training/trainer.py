@@ -163,7 +163,11 @@ class Trainer:
         self._checkpointer.save(self.state_dict(), names or [name_within(self._epoch, self._images)])
 
     def stop(self) -> None:
-        """Collective: save, wait until the checkpoint is on disk, and raise Preempted, or SaveFailed."""
+        """Collective: save, wait until the checkpoint is on disk, and end the run.
+
+        Raises:
+            Preempted: always; or SaveFailed.
+        """
         self.save()
         self._wait_until_saved()
         raise Preempted('stopped by {} in epoch {} after {} of {} iterations; {} is saved, resume with --resume auto'

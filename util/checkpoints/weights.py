@@ -34,13 +34,11 @@ def load_strict(model: nn.Module, weights: Weights, path: str) -> None:
     model.load_state_dict(weights)
 
 
-def start_from(path: str, model: nn.Module, args: Namespace, load_part: Callable[..., Tuple[Names, Names]]) -> Names:
+def start_from(path: str, model: nn.Module, args: Namespace, load_part: Callable[..., Tuple[Names, Names]]) -> None:
     """Initialize a model from the checkpoint at `path`, and `args` with its mean and std.
 
     Args:
         load_part: load_pretrained or load_for_pretraining.
-    Returns:
-        names that keep their random initialization.
     Raises:
         UserError, SystemFailure: see checkpoint_errors.
     """
@@ -52,7 +50,6 @@ def start_from(path: str, model: nn.Module, args: Namespace, load_part: Callable
         left_out, fresh = load_part(model, saved['model'], path, saved.get('args'))
     logger.info('loaded %s; left out: %s', path, _listed(left_out))
     logger.info('starting from random weights: %s', _listed(fresh))
-    return fresh
 
 
 def load_pretrained(model: nn.Module, weights: Weights, path: str, flags: Flags = None) -> Tuple[Names, Names]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from util.config.input_flags import InputSize, sides
-from util.model_sizes import MASK_RATIO, SIZES, visible_patches
+from util.model_sizes import MASK_RATIO, PRETRAIN_MODELS, Size, visible_patches
 from util.models.activation_checkpointing import directly
 from util.models.positions import sincos_2d
 from util.models.reconstruction import patch_statistics
@@ -144,18 +144,12 @@ def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
     return torch.gather(x, 1, ids[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _mae(name: str, **options: Any) -> MaskedAutoencoderViT:
-    """Masked autoencoder of a size in util.model_sizes; `options` override it."""
-    size = SIZES[name]
+def _mae(size: Size, **options: Any) -> MaskedAutoencoderViT:
+    """Masked autoencoder of a size; `options` override it."""
     decoder = dict(zip(('decoder_embed_dim', 'decoder_depth', 'decoder_num_heads'), size.decoder))
-    return MaskedAutoencoderViT(**{'patch_size': size.patch, 'embed_dim': size.width, 'depth': size.depth,
-                                   'num_heads': size.heads, 'mlp_ratio': size.mlp_ratio,
-                                   'norm_layer': partial(nn.LayerNorm, eps=1e-6), **decoder, **options})
+    return MaskedAutoencoderViT(**{**size.encoder_options, **decoder, 'norm_layer': partial(nn.LayerNorm, eps=1e-6),
+                                   **options})
 
 
-mae_vit_nano_patch16 = partial(_mae, 'nano')
-mae_vit_tiny_patch16 = partial(_mae, 'tiny')
-mae_vit_small_patch16 = partial(_mae, 'small')
-mae_vit_base_patch16 = mae_vit_base_patch16_dec512d8b = partial(_mae, 'base')
-mae_vit_large_patch16 = mae_vit_large_patch16_dec512d8b = partial(_mae, 'large')
-mae_vit_huge_patch14 = mae_vit_huge_patch14_dec512d8b = partial(_mae, 'huge')
+# mae_vit_base_patch16() and the other constructors, one for each name in util.model_sizes
+globals().update({name: partial(_mae, size) for name, size in PRETRAIN_MODELS.items()})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from util.config.input_flags import InputSize, sides
-from util.model_sizes import SIZES
+from util.model_sizes import FINETUNE_MODELS, Size
 from util.models.activation_checkpointing import directly
 from util.models.features import pooled
 from util.models.timm_adapter import PatchEmbed, TransformerBlock, trunc_normal_
@@ -61,17 +61,10 @@ class VisionTransformer(nn.Module):
         return pooled(self, imgs, 'mean' if self.global_pool else 'cls')
 
 
-def _vit(name: str, **options: Any) -> VisionTransformer:
-    """Classifier of a size in util.model_sizes; `options` override it."""
-    size = SIZES[name]
-    return VisionTransformer(**{'patch_size': size.patch, 'embed_dim': size.width, 'depth': size.depth,
-                                'num_heads': size.heads, 'mlp_ratio': size.mlp_ratio,
-                                'norm_layer': partial(nn.LayerNorm, eps=1e-6), **options})
+def _vit(size: Size, **options: Any) -> VisionTransformer:
+    """Classifier of a size; `options` override it."""
+    return VisionTransformer(**{**size.encoder_options, 'norm_layer': partial(nn.LayerNorm, eps=1e-6), **options})
 
 
-vit_nano_patch16 = partial(_vit, 'nano')
-vit_tiny_patch16 = partial(_vit, 'tiny')
-vit_small_patch16 = partial(_vit, 'small')
-vit_base_patch16 = partial(_vit, 'base')
-vit_large_patch16 = partial(_vit, 'large')
-vit_huge_patch14 = partial(_vit, 'huge')
+# vit_base_patch16() and the other constructors, one for each name in util.model_sizes
+globals().update({name: partial(_vit, size) for name, size in FINETUNE_MODELS.items()})

@@ -16,6 +16,12 @@ class Size(NamedTuple):
     decoder: Tuple[int, int, int]
     mlp_ratio: float = 4.
 
+    @property
+    def encoder_options(self) -> Dict[str, Any]:
+        """Arguments of the constructors of both models."""
+        return {'patch_size': self.patch, 'embed_dim': self.width, 'depth': self.depth, 'num_heads': self.heads,
+                'mlp_ratio': self.mlp_ratio}
+
 
 SIZES = {
     'nano': Size(128, 6, 4, 16, (64, 2, 2)),            # 1.4 M parameters, for tutorials and tests on a CPU
@@ -24,11 +30,11 @@ SIZES = {
     'base': Size(768, 12, 12, 16, (512, 8, 16)),
     'large': Size(1024, 24, 16, 16, (512, 8, 16)),
     'huge': Size(1280, 32, 16, 14, (512, 8, 16))}
-
-
-def size_of(model: str) -> Size:
-    """The row of a model, by a name such as mae_vit_base_patch16_dec512d8b."""
-    return SIZES[model.replace('mae_', '').split('_')[1]]
+# Size by model name; the published names of autoencoders end in _dec512d8b.
+FINETUNE_MODELS = {'vit_{}_patch{}'.format(name, size.patch): size for name, size in SIZES.items()}
+PRETRAIN_MODELS = {'mae_' + name: size for name, size in FINETUNE_MODELS.items()}
+PRETRAIN_MODELS.update({'mae_{}_dec512d8b'.format(name): size for name, size in FINETUNE_MODELS.items()
+                        if size.decoder[:2] == (512, 8)})
 
 
 def visible_patches(patches: int, mask_ratio: float) -> int:
@@ -54,12 +60,11 @@ def infer_size(weights: Dict[str, Any], path: str, input_size: Union[int, List[i
     width, in_chans, patch, columns = embedding.shape
     blocks = [re.match(r'blocks\.(\d{1,4})\.', name) for name in weights]
     encoder = width, max((int(match.group(1)) + 1 for match in blocks if match), default=0)
-    found = next((size for size, row in SIZES.items() if (row.width, row.depth) == encoder), None)
+    name = next((name for name, size in FINETUNE_MODELS.items() if (size.width, size.depth) == encoder), None)
     side = round(max(positions.shape[1] - 1, 0) ** .5)
-    if found is None or patch != columns or not (input_size or side ** 2 == positions.shape[1] - 1):
+    if name is None or patch != columns or not (input_size or side ** 2 == positions.shape[1] - 1):
         raise UserError('{}: not a supported size: width {}, {} blocks, {} x {} patches and {} positions'
                         .format(path, *encoder, patch, columns, positions.shape[1]))
-    name = 'vit_{}_patch{}'.format(found, SIZES[found].patch)
     if 'decoder_embed.weight' in weights:
         name = 'mae_' + name
     return {'model': name, 'input_size': input_size or side * patch, 'patch_size': patch, 'in_chans': in_chans,

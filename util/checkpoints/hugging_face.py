@@ -17,7 +17,7 @@ from util.config.input_flags import normalised_size
 from util.errors import UserError
 from util.files import regular_file
 from util.log import logger
-from util.model_sizes import MASK_RATIO, infer_size, size_of
+from util.model_sizes import FINETUNE_MODELS, MASK_RATIO, infer_size
 
 Config = Dict[str, Any]             # content of config.json
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
@@ -163,7 +163,7 @@ def _flags(config: Config, weights: Weights, path: str) -> Dict[str, Any]:
         raise UserError('{}: a Hugging Face {}; supported are {}'.format(path, kind, ', '.join(SUPPORTED)))
     size = normalised_size(size) if type(size) is list and len(size) == 2 else size
     flags = {**infer_size(weights, path, size), 'layer_norm_eps': config.get('layer_norm_eps', 1e-12)}
-    own = size_of(flags['model'])
+    own = FINETUNE_MODELS[flags['model'].replace('mae_', '')]
     expected = {'hidden_act': 'gelu', **SUPPORTED[kind], 'num_attention_heads': own.heads,      # not visible in shapes
                 'patch_size': flags['patch_size'], 'num_channels': flags['in_chans']}
     if flags['model'].startswith('mae_'):

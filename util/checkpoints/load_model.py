@@ -1,15 +1,14 @@
 """Build a trained model from its checkpoint alone; the checkpoint keeps the flags of the training."""
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Container, Dict, List, NamedTuple, Optional
 
 from torch import Tensor, nn
 
 from util.checkpoints import pth_file, schema, weights
 from util.checkpoints.schema import Weights
 from util.config.input_flags import COLOURED, InputSize, size_fault
-from util.config.train_flags import FINETUNE_MODELS, PRETRAIN_MODELS
 from util.errors import UserError
 from util.log import logger
-from util.model_sizes import infer_size
+from util.model_sizes import FINETUNE_MODELS, PRETRAIN_MODELS, infer_size
 from util.models import linear_probe
 from util.models.build import build_autoencoder, build_classifier
 
@@ -36,10 +35,10 @@ def load_classifier(path: str, input_size: Optional[InputSize] = None) -> Loaded
 
 def load_any(path: str, input_size: Optional[InputSize] = None) -> LoadedModel:
     """Like load_classifier, from a checkpoint of any main script; an encoder alone is a classifier without head."""
-    return _load(path, PRETRAIN_MODELS + FINETUNE_MODELS, 'main_pretrain.py or main_finetune.py', input_size)
+    return _load(path, {**PRETRAIN_MODELS, **FINETUNE_MODELS}, 'main_pretrain.py or main_finetune.py', input_size)
 
 
-def _load(path: str, models: Sequence[str], scripts: str, input_size: Optional[InputSize] = None) -> LoadedModel:
+def _load(path: str, models: Container[str], scripts: str, input_size: Optional[InputSize] = None) -> LoadedModel:
     state = pth_file.load(path)
     with pth_file.checkpoint_errors(path):
         values = linear_probe.folded(state['model'])

@@ -5,11 +5,7 @@ from typing import Optional, Sequence
 
 from util.config import input_flags, parser as flags
 from util.config.weights_location import location_fault
-from util.model_sizes import MASK_RATIO, SIZES, visible_patches
-
-FINETUNE_MODELS = tuple('vit_{}_patch{}'.format(name, size.patch) for name, size in SIZES.items())
-PRETRAIN_MODELS = (*('mae_' + name for name in FINETUNE_MODELS), 'mae_vit_base_patch16_dec512d8b',
-                   'mae_vit_large_patch16_dec512d8b', 'mae_vit_huge_patch14_dec512d8b')      # the published names
+from util.model_sizes import FINETUNE_MODELS, MASK_RATIO, PRETRAIN_MODELS, visible_patches
 
 
 def _or(word, value, number_type):

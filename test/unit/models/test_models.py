@@ -12,8 +12,7 @@ import models_mae
 import models_vit
 from util.checkpoints import hugging_face
 from util.compat import accepts
-from util.config.train_flags import FINETUNE_MODELS, PRETRAIN_MODELS
-from util.model_sizes import SIZES
+from util.model_sizes import FINETUNE_MODELS, PRETRAIN_MODELS, SIZES
 from util.models.activation_checkpointing import checkpointed, directly
 from util.models.positions import resize_positions, sincos_2d
 
@@ -111,11 +110,11 @@ def test_a_named_size_has_its_published_parameter_count(monkeypatch, name, milli
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
 
 
-def test_every_model_has_the_size_in_its_name():
-    for module, prefix, names in ((models_mae, 'mae_vit_', PRETRAIN_MODELS), (models_vit, 'vit_', FINETUNE_MODELS)):
-        for name in names:
-            size, = getattr(module, name).args
-            assert name.startswith('{}{}_patch{}'.format(prefix, size, SIZES[size].patch))
+def test_every_name_in_the_table_of_sizes_has_a_constructor_of_that_size():
+    for module, names in ((models_mae, PRETRAIN_MODELS), (models_vit, FINETUNE_MODELS)):
+        for name, size in names.items():
+            assert getattr(module, name).args == (size,) == (SIZES[name.split('vit_')[1].split('_')[0]],)
+            assert '_patch{}'.format(size.patch) in name
 
 
 # The classifier

@@ -24,12 +24,7 @@ class UnreadableTracker:
 
     def __init__(self, folder: Optional[str], limit: int):
         self.limit, self._pending, self._recorded, self._logged = limit, {}, set(), 0
-        self._path, self._text, self._listed = folder and os.path.join(folder, NAME), b'', set()
-        if folder:
-            with suppress(OSError), open_regular(self._path) as file:       # from before a resume, if any
-                self._text = file.read()
-            self._text += b'\n' * (self._text[-1:] not in (b'', b'\n'))
-            self._listed = {line.split(b'\t')[0] for line in self._text.split(b'\n') if b'\t' in line}
+        self._path, self._text, self._listed = folder and os.path.join(folder, NAME), None, set()
 
     @classmethod
     def of_run(cls, folder: str, limit: Optional[int], dataset: Sized, world: World) -> 'UnreadableTracker':
@@ -66,6 +61,11 @@ class UnreadableTracker:
 
     def _list(self, failures):
         """Append files that are not listed yet, one `escaped path TAB reason` per line; log the first MAX_LOGGED."""
+        if self._text is None:          # now: until training has begun, the folder may hold an earlier run's
+            with suppress(OSError), open_regular(self._path) as file:       # from before a resume, if any
+                self._text = file.read()
+            self._text = (self._text or b'').rstrip(b'\n') + b'\n' * bool(self._text)
+            self._listed = {line.split(b'\t')[0] for line in self._text.split(b'\n') if b'\t' in line}
         for path, reason in failures:
             line = '{}\t{}\n'.format(escaped(path), reason).encode(errors='backslashreplace')
             if line.split(b'\t')[0] in self._listed:

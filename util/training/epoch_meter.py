@@ -27,13 +27,12 @@ class EpochMeter:
     Args:
         loader: yields the remaining batches of an epoch.
         optimizer_step: has the learning rate and the skipped steps.
-        run_logger: gets {loss_tag, 'lr'} as scalars with every line.
+        loss_tag: name of the loss among the scalars of each line, beside 'lr'.
     """
 
-    def __init__(self, loader: Batches, session: Session, optimizer_step: OptimizerStep, run_logger: RunLogger,
-                 loss_tag: str, seed: int):
+    def __init__(self, loader: Batches, session: Session, optimizer_step: OptimizerStep, loss_tag: str, seed: int):
         self.loader, self.session, self.optimizer_step = loader, session, optimizer_step
-        self._run_logger, self._loss_tag, self._seed = run_logger, loss_tag, seed
+        self._run_logger, self._scalars, self._loss_tag, self._seed = None, [], loss_tag, seed
         self._images, self._seconds = 0., 0.    # of all epochs
         self._suggested = None                  # number of loader processes
         self._warmup = WARMUP_ITERATIONS
@@ -78,9 +77,20 @@ class EpochMeter:
                     duration(per_iteration * (self.iterations - i - 1)), loss, self.optimizer_step.lr, per_iteration,
                     self._waited / count, '' if peak is None else '  max mem: {:.0f} MiB'.format(peak),
                     '  skipped steps: {}'.format(skipped) if skipped else '')
-        self._run_logger.log_scalars(self.epoch + (i + 1) / self.iterations,
-                                     {self._loss_tag: loss, 'lr': self.optimizer_step.lr})
+        self._scalars.append((self.epoch + (i + 1) / self.iterations,
+                              {self._loss_tag: loss, 'lr': self.optimizer_step.lr}))
+        self._log_scalars()
         self._since, self._waited, self._last_line = now, 0., i + 1
+
+    def _log_scalars(self):
+        while self._run_logger and self._scalars:
+            self._run_logger.log_scalars(*self._scalars.pop(0))
+
+    def start_logging(self, run_logger: RunLogger, seconds: float) -> None:
+        """Log scalars to `run_logger`, also those up to now; the `seconds` of opening it are not timed."""
+        self._run_logger, self._since = run_logger, self._since + seconds
+        self.throughput.exclude(seconds)
+        self._log_scalars()
 
     def state_dict(self) -> Dict[str, Any]:
         """Collective: state within an epoch, in plain values."""
@@ -209,6 +219,10 @@ class Throughput:
     def seconds(self) -> float:
         """Seconds timed so far."""
         return self._earlier + (0. if self._started is None else (self._ended or self._now()) - self._started)
+
+    def exclude(self, seconds: float) -> None:
+        """Leave out seconds that the caller spent on something else since the last batch."""
+        self._earlier -= seconds if self._started is not None else 0.
 
     def steady(self) -> Tuple[float, float]:
         """Seconds and data-wait seconds without the loader's start."""

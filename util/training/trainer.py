@@ -22,7 +22,10 @@ CHECK_SECONDS, CHECK_STEPS = 1., 50
 
 
 class Trainer:
-    """State of a training run; its `with` block holds the lock of the output folder.
+    """State of a training run.
+
+    The output folder is entered after the first optimizer step: a start that fails, even for a batch that does not fit
+    into memory, leaves earlier results where they are. It stays locked until the end of the `with` block.
 
     Args:
         model: as its precision made it, not in DistributedDataParallel; loaded, as optimizer_step is.
@@ -62,14 +65,10 @@ class Trainer:
 
     def __enter__(self):
         args, session, dataset = self._args, self._session, self._loader.dataset
-        begin = self._epoch + self._images / len(dataset)
-        self._run_logger = open_run_logger(args, session, self._checkpointer, (self._epoch, self._images), begin)
-        self._checkpointer.begin()
-        self._report = Report(args, session, self.optimizer_step.precision, len(dataset), self._run_logger,
-                              self._report_part)
+        self._run_logger = self._report = None          # until the output folder is entered
         self.unreadable_images = UnreadableTracker.of_run(args.output_dir, args.max_bad_images, dataset, session.world)
         self._loader.unreadable_images = self.unreadable_images
-        self.meter = EpochMeter(self._loader, session, self.optimizer_step, self._run_logger, self._loss_tag, args.seed)
+        self.meter = EpochMeter(self._loader, session, self.optimizer_step, self._loss_tag, args.seed)
         session.signals.graceful = True
         iterations = len(dataset) // self._batch        # per epoch
         self._bar = progress_bar('training', 'iterations', args.epochs * iterations,
@@ -79,8 +78,19 @@ class Trainer:
     def __exit__(self, kind, error, trace):
         self._bar.close()
         self._checkpointer.wait()
-        self._report.close(error)
-        self._run_logger.close()
+        if self._report:
+            self._report.close(error)
+            self._run_logger.close()
+
+    def _enter_folder(self):
+        """Collective: enter the output folder; earlier results move away unless the run continues there."""
+        started, begin = time.perf_counter(), self._epoch + self._images / len(self._loader.dataset)
+        self._run_logger = open_run_logger(self._args, self._session, self._checkpointer, (self._epoch, self._images),
+                                           begin)
+        self._checkpointer.begin()
+        self._report = Report(self._args, self._session, self.optimizer_step.precision, len(self._loader.dataset),
+                              self._run_logger, self._report_part)
+        self.meter.start_logging(self._run_logger, time.perf_counter() - started)
 
     def epochs(self) -> Iterator[int]:
         """Each remaining epoch, counted from 0; the caller trains it, then calls close_epoch."""
@@ -97,11 +107,16 @@ class Trainer:
             yield self._epoch
 
     def check(self, i: int) -> Tuple[bool, bool]:
-        """Count iteration `i`; about once a second, and at the end of an epoch, agree whether to (`save`, `stop`)."""
+        """Count iteration `i`; about once a second, and at the end of an epoch, agree whether to (`save`, `stop`).
+
+        After the first optimizer step, enter the output folder.
+        """
         self._bar.update()
         self._open_iterations += 1
         if not self.optimizer_step.due:
             return False, False
+        if not self._report:
+            self._enter_folder()
         self._images += self._open_iterations * self._batch
         self._steps, self._open_iterations = self._steps + 1, 0
         single = self._session.world.size == 1          # no need to wait for the others

@@ -4,11 +4,15 @@ import os
 import re
 import shutil
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+import torch
 from conftest import PRETRAIN, launcher
 from test_launchers import LOGS
 
+import main_pretrain
+from util.config.train_flags import parse_pretrain
 from util.errors import UserError
 from util.reporting import output_dir
 from util.training.session import open_run_logger
@@ -175,6 +179,15 @@ def test_a_failed_start_leaves_the_folder_and_its_log_as_they_were(images, pretr
     assert run.status == 2 and flag.split('=')[0] in run.output, run.output
     assert after.pop(log + '.starting').decode() == run.output and after == before
     assert os.listdir(str(tmp_path)) == ['o']
+
+
+def test_a_first_step_without_enough_memory_leaves_the_folder_as_it_was(images, pretrained, tmp_path, monkeypatch):
+    shutil.copytree(str(pretrained), str(tmp_path / 'o'))
+    before = content(tmp_path / 'o')
+    monkeypatch.setattr(torch.optim.AdamW, 'step', mock.Mock(side_effect=RuntimeError('out of memory')))
+    with pytest.raises(RuntimeError, match='out of memory'):
+        main_pretrain.main(parse_pretrain(['--data_path', str(images), '--output_dir', str(tmp_path / 'o'), *PRETRAIN]))
+    assert content(tmp_path / 'o') == before and os.listdir(str(tmp_path)) == ['o']
 
 
 def test_a_folder_that_cannot_be_made_is_one_line_of_a_launcher(images, tmp_path):

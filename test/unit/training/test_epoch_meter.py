@@ -60,6 +60,18 @@ def test_waiting_for_data_is_part_of_the_time_and_counted_separately():
     assert throughput.steady() == pytest.approx((1.5, .3))          # without the loader's start
 
 
+def test_excluded_seconds_are_not_part_of_the_time():
+    for done in (0, 2):                                             # within the warm-up, whose time does not count
+        clock = Clock()
+        throughput = Throughput(6, 1, clock.synchronize, clock)
+        for i, _ in enumerate(throughput.batches(range(6))):
+            clock.time += .5
+            if i == done:
+                clock.time += 10
+                throughput.exclude(10)
+        assert throughput.seconds == pytest.approx(2.5)
+
+
 def test_the_device_is_synchronized_only_at_start_and_end():
     _, clock = timed_pass([8] * 60, step=.1)
     assert clock.synchronized == 2
@@ -78,7 +90,7 @@ def test_more_loader_processes_are_suggested_if_the_device_waits(workers, second
 def test_a_suggested_number_of_workers_is_logged_again_only_when_it_changes(monkeypatch, caplog):
     caplog.set_level('INFO', 'mae')
     optimizer_step = SimpleNamespace(lr=.1, non_finite_steps=NonFiniteSteps(3))
-    meter = EpochMeter(mock.MagicMock(workers=2), Session(Cpu(), World()), optimizer_step, None, 'loss', 0)
+    meter = EpochMeter(mock.MagicMock(workers=2), Session(Cpu(), World()), optimizer_step, 'loss', 0)
     for enough, lines in ((None, 0), (4, 1), (4, 1), (5, 2), (None, 2), (5, 3)):
         monkeypatch.setattr('util.training.epoch_meter.suggested_workers', lambda *args, enough=enough: enough)
         meter.begin(0, 0)

@@ -1,11 +1,15 @@
 """Fine-tune or evaluate a ViT classifier: python main_finetune.py --data_path FOLDER [flags]; --help lists them."""
+from util import errors
+
+errors.exit_on_signals(__name__)
+
 from argparse import Namespace
 from typing import Callable, Tuple, Union
 
 from util.config.train_flags import mixing, parse_finetune
-from util.errors import UserError, run
+from util.errors import UserError
 
-ARGS = parse_finetune() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
+ARGS = errors.start(parse_finetune) if __name__ == '__main__' else None     # --help and wrong flags need no torch
 
 import torch
 from torch.nn import CrossEntropyLoss
@@ -112,4 +116,4 @@ def freeze(model: torch.nn.Module, flag: Union[int, str, None]) -> None:
 
 
 if __name__ == '__main__':
-    run(main, ARGS)
+    errors.run(main, ARGS)

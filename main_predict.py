@@ -1,9 +1,13 @@
 """Classify images with a fine-tuned model: python main_predict.py --resume CHECKPOINT IMAGES...; see --help."""
+from util import errors
+
+errors.exit_on_signals(__name__)
+
 from util.config.inference_flags import parse_predict
-from util.errors import UserError, run
+from util.errors import UserError
 from util.text import first_line, one_line
 
-ARGS = parse_predict() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
+ARGS = errors.start(parse_predict) if __name__ == '__main__' else None     # --help and wrong flags need no torch
 
 import json
 import os
@@ -90,6 +94,7 @@ def open_output(path: str) -> Iterator[Tuple[Callable[[bytes], int], Callable[[]
 
 
 def main(args: Namespace) -> None:
+    errors.handle_signals_as_before()
     log.set_up(True, results=True)
     loaded = load_model.load_classifier(args.resume, args.input_size)
     names = class_names(loaded, args.class_names)
@@ -118,4 +123,4 @@ def percent(probability: float) -> str:
 
 
 if __name__ == '__main__':
-    run(main, ARGS)
+    errors.run(main, ARGS)

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The words that a launcher is written in: recipe, devices, nodes, epochs, output, launch.
+# The declarations of a launcher: recipe, devices, nodes, epochs, output; and launch.
 # A launcher declares; `launch "$@"` reads the user's parameters, builds the command, runs it and keeps its log.
 
 set -euo pipefail
@@ -28,13 +28,13 @@ bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
 
   --data_path=FOLDER      images: train/<class>/ and val/<class>/, the CIFAR-10 or CIFAR-100 python batches, or CSV files
   --finetune_pth=FILE     pre-trained checkpoint (fine-tuning, linear probing), or its URL (.../name-HASH.pth)
-  --resume_pth=FILE       checkpoint to evaluate, or to go on from, or its URL
+  --resume_pth=FILE       checkpoint to evaluate or to resume from, or its URL
   --nproc=N               processes on this node, instead of $DEVICES
   --nnodes=N              nodes, instead of $NODES (or NNODES in the environment)
   --node_rank=I           index of this node (or NODE_RANK)
   --master_addr=HOST      address of node 0 (or MASTER_ADDR)
   --master_port=PORT      port of node 0 (or MASTER_PORT)
-  --max_restarts=N        start a run that a fault has ended again, up to N times, from its last checkpoint
+  --max_restarts=N        restart a failed run from its last checkpoint, up to N times
   --stop_timeout=SECONDS  time to save and end after a signal, until processes are killed (300)
   --output_dir=FOLDER     instead of $(dirname "$OUTPUT")
   --config=FILE           YAML file of flags for $SCRIPT, which overrides the recipe
@@ -84,7 +84,7 @@ check_parameters() {
         [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"
     done
     [[ ${max_restarts:-0} =~ ^[0-9]+$ ]] || die "--max_restarts: $max_restarts is not a number"
-    # A name may begin like a flag: said from the folder where it lies, it is none.
+    # A file name may begin like a flag.
     for name in data_path finetune_pth resume_pth output_dir config; do
         if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
     done
@@ -130,8 +130,8 @@ build_command() {
     COMMAND+=(${PASSED_ON[@]+"${PASSED_ON[@]}"})
 }
 
-# run_logged LOG: run COMMAND with its output on the screen and in LOG; returns its status. Signals are passed on, so that
-# it can save and end every process that it started; Ctrl-C as TERM, since bash lets background processes ignore INT.
+# run_logged LOG: run COMMAND with its output on the screen and in LOG; returns its status. Stop signals are forwarded, as
+# real-time signals RTMIN+n: to all processes of a job, a signal and its forwarded copy are one (util/errors.py).
 run_logged() {
     local log writer child status=0 signalled=yes
     # The log's writer outlives a signal to all processes of the job: it ends with the last line.
@@ -140,8 +140,8 @@ run_logged() {
     MAE_LAUNCHER=$$ "${COMMAND[@]}" >&"$log" 2>&1 {log}>&- &
     child=$!
     exec {log}>&-
-    trap 'signalled=yes; kill -TERM "$child" 2>/dev/null || true' INT TERM HUP
-    trap 'signalled=yes; kill -USR1 "$child" 2>/dev/null || true' USR1
+    trap 'signalled=yes; kill -RTMIN+15 "$child" 2>/dev/null || true' INT TERM HUP
+    trap 'signalled=yes; kill -RTMIN+10 "$child" 2>/dev/null || true' USR1
     while [[ $signalled ]]; do      # a wait that a signal cuts short returns that signal, not the process's status
         signalled='' status=0
         wait "$child" || status=$?
@@ -150,6 +150,7 @@ run_logged() {
         wait "$writer" 2>/dev/null || sleep .1
     done
     trap - INT TERM HUP USR1
+    if ((status > 160 && status < 193)); then status=75; fi     # the forwarded signal came before Python handles it
     return "$status"
 }
 

@@ -171,7 +171,7 @@ def test_the_processes_of_a_killed_launcher_save_and_exit(long_run, nproc):
 
 
 def test_a_run_that_exits_before_the_signalling_shell_waits_keeps_its_status(tmp_path):
-    script = 'trap "exit 75" USR1; echo at work; for ((i = 0; i < 600; i++)); do sleep .1; done'
+    script = 'trap "exit 75" RTMIN+10; echo at work; for ((i = 0; i < 600; i++)); do sleep .1; done'
     running = subprocess.Popen(
         ['bash', '-c', 'source "$0"; COMMAND=(bash -c "$1"); run_logged "$2"', str(ROOT / 'test' / 'lib' / 'launch.sh'),
          script, str(tmp_path / 'log')], env={**os.environ, **slow_kill(.5)}, stdout=subprocess.PIPE)
@@ -244,7 +244,7 @@ def test_only_failures_that_may_not_recur_are_restarted(monkeypatch, status, res
 STUBBORN = """
 import signal, sys, time
 open(sys.argv[1], 'w').close()
-signal.sigwait([signal.SIGUSR1])
+signal.sigwait([signal.SIGRTMIN + signal.SIGUSR1])
 open(sys.argv[1] + '-signalled', 'w').close()
 time.sleep(100)
 """

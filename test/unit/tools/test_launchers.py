@@ -236,6 +236,7 @@ def test_only_failures_that_may_not_recur_are_restarted(monkeypatch, status, res
     monkeypatch.setattr(launch, 'run_once', lambda *_: attempts.append(1) or status)
     monkeypatch.setattr(launch, 'SignalForwarder', lambda _: SimpleNamespace(received=False, sleep=lambda _: None))
     monkeypatch.setenv('MAE_RESTART', '0')
+    monkeypatch.setenv('MAE_ENTERED', '')       # main changes both
     with pytest.raises(SystemExit) as ended:
         launch.main(['--nproc', '1', '--max_restarts', '3', 'x.py'])
     assert ended.value.code == status and len(attempts) == 1 + restarts

@@ -1,7 +1,7 @@
 """Fine-tune or evaluate a ViT classifier: python main_finetune.py --data_path FOLDER [flags]; --help lists them."""
 from util import errors
 
-errors.exit_on_signals(__name__)
+errors.begin(__name__)
 
 from argparse import Namespace
 from typing import Callable, Tuple, Union
@@ -9,7 +9,7 @@ from typing import Callable, Tuple, Union
 from util.config.train_flags import mixing, parse_finetune
 from util.errors import UserError
 
-ARGS = errors.start(parse_finetune) if __name__ == '__main__' else None     # --help and wrong flags need no torch
+ARGS = parse_finetune() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
 import torch
 from torch.nn import CrossEntropyLoss

@@ -1,7 +1,7 @@
 """Linear probing of a frozen encoder: python main_linprobe.py --data_path FOLDER --finetune CHECKPOINT [flags]."""
 from util import errors
 
-errors.exit_on_signals(__name__)
+errors.begin(__name__)
 
 from argparse import Namespace
 from typing import Callable
@@ -9,7 +9,7 @@ from typing import Callable
 from util.config.train_flags import parse_linprobe
 from util.errors import UserError
 
-ARGS = errors.start(parse_linprobe) if __name__ == '__main__' else None     # --help and wrong flags need no torch
+ARGS = parse_linprobe() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
 import torch
 from torch.nn import CrossEntropyLoss

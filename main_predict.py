@@ -1,13 +1,13 @@
 """Classify images with a fine-tuned model: python main_predict.py --resume CHECKPOINT IMAGES...; see --help."""
 from util import errors
 
-errors.exit_on_signals(__name__)
+errors.begin(__name__)
 
 from util.config.inference_flags import parse_predict
 from util.errors import UserError
 from util.text import first_line, one_line
 
-ARGS = errors.start(parse_predict) if __name__ == '__main__' else None     # --help and wrong flags need no torch
+ARGS = parse_predict() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
 import json
 import os

@@ -1,13 +1,13 @@
 """Pre-train a masked autoencoder: python main_pretrain.py --data_path FOLDER [flags]; --help lists them."""
 from util import errors
 
-errors.exit_on_signals(__name__)
+errors.begin(__name__)
 
 from argparse import Namespace
 
 from util.config.train_flags import parse_pretrain
 
-ARGS = errors.start(parse_pretrain) if __name__ == '__main__' else None     # --help and wrong flags need no torch
+ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
 from torch.utils.data import Dataset
 

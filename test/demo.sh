@@ -4,6 +4,10 @@
 #   bash test/demo.sh [--output_dir=FOLDER] [--seed=N] [--quick]
 #
 # --quick runs every step on a few images, to try the machine rather than to learn anything.
+if [ -z "${BASH_VERSION:-}" ] || shopt -qo posix; then      # sh test/demo.sh
+    echo "error: $0 is a bash script: start it with 'bash $0'" >&2
+    exit 2
+fi
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib/python.sh"
@@ -16,7 +20,7 @@ while (($#)); do
         --output_dir=*) output=${1#*=} ;;
         --seed=*) seed=${1#*=} ;;
         --quick) train=128 val=64 pretrain_epochs=1 finetune_epochs=1 ;;
-        --help | -h) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+        --help | -h) sed -n '2,/^if/s/^# \{0,1\}//p' "$0" && exit 0 ;;
         *) die "unknown argument $1 (see --help)" ;;
     esac
     shift

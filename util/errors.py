@@ -1,6 +1,5 @@
 """Expected ends of a process (user errors, failures of the system, preemption): one line and an exit status."""
 import errno
-import importlib.util
 import os
 import re
 import signal
@@ -8,7 +7,7 @@ import sys
 import time
 from contextlib import contextmanager
 from glob import escape, glob
-from typing import Any, Callable, Iterator, Optional
+from typing import Callable, Iterator, Optional
 
 from util.text import first_line, one_line
 
@@ -99,19 +98,36 @@ def reworded(flag: str, words: str) -> Iterator[None]:
 _earlier_handlers = {}
 
 
-def exit_on_signals(module: str) -> None:
-    """From the first line of a script, `module` '__main__': a stop signal ends the process with one line and status 75.
+def begin(module: str) -> None:
+    """Call in a script's first line, with its __name__, before PyTorch is imported, which takes seconds.
 
-    Importing PyTorch takes seconds. `SignalHandler` takes over when the session of a run starts.
+    A stop signal ends the process with one line and status 75, until `SignalHandler` takes over for the session of a
+    run; a package that is not installed ends it with one line and status 2.
     """
     if module == '__main__':
+        sys.excepthook = _report_missing_package
         for number in STOP_SIGNALS:
             _earlier_handlers[number] = signal.signal(number, lambda number, frame: exit_before_training(number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)        # blocked by util.tools.launch
 
 
+def _report_missing_package(kind, error, traceback):
+    """sys.excepthook: names the Python environment to use, which test/lib/python.sh has made."""
+    if not issubclass(kind, ModuleNotFoundError):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    cache = os.environ.get('MAE_CACHE') or os.path.join(
+        os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae-pytorch')
+    made = sorted(glob(os.path.join(escape(cache), 'env-*', 'complete')),
+                  key=lambda path: ('env-2' in path, os.path.getmtime(path)))
+    advice = "'bash test/demo.sh' makes an environment, or install the packages of 2.x_requirements.txt"
+    if made:
+        advice = 'use ' + os.path.join(os.path.dirname(made[-1]), 'bin', 'python')
+    sys.exit(_report('error: {}: {}; {}'.format(sys.executable, error, advice), USER_ERROR_STATUS))
+
+
 def handle_signals_as_before() -> None:
-    """Undo `exit_on_signals`: an interrupted tool removes its temporary files."""
+    """Undo what `begin` did to signals: an interrupted tool removes its temporary files."""
     for number, handler in _earlier_handlers.items():
         signal.signal(number, handler)
 
@@ -131,19 +147,6 @@ def exit_now(line: str, status: int) -> None:
 def signal_name(number: int) -> str:
     """Name of a stop signal, such as SIGTERM, also of a forwarded one."""
     return 'the exit of its launcher' if number == LAUNCHER_EXITED else signal.Signals(number % FORWARDED).name
-
-
-def start(parse: Callable[[], Any]) -> Any:
-    """The flags by `parse`, before PyTorch is imported; one line and status 2 where it is not installed."""
-    flags = parse()
-    if importlib.util.find_spec('torch') is None:
-        cache = os.environ.get('MAE_CACHE') or os.path.join(
-            os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae-pytorch')
-        made = sorted(glob(os.path.join(escape(cache), 'env-*', 'complete')), key=os.path.getmtime)
-        sys.exit(_report('error: {} has no PyTorch; {}'.format(
-            sys.executable, 'use {}'.format(os.path.join(os.path.dirname(made[-1]), 'bin', 'python')) if made else
-            "run 'bash test/demo.sh', which makes an environment, or install 2.x_requirements.txt"), USER_ERROR_STATUS))
-    return flags
 
 
 def run(main: Callable, *args) -> None:
@@ -182,6 +185,7 @@ def status_of(main: Callable, *args) -> int:
         line = _shortage(error) or isinstance(error, OSError) and is_system_failure(error) and first_line(error)
         if not line:
             raise
+        sys.last_value = error      # keeps its frames: the destructor of a DataLoader that could not start would raise
         return _report('error: ' + line, FAILURE_STATUS)
 
 

@@ -2,6 +2,10 @@
 # The declarations of a launcher: recipe, devices, nodes, epochs, output; and launch.
 # A launcher declares; `launch "$@"` reads the user's parameters, builds the command, runs it and keeps its log.
 
+if [ -z "${BASH_VERSION:-}" ] || shopt -qo posix; then      # sh test/LAUNCHER.sh
+    echo "error: $0 is a bash script: start it with 'bash $0'" >&2
+    exit 2
+fi
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -21,7 +25,7 @@ output() { OUTPUT=$1; }         # folder/log, from the repository's root
 usage() {
     local needs=''
     if ((${#NEEDS[@]})); then needs=$(printf -- ' --%s=FILE' "${NEEDS[@]}"); fi
-    sed -n '2,/^source/{/^# shellcheck/d; /^#/s/^# \{0,1\}//p}' "$0"
+    sed -n '2,/^\./{/^# shellcheck/d; /^#/s/^# \{0,1\}//p}' "$0"
     cat <<EOF
 
 bash test/$(basename "$0") --data_path=FOLDER$needs [flags]

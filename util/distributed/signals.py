@@ -2,7 +2,7 @@
 
 The first signal is a request: the trainer polls `requested`, finishes the step and saves. A second signal ends the
 process at once. A thread receives them, since Python runs signal handlers between bytecodes of the main thread only,
-which never happens while that waits in a collective operation. Until a session starts, see errors.exit_on_signals.
+which never happens while that waits in a collective operation. Until a session starts, see errors.begin.
 """
 import ctypes
 import os

@@ -24,7 +24,7 @@ if not __package__:     # run as a file: import from the repository in any direc
 
 from util import errors
 
-errors.exit_on_signals(__name__)
+errors.begin(__name__)
 
 from util.config.parser import Parser, non_negative_int, positive_int, value_of
 from util.devices import accelerator as devices
@@ -71,10 +71,20 @@ def main(argv: Sequence[str]) -> None:
                 '' if accelerator.is_accelerator else ', or more to share the CPU ({})'.format(accelerator.reason)))
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
     # The run writes to this file when it enters its output folder: before, a restart has nothing to resume there.
-    file, os.environ['MAE_ENTERED'] = tempfile.mkstemp(prefix='mae-entered-')
+    try:
+        file, os.environ['MAE_ENTERED'] = tempfile.mkstemp(prefix='mae-entered-')
+    except OSError as error:
+        raise UserError('TMPDIR: no folder for temporary files ({})'.format(first_line(error))) from error
     os.close(file)
+    node = 'node {} of {}'.format(flags.node_rank, flags.nnodes)
+    if flags.node_rank:
+        first = flags.node_rank * processes
+        print('{}: starting ranks {} to {}; rank 0 logs the run, on node 0 ({})'.format(
+            node, first, first + processes - 1, flags.master_addr), flush=True)
     try:
         status = _attempts(flags, command, processes)
+        if flags.node_rank:
+            print('{}: ended with status {}'.format(node, status), flush=True)
     finally:
         with suppress(OSError):
             os.remove(os.environ['MAE_ENTERED'])

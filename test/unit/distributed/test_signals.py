@@ -93,7 +93,7 @@ threading.Event().wait()
 
 @pytest.mark.compat
 @pytest.mark.parametrize('number', [signal.SIGUSR1, signal.SIGINT, FORWARDED + signal.SIGTERM])
-@pytest.mark.parametrize('handle', ['SignalHandler().__enter__()', 'errors.exit_on_signals("__main__")'])
+@pytest.mark.parametrize('handle', ['SignalHandler().__enter__()', 'errors.begin("__main__")'])
 def test_a_signal_before_training_ends_the_process_with_one_line(number, handle):
     run = execute([sys.executable, '-c', SCRIPT.format(int(number), handle)])
     assert run.status == 75 and signal_name(number) in run.output and run.output.count('\n') == 1
@@ -103,7 +103,7 @@ def test_a_signal_before_training_ends_the_process_with_one_line(number, handle)
 def test_signals_are_handled_before_anything_else_is_imported(script):
     first, second, *_ = ast.parse((ROOT / (script + '.py')).read_text()).body[1:]
     assert isinstance(first, ast.ImportFrom) and ast.dump(second) == ast.dump(
-        ast.parse('errors.exit_on_signals(__name__)').body[0])
+        ast.parse('errors.begin(__name__)').body[0])
 
 
 @pytest.mark.slow

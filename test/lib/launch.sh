@@ -26,7 +26,7 @@ usage() {
     local needs=''
     if ((${#NEEDS[@]})); then needs=$(printf -- ' --%s=FILE' "${NEEDS[@]}"); fi
     sed -n '2,/^\./{/^# shellcheck/d; /^#/s/^# \{0,1\}//p}' "$0"
-    cat <<EOF
+    sed "$([[ $SCRIPT == main_pretrain.py ]] && echo '/--finetune_pth/d')" <<EOF
 
 bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
 

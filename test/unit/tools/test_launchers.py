@@ -11,6 +11,7 @@ import pytest
 from conftest import PRETRAIN, ROOT, environment, execute, launcher, signal_when_trapped, slow_kill
 from test_baseline import RECORD
 
+from util.errors import UserError
 from util.tools import launch
 
 RECIPES = (ROOT / 'RECIPES.md').read_text(encoding='utf-8')
@@ -72,9 +73,10 @@ def test_a_mistake_of_all_processes_is_reported_once(images, tmp_path, flag):
     assert run.status == 2 and flag.split('=')[0] in error
 
 
-def test_help_lists_the_flags_of_the_launcher():
-    run = launcher('finetune_full_8p', '--help')
-    assert run.status == 0 and '--finetune_pth=FILE' in run.output
+@pytest.mark.parametrize('name, has', [('finetune_full_8p', True), ('pretrain_full_8p', False)])
+def test_help_lists_the_flags_of_the_launcher(name, has):
+    run = launcher(name, '--help')
+    assert run.status == 0 and '--resume_pth=FILE' in run.output and ('--finetune_pth' in run.output) == has
 
 
 def test_a_python_launcher_without_a_script_is_refused(capsys):
@@ -225,7 +227,8 @@ with open(sys.argv[1] + os.environ['RANK'], 'a') as attempts:
 @both
 def test_a_failed_run_is_restarted_with_its_restart_count(tmp_path, supervisor):
     (tmp_path / 'flaky.py').write_text(FLAKY)
-    run = execute(by(supervisor, '--nproc', 2, '--max_restarts', 3, tmp_path / 'flaky.py', tmp_path / 'attempts-'))
+    run = execute(by(supervisor, '--nproc', 2, '--max_restarts', 3, tmp_path / 'flaky.py', tmp_path / 'attempts-'),
+                  TMPDIR='/no/where')
     assert run.status == 0 and (tmp_path / 'attempts-0').read_text() == 'first 1 2 ', run.output
 
 
@@ -240,6 +243,25 @@ def test_only_failures_that_may_not_recur_are_restarted(monkeypatch, status, res
     with pytest.raises(SystemExit) as ended:
         launch.main(['--nproc', '1', '--max_restarts', '3', 'x.py'])
     assert ended.value.code == status and len(attempts) == 1 + restarts
+
+
+@pytest.mark.parametrize('node', [0, 1])
+def test_other_nodes_log_their_start_and_end(monkeypatch, capsys, node):
+    monkeypatch.setattr(launch, '_attempts', lambda *_: 70)
+    monkeypatch.setenv('MAE_ENTERED', '')
+    with pytest.raises(SystemExit):
+        launch.main(['--nproc', '8', '--nnodes', '2', '--node_rank', str(node), '--master_addr', 'n0', 'x.py'])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * node
+    if node:
+        assert re.match('node 1 of 2: .*ranks 8 to 15', lines[0]) and lines[1] == 'node 1 of 2: ended with status 70'
+
+
+def test_no_folder_for_temporary_files_is_one_line(monkeypatch):
+    monkeypatch.setenv('MAE_ENTERED', '')
+    monkeypatch.setattr(launch.tempfile, 'tempdir', '/no/where')
+    with pytest.raises(UserError, match='TMPDIR: .*no/where'):
+        launch.main(['--nproc', '1', 'x.py'])
 
 
 STUBBORN = """

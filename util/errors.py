@@ -79,6 +79,12 @@ def is_system_failure(error: Optional[BaseException]) -> bool:
         _shortage(error) or DEVICE_ERROR.match(str(error)))
 
 
+def raise_if_system_failure(error: BaseException) -> None:
+    """Raise SystemFailure from an error that is none of the user, before it is taken for one."""
+    if is_system_failure(error):
+        raise SystemFailure(_shortage(error) or first_line(error)) from error
+
+
 def _shortage(error):
     """'message; what to do' if the system has run out of something, else ''."""
     lines = (str(error) or type(error).__name__).strip().split('\n')      # those of a loader process have a traceback

@@ -8,11 +8,13 @@ import ctypes
 import os
 import signal
 import threading
+import time
 from typing import List
 
 from util.errors import FORWARDED, LAUNCHER_EXITED, STOP_SIGNALS, exit_before_training, exit_now, signal_name
 
 PR_SET_PDEATHSIG = 1        # of Linux
+REPEATED = 2.               # seconds: torchrun used by hand repeats a Ctrl-C, which its processes have got already
 
 
 def signal_on_exit_of_parent(number: int, parent: int) -> None:
@@ -37,11 +39,16 @@ class StopRequests:
     def __init__(self):
         self.numbers: List[int] = []
         self._counts = {False: 0, True: 0}      # signals got directly and forwarded by the launcher
+        self._last = -REPEATED
 
     def add(self, number: int) -> None:
         """Count a signal. The exit of the launcher is a request only if it is the first."""
-        self._counts[number > FORWARDED] += number != LAUNCHER_EXITED or not self.numbers
-        if max(self._counts.values()) > len(self.numbers):
+        forwarded, now = number > FORWARDED, time.monotonic()
+        if number == LAUNCHER_EXITED and self.numbers or not forwarded and now - self._last < REPEATED:
+            return
+        self._last = self._last if forwarded else now
+        self._counts[forwarded] += 1
+        if self._counts[forwarded] > len(self.numbers):
             self.numbers.append(number)
 
 

@@ -25,7 +25,7 @@ from util.text import first_line
 DEFAULT_PORT, MAX_PORT = 29500, 2 ** 16 - 1
 MAX_PROCESSES = 2 ** 16
 HANG_TIMEOUT = 600.         # seconds
-NOTICE = 5.                 # seconds of waiting for other processes until a line names them
+NOTICE = 10.                # seconds of waiting for other processes until a line names them
 COLLECTIVE_MARGIN = 60.     # seconds from the hang timeout to that of collectives: the hang detector reports first
 # Additional seconds for the rendezvous after a restart: until the collectives of the other nodes time out, their
 # launchers end the remaining processes, and PyTorch is imported.

@@ -11,6 +11,7 @@ import pytest
 from conftest import PRETRAIN, ROOT, execute
 from test_launchers import wait_for
 
+from util.distributed import signals
 from util.distributed.signals import StopRequests
 from util.errors import FORWARDED, LAUNCHER_EXITED, signal_name
 from util.tools.launch import child_pids
@@ -72,11 +73,20 @@ def test_a_second_signal_stops_at_once(images, tmp_path):
 @pytest.mark.parametrize('numbers, requests', [
     ([15, FORWARDED + 15], 1), ([FORWARDED + 2, 2], 1), ([15, FORWARDED + 15, 15, FORWARDED + 15], 2),
     ([FORWARDED + 10, FORWARDED + 15], 2), ([2, LAUNCHER_EXITED], 1), ([LAUNCHER_EXITED, 15], 1)])
-def test_a_signal_and_its_forwarded_copy_are_one_request(numbers, requests):
+def test_a_signal_and_its_forwarded_copy_are_one_request(monkeypatch, numbers, requests):
+    """However much time lies between them."""
+    monkeypatch.setattr(signals, 'REPEATED', 0.)
     counted = StopRequests()
     for number in numbers:
         counted.add(number)
     assert len(counted.numbers) == requests and counted.numbers[0] == numbers[0]
+
+
+def test_torchrun_repeats_a_signal():
+    counted = StopRequests()
+    counted.add(2)
+    counted.add(2)
+    assert counted.numbers == [2]
 
 
 # As a launcher starts its processes: signals are blocked.

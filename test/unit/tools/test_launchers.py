@@ -11,7 +11,6 @@ import pytest
 from conftest import PRETRAIN, ROOT, environment, execute, launcher, signal_when_trapped, slow_kill
 from test_baseline import RECORD
 
-from util.errors import UserError
 from util.tools import launch
 
 RECIPES = (ROOT / 'RECIPES.md').read_text(encoding='utf-8')
@@ -239,7 +238,6 @@ def test_only_failures_that_may_not_recur_are_restarted(monkeypatch, status, res
     monkeypatch.setattr(launch, 'run_once', lambda *_: attempts.append(1) or status)
     monkeypatch.setattr(launch, 'SignalForwarder', lambda _: SimpleNamespace(received=False, sleep=lambda _: None))
     monkeypatch.setenv('MAE_RESTART', '0')
-    monkeypatch.setenv('MAE_ENTERED', '')       # main changes both
     with pytest.raises(SystemExit) as ended:
         launch.main(['--nproc', '1', '--max_restarts', '3', 'x.py'])
     assert ended.value.code == status and len(attempts) == 1 + restarts
@@ -260,7 +258,7 @@ def test_other_nodes_log_their_start_and_end(monkeypatch, capsys, node):
 def test_no_folder_for_temporary_files_is_one_line(monkeypatch):
     monkeypatch.setenv('MAE_ENTERED', '')
     monkeypatch.setattr(launch.tempfile, 'tempdir', '/no/where')
-    with pytest.raises(UserError, match='TMPDIR: .*no/where'):
+    with pytest.raises(launch.UserError, match='TMPDIR: .*no/where'):
         launch.main(['--nproc', '1', 'x.py'])
 
 

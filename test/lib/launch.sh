@@ -85,9 +85,10 @@ check_parameters() {
     done
     [[ -z $finetune_pth || $SCRIPT != main_pretrain.py ]] || die "--finetune_pth: pre-training takes none"
     for name in nproc nnodes stop_timeout; do
-        [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"
+        [[ ${!name:-1} =~ ^[1-9][0-9]{0,8}$ ]] || die "--$name: ${!name} is not a positive number"
     done
-    [[ ${max_restarts:-0} =~ ^[0-9]+$ ]] || die "--max_restarts: $max_restarts is not a number"
+    [[ ${max_restarts:-0} =~ ^[0-9]{1,9}$ ]] || die "--max_restarts: $max_restarts is not a number"
+    [[ ${master_port:-1} =~ ^[1-9][0-9]{0,4}$ ]] || die "--master_port: $master_port is not a port"
     # A file name may begin like a flag.
     for name in data_path finetune_pth resume_pth output_dir config; do
         if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
@@ -99,6 +100,9 @@ check_parameters() {
     done
     if ((nnodes > 1)) && [[ -z $node_rank || -z $master_addr ]]; then
         die "$nnodes nodes: give --node_rank=0 on the first node (1 on the next) and --master_addr=ADDRESS of it"
+    fi
+    if ((nnodes > 1)) && { [[ ! $node_rank =~ ^[0-9]{1,8}$ ]] || ((10#$node_rank >= nnodes)); }; then
+        die "--node_rank: $node_rank is not a number from 0 to $((nnodes - 1))"
     fi
 }
 

@@ -53,6 +53,10 @@ def test_nproc_overrides_the_number_of_devices(images):
     ('pretrain_performance_1p', ['--data_path=/', '--nproc=two'], '--nproc: two'),
     ('pretrain_performance_1p', ['--data_path=/', '--max_restarts=-1'], '--max_restarts: -1'),
     ('finetune_full_large_16p', ['--data_path=/', '--finetune_pth=' + __file__], '--node_rank=0 .* --master_addr'),
+    *(('pretrain_full_8p', ['--data_path=/', '--nnodes=2', '--master_addr=n', '--node_rank=' + rank], '--node_rank')
+      for rank in ('x', '-1', '2', '9' * 400)),
+    ('pretrain_full_8p', ['--data_path=/', '--master_port=x'], '--master_port: x'),
+    ('pretrain_full_8p', ['--data_path=/', '--nproc=' + '9' * 400], '--nproc'),
     ('finetune_full_8p', ['--data_path=/', '--finetune_pth=/no.pth'], '--finetune_pth: /no.pth'),
     ('pretrain_full_8p', ['--data_path=/', '--finetune_pth=x'], '--finetune_pth'),
     ('finetune_eval_8p', ['--data_path=/'], '--resume_pth'),
@@ -78,10 +82,13 @@ def test_help_lists_the_flags_of_the_launcher(name, has):
     assert run.status == 0 and '--resume_pth=FILE' in run.output and ('--finetune_pth' in run.output) == has
 
 
-def test_a_python_launcher_without_a_script_is_refused(capsys):
+@pytest.mark.parametrize('words, named', [
+    (['--nproc', '2'], 'script'), (['--node_rank', '2', '--nnodes', '2', 'x.py'], '--node_rank 2'),
+    (['--master_port', '65536', 'x.py'], '--master_port'), (['--master_port', 'x', 'x.py'], '--master_port')])
+def test_wrong_flags_of_the_python_launcher_are_refused(capsys, words, named):
     with pytest.raises(SystemExit) as ended:
-        launch.parse(['--nproc', '2'])
-    assert ended.value.code == 2 and 'script' in capsys.readouterr().err
+        launch.parse(words)
+    assert ended.value.code == 2 and named in capsys.readouterr().err
 
 
 @pytest.mark.compat

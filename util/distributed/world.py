@@ -183,7 +183,7 @@ def world_from_environment(world_size: Optional[int] = None, local_rank: int = -
     return world
 
 
-def _world(environ, needed_by, rank, size, local_rank, local_size=None):
+def _world(environ, needed_by, rank, size, local_rank, local_size=''):
     """World by the environment variables of these names."""
     for name in (rank, size, local_rank):
         if name not in environ:

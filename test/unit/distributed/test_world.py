@@ -85,7 +85,10 @@ def test_an_unusable_rank_is_one_line(images):
 
 
 def test_a_slurm_job_without_srun_learns_after_seconds_who_is_missing(monkeypatch, caplog):
-    found = world_from_environment(environ=dict(SLURM, SLURM_PROCID='0', SLURM_LOCALID='0'))
+    for name, value in {**SLURM, 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0', 'MASTER_ADDR': '127.0.0.1',
+                        'MASTER_PORT': '29500'}.items():
+        monkeypatch.setenv(name, value)
+    found = world_from_environment()
     monkeypatch.setattr(distributed, 'NOTICE', .1)
     with pytest.raises(SystemFailure, match='rank 1, 2, 3 of 4 within 1 s.* srun'):
         found.join(Cpu(), 'tcp://127.0.0.1:{}'.format(free_port()), hang_timeout=1.)

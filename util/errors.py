@@ -75,8 +75,9 @@ def is_system_failure(error: Optional[BaseException]) -> bool:
     """Whether memory, disk, limits or a device are at fault, not a flag or file of the user: status 70 instead of 2."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno not in USER_ERRNOS
-    return isinstance(error, (MemoryError, SystemFailure)) or isinstance(error, (OSError, RuntimeError)) and bool(
-        _shortage(error) or DEVICE_ERROR.match(str(error)))
+    return isinstance(error, (MemoryError, SystemFailure)) or bool(
+        isinstance(error, (OSError, RuntimeError)) and _shortage(error)
+        or isinstance(error, RuntimeError) and DEVICE_ERROR.match(str(error)))
 
 
 def raise_if_system_failure(error: BaseException) -> None:
@@ -146,7 +147,7 @@ def exit_before_training(number: int) -> None:
 def exit_now(line: str, status: int) -> None:
     """End the process without cleaning up; the first process of a node prints `line`."""
     if os.environ.get('LOCAL_RANK', '0') == '0':
-        print(line, file=sys.stderr, flush=True)
+        os.write(2, (line + '\n').encode())     # a signal handler may have interrupted a print
     os._exit(status)
 
 

@@ -46,12 +46,22 @@ def test_a_failure_of_the_system_is_one_line_and_status_70_also_as_the_cause_of_
 
 @pytest.mark.parametrize('error', [
     *map(os_error, (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EROFS)),
-    OSError('cannot identify image file'), RuntimeError('size mismatch'), ValueError('out of range'), None])
+    OSError('decoder error -2 when reading image file'), RuntimeError('size mismatch'), ValueError('out of range'),
+    None])
 def test_what_the_user_can_fix_is_status_2(error):
     def fails():
         raise UserError('--data_path /x: cannot be read') from error
 
     assert not is_system_failure(error) and status_of(fails) == 2
+
+
+def test_a_failing_device_is_a_failure_whose_traceback_stays():
+    def fails():
+        raise RuntimeError('CUDA error: an illegal memory access was encountered')
+
+    with pytest.raises(RuntimeError) as raised:
+        status_of(fails)
+    assert is_system_failure(raised.value)
 
 
 @pytest.mark.slow

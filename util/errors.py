@@ -35,6 +35,7 @@ SHORTAGES = (
     (r'shared memory|unable to (mmap|open|resize|write to) .*file', 'enlarge /dev/shm (docker run --shm-size=16g) or '
      'lower --num_workers'),
     (r"out of memory|can.?t allocate|cannot allocate memory|^memoryerror", 'lower --batch_size or --num_workers'),
+    (r'failed to map segment', 'raise the limit of memory (ulimit -v, or that of the container)'),
     (r"can't start new thread|resource temporarily unavailable", 'raise the limit of processes (ulimit -u)'),
     (r'no space left|quota exceeded', 'free disk space'))
 DEVICE_ERROR = re.compile(r'\w+ error\b|.*error code', re.IGNORECASE)      # RuntimeErrors of CUDA and CANN
@@ -109,17 +110,19 @@ def begin(module: str) -> None:
     """Call in a script's first line, with its __name__, before PyTorch is imported, which takes seconds.
 
     A stop signal ends the process with one line and status 75, until `SignalHandler` takes over for the session of a
-    run; a package that is not installed ends it with one line and status 2.
+    run; a package that is not installed ends it with one line and status 2, too little memory for it with 70.
     """
     if module == '__main__':
-        sys.excepthook = _report_missing_package
+        sys.excepthook = _report_import_error
         for number in STOP_SIGNALS:
             _earlier_handlers[number] = signal.signal(number, lambda number, frame: exit_before_training(number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)        # blocked by util.tools.launch
 
 
-def _report_missing_package(kind, error, traceback):
-    """sys.excepthook: names the Python environment to use, which test/lib/python.sh has made."""
+def _report_import_error(kind, error, traceback):
+    """sys.excepthook: names the Python environment to use, which test/lib/python.sh has made, or what has run out."""
+    if _shortage(error):
+        sys.exit(_report('error: ' + _shortage(error), FAILURE_STATUS))
     if not issubclass(kind, ModuleNotFoundError):
         sys.__excepthook__(kind, error, traceback)
         return

@@ -19,6 +19,8 @@ TRANSLATIONS = [(name, name.replace('docs/zh/', 'docs/en/') if '/' in name else 
                 for name in DOCUMENTS if name.startswith('docs/zh/') or name.replace('.md', '.en.md') in DOCUMENTS]
 BLOCK = re.compile(r'^( *)```(\w*)[^\n]*\n(.*?)^\1```', re.S | re.M)
 INLINE = re.compile(r'(?<!`)`([^`]+)`(?!`)')
+CURRENT = [name for name in DOCUMENTS if not name.startswith('CHANGELOG')]       # which names earlier commands too
+OTHERS = {'--name', '--build-arg', '--gpus', '--ipc', '--runtime', '--signal'}      # of docker and Slurm, in the prose
 LINES, README_LINES, README_BYTES = 250, 300, 25 * 1024
 README_ONLY = ('README.md', 'README.en.md')
 
@@ -86,13 +88,23 @@ def test_bash_blocks_parse(name):
     assert run.returncode == 0, run.stderr.decode()
 
 
-@pytest.mark.parametrize('name', DOCUMENTS)
+@pytest.mark.parametrize('name', CURRENT)
 def test_commands_name_scripts_and_flags_that_exist(name):
     for words in commands_of(name):
         for script, rest in scripts_of(words):
             assert (ROOT / script).is_file(), script
             given = {word.split('=')[0] for word in rest if re.match(r'--\w', word)}
             assert not given or given <= flags_of(script), '{}: {}'.format(script, given - flags_of(script))
+
+
+def test_the_prose_names_flags_that_exist():
+    scripts = {script for name in CURRENT for words in commands_of(name) for script, _ in scripts_of(words)
+               if not script.startswith('test/lib/')}
+    flags = OTHERS.union(*map(flags_of, scripts))
+    for name in CURRENT:
+        for code in INLINE.findall(BLOCK.sub('', text_of(name))):
+            flag = re.match(r'--[a-z][\w-]*', code)
+            assert not flag or flag.group() in flags, '{}: {}'.format(name, code)
 
 
 @pytest.mark.parametrize('chinese, english', TRANSLATIONS, ids=[chinese for chinese, _ in TRANSLATIONS])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import launcher
-from test_readme_commands import check_printed
+from test_clusters import check_printed
 
 from util.config import parser
 from util.config.train_flags import parse_finetune, parse_pretrain

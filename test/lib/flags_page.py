@@ -1,7 +1,6 @@
 """Write the tables of docs/en/flags.md and docs/zh/flags.md from the parsers: python test/lib/flags_page.py
 
-A heading names the scripts of its table, which lists the flags that exactly these have. Other text is kept, as are the
-Chinese meanings and defaults in words: translate a new flag in docs/zh/flags.md, where it appears in English.
+A table lists the flags that exactly the scripts in its heading have. Chinese texts are kept: translate new flags there.
 """
 import re
 import sys
@@ -23,13 +22,12 @@ ROW = re.compile(r'^\| `(--\w+).*?` \| (.*) \| (.*) \|$', re.M)
 def page(path, words):
     """The text of a page with current tables; `words` translates defaults: {} for English."""
     return TABLE.sub(lambda found: found.group(1) + ''.join(rows(
-        re.findall(r'main_\w+\.py', found.group(2)),
-        {name: texts for name, *texts in ROW.findall(found.group(3))} if words else {}, words)),
-        path.read_text(encoding='utf-8'))
+        re.findall(r'main_\w+\.py', found.group(2)), found.group(3), words)), path.read_text(encoding='utf-8'))
 
 
-def rows(scripts, kept, words):
+def rows(scripts, old, words):
     """Table rows of the flags that exactly these scripts have; main_predict.py is on its own."""
+    kept = {name: texts for name, *texts in ROW.findall(old)} if words else {}
     parsers = [PARSERS[script] for script in scripts]
     others = [PARSERS[script] for script in TRAINING if script not in scripts and scripts != ['main_predict.py']]
     for name, action in parsers[0].flags.items():
@@ -52,8 +50,7 @@ def describe(parser, action):
     if action.nargs == 0:
         default = 'on' if value == action.const else 'off'
     elif not default:
-        text = '{:g}'.format(value) if isinstance(value, float) else str(value)
-        default = 'required' if action.required else '-' if value in (None, '') else text
+        default = 'required' if action.required else '-' if value in (None, '') else re.sub(r'\.0$', '', str(value))
     return [re.sub(r'(?<![\w`/-])(--\w+)', r'`\1`', text.replace('|', r'\|').replace('<', r'\<'))
             for text in (default, meaning.replace(', the default', ''))]
 

@@ -8,8 +8,8 @@ from util.config.parser import Parser, add_device, non_negative_int, positive_in
 from util.config.weights_location import location_fault
 
 
-def parse_predict(argv: Optional[Sequence[str]] = None) -> Namespace:
-    """Parse and check the flags of main_predict.py; an error ends the process with one line."""
+def predict_parser() -> Parser:
+    """Flags of main_predict.py."""
     parser = Parser(prog='main_predict.py', description='Classify images by a model of main_finetune.py.')
     add_model(parser, 'main_finetune.py')
     add_images(parser)
@@ -20,6 +20,12 @@ def parse_predict(argv: Optional[Sequence[str]] = None) -> Namespace:
     add('--class_names', default='',
         help="text file with one class name per line, in label order; default: the checkpoint's")
     add_work(parser)
+    return parser
+
+
+def parse_predict(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse and check the flags of main_predict.py; an error ends the process with one line."""
+    parser = predict_parser()
     args = parser.parse_args(argv)
     check_checkpoint(parser, args)
     check_output(parser, args)

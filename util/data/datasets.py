@@ -55,7 +55,7 @@ class Subset(data.Subset):
 
 def pretraining_set(data_path: str, transform: Transform = None, val_fraction: float = 0.,
                     val_seed: int = VAL_SEED) -> data.Dataset:
-    """Images for pre-training: those of train/ or train.csv if present, else all; see README, "Dataset".
+    """Images for pre-training: those of train/ or train.csv if present, else all; see docs/en/dataset.md.
 
     Args:
         val_fraction, val_seed: leave out the validation split of `labelled_set`.

@@ -13,7 +13,7 @@ from test_baseline import RECORD
 
 from util.tools import launch
 
-RECIPES = (ROOT / 'RECIPES.md').read_text(encoding='utf-8')
+RECIPES = (ROOT / 'docs/zh/recipes.md').read_text(encoding='utf-8')
 OUTPUTS = dict(re.findall(r'^\| `(\w+)\.sh` .* `(output\S+)` \|$', RECIPES, re.M))
 LOGS = {name: output.split('/')[1] for name, output in OUTPUTS.items()}
 
@@ -25,7 +25,7 @@ def dry_run(name, images, *flags):
 
 
 def test_each_launcher_has_its_output_folder_and_log_and_a_recorded_command(images):
-    """test_baseline.py compares the commands with the records; RECIPES.md lists the logs."""
+    """test_baseline.py compares the commands with the records; docs/zh/recipes.md lists the logs."""
     assert set(OUTPUTS) == set(RECORD['dry run']) - {'cifar10_1p'}
     for name, output in OUTPUTS.items():
         assert re.search(r'^output +{}$'.format(output), (ROOT / 'test' / (name + '.sh')).read_text(), re.M), name

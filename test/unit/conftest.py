@@ -31,7 +31,6 @@ from torch import distributed
 from util.errors import status_of
 from util.log import logger
 from util.tools import synthetic_dataset
-from util.tools.launch import child_pids
 from util.training import session
 
 Run = namedtuple('Run', 'status output')
@@ -43,6 +42,12 @@ PRETRAIN = ['--model', 'mae_vit_nano_patch16', '--batch_size', '8', '--warmup_ep
 FINETUNE = ['--model', 'vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
 
 
+def children():
+    """Pids of the running child processes."""
+    pids = ' '.join(path.read_text() for path in Path('/proc/self/task').glob('*/children')).split()
+    return {pid for pid in pids if not Path('/proc', pid, 'stat').read_text().rpartition(')')[2].startswith(' Z')}
+
+
 def process_state():
     """What tests must leave as it was."""
     sender = signal.set_wakeup_fd(-1)
@@ -50,7 +55,7 @@ def process_state():
     return {'signal handlers': {number: signal.getsignal(number) for number in range(1, signal.NSIG)},
             'blocked signals': signal.pthread_sigmask(signal.SIG_BLOCK, []), 'wake-up descriptor': sender,
             'threads': {thread.name for thread in threading.enumerate()} - {'tqdm_monitor'},    # of downloads
-            'children': set(child_pids(os.getpid())),
+            'children': children(),
             'cores': hasattr(os, 'sched_getaffinity') and os.sched_getaffinity(0),
             'environment': {name: value for name, value in os.environ.items() if not name.startswith(BY_OTHERS)},
             'logger': (logger.handlers[:], logger.propagate, logger.level), 'folder': os.getcwd(),

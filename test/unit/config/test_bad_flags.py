@@ -1,12 +1,11 @@
 """User errors: one line, a non-zero status, earlier results untouched."""
 import shutil
-import sys
 from argparse import Namespace
 
 import fuzzed_images
 import pytest
 import torch
-from conftest import FINETUNE, execute, finetune, pretrain
+from conftest import FINETUNE, call, finetune, pretrain
 
 from engine_finetune import evaluate_checkpoint
 from util.checkpoints.checkpointer import Checkpointer
@@ -31,7 +30,7 @@ def assert_user_error(run, words):
 def test_errors_of_a_tool_name_its_own_argument(tmp_path, tool, argument):
     (tmp_path / 'data').mkdir()
     paths = [tmp_path / 'data', *[tmp_path / 'x'] * (argument == 'SOURCE')]
-    run = execute([sys.executable, '-m', 'util.tools.' + tool, *paths])
+    run = call('util.tools.' + tool, *paths)
     assert_user_error(run, 'error: {}: {}'.format(argument, tmp_path / 'data'))
 
 

@@ -2,14 +2,13 @@
 import io
 import json
 import random
-import sys
 from argparse import Namespace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import FINETUNE, execute, finetune, pretrain
+from conftest import FINETUNE, call, finetune, pretrain
 from PIL import Image
 from test_datasets import cifar  # noqa: F401  (a fixture)
 
@@ -222,8 +221,7 @@ def test_unmeasurable_data_is_a_user_error(bands, tmp_path):
 
 @pytest.mark.slow
 def test_measured_statistics_are_kept_through_pretraining_finetuning_and_evaluation(bands, tmp_path):
-    measured = execute([sys.executable, '-m', 'util.tools.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0,
-                        '--images', 12, '--seed', 1])
+    measured = call('util.tools.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0, '--images', 12, '--seed', 1)
     assert measured.status == 0, measured.output
     flags, numbers = measured.output.strip().split('\n')[-2:]
     data, wide, high = ['--data_path', bands, '--in_chans', 5, '--epochs', 1], tmp_path / 'wide', tmp_path / 'high'

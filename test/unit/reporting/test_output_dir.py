@@ -169,7 +169,7 @@ def test_another_node_names_its_log_after_the_main_process_has_moved_what_was_th
     assert (tmp_path / 'x_node1.log').exists() and not starting.exists()
 
 
-@pytest.mark.parametrize('flag', ['--no_such_flag', '--device=npu', '--batch_size=33'])
+@pytest.mark.parametrize('flag', ['--no_such_flag', '--batch_size=33'])
 def test_a_failed_start_leaves_the_folder_and_its_log_as_they_were(images, pretrained, tmp_path, flag):
     folder, log = tmp_path / 'o', LOGS['pretrain_performance_1p']
     shutil.copytree(str(pretrained), str(folder))

@@ -12,6 +12,7 @@ from conftest import PRETRAIN, ROOT, environment, execute, launcher, signal_when
 from test_baseline import RECORD
 
 from util.tools import launch
+from util.training.session import process_state_restored
 
 RECIPES = (ROOT / 'docs/zh/recipes.md').read_text(encoding='utf-8')
 OUTPUTS = dict(re.findall(r'^\| `(\w+)\.sh` .* `(output\S+)` \|$', RECIPES, re.M))
@@ -235,8 +236,7 @@ def test_only_failures_that_may_not_recur_are_restarted(monkeypatch, status, res
     attempts = []
     monkeypatch.setattr(launch, 'run_once', lambda *_: attempts.append(1) or status)
     monkeypatch.setattr(launch, 'SignalForwarder', lambda _: SimpleNamespace(received=False, sleep=lambda _: None))
-    monkeypatch.setenv('MAE_RESTART', '0')
-    with pytest.raises(SystemExit) as ended:
+    with process_state_restored(), pytest.raises(SystemExit) as ended:
         launch.main(['--nproc', '1', '--max_restarts', '3', 'x.py'])
     assert ended.value.code == status and len(attempts) == 1 + restarts
 

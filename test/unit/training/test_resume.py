@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, execute, pretrain
+from conftest import FINETUNE, PRETRAIN, ROOT, call, execute, pretrain
 from test_end_to_end import epochs_of, moments_of, same, weights_of
 from test_launchers import both, by
 
@@ -51,9 +51,12 @@ def killer(tmp_path_factory):
 
 def command(script, flags, processes, killer=None, at=None, rank=0):
     """A main script, killed after `at` iterations if so asked."""
+    flags = [*(PRETRAIN if 'pretrain' in script else FINETUNE), *flags]
+    if processes == 1 and not at:
+        return call(script[:-3], *flags)
     words = [ROOT / 'util' / 'tools' / 'launch.py', '--nproc', processes] if processes > 1 else []
     words += [killer, ROOT, ROOT / script, rank, at] if at else [ROOT / script]
-    return execute([sys.executable, *words, *(PRETRAIN if 'pretrain' in script else FINETUNE), *flags])
+    return execute([sys.executable, *words, *flags])
 
 
 def results(folder):

@@ -12,12 +12,10 @@ compare_runs() {
     "$PYTHON" - "$1" <<'PYTHON'
 import json
 import sys
+from pathlib import Path
 
-def last_epoch(run):
-    with open('{}/{}/log.txt'.format(sys.argv[1], run), encoding='utf-8') as file:
-        return json.loads(file.readlines()[-1])
-
-pretrained, scratch = last_epoch('finetune'), last_epoch('scratch')
+logs = [Path(sys.argv[1], run, 'log.txt').read_text(encoding='utf-8') for run in ('finetune', 'scratch')]
+pretrained, scratch = (json.loads(log.splitlines()[-1]) for log in logs)
 print('                    Acc@1   loss    (validation images)')
 print('pre-trained (MAE)   {test_acc1:5.2f}   {test_loss:.3f}'.format(**pretrained))
 print('from scratch        {test_acc1:5.2f}   {test_loss:.3f}'.format(**scratch))

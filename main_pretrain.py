@@ -1,10 +1,12 @@
 """Pre-train a masked autoencoder: python main_pretrain.py --data_path FOLDER [flags]; --help lists them."""
+import gc
 from argparse import Namespace
 
 from util.config.train_flags import parse_pretrain
 from util.errors import run
 
 ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
+gc.disable()            # importing makes many objects and hardly any garbage
 
 from torch.utils.data import Dataset
 
@@ -22,6 +24,9 @@ from util.training import knn, setup
 from util.training.optimizer_step import decay_groups
 from util.training.session import Session, setup_precision, start_session
 from util.training.trainer import Trainer
+
+gc.freeze()             # later collections skip them
+gc.enable()
 
 
 def main(args: Namespace) -> None:

@@ -24,10 +24,12 @@ def draw(class_name: str, rng: np.random.RandomState) -> Image.Image:
     shape, texture = class_name.split('_')
     side = SIDE * SUPERSAMPLE
     mask = np.asarray(_shape_mask(shape, side, rng), dtype=np.float32)[..., None] / 255
-    foreground = _two_colours(_texture(texture, side, rng), rng)
+    image = _two_colours(_texture(texture, side, rng), rng)
     background = _two_colours(_gradient(side, rng), rng)
-    image = mask * foreground + (1 - mask) * background + rng.normal(0, 6, (side, side, 1))
-    return Image.fromarray(image.clip(0, 255).astype(np.uint8)).resize((SIDE, SIDE))
+    image *= mask           # in place: fresh memory takes a third of the time
+    image += (1 - mask) * background
+    image += rng.normal(0, 6, (side, side, 1))
+    return Image.fromarray(image.clip(0, 255, out=image).astype(np.uint8)).resize((SIDE, SIDE))
 
 
 def _shape_mask(shape, side, rng):
@@ -58,7 +60,7 @@ def _rotation(angle):
 
 def _texture(texture, side, rng):
     """(side, side) in 0..1: stripes vary along one direction, checks along two."""
-    rows, columns = np.mgrid[:side, :side]
+    rows, columns = np.ogrid[:side, :side]
     angle, period = rng.uniform(0, math.pi), side * rng.uniform(.16, .24)
     along = np.cos(2 * math.pi * (columns * math.cos(angle) + rows * math.sin(angle)) / period)
     across = np.cos(2 * math.pi * (rows * math.cos(angle) - columns * math.sin(angle)) / period)
@@ -67,7 +69,7 @@ def _texture(texture, side, rng):
 
 def _gradient(side, rng):
     """(side, side) in 0..1: a linear gradient in a random direction."""
-    rows, columns = np.mgrid[:side, :side] / side - .5
+    rows, columns = (axis / side - .5 for axis in np.ogrid[:side, :side])
     angle = rng.uniform(0, 2 * math.pi)
     return .5 + (columns * math.cos(angle) + rows * math.sin(angle)) / math.sqrt(2)
 
@@ -75,7 +77,9 @@ def _gradient(side, rng):
 def _two_colours(weights, rng):
     """Blend two random colours of clearly different brightness by (side, side) weights."""
     dark, light = rng.uniform(0, 120, 3), rng.uniform(135, 255, 3)
-    return dark + weights[..., None] * (light - dark)
+    colours = weights[..., None] * (light - dark)
+    colours += dark
+    return colours
 
 
 def write(folder: str, train: int, val: int, seed: int) -> None:

@@ -138,5 +138,6 @@ def test_processes_started_by_hand_rendezvous_by_the_flags(images, tmp_path):
 def test_the_demo_runs_every_step(tmp_path):
     run = launcher('demo', '--quick', '--output_dir=' + str(tmp_path / 'demo'))
     assert run.status == 0, run.output
-    assert (tmp_path / 'demo' / 'demo.log').stat().st_size > 0
+    accuracy = epochs_of(tmp_path / 'demo' / 'finetune')[-1]['test_acc1']
+    assert '{:5.2f}'.format(accuracy) in (tmp_path / 'demo' / 'demo.log').read_text()
     assert (tmp_path / 'demo' / 'reconstructions.png').stat().st_size > 10000

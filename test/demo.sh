@@ -47,7 +47,7 @@ budget=(--model vit_nano_patch16 --epochs "$finetune_epochs" --warmup_epochs 1 -
     --drop_path 0)
 
 stage "1/4 drawing $train training and $val validation images of 8 classes"
-"$PYTHON" -m util.tools.synthetic_dataset "$images" --train "$train" --val "$val" --seed "$seed"
+"$PYTHON" "$ROOT/test/lib/synthetic_dataset.py" "$images" --train "$train" --val "$val" --seed "$seed"
 
 stage "2/4 pre-training a masked autoencoder, without labels"
 "$PYTHON" "$ROOT/main_pretrain.py" "${common[@]}" --output_dir "$output/pretrain" --model mae_vit_nano_patch16 \

@@ -20,7 +20,7 @@ from unittest import mock
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / 'test' / 'lib')]
 sys.path += sorted({str(test.parent) for test in Path(__file__).parent.glob('[!n]*/test_*.py')})     # helpers in them
 os.environ['OMP_NUM_THREADS'] = '1'     # of tests and of what they run: small work, and much of it side by side
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
@@ -31,7 +31,7 @@ from torch import distributed
 
 from util.errors import status_of
 from util.log import logger
-from util.tools import synthetic_dataset
+import synthetic_dataset
 from util.training import session
 
 Run = namedtuple('Run', 'status output')

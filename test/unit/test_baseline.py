@@ -111,7 +111,7 @@ def test_a_run_has_the_losses_and_files_of_the_record(images, tmp_path, task):
 def renamed(command):
     """A recorded command under its current name."""
     command = re.sub(r'util([./])(?=\w+)', r'util\1tools\1', command)
-    return command.replace('drawn_dataset', 'synthetic_dataset')
+    return command.replace('util.tools.drawn_dataset', 'synthetic_dataset')       # in test/lib
 
 
 @pytest.mark.parametrize('command', RECORD['help'])

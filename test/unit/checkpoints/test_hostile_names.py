@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import synthetic_dataset
 from conftest import FINETUNE, PRETRAIN, ROOT, call, execute
 
 from util import errors, log
 from util.checkpoints import pth_file
-from util.tools import synthetic_dataset
 
 STRANGE = os.fsdecode(b' \'a\' "b" $(touch ran)`touch ran`;touch ran;#&|<>!*?[x]\\ {0}%s\n\t\xe6\xb1\x89\xc3\xa9'
                       b'\xf0\x9f\x98\x80\xff\x1b[31m')

@@ -6,6 +6,7 @@ import fuzzed_images
 import pytest
 import torch
 from conftest import FINETUNE, call, finetune, pretrain
+from synthetic_dataset import CLASSES
 
 from engine_finetune import evaluate_checkpoint
 from util.checkpoints.checkpointer import Checkpointer
@@ -15,7 +16,6 @@ from util.data.transforms import finetuning_transform
 from util.distributed.world import World
 from util.errors import UserError
 from util.reporting import output_dir
-from util.tools.synthetic_dataset import CLASSES
 from util.training.setup import count_classes, log_training_summary
 
 

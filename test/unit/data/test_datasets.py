@@ -5,12 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from synthetic_dataset import CLASSES
 
 from util.data import datasets
 from util.data.cifar import CIFAR_10
 from util.distributed import hang_detector
 from util.errors import UserError
-from util.tools.synthetic_dataset import CLASSES
 
 
 def pickled(value):

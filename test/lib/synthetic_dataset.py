@@ -1,13 +1,16 @@
-"""Synthetic dataset of shapes and textures: python -m util.tools.synthetic_dataset FOLDER
+"""Synthetic dataset of shapes and textures: python test/lib/synthetic_dataset.py FOLDER
 
 Eight classes, four shapes in two textures each, as JPEG files in train/<class>/ and val/<class>/. Colours, position,
 size, angle and background of each image are random, so that neither mean colour nor position predicts the class.
 """
 import math
 import os
+import sys
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
 
 from util.config.parser import Parser, non_negative_int, positive_int
 from util.errors import UserError, run
@@ -98,7 +101,7 @@ def write(folder: str, train: int, val: int, seed: int) -> None:
 
 
 def main() -> None:
-    parser = Parser(prog='python -m util.tools.synthetic_dataset', description=__doc__.split('\n')[0])
+    parser = Parser(prog='synthetic_dataset.py', description=__doc__.split('\n')[0])
     parser.add_argument('folder', metavar='FOLDER', help='folder for train/ and val/; must be new or empty')
     parser.add_argument('--train', type=positive_int, default=4000, help='training images')
     parser.add_argument('--val', type=positive_int, default=800, help='validation images')

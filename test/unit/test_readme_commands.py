@@ -10,7 +10,7 @@ import sys
 from functools import lru_cache
 
 import pytest
-from conftest import ROOT, execute
+from conftest import ROOT, call, execute
 from test_baseline import help_of
 
 DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')])
@@ -71,10 +71,10 @@ def scripts_of(words):
 @lru_cache(maxsize=None)
 def flags_of(script):
     """The flags of a script, by its help; a launcher also takes those of its Python script."""
-    if script.startswith('util/'):
-        return frozenset(help_of('-m {} --help'.format(script[:-3].replace('/', '.'))))
+    if script.startswith(('main_', 'util/')):
+        return frozenset(help_of(script + ' --help'))
     if script.endswith('.py'):
-        return frozenset(help_of('{} --help'.format(ROOT / script)))
+        return frozenset(re.findall(r'--\w+', execute([sys.executable, ROOT / script, '--help']).output))
     run = execute(['bash', ROOT / script, '--help'])
     assert run.status == 0, run.output
     return frozenset(re.findall(r'--\w+', run.output)).union(
@@ -160,11 +160,12 @@ def test_readme_commands_run(images, tmp_path, monkeypatch):
                 words += ['--num_workers', 0, '--device', 'cpu', '--batch_size', 8]
             if '--epochs' in words:
                 words += ['--epochs', 1, '--warmup_epochs', 0]
-            run = execute([sys.executable, script if script == '-m' else ROOT / script, *words])
+            name = words.pop(0) if script == '-m' else script[:-3]
+            run = call(name, *words)
             assert run.status == 0, run.output
-            done.append(words[0] if script == '-m' else script)
-    assert done == ['main_pretrain.py', 'util.tools.visualize', 'main_finetune.py', 'main_predict.py',
-                    'main_finetune.py', 'util.tools.export']
+            done.append(name)
+    assert done == ['main_pretrain', 'util.tools.visualize', 'main_finetune', 'main_predict', 'main_finetune',
+                    'util.tools.export']
     for name in ('output_photos/log.txt', 'output_photos/report.html', 'reconstructions.png', 'output_mine/log.txt',
                  'output_eval/eval.json', 'classifier.onnx'):
         assert (tmp_path / name).is_file(), name

@@ -196,3 +196,13 @@ def pretrained(images, tmp_path_factory):
     run = pretrain('--data_path', images, '--output_dir', folder, '--epochs', 1)
     assert run.status == 0, run.output
     return folder
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    """Escape undecodable bytes of file names in reports, which pytest-xdist cannot send."""
+    outcome = yield
+    report = outcome.get_result()
+    report.sections = [(name, text.encode(errors='backslashreplace').decode()) for name, text in report.sections]
+    if report.failed:
+        report.longrepr = str(report.longrepr).encode(errors='backslashreplace').decode()

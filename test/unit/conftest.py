@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'test' / 'lib')]
 sys.path += sorted({str(test.parent) for test in Path(__file__).parent.glob('[!n]*/test_*.py')})     # helpers in them
 os.environ['OMP_NUM_THREADS'] = '1'     # of tests and of what they run: small work, and much of it side by side
+os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = '1'      # else it starts processes, which stay
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 import util  # noqa: F401, I001  (before torch: it keeps `import torch` from loading a broken torch_npu)
@@ -36,7 +37,7 @@ from util.training import session
 
 Run = namedtuple('Run', 'status output')
 TIMEOUT = 600               # seconds
-BY_OTHERS = 'PYTEST_CURRENT_TEST', 'TORCHINDUCTOR_'     # variables that pytest sets, and that importing torch does
+BY_OTHERS = 'PYTEST_CURRENT_TEST', 'TORCHINDUCTOR_', '_TORCHINDUCTOR_'    # variables that pytest and torch set
 
 NANO = ['--input_size', '32', '--patch_size', '8', '--num_workers', '0', '--device', 'cpu']
 PRETRAIN = ['--model', 'mae_vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]

@@ -50,7 +50,7 @@ def test_losses_gradients_and_names_equal_those_of_the_eager_model(lines):
 
 @pytest.mark.slow
 def test_a_run_with_compile_succeeds_on_every_pytorch(images, tmp_path):
-    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--compile')
+    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--compile', process=True)
     assert run.status == 0 and 'Final result' in run.output, run.output
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -235,7 +236,8 @@ def test_a_failed_run_is_restarted_with_its_restart_count(tmp_path, supervisor):
 def test_only_failures_that_may_not_recur_are_restarted(monkeypatch, status, restarts):
     attempts = []
     monkeypatch.setattr(launch, 'run_once', lambda *_: attempts.append(1) or status)
-    monkeypatch.setattr(launch, 'SignalForwarder', lambda _: SimpleNamespace(received=False, sleep=lambda _: None))
+    monkeypatch.setattr(launch, 'SignalForwarder', lambda _: SimpleNamespace(received=False))
+    monkeypatch.setattr(launch, 'time', SimpleNamespace(monotonic=count(0, 100).__next__, sleep=time.sleep))
     with process_state_restored(), pytest.raises(SystemExit) as ended:
         launch.main(['--nproc', '1', '--max_restarts', '3', 'x.py'])
     assert ended.value.code == status and len(attempts) == 1 + restarts

@@ -11,18 +11,19 @@ import sys
 import unicodedata
 from argparse import Namespace
 from contextlib import contextmanager
-from typing import Callable, Iterable, Iterator, List, Sequence, Tuple, Union
+from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from util import log
 from util.checkpoints import load_model
-from util.tools.inference import Inference, output_file
+from util.tools.inference import Inference
+from util.tools.outputs import open_output
 
 MEASURED = 1000         # file names that determine the width of their column
 Class = Union[str, int]
 
 
-def class_names(loaded: load_model.LoadedModel, path: str) -> List[Class]:
-    """Class names by label: lines of the file at `path`, or those of the checkpoint if ''; numbers without a name.
+def class_names(loaded: load_model.LoadedModel, path: Optional[str]) -> List[Class]:
+    """Class names by label: lines of the file at `path`, or those of the checkpoint if None; numbers without a name.
 
     UserError for a file that cannot be read or has not one line per class.
     """
@@ -72,14 +73,14 @@ def table_formatter(files: Sequence[str], names: Sequence[Class]) -> Callable[..
 
 
 @contextmanager
-def open_output(path: str) -> Iterator[Tuple[Callable[[bytes], int], Callable[[], None]]]:
-    """(write, flush) of the file at `path`, or of standard output if ''.
+def results_file(path: Optional[str]) -> Iterator[Tuple[Callable[[bytes], int], Callable[[], None]]]:
+    """(write, flush) of the file at `path`, or of standard output if None.
 
     Ends quietly when the reader of standard output has exited, as `| head` does, and with one line on a full disk.
     """
     if path:
-        with output_file(path) as file:
-            yield file.write, file.check
+        with open_output(path) as file:
+            yield file.write, file.flush
         return
     try:
         yield sys.stdout.buffer.write, sys.stdout.buffer.flush
@@ -101,7 +102,7 @@ def main(args: Namespace) -> None:
                             args.batch_size, args.num_workers, label)
     format_rows = None if args.json or args.output else table_formatter(
         [dataset.name_of(i) for i in range(min(len(dataset), MEASURED))], names)
-    with open_output(args.output) as (write, flush):
+    with results_file(args.output) as (write, flush):
         if format_rows:
             write(format_rows('file', ['class'], ['prob.']))
         for indices, (probabilities, labels) in batches:

@@ -25,10 +25,6 @@ class _Writer:
     def flush(self):
         """Nothing: atomic_file flushes at the end."""
 
-    def seek(self, position):
-        if self.error is None:
-            self._file.seek(position)
-
     def check(self):
         """Raise the first error now."""
         if self.error is not None:
@@ -98,10 +94,16 @@ def set_aside(path: str) -> str:
     """Rename a file or folder by appending the time of its last change; returns the new name."""
     path = path.rstrip(os.sep)
     stem, ending = (path, '') if os.path.isdir(path) else os.path.splitext(path)
-    base = '{}.{}'.format(stem, time.strftime('%Y%m%d-%H%M%S', time.localtime(os.path.getmtime(path))))
-    aside, number = base + ending, 1
-    while os.path.lexists(aside):
-        number += 1
-        aside = '{}-{}{}'.format(base, number, ending)
+    date = time.strftime('%Y%m%d-%H%M%S', time.localtime(os.path.getmtime(path)))
+    aside = unused('{}.{}'.format(stem, date), ending)
     os.rename(path, aside)
     return aside
+
+
+def unused(stem: str, ending: str = '') -> str:
+    """`stem` + `ending`, with a number between them if that exists already."""
+    path, number = stem + ending, 1
+    while os.path.lexists(path):
+        number += 1
+        path = '{}-{}{}'.format(stem, number, ending)
+    return path

@@ -6,6 +6,7 @@ A value in the file is the text that would follow the flag on the command line: 
 import argparse
 import difflib
 import math
+import os
 import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
@@ -120,6 +121,11 @@ positive = number(float, 0, excluded=[0])
 fraction = number(float, 0, 1)
 fraction_below_one = number(float, 0, 1, excluded=[1])
 open_fraction = number(float, 0, 1, excluded=[0, 1])
+
+
+def path(text: str) -> str:
+    """argparse type: a path, with the home folder for ~, which no shell expands in --flag=~/x or a YAML file."""
+    return os.path.expanduser(text)
 
 
 def add_device(add: Callable) -> None:

@@ -15,7 +15,7 @@ def parse_predict(argv: Optional[Sequence[str]] = None) -> Namespace:
     add_images(parser)
     add = parser.add_argument
     add('--top', type=positive_int, default=5, help='classes to print per image')
-    add('--json', action='store_true', help='print a JSON object per image (file, classes, probabilities), not a table')
+    add('--json', action='store_true', help='print a JSON object per image (file, classes, probabilities)')
     add('--output', type=output_file, help='write these JSON lines to this file, atomically; default: standard output')
     add('--class_names', type=path,
         help="text file with one class name per line, in label order; default: the checkpoint's")
@@ -62,11 +62,8 @@ def weights(text: str) -> str:
 
 
 def output_file(text: str) -> str:
-    """argparse type: file to write, in an existing folder."""
+    """argparse type: file to write."""
     location = path(text)
-    folder = os.path.dirname(os.path.abspath(location))
-    if not os.path.isdir(folder):
-        raise ArgumentTypeError('{} does not exist'.format(folder))
     if os.path.isdir(location):
         raise ArgumentTypeError('{} is a folder'.format(location))
     return location

@@ -10,7 +10,7 @@ from typing import List, Optional, Tuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from util import log
 from util.checkpoints import load_model
@@ -28,8 +28,7 @@ SIDE = 192                              # pixels: longer side of an image
 BATCH = 8
 OPACITY = .65                           # of the heat map over the grey image
 QUERIES = {'cls': 'the class token attends to', 'mean': 'the patches attend to, on average'}
-# Of increasing lightness: readable in greyscale, and by the colour-blind.
-COLOUR_MAP = np.array([(4, 3, 30), (80, 18, 123), (182, 54, 121), (251, 136, 97), (252, 253, 191)], np.float32)
+COLOURS = '#04031e', '#fcfdbf', '#b63679'       # of no, maximum and half attention: readable in greyscale too
 
 
 def attention_weights(model: torch.nn.Module, imgs: torch.Tensor, block: int) -> torch.Tensor:
@@ -64,11 +63,8 @@ def attention_maps(model: torch.nn.Module, imgs: torch.Tensor, block: int, query
 
 def overlay(image: Image.Image, weights: np.ndarray) -> Image.Image:
     """Heat map of attention (rows, columns) of patches over a grey image; the maximum is brightest."""
-    shares = Image.fromarray((weights / max(weights.max(), 1e-12)).astype(np.float32)).resize(image.size, BICUBIC)
-    levels = np.linspace(0, 1, len(COLOUR_MAP))
-    colours = np.stack([np.interp(shares, levels, channel) for channel in COLOUR_MAP.T], axis=-1)
-    grey = np.array(image.convert('L'), np.float32)[..., None]
-    return Image.fromarray((grey * (1 - OPACITY) + colours * OPACITY).round().astype(np.uint8))
+    levels = Image.fromarray((weights / max(weights.max(), 1e-12) * 255).astype(np.uint8)).resize(image.size, BICUBIC)
+    return Image.blend(image.convert('L').convert('RGB'), ImageOps.colorize(levels, *COLOURS), OPACITY)
 
 
 def row_of(image: Image.Image, weights: np.ndarray, name: str, heads: bool) -> Tuple[List[str], List[Image.Image]]:

@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import List, Optional, Sequence, Tuple
 
 from util.errors import UserError
-from util.file_lock import RunLock
-from util.files import lines, set_aside, unused, write_atomically
+from util.file_lock import OWNER, RunLock
+from util.files import lines, open_regular, set_aside, unused, write_atomically
 from util.log import logger
 from util.text import one_line
 
@@ -59,12 +59,21 @@ def enter(folder: str, new: bool = False, log_dir: Optional[str] = None) -> Tupl
     lock = RunLock(folder)
     try:
         moved = _move_earlier(folder, log_dir) if new else []
-        for name in fnmatch.filter(os.listdir(folder), '*.tmp-*'):
-            os.remove(os.path.join(folder, name))   # of a run that was killed while it wrote
+        _remove_leftovers(folder)
         return lock, moved + take_log()
     except OSError as error:
         lock.release()
         raise UserError('--output_dir {}: cannot be written ({})'.format(folder, error.strerror)) from error
+
+
+def _remove_leftovers(folder):
+    """Remove temporary files of runs that were killed while they wrote; those of tools have other names."""
+    for name in os.listdir(folder):
+        target, _, process = name.rpartition('.tmp-')
+        if any(fnmatch.fnmatch(target, pattern) for pattern in (*RUN_FILES, 'config.yaml', OWNER)) \
+                and not os.path.exists('/proc/' + process.split('-')[0]):
+            with suppress(OSError):
+                os.remove(os.path.join(folder, name))
 
 
 def take_log() -> List[str]:
@@ -88,9 +97,9 @@ def _move_earlier(folder, log_dir):
              if not DATED.search(os.path.basename(path))}
     if not paths:
         return []
-    if os.path.exists(os.path.join(root, 'config.yaml')):   # marks no folder: a user may have written it
+    if os.path.lexists(os.path.join(root, 'config.yaml')):   # marks no folder: a user may have written it
         paths.add(os.path.join(root, 'config.yaml'))
-    date = time.strftime('%Y%m%d-%H%M%S', time.localtime(max(map(os.path.getmtime, paths))))
+    date = time.strftime('%Y%m%d-%H%M%S', time.localtime(max(os.lstat(path).st_mtime for path in paths)))
     place = unused(os.path.join(root, 'earlier.' + date))
     for path in sorted(paths):
         target = os.path.join(place, os.path.relpath(path, root))
@@ -109,7 +118,7 @@ def report_no_checkpoint(folder: str) -> None:
 def set_log_aside(folder: str, records: Sequence[str]) -> List[str]:
     """Rename log.txt and report.html if the log holds lines not in `records`, which replace it; returns new names."""
     paths = [os.path.join(folder, name) for name in ('log.txt', 'report.html')]
-    return [set_aside(path) for path in paths if os.path.exists(path)] if set(lines(paths[0])) - set(records) else []
+    return [set_aside(path) for path in paths if os.path.lexists(path)] if set(lines(paths[0])) - set(records) else []
 
 
 def save_flags(args: Namespace, processes: int, evaluation: bool = False) -> List[str]:
@@ -134,8 +143,8 @@ def save_flags(args: Namespace, processes: int, evaluation: bool = False) -> Lis
     text = ['{}: {}\n'.format(flag, _yaml(values[flag])) for flag in sorted(values)]
     path, asides = os.path.join(args.output_dir, 'eval_config.yaml' if evaluation else 'config.yaml'), []
     try:
-        if os.path.exists(path):
-            with open(path, encoding='utf-8', errors='replace') as file:
+        if os.path.lexists(path):
+            with open_regular(path, 'r', encoding='utf-8', errors='replace') as file:
                 old = [line for line in file if not line.startswith('#')]
             asides += [set_aside(path)] if old != text else []
         write_atomically(path, (head + ''.join(text)).encode())

@@ -21,7 +21,7 @@ from util.compat import accepts
 from util.config.inference_flags import add_checkpoint
 from util.config.input_flags import sides
 from util.config.normalization import flags_text, statistics
-from util.config.parser import Parser, path
+from util.config.parser import Parser, expanded_path
 from util.errors import UserError, run
 from util.model_sizes import MASK_RATIO
 from util.models.features import block_outputs, pool_tokens
@@ -154,8 +154,8 @@ def parse_export(argv: Optional[List[str]] = None) -> Namespace:
     add = parser.add_argument
     add_checkpoint(parser, 'main_pretrain.py or main_finetune.py')
     add('--to', required=True, choices=tuple(FORMATS), help='format')
-    add('--output', required=True, type=path, help='file to write, an existing one is renamed; for hf a folder, which '
-        'must be new or empty')
+    add('--output', required=True, type=expanded_path,
+        help='file to write, an existing one is renamed; for hf a folder, which must be new or empty')
     add('--part', choices=tuple(OUTPUTS), help='part of the model to export; default: all of it')
     args = parser.parse_args(argv)
     endings = FORMATS[args.to]

@@ -14,6 +14,7 @@ from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from util import log
 from util.checkpoints import load_model
+from util.files import open_regular
 from util.tools.inference import Inference
 from util.tools.outputs import open_output
 
@@ -28,7 +29,7 @@ def class_names(loaded: load_model.LoadedModel, path: Optional[str]) -> List[Cla
     count, names = loaded.model.head.out_features, loaded.classes or []
     if path:
         try:
-            with open(path, encoding='utf-8-sig') as file:
+            with open_regular(path, 'r', encoding='utf-8-sig') as file:
                 names = file.read().splitlines()
         except (OSError, ValueError) as error:
             raise UserError('--class_names {}: cannot be read ({})'.format(path, first_line(error))) from error

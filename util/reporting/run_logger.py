@@ -115,7 +115,7 @@ class EventFile:
         from torch.utils.tensorboard import summary
         self.summary, self._event = summary, Event
         os.makedirs(folder, exist_ok=True)
-        self._records = RecordWriter(open(os.path.join(folder, 'events.out.tfevents.{:.0f}.{}.{}'.format(  # noqa: SIM115
+        self._records = RecordWriter(open(os.path.join(folder, 'events.out.tfevents.{:.6f}.{}.{}'.format(  # noqa: SIM115
             time.time(), socket.gethostname(), os.getpid())), 'wb'))
         self._write(file_version='brain.Event:2')
         if purge_step is not None:

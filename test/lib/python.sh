@@ -21,7 +21,7 @@ die() {
 as_paths() {
     local name
     for name in "$@"; do
-        if [[ ${!name} == '~' || ${!name} == '~/'* ]]; then printf -v "$name" '%s' "$HOME${!name:1}"; fi
+        if [[ ${!name}/ == \~/* ]]; then printf -v "$name" '%s' "$HOME${!name:1}"; fi
         if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
     done
 }

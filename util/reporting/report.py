@@ -16,7 +16,6 @@ from typing import Any, Callable, Dict, Optional
 import numpy
 import PIL
 
-from util.config.train_flags import finetune_parser, linprobe_parser, pretrain_parser
 from util.devices.host import software
 from util.devices.precision import FullPrecision
 from util.errors import Preempted
@@ -104,7 +103,7 @@ class Report:
 
     def _page(self, state, detail):
         records = [json.loads(line) for line in self._run_logger.records]
-        title = '{} · {}'.format(_task(self._args)[0], self._args.model)
+        title = '{} · {}'.format(_task(self._args), self._args.model)
         subtitle = '{:,} images of {}, results in {}'.format(self._images, self._args.data_path, self._args.output_dir)
         sections = [('Curves', _curves(records)), *self._report_part.report_sections(),
                     *_setup_sections(self._args, self._session, self._precision, state == 'finished' and self._result)]
@@ -143,10 +142,10 @@ def _log_failure(session: Any, path: str, action: Callable) -> None:
 
 
 def _task(args):
-    """(name of the task, function that builds the parser of its flags)."""
+    """Name of the task, by flags that others do not have."""
     if not hasattr(args, 'nb_classes'):
-        return 'Pre-training', pretrain_parser
-    return ('Fine-tuning', finetune_parser) if hasattr(args, 'layer_decay') else ('Linear probing', linprobe_parser)
+        return 'Pre-training'
+    return 'Fine-tuning' if hasattr(args, 'layer_decay') else 'Linear probing'
 
 
 def _key_metrics(records, result, elapsed):
@@ -185,25 +184,11 @@ def _curves(records):
 def _setup_sections(args, session, precision, result):
     """Sections on result, command, configuration and environment."""
     final = [(key.replace('_', ' '), value) for key, value in (result or {}).items()]
-    parser = _task(args)[1]()
-    flags = [('--' + name, _flag_text(value)) for name, value in sorted(vars(args).items())]
-    changed = [flag for flag in flags if _flag_text(parser.get_default(flag[0][2:])) != flag[1]]
-    defaults = [flag for flag in flags if flag not in changed]
+    flags = [('--' + name, value) for name, value in sorted(vars(args).items())]
     return [('Final result', [('facts', final)] if final else []),
             ('Command', [('command', ['python ' + ' '.join(map(shlex.quote, sys.argv))])]),
-            ('Configuration', [('facts', changed),
-                               ('details', ('{} flags at their defaults'.format(len(defaults)), 'facts', defaults))]),
+            ('Configuration', [('details', ('All flags', 'facts', flags))]),
             ('Environment', [('facts', _environment(args, session, precision))])]
-
-
-def _flag_text(value):
-    if isinstance(value, (list, tuple)):
-        return ' '.join(map(_flag_text, value))
-    if value is None or value == '':
-        return '–'
-    if isinstance(value, bool):
-        return 'yes' if value else 'no'
-    return '{:g}'.format(value) if isinstance(value, float) else str(value)
 
 
 def _environment(args, session, precision):

@@ -25,10 +25,10 @@ from util.errors import UserError, run
 from util.model_sizes import MASK_RATIO
 from util.models.features import block_outputs, pool_tokens
 from util.text import first_line, one_line
-from util.tools.outputs import is_special, output_path
+from util.tools.outputs import output_path
 
-# File endings of each format, and names of the outputs of each part, in the order of ExportedModel.forward.
-FORMATS = {'timm': ('.pth', '.pt', '.bin'), 'hf': (), 'safetensors': ('.safetensors',), 'onnx': ('.onnx',)}
+FORMATS = ('timm', 'hf', 'safetensors', 'onnx')
+# Names of the outputs of each part, in the order of ExportedModel.forward.
 OUTPUTS = {'encoder': ('features', 'tokens'), 'classifier': ('logits',), 'mae': ('loss', 'pred', 'mask')}
 # Maximum difference of an output, relative to its maximum, at least FLOOR; another order of summation makes about 1e-6.
 TOLERANCE, FLOOR = 1e-4, .01
@@ -152,15 +152,11 @@ def parse_export(argv: Optional[List[str]] = None) -> Namespace:
     parser = Parser(prog='python -m util.tools.export', description=__doc__.split('\n')[0])
     add = parser.add_argument
     add_checkpoint(parser, 'main_pretrain.py or main_finetune.py')
-    add('--to', required=True, choices=tuple(FORMATS), help='format')
+    add('--to', required=True, choices=FORMATS, help='format')
     add('--output', required=True,
         help='file to write, an existing one is renamed; for hf a folder, which must be new or empty')
     add('--part', choices=tuple(OUTPUTS), help='part of the model to export; default: all of it')
-    args = parser.parse_args(argv)
-    endings = FORMATS[args.to]
-    if endings and not args.output.endswith(endings) and not is_special(args.output):
-        parser.error('argument --output: for --to {} its name must end in {}'.format(args.to, ' or '.join(endings)))
-    return args
+    return parser.parse_args(argv)
 
 
 def export(resume: str, form: str, output: str, part: Optional[str] = None) -> List[str]:

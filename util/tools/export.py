@@ -22,10 +22,11 @@ from util.config.input_flags import sides
 from util.config.normalization import flags_text, statistics
 from util.config.parser import Parser
 from util.errors import UserError, run
+from util.log import logger
 from util.model_sizes import MASK_RATIO
 from util.models.features import block_outputs, pool_tokens
-from util.text import first_line, one_line
-from util.tools.outputs import output_path
+from util.text import first_line
+from util.tools.outputs import is_special, output_path
 
 FORMATS = ('timm', 'hf', 'safetensors', 'onnx')
 # Names of the outputs of each part, in the order of ExportedModel.forward.
@@ -169,7 +170,6 @@ def export(resume: str, form: str, output: str, part: Optional[str] = None) -> L
     Raises:
         UserError: the format cannot hold the part, its library is not installed, or outputs differ.
     """
-    log.set_up(True)
     writers = {'timm': write_timm, 'safetensors': write_safetensors}
     try:
         write = writers.get(form) or importlib.import_module('util.tools.export_' + form).write
@@ -187,8 +187,9 @@ def export(resume: str, form: str, output: str, part: Optional[str] = None) -> L
 
 
 def main(args: Namespace) -> None:
+    log.set_up(True, results=is_special(args.output))
     for line in ['written: ' + args.output, *export(args.resume, args.to, args.output, args.part)]:
-        print(one_line(line))
+        logger.info('%s', line)
 
 
 if __name__ == '__main__':

@@ -61,9 +61,9 @@ check_flags() {
     as_paths data_path output_dir
     [[ -d $data_path ]] || die "--data_path: $data_path is not a folder"
     for name in pretrain_epochs finetune_epochs images; do
-        [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"
+        [[ ${!name:-1} =~ ^[1-9][0-9]{0,8}$ ]] || die "--$name: ${!name} is not a positive number"
     done
-    [[ $seed =~ ^[0-9]+$ ]] || die "--seed: $seed is not a number"
+    [[ $seed =~ ^[0-9]{1,9}$ ]] || die "--seed: $seed is not a number"
 }
 
 # write_recipe: what the stages share, and PRETRAIN, FINETUNE, SCRATCH and EVALUATE, the flags of each.

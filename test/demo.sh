@@ -22,7 +22,7 @@ while (($#)); do
     shift
 done
 as_paths output
-[[ $seed =~ ^[0-9]+$ ]] || die "--seed: $seed is not a number"
+[[ $seed =~ ^[0-9]{1,9}$ ]] || die "--seed: $seed is not a number"
 
 make_environment '' 'torch torchvision timm PIL simplejpeg numpy tensorboard yaml tqdm filelock safetensors'
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"

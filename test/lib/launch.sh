@@ -88,9 +88,11 @@ check_parameters() {
     done
     [[ -z $finetune_pth || $SCRIPT != main_pretrain.py ]] || die "--finetune_pth: pre-training takes none"
     for name in nproc nnodes stop_timeout; do
-        [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"
+        [[ ${!name:-1} =~ ^[1-9][0-9]{0,8}$ ]] || die "--$name: ${!name} is not a positive number"
     done
-    [[ ${max_restarts:-0} =~ ^[0-9]+$ ]] || die "--max_restarts: $max_restarts is not a number"
+    for name in max_restarts node_rank; do
+        [[ ${!name:-0} =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "--$name: ${!name} is not a number"
+    done
     as_paths data_path finetune_pth resume_pth output_dir config
     [[ -d $data_path || -f $data_path && $data_path == *.[cC][sS][vV] ]] ||
         die "--data_path: $data_path is not a folder or CSV file"

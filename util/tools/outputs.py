@@ -1,9 +1,10 @@
 """Outputs of the tools: files and folders appear when they are complete, and an earlier file is renamed."""
+import errno
 import os
 import shutil
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO, Iterator
 
 from util.errors import UserError
@@ -19,7 +20,7 @@ def is_special(path: str) -> bool:
 
 @contextmanager
 def output_path(path: str) -> Iterator[str]:
-    """Yield a path for a new file or folder, which becomes `path` when the block succeeds.
+    """Yield a path for a new file or folder, which becomes `path` when the block succeeds; an earlier file is renamed.
 
     Raises:
         UserError: `path` cannot be written, or is a folder with files.
@@ -28,7 +29,7 @@ def output_path(path: str) -> Iterator[str]:
     if os.path.isdir(target) and os.listdir(target):
         raise UserError('{}: is a folder with files; choose another name'.format(path))
     folder, name = os.path.split(target)
-    try:
+    with _write_errors(path):
         if not special:
             os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='{}.tmp-{}-'.format(name, os.getpid()),
@@ -42,8 +43,6 @@ def output_path(path: str) -> Iterator[str]:
             if os.path.isfile(target):
                 print('earlier results kept in {}'.format(one_line(set_aside(target))), file=sys.stderr)
             os.rename(new, target)
-    except OSError as error:
-        raise UserError('{}: cannot be written ({})'.format(path, error.strerror or error)) from error
 
 
 @contextmanager
@@ -55,11 +54,19 @@ def open_output(path: str) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         return
+    # By append, which keeps what a redirected standard output holds; open() would first seek, which a FIFO cannot. A
+    # reader that closes a pipe, as `| head`, has enough.
+    with _write_errors(path), suppress(BrokenPipeError), \
+            os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), 'wb') as file:
+        yield file
+
+
+@contextmanager
+def _write_errors(path):
+    """Report an OSError as that of the output, unless it is that of a system without files or memory."""
     try:
-        # By append, which keeps what a redirected standard output holds; open() would first seek, which a FIFO cannot.
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), 'wb') as file:
-            yield file
-    except BrokenPipeError:         # its reader has enough, as `| head`
-        pass
+        yield
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         raise UserError('{}: cannot be written ({})'.format(path, error.strerror or error)) from error

@@ -3,6 +3,7 @@ import glob
 import inspect
 import os
 import sys
+from importlib.util import find_spec
 from typing import Any, Callable, Dict
 
 REQUIRED = ('torch', 'torchvision', 'timm', 'PIL', 'numpy', 'tqdm', 'filelock', 'safetensors')
@@ -19,9 +20,9 @@ def supported(function: Callable, **options: Any) -> Dict[str, Any]:
 
 
 def report_missing_package(kind: type, error: BaseException, trace: Any) -> None:
-    """sys.excepthook: one line and status 2 if a required package is missing; names an interpreter that has it."""
-    package = getattr(error, 'name', None) and error.name.split('.')[0]
-    if not (isinstance(error, ModuleNotFoundError) and package in REQUIRED):
+    """sys.excepthook: one line and status 2 if required packages are missing; names an interpreter that has them."""
+    missing = [name for name in REQUIRED if find_spec(name) is None] if kind is ModuleNotFoundError else []
+    if not missing:
         sys.__excepthook__(kind, error, trace)
         return
     # Environments that the launchers have made, see test/lib/python.sh.
@@ -29,8 +30,8 @@ def report_missing_package(kind: type, error: BaseException, trace: Any) -> None
         os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae-pytorch')
     made = glob.glob(os.path.join(glob.escape(cache), 'env-*', 'complete'))
     newest = max(made, key=lambda path: ('env-2' in path, os.path.getmtime(path)), default='')
-    print('error: {} has no package {}; {}'.format(
-        sys.executable, package, 'use ' + newest.replace('complete', 'bin/python') if newest else
+    print('error: {} has no {}; {}'.format(
+        sys.executable, ', '.join(missing), 'use ' + newest.replace('complete', 'bin/python') if newest else
         'install the *_requirements.txt for your PyTorch, or run bash test/demo.sh, which makes an environment'),
         file=sys.stderr, flush=True)
     os._exit(2)

@@ -21,11 +21,11 @@ SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'o
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser with one-line errors, no abbreviations and, by --config, defaults of any flags in a YAML file."""
+    """ArgumentParser with one-line errors, no abbreviations and, by --config, a YAML file of any flags."""
 
     def __init__(self, **options):
         self.flags = {}             # {'--name': argparse.Action}
-        self._source = ''           # prefix of errors while a file is parsed
+        self._config = ''           # the file of --config, for errors
         super().__init__(allow_abbrev=False, **options)
 
     def add_argument(self, *names, **options) -> argparse.Action:
@@ -48,13 +48,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         """End the process with one line and status 2."""
         report_once_per_node()
-        self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(one_line(self._source + message), self.prog))
+        self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help{})\n'.format(one_line(message), self.prog,
+                                                                           one_line(self._config)))
 
     def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Any = None) -> argparse.Namespace:
         """Parse the flags; an error ends the process with one line."""
         argv = sys.argv[1:] if args is None else list(args)
         path = _value_in_argv('--config', argv) if '--config' in self.flags else None
-        parsed, unknown = self.parse_known_args(argv, namespace if path is None else self._read_config(path))
+        if path is not None:
+            self._config = ' and ' + path
+            argv = self._read_config(path) + argv       # of a flag given twice, the last value counts
+        parsed, unknown = self.parse_known_args(argv, namespace)
         if unknown:
             self._unknown(unknown[0].split('=')[0])
         return parsed
@@ -64,20 +68,12 @@ class Parser(argparse.ArgumentParser):
         self.error('unknown argument {}{}'.format(flag, '; did you mean {}?'.format(close[0]) if close else ''))
 
     def _read_config(self, path):
-        """The flags by a file, or their defaults, as a Namespace; what the file sets is no longer required."""
-        required = [action for action in self.flags.values() if action.required]
-        for action in required:
-            action.required = False
+        """The flags of a file as command-line arguments."""
         try:
             settings = read_config(path)
         except UserError as error:
             self.error(str(error))
-        self._source = '--config {}: '.format(path)
-        values = self.parse_args([word for name, value in settings.items() for word in self._argv('--' + name, value)])
-        self._source = ''
-        for action in required:
-            action.required = getattr(values, action.dest) is None
-        return values
+        return [word for name, value in settings.items() for word in self._argv('--' + name, value)]
 
     def _argv(self, flag, value):
         """A flag of a file as command-line arguments; `value` is read_config's."""

@@ -176,17 +176,16 @@ def _add_full_training(parser):
 
 
 def _add_classification(parser, global_pool):
-    group = parser.add_argument_group('classification')
-    add, pool = parser.adder(group), parser.adder(group.add_mutually_exclusive_group())
+    add = parser.adder(parser.add_argument_group('classification'))
     add('--finetune', default='', help='pre-trained checkpoint: a file, a Hugging Face folder, or a URL with a hash in '
         'its name (.../name-HASH.pth); default: random weights')
     add('--eval', action='store_true', help='evaluate the --resume checkpoint and exit')
     add('--dist_eval', action='store_true', help='distribute evaluation over all processes; default: rank 0 only')
     add('--nb_classes', type=flags.positive_int, help='number of classes; default: that of the data')
-    pool('--global_pool', action='store_true', default=global_pool,
-                      help='classify the mean of the patch tokens' + ', the default' * global_pool)
-    pool('--cls_token', action='store_false', dest='global_pool',
-                      help='classify the class token' + ', the default' * (not global_pool))
+    add('--global_pool', action='store_true', default=global_pool,
+        help='classify the mean of the patch tokens' + ', the default' * global_pool)
+    add('--cls_token', action='store_false', dest='global_pool',
+        help='classify the class token' + ', the default' * (not global_pool))
 
 
 def _add_finetuning(parser):

@@ -35,7 +35,7 @@ BAD = {
     parse_finetune: [
         '--drop_path 1', '--smoothing 1.5', '--reprob 2', '--mixup -1', '--nb_classes 0', '--layer_decay 0',
         '--cutmix_minmax 0', '--mixup_mode all', '--finetune /no/file', '--freeze -1', '--freeze some', '--recount 0',
-        '--remode black', '--mixup_prob 1.1', '--color_jitter -1', '--eval', '--cls_token --global_pool',
+        '--remode black', '--mixup_prob 1.1', '--color_jitter -1', '--eval',
         '--cutmix_minmax .9 .1', '--cutmix_minmax .5 .5', '--cutmix_minmax .5 .501',
         '--batch_size 7 --mixup .8', '--aa rand-m9 --in_chans 5 --mean 0 --std 1',
         '--color_jitter .4 --in_chans 5 --mean 0 --std 1'],

@@ -202,6 +202,7 @@ def test_a_new_training_moves_away_whatever_has_the_name_of_a_log_or_checkpoint(
         other(tmp_path / name, kind)
     place, = entered(tmp_path)
     assert set(os.listdir(place)) == {'log.txt', 'checkpoint-7.pth'}
+    output_dir.report_no_checkpoint(str(tmp_path))
 
 
 def test_an_output_folder_that_vanishes_is_a_failed_save(images, tmp_path, monkeypatch):

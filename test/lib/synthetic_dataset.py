@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
 
 from util.config.parser import Parser, non_negative_int, positive_int
-from util.errors import UserError, run
+from util.errors import run
+from util.tools.outputs import output_path
 
 SIDE = 64                   # pixels of an image
 SHAPES = ('cross', 'disc', 'star', 'triangle')
@@ -86,9 +87,7 @@ def _two_colours(weights, rng):
 
 
 def write(folder: str, train: int, val: int, seed: int) -> None:
-    """Draw `train` and `val` images, spread evenly over the classes; UserError if the folder is not empty."""
-    if os.path.isdir(folder) and os.listdir(folder):
-        raise UserError('{}: is not empty; choose a new folder'.format(folder))
+    """Draw `train` and `val` images, spread evenly over the classes."""
     for split, count in (('train', train), ('val', val)):
         rng = np.random.RandomState(seed + (split == 'val') * 7919)
         for name in CLASSES:
@@ -107,10 +106,8 @@ def main() -> None:
     parser.add_argument('--val', type=positive_int, default=800, help='validation images')
     parser.add_argument('--seed', type=non_negative_int, default=0, help='seed of all drawings')
     args = parser.parse_args()
-    try:
-        write(args.folder, args.train, args.val, args.seed)
-    except OSError as error:
-        raise UserError('{}: cannot be written ({})'.format(args.folder, error.strerror)) from error
+    with output_path(args.folder) as folder:
+        write(folder, args.train, args.val, args.seed)
 
 
 if __name__ == '__main__':

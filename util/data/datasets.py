@@ -12,7 +12,7 @@ from torchvision import datasets
 
 from util.config.train_flags import is_csv
 from util.data import cifar
-from util.data.file_index import UNLABELLED, FileIndex, has_labels, read_csv
+from util.data.file_index import UNLABELLED, FileIndex, has_labels, read_class_names, read_csv  # noqa: F401
 from util.data.lazy_image import LazyImage, LazyImageDataset, Transform, open_image
 from util.data.tar_dataset import TarDataset, tar_files
 from util.data.validation_split import VAL_FRACTION, VAL_SEED, validation_mask

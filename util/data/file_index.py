@@ -5,6 +5,7 @@
 import csv
 import os
 import re
+import unicodedata
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Iterable, Iterator, List, Sequence, Tuple, Union
@@ -110,6 +111,28 @@ def _is_link_to_parent(folder, name):
 
 def _raise(error):
     raise error
+
+
+def read_class_names(path: str) -> List[str]:
+    """Class names in label order, one a line, of a UTF-8 file with or without byte-order mark; see `class_name`.
+
+    Raises UserError that names --class_names if the file is unreadable or has no or an empty line.
+    """
+    try:
+        with open_regular(path, 'r', encoding='utf-8-sig') as file:
+            names = [class_name(line.strip()) for line in file.read().rstrip().split('\n')]
+    except (OSError, ValueError) as error:
+        reason = 'not UTF-8 text' if isinstance(error, ValueError) else error.strerror
+        raise UserError('--class_names {}: cannot be read ({})'.format(path, reason)) from error
+    if not all(names):
+        raise UserError('--class_names {}: line {} is empty; expected one class name a line'.format(
+            path, names.index('') + 1))
+    return names
+
+
+def class_name(text: str) -> str:
+    """The name of a class in the form (NFC) that equal names of all systems share: macOS decomposes accents (NFD)."""
+    return unicodedata.normalize('NFC', text)
 
 
 def read_csv(path: str, labelled: bool) -> Tuple[PathArray, List[str], np.ndarray]:

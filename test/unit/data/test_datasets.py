@@ -152,10 +152,10 @@ def test_class_names_are_one_a_line_in_utf_8(tmp_path, content, expected):
 
 
 @pytest.mark.parametrize('make', [
-    os.mkfifo, os.mkdir, lambda path: None, lambda path: open(path, 'w').close(),
-    lambda path: open(path, 'wb').write(b'caf\xe9\n'), lambda path: open(path, 'wb').write('cat\n'.encode('utf-16')),
-    lambda path: open(path, 'w').write('cat\n\ndog\n')])
+    os.mkfifo, os.mkdir, lambda path: None, lambda path: path.write_bytes(b''),
+    lambda path: path.write_bytes(b'caf\xe9\n'), lambda path: path.write_bytes('cat\n'.encode('utf-16')),
+    lambda path: path.write_bytes(b'cat\n\ndog\n')])
 def test_class_names_that_cannot_be_read_are_one_line(tmp_path, make):
-    make(str(tmp_path / 'names.txt'))
+    make(tmp_path / 'names.txt')
     with pytest.raises(UserError, match='^--class_names .*names.txt: '):
         datasets.read_class_names(str(tmp_path / 'names.txt'))

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, get_worker_info
 from torch.utils.data.dataloader import default_collate
 
 from util.compat import supported
@@ -28,6 +28,11 @@ MAX_SUBSTITUTES = 99        # if these are unreadable too, the cause is not sing
 GRACE = 2.                  # seconds
 _HAS_SIGTIMEDWAIT = hasattr(signal, 'sigtimedwait')         # not on macOS; it gives the sender of a signal
 _RAISED_IN_WORKER = re.compile(r'Caught \w+ in DataLoader worker process')      # which is still alive
+# What ran out, by messages of PyTorch and of the system, and the remedy.
+_EXHAUSTED = ((r'shared memory|/torch_\d+|No space left',
+               'shared memory ran out: enlarge /dev/shm or lower --num_workers'),
+              (r'Too many open files|ancdata', 'too many open files: raise ulimit -n or lower --num_workers'),
+              (r'allocate memory', 'memory ran out: lower --num_workers'))
 _HINTS = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
           signal.SIGBUS: 'most often shared memory ran out: enlarge /dev/shm or lower --num_workers'}
 # Older releases need to be given the accelerator to pin memory for; newer ones detect it and warn.
@@ -110,7 +115,12 @@ def collate(items: List[Tuple[Any, Failures]]) -> Tuple[Any, Failures]:
     samples = [sample for sample, _ in items if sample is not None]
     if len({getattr(sample[0], 'dtype', None) for sample in samples}) > 1:         # uint8 and float arrays
         samples = [(pixels.float(), *others) for pixels, *others in samples]
-    return (default_collate(samples) if samples else None), [pair for _, failures in items for pair in failures]
+    batch = default_collate(samples) if samples else None
+    if get_worker_info() is not None:       # else the queue's thread moves it, where a lack of shared memory hangs
+        for tensor in batch if isinstance(batch, (list, tuple)) else [batch]:
+            if isinstance(tensor, torch.Tensor):
+                tensor.share_memory_()
+    return batch, [pair for _, failures in items for pair in failures]
 
 
 class Batches:
@@ -227,8 +237,17 @@ def _exit_with_parent(parent):
 
 
 def iterate_loader(loader: DataLoader) -> Iterator[Any]:
-    """Batches of a DataLoader, whose workers have started on return; requesting one of a dead worker: SystemFailure."""
-    return _with_worker_failures(_iterator(loader), multiprocessing.active_children())
+    """Batches of a DataLoader, whose workers have started on return.
+
+    Raises SystemFailure if shared memory or the like runs out, or when the batch of a dead worker is requested.
+    """
+    try:
+        # As many as the queues take; DataLoader itself would also print a traceback when it is deleted half made.
+        del [multiprocessing.Lock() for _ in range(5 * (loader.num_workers + 1) if loader.num_workers else 0)][:]
+        return _with_worker_failures(_iterator(loader), multiprocessing.active_children())
+    except OSError as error:
+        _raise_if_exhausted(error)
+        raise
 
 
 def _iterator(loader):
@@ -246,7 +265,8 @@ def _iterator(loader):
 def _with_worker_failures(iterator, workers):
     try:
         yield from iterator
-    except (RuntimeError, OSError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError, SystemFailure) as error:
+        _raise_if_exhausted(error)
         deadline = time.monotonic() + GRACE     # the error may precede the exit code of the worker
         while workers and not _RAISED_IN_WORKER.match(str(error)):
             dead = [worker for worker in workers if worker.exitcode is not None]
@@ -256,6 +276,14 @@ def _with_worker_failures(iterator, workers):
                 break
             time.sleep(.02)
         raise
+
+
+def _raise_if_exhausted(error):
+    """Raise SystemFailure if an error, of this process or a worker, is a lack of memory or the like."""
+    line = str(error).strip().split('\n')[-1]          # a worker's error has its traceback in the message
+    for pattern, remedy in _EXHAUSTED:
+        if re.search(pattern, line):
+            raise SystemFailure('loader workers: {} ({})'.format(remedy, line)) from error
 
 
 def _describe_exit(worker):

@@ -14,9 +14,9 @@ from typing import Iterable, Iterator, List, Tuple, Union
 import numpy as np
 
 from util.data import array_cache
-from util.data.image_files import ignored_as, image_positions
+from util.data.image_files import ignored_as, image_positions, raise_if_exhausted
 from util.distributed import hang_detector
-from util.errors import UserError
+from util.errors import SystemFailure, UserError
 from util.files import open_regular
 from util.log import logger, progress_bar
 from util.text import first_line, one_line
@@ -32,9 +32,10 @@ def wrap_dataset_errors(path: str, fault: str = 'cannot be listed') -> Iterator[
     """Convert every error in the block, which indexes the dataset at `path`, into one UserError."""
     try:
         yield
-    except UserError:
+    except (UserError, SystemFailure):
         raise
     except Exception as error:          # also MemoryError: a header may claim more than fits into memory
+        raise_if_exhausted(error)
         path, reason = getattr(error, 'filename', None) or path, getattr(error, 'strerror', None) or first_line(error)
         raise UserError('--data_path: {} {} ({})'.format(path, fault, reason)) from error
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, get_worker_in
 from torch.utils.data.dataloader import default_collate
 
 from util.compat import supported
-from util.data.image_files import Failures, UnreadableImage
+from util.data.image_files import Failures, UnreadableImage, raise_if_exhausted
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import SystemFailure, UserError
@@ -28,11 +28,6 @@ MAX_SUBSTITUTES = 99        # if these are unreadable too, the cause is not sing
 GRACE = 2.                  # seconds
 _HAS_SIGTIMEDWAIT = hasattr(signal, 'sigtimedwait')         # not on macOS; it gives the sender of a signal
 _RAISED_IN_WORKER = re.compile(r'Caught \w+ in DataLoader worker process')      # which is still alive
-# What ran out, by messages of PyTorch and of the system, and the remedy.
-_EXHAUSTED = ((r'shared memory|/torch_\d+|No space left',
-               'shared memory ran out: enlarge /dev/shm or lower --num_workers'),
-              (r'Too many open files|ancdata', 'too many open files: raise ulimit -n or lower --num_workers'),
-              (r'allocate memory', 'memory ran out: lower --num_workers'))
 _HINTS = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
           signal.SIGBUS: 'most often shared memory ran out: enlarge /dev/shm or lower --num_workers'}
 # Older releases need to be given the accelerator to pin memory for; newer ones detect it and warn.
@@ -242,12 +237,13 @@ def iterate_loader(loader: DataLoader) -> Iterator[Any]:
     Raises SystemFailure if shared memory or the like runs out, or when the batch of a dead worker is requested.
     """
     try:
-        # As many as the queues take; DataLoader itself would also print a traceback when it is deleted half made.
-        del [multiprocessing.Lock() for _ in range(5 * (loader.num_workers + 1) if loader.num_workers else 0)][:]
+        # What its queues need: a DataLoader that lacks it prints a traceback when it is deleted half made.
+        queues = [multiprocessing.SimpleQueue() for _ in range(2 * (loader.num_workers + 1) * bool(loader.num_workers))]
+        del queues
         return _with_worker_failures(_iterator(loader), multiprocessing.active_children())
-    except OSError as error:
-        _raise_if_exhausted(error)
-        raise
+    except OSError as error:            # also of starting a process
+        raise_if_exhausted(error)
+        raise SystemFailure('loader workers cannot start ({}); {}'.format(error, _HINTS[signal.SIGBUS])) from error
 
 
 def _iterator(loader):
@@ -266,7 +262,7 @@ def _with_worker_failures(iterator, workers):
     try:
         yield from iterator
     except (RuntimeError, OSError, EOFError, SystemFailure) as error:
-        _raise_if_exhausted(error)
+        raise_if_exhausted(error)
         deadline = time.monotonic() + GRACE     # the error may precede the exit code of the worker
         while workers and not _RAISED_IN_WORKER.match(str(error)):
             dead = [worker for worker in workers if worker.exitcode is not None]
@@ -276,14 +272,6 @@ def _with_worker_failures(iterator, workers):
                 break
             time.sleep(.02)
         raise
-
-
-def _raise_if_exhausted(error):
-    """Raise SystemFailure if an error, of this process or a worker, is a lack of memory or the like."""
-    line = str(error).strip().split('\n')[-1]          # a worker's error has its traceback in the message
-    for pattern, remedy in _EXHAUSTED:
-        if re.search(pattern, line):
-            raise SystemFailure('loader workers: {} ({})'.format(remedy, line)) from error
 
 
 def _describe_exit(worker):

@@ -86,27 +86,6 @@ def test_damaged_cache_is_rebuilt(tree, cache, damage):
     assert names(tree) == first and len(path.read_bytes()) == len(good)
 
 
-def test_concurrent_processes_build_the_index_once(tree, cache, monkeypatch):
-    """The second waits for the first, then loads its cache file."""
-    made, walk = [], os.walk
-
-    def slow_walk(folder, *args, **options):
-        if folder == str(tree):         # in older Pythons it calls itself for each subfolder
-            made.append(folder)
-            time.sleep(.3)
-        return walk(folder, *args, **options)
-    monkeypatch.setattr(os, 'walk', slow_walk)
-    other = os.fork()
-    if other == 0:
-        try:
-            names(tree)
-        finally:
-            os._exit(len(made))
-    time.sleep(.1)
-    names(tree)
-    assert len(made) + os.WEXITSTATUS(os.waitpid(other, 0)[1]) == 1
-
-
 def test_link_to_a_parent_folder_is_not_followed(images, tmp_path):
     shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / 'a' / 'b'))
     for folder in ('a', 'a/b'):

@@ -6,6 +6,7 @@ import bisect
 import itertools
 import os
 import re
+from collections import Counter
 from contextlib import suppress
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
@@ -175,16 +176,18 @@ def _load_split(root, transform, labelled, classes=None):
         dataset = _class_folders(root, transform)
     if classes:
         label_of = {class_name(name): label for label, name in enumerate(classes)}
-        unknown = sorted(set(dataset.classes) - set(label_of))
-        if unknown:
-            raise UserError('--data_path: {} has the class {!r}, which is not among the {} of the training: {}'.format(
-                root, unknown[0], len(classes), ', '.join(map(str, [*classes[:5], *['...'] * (len(classes) > 5)]))))
+        counts = Counter(map(class_name, classes))
+        wrong = [name for name in dataset.classes if counts[name] != 1]
+        if wrong:
+            raise UserError('--data_path: {} has the class {!r}, which is {} among the {} of the model: {}{}'.format(
+                root, wrong[0], 'twice' if counts[wrong[0]] else 'not', len(classes), ', '.join(classes[:5]),
+                ', ...' * (len(classes) > 5)))
         dataset.labels = np.array([label_of[name] for name in dataset.classes], np.int64)[dataset.labels]
         dataset.classes = classes
     elif sorted(dataset.classes, key=by_number) != list(dataset.classes):
-        logger.info('warning: the classes of %s are in the order of their names, not of the numbers in them: %s, ...; '
-                    'a model whose checkpoint has no class names may count them otherwise (--class_names)', root,
-                    ', '.join(dataset.classes[:12]))
+        logger.info('warning: the classes of %s are in the order of their names, not of the numbers in them: %s%s; a '
+                    'model whose checkpoint has no class names may count them otherwise (--class_names)', root,
+                    ', '.join(dataset.classes[:12]), ', ...' * (len(dataset.classes) > 12))
     return _choose_value_range(dataset)
 
 
@@ -199,11 +202,12 @@ def _choose_value_range(dataset):
             ranges.append(float((pixels.max(dim=0).values - pixels.min(dim=0).values).max()))
     dataset.white, flat = max(whites), sum(values <= NEARLY_CONSTANT for values in ranges)
     if dataset.white:
-        logger.info('%s, ...: more than 8 bits; values 0 to %d become 0 to 255 (the range of %d images)',
-                    dataset.name_of(0), dataset.white, len(ranges))
+        logger.info('value range: 0 to %d, by %d images of integers of more than 8 bits, such as %s', dataset.white,
+                    len(ranges), dataset.name_of(0))
     if 2 * flat > len(ranges):
-        logger.info('warning: %s, ...: %d of %d images are nearly constant, within %d of 255 grey levels: do their '
-                    'values fill the range of their type?', dataset.name_of(0), flat, len(ranges), NEARLY_CONSTANT)
+        logger.info('warning: %d of %d images, such as %s, are nearly constant, within %d of 255 grey levels: do they '
+                    'use a part of the range of their type? Convert them, or measure --mean and --std',
+                    flat, len(ranges), dataset.name_of(0), NEARLY_CONSTANT)
     return dataset
 
 

@@ -8,7 +8,7 @@ import re
 import warnings
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image
@@ -140,12 +140,6 @@ def ignored_as(name: str) -> str:
             return 'hidden'
     extension = os.path.splitext(parts[-1])[1]
     return '' if extension in EXTENSIONS or extension in ARRAY_EXTENSIONS else extension or 'without extension'
-
-
-def image_positions(names: Sequence[str]) -> Sequence[int]:
-    """Positions of the images in a list of files; arrays count only if alone: next to images they are masks or such."""
-    positions = [i for i, name in enumerate(names) if not name.lower().endswith(ARRAY_EXTENSIONS)]
-    return positions or range(len(names))
 
 
 def exif_orientation(image: Image.Image) -> Optional[int]:

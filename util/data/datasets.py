@@ -104,7 +104,10 @@ def labelled_set(data_path: str, split: str, transform: Transform = None, classe
         usual = os.path.join(data_path, 'val')
         if val not in (usual, usual + '.csv'):
             logger.info('--data_path: %s is missing; using %s for validation', usual, val)
-        return _load_split(val, transform, True, classes)
+        dataset = _load_split(val, transform, True, classes)
+        if dataset.white and train:         # images of more than 8 bits need the range of the training
+            dataset.white = _load_split(train, None, True).white
+        return dataset
     if train is None and val is None:
         train = _unsplit_root(data_path)
     if train is None or split == 'val' and not val_fraction:

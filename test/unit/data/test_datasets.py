@@ -239,6 +239,16 @@ def test_range_of_integers_is_that_of_the_dataset_and_logged(tmp_path, caplog):
         assert len(lines) == 1 and '4095' in lines[0] and not constant
 
 
+def test_range_of_validation_images_is_that_of_the_training_images(tmp_path):
+    for split, white in (('train', 4000), ('val', 900)):
+        (tmp_path / split / 'cat').mkdir(parents=True)
+        pixels = np.linspace(0, white, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(pixels).save(str(tmp_path / split / 'cat' / 'x.png'))
+    assert [datasets.labelled_set(str(tmp_path), split).white for split in ('train', 'val')] == [4095, 4095]
+    (tmp_path / 'train').rename(tmp_path / 'other')
+    assert datasets.labelled_set(str(tmp_path), 'val').white == 1023
+
+
 @pytest.mark.parametrize('kind, level, constant', [(np.uint8, 15, True), (np.uint8, 99, False), (np.int32, 255, False)])
 def test_nearly_constant_images_are_warned_of(tmp_path, caplog, kind, level, constant):
     for i in range(3):

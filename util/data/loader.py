@@ -212,8 +212,8 @@ def init_worker(parent: int, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if _HAS_SIGTIMEDWAIT:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    if not _HAS_SIGTIMEDWAIT:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     sys.excepthook = lambda *error: None    # of the queue's thread, whose connection breaks when the parent dies
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
@@ -238,8 +238,10 @@ def iterate_loader(loader: DataLoader) -> Iterator[Any]:
     """
     try:
         # What its queues need: a DataLoader that lacks it prints a traceback when it is deleted half made.
-        queues = [multiprocessing.SimpleQueue() for _ in range(2 * (loader.num_workers + 1) * bool(loader.num_workers))]
-        del queues
+        if loader.num_workers:
+            context = loader.multiprocessing_context or multiprocessing
+            queues = [context.SimpleQueue() for _ in range(2 * (loader.num_workers + 1))]
+            del queues
         return _with_worker_failures(_iterator(loader), multiprocessing.active_children())
     except OSError as error:            # also of starting a process
         raise_if_exhausted(error)
@@ -249,11 +251,14 @@ def iterate_loader(loader: DataLoader) -> Iterator[Any]:
 def _iterator(loader):
     """iter(loader) without its SIGCHLD handler, which would raise at an arbitrary moment after a worker dies."""
     handler = signal.getsignal(signal.SIGCHLD)
+    # Inherited by the workers: PyTorch may start threads in them before init_worker, and one of these could take it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         # Not bound to a name: Python 3.7's getsignal leaves this frame in a reference cycle, and an iterator that is
         # garbage-collected in a later loader worker waits there for processes that are not its children.
         return iter(loader)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if handler not in (None, signal.getsignal(signal.SIGCHLD)):     # None: not set from Python
             signal.signal(signal.SIGCHLD, handler)
 

@@ -133,7 +133,7 @@ def test_batches_leave_a_worker_in_shared_memory(monkeypatch):
 def test_workers_that_cannot_start_are_one_line(monkeypatch):
     def full(*args, **options):
         raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(multiprocessing, 'SimpleQueue', full)
+    monkeypatch.setattr(multiprocessing.context.BaseContext, 'SimpleQueue', full)
     assert '/dev/shm' in raised_by(lambda: list(loader_of(Samples())), SystemFailure)
 
 
@@ -154,9 +154,12 @@ def signal_the_job():
 @pytest.mark.compat
 def test_workers_ignore_signals_of_the_batch_system():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)      # ignored below a shell's `&`
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 2)          # PyTorch then starts threads in each worker before anything else
     try:
         assert len(list(loader_of(Samples(signal_the_job), 1))) == 10
     finally:
+        torch.set_num_threads(threads)
         signal.signal(signal.SIGINT, before)
 
 

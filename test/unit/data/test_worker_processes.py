@@ -46,7 +46,8 @@ def raised_by(work, kind):
     try:
         work()
     except kind as error:
-        traceback.clear_frames(error.__traceback__)     # PyTorch's frames keep the iterator alive
+        for each in filter(None, (error, error.__cause__)):     # PyTorch's frames keep the iterator alive
+            traceback.clear_frames(each.__traceback__)
         return str(error)
     return 'nothing was raised'
 

@@ -39,14 +39,12 @@ def train_epochs(args: Namespace, session: Session, checkpointer: Checkpointer, 
                       classes=train_loader.dataset.classes, best=checkpointer.get('best') or {'acc1': -1., 'epoch': -1})
     if trainer.nothing_left():
         return
-
-    def evaluation():
-        return evaluate(model, val_loader, optimizer_step.precision, session, normalize, confusion)
     with trainer:
         val_loader.unreadable_images = trainer.unreadable_images
         for epoch in trainer.epochs():
             stats = train_one_epoch(trainer, criterion, augment)
-            result = optimizer_step.ema.evaluate(model, evaluation) if optimizer_step.ema else evaluation()
+            with optimizer_step.ema_weights(model):
+                result = evaluate(model, val_loader, optimizer_step.precision, session, normalize, confusion)
             trainer.stop_if_requested()                 # a signal may have interrupted the evaluation
             close_epoch(trainer, epoch, stats, result)
 
@@ -87,7 +85,7 @@ def close_epoch(trainer: Trainer, epoch: int, stats: Dict[str, Any], result: Dic
         trainer.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
     best = trainer.values['best']
     logger.info('Max accuracy: %.2f%% (epoch %d)', best['acc1'], best['epoch'])
-    tests = {'test_' + name: value for name, value in result.items() if name.endswith(('acc1', 'acc5', 'loss'))}
+    tests = {'test_' + name: result[name] for name in ('acc1', 'acc5', 'loss')}
     trainer.close_epoch(stats, tests, {'acc1': result['acc1'], 'acc5': result['acc5'], 'best_acc1': best['acc1'],
                                        'best_epoch': best['epoch']}, improved)
 

@@ -3,7 +3,6 @@ import glob
 import json
 import os
 import re
-import shutil
 import threading
 import time
 from argparse import Namespace
@@ -21,6 +20,7 @@ from util.distributed import hang_detector
 from util.errors import UserError
 from util.files import lines, set_aside
 from util.log import logger
+from util.text import first_line
 
 # Flags that do not affect the result: `report_changes` skips them.
 PLACES = ('data_path', 'output_dir', 'log_dir', 'resume', 'num_workers', 'pin_mem', 'local_rank', 'dist_url', 'addr',
@@ -208,24 +208,14 @@ class Checkpointer:
                 save(path, state)
             except (OSError, RuntimeError) as error:     # RuntimeError: torch.save on a full disk
                 self.failed = True
-                logger.error('error: %s', self._failure(path, state, error))
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+                logger.error('error: %s: not saved (%s); newest checkpoint: %s; training continues and retries at the '
+                             'next checkpoint', path, reason, (numbered(self._folder) or ['none'])[0])
         for path in numbered(self._folder)[self._keep_last:] if self._keep_last and not self.failed else []:
             try:
                 os.remove(path)
             except OSError as error:
                 logger.warning('%s: cannot be removed (%s)', path, error.strerror)
-
-    def _failure(self, path: str, state: State, error: Exception) -> str:
-        """Why the checkpoint at `path` was not saved, the space it needs, and what is left to resume from."""
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split('\n')[0]
-        try:
-            free = '{:.1f} MB free'.format(shutil.disk_usage(self._folder).free / 1e6)
-        except OSError:
-            free = 'free space unknown'
-        newest, sizes = (numbered(self._folder) or ['none'])[0], []
-        plain_copy(state, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
-        return ('{}: not saved ({}); {:.1f} MB needed, {}; newest checkpoint: {}; training continues and retries at '
-                'the next checkpoint'.format(path, reason, sum(sizes) / 1e6, free, newest))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: State, path: str) -> None:

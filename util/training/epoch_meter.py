@@ -87,33 +87,29 @@ class EpochMeter:
             self._run_logger.log_scalars(*self._scalars.pop(0))
 
     def start_logging(self, run_logger: RunLogger, seconds: float) -> None:
-        """Log scalars to `run_logger`, also those up to now; the `seconds` of opening it are not timed."""
+        """Log scalars to `run_logger`, also those up to now; log lines exclude the `seconds` of opening it."""
         self._run_logger, self._since = run_logger, self._since + seconds
-        self.throughput.exclude(seconds)
         self._log_scalars()
 
     def state_dict(self) -> Dict[str, Any]:
         """Collective: state within an epoch, in plain values."""
         return {'loss': self.loss.state_dict(self.session.world), 'skipped_steps': self._skipped(),
-                'lr': self.optimizer_step.lr, 'speed': self._speed()}
+                'lr': self.optimizer_step.lr}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Restore a state_dict after `begin`; the number of processes may be another one."""
         self.loss.load_state_dict(state['loss'], self.session.world)
         self._skipped_before -= state['skipped_steps']
         self.optimizer_step.lr = state['lr']
-        images, seconds, waited = state['speed']
-        self.throughput.resume(images / self.session.world.size, seconds, waited)
-
-    def _speed(self):
-        """Images of all processes; seconds and data-wait seconds, averaged over the processes."""
-        clock, size = self.throughput, self.session.world.size
-        images, seconds, waited = self.session.all_reduce(clock.images, clock.seconds, clock.waited)
-        return images, seconds / size, waited / size
 
     def finish(self) -> Dict[str, float]:
-        """Collective: train_loss, train_lr, FPS over all processes, data_wait and skipped_steps of the epoch."""
-        images, seconds, waited = self._speed()
+        """Collective: train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
+
+        FPS is the sum over all processes; after a resume within the epoch, it and data_wait are of the rest of it.
+        """
+        clock, size = self.throughput, self.session.world.size
+        images, *seconds = self.session.all_reduce(clock.images, clock.seconds, clock.waited)
+        seconds, waited = (value / size for value in seconds)
         self._images, self._seconds = self._images + images, self._seconds + seconds
         fps, data_wait = per_second(images, seconds), waited / seconds if seconds else 0.
         logger.info('train_one_epoch FPS: %.2f  (data wait: %.1f%%)', fps, 100 * data_wait)
@@ -185,14 +181,10 @@ class Throughput:
     def __init__(self, iterations: int, warmup: int, synchronize: Callable[[], None],
                  now: Callable[[], float] = time.perf_counter):
         self.skip = min(warmup, iterations // 3)
-        self.images, self._earlier, self.waited, self.last_wait = 0, 0., 0., 0.
+        self.images, self.waited, self.last_wait = 0, 0., 0.
         self._first_wait = 0.           # the loader's start, which more loader processes would not shorten
         self._synchronize, self._now = synchronize, now
         self._started, self._ended = None, None
-
-    def resume(self, images: float, seconds: float, waited: float) -> None:
-        """Add what an interrupted run has timed of the same pass."""
-        self.images, self._earlier, self.waited = images, seconds, waited
 
     def batches(self, loader: Iterable) -> Iterator:
         """The batches of `loader`; call `add` once for each."""
@@ -218,11 +210,7 @@ class Throughput:
     @property
     def seconds(self) -> float:
         """Seconds timed so far."""
-        return self._earlier + (0. if self._started is None else (self._ended or self._now()) - self._started)
-
-    def exclude(self, seconds: float) -> None:
-        """Leave out seconds that the caller spent on something else since the last batch."""
-        self._earlier -= seconds if self._started is not None else 0.
+        return 0. if self._started is None else (self._ended or self._now()) - self._started
 
     def steady(self) -> Tuple[float, float]:
         """Seconds and data-wait seconds without the loader's start."""

@@ -52,7 +52,7 @@ class OptimizerStep:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of this iteration's loss."""
-        self.non_finite_steps.record_iteration(*self._place, self.lr, loss)
+        self.non_finite_steps.record_iteration(*self._place, loss)
         finite = torch.isfinite(loss.detach())
         # A non-finite loss can have finite gradients: make them NaN, so that the all-reduce informs all processes.
         weight = torch.where(finite, torch.full_like(loss, self._loss_weight), torch.full_like(loss, math.nan))

@@ -106,6 +106,7 @@ def build_optimizer_step(args: Namespace, session: Session, precision: FullPreci
     ema, lr = None, peak_lr(args, session.world)
     if getattr(args, 'ema', None) is not None:          # main_linprobe.py has no --ema
         ema = EMA(args.ema, precision.trained_weights(model, optimizer))
+        logger.info('--ema %g: evaluation uses the EMA weights', args.ema)
         checkpointer.load_ema(ema)
     non_finite_steps = NonFiniteSteps(args.max_bad_steps)
     non_finite_steps.load_state_dict(checkpointer.state)

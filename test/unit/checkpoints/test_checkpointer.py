@@ -154,15 +154,15 @@ def test_every_key_of_a_checkpoint_is_in_the_schema(pretrained):
     assert set(pth_file.load(str(pretrained / 'checkpoint-0.pth'), as_trained=True)) <= set(CHECKPOINT)
 
 
-PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps': 0, 'lr': .1, 'speed': (8., 1., 0.)}
+PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps': 0, 'lr': .1}
 
 
 @pytest.mark.parametrize('odd', [
     {'epoch': 'seven'}, {'epoch': -2}, {'images': {}}, {'images': -8}, {'processes': 0}, {'bad_steps_in_row': -1},
     {'ema_updates': -1}, {'classes': 3}, {'classes': [3]}, {'log': {}}, {'log': ['{']}, {'log': ['{"epoch": "x"}']},
     {'best': {'acc1': 1.}}, {'scaler': {'scale': 'x'}}, {'scaler': {'scale': -1.}}, {'optimizer': [1]},
-    {'optimizer': {}}, {'optimizer': {'state': {}, 'param_groups': []}}, {'progress': {**PROGRESS, 'speed': [1.]}},
-    {'progress': {**PROGRESS, 'speed': [1., math.nan, 0.]}},
+    {'optimizer': {}}, {'optimizer': {'state': {}, 'param_groups': []}}, {'progress': {**PROGRESS, 'lr': 'x'}},
+    {'progress': {**PROGRESS, 'lr': math.nan}},
     {'progress': {**PROGRESS, 'skipped_steps': -1}}, {'reconstructions': [{'epoch': 0}]},
     {'reconstructions': [{'epoch': 0, 'of': ['x'], 'jpegs': [3]}]}, {'args': {'val_fraction': 2}},
     {'args': {'mean': [.5], 'std': [0.]}}, {'args': {'input_size': 'x'}}, {'args': {'patch_size': -8}},

@@ -60,18 +60,6 @@ def test_waiting_for_data_is_part_of_the_time_and_counted_separately():
     assert throughput.steady() == pytest.approx((1.5, .3))          # without the loader's start
 
 
-def test_excluded_seconds_are_not_part_of_the_time():
-    for done in (0, 2):                                             # within the warm-up, whose time does not count
-        clock = Clock()
-        throughput = Throughput(6, 1, clock.synchronize, clock)
-        for i, _ in enumerate(throughput.batches(range(6))):
-            clock.time += .5
-            if i == done:
-                clock.time += 10
-                throughput.exclude(10)
-        assert throughput.seconds == pytest.approx(2.5)
-
-
 def test_the_device_is_synchronized_only_at_start_and_end():
     _, clock = timed_pass([8] * 60, step=.1)
     assert clock.synchronized == 2

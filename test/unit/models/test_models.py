@@ -14,6 +14,7 @@ from util.checkpoints import hugging_face
 from util.compat import accepts
 from util.model_sizes import FINETUNE_MODELS, PRETRAIN_MODELS, SIZES
 from util.models.activation_checkpointing import checkpointed, directly
+from util.models.features import pooled
 from util.models.positions import resize_positions, sincos_2d
 
 pytestmark = pytest.mark.compat
@@ -82,6 +83,35 @@ def test_loss_prediction_mask_and_gradients_equal_those_of_transformers(norm_pix
             assert relative(gradient, gradients[name]) < 1e-5, name
 
 
+@pytest.mark.parametrize('norm_pix_loss', [False, True])
+@pytest.mark.parametrize('mask_ratio', [.75, .5])
+def test_encoder_decoder_and_loss_of_the_published_class_compute_in_turn_what_forward_does(norm_pix_loss, mask_ratio):
+    model, imgs = autoencoder(norm_pix_loss=norm_pix_loss), torch.randn(4, 3, 32, 32)
+    torch.manual_seed(7)
+    loss, pred, mask = model(imgs, mask_ratio)
+    torch.manual_seed(7)
+    latent, found_mask, ids_restore = model.forward_encoder(imgs, mask_ratio)
+    assert latent.shape == (4, 1 + 16 * (1 - mask_ratio), 48) and torch.equal(found_mask, mask)
+    found = model.forward_decoder(latent, ids_restore)
+    assert relative(found, pred) < 1e-5 and relative(model.forward_loss(imgs, found, mask), loss) < 1e-5
+
+
+def test_nothing_masked_gives_the_features_of_all_patches_in_the_order_of_ids_restore():
+    model, imgs = autoencoder(), torch.randn(2, 3, 32, 32)
+    latent, mask, ids_restore = model.forward_encoder(imgs, 0)
+    tokens = models_mae.gather_tokens(latent[:, 1:], ids_restore)
+    assert relative(tokens.mean(dim=1), pooled(model, imgs)) < 1e-5 and mask.sum() == 0
+
+
+def test_random_masking_keeps_the_tokens_that_its_mask_says():
+    model, x = autoencoder(), torch.randn(3, 9, 5)
+    kept, mask, ids_restore = model.random_masking(x, .75)
+    assert kept.shape == (3, 2, 5) and mask.sum(dim=1).tolist() == [7] * 3
+    filled = torch.cat([kept, torch.zeros(3, 7, 5)], dim=1)         # as a decoder does, with mask tokens
+    restored = models_mae.gather_tokens(filled, ids_restore)
+    assert torch.equal(restored, x * (1 - mask[..., None]))
+
+
 def test_a_seed_gives_the_mask_of_sorted_uniform_noise():
     model, imgs = autoencoder(), torch.randn(3, 3, 32, 32)
     torch.manual_seed(7)
@@ -137,6 +167,13 @@ def test_logits_and_gradients_equal_those_of_timm(global_pool):
     for name, parameter in model.named_parameters():
         difference = (parameter.grad - gradients[name].grad).abs().max()
         assert difference <= 1e-5 * gradients[name].grad.abs().max() + 1e-9, name
+
+
+def test_the_classifier_takes_the_arguments_of_the_published_class():
+    names = {name for name, _ in classifier(True, qkv_bias=True).named_parameters()}
+    assert 'blocks.0.attn.qkv.bias' in names and classifier(True).no_weight_decay() == {'pos_embed', 'cls_token'}
+    without = {name for name, _ in classifier(True, qkv_bias=False).named_parameters()}
+    assert names - without == {'blocks.%d.attn.qkv.bias' % i for i in range(3)}
 
 
 def test_drop_path_grows_linearly_to_its_rate_at_the_last_block():

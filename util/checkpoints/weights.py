@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from torch import Tensor, nn
 
 from util.checkpoints import schema
+from util.checkpoints.containers import not_a_vit, token_fault
 from util.checkpoints.pth_file import checkpoint_errors, load
 from util.checkpoints.schema import Weights
 from util.config.input_flags import grid_of
@@ -22,6 +23,12 @@ SHAPE_FLAGS = '--model, --input_size, --patch_size and --in_chans'
 def load_strict(model: nn.Module, weights: Weights, path: str) -> None:
     """Load all weights of a model; UserError names the first difference in names or shapes."""
     own, head = model.state_dict(), weights.get('head.weight')
+    _check_vit(own, weights, path)
+    if 'decoder_embed.weight' in own and 'decoder_embed.weight' not in weights:
+        raise UserError('{0}: no decoder; start from its encoder by --init_from {0}, without --resume'.format(path))
+    if _has_head(own) and not _has_head(weights):
+        raise UserError('{0}: pre-trained weights without a classifier; train one first by --finetune {0}, without '
+                        '--resume and --eval'.format(path))
     if 'head.weight' in own and head is not None and head.dim() == 2 and len(head) != len(own['head.weight']):
         raise UserError('{}: trained with {} classes, but this run has {}; see --nb_classes and --data_path'
                         .format(path, len(head), len(own['head.weight'])))
@@ -83,6 +90,7 @@ def load_for_pretraining(model: nn.Module, weights: Weights, path: str, flags: F
 def _load_part(model: nn.Module, own: Weights, weights: Weights, kept: Weights, optional: tuple, path: str) -> tuple:
     """Load the `kept` part of `weights` into a model whose state_dict is `own`; only names with an `optional` prefix
     may be missing."""
+    _check_vit(own, weights, path)
     left_out, fresh = [name for name in weights if name not in kept], [name for name in own if name not in kept]
     _reject_any([name for name in fresh if not name.startswith(optional)], 'lacks', path)
     # e.g. layer scale, without which the blocks would compute something else
@@ -120,6 +128,21 @@ def _trained_grid(table: Tensor, flags: Flags) -> Optional[Tuple[int, int]]:
     """(rows, columns) from the flags, if it matches the length of the table."""
     grid = grid_of(flags)
     return grid if grid and table.shape[1] == 1 + grid[0] * grid[1] else None
+
+
+def _has_head(weights: Weights) -> bool:
+    return any(name.startswith('head.') for name in weights)
+
+
+def _check_vit(own: Weights, weights: Weights, path: str) -> None:
+    """Raise UserError for weights of anything but a ViT with one class token; `own` is the state_dict of a model."""
+    if 'cls_token' in own and 'patch_embed.proj.weight' not in weights:
+        raise not_a_vit(path, weights)
+    table = weights.get('pos_embed')
+    fits = table is not None and 'pos_embed' in own and table.shape == own['pos_embed'].shape
+    fault = None if fits and 'dist_token' not in weights else token_fault(weights)
+    if fault:
+        raise UserError('{}: {}'.format(path, fault))
 
 
 def _reject_any(names: Names, verb: str, path: str, flags: str = '--model') -> None:

@@ -15,6 +15,7 @@ from util.checkpoints.schema import CHECKPOINT, validate
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
 from util.errors import SystemFailure, UserError
+from util.models.linear_probe import probing_head
 from util.training.ema import EMA
 from util.training.trainer import model_state
 
@@ -82,9 +83,22 @@ def test_a_published_checkpoint_is_read(tmp_path, new_format):
 def test_weights_of_another_model_are_rejected():
     with pytest.raises(UserError, match='^x.pth: .*--model'):
         weights.load_pretrained(vit(), models_mae.mae_vit_tiny_patch16(**MAE).state_dict(), 'x.pth')
-    for other, flag in ((models_mae.mae_vit_nano_patch16(**MAE), '--model'), (vit(num_classes=9), '--nb_classes')):
-        with pytest.raises(UserError, match='^x.pth: .*' + flag):
-            weights.load_strict(vit(), other.state_dict(), 'x.pth')
+    with pytest.raises(UserError, match='^x.pth: .*--model'):
+        weights.load_strict(vit(), vit(global_pool=False).state_dict(), 'x.pth')
+
+
+@pytest.mark.parametrize('model, other, flag', [
+    ('vit', 'mae', '--finetune x.pth'), ('vit', 'encoder', '--finetune x.pth'), ('probe', 'mae', '--finetune x.pth'),
+    ('mae', 'encoder', '--init_from x.pth'), ('mae', 'vit', '--init_from x.pth'), ('vit', 'probe', 'main_linprobe.py'),
+    ('probe', 'vit', 'main_finetune.py')])
+def test_weights_for_another_flag_or_script_are_rejected_by_its_name(model, other, flag):
+    mae, probe = models_mae.mae_vit_nano_patch16(**MAE), vit()
+    probe.head = probing_head(128, 8)
+    models = {'mae': mae, 'vit': vit(), 'probe': probe}
+    states = {**{name: built.state_dict() for name, built in models.items()}, 'encoder': {
+        name: value for name, value in mae.state_dict().items() if not name.startswith(('decoder', 'mask_token'))}}
+    with pytest.raises(UserError, match='^x.pth: .*' + flag):
+        weights.load_strict(models[model], states[other], 'x.pth')
 
 
 @pytest.mark.parametrize('name, shape', [('pos_embed', ()), ('pos_embed', (2, 65, 128)), ('pos_embed', (1, 4, 128)),

@@ -1,7 +1,7 @@
 """Meters of an epoch: loss, learning rate, images/s and data-wait share, with a log line every 20 iterations."""
 import math
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import torch
 
@@ -16,7 +16,7 @@ from util.training.session import Session
 
 PRINT_EVERY = 20
 WARMUP_ITERATIONS = 10
-MAX_DATA_WAIT = .02     # share of the time waiting for data from which more loader processes are suggested
+MAX_DATA_WAIT = .05     # share of the time waiting for data from which more loader processes are suggested
 
 
 class EpochMeter:
@@ -34,7 +34,6 @@ class EpochMeter:
         self.loader, self.session, self.optimizer_step = loader, session, optimizer_step
         self._run_logger, self._scalars, self._loss_tag, self._seed = None, [], loss_tag, seed
         self._images, self._seconds = 0., 0.    # of all epochs
-        self._suggested = None                  # number of loader processes
         self._warmup = WARMUP_ITERATIONS
 
     def begin(self, epoch: int, done: int) -> None:
@@ -112,12 +111,8 @@ class EpochMeter:
         seconds, waited = (value / size for value in seconds)
         self._images, self._seconds = self._images + images, self._seconds + seconds
         fps, data_wait = per_second(images, seconds), waited / seconds if seconds else 0.
-        logger.info('train_one_epoch FPS: %.2f  (data wait: %.1f%%)', fps, 100 * data_wait)
-        workers = self.loader.workers
-        suggested = suggested_workers(workers, *self.session.all_reduce(*self.throughput.steady()))
-        if suggested not in (None, self._suggested):
-            logger.info('data loading is the bottleneck: try --num_workers %d (now %d)', suggested, workers)
-        self._suggested = suggested
+        hint = '; try more --num_workers than {}'.format(self.loader.workers) if data_wait > MAX_DATA_WAIT else ''
+        logger.info('train_one_epoch FPS: %.2f  (data wait: %.1f%%%s)', fps, 100 * data_wait, hint)
         return {'train_loss': self.loss.read(self.session.world), 'train_lr': self.optimizer_step.lr,
                 'FPS': round(fps, 2), 'data_wait': round(data_wait, 4), 'skipped_steps': self._skipped()}
 
@@ -182,7 +177,6 @@ class Throughput:
                  now: Callable[[], float] = time.perf_counter):
         self.skip = min(warmup, iterations // 3)
         self.images, self.waited, self.last_wait = 0, 0., 0.
-        self._first_wait = 0.           # the loader's start, which more loader processes would not shorten
         self._synchronize, self._now = synchronize, now
         self._started, self._ended = None, None
 
@@ -197,7 +191,6 @@ class Throughput:
             self.last_wait = self._now() - before
             if self._started is not None:
                 self.waited += self.last_wait
-                self._first_wait += 0. if done else self.last_wait
             if batch is None:
                 break
             yield batch
@@ -212,10 +205,6 @@ class Throughput:
         """Seconds timed so far."""
         return 0. if self._started is None else (self._ended or self._now()) - self._started
 
-    def steady(self) -> Tuple[float, float]:
-        """Seconds and data-wait seconds without the loader's start."""
-        return self.seconds - self._first_wait, self.waited - self._first_wait
-
     def add(self, images: int) -> None:
         """Count the images of the current batch."""
         if self._started is not None:
@@ -224,13 +213,6 @@ class Throughput:
     def _start(self):
         self._synchronize()
         self._started = self._now()
-
-
-def suggested_workers(workers: int, seconds: float, waited: float) -> Optional[int]:
-    """Number of loader processes that would keep up, if `workers` leave the device waiting; else None."""
-    if waited <= MAX_DATA_WAIT * seconds:
-        return None
-    return math.ceil((seconds if workers else waited) * max(workers, 1) / max(seconds - waited, 1e-9))
 
 
 def per_second(images: float, seconds: float) -> float:

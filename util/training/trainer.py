@@ -53,7 +53,6 @@ class Trainer:
         self._batch = args.batch_size * session.world.size      # images per iteration, all processes
         self._check_every, self._steps, self._since = 1, 0, time.monotonic()    # steps and time since the last check
         self._open_iterations = 0                               # of the current accumulation window
-        checkpointer.report_changes(args, session.world.size)
 
     def nothing_left(self) -> bool:
         """True, with a log line, if the resumed run is already complete."""

@@ -19,7 +19,7 @@ from util.reporting.confusion import ConfusionTracker
 from util.training.epoch_meter import PRINT_EVERY, Throughput, per_second
 from util.training.optimizer_step import OptimizerStep
 from util.training.session import Session, open_run_logger, write_result
-from util.training.setup import build_evaluation_loader, count_classes, warn_of_empty_classes
+from util.training.setup import build_evaluation_loader, class_names, count_classes, warn_of_empty_classes
 from util.training.trainer import Trainer
 
 
@@ -98,10 +98,13 @@ def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecis
     """
     if checkpointer.path is None:
         raise UserError('--resume auto: no checkpoint in {}'.format(args.output_dir))
-    loader = build_evaluation_loader(args, session, checkpointer.get('classes'))
+    loader = build_evaluation_loader(args, session, class_names(args, checkpointer))
+    labels = checkpointer.get('labels')                         # names by another library, perhaps not those of folders
+    if not args.class_names and labels and set(loader.dataset.classes) <= set(labels):
+        loader = build_evaluation_loader(args, session, labels)
     dataset = loader.dataset
     warn_of_empty_classes(dataset)
-    model = build(args, count_classes(args, dataset))
+    model = build(args, count_classes(args, dataset, checkpointer))
     adopt_statistics(args, checkpointer.get('args'), checkpointer.path)
     checkpointer.load_model(model, fit_positions=True, ema_weights=True)
     run_logger = open_run_logger(args, session)

@@ -100,6 +100,12 @@ class Checkpointer:
         """A value of the checkpoint, see util.checkpoints.schema; `default` without a checkpoint."""
         return self.state.get(name, default)
 
+    @property
+    def outputs(self) -> Optional[int]:
+        """Number of classes that the checkpoint's classifier has; None without one."""
+        heads = [self.state.get('model', {}).get(name) for name in ('head.weight', 'head.1.weight')]
+        return next((len(head) for head in heads if head is not None and head.dim() == 2), None)
+
     def load_model(self, model: nn.Module, fit_positions: bool = False, ema_weights: bool = False) -> None:
         """Load the weights, or with `ema_weights` those of the EMA, if any, into a model without precision set up yet.
 

@@ -30,7 +30,7 @@ def load_strict(model: nn.Module, weights: Weights, path: str) -> None:
         raise UserError('{0}: pre-trained weights without a classifier; train one first by --finetune {0}, without '
                         '--resume and --eval'.format(path))
     if 'head.weight' in own and head is not None and head.dim() == 2 and len(head) != len(own['head.weight']):
-        raise UserError('{}: trained with {} classes, but this run has {}; see --nb_classes and --data_path'
+        raise UserError('{}: trained with {} classes, but this run has {}; see --data_path and --class_names'
                         .format(path, len(head), len(own['head.weight'])))
     for name, script in (('head.weight', 'main_finetune.py'), ('head.1.weight', 'main_linprobe.py')):
         if name in weights and name not in own and 'cls_token' in own:

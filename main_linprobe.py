@@ -24,12 +24,11 @@ from util.training.session import Session
 
 
 def main(args: Namespace) -> None:
-    session, precision, checkpointer = setup.start_classifier(args)
-    if args.eval:
-        evaluate_checkpoint(args, session, precision, checkpointer, build_model, LinearProbe)
-    else:
-        train(args, session, precision, checkpointer)
-    session.world.shutdown()
+    with setup.start_classifier(args) as (session, precision, checkpointer):
+        if args.eval:
+            evaluate_checkpoint(args, session, precision, checkpointer, build_model, LinearProbe)
+        else:
+            train(args, session, precision, checkpointer)
 
 
 def train(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer) -> None:

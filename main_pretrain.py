@@ -25,10 +25,8 @@ from util.training.trainer import Trainer
 
 
 def main(args: Namespace) -> None:
-    session = start_session(args)
-    precision = setup_precision(args, session)
-    train(args, session, precision)
-    session.world.shutdown()
+    with start_session(args) as session:
+        train(args, session, setup_precision(args, session))
 
 
 def train(args: Namespace, session: Session, precision: FullPrecision) -> None:

@@ -49,26 +49,40 @@ def reworded(flag: str, words: str) -> Iterator[None]:
 
 
 def run(main: Callable, *args) -> None:
-    """Call `main`; on an expected failure, end the process with one line and its exit status."""
+    """Call `main` in a process of its own; on an expected failure, end it with one line and the exit status."""
     if hasattr(sys.stdout, 'reconfigure'):      # file names may not be encodable for the terminal
         sys.stdout.reconfigure(errors='backslashreplace')
+    status = status_of(main, *args)
+    # From here on a signal would only replace the status.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
+    if status and (multiprocessing.active_children() or _process_group_backend()):
+        # A normal exit would wait for loader processes; an open process group can abort it and replace the status.
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def status_of(main: Callable, *args) -> int:
+    """Call `main`; an expected failure prints one line to standard error. Returns the exit status, 0 for success."""
     try:
         main(*args)
+        return 0
     except (UserError, SystemFailure, SaveFailed) as error:
         if isinstance(error, UserError):
             report_once_per_node()
-        _exit('error: {}'.format(error) if str(error) else '', error.status)
+        return _report('error: {}'.format(error) if str(error) else '', error.status)
     except Preempted as stopped:
-        _exit(str(stopped), PREEMPTED_STATUS)
+        return _report(str(stopped), PREEMPTED_STATUS)
     except KeyboardInterrupt:
-        _exit('interrupted', 128 + signal.SIGINT)
+        return _report('interrupted', 128 + signal.SIGINT)
     except RuntimeError as error:
         backend = _process_group_backend()
         if not backend or backend not in str(error).lower():    # only the newest PyTorch has a type for these
             raise
         report_once_per_node(delay_first=True)
-        _exit('error: process {}: a collective operation failed, most often because another process ended ({})'.format(
-            os.environ.get('RANK', '?'), first_line(error)), FAILURE_STATUS)
+        return _report(
+            'error: process {}: a collective operation failed, most often because another process ended ({})'.format(
+                os.environ.get('RANK', '?'), first_line(error)), FAILURE_STATUS)
 
 
 def report_once_per_node(delay_first: bool = False) -> None:
@@ -90,11 +104,7 @@ def _process_group_backend() -> Optional[str]:
     return None
 
 
-def _exit(line, status):
+def _report(line, status):
     if line:
         print(one_line(line), file=sys.stderr, flush=True)
-    if multiprocessing.active_children() or _process_group_backend():
-        # A normal exit would wait for loader processes; an open process group can abort it and replace the status.
-        sys.stdout.flush()
-        os._exit(status)
-    sys.exit(status)
+    return status

@@ -99,11 +99,10 @@ def measure(args):
         torch.set_num_threads(1)
     flags = parse_pretrain(['--data_path', ROOT, '--model', args.model, '--batch_size', str(args.batch_size),
                             '--device', args.device, '--num_workers', '0', *args.flags])
-    session = start_session(flags)
-    report = take_turns(args, flags, session)
-    if session.world.is_main:
-        print(json.dumps(report), flush=True)
-    session.world.shutdown()
+    with start_session(flags) as session:
+        report = take_turns(args, flags, session)
+        if session.world.is_main:
+            print(json.dumps(report), flush=True)
 
 
 def take_turns(args, flags, session):

@@ -1,18 +1,22 @@
 """What the tests share: the repository on the path, a small drawn dataset, and running the program as a user does."""
+import importlib
+import io
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import namedtuple
-from contextlib import suppress
-from functools import lru_cache
+from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
-import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -20,16 +24,68 @@ sys.path += sorted({str(test.parent) for test in Path(__file__).parent.glob('[!n
 os.environ['OMP_NUM_THREADS'] = '1'     # of tests and of what they run: small work, and much of it side by side
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
-import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
+import util  # noqa: F401, I001  (before torch: it keeps `import torch` from loading a broken torch_npu)
+import torch
+from torch import distributed
+
+from util.errors import status_of
 from util.log import logger
 from util.tools import synthetic_dataset
+from util.tools.launch import child_pids
+from util.training import session
 
 Run = namedtuple('Run', 'status output')
 TIMEOUT = 600               # seconds
+BY_OTHERS = 'PYTEST_CURRENT_TEST', 'TORCHINDUCTOR_'     # variables that pytest sets, and that importing torch does
 
 NANO = ['--input_size', '32', '--patch_size', '8', '--num_workers', '0', '--device', 'cpu']
 PRETRAIN = ['--model', 'mae_vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
 FINETUNE = ['--model', 'vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
+
+
+def process_state():
+    """What tests must leave as it was."""
+    sender = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(sender)
+    return {'signal handlers': {number: signal.getsignal(number) for number in range(1, signal.NSIG)},
+            'blocked signals': signal.pthread_sigmask(signal.SIG_BLOCK, []), 'wake-up descriptor': sender,
+            'threads': {thread.name for thread in threading.enumerate()} - {'tqdm_monitor'},    # of downloads
+            'children': set(child_pids(os.getpid())),
+            'cores': hasattr(os, 'sched_getaffinity') and os.sched_getaffinity(0),
+            'environment': {name: value for name, value in os.environ.items() if not name.startswith(BY_OTHERS)},
+            'logger': (logger.handlers[:], logger.propagate, logger.level), 'folder': os.getcwd(),
+            'process group': distributed.is_available() and distributed.is_initialized(),
+            'torch': (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads())}
+
+
+def assert_unchanged(before):
+    """The state of this process is `before`; threads and children that are about to end may take a few seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and process_state() != before:
+        time.sleep(.02)
+    after = process_state()
+    assert not {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+
+
+def call(name, *words):
+    """What `python NAME.py WORDS...` does, in this process; standard output and error come in one text.
+
+    Without stop signals and hang detection, which end a process: here that would be the one of the tests.
+    """
+    before, module = process_state(), importlib.import_module(name)
+    parse = getattr(module, 'parse_' + re.split('[._]', name)[-1], None)
+    own_session = hasattr(module, 'setup')      # the tools leave the logger set up
+    output = io.TextIOWrapper(io.BytesIO(), 'utf-8', 'backslashreplace', write_through=True)
+    with mock.patch.object(sys, 'argv', [name.replace('.', '/') + '.py', *map(str, words)]), \
+            mock.patch.object(session, 'SignalHandler', lambda: nullcontext(SimpleNamespace(requested=''))), \
+            mock.patch.object(session.hang_detector, 'start'), redirect_stdout(output), redirect_stderr(output), \
+            nullcontext() if own_session else session.process_state_restored():
+        try:
+            status = status_of(lambda: module.main(parse()) if parse else module.main())
+        except SystemExit as ended:             # of the parser
+            status = ended.code
+    assert_unchanged(before)
+    return Run(status, output.buffer.getvalue().decode(errors='replace'))
 
 
 def environment(**changes):
@@ -39,23 +95,10 @@ def environment(**changes):
     return environ
 
 
-@lru_cache(maxsize=None)
-def _python():
-    folder = tempfile.TemporaryDirectory(prefix='warm')
-    modules = ['main_pretrain', 'main_finetune', 'main_linprobe', 'torch.utils.tensorboard']
-    return folder, warm_python.start(folder.name, modules)
-
-
-def python(**changes):
-    """An interpreter that has imported PyTorch already."""
-    return _python()[1]
-
-
 def execute(command, **environ):
-    """Run a command to its end; standard output and error come in one text. This interpreter is run warm."""
-    words = [python() if word == sys.executable else str(word) for word in command]
+    """Run a command to its end; standard output and error come in one text."""
     with tempfile.TemporaryFile() as output:        # a pipe would end later, with the loader processes of a killed one
-        status = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, timeout=TIMEOUT,
+        status = subprocess.run(list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, timeout=TIMEOUT,
                                 env=environment(**environ)).returncode
         output.seek(0)
         return Run(status, output.read().decode(errors='replace'))
@@ -87,19 +130,26 @@ def signal_when_trapped(process, signum):
     process.send_signal(signum)
 
 
-def pretrain(*flags, **environ):
-    """python main_pretrain.py with a nano model on the CPU."""
-    return execute([sys.executable, ROOT / 'main_pretrain.py', *PRETRAIN, *flags], **environ)
+def run_script(name, words, process, environ):
+    """A script in this process, or in one of its own if asked to or if `environ` holds variables for it."""
+    if process or environ:
+        return execute([sys.executable, ROOT / (name + '.py'), *words], **environ)
+    return call(name, *words)
 
 
-def finetune(*flags, **environ):
-    """python main_finetune.py with a nano model on the CPU."""
-    return execute([sys.executable, ROOT / 'main_finetune.py', *FINETUNE, *flags], **environ)
+def pretrain(*flags, process=False, **environ):
+    """main_pretrain.py with a nano model on the CPU."""
+    return run_script('main_pretrain', [*PRETRAIN, *flags], process, environ)
 
 
-def linprobe(*flags, **environ):
-    """python main_linprobe.py with a nano model on the CPU."""
-    return execute([sys.executable, ROOT / 'main_linprobe.py', *FINETUNE, *flags], **environ)
+def finetune(*flags, process=False, **environ):
+    """main_finetune.py with a nano model on the CPU."""
+    return run_script('main_finetune', [*FINETUNE, *flags], process, environ)
+
+
+def linprobe(*flags, process=False, **environ):
+    """main_linprobe.py with a nano model on the CPU."""
+    return run_script('main_linprobe', [*FINETUNE, *flags], process, environ)
 
 
 def two_processes(script, *flags, **environ):
@@ -109,14 +159,17 @@ def two_processes(script, *flags, **environ):
 
 def launcher(name, *flags, **environ):
     """bash test/<name>.sh with this interpreter."""
-    return execute(['bash', ROOT / 'test' / (name + '.sh'), *flags], PYTHON=python(**environ), **environ)
+    return execute(['bash', ROOT / 'test' / (name + '.sh'), *flags], PYTHON=sys.executable, **environ)
 
 
 @pytest.fixture(autouse=True)
-def quiet_logger():
-    """The logger as it is before a run sets it up, which commands that a test calls have done."""
+def process_unchanged():
+    """A test leaves the process as it was; the logger is restored here, since commands that tests call set it up."""
+    before = process_state()
+    yield
     logger.handlers[:], logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
+    assert_unchanged(before)
 
 
 @pytest.fixture(scope='session')

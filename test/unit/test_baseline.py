@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, execute, finetune, launcher, pretrain, python
+from conftest import ROOT, execute, finetune, launcher, pretrain
 
 BASELINE = Path(__file__).with_name('baseline')
 RECORD = json.loads((BASELINE / 'results.json').read_text())
@@ -88,7 +88,7 @@ def commands_of(name, images, folder):
     run = launcher(name, *flags, DRY_RUN='1', **nodes)
     assert run.status == 0, run.output
     text = run.output
-    for place, word in ((python(), 'PYTHON'), (images, 'DATA'), (folder, 'FOLDER'), (ROOT, 'ROOT')):
+    for place, word in ((sys.executable, 'PYTHON'), (images, 'DATA'), (folder, 'FOLDER'), (ROOT, 'ROOT')):
         text = text.replace(str(place), word)
     return text.splitlines()
 

@@ -5,10 +5,11 @@ A command is a line of a ```bash block; it is parsed. test_end_to_end.py runs te
 import os
 import re
 import shlex
+import sys
 from functools import lru_cache
 
 import pytest
-from conftest import ROOT, execute, python
+from conftest import ROOT, execute
 from test_baseline import help_of
 
 from util.config import train_flags
@@ -81,7 +82,7 @@ def parse(words):
 
 def check_launcher(words, folder):
     """Print what a launcher would start, and parse it."""
-    run = execute(['bash', *words], PYTHON=python(), DRY_RUN='1', NODE_RANK='0', MASTER_ADDR='first')
+    run = execute(['bash', *words], PYTHON=sys.executable, DRY_RUN='1', NODE_RANK='0', MASTER_ADDR='first')
     assert run.status == 0, run.output
     if 'cifar10' not in words[0]:       # whose later stages take checkpoints of the earlier ones
         started, _ = check_printed(run.output, folder)

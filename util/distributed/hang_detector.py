@@ -61,9 +61,11 @@ def start(hang_timeout: float, rank: int = 0, world_size: int = 1) -> None:
 
 def stop() -> None:
     """Stop monitoring."""
+    global _detector
     if _detector is not None:
         _detector.stopped.set()
         _detector.join()
+        _detector = None
 
 
 def heartbeat(phase: str) -> None:

@@ -36,25 +36,42 @@ class LauncherMonitor:
 
 
 class SignalHandler:
-    """Handles stop signals from its creation on; until `graceful` is set, the first one ends the process."""
+    """Handles stop signals within its `with` block; until `graceful` is set, the first one ends the process."""
 
     def __init__(self):
         self.requested = ''         # name of the first stop signal
         self.graceful = False       # to be set once `requested` is polled
         self._requested_at = 0.
-        self._pipe, sender = os.pipe()
-        os.set_blocking(sender, False)
-        signal.set_wakeup_fd(sender)    # receives the signal numbers, whatever the main thread is doing
-        for number in SIGNALS:
-            signal.signal(number, lambda number, frame: None)       # replaces the default action
-        threading.Thread(target=self._listen, name='stop signals', daemon=True).start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)     # util.tools.launch blocks them
+
+    def __enter__(self):
+        self._pipe, self._sender = os.pipe()
+        os.set_blocking(self._sender, False)
+        # receives the signal numbers, whatever the main thread is doing
+        self._earlier_sender = signal.set_wakeup_fd(self._sender)
+        # replaces the default action
+        self._earlier_handlers = [signal.signal(number, lambda number, frame: None) for number in SIGNALS]
+        self._thread = threading.Thread(target=self._listen, name='stop signals', daemon=True)
+        self._thread.start()
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)    # util.tools.launch blocks them
+        return self
+
+    def __exit__(self, *error):
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        for number, handler in zip(SIGNALS, self._earlier_handlers):
+            signal.signal(number, handler or signal.SIG_DFL)        # None: not set from Python
+        signal.set_wakeup_fd(self._earlier_sender)
+        os.write(self._sender, b'\0')
+        self._thread.join()
+        os.close(self._pipe)
+        os.close(self._sender)
 
     def _listen(self):
         launcher = LauncherMonitor()
         while True:
             if select.select([self._pipe], [], [], 1.)[0]:
                 number = os.read(self._pipe, 1)[0]
+                if number == 0:         # from __exit__
+                    return
                 if number in SIGNALS:
                     self._handle(signal.Signals(number).name, 128 + number)
             elif launcher.exited and not self.requested:

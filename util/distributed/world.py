@@ -108,7 +108,6 @@ class World:
 
     def shutdown(self) -> None:
         """Destroy the process group, after the last use of the wrapped model."""
-        hang_detector.stop()
         if self.size > 1:
             # A process group kept alive by an unreachable model would be destroyed at interpreter exit, where its
             # threads can abort the process ("terminate called without an active exception").

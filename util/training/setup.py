@@ -4,7 +4,8 @@ Weights are loaded first, then the precision prepared, then the optimizer's stat
 `precision.prepare` makes fp32 master weights from the weights of the model, and the moments belong to these.
 """
 from argparse import Namespace
-from typing import Callable, List, Optional, Tuple
+from contextlib import contextmanager
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import torch
 from torch.utils.data import Dataset
@@ -29,15 +30,17 @@ from util.training.optimizer_step import OptimizerStep, effective_batch_size, pe
 from util.training.session import Session, setup_precision, start_session
 
 
-def start_classifier(args: Namespace) -> Tuple[Session, FullPrecision, Checkpointer]:
-    """Start the session, find the --resume checkpoint and settle --val_fraction and --val_seed."""
-    session = start_session(args)
-    precision = setup_precision(args, session)
-    checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
-                                session.world.is_main)
-    args.val_fraction, args.val_seed = resolve_split(args.val_fraction, args.val_seed, has_validation(args.data_path),
-                                                     args.eval, checkpointer.get('args'))
-    return session, precision, checkpointer
+@contextmanager
+def start_classifier(args: Namespace) -> Iterator[Tuple[Session, FullPrecision, Checkpointer]]:
+    """As start_session; also find the --resume checkpoint and settle --val_fraction and --val_seed."""
+    with start_session(args) as session:
+        precision = setup_precision(args, session)
+        checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
+                                    session.world.is_main)
+        args.val_fraction, args.val_seed = resolve_split(args.val_fraction, args.val_seed,
+                                                         has_validation(args.data_path), args.eval,
+                                                         checkpointer.get('args'))
+        yield session, precision, checkpointer
 
 
 def class_names(args: Namespace, checkpointer: Checkpointer) -> Optional[List[str]]:

@@ -65,8 +65,8 @@ import os, signal, threading
 from util.distributed.signals import SignalHandler
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])      # as a launcher starts its processes
 os.kill(os.getpid(), signal.SIGUSR1)
-SignalHandler()
-threading.Event().wait()
+with SignalHandler():
+    threading.Event().wait()
 """
 
 

@@ -1,10 +1,11 @@
 """All eleven launchers with all their devices, on emulated NPUs, with a nano model and 32 images."""
 import json
 import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import ROOT, environment, launcher, python
+from conftest import ROOT, environment, launcher
 from test_end_to_end import epochs_of, weights_of
 from test_launchers import LOGS
 
@@ -100,7 +101,7 @@ def test_eight_npus_have_the_losses_of_eight_cpu_processes(images, pretrained, t
 
 def test_two_nodes_of_eight_devices_train_together(images, pretrained, tmp_path):
     name, port = 'finetune_full_large_16p', free_port()
-    environ = environment(PYTHON=python(**WITH_STAND_INS), **chip(name), **WITH_STAND_INS)
+    environ = environment(PYTHON=sys.executable, **chip(name), **WITH_STAND_INS)
     nodes = [subprocess.Popen(
         ['bash', str(ROOT / 'test' / (name + '.sh')), *flags(name, images, tmp_path, pretrained / 'checkpoint-0.pth'),
          '--node_rank={}'.format(rank), '--master_addr=127.0.0.1', '--master_port={}'.format(port)],

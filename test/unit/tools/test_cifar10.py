@@ -3,10 +3,11 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
-from conftest import ROOT, environment, launcher, python
+from conftest import ROOT, environment, launcher
 from test_datasets import cifar  # noqa: F401  (a fixture)
 
 SMALL = ['--model=vit_nano_patch16', '--patch_size=8', '--device=cpu', '--num_workers=0', '--warmup_epochs=1',
@@ -30,7 +31,7 @@ def test_all_stages_run_and_the_same_command_goes_on_where_it_was_stopped(cifar,
     out = tmp_path / 'o'
     flags = ['--data_path', str(cifar), '--output_dir', str(out), '--pretrain_epochs=40', '--finetune_epochs=1']
     running = subprocess.Popen(['bash', str(ROOT / 'test' / 'cifar10_1p.sh'), *flags, *SMALL], stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, env=environment(PYTHON=python()))
+                               stdout=subprocess.DEVNULL, env=environment(PYTHON=sys.executable))
     while not (out / 'pretrain' / 'log.txt').exists():
         assert running.poll() is None
         time.sleep(.05)

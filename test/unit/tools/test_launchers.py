@@ -8,7 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import PRETRAIN, ROOT, environment, execute, launcher, python, signal_when_trapped, slow_kill
+from conftest import PRETRAIN, ROOT, environment, execute, launcher, signal_when_trapped, slow_kill
 from test_baseline import RECORD
 
 from util.tools import launch
@@ -89,7 +89,7 @@ def test_relative_paths_with_spaces_quotes_and_dollars_are_passed_unchanged(imag
     os.symlink(str(images), str(tmp_path / strange))
     run = subprocess.run(['bash', str(ROOT / 'test' / 'pretrain_performance_1p.sh'), '--data_path=' + strange,
                           '--output_dir=out put', *PRETRAIN], cwd=str(tmp_path), stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, env=environment(PYTHON=python()))
+                         stderr=subprocess.STDOUT, env=environment(PYTHON=sys.executable))
     assert run.returncode == 0, run.stdout
     assert (tmp_path / 'out put' / LOGS['pretrain_performance_1p']).read_bytes() == run.stdout
     assert not (tmp_path / 'ran').exists() and not (ROOT / 'ran').exists()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, execute, finetune, launcher, linprobe, pretrain, python
+from conftest import FINETUNE, PRETRAIN, ROOT, execute, finetune, launcher, linprobe, pretrain
 
 from util.tools.launch import free_port
 
@@ -126,7 +126,7 @@ def test_launchers_pretrain_resume_finetune_and_evaluate_on_two_processes(images
 @pytest.mark.slow
 def test_processes_started_by_hand_rendezvous_by_the_flags(images, tmp_path):
     url = 'tcp://127.0.0.1:{}'.format(free_port())
-    running = [subprocess.Popen([python(), str(ROOT / 'main_pretrain.py'), '--data_path', str(images), *PRETRAIN,
+    running = [subprocess.Popen([sys.executable, str(ROOT / 'main_pretrain.py'), '--data_path', str(images), *PRETRAIN,
                                  '--output_dir', str(tmp_path), '--epochs', '1', '--world_size', '2', '--local_rank',
                                  str(rank), '--dist_url', url], stdout=subprocess.PIPE) for rank in (0, 1)]
     outputs = [process.communicate(timeout=120)[0].decode() for process in running]

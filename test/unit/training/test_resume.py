@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, execute, pretrain, python
+from conftest import FINETUNE, PRETRAIN, ROOT, execute, pretrain
 from test_end_to_end import epochs_of, moments_of, same, weights_of
 from test_launchers import both, by
 
@@ -111,7 +111,7 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
     nodes = [by(supervisor, '--nproc', 1, '--nnodes', 2, '--node_rank', node, '--master_port', port,
                 '--max_restarts', 1, killer, ROOT, ROOT / 'main_finetune.py', 1, 20, *FINETUNE, *flags,
                 '--output_dir', parts, '--save_every_minutes', 1e-5, '--start_epoch', 0) for node in range(2)]
-    nodes = [[python() if word == sys.executable else str(word) for word in node] for node in nodes]
+    nodes = [list(map(str, node)) for node in nodes]
     nodes = [subprocess.Popen(node, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for node in nodes]
     outputs = [node.communicate(timeout=300)[0].decode() for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs

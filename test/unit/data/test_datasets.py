@@ -1,4 +1,5 @@
 """Dataset layouts of --data_path."""
+import os
 import pickle
 import pickletools
 import shutil
@@ -140,3 +141,21 @@ def test_val_uses_the_labels_of_train_and_rejects_other_classes(images, tmp_path
     (tmp_path / 'val' / 'star_stripes').rename(tmp_path / 'val' / 'unicorn')
     with pytest.raises(UserError, match='unicorn'):
         datasets.labelled_set(str(tmp_path), 'val', classes=sorted(CLASSES))
+
+
+@pytest.mark.parametrize('content, expected', [
+    (b'cat\ndog\n', ['cat', 'dog']), (b'\xef\xbb\xbfcat\r\ndog\r\n\r\n', ['cat', 'dog']),
+    ('cafe\u0301\ncrane\ncrane'.encode(), ['caf\u00e9', 'crane', 'crane'])])
+def test_class_names_are_one_a_line_in_utf_8(tmp_path, content, expected):
+    (tmp_path / 'names.txt').write_bytes(content)
+    assert datasets.read_class_names(str(tmp_path / 'names.txt')) == expected
+
+
+@pytest.mark.parametrize('make', [
+    os.mkfifo, os.mkdir, lambda path: None, lambda path: path.write_bytes(b''),
+    lambda path: path.write_bytes(b'caf\xe9\n'), lambda path: path.write_bytes('cat\n'.encode('utf-16')),
+    lambda path: path.write_bytes(b'cat\n\ndog\n')])
+def test_class_names_that_cannot_be_read_are_one_line(tmp_path, make):
+    make(tmp_path / 'names.txt')
+    with pytest.raises(UserError, match='^--class_names .*names.txt: '):
+        datasets.read_class_names(str(tmp_path / 'names.txt'))

@@ -181,7 +181,7 @@ def _load_split(root, transform, labelled, classes=None):
                 root, unknown[0], len(classes), ', '.join(map(str, [*classes[:5], *['...'] * (len(classes) > 5)]))))
         dataset.labels = np.array([label_of[name] for name in dataset.classes], np.int64)[dataset.labels]
         dataset.classes = classes
-    elif sorted(dataset.classes, key=_by_number) != list(dataset.classes):
+    elif sorted(dataset.classes, key=by_number) != list(dataset.classes):
         logger.info('warning: the classes of %s are in the order of their names, not of the numbers in them: %s, ...; '
                     'a model whose checkpoint has no class names may count them otherwise (--class_names)', root,
                     ', '.join(dataset.classes[:12]))
@@ -207,7 +207,7 @@ def _choose_value_range(dataset):
     return dataset
 
 
-def _by_number(name):
+def by_number(name: str) -> list:
     """Sort key by which 'x2' precedes 'x10'."""
     return [int(part) if part.isdecimal() else part for part in re.split('([0-9]+)', name)]
 

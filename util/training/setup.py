@@ -99,8 +99,11 @@ def check_labels(args: Namespace, dataset: Dataset, checkpointer: Checkpointer) 
                                                                                       path, outputs))
     if stated or names == checkpointer.get('labels'):
         return
-    fault = 'the data has {}'.format(len(names)) if len(names) != outputs else \
-        'those of the data sort otherwise by their numbers than by name' if sorted(names, key=by_number) != names else ''
+    fault = ''
+    if len(names) != outputs:
+        fault = 'the data has {}'.format(len(names))
+    elif names != sorted(names, key=by_number):
+        fault = 'those of the data sort otherwise by their numbers than by name'
     if fault:
         raise UserError('{}: its {} classes have no names, and {}; state their names, one a line, in the order of the '
                         'training, by --class_names FILE'.format(path, outputs, fault))

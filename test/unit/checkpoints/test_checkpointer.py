@@ -2,6 +2,7 @@
 import argparse
 import errno
 import math
+import os
 
 import pytest
 import torch
@@ -54,6 +55,18 @@ def test_auto_takes_the_newest_readable_checkpoint_and_starts_from_scratch_only_
     assert Checkpointer(str(tmp_path), 'auto').path == str(tmp_path / 'checkpoint-1.pth')
     assert Checkpointer(str(tmp_path / 'empty'), 'auto').path is None
     assert Checkpointer(str(tmp_path)).path is None
+
+
+@pytest.mark.parametrize('make', [
+    os.mkdir, os.mkfifo, lambda path: os.symlink(path, path), lambda path: os.symlink('nowhere', path)], ids=range(4))
+def test_what_is_not_a_file_but_named_as_a_checkpoint_is_skipped_and_moved_out_of_the_way(tmp_path, make):
+    pth_file.save(str(tmp_path / 'checkpoint-0.pth'), {'model': {'w': torch.ones(2)}, 'epoch': 0})
+    make(str(tmp_path / 'checkpoint-7.pth'))
+    found = Checkpointer(str(tmp_path), 'auto')
+    assert found.path == str(tmp_path / 'checkpoint-0.pth')
+    aside, = found.set_newer_aside((1, 0))
+    found.save({'model': {'w': torch.ones(2)}}, ['checkpoint-7.pth'])
+    assert found.wait() and os.path.lexists(aside) and (tmp_path / 'checkpoint-7.pth').is_file()
 
 
 def test_an_unreadable_disk_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeypatch):

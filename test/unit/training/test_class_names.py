@@ -35,7 +35,7 @@ def labels(tmp_path, data, names=None, lines=None, eval=True):
     state = {'model': model.state_dict(), **({'classes': names} if names else {})}
     pth_file.save(str(tmp_path / 'x.pth'), state)
     flags = ['--model', 'vit_nano_patch16', *NANO, '--data_path', data, '--resume', tmp_path / 'x.pth',
-             '--num_workers', 0, *['--eval'] * eval]
+             '--num_workers', 0, '--batch_size', 2, *['--eval'] * eval]
     if lines:
         (tmp_path / 'names.txt').write_text('\n'.join(lines) + '\n')
         flags += ['--class_names', tmp_path / 'names.txt']

@@ -1,10 +1,10 @@
 """Flags of main_predict.py, and those that the tools for trained models share."""
 import os
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from typing import Optional, Sequence
 
 from util.config.input_flags import parse_size
-from util.config.parser import Parser, add_device, non_negative_int, positive_int
+from util.config.parser import Parser, add_device, expanded_path, non_negative_int, positive_int
 from util.config.weights_location import location_fault
 
 
@@ -15,28 +15,30 @@ def parse_predict(argv: Optional[Sequence[str]] = None) -> Namespace:
     add_images(parser)
     add = parser.add_argument
     add('--top', type=positive_int, default=5, help='classes to print per image')
-    add('--json', action='store_true', help='print a JSON object per image (file, classes, probabilities), not a table')
-    add('--output', default='', help='write these JSON lines to this file, atomically; default: standard output')
-    add('--class_names', default='',
+    add('--json', action='store_true', help='print a JSON object per image (file, classes, probabilities)')
+    add('--output', type=output_file, help='write these JSON lines to this file, atomically; default: standard output')
+    add('--class_names', type=expanded_path,
         help="text file with one class name per line, in label order; default: the checkpoint's")
     add_work(parser)
-    args = parser.parse_args(argv)
-    check_checkpoint(parser, args)
-    check_output(parser, args)
-    return args
+    return parser.parse_args(argv)
+
+
+def add_checkpoint(parser: Parser, scripts: str) -> None:
+    """Add --resume; `scripts` are those that train the model."""
+    parser.add_argument('--resume', required=True, type=weights, help='checkpoint of {}, or weights of timm or Hugging '
+                        'Face: a file, a folder, or a URL with a hash in its name'.format(scripts))
 
 
 def add_model(parser: Parser, scripts: str) -> None:
-    """Add --resume and --input_size; `scripts` are those that train the model."""
-    parser.add_argument('--resume', required=True, help='checkpoint of {}, or weights of timm or Hugging Face: a file, '
-                        'a folder, or a URL with a hash in its name'.format(scripts))
+    """Add --resume, as add_checkpoint, and --input_size."""
+    add_checkpoint(parser, scripts)
     parser.add_argument('--input_size', type=parse_size, metavar='SIDE or HxW', help='side of the square input in '
                         'pixels, or height and width, as 160x320; positions are interpolated; default: as in training')
 
 
 def add_images(parser: Parser) -> None:
     """Add the positional arguments: images."""
-    parser.add_argument('images', nargs='+', metavar='IMAGES',
+    parser.add_argument('images', nargs='+', type=expanded_path, metavar='IMAGES',
                         help='image files, folders of images at any depth or of tar files, CSV lists, CIFAR batches')
 
 
@@ -50,17 +52,26 @@ def add_work(parser: Parser) -> None:
         help='loader processes; 0: load in the main process; default: number of cores, at most 10')
 
 
-def check_checkpoint(parser: Parser, args: Namespace) -> None:
-    """End the process with one line if --resume is not a valid location of weights."""
-    fault = location_fault(args.resume)
+def weights(text: str) -> str:
+    """argparse type: location of weights, see util.config.weights_location."""
+    location = expanded_path(text)
+    fault = location_fault(location)
     if fault:
-        parser.error('argument --resume: {} {}'.format(args.resume, fault))
+        raise ArgumentTypeError('{} {}'.format(location, fault))
+    return location
 
 
-def check_output(parser: Parser, args: Namespace) -> None:
-    """End the process with one line if --output, when given, cannot be a file."""
-    folder = os.path.dirname(os.path.abspath(args.output))
-    if not os.path.isdir(folder):
-        parser.error('argument --output: {} does not exist'.format(folder))
-    if args.output and os.path.isdir(args.output):
-        parser.error('argument --output: {} is a folder'.format(args.output))
+def output_file(text: str) -> str:
+    """argparse type: file to write."""
+    location = expanded_path(text)
+    if os.path.isdir(location):
+        raise ArgumentTypeError('{} is a folder'.format(location))
+    return location
+
+
+def new_folder(text: str) -> str:
+    """argparse type: folder to fill, which is empty or does not exist yet."""
+    location = expanded_path(text)
+    if os.path.lexists(location) and not (os.path.isdir(location) and not os.listdir(location)):
+        raise ArgumentTypeError('{} exists; choose a new folder'.format(location))
+    return location

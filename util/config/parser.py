@@ -6,13 +6,17 @@ A value in the file is the text that would follow the flag on the command line: 
 import argparse
 import difflib
 import math
+import os
 import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from util.errors import USER_ERROR_STATUS, UserError, report_once_per_node, run
+from util.files import open_regular
 from util.text import one_line
 
+LARGEST = 2 ** 31 - 1       # integer: of seeds, and of counts on a device
 NULL = ('', '~', 'null', 'Null', 'NULL')        # YAML's null: the flag keeps its default
+VISIBLE = {'npu': 'ASCEND_RT_VISIBLE_DEVICES', 'cuda': 'CUDA_VISIBLE_DEVICES'}     # environment variables
 SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}     # YAML's booleans
 
 
@@ -54,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def _unknown(self, flag):
-        close = difflib.get_close_matches(flag, self.flags, n=1)
+        close = difflib.get_close_matches(flag, self.flags, n=1, cutoff=.8)
         self.error('unknown argument {}{}'.format(flag, '; did you mean {}?'.format(close[0]) if close else ''))
 
     def _read_config(self, path):
@@ -100,6 +104,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, excluded:
     """argparse type: int or float from `low` to `high`, both included unless `excluded`."""
     limits = ['{}{} {}'.format(sign, '' if limit in excluded else '=', limit)
               for sign, limit in (('>', low), ('<', high)) if math.isfinite(limit)]
+    high = min(high, LARGEST) if kind is int else high
     expected = ('an integer ' if kind is int else 'a number ') + ' and '.join(limits)
 
     def parse(text):
@@ -108,13 +113,14 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, excluded:
         except ValueError:
             value = math.nan
         if not (low <= value <= high and math.isfinite(value)) or value in excluded:
-            raise argparse.ArgumentTypeError('{!r} is not {}'.format(text, expected.rstrip()))
+            raise argparse.ArgumentTypeError('{:.60} is not {}'.format(repr(text), expected.rstrip()))
         return value
     return parse
 
 
 positive_int = number(int, 1)
 non_negative_int = number(int, 0)
+port = number(int, 1, 65535)
 non_negative = number(float, 0)
 positive = number(float, 0, excluded=[0])
 fraction = number(float, 0, 1)
@@ -122,10 +128,23 @@ fraction_below_one = number(float, 0, 1, excluded=[1])
 open_fraction = number(float, 0, 1, excluded=[0, 1])
 
 
+def expanded_path(text: str) -> str:
+    """argparse type: a path, with the home folder for ~, which no shell expands in --flag=~/x or a YAML file."""
+    return os.path.expanduser(text)
+
+
 def add_device(add: Callable) -> None:
     """Add --device by `add`, add_argument of a parser or group."""
-    add('--device', default='auto', choices=('auto', 'npu', 'cuda', 'cpu'),
+    add('--device', type=_device_type, default='auto', choices=('auto', *VISIBLE, 'cpu'),
         help='device type; auto: NPU, then CUDA, then CPU')
+
+
+def _device_type(text):
+    kind, colon, index = text.partition(':')
+    if colon and kind in VISIBLE:
+        raise argparse.ArgumentTypeError('{!r} is not a type of device; give {}, and choose one by {}={} in the '
+                                         'environment'.format(text, kind, VISIBLE[kind], index))
+    return text
 
 
 def read_config(path: str) -> Dict[str, Union[str, List[str], None]]:
@@ -135,7 +154,7 @@ def read_config(path: str) -> Dict[str, Union[str, List[str], None]]:
     except ImportError as error:
         raise UserError('--config {}: requires PyYAML: pip install pyyaml'.format(path)) from error
     try:
-        with open(path, encoding='utf-8') as file:
+        with open_regular(os.path.expanduser(path), 'r', encoding='utf-8') as file:
             # Nodes, unlike values, keep duplicate keys and distinguish "null" from null.
             root = yaml.compose(file, Loader=yaml.BaseLoader)
         if root and not isinstance(root, yaml.MappingNode):

@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import numpy
 import PIL
@@ -28,8 +28,7 @@ from util.text import duration, first_line, one_line
 
 TEMPLATE, PLACEHOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html'), '<!-- report -->'
 _LABELS = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',
-           'knn_acc1': 'k-NN', 'test_raw_loss': 'validation, raw weights', 'test_raw_acc1': 'Acc@1, raw weights',
-           'test_raw_acc5': 'Acc@5, raw weights', 'train_lr': 'lr', 'data_wait': 'data wait'}
+           'knn_acc1': 'k-NN', 'train_lr': 'lr', 'data_wait': 'data wait'}
 # Title, substring of the keys of log.txt in the chart, whether the vertical axis begins at 0.
 _CHARTS = (('Loss', 'loss', False), ('Accuracy, %', 'acc', False), ('Learning rate', 'train_lr', True),
            ('Throughput, images/s', 'FPS', True), ('Waiting for data, share of the time', 'data_wait', True))
@@ -221,27 +220,18 @@ def _environment(args, session, precision):
             ('system', platform.platform())]
 
 
-def rerun_command(world: World, argv: Optional[List[str]] = None, environ: Mapping[str, str] = os.environ) -> str:
-    """Command, from the repository's root, to run `argv` (None: sys.argv) with as many processes; a line per flag."""
+def rerun_command(world: World, argv: Optional[List[str]] = None) -> str:
+    """Command, from the repository's root, to run `argv` (None: sys.argv) with as many processes; a line per flag.
+
+    Whatever started them: the launcher of this repository starts them again.
+    """
     script, *flags = sys.argv if argv is None else argv
+    flags = [flag for flag in flags if not re.match('--local[-_]rank=|--dist_on_itp', flag)]    # of other launchers
     start = ['python']
-    if 'RANK' in environ and 'WORLD_SIZE' in environ:
-        flags = [flag for flag in flags if not re.match('--local[-_]rank=', flag)]      # added by a launcher
-        local = int(environ.get('LOCAL_WORLD_SIZE') or world.size)
-        if world.size > 1:
-            start += ['util/tools/launch.py', '--nproc', str(local)]
+    if world.size > 1:
+        local = int(os.environ.get('LOCAL_WORLD_SIZE') or world.size)
+        start += ['util/tools/launch.py', '--nproc', str(local)]
         if world.size > local:          # several nodes: the command of the first
             start += ['--nnodes', str(world.size // local), '--node_rank', '0', '--master_addr', 'ADDRESS']
-    elif world.size > 1 and '--dist_on_itp' in flags:
-        start = ['mpirun', '-n', str(world.size), 'python']
-    elif world.size > 1 and 'SLURM_PROCID' in environ:
-        start = ['srun', '--ntasks={}'.format(world.size), 'python']
-    command = ' '.join(map(shell_quote, [*start, os.path.basename(script)]))
-    return command + ''.join((' \\\n    ' if flag.startswith('--') else ' ') + shell_quote(flag) for flag in flags)
-
-
-def shell_quote(word: str) -> str:
-    """Quote a word for bash, on one line and byte for byte."""
-    if word.isprintable():
-        return shlex.quote(word)
-    return "$'{}'".format(''.join('\\x{:02x}'.format(byte) for byte in os.fsencode(word)))
+    command = ' '.join(map(shlex.quote, [*start, os.path.basename(script)]))
+    return command + ''.join((' \\\n    ' if flag.startswith('--') else ' ') + shlex.quote(flag) for flag in flags)

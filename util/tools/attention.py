@@ -1,37 +1,34 @@
 """Attention maps of a ViT: python -m util.tools.attention --resume CHECKPOINT --output PNG IMAGES...
 
-Each image is followed by heat maps of one block's attention from the class token, or averaged over the patch tokens:
-the mean over the heads, or each head too.
+Each row is one image, followed by heat maps of one block's attention from the class token, or averaged over the patch
+tokens: the mean over the heads, or each head too. Bright patches get the most attention.
 """
 import itertools
 import os
 from functools import partial
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from util import log
 from util.checkpoints import load_model
-from util.config.inference_flags import add_images, add_model, check_checkpoint, check_output
+from util.config.inference_flags import add_images, add_model, output_file
 from util.config.parser import Parser, add_device, positive_int
 from util.data.lazy_image import BICUBIC
 from util.errors import UserError, run
+from util.log import logger
 from util.models import features
 from util.reporting.thumbnails import grid, resize
-from util.text import one_line
-from util.tools.inference import Inference, evenly_spaced, output_file
+from util.tools.inference import Inference, evenly_spaced
+from util.tools.outputs import open_output
 
-SIDE, GAP, MIN_WIDTH = 192, 6, 400      # pixels: longer side of an image, between images, minimum width of the figure
+SIDE = 192                              # pixels: longer side of an image
 BATCH = 8
-COLUMNS = 6                             # minimum number of images in a row of the figure
 OPACITY = .65                           # of the heat map over the grey image
 QUERIES = {'cls': 'the class token attends to', 'mean': 'the patches attend to, on average'}
-LEGEND = 'dark: nothing; bright: the maximum, in the title'
-# Of increasing lightness: readable in greyscale, and by the colour-blind.
-COLOUR_MAP = np.array([(4, 3, 30), (80, 18, 123), (182, 54, 121), (251, 136, 97), (252, 253, 191)], np.float32)
-Titled = Tuple[List[str], Image.Image]
+COLOURS = '#04031e', '#fcfdbf', '#b63679'       # of no, maximum and half attention: readable in greyscale too
 
 
 def attention_weights(model: torch.nn.Module, imgs: torch.Tensor, block: int) -> torch.Tensor:
@@ -66,28 +63,21 @@ def attention_maps(model: torch.nn.Module, imgs: torch.Tensor, block: int, query
 
 def overlay(image: Image.Image, weights: np.ndarray) -> Image.Image:
     """Heat map of attention (rows, columns) of patches over a grey image; the maximum is brightest."""
-    shares = Image.fromarray((weights / max(weights.max(), 1e-12)).astype(np.float32)).resize(image.size, BICUBIC)
-    levels = np.linspace(0, 1, len(COLOUR_MAP))
-    colours = np.stack([np.interp(shares, levels, channel) for channel in COLOUR_MAP.T], axis=-1)
-    grey = np.array(image.convert('L'), np.float32)[..., None]
-    return Image.fromarray((grey * (1 - OPACITY) + colours * OPACITY).round().astype(np.uint8))
+    levels = Image.fromarray((weights / max(weights.max(), 1e-12) * 255).astype(np.uint8)).resize(image.size, BICUBIC)
+    return Image.blend(image.convert('L').convert('RGB'), ImageOps.colorize(levels, *COLOURS), OPACITY)
 
 
-def titled_maps(image: Image.Image, weights: np.ndarray, name: str, heads: bool) -> List[Titled]:
-    """[([title], image)] of an image and its attention (heads, rows, columns): the mean, and each head if `heads`."""
-    image, maps = resize(image, SIDE), [('mean', weights.mean(axis=0))]
+def row_of(image: Image.Image, weights: np.ndarray, name: str, heads: bool) -> Tuple[List[str], List[Image.Image]]:
+    """(titles, images) of a row: image and heat maps of its attention (heads, rows, columns of patches).
+
+    The maps are the mean over the heads, and each head if `heads`; titles name the maximum, which is brightest.
+    """
+    image = resize(image, SIDE)
+    maps = {'mean': weights.mean(axis=0)}
     if heads:
-        maps += [('head {}'.format(i), head) for i, head in enumerate(weights, 1)]
-    return [([name], image)] + [(['{}: {:.1%}'.format(title, shares.max())], overlay(image, shares))
-                                for title, shares in maps]
-
-
-def figure(rows: Sequence[List[Titled]], heading: str) -> Image.Image:
-    """Figure of the rows of `titled_maps`, all of one size, below a heading and the legend of the colours."""
-    joined = max(1, COLUMNS // len(rows[0]))
-    rows = [sum(rows[i:i + joined], []) for i in range(0, len(rows), joined)]
-    images = grid([[image for _, image in row] for row in rows], [[title for title, _ in row] for row in rows], GAP)
-    return grid([[images]], [[[heading, LEGEND, '']]], width=MIN_WIDTH)
+        maps.update(('head {}'.format(i), head) for i, head in enumerate(weights, 1))
+    titles = ['{}, max {:.1%}'.format(title, shares.max()) for title, shares in maps.items()]
+    return [name, *titles], [image, *(overlay(image, shares) for shares in maps.values())]
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -95,7 +85,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     add_model(parser, 'main_pretrain.py or main_finetune.py')
     add_images(parser)
     add = parser.add_argument
-    add('--output', required=True, help='PNG file to write; an existing one is renamed')
+    add('--output', required=True, type=output_file, help='PNG file to write; an existing one is renamed')
     add('--block', type=positive_int, help='transformer block, counted from 1; default: the last')
     add('--query', choices=sorted(QUERIES),
         help='query of the attention: cls, the class token; mean, the average over the patch tokens; default: mean for '
@@ -104,8 +94,6 @@ def main(argv: Optional[List[str]] = None) -> None:
     add('--count', type=positive_int, default=8, help='maximum number of images, evenly spaced among those given')
     add_device(add)
     args = parser.parse_args(argv)
-    check_checkpoint(parser, args)
-    check_output(parser, args)
     log.set_up(True, results=True)
     loaded = load_model.load_any(args.resume, args.input_size)
     depth = len(loaded.model.blocks)
@@ -119,11 +107,11 @@ def main(argv: Optional[List[str]] = None) -> None:
                                        partial(attention_maps, block=block, query=query), BATCH):
         for i, weights in zip(indices, maps.float().cpu().numpy()):
             name = os.sep.join(dataset.name_of(i).split(os.sep)[-2:])
-            rows.append(titled_maps(inference.to_image(dataset[i][0]), weights, name, args.heads))
-    heading = 'Block {} of {}: what {}'.format(block, depth, QUERIES[query])
-    with output_file(args.output) as file:
-        figure(rows, heading).save(file, 'PNG')
-    print('{}: {}'.format(heading, one_line(args.output)))
+            rows.append(row_of(inference.to_image(dataset[i][0]), weights, name, args.heads))
+    titles, images = zip(*rows)
+    with open_output(args.output) as file:
+        grid(images, titles).save(file, 'PNG')
+    logger.info('block %d of %d, what %s: %s', block, depth, QUERIES[query], args.output)
 
 
 if __name__ == '__main__':

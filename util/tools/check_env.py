@@ -11,13 +11,13 @@ import sys
 import warnings
 from typing import List, Sequence
 
-from util.config.parser import Parser
+from util.config.parser import Parser, expanded_path
 from util.devices.host import default_workers
 from util.errors import run
 from util.text import first_line
 
 REQUIRED = ('torch', 'torchvision', 'timm', 'PIL', 'numpy')
-OPTIONAL = ('simplejpeg', 'tensorboard', 'yaml', 'torch_npu', 'apex.amp')
+OPTIONAL = ('simplejpeg', 'torch.utils.tensorboard', 'yaml', 'torch_npu', 'apex.amp')
 
 
 def _row(name, value):
@@ -87,7 +87,8 @@ def check_devices(to_fix: List[str], chips: bool) -> None:
 
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog='check_env', description='Report what this host has for training, and what to fix.')
-    parser.add_argument('--root', default='/', help='root folder of /etc/Ascend, /usr/local/Ascend and /dev')
+    parser.add_argument('--root', type=expanded_path, default='/',
+                        help='root folder of /etc/Ascend, /usr/local/Ascend and /dev')
     root, to_fix = parser.parse_args(argv).root, []
     warnings.simplefilter('ignore')
     torch = check_software(to_fix)

@@ -23,7 +23,7 @@ from typing import List, Sequence, Tuple
 if not __package__:     # run as a file: import from the repository in any directory
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..'))
 
-from util.config.parser import Parser, non_negative_int, positive_int, value_of
+from util.config.parser import Parser, non_negative_int, port, positive_int, value_of
 from util.devices import accelerator as devices
 from util.devices.host import default_workers
 from util.distributed.signals import LauncherMonitor
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str]) -> Tuple[argparse.Namespace, List[str]]:
     add('--nnodes', type=positive_int, default=1, help='number of nodes')
     add('--node_rank', type=non_negative_int, default=0, help='index of this node')
     add('--master_addr', default='127.0.0.1', help='address of node 0')
-    add('--master_port', type=positive_int, help='port of node 0, incremented at each restart if there are several '
+    add('--master_port', type=port, help='port of node 0, incremented at each restart if there are several '
         'nodes; default: a free port, 29500 on several nodes')
     add('--max_restarts', type=non_negative_int, default=0,
         help='maximum number of restarts from the last checkpoint after a failure')

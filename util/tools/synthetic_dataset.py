@@ -9,6 +9,7 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw
 
+from util.config.inference_flags import new_folder
 from util.config.parser import Parser, non_negative_int, positive_int
 from util.errors import UserError, run
 
@@ -79,9 +80,7 @@ def _two_colours(weights, rng):
 
 
 def write(folder: str, train: int, val: int, seed: int) -> None:
-    """Draw `train` and `val` images, spread evenly over the classes; UserError if the folder is not empty."""
-    if os.path.isdir(folder) and os.listdir(folder):
-        raise UserError('{}: is not empty; choose a new folder'.format(folder))
+    """Draw `train` and `val` images, spread evenly over the classes."""
     for split, count in (('train', train), ('val', val)):
         rng = np.random.RandomState(seed + (split == 'val') * 7919)
         for name in CLASSES:
@@ -95,7 +94,8 @@ def write(folder: str, train: int, val: int, seed: int) -> None:
 
 def main() -> None:
     parser = Parser(prog='python -m util.tools.synthetic_dataset', description=__doc__.split('\n')[0])
-    parser.add_argument('folder', metavar='FOLDER', help='folder for train/ and val/; must be new or empty')
+    parser.add_argument('folder', type=new_folder, metavar='FOLDER',
+                        help='folder for train/ and val/; must be new or empty')
     parser.add_argument('--train', type=positive_int, default=4000, help='training images')
     parser.add_argument('--val', type=positive_int, default=800, help='validation images')
     parser.add_argument('--seed', type=non_negative_int, default=0, help='seed of all drawings')

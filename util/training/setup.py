@@ -3,8 +3,9 @@
 Weights are loaded first, then the precision prepared, then the optimizer's state loaded. apex O2 requires this order:
 `precision.prepare` makes fp32 master weights from the weights of the model, and the moments belong to these.
 """
+import math
 from argparse import Namespace
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Callable, Iterator, List, Optional, Tuple
 
 import torch
@@ -156,9 +157,26 @@ def build_optimizer_step(args: Namespace, session: Session, precision: FullPreci
         checkpointer.load_ema(ema)
     non_finite_steps = NonFiniteSteps(args.max_bad_steps)
     non_finite_steps.load_state_dict(checkpointer.state)
+    report_schedule_change(args, session.world, checkpointer)
     return OptimizerStep(session.wrap(model, precision), optimizer, precision,
                          lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                          args.accum_iter, args.clip_grad, non_finite_steps, ema)
+
+
+def report_schedule_change(args: Namespace, world: World, checkpointer: Checkpointer) -> None:
+    """Log how the learning rate of a resumed run differs from that by the flags in the checkpoint, such as --epochs."""
+    if not checkpointer.is_resume:
+        return
+    saved = Namespace(**{**vars(args), **(checkpointer.get('args') or {})})
+    epoch, rates = checkpointer.start_epoch(args.start_epoch), []
+    with suppress(TypeError, ValueError, ArithmeticError):      # flags that another program has written
+        for flags, processes in ((saved, checkpointer.get('processes', world.size)), (args, world.size)):
+            rates.append(warmup_cosine(min(epoch, flags.epochs), peak_lr(flags, World(0, processes)), flags.epochs,
+                                       flags.warmup_epochs, flags.min_lr))
+        if not math.isclose(*rates, rel_tol=1e-3):
+            logger.info('warning: the learning rate at epoch %d is %.2g, with the flags of the checkpoint it was %.2g: '
+                        'the schedule follows the flags of this run from epoch 0 to %d (before: %d)', epoch, rates[1],
+                        rates[0], args.epochs, saved.epochs)
 
 
 def log_training_summary(args: Namespace, world: World, dataset: Dataset, model: torch.nn.Module,

@@ -1,5 +1,4 @@
 """Earlier results move when training is about to start, never before, and never a file that is not a run's."""
-import errno
 import os
 import re
 import shutil
@@ -47,62 +46,26 @@ def entered(folder, **options):
     return places
 
 
-def test_a_second_run_moves_the_files_of_the_first_and_no_others_into_a_dated_sibling(tmp_path):
+def test_a_second_run_moves_the_files_of_the_first_and_no_others_into_a_dated_subfolder(tmp_path):
     folder = fill(tmp_path / 'o', RUN | USER | {'tb/events.out.tfevents.2.host'})
     place, = entered(folder, log_dir=str(folder / 'tb'))
-    assert re.match(re.escape(str(folder)) + r'\.2001\d{4}-\d{6}$', place)
+    assert re.match(re.escape(str(folder)) + r'/earlier\.2001\d{4}-\d{6}$', place)
     assert set(content(tmp_path / place)) == RUN | {'tb/events.out.tfevents.2.host'}
+    shutil.move(place, str(tmp_path))
     assert set(content(folder)) == USER
     assert entered(folder) == []
+
+
+def test_a_third_run_leaves_what_the_second_has_moved(tmp_path):
+    for count in (1, 2):
+        place, = entered(fill(tmp_path, ['log.txt', 'checkpoint-0.pth', 'notes.txt']))
+        assert set(content(tmp_path / place)) == {'log.txt', 'checkpoint-0.pth'}
+        assert len(list(tmp_path.glob('earlier.*'))) == count and (tmp_path / 'notes.txt').exists()
 
 
 def test_files_of_a_user_mark_no_folder_as_that_of_a_run(tmp_path):
     before = content(fill(tmp_path / 'o', ['my.json', 'config.yaml', 'data.csv']))
     assert entered(tmp_path / 'o') == [] and content(tmp_path / 'o') == before
-
-
-def no_rename_out_of(folder, monkeypatch):
-    """Let the folder look like a mount point."""
-    rename = os.rename
-
-    def within(source, target):
-        if not target.startswith(str(folder) + os.sep):
-            raise OSError(errno.EXDEV, 'Invalid cross-device link')
-        rename(source, target)
-    monkeypatch.setattr(os, 'rename', within)
-
-
-def read_only(folder, monkeypatch):
-    """Let nobody make a folder in it."""
-    mkdir = os.mkdir
-
-    def refused(path, *args):
-        if os.path.dirname(path) == str(folder):
-            raise OSError(errno.EROFS, 'Read-only file system')
-        mkdir(path, *args)
-    monkeypatch.setattr(os, 'mkdir', refused)
-
-
-@pytest.mark.parametrize('why', ['mount point', 'read-only parent', 'working directory', 'data', 'program'])
-def test_where_no_sibling_fits_the_files_move_into_a_dated_subfolder(tmp_path, monkeypatch, why):
-    folder, options = fill(tmp_path / 'o', ['log.txt', 'checkpoint-0.pth', 'notes.txt', 'data/x.jpg']), {}
-    if why == 'mount point':
-        no_rename_out_of(folder, monkeypatch)
-    elif why == 'read-only parent':
-        read_only(tmp_path, monkeypatch)
-    elif why == 'working directory':
-        monkeypatch.chdir(str(folder))
-    elif why == 'data':
-        options['keep_in_place'] = [str(folder / 'data')]
-    else:
-        monkeypatch.setattr(output_dir, 'PROGRAM', str(folder / 'program'))
-    for count in (1, 2):                    # a third run leaves what the second has moved
-        place, = entered('.' if why == 'working directory' else folder, **options)
-        assert re.match(re.escape(str(folder)) + r'/earlier\.2001\d{4}-\d{6}', place)
-        assert set(content(tmp_path / place)) == {'log.txt', 'checkpoint-0.pth'}
-        assert len(list(folder.glob('earlier.*'))) == count and (folder / 'data' / 'x.jpg').exists()
-        assert os.listdir(str(tmp_path)) == ['o']
-        fill(folder, ['log.txt', 'checkpoint-0.pth'])
 
 
 def test_where_nothing_can_be_moved_the_run_ends_with_one_line_and_the_folder_free(tmp_path, monkeypatch):
@@ -134,12 +97,11 @@ def test_a_training_continues_where_it_resumes_from_a_checkpoint_of_its_folder_o
 
 
 def test_resume_auto_without_checkpoint_is_one_line_that_names_the_earlier_results(tmp_path, caplog):
-    fill(tmp_path, ['o.20240131-142530/checkpoint-9.pth', 'o.20240201-000000/log.txt', 'o/log.txt',
-                    'oo.2/checkpoint-1.pth'])
+    fill(tmp_path, ['o/earlier.20240131-142530/checkpoint-9.pth', 'o/earlier.20240201-000000/log.txt', 'o/log.txt'])
     output_dir.report_no_checkpoint(str(tmp_path / 'o'))
     output_dir.report_no_checkpoint(str(tmp_path / 'p'))
     with_one, without = [record.getMessage() for record in caplog.records]
-    assert '--resume auto' in with_one and str(tmp_path / 'o.20240131-142530' / 'checkpoint-9.pth') in with_one
+    assert '--resume auto' in with_one and 'earlier.20240131-142530/checkpoint-9.pth' in with_one
     assert '--resume auto' in without and 'checkpoint-' not in without
 
 

@@ -99,7 +99,7 @@ def test_a_second_run_sets_the_first_aside_and_mixes_nothing(images, tmp_path):
     out = tmp_path / 'o'
     for _ in range(2):
         assert launcher('pretrain_performance_1p', '--data_path', images, '--output_dir', out, *PRETRAIN).status == 0
-    folders = [out] + [path for path in tmp_path.iterdir() if path.name.startswith('o.')]
+    folders = [out, *out.glob('earlier.*')]
     assert len(folders) == 2
     for folder in folders:
         assert (folder / 'log.txt').read_text().count('\n') == 1

@@ -156,7 +156,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_its_log_anew(images
     run = pretrain('--data_path', images, '--output_dir', folder, '--epochs', 1, *flags, **again)
     assert run.status == 0 and ('--resume auto: no checkpoint' in run.output) == bool(flags), run.output
     record, = (folder / 'log.txt').read_text().splitlines()
-    old, = folder.glob('log.*.txt') if again else tmp_path.glob('o.*/log.txt')
+    old, = folder.glob('log.*.txt') if again else folder.glob('earlier.*/log.txt')
     assert json.loads(record)['train_loss'] != json.loads(old.read_text())['train_loss'] == 7
 
 

@@ -98,10 +98,7 @@ def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecis
     """
     if checkpointer.path is None:
         raise UserError('--resume auto: no checkpoint in {}'.format(args.output_dir))
-    loader = build_evaluation_loader(args, session, class_names(args, checkpointer))
-    labels = checkpointer.get('labels')                         # names by another library, perhaps not those of folders
-    if not args.class_names and labels and set(loader.dataset.classes) <= set(labels):
-        loader = build_evaluation_loader(args, session, labels)
+    loader = build_evaluation_loader(args, session, class_names(args, checkpointer), checkpointer.get('labels'))
     dataset = loader.dataset
     warn_of_empty_classes(dataset)
     model = build(args, count_classes(args, dataset, checkpointer))

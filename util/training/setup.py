@@ -58,10 +58,18 @@ def build_loaders(args: Namespace, session: Session, transform: Callable,
     return train_loader, build_evaluation_loader(args, session, train_set.classes)
 
 
-def build_evaluation_loader(args: Namespace, session: Session, classes: Optional[List[str]] = None) -> Batches:
-    """Loader of the validation images; `classes` are those of the training, by default those of the data."""
-    dataset = labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), classes,
-                           args.val_fraction, args.val_seed)
+def build_evaluation_loader(args: Namespace, session: Session, classes: Optional[List[str]] = None,
+                            labels: Optional[List[str]] = None) -> Batches:
+    """Loader of the validation images; `classes`: see class_names.
+
+    `labels` are the names of another library's model, which replace `classes` None if the data has no other names.
+    """
+    def load(names):
+        return labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), names,
+                            args.val_fraction, args.val_seed)
+    dataset = load(classes)
+    if labels and not classes and set(dataset.classes) <= set(labels):
+        dataset = load(labels)
     return evaluation_loader(dataset, args.batch_size, session.world, args.dist_eval, args.num_workers, args.pin_mem,
                              session.accelerator)
 

@@ -29,11 +29,10 @@ def folders(root, images, names):
     return root
 
 
-def labels(tmp_path, data, names=None, lines=None, eval=True):
+def labels(tmp_path, data, lines=None, eval=True, **names):
     """{folder: label} of a classifier of 12 classes, with `names` in its checkpoint, `lines` in --class_names."""
     model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=12)
-    state = {'model': model.state_dict(), **({'classes': names} if names else {})}
-    pth_file.save(str(tmp_path / 'x.pth'), state)
+    pth_file.save(str(tmp_path / 'x.pth'), {'model': model.state_dict(), **names})
     flags = ['--model', 'vit_nano_patch16', *NANO, '--data_path', data, '--resume', tmp_path / 'x.pth',
              '--num_workers', 0, '--batch_size', 2, *['--eval'] * eval]
     if lines:
@@ -42,8 +41,8 @@ def labels(tmp_path, data, names=None, lines=None, eval=True):
     args, session = parse_finetune(list(map(str, flags))), Session(Cpu(), World())
     checkpointer = Checkpointer(None, args.resume)
     classes = setup.class_names(args, checkpointer)
-    loader = setup.build_evaluation_loader(args, session, classes) if eval else setup.build_loaders(
-        args, session, lambda image: image, classes)[0]
+    loader = setup.build_evaluation_loader(args, session, classes, checkpointer.get('labels')) if eval else \
+        setup.build_loaders(args, session, lambda image: image, classes)[0]
     dataset = loader.dataset
     assert setup.count_classes(args, dataset, checkpointer) == 12
     return {dataset.name_of(i).split('/')[-2]: int(label) for i, label in enumerate(np.asarray(dataset.labels))}
@@ -61,7 +60,8 @@ def test_names_that_may_be_in_another_order_or_a_part_of_them_need_a_stated_orde
 
 def test_names_in_the_checkpoint_and_an_order_that_is_certain_need_no_file(images, tmp_path):
     data = folders(tmp_path / 'data', images, NUMBERS[3:6])
-    assert labels(tmp_path, data, names=NUMBERS[::-1]) == {'03': 8, '04': 7, '05': 6}
+    for key in ('classes', 'labels'):
+        assert labels(tmp_path, data, **{key: NUMBERS[::-1]}) == {'03': 8, '04': 7, '05': 6}
     data = folders(tmp_path / 'all', images, NUMBERS)
     assert labels(tmp_path, data) == {name: int(name) for name in NUMBERS}
 

@@ -22,16 +22,13 @@ SHAPE_FLAGS = '--model, --input_size, --patch_size and --in_chans'
 
 def load_strict(model: nn.Module, weights: Weights, path: str) -> None:
     """Load all weights of a model; UserError names the first difference in names or shapes."""
-    own, head = model.state_dict(), weights.get('head.weight')
+    own = model.state_dict()
     _check_vit(own, weights, path)
     if 'decoder_embed.weight' in own and 'decoder_embed.weight' not in weights:
         raise UserError('{0}: no decoder; start from its encoder by --init_from {0}, without --resume'.format(path))
     if _has_head(own) and not _has_head(weights):
         raise UserError('{0}: pre-trained weights without a classifier; train one first by --finetune {0}, without '
                         '--resume and --eval'.format(path))
-    if 'head.weight' in own and head is not None and head.dim() == 2 and len(head) != len(own['head.weight']):
-        raise UserError('{}: trained with {} classes, but this run has {}; see --data_path and --class_names'
-                        .format(path, len(head), len(own['head.weight'])))
     for name, script in (('head.weight', 'main_finetune.py'), ('head.1.weight', 'main_linprobe.py')):
         if name in weights and name not in own and 'cls_token' in own:
             raise UserError('{}: a classifier of {}; use that script to resume or evaluate it'.format(path, script))

@@ -1,20 +1,17 @@
 """On-disk cache of arrays that take long to build, such as the index of a million files; invalidated by size and mtime.
 
-The cache is in $XDG_CACHE_HOME/mae or ~/.cache/mae. Of several processes of a machine that need the same arrays, one
-builds them while the others wait.
+The cache is in $XDG_CACHE_HOME/mae or ~/.cache/mae.
 """
 import hashlib
 import io
 import os
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Callable, Dict, List
 
 import numpy as np
 
 from util.data.image_files import EXTENSIONS
-from util.distributed import hang_detector
-from util.file_lock import file_lock
 from util.files import open_regular, write_atomically
 from util.log import logger
 
@@ -33,29 +30,25 @@ def load_or_build(what: str, root: str, sources_of: Callable[[Arrays], List[str]
     folder = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae')
     key = _digest(what, os.path.realpath(root), sorted(EXTENSIONS))[:32]
     path, label = os.path.join(folder, key + '.npz'), '{} of {}'.format(what, root)
-    with ExitStack() as lock:
-        with suppress(OSError):                     # without a cache directory, every process builds its own
+    with suppress(Exception):                       # missing or damaged
+        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        if str(arrays.pop('state')) == _fingerprint(root, sources_of(arrays))[0]:
+            logger.info('%s: loaded from %s', label, path)
+            return arrays
+    started = time.time()
+    arrays = build()
+    digest, mtime = _fingerprint(root, sources_of(arrays))
+    if time.time() - started > MIN_BUILD_SECONDS and mtime < started - MIN_AGE:
+        content = io.BytesIO()
+        np.savez(content, state=digest, **arrays)
+        try:
             os.makedirs(folder, exist_ok=True)
-            lock.enter_context(file_lock(os.path.join(folder, 'lock-' + key[:2]),       # 256 at most
-                                         waiting=lambda: hang_detector.heartbeat('waiting for the ' + what)))
-        with suppress(Exception):                   # missing or damaged
-            with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            if str(arrays.pop('state')) == _fingerprint(root, sources_of(arrays))[0]:
-                logger.info('%s: loaded from %s', label, path)
-                return arrays
-        started = time.time()
-        arrays = build()
-        digest, mtime = _fingerprint(root, sources_of(arrays))
-        if time.time() - started > MIN_BUILD_SECONDS and mtime < started - MIN_AGE:
-            content = io.BytesIO()
-            np.savez(content, state=digest, **arrays)
-            try:
-                write_atomically(path, content.getbuffer())
-                logger.info('%s: cached in %s', label, path)
-            except OSError as error:
-                logger.info('%s: cannot be cached in %s (%s)', label, path, error.strerror)
-        return arrays
+            write_atomically(path, content.getbuffer())
+            logger.info('%s: cached in %s', label, path)
+        except OSError as error:
+            logger.info('%s: cannot be cached in %s (%s)', label, path, error.strerror)
+    return arrays
 
 
 def _fingerprint(root, names):

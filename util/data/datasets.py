@@ -6,6 +6,7 @@ import bisect
 import itertools
 import os
 import re
+from collections import Counter
 from contextlib import suppress
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
@@ -14,7 +15,7 @@ from torch.utils import data
 
 from util.config.train_flags import is_csv
 from util.data import cifar
-from util.data.file_index import UNLABELLED, FileIndex, class_name, has_labels, read_class_names, read_csv  # noqa: F401
+from util.data.file_index import UNLABELLED, FileIndex, has_labels, nfc, read_class_names, read_csv  # noqa: F401
 from util.data.image_files import UnreadableImage, ignored_as
 from util.data.lazy_image import LazyImage, LazyImageDataset, Transform, open_image
 from util.data.tar_dataset import VALIDATION, TarDataset, tar_files
@@ -174,17 +175,19 @@ def _load_split(root, transform, labelled, classes=None):
     else:
         dataset = _class_folders(root, transform)
     if classes:
-        label_of = {class_name(name): label for label, name in enumerate(classes)}
-        unknown = sorted(set(dataset.classes) - set(label_of))
-        if unknown:
-            raise UserError('--data_path: {} has the class {!r}, which is not among the {} of the training: {}'.format(
-                root, unknown[0], len(classes), ', '.join(map(str, [*classes[:5], *['...'] * (len(classes) > 5)]))))
+        label_of = {nfc(name): label for label, name in enumerate(classes)}
+        counts = Counter(map(nfc, classes))
+        wrong = [name for name in dataset.classes if counts[name] != 1]
+        if wrong:
+            raise UserError('--data_path: {} has the class {!r}, which is {} among the {} of the model: {}{}'.format(
+                root, wrong[0], 'twice' if counts[wrong[0]] else 'not', len(classes), ', '.join(classes[:5]),
+                ', ...' * (len(classes) > 5)))
         dataset.labels = np.array([label_of[name] for name in dataset.classes], np.int64)[dataset.labels]
         dataset.classes = classes
     elif sorted(dataset.classes, key=by_number) != list(dataset.classes):
-        logger.info('warning: the classes of %s are in the order of their names, not of the numbers in them: %s, ...; '
-                    'a model whose checkpoint has no class names may count them otherwise (--class_names)', root,
-                    ', '.join(dataset.classes[:12]))
+        logger.info('warning: the classes of %s are in the order of their names, not of the numbers in them: %s%s; a '
+                    'model whose checkpoint has no class names may count them otherwise (--class_names)', root,
+                    ', '.join(dataset.classes[:12]), ', ...' * (len(dataset.classes) > 12))
     return _choose_value_range(dataset)
 
 
@@ -199,11 +202,12 @@ def _choose_value_range(dataset):
             ranges.append(float((pixels.max(dim=0).values - pixels.min(dim=0).values).max()))
     dataset.white, flat = max(whites), sum(values <= NEARLY_CONSTANT for values in ranges)
     if dataset.white:
-        logger.info('%s, ...: more than 8 bits; values 0 to %d become 0 to 255 (the range of %d images)',
-                    dataset.name_of(0), dataset.white, len(ranges))
+        logger.info('value range: 0 to %d, by %d images of integers of more than 8 bits, such as %s', dataset.white,
+                    len(ranges), dataset.name_of(0))
     if 2 * flat > len(ranges):
-        logger.info('warning: %s, ...: %d of %d images are nearly constant, within %d of 255 grey levels: do their '
-                    'values fill the range of their type?', dataset.name_of(0), flat, len(ranges), NEARLY_CONSTANT)
+        logger.info('warning: %d of %d images, such as %s, are nearly constant, within %d of 255 grey levels: do they '
+                    'use a part of the range of their type? Convert them, or measure --mean and --std',
+                    flat, len(ranges), dataset.name_of(0), NEARLY_CONSTANT)
     return dataset
 
 
@@ -217,12 +221,12 @@ def _class_folders(root, transform):
     if not has_classes(root):
         raise UserError('--data_path: {0} has no class folders; expected {0}/<class>/<images>, or the labels in '
                         '{0}.csv, rows of path,label'.format(root))
-    classes, label_of = np.unique([class_name(folder.split(os.sep)[0]) for folder in paths.folders[1:]],
+    classes, label_of = np.unique([nfc(folder.split(os.sep)[0]) for folder in paths.folders[1:]],
                                   return_inverse=True)
     labels = label_of[paths.folder_of - 1]              # the first folder is the root
     empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     if len(empty):
-        raise _no_images(os.path.join(root, classes[empty[0]]))
+        raise UserError('--data_path: {} contains no images'.format(os.path.join(root, classes[empty[0]])))
     return ImageList(paths, labels, classes.tolist(), transform)
 
 
@@ -230,16 +234,12 @@ def _unlabelled_folder(root, transform):
     """All images below a folder, without labels."""
     paths = FileIndex(root)
     if not paths:
-        raise _no_images(root)
+        raise UserError('--data_path: {} contains no images'.format(root))
     return _unlabelled(paths, transform)
 
 
 def _unlabelled(paths, transform):
     return _choose_value_range(ImageList(paths, np.zeros(len(paths), np.int64), UNLABELLED, transform))
-
-
-def _no_images(folder):
-    return UserError('--data_path: {} contains no images that Pillow reads'.format(folder))
 
 
 class InputImages(data.ConcatDataset):
@@ -302,7 +302,7 @@ def _tar_dataset(path, transform):
 def _with_folder_labels(dataset):
     """Label the images of `_unlabelled_folder` by their class folders if each has one."""
     parts = [(*folder.split(os.sep), '') for folder in dataset.paths.folders]
-    class_of = np.array([class_name(part[part[0] in SPLITS]) for part in parts])[dataset.paths.folder_of]
+    class_of = np.array([nfc(part[part[0] in SPLITS]) for part in parts])[dataset.paths.folder_of]
     if '' not in class_of:
         classes, dataset.labels = np.unique(class_of, return_inverse=True)
         dataset.classes = classes.tolist()

@@ -14,7 +14,7 @@ from typing import Iterable, Iterator, List, Tuple, Union
 import numpy as np
 
 from util.data import array_cache
-from util.data.image_files import ignored_as, image_positions, raise_if_exhausted
+from util.data.image_files import ARRAY_EXTENSIONS, ignored_as, raise_if_exhausted
 from util.distributed import hang_detector
 from util.errors import SystemFailure, UserError
 from util.files import open_regular
@@ -71,7 +71,7 @@ def _relative_folder(root, folder):
 class FileIndex(PathArray):
     """Paths of the image files below `root`, sorted by name; the files of a folder come before its subfolders.
 
-    If there are only .npy arrays, these are the images. `folders` are relative to `root`, which is the first, '';
+    `folders` are relative to `root`, which is the first, '';
     `folder_of` (N,) is the index there of each file's folder. Files directly in `root` count if `root_files`. One log
     line counts what is ignored. Raises UserError if a folder cannot be listed.
     """
@@ -87,15 +87,23 @@ class FileIndex(PathArray):
 
 
 def log_ignored(root: str, counts: np.ndarray, outside: int = 0) -> None:
-    """Log what is not an image: `counts` of `ignored_counts`, and the images `outside` of class folders."""
+    """Log what is not an image: the `ignored` of image_arrays, and the number of images `outside` of class folders."""
     parts = ['{} images outside of class folders'.format(outside)] * bool(outside) + list(map(os.fsdecode, counts))
     if parts:
         logger.info('%s: ignoring %s', root, ', '.join(parts[:9] + ['...'] * (len(parts) > 9)))
 
 
-def ignored_counts(counter: Counter) -> np.ndarray:
-    """Array of encode_names for counts by reason (see image_files.ignored_as), such as '12 .txt'; largest first."""
-    return encode_names('{} {}'.format(count, reason) for reason, count in counter.most_common() if count)
+def image_arrays(names: List[str], ignored: Counter, **columns: list) -> array_cache.Arrays:
+    """Arrays of an index: `names` of N files, and `columns` of N integers or rows of integers.
+
+    Arrays (.npy) count as images only if alone: next to images they are masks or such. `ignored` are the numbers of
+    other files by reason (see image_files.ignored_as), such as '12 .txt'; the largest first.
+    """
+    kept = [i for i, name in enumerate(names) if not name.lower().endswith(ARRAY_EXTENSIONS)] or range(len(names))
+    ignored['.npy'] += len(names) - len(kept)
+    counts = encode_names('{} {}'.format(count, reason) for reason, count in ignored.most_common() if count)
+    return {'names': encode_names(names[i] for i in kept), 'ignored': counts,
+            **{name: np.array([column[i] for i in kept], np.int64) for name, column in columns.items()}}
 
 
 def _scan(root):
@@ -115,10 +123,7 @@ def _scan(root):
             names += [os.path.join(relative, name) for name in images]
             folders.append(relative)
             bar.update(len(images))
-    kept = image_positions(names)
-    ignored['.npy'] += len(names) - len(kept)
-    return {'names': encode_names(names[i] for i in kept), 'folders': encode_names(folders),
-            'folder_of': np.array([folder_of[i] for i in kept], np.int32), 'ignored': ignored_counts(ignored)}
+    return {'folders': encode_names(folders), **image_arrays(names, ignored, folder_of=folder_of)}
 
 
 def _is_link_to_parent(folder, name):
@@ -133,13 +138,13 @@ def _raise(error):
 
 
 def read_class_names(path: str) -> List[str]:
-    """Class names in label order, one a line, of a UTF-8 file with or without byte-order mark; see `class_name`.
+    """Class names in label order, one a line, of a UTF-8 file with or without byte-order mark; see `nfc`.
 
     Raises UserError that names --class_names if the file is unreadable or has no or an empty line.
     """
     try:
         with open_regular(path, 'r', encoding='utf-8-sig') as file:
-            names = [class_name(line.strip()) for line in file.read().rstrip().split('\n')]
+            names = [nfc(line.strip()) for line in file.read().rstrip().split('\n')]
     except (OSError, ValueError) as error:
         reason = 'not UTF-8 text' if isinstance(error, ValueError) else error.strerror
         raise UserError('--class_names {}: cannot be read ({})'.format(path, reason)) from error
@@ -149,8 +154,8 @@ def read_class_names(path: str) -> List[str]:
     return names
 
 
-def class_name(text: str) -> str:
-    """The name of a class in the form (NFC) that equal names of all systems share: macOS decomposes accents (NFD)."""
+def nfc(text: str) -> str:
+    """The spelling of a class name that all systems share: macOS decomposes accents (NFD)."""
     return unicodedata.normalize('NFC', text)
 
 
@@ -168,7 +173,7 @@ def read_csv(path: str, labelled: bool) -> Tuple[PathArray, List[str], np.ndarra
             columns = columns or len(cells)
             if columns > 2 or len(cells) != columns or not all(cells):
                 raise ValueError('line {}: expected path,label; quote values that contain commas'.format(line))
-            label = cells[1] if labelled else UNLABELLED[0]
+            label = nfc(cells[1]) if labelled else UNLABELLED[0]
             if label_of.setdefault(cells[0], label) != label:
                 raise ValueError('line {}: {!r} already has a different label'.format(line, cells[0]))
         if not label_of:

@@ -1,4 +1,4 @@
-"""Image decoding by Pillow or numpy: upright RGB pixels, or a file's own channels.
+"""Image decoding: upright RGB pixels of files that Pillow reads, and .npy arrays of any number of channels.
 
 `wrap_decode_errors` is the one boundary around opening and decoding an image: every error becomes an UnreadableImage.
 """
@@ -8,7 +8,7 @@ import re
 import warnings
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image
@@ -90,8 +90,8 @@ def check_size(size: int) -> int:
     return size
 
 
-def decode(data: bytes, white: int = 0) -> Tuple[np.ndarray, Image.Image, int]:
-    """Decode a file's bytes: (upright (H, W, 3) uint8 RGB array, PIL image as stored, in the file's own mode, white).
+def decode(data: bytes, white: int = 0) -> Tuple[np.ndarray, int]:
+    """Decode a file's bytes: (upright (H, W, 3) uint8 RGB array, white).
 
     Transparency is dropped. The returned white is the level of grey integer images of more than 8 bits that becomes
     255, at least `white`; 0 for other images. Raises whatever Pillow raises for damaged bytes or too many pixels.
@@ -106,24 +106,9 @@ def decode(data: bytes, white: int = 0) -> Tuple[np.ndarray, Image.Image, int]:
             rgb, white = _to_8_bits(image, white)
         else:
             rgb, white = image if image.mode == 'RGB' else image.convert('RGB'), 0
-        return upright(image, rgb), image, white
-
-
-def upright(image: Image.Image, pixels: Image.Image) -> np.ndarray:
-    """Array of `pixels`, rotated and mirrored by the EXIF orientation of `image`."""
-    turn = None if image.format == 'TIFF' else TO_UPRIGHT.get(exif_orientation(image))     # Pillow turns TIFFs itself
-    array = np.array(pixels)
-    return np.ascontiguousarray(turn(array)) if turn else array
-
-
-def decode_tiff_pages(data: bytes) -> np.ndarray:
-    """Pages of a grey TIFF file as an (H, W, pages) array; ValueError as in check_array."""
-    with Image.open(io.BytesIO(data)) as image:
-        pages = []
-        for number in range(getattr(image, 'n_frames', 1)):
-            image.seek(number)
-            pages.append(np.array(image))
-        return check_array(np.stack(pages, axis=-1))
+        turn = None if image.format == 'TIFF' else TO_UPRIGHT.get(exif_orientation(image))  # Pillow turns TIFFs itself
+        array = np.array(rgb)
+        return np.ascontiguousarray(turn(array)) if turn else array, white
 
 
 def decode_npy(data: bytes) -> np.ndarray:
@@ -150,16 +135,11 @@ def ignored_as(name: str) -> str:
     Hidden are names such as ._x.jpg and what operating systems add, and all that is in such a folder.
     """
     parts = name.lower().split(os.sep)
-    if any(part.startswith('.') and part.strip('.') or part in _SYSTEM_FILES for part in parts):
-        return 'hidden'
+    for part in parts:
+        if part[:1] == '.' and part.strip('.') or part in _SYSTEM_FILES:
+            return 'hidden'
     extension = os.path.splitext(parts[-1])[1]
     return '' if extension in EXTENSIONS or extension in ARRAY_EXTENSIONS else extension or 'without extension'
-
-
-def image_positions(names: Sequence[str]) -> Sequence[int]:
-    """Positions of the images in a list of files; arrays count only if alone: next to images they are masks or such."""
-    positions = [i for i, name in enumerate(names) if not name.lower().endswith(ARRAY_EXTENSIONS)]
-    return positions or range(len(names))
 
 
 def exif_orientation(image: Image.Image) -> Optional[int]:

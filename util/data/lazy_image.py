@@ -42,19 +42,18 @@ class LazyImage:
     white = 0               # of a grey image of more than 8 bits, see image_files.decode
     _counts = (1, 3)        # supported channel counts; transforms convert RGB to grey last
 
-    def __init__(self, pixels: np.ndarray, path: str = ''):
-        self._pixels, self._path, (self.height, self.width) = pixels, path, pixels.shape[:2]
+    def __init__(self, pixels: np.ndarray, path: str = '', white: int = 0):
+        self._pixels, self._path, self.white, (self.height, self.width) = pixels, path, white, pixels.shape[:2]
 
     def with_channels(self, count: int) -> 'LazyImage':
-        """The image for a model with `count` input channels: RGB for 1 and 3, else the file's own channels.
+        """The image for a model with `count` input channels: RGB for 1 and 3, else an array of as many.
 
         Raises:
             UnreadableImage: the file has a different number of channels.
         """
         if count not in self._counts:
-            own = self._counts[-1]
-            raise UnreadableImage(self._path, '{} channel{}, not the {} of --in_chans'.format(
-                own, 's'[:own - 1], count))
+            raise UnreadableImage(self._path, '{}-channel image, but --in_chans is {}; other than 1 and 3 channels '
+                                  'need .npy arrays'.format(self._counts[-1], count))
         return self
 
     def scale_denominator(self, height: int, width: int, size: Size) -> int:
@@ -114,24 +113,6 @@ class LazyJpeg(LazyImage):
         return image_files.TO_UPRIGHT.get(self._orientation, np.asarray)(pixels)
 
 
-class DecodedImage(LazyImage):
-    """Image file decoded by Pillow: upright RGB `pixels`, and its bytes and PIL image for its own channels."""
-
-    def __init__(self, pixels: np.ndarray, path: str, data: bytes, image: Image.Image, white: int):
-        super().__init__(pixels, path)
-        self._data, self._image, self.white = data, image, white
-
-    def with_channels(self, count: int) -> 'LazyImage':
-        if count in self._counts:
-            return self
-        image = self._image
-        if len(image.getbands()) > 1 or image.format != 'TIFF':
-            return ArrayImage(image_files.upright(image, image), self._path).with_channels(count)
-        with wrap_decode_errors(self._path):
-            pages = image_files.decode_tiff_pages(self._data)
-        return ArrayImage(pages, self._path).with_channels(count)
-
-
 class ArrayImage(LazyImage):
     """(H, W, C) array, or (H, W) for one channel, for models with exactly as many input channels.
 
@@ -175,8 +156,8 @@ def open_image(path: str, white: int = 0, read: Callable[[str], bytes] = read_by
             return LazyJpeg(path, data, stored)
         if path.lower().endswith(ARRAY_EXTENSIONS):
             return ArrayImage(image_files.decode_npy(data), path)
-        pixels, image, white = image_files.decode(data, white)
-        return DecodedImage(pixels, path, data, image, white)
+        pixels, white = image_files.decode(data, white)
+        return LazyImage(pixels, path, white)
 
 
 def _jpeg_size(data):

@@ -15,16 +15,8 @@ from typing import Iterator, List
 import numpy as np
 
 from util.data import array_cache
-from util.data.file_index import (
-    UNLABELLED,
-    class_name,
-    encode_names,
-    ignored_counts,
-    log_ignored,
-    read_class_names,
-    wrap_dataset_errors,
-)
-from util.data.image_files import check_size, ignored_as, image_positions
+from util.data.file_index import UNLABELLED, image_arrays, log_ignored, nfc, read_class_names, wrap_dataset_errors
+from util.data.image_files import check_size, ignored_as
 from util.data.lazy_image import LazyImage, LazyImageDataset, Transform, open_image
 from util.distributed import hang_detector
 from util.errors import UserError, reworded
@@ -78,7 +70,7 @@ class TarDataset(LazyImageDataset):
         if os.path.lexists(path):
             with reworded('--class_names', '--data_path:'):
                 classes = read_class_names(path)
-        names = list(map(int if numbers else class_name, texts))
+        names = list(map(int if numbers else nfc, texts))
         classes = classes or (list(map(str, range(max(names) + 1))) if numbers else sorted(set(names)))
         label_of = {name: label for label, name in enumerate(range(len(classes)) if numbers else classes)}
         unknown = sorted(set(names).difference(label_of))
@@ -90,7 +82,7 @@ class TarDataset(LazyImageDataset):
 
     def _folder_labels(self):
         """((N,) labels, class names) from the images' folders in the tar files."""
-        folders, labels = np.unique([class_name(os.path.basename(os.path.dirname(name))) for name in self.names()],
+        folders, labels = np.unique([nfc(os.path.basename(os.path.dirname(name))) for name in self.names()],
                                     return_inverse=True)
         if '' in folders:
             raise UserError('--data_path: the tar files of {} contain images without a class: they need .cls files or '
@@ -140,14 +132,10 @@ def _build_index(root, tars):
             names.append(name)
             places.append((number, offset, size))
             texts.append(classes.get(_key(name), classes.get(os.path.splitext(name)[0], keys.get(_key(name)))))
-    kept = image_positions(names)
-    ignored['.npy'] += len(names) - len(kept)
-    names, places, texts = ([values[i] for i in kept] for values in (names, places, texts))
     unique = sorted({text for text in texts if text is not None})
     label_of = {text: label for label, text in enumerate(unique)}
-    return {'names': encode_names(names), 'places': np.array(places, np.int64).reshape(-1, 3),
-            'labels': np.array([label_of.get(text, -1) for text in texts], np.int64), 'texts': encode_names(unique),
-            'ignored': ignored_counts(ignored)}
+    labels = [label_of.get(text, -1) for text in texts]
+    return {'texts': np.array(unique, np.bytes_), **image_arrays(names, ignored, places=places, labels=labels)}
 
 
 def _key(name):

@@ -54,6 +54,46 @@ def test_labels_from_cls_files_and_class_names(tmp_path):
         labelled_set(str(tmp_path), 'train')
 
 
+def test_cls_files_may_hold_class_names_and_have_an_extension_of_their_own(tmp_path):
+    tar(tmp_path / 'train' / 'a.tar', {'a.input.jpg': jpeg(10), 'a.target.cls': 'caf\u00e9'.encode(),
+                                       'b.input.jpg': jpeg(20), 'b.target.cls': b'ant\n',
+                                       'c.jpg': jpeg(30), 'c.cls': 'cafe\u0301'.encode()})
+    train = labelled_set(str(tmp_path), 'train', val_fraction=0)
+    assert train.classes == ['ant', 'caf\u00e9'] and labels(train) == {10: 'caf\u00e9', 20: 'ant', 30: 'caf\u00e9'}
+    (tmp_path / 'train' / 'classes.txt').write_text('caf\u00e9\nbee\nant\n')
+    assert labelled_set(str(tmp_path), 'train', val_fraction=0).classes == ['caf\u00e9', 'bee', 'ant']
+    (tmp_path / 'train' / 'classes.txt').write_text('bee\nant\n')
+    with pytest.raises(UserError, match='^--data_path: .*classes.txt'):
+        labelled_set(str(tmp_path), 'train')
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda path: path.write_bytes(b'caf\xe9\n')])
+def test_unreadable_classes_file_is_one_line(tmp_path, make):
+    tar(tmp_path / 'train' / 'a.tar', {'a.jpg': jpeg(10), 'a.cls': b'0'})
+    make(tmp_path / 'train' / 'classes.txt')
+    with pytest.raises(UserError, match='^--data_path: .*classes.txt'):
+        labelled_set(str(tmp_path), 'train')
+
+
+@pytest.mark.parametrize('names', [('in-train-0000.tar', 'in-validation-0000.tar'), ('train.tar', 'val.tar'),
+                                   ('shard_000.tar', 'test_000.tar'), ('a_train_0.tar', 'a_VAL_0.tar')])
+def test_shards_of_different_splits_in_one_folder_are_an_error(tmp_path, names):
+    for name in names:
+        tar(tmp_path / name, {'{}/x.jpg'.format(split): jpeg(10) for split in ('cat', 'dog')})
+    for load in (lambda: pretraining_set(str(tmp_path)), lambda: labelled_set(str(tmp_path), 'train')):
+        with pytest.raises(UserError, match='^--data_path: .*/val and .*/train'):
+            load()
+
+
+def test_hidden_members_are_skipped_and_others_counted(tmp_path, caplog):
+    tar(tmp_path / 'a.tar', {'./cat/a.jpg': jpeg(10), 'cat/._a.jpg': b'x', '__MACOSX/cat/a.jpg': b'x',
+                             'cat/a.json': b'', 'cat/b.GIF': jpeg(20), 'cat/.ipynb_checkpoints/a.jpg': b'x'})
+    tar(tmp_path / '._a.tar', {})
+    with caplog.at_level('INFO', 'mae'):
+        assert len(pretraining_set(str(tmp_path))) == 2
+    assert any(line.endswith('ignoring 3 hidden, 1 .json') for line in caplog.messages)
+
+
 def test_without_cls_files_folders_are_classes(tmp_path):
     tar(tmp_path / 'train' / 'cats.tar', {'cat/0.jpg': jpeg(10), './dog/1.jpg': jpeg(20)})
     tar(tmp_path / 'val' / 'x.TAR', {'deep/dog/5.JPEG': jpeg(30)})
@@ -78,7 +118,9 @@ def test_unreadable_image_is_named_by_tar_file_and_member(tmp_path):
 @pytest.mark.compat
 @pytest.mark.parametrize('members, named', [
     ({'a/0.jpg': b'x', '1.jpg': b'x', '1.cls': b'0'}, 'class'), ({'0.txt': b'x'}, 'images'),
-    ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0.*\.cls'),
+    ({'0.jpg': b'x', '1.jpg': b'x', '0.cls': b'cat'}, r'x\.tar.*1\.jpg'),
+    ({'0.jpg': b'x', '1.jpg': b'x', '0.cls': b'cat', '1.cls': b'7'}, r'x\.tar.*0\.jpg'),
+    ({'0.jpg': b'x', '0.cls': b'x' * 300}, r'x\.tar.*0\.cls'), ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0.*\.cls'),
     ({'0.jpg': b'x', '0.cls': b'1' * 12}, r'x\.tar.*0.*\.cls'),
     ({'0.cls': b'x', '0.jpg': 10 ** 12}, r'x\.tar'), ({'0.jpg': b'x', '0.cls': 10 ** 12}, r'x\.tar')])
 def test_invalid_tar_files_are_rejected(tmp_path, members, named):

@@ -6,11 +6,9 @@ from util.text import one_line
 ARGS = parse_predict() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
 import json
-import os
 import sys
 from argparse import Namespace
-from contextlib import contextmanager
-from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Iterable, List, Optional, Sequence, Union
 
 from util import log
 from util.checkpoints import load_model
@@ -52,24 +50,6 @@ def text_lines(file: str, classes: Sequence[Class], probabilities: Iterable[floa
     return ('\n'.join(lines) + '\n').encode(sys.stdout.encoding, 'backslashreplace')
 
 
-@contextmanager
-def results_file(path: Optional[str]) -> Iterator[Tuple[Callable[[bytes], int], Callable[[], None]]]:
-    """(write, flush) of the file at `path`, or of standard output if None.
-
-    Ends quietly when the reader of standard output has exited, as `| head` does, and with one line on a full disk.
-    """
-    if path:
-        with open_output(path) as file:
-            yield file.write, file.flush
-        return
-    try:
-        yield sys.stdout.buffer.write, sys.stdout.buffer.flush
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for the flush at exit
-        if not isinstance(error, BrokenPipeError):
-            raise UserError('standard output: cannot be written ({})'.format(error.strerror)) from error
-
-
 def main(args: Namespace) -> None:
     log.set_up(True, results=True)
     loaded = load_model.load_classifier(args.resume, args.input_size)
@@ -81,11 +61,11 @@ def main(args: Namespace) -> None:
     batches = inference.run(dataset, lambda model, imgs: model(imgs).float().softmax(dim=1).topk(count, dim=1),
                             args.batch_size, args.num_workers, label)
     lines_of = json_line if args.json or args.output else text_lines
-    with results_file(args.output) as (write, flush):
+    with open_output(args.output or '/dev/stdout') as file:
         for indices, (probabilities, labels) in batches:
             for index, values, top in zip(indices, probabilities.tolist(), labels.tolist()):
-                write(lines_of(dataset.name_of(index), [names[i] for i in top], values))
-            flush()
+                file.write(lines_of(dataset.name_of(index), [names[i] for i in top], values))
+            file.flush()
 
 
 if __name__ == '__main__':

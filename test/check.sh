@@ -7,16 +7,16 @@
 # hand is of it; --torch=all with the newest, runs the tests marked "compat" with the others, and checks that their losses
 # agree and that each reads the others' checkpoints.
 # Without --torch: with the PyTorch at hand; where there is none, with the newest that a Python at hand can run.
+# shellcheck source=lib/python.sh
+. "$(dirname "$0")/lib/python.sh"
 set -euo pipefail
-
-source "$(dirname "${BASH_SOURCE[0]}")/lib/python.sh"
 cd "$ROOT"
 
 wanted='' passed_on=()
 while (($#)); do
     case $1 in
         --help | -h)
-            sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+            sed -n '2,/^# shellcheck/{/^# shellcheck/d; s/^# \{0,1\}//p}' "$0"
             exit 0
             ;;
         --torch=*) wanted=${1#*=} ;;

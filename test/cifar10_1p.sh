@@ -23,7 +23,7 @@
 # twice 100 with their evaluations 24 min: 50 min with all starts. The loader's 0.14 ms (pre-training) and 0.38 ms
 # (fine-tuning) an image and core ask for 2 to 4 cores.
 # shellcheck source=lib/launch.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/launch.sh"
+. "$(dirname "$0")/lib/launch.sh"
 source "$ROOT/test/lib/stages.sh"
 
 data_path='' output_dir=$ROOT/output_cifar10_1p pretrain_epochs=400 finetune_epochs=100 model=vit_tiny_patch16
@@ -58,9 +58,7 @@ read_flags() {
 check_flags() {
     local name
     [[ -n $data_path ]] || die "--data_path=... is required (--help explains)"
-    for name in data_path output_dir; do        # a name that begins like a flag
-        if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
-    done
+    as_paths data_path output_dir
     [[ -d $data_path ]] || die "--data_path: $data_path is not a folder"
     for name in pretrain_epochs finetune_epochs images; do
         [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"

@@ -4,9 +4,9 @@
 #   bash test/demo.sh [--output_dir=FOLDER] [--seed=N] [--quick]
 #
 # --quick runs every step on a few images, to try the machine rather than to learn anything.
+# shellcheck source=lib/python.sh
+. "$(dirname "$0")/lib/python.sh"
 set -euo pipefail
-
-source "$(dirname "${BASH_SOURCE[0]}")/lib/python.sh"
 source "$ROOT/test/lib/env_npu.sh"
 source "$ROOT/test/lib/stages.sh"
 
@@ -16,12 +16,12 @@ while (($#)); do
         --output_dir=*) output=${1#*=} ;;
         --seed=*) seed=${1#*=} ;;
         --quick) train=128 val=64 pretrain_epochs=1 finetune_epochs=1 ;;
-        --help | -h) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+        --help | -h) sed -n '2,/^# shellcheck/{/^# shellcheck/d; s/^# \{0,1\}//p}' "$0" && exit 0 ;;
         *) die "unknown argument $1 (see --help)" ;;
     esac
     shift
 done
-if [[ $output == -* ]]; then output=./$output; fi       # a name that begins like a flag
+as_paths output
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed: $seed is not a number"
 
 make_environment '' 'torch torchvision timm PIL simplejpeg numpy tensorboard yaml tqdm filelock safetensors'

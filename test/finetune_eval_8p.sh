@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Evaluation of a fine-tuned ViT-B/16 on 8 devices (about 3 min).
 # shellcheck source=lib/launch.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/launch.sh"
+. "$(dirname "$0")/lib/launch.sh"
 
 recipe  eval_base
 devices 8

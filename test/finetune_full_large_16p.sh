@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ViT-L/16 fine-tuning on 2 nodes of 8 devices, 50 epochs (about 6 h; documented Acc@1 85.97).
 # shellcheck source=lib/launch.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/launch.sh"
+. "$(dirname "$0")/lib/launch.sh"
 
 recipe  finetune_large
 nodes   2

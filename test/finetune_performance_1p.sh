@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Throughput of ViT-B/16 fine-tuning on 1 device: the full recipe, for one epoch (about 1 h 15 min).
 # shellcheck source=lib/launch.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/launch.sh"
+. "$(dirname "$0")/lib/launch.sh"
 
 recipe  finetune_base
 devices 1

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Throughput of ViT-L/16 fine-tuning on 8 devices: the full recipe, for one epoch (about 14 min).
 # shellcheck source=lib/launch.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/launch.sh"
+. "$(dirname "$0")/lib/launch.sh"
 
 recipe  finetune_large
 devices 8

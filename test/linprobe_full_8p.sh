@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Linear probing of a pre-trained ViT-B/16 on 8 devices, 90 epochs (documented Acc@1 67.8).
 # shellcheck source=lib/launch.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/launch.sh"
+. "$(dirname "$0")/lib/launch.sh"
 
 recipe  linprobe_base
 devices 8

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MAE ViT-B/16 pre-training on 8 devices, 400 epochs (about 60 h; documented loss 0.4107).
 # shellcheck source=lib/launch.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/launch.sh"
+. "$(dirname "$0")/lib/launch.sh"
 
 recipe  pretrain_base
 devices 8

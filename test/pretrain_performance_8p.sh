@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Throughput of MAE ViT-B/16 pre-training on 8 devices: the full recipe, for one epoch (about 9 min).
 # shellcheck source=lib/launch.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/launch.sh"
+. "$(dirname "$0")/lib/launch.sh"
 
 recipe  pretrain_base
 devices 8

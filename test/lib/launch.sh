@@ -2,6 +2,10 @@
 # The words that a launcher is written in: recipe, devices, nodes, epochs, output, launch.
 # A launcher declares; `launch "$@"` reads the user's parameters, builds the command, runs it and keeps its log.
 
+# First, for a reader that is not bash; sh may be bash without its extensions.
+[ -n "${BASH_VERSION:-}" ] || { echo "error: $0: run it with bash: bash $0" >&2 && exit 2; }
+set +o posix
+
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -19,15 +23,18 @@ epochs() { EPOCHS=$1; }
 output() { OUTPUT=$1; }         # folder/log, from the repository's root
 
 usage() {
-    local needs=''
+    local needs='' finetune=''
+    if [[ $SCRIPT != main_pretrain.py ]]; then
+        finetune=$'  --finetune_pth=FILE     pre-trained checkpoint, or its URL (.../name-HASH.pth)\n'
+    fi
     if ((${#NEEDS[@]})); then needs=$(printf -- ' --%s=FILE' "${NEEDS[@]}"); fi
-    sed -n '2,/^source/{/^# shellcheck/d; /^#/s/^# \{0,1\}//p}' "$0"
+    sed -n '2,/^\. /{/^# shellcheck/d; /^#/s/^# \{0,1\}//p}' "$0"
     cat <<EOF
 
 bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
 
   --data_path=FOLDER      images: train/<class>/ and val/<class>/, the CIFAR-10 or CIFAR-100 python batches, or CSV files
-  --finetune_pth=FILE     pre-trained checkpoint (fine-tuning, linear probing), or its URL (.../name-HASH.pth)
+$finetune\
   --resume_pth=FILE       checkpoint to evaluate, or to go on from, or its URL
   --nproc=N               processes on this node, instead of $DEVICES
   --nnodes=N              nodes, instead of $NODES (or NNODES in the environment)
@@ -84,10 +91,7 @@ check_parameters() {
         [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"
     done
     [[ ${max_restarts:-0} =~ ^[0-9]+$ ]] || die "--max_restarts: $max_restarts is not a number"
-    # A name may begin like a flag: said from the folder where it lies, it is none.
-    for name in data_path finetune_pth resume_pth output_dir config; do
-        if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
-    done
+    as_paths data_path finetune_pth resume_pth output_dir config
     [[ -d $data_path || -f $data_path && $data_path == *.[cC][sS][vV] ]] ||
         die "--data_path: $data_path is not a folder or CSV file"
     for name in ${NEEDS[@]+"${NEEDS[@]}"}; do

@@ -4,7 +4,7 @@ from argparse import ArgumentTypeError, Namespace
 from typing import Optional, Sequence
 
 from util.config.input_flags import parse_size
-from util.config.parser import Parser, add_device, expanded_path, non_negative_int, positive_int
+from util.config.parser import Parser, add_device, non_negative_int, positive_int
 from util.config.weights_location import location_fault
 
 
@@ -16,9 +16,8 @@ def parse_predict(argv: Optional[Sequence[str]] = None) -> Namespace:
     add = parser.add_argument
     add('--top', type=positive_int, default=5, help='classes to print per image')
     add('--json', action='store_true', help='print a JSON object per image (file, classes, probabilities)')
-    add('--output', type=output_file, help='write these JSON lines to this file, atomically; default: standard output')
-    add('--class_names', type=expanded_path,
-        help="text file with one class name per line, in label order; default: the checkpoint's")
+    add('--output', help='file to write these JSON lines to when all are there; default: standard output')
+    add('--class_names', help="text file with one class name per line, in label order; default: the checkpoint's")
     add_work(parser)
     return parser.parse_args(argv)
 
@@ -38,7 +37,7 @@ def add_model(parser: Parser, scripts: str) -> None:
 
 def add_images(parser: Parser) -> None:
     """Add the positional arguments: images."""
-    parser.add_argument('images', nargs='+', type=expanded_path, metavar='IMAGES',
+    parser.add_argument('images', nargs='+', metavar='IMAGES',
                         help='image files, folders of images at any depth or of tar files, CSV lists, CIFAR batches')
 
 
@@ -54,24 +53,8 @@ def add_work(parser: Parser) -> None:
 
 def weights(text: str) -> str:
     """argparse type: location of weights, see util.config.weights_location."""
-    location = expanded_path(text)
+    location = os.path.expanduser(text)
     fault = location_fault(location)
     if fault:
         raise ArgumentTypeError('{} {}'.format(location, fault))
-    return location
-
-
-def output_file(text: str) -> str:
-    """argparse type: file to write."""
-    location = expanded_path(text)
-    if os.path.isdir(location):
-        raise ArgumentTypeError('{} is a folder'.format(location))
-    return location
-
-
-def new_folder(text: str) -> str:
-    """argparse type: folder to fill, which is empty or does not exist yet."""
-    location = expanded_path(text)
-    if os.path.lexists(location) and not (os.path.isdir(location) and not os.listdir(location)):
-        raise ArgumentTypeError('{} exists; choose a new folder'.format(location))
     return location

@@ -38,6 +38,8 @@ class Parser(argparse.ArgumentParser):
 
     def _register(self, action):
         self.flags.update((name, action) for name in action.option_strings)
+        if action.type is None and action.nargs != 0:
+            action.type = os.path.expanduser        # ~, which no shell expands in --flag=~/x or a YAML file
         hidden = action.required or isinstance(action.default, bool)
         if not hidden and action.default not in (None, '', argparse.SUPPRESS):
             action.help += ' (default: %(default)s)'
@@ -126,11 +128,6 @@ positive = number(float, 0, excluded=[0])
 fraction = number(float, 0, 1)
 fraction_below_one = number(float, 0, 1, excluded=[1])
 open_fraction = number(float, 0, 1, excluded=[0, 1])
-
-
-def expanded_path(text: str) -> str:
-    """argparse type: a path, with the home folder for ~, which no shell expands in --flag=~/x or a YAML file."""
-    return os.path.expanduser(text)
 
 
 def add_device(add: Callable) -> None:

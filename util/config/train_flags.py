@@ -28,9 +28,8 @@ def pretrain_parser() -> flags.Parser:
     add('--mask_ratio', type=flags.open_fraction, default=MASK_RATIO, help='share of patches to hide, between 0 and 1')
     add('--norm_pix_loss', action='store_true',
         help='normalise the target pixels of each patch by its own mean and variance')
-    add('--init_from', type=flags.expanded_path, default='',
-        help='initial weights of the encoder, and of the decoder if it has one: a checkpoint as for --finetune of '
-             'main_finetune.py; default: random weights')
+    add('--init_from', default='', help='initial weights of the encoder, and of the decoder if it has one: a '
+        'checkpoint as for --finetune of main_finetune.py; default: random weights')
     add = parser.adder(parser.add_argument_group('representation evaluation'))
     add('--knn_every', type=flags.non_negative_int, default=0, help='epochs between k-NN evaluations, also after the '
         'last epoch; needs class folders (see python -m util.tools.knn); 0: none')
@@ -96,10 +95,9 @@ def _add_model(parser, models, default):
 
 def _add_data(parser, crop_min, val_fraction=None):
     add = parser.adder(parser.add_argument_group('data'))
-    add('--data_path', required=True, type=flags.expanded_path,
-        help='folder with train/<class>/ and val/<class>/, or <class>/ alone, the same packed into tar files (python '
-             '-m util.tools.pack_shards), CIFAR-10 or CIFAR-100 batches, train.csv and val.csv, or one CSV file, of '
-             'path,label; pre-training also takes any folder of images')
+    add('--data_path', required=True, help='folder with train/<class>/ and val/<class>/, or <class>/ alone, the same '
+        'packed into tar files (python -m util.tools.pack_shards), CIFAR-10 or CIFAR-100 batches, train.csv and '
+        'val.csv, or one CSV file, of path,label; pre-training also takes any folder of images')
     as_trained = '' if val_fraction is not None else "; default: the checkpoint's, else {}"
     add('--val_fraction', type=flags.fraction, default=val_fraction,
         help='validation split without a val/ folder: share of each class, the same images in training and evaluation; '
@@ -116,20 +114,17 @@ def _add_data(parser, crop_min, val_fraction=None):
 
 def _add_run(parser):
     add = parser.adder(parser.add_argument_group('run'))
-    add('--output_dir', type=flags.expanded_path, default='./output_dir',
-        help='folder for checkpoints, log.txt, summary.json and report.html')
-    add('--log_dir', type=flags.expanded_path, help='folder for TensorBoard files; default: output_dir')
+    add('--output_dir', default='./output_dir', help='folder for checkpoints, log.txt, summary.json and report.html')
+    add('--log_dir', help='folder for TensorBoard files; default: output_dir')
     add('--seed', type=flags.non_negative_int, default=0, help='seed of weights, data order, augmentation and masks')
-    add('--resume', type=flags.expanded_path, default='',
-        help='checkpoint to resume (or to evaluate): a file, a Hugging Face folder, a URL with a hash in its name '
-             "(.../name-HASH.pth), or 'auto': the newest in output_dir")
+    add('--resume', default='', help='checkpoint to resume (or to evaluate): a file, a Hugging Face folder, a URL with '
+        "a hash in its name (.../name-HASH.pth), or 'auto': the newest in output_dir")
     add('--start_epoch', type=flags.non_negative_int,
         help='first epoch, counted from 0; default: the one after the checkpoint')
     add('--report_every', type=flags.non_negative_int, default=0,
         help='epochs between updates of output_dir/report.html; 0: only at the end')
-    add('--config', type=flags.expanded_path, metavar='FILE',
-        help='YAML file of lines "flag: value", for any flags; the command line takes precedence. Each run writes its '
-             'flags to output_dir/config.yaml in this form')
+    add('--config', metavar='FILE', help='YAML file of lines "flag: value", for any flags; the command line takes '
+        'precedence. Each run writes its flags to output_dir/config.yaml in this form')
     add('--prof', action='store_true',
         help='write a profiler trace of 10 iterations (3 before PyTorch 1.9) to output_dir/prof')
 
@@ -183,13 +178,12 @@ def _add_full_training(parser):
 def _add_classification(parser, global_pool):
     group = parser.add_argument_group('classification')
     add, pool = parser.adder(group), parser.adder(group.add_mutually_exclusive_group())
-    add('--finetune', type=flags.expanded_path, default='',
-        help='pre-trained checkpoint: a file, a Hugging Face folder, or a URL with a hash in its name '
-             '(.../name-HASH.pth); default: random weights')
+    add('--finetune', default='', help='pre-trained checkpoint: a file, a Hugging Face folder, or a URL with a hash in '
+        'its name (.../name-HASH.pth); default: random weights')
     add('--eval', action='store_true', help='evaluate the --resume checkpoint and exit')
     add('--dist_eval', action='store_true', help='distribute evaluation over all processes; default: rank 0 only')
     add('--nb_classes', type=flags.positive_int, help='number of classes; default: that of the data')
-    add('--class_names', type=flags.expanded_path, metavar='FILE',
+    add('--class_names', metavar='FILE',
         help='text file of class names, one a line, in label order, for images of some or all of these classes; '
              'default: the names in the --resume checkpoint, else those of the data, sorted')
     pool('--global_pool', action='store_true', default=global_pool,

@@ -7,12 +7,11 @@ import json
 import math
 import os
 import platform
-import re
 import shlex
 import sys
 import time
 from argparse import Namespace
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy
 import PIL
@@ -20,7 +19,6 @@ import PIL
 from util.config.train_flags import finetune_parser, linprobe_parser, pretrain_parser
 from util.devices.host import software
 from util.devices.precision import FullPrecision
-from util.distributed.world import World
 from util.errors import Preempted
 from util.files import set_aside, write_atomically
 from util.log import logger
@@ -192,7 +190,7 @@ def _setup_sections(args, session, precision, result):
     changed = [flag for flag in flags if _flag_text(parser.get_default(flag[0][2:])) != flag[1]]
     defaults = [flag for flag in flags if flag not in changed]
     return [('Final result', [('facts', final)] if final else []),
-            ('Command', [('command', rerun_command(session.world).split('\n'))]),
+            ('Command', [('command', ['python ' + ' '.join(map(shlex.quote, sys.argv))])]),
             ('Configuration', [('facts', changed),
                                ('details', ('{} flags at their defaults'.format(len(defaults)), 'facts', defaults))]),
             ('Environment', [('facts', _environment(args, session, precision))])]
@@ -219,19 +217,3 @@ def _environment(args, session, precision):
             *software().items(), ('numpy', numpy.__version__), ('Pillow', PIL.__version__),
             ('system', platform.platform())]
 
-
-def rerun_command(world: World, argv: Optional[List[str]] = None) -> str:
-    """Command, from the repository's root, to run `argv` (None: sys.argv) with as many processes; a line per flag.
-
-    Whatever started them: the launcher of this repository starts them again.
-    """
-    script, *flags = sys.argv if argv is None else argv
-    flags = [flag for flag in flags if not re.match('--local[-_]rank=|--dist_on_itp', flag)]    # of other launchers
-    start = ['python']
-    if world.size > 1:
-        local = int(os.environ.get('LOCAL_WORLD_SIZE') or world.size)
-        start += ['util/tools/launch.py', '--nproc', str(local)]
-        if world.size > local:          # several nodes: the command of the first
-            start += ['--nnodes', str(world.size // local), '--node_rank', '0', '--master_addr', 'ADDRESS']
-    command = ' '.join(map(shlex.quote, [*start, os.path.basename(script)]))
-    return command + ''.join((' \\\n    ' if flag.startswith('--') else ' ') + shlex.quote(flag) for flag in flags)

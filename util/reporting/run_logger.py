@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from util.file_lock import RunLock
-from util.files import lines, set_aside, write_atomically
+from util.files import set_aside, write_atomically
 from util.log import logger
 from util.text import first_line, one_line
 
@@ -27,7 +27,7 @@ class RunLogger:
 
     Args:
         lock: of the folder, released by `close`.
-        records: initial lines of log.txt, as restored by a resumed run; None: the existing ones.
+        records: initial lines of log.txt, as restored by a resumed run; None: log.txt stays as it is.
         begin: fractional epoch from which TensorBoard drops earlier events of the folder; None: none.
     """
 
@@ -35,10 +35,10 @@ class RunLogger:
                  begin: Optional[float] = None):
         self.folder, self._lock = folder, lock
         self._path = os.path.join(folder, 'log.txt')
-        self.records: List[str] = lines(self._path) if records is None else list(records)
-        self._writer = None
+        self.records: List[str] = list(records or ())
+        self._events = None
         try:
-            self._writer = EventFile(log_dir or folder, None if begin is None else int(begin * STEPS_PER_EPOCH))
+            self._events = EventFile(log_dir or folder, None if begin is None else int(begin * STEPS_PER_EPOCH))
         except Exception as error:      # of any type from a broken tensorboard or protobuf; a folder without access
             logger.info('TensorBoard files are not written: %s', first_line(error))
         if records is not None and (records or os.path.exists(self._path)):
@@ -59,30 +59,28 @@ class RunLogger:
 
     def log_scalars(self, epoch: float, values: Dict[str, float]) -> None:
         """Write TensorBoard scalars {tag: value} at a fractional epoch."""
-        step = int(epoch * STEPS_PER_EPOCH)
-        self._tensorboard(lambda writer: writer.add(step, *(
-            writer.summary.scalar(tag, value) for tag, value in values.items())))
+        self._log(epoch, lambda summary: [summary.scalar(tag, value) for tag, value in values.items()])
 
     def log_image(self, epoch: float, tag: str, image: Image.Image) -> None:
         """Write an image to TensorBoard at a fractional epoch."""
-        self._tensorboard(lambda writer: writer.add(int(epoch * STEPS_PER_EPOCH), writer.summary.image(
-            tag, np.array(image.convert('RGB')), dataformats='HWC')))
+        self._log(epoch, lambda summary: [summary.image(tag, np.array(image.convert('RGB')), dataformats='HWC')])
 
     def log_hyperparameters(self, flags: Dict[str, Any], tags: Sequence[str]) -> None:
         """Write the flags to TensorBoard's HParams table, with the scalars named `tags`."""
         plain = {name: value if isinstance(value, (bool, int, float)) else one_line(value)
                  for name, value in flags.items()}
         # Without the third summary, which would end the run.
-        self._tensorboard(lambda writer: writer.add(0, *writer.summary.hparams(plain, dict.fromkeys(tags, 0.))[:2]))
+        self._log(0, lambda summary: summary.hparams(plain, dict.fromkeys(tags, 0.))[:2])
 
-    def _tensorboard(self, action: Callable):
+    def _log(self, epoch, summarise):
+        """Write to TensorBoard what `summarise` returns, given torch.utils.tensorboard.summary."""
         try:
-            if self._writer:
-                action(self._writer)
+            for one in summarise(self._events.summary) if self._events else ():
+                self._events.write(step=int(epoch * STEPS_PER_EPOCH), summary=one)
         except Exception as error:      # of any type in a broken package
             logger.error('error: TensorBoard files cannot be written (%s); training continues without them',
                          first_line(error))
-            self._writer = None
+            self._events = None
 
     def write_result(self, name: str, result: Dict[str, Any]) -> None:
         """Write `name`.json (an older one is set aside) and print the Final result block."""
@@ -97,8 +95,7 @@ class RunLogger:
                                *(text.format(**result) for key, text in FINAL if result.get(key) is not None)]))
 
     def close(self) -> None:
-        """Close TensorBoard files and release the lock of the folder."""
-        self._tensorboard(lambda writer: writer.close())
+        """Release the lock of the folder."""
         self._lock.release()
 
 
@@ -115,24 +112,17 @@ class EventFile:
         from torch.utils.tensorboard import summary
         self.summary, self._event = summary, Event
         os.makedirs(folder, exist_ok=True)
-        self._records = RecordWriter(open(os.path.join(folder, 'events.out.tfevents.{:.0f}.{}.{}'.format(  # noqa: SIM115
-            time.time(), socket.gethostname(), os.getpid())), 'wb'))
-        self._write(file_version='brain.Event:2')
+        name = 'events.out.tfevents.{:.6f}.{}.{}'.format(time.time(), socket.gethostname(), os.getpid())
+        self._file = open(os.path.join(folder, name), 'wb')         # noqa: SIM115
+        self._records = RecordWriter(self._file)
+        self.write(file_version='brain.Event:2')
         if purge_step is not None:
-            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+            self.write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
-    def add(self, step: int, *summaries: Any) -> None:
-        """Write what functions of `summary` (torch.utils.tensorboard.summary) return."""
-        for one in summaries:
-            self._write(step=step, summary=one)
-
-    def _write(self, **fields):
+    def write(self, **fields: Any) -> None:
+        """Write an Event with these fields."""
         self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-        self._records.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._records.close()
+        self._file.flush()
 
 
 class NullRunLogger:

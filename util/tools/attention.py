@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from util import log
 from util.checkpoints import load_model
-from util.config.inference_flags import add_images, add_model, output_file
+from util.config.inference_flags import add_images, add_model
 from util.config.parser import Parser, add_device, positive_int
 from util.data.lazy_image import BICUBIC
 from util.errors import UserError, run
@@ -85,7 +85,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     add_model(parser, 'main_pretrain.py or main_finetune.py')
     add_images(parser)
     add = parser.add_argument
-    add('--output', required=True, type=output_file, help='PNG file to write; an existing one is renamed')
+    add('--output', required=True, help='PNG file to write; an existing one is renamed')
     add('--block', type=positive_int, help='transformer block, counted from 1; default: the last')
     add('--query', choices=sorted(QUERIES),
         help='query of the attention: cls, the class token; mean, the average over the patch tokens; default: mean for '
@@ -103,13 +103,13 @@ def main(argv: Optional[List[str]] = None) -> None:
         raise UserError('--block {}: the model has {} blocks, counted from 1'.format(block, depth))
     inference = Inference(loaded, args.device)
     dataset, rows = inference.dataset(args.images), []
-    for indices, maps in inference.run(evenly_spaced(dataset, args.count),
-                                       partial(attention_maps, block=block, query=query), BATCH):
-        for i, weights in zip(indices, maps.float().cpu().numpy()):
-            name = os.sep.join(dataset.name_of(i).split(os.sep)[-2:])
-            rows.append(row_of(inference.to_image(dataset[i][0]), weights, name, args.heads))
-    titles, images = zip(*rows)
     with open_output(args.output) as file:
+        for indices, maps in inference.run(evenly_spaced(dataset, args.count),
+                                           partial(attention_maps, block=block, query=query), BATCH):
+            for i, weights in zip(indices, maps.float().cpu().numpy()):
+                name = os.sep.join(dataset.name_of(i).split(os.sep)[-2:])
+                rows.append(row_of(inference.to_image(dataset[i][0]), weights, name, args.heads))
+        titles, images = zip(*rows)
         grid(images, titles).save(file, 'PNG')
     logger.info('block %d of %d, what %s: %s', block, depth, QUERIES[query], args.output)
 

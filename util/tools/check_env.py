@@ -11,12 +11,12 @@ import sys
 import warnings
 from typing import List, Sequence
 
-from util.config.parser import Parser, expanded_path
+from util.compat import REQUIRED
+from util.config.parser import Parser
 from util.devices.host import default_workers
 from util.errors import run
 from util.text import first_line
 
-REQUIRED = ('torch', 'torchvision', 'timm', 'PIL', 'numpy')
 OPTIONAL = ('simplejpeg', 'torch.utils.tensorboard', 'yaml', 'torch_npu', 'apex.amp')
 
 
@@ -38,11 +38,12 @@ def check_software(to_fix: List[str]) -> bool:
     """Report the required and optional packages; returns whether torch loads."""
     _row('Python', '{} ({})'.format(platform.python_version(), sys.executable))
     for name in REQUIRED + OPTIONAL:
+        label = name.replace('torch.utils.', '')        # which imports more of tensorboard than its own name
         try:
-            _row(name, getattr(importlib.import_module(name), '__version__', 'installed'))
+            _row(label, getattr(importlib.import_module(name), '__version__', 'installed'))
         except (Exception, SystemExit) as error:        # of any type in a broken package
             problem = 'does not load: ' + first_line(error)
-            _row(name, problem)
+            _row(label, problem)
             if name in REQUIRED:
                 to_fix.append('{} {}; install the *_requirements.txt for your PyTorch'.format(name, problem))
     return 'torch' in sys.modules
@@ -87,8 +88,7 @@ def check_devices(to_fix: List[str], chips: bool) -> None:
 
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog='check_env', description='Report what this host has for training, and what to fix.')
-    parser.add_argument('--root', type=expanded_path, default='/',
-                        help='root folder of /etc/Ascend, /usr/local/Ascend and /dev')
+    parser.add_argument('--root', default='/', help='root folder of /etc/Ascend, /usr/local/Ascend and /dev')
     root, to_fix = parser.parse_args(argv).root, []
     warnings.simplefilter('ignore')
     torch = check_software(to_fix)

@@ -13,7 +13,7 @@ import torch
 
 from util import log
 from util.config.normalization import flags_text, number_text
-from util.config.parser import Parser, expanded_path, non_negative_int, positive_int
+from util.config.parser import Parser, non_negative_int, positive_int
 from util.data.datasets import Subset, pretraining_set
 from util.data.lazy_image import LazyImage
 from util.data.loader import evaluation_loader
@@ -64,8 +64,7 @@ def measure(dataset: Subset, num_workers: int = 0) -> Tuple[List[float], List[fl
 def main() -> None:
     parser = Parser(prog='python -m util.tools.dataset_stats', description=__doc__.split('\n')[0])
     add = parser.add_argument
-    add('data', type=expanded_path, metavar='DATA',
-        help='--data_path of main_pretrain.py; of train/ and val/, only train/')
+    add('data', metavar='DATA', help='--data_path of main_pretrain.py; of train/ and val/, only train/')
     add('--in_chans', type=positive_int, default=3, help='channels of the images, as in training')
     add('--images', type=positive_int, help='number of images, drawn at random; default: all')
     add('--seed', type=non_negative_int, default=0, help='seed of this draw')

@@ -5,7 +5,6 @@ Shapes: N images, C channels, L patches, p patch side, D width.
 """
 import importlib
 import json
-import os
 from argparse import Namespace
 from functools import partial
 from typing import Any, Dict, List, Optional, Tuple
@@ -21,7 +20,7 @@ from util.compat import accepts
 from util.config.inference_flags import add_checkpoint
 from util.config.input_flags import sides
 from util.config.normalization import flags_text, statistics
-from util.config.parser import Parser, expanded_path
+from util.config.parser import Parser
 from util.errors import UserError, run
 from util.model_sizes import MASK_RATIO
 from util.models.features import block_outputs, pool_tokens
@@ -154,13 +153,11 @@ def parse_export(argv: Optional[List[str]] = None) -> Namespace:
     add = parser.add_argument
     add_checkpoint(parser, 'main_pretrain.py or main_finetune.py')
     add('--to', required=True, choices=tuple(FORMATS), help='format')
-    add('--output', required=True, type=expanded_path,
+    add('--output', required=True,
         help='file to write, an existing one is renamed; for hf a folder, which must be new or empty')
     add('--part', choices=tuple(OUTPUTS), help='part of the model to export; default: all of it')
     args = parser.parse_args(argv)
     endings = FORMATS[args.to]
-    if os.path.isdir(args.output) and (endings or os.listdir(args.output)):
-        parser.error('argument --output: {} is a folder; choose another name'.format(args.output))
     if endings and not args.output.endswith(endings) and not is_special(args.output):
         parser.error('argument --output: for --to {} its name must end in {}'.format(args.to, ' or '.join(endings)))
     return args

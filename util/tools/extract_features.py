@@ -18,7 +18,7 @@ import torch
 
 from util import log
 from util.checkpoints import load_model
-from util.config.inference_flags import add_images, add_model, add_work, new_folder
+from util.config.inference_flags import add_images, add_model, add_work
 from util.config.parser import Parser, positive_int
 from util.data.unreadable import NAME as BAD_IMAGES, escaped
 from util.errors import UserError, run
@@ -107,7 +107,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     add_model(parser, 'main_pretrain.py or main_finetune.py')
     add_images(parser)
     add = parser.add_argument
-    add('--output', required=True, type=new_folder, help='output folder; must be new or empty')
+    add('--output', required=True, help='output folder; must be new or empty')
     add('--pool', choices=('mean', 'cls'),
         help='mean of the patch tokens, or class token; default: the input of the head, else mean')
     add('--blocks', nargs='+', type=_block, metavar='N',

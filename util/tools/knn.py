@@ -2,7 +2,7 @@
 from util import log
 from util.checkpoints import load_model
 from util.config.inference_flags import add_model, add_work
-from util.config.parser import Parser, expanded_path, fraction_below_one, non_negative_int, positive, positive_int
+from util.config.parser import Parser, fraction_below_one, non_negative_int, positive, positive_int
 from util.data.datasets import has_validation
 from util.data.transforms import preprocessing_of
 from util.data.validation_split import resolve_split
@@ -19,8 +19,7 @@ def main() -> None:
     parser = Parser(prog='python -m util.tools.knn', description=__doc__)
     add_model(parser, 'main_pretrain.py, main_finetune.py or main_linprobe.py')
     add = parser.add_argument
-    add('--data_path', required=True, type=expanded_path,
-        help='folder with train/<class>/ and val/<class>/, or other data for fine-tuning')
+    add('--data_path', required=True, help='folder with train/<class>/ and val/<class>/, or other data for fine-tuning')
     add('--val_fraction', type=fraction_below_one,
         help="without val/, fraction of each class to split off for validation; default: the checkpoint's, else 0.1")
     add('--val_seed', type=non_negative_int, help="seed of this split; default: the checkpoint's, else 0")

@@ -4,7 +4,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import contextmanager
-from typing import BinaryIO, Iterator, Tuple
+from typing import BinaryIO, Iterator
 
 from util.errors import UserError
 from util.files import set_aside
@@ -12,21 +12,23 @@ from util.text import one_line
 
 
 def is_special(path: str) -> bool:
-    """Whether an output at `path` goes to a device, a FIFO or an open file, such as /dev/stdout."""
-    return _follow_links(path)[1]
+    """Whether an output at `path` goes into a device, a FIFO or an open file, which stays, instead of a new file."""
+    return path.startswith(('/dev/std', '/dev/fd/', '/proc/self/fd/')) or os.path.exists(path) and not (
+        os.path.isfile(path) or os.path.isdir(path))
 
 
 @contextmanager
 def output_path(path: str) -> Iterator[str]:
-    """Path for a new file or folder, in a temporary folder, which becomes `path` when the block succeeds.
+    """Yield a path for a new file or folder, which becomes `path` when the block succeeds.
 
-    An earlier file is renamed. A device or FIFO stays, and gets the content.
     Raises:
-        UserError: `path` cannot be written, or is a folder that is not empty.
+        UserError: `path` cannot be written, or is a folder with files.
     """
+    target, special = os.path.realpath(path), is_special(path)
+    if os.path.isdir(target) and os.listdir(target):
+        raise UserError('{}: is a folder with files; choose another name'.format(path))
+    folder, name = os.path.split(target)
     try:
-        target, special = _follow_links(path)
-        folder, name = os.path.split(os.path.abspath(target))
         if not special:
             os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='{}.tmp-{}-'.format(name, os.getpid()),
@@ -34,7 +36,7 @@ def output_path(path: str) -> Iterator[str]:
             new = os.path.join(temporary, name)
             yield new
             if special:
-                with open(new, 'rb') as source, _open_special(target) as file:
+                with open(new, 'rb') as source, open_output(path) as file:
                     shutil.copyfileobj(source, file)
                 return
             if os.path.isfile(target):
@@ -46,32 +48,18 @@ def output_path(path: str) -> Iterator[str]:
 
 @contextmanager
 def open_output(path: str) -> Iterator[BinaryIO]:
-    """Open an output file for writing bytes: as output_path does, or a device or FIFO itself."""
-    target, special = _follow_links(path)
-    if special:
-        try:
-            with _open_special(target) as file:
-                yield file
-        except OSError as error:
-            raise UserError('{}: cannot be written ({})'.format(path, error.strerror or error)) from error
-    else:
+    """Open an output file for writing bytes: a new one, see output_path, or a device or FIFO."""
+    if not is_special(path):
         with output_path(path) as new, open(new, 'wb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-
-
-def _follow_links(path: str) -> Tuple[str, bool]:
-    """What an output at `path` goes to, and whether that is a device, a FIFO or an open file, such as /dev/stdout."""
-    for _ in range(40):             # at most as many as the system follows: a loop is an error when it is opened
-        if not os.path.islink(path):
-            break
-        if os.path.realpath(os.path.dirname(path)).startswith('/proc/'):
-            return path, True
-        path = os.path.join(os.path.dirname(path), os.readlink(path))
-    return path, os.path.lexists(path) and not (os.path.isfile(path) or os.path.isdir(path))
-
-
-def _open_special(path: str) -> BinaryIO:
-    # By append, which keeps what a redirected standard output holds; open() would first seek, which a FIFO cannot.
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), 'wb')
+        return
+    try:
+        # By append, which keeps what a redirected standard output holds; open() would first seek, which a FIFO cannot.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), 'wb') as file:
+            yield file
+    except BrokenPipeError:         # its reader has enough, as `| head`
+        pass
+    except OSError as error:
+        raise UserError('{}: cannot be written ({})'.format(path, error.strerror or error)) from error

@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from util import log
-from util.config.parser import Parser, expanded_path, non_negative_int, number, positive_int
+from util.config.parser import Parser, non_negative_int, number, positive_int
 from util.config.train_flags import is_csv
 from util.data import tar_dataset
 from util.data.datasets import ImageList, find_split, has_classes, labelled_set, pretraining_set
@@ -40,10 +40,9 @@ def parse_flags(argv: Optional[List[str]] = None) -> Namespace:
     """Parse the flags; a bad one ends the process with one line."""
     parser = Parser(prog='python -m util.tools.pack_shards', description=__doc__.split('\n')[0])
     add = parser.add_argument
-    add('source', type=expanded_path, metavar='SOURCE',
-        help='a --data_path: a folder with train/ and val/, any folder of images, or CSV files')
-    add('target', type=expanded_path, metavar='TARGET',
-        help='new folder for the tar files, the --data_path for training')
+    add('source', metavar='SOURCE', help='a --data_path: a folder with train/ and val/, any folder of images, or CSV '
+        'files')
+    add('target', metavar='TARGET', help='new folder for the tar files, the --data_path for training')
     add('--short_side', type=positive_int,
         help='downscale larger images to this short side in pixels, as JPEG; default: files are packed unchanged')
     add('--quality', type=number(int, 1, 95), default=90, help='JPEG quality of downscaled images')

@@ -9,9 +9,9 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw
 
-from util.config.inference_flags import new_folder
 from util.config.parser import Parser, non_negative_int, positive_int
-from util.errors import UserError, run
+from util.errors import run
+from util.tools.outputs import output_path
 
 SIDE = 64                   # pixels of an image
 SHAPES = ('cross', 'disc', 'star', 'triangle')
@@ -94,16 +94,13 @@ def write(folder: str, train: int, val: int, seed: int) -> None:
 
 def main() -> None:
     parser = Parser(prog='python -m util.tools.synthetic_dataset', description=__doc__.split('\n')[0])
-    parser.add_argument('folder', type=new_folder, metavar='FOLDER',
-                        help='folder for train/ and val/; must be new or empty')
+    parser.add_argument('folder', metavar='FOLDER', help='folder for train/ and val/; must be new or empty')
     parser.add_argument('--train', type=positive_int, default=4000, help='training images')
     parser.add_argument('--val', type=positive_int, default=800, help='validation images')
     parser.add_argument('--seed', type=non_negative_int, default=0, help='seed of all drawings')
     args = parser.parse_args()
-    try:
-        write(args.folder, args.train, args.val, args.seed)
-    except OSError as error:
-        raise UserError('{}: cannot be written ({})'.format(args.folder, error.strerror)) from error
+    with output_path(args.folder) as folder:
+        write(folder, args.train, args.val, args.seed)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ from PIL import Image
 
 from util import log
 from util.checkpoints import load_model
-from util.config.inference_flags import add_checkpoint, add_images, output_file
+from util.config.inference_flags import add_checkpoint, add_images
 from util.config.parser import Parser, non_negative_int, open_fraction, positive_int
 from util.data.transforms import Normalize
 from util.errors import run
@@ -38,7 +38,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     add_images(parser)
     add = parser.add_argument
     add_checkpoint(parser, 'main_pretrain.py')
-    add('--output', required=True, type=output_file, help='PNG file to write; an existing one is renamed')
+    add('--output', required=True, help='PNG file to write; an existing one is renamed')
     add('--mask_ratio', type=open_fraction, help='fraction of masked patches; default: as in training')
     add('--count', type=positive_int, default=8, help='maximum number of images, evenly spaced among those given')
     add('--seed', type=non_negative_int, default=0, help='seed of the masks')
@@ -51,8 +51,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     def reconstructions(model, imgs):
         return reconstruction_grid(model, imgs, mask_ratio, args.seed, inference.normalize)
     dataset = evenly_spaced(inference.dataset(args.images), args.count)
-    (_, image), = inference.run(dataset, reconstructions, args.count, num_workers=0)    # masks depend on the batch size
     with open_output(args.output) as file:
+        # As one batch: masks depend on its size.
+        (_, image), = inference.run(dataset, reconstructions, args.count, num_workers=0)
         image.save(file, 'PNG')
     logger.info('reconstructions: %s%s', args.output, NORM_PIX_NOTE if loaded.model.norm_pix_loss else '')
 

@@ -12,7 +12,7 @@ from test_launchers import LOGS
 
 import main_pretrain
 from util.config.train_flags import parse_pretrain
-from util.errors import UserError
+from util.errors import SaveFailed, UserError
 from util.reporting import output_dir
 from util.training.session import open_run_logger
 
@@ -156,3 +156,63 @@ def test_a_folder_that_cannot_be_made_is_one_line_of_a_launcher(images, tmp_path
     (tmp_path / 'file').write_text('')
     run = launcher('pretrain_performance_1p', '--data_path', images, '--output_dir', tmp_path / 'file' / 'o')
     assert (run.status, run.output.count('\n')) == (2, 1) and '--output_dir' in run.output
+
+
+# Leftovers, and names that hold something else
+
+def test_leftovers_of_dead_runs_go_and_those_of_tools_and_running_processes_stay(tmp_path):
+    dead, running = 'tmp-999999999-1f', 'tmp-{}-1f'.format(os.getpid())
+    fill(tmp_path, ['checkpoint-3.pth.' + dead, 'log.txt.' + dead, 'log.txt.' + running, 'x.jsonl.' + dead,
+                    'model.onnx.{}/x'.format(dead), 'report.html.{}/x'.format(dead)])
+    entered(tmp_path)
+    assert set(content(tmp_path)) == {'log.txt.' + running, 'x.jsonl.' + dead, 'model.onnx.{}/x'.format(dead),
+                                      'report.html.{}/x'.format(dead)}
+
+
+def other(path, kind):
+    """Something else than a text file."""
+    if kind == 'FIFO':
+        os.mkfifo(str(path))
+    elif kind == 'folder':
+        path.mkdir()
+    elif kind == 'loop':
+        os.symlink(path.name, str(path))
+    else:
+        path.write_bytes(b'\xff\xfe')
+
+
+@pytest.mark.parametrize('kind', ['FIFO', 'folder', 'loop', 'bytes'])
+@pytest.mark.parametrize('name', ['run.lock', '.lock', 'log.txt', 'config.yaml'])
+def test_a_name_that_holds_something_else_is_one_line_and_no_hang(tmp_path, caplog, name, kind):
+    other(tmp_path / name, kind)
+    args = parse_pretrain(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)])
+    try:
+        lock, _ = output_dir.enter(str(tmp_path))
+        lock.release()
+        output_dir.save_flags(args, 1)
+        asides = output_dir.set_log_aside(str(tmp_path), [])
+        assert asides == [] and (name != 'log.txt' or kind == 'bytes') and len(caplog.messages) <= 1
+    except UserError as error:
+        assert str(tmp_path) in str(error) and name in ('run.lock', '.lock', 'log.txt')
+
+
+@pytest.mark.parametrize('kind', ['FIFO', 'folder', 'loop', 'bytes'])
+def test_a_new_training_moves_away_whatever_has_the_name_of_a_log_or_checkpoint(tmp_path, kind):
+    for name in ('log.txt', 'checkpoint-7.pth'):
+        other(tmp_path / name, kind)
+    place, = entered(tmp_path)
+    assert set(os.listdir(place)) == {'log.txt', 'checkpoint-7.pth'}
+
+
+def test_an_output_folder_that_vanishes_is_a_failed_save(images, tmp_path, monkeypatch):
+    train = main_pretrain.train_one_epoch
+
+    def then_vanish(*args):
+        stats = train(*args)
+        shutil.rmtree(str(tmp_path / 'o'))
+        return stats
+    monkeypatch.setattr(main_pretrain, 'train_one_epoch', then_vanish)
+    with pytest.raises(SaveFailed):
+        main_pretrain.main(parse_pretrain(['--data_path', str(images), '--output_dir', str(tmp_path / 'o'), '--epochs',
+                                           '1', *PRETRAIN]))
+    assert not (tmp_path / 'o').exists()

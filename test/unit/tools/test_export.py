@@ -126,8 +126,7 @@ def test_an_export_that_needs_a_missing_library_is_one_line(checkpoints, tmp_pat
 
 
 @pytest.mark.parametrize('flags, flag', [
-    (['--to', 'onnx', '--output', 'x.pt'], '--output'), (['--to', 'hf', '--output', '.'], '--output'),
-    (['--to', 'torchscript', '--output', 'x.pt'], '--to'),
+    (['--to', 'onnx', '--output', 'x.pt'], '--output'), (['--to', 'torchscript', '--output', 'x.pt'], '--to'),
     (['--to', 'hf', '--output', 'x', '--resume', 'none.pth'], '--resume')])
 def test_a_bad_flag_is_one_line(tmp_path, monkeypatch, capsys, flags, flag):
     monkeypatch.chdir(tmp_path)

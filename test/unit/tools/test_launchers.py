@@ -73,8 +73,35 @@ def test_a_mistake_of_all_processes_is_reported_once(images, tmp_path, flag):
 
 
 def test_help_lists_the_flags_of_the_launcher():
-    run = launcher('finetune_full_8p', '--help')
-    assert run.status == 0 and '--finetune_pth=FILE' in run.output
+    for name, takes_checkpoint in (('finetune_full_8p', True), ('pretrain_full_8p', False)):
+        run = launcher(name, '--help')
+        assert run.status == 0 and ('--finetune_pth=FILE' in run.output) == takes_checkpoint, run.output
+
+
+def test_a_tilde_is_the_home_folder(images, tmp_path):
+    os.symlink(str(images), str(tmp_path / 'data'))
+    run = launcher('pretrain_full_8p', '--data_path=~/data', '--output_dir=~/o', DRY_RUN='1', HOME=str(tmp_path))
+    assert ' --data_path {0}/data --output_dir {0}/o '.format(tmp_path) in run.output, run.output
+
+
+@pytest.mark.parametrize('name', ['pretrain_full_8p', 'cifar10_1p', 'demo', 'check'])
+def test_a_shell_that_is_not_bash_is_one_line_and_sh_may_be_bash(name):
+    script = str(ROOT / 'test' / (name + '.sh'))
+    if not subprocess.run(['sh', '-c', 'test -n "$BASH_VERSION"']).returncode:
+        pytest.skip('sh is bash')
+    run = execute(['sh', script, '--help'])
+    assert (run.status, run.output.count('\n')) == (2, 1) and 'bash ' + script in run.output
+    assert execute(['bash', '--posix', script, '--help']).status == 0
+
+
+@pytest.mark.parametrize('entry', ['main_pretrain', 'util.tools.export'])
+def test_an_interpreter_without_torch_is_one_line_that_names_one_with_it(tmp_path, entry):
+    (tmp_path / 'env-2.x-0').mkdir()
+    (tmp_path / 'env-2.x-0' / 'complete').write_text('')
+    code = 'import runpy, sys; sys.modules["torch"] = None; runpy.run_module("{}", None, "__main__")'.format(entry)
+    run = execute([sys.executable, '-c', code, '--data_path', tmp_path], MAE_CACHE=str(tmp_path))
+    assert (run.status, run.output.count('\n')) == (2, 1), run.output
+    assert 'torch' in run.output and str(tmp_path / 'env-2.x-0/bin/python') in run.output
 
 
 def test_a_python_launcher_without_a_script_is_refused(capsys):

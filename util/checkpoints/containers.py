@@ -1,6 +1,6 @@
 """Weights within the checkpoints of other programs: containers (state_dict, teacher, ...) and prefixes of names."""
 import re
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 from util.checkpoints.schema import State, Weights, is_state_dict
 from util.errors import UserError
@@ -54,16 +54,17 @@ def listed(names: List[Any]) -> str:
     return ', '.join(map(str, names[:LISTED])) + more or 'nothing'
 
 
-def token_fault(weights: Weights) -> Optional[str]:
-    """What the weights of a ViT have instead of one class token and its position, if `pos_embed` is of a square."""
+def check_tokens(weights: Weights, path: str) -> None:
+    """Raise UserError if a ViT, whose grid is taken for square, has other tokens than patches and a class token."""
     table = weights.get('pos_embed')
     positions = table.shape[1] if table is not None and table.dim() == 3 else 0
-    place = '; pos_embed has {} positions'.format(positions) if positions else ''
+    fault = ''
     if 'dist_token' in weights or _is_square(positions - 2):
-        return 'has a distillation token, which no model here has' + place
-    if 'cls_token' not in weights or _is_square(positions):
-        return 'has no class token or no position for it, which the models here need' + place
-    return None
+        fault = 'has a distillation token, which no model here has'
+    elif 'cls_token' not in weights or _is_square(positions):
+        fault = 'has no class token or no position for it, which the models here need'
+    if fault:
+        raise UserError('{}: {}{}'.format(path, fault, ' ({} positions)'.format(positions) * (positions > 0)))
 
 
 def _is_square(number: int) -> bool:

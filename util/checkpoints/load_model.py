@@ -4,7 +4,7 @@ from typing import Any, Container, Dict, List, NamedTuple, Optional
 from torch import Tensor, nn
 
 from util.checkpoints import pth_file, schema, weights
-from util.checkpoints.containers import token_fault
+from util.checkpoints.containers import check_tokens
 from util.checkpoints.schema import Weights
 from util.config.input_flags import COLOURED, InputSize, size_fault
 from util.errors import UserError
@@ -71,9 +71,7 @@ def _load(path: str, models: Container[str], scripts: str, input_size: Optional[
 
 def _inferred_flags(values: Weights, path: str) -> Dict[str, Any]:
     """Flags of weights without any, inferred from their shapes; a warning lists what is assumed."""
-    fault = token_fault(values)
-    if fault:
-        raise UserError('{}: {}'.format(path, fault))
+    check_tokens(values, path)
     flags = infer_size(values, path)
     assumed = (', assumed to be trained without --norm_pix_loss' if flags['model'].startswith('mae_') else
                '' if 'head.weight' in values else ', encoder only')

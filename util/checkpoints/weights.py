@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from torch import Tensor, nn
 
 from util.checkpoints import schema
-from util.checkpoints.containers import not_a_vit, token_fault
+from util.checkpoints.containers import check_tokens, not_a_vit
 from util.checkpoints.pth_file import checkpoint_errors, load
 from util.checkpoints.schema import Weights
 from util.config.input_flags import grid_of
@@ -63,8 +63,8 @@ def load_pretrained(model: nn.Module, weights: Weights, path: str, flags: Flags 
     missing head or fc_norm keeps its random initialization. Returns names left out and names that keep their random
     initialization; raises UserError if the encoder is another model.
     """
-    own = model.state_dict()
-    kept = {name: value for name, value in with_positions_for(model, weights, flags).items() if name in own}
+    own, weights = model.state_dict(), with_positions_for(model, weights, flags)
+    kept = {name: value for name, value in weights.items() if name in own}
     if any(name.startswith('head.') and value.shape != own[name].shape for name, value in kept.items()):
         kept = {name: value for name, value in kept.items() if not name.startswith('head.')}
     return _load_part(model, own, weights, kept, ('head.', 'fc_norm.', 'norm.'), path)
@@ -137,9 +137,8 @@ def _check_vit(own: Weights, weights: Weights, path: str) -> None:
         raise not_a_vit(path, weights)
     table = weights.get('pos_embed')
     fits = table is not None and 'pos_embed' in own and table.shape == own['pos_embed'].shape
-    fault = None if fits and 'dist_token' not in weights else token_fault(weights)
-    if fault:
-        raise UserError('{}: {}'.format(path, fault))
+    if not fits or 'dist_token' in weights:
+        check_tokens(weights, path)
 
 
 def _reject_any(names: Names, verb: str, path: str, flags: str = '--model') -> None:

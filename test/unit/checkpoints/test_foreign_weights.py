@@ -192,6 +192,13 @@ def test_a_vit_without_class_token_or_with_a_distillation_token_is_rejected_by_i
         assert re.search(words, rejected(tmp_path / 'x.pth', load))
 
 
+def test_a_number_of_positions_that_is_a_square_by_chance_is_no_fault_of_a_known_grid():
+    values = models_vit.vit_nano_patch16(img_size=(24, 40), patch_size=8).state_dict()      # 3 x 5 patches
+    left_out, _ = weights.load_pretrained(models_vit.vit_nano_patch16(**SMALL), values, 'x.pth', {
+        'input_size': [24, 40], 'patch_size': 8})
+    assert not left_out
+
+
 def test_the_id_of_a_model_on_the_hub_is_answered_by_how_to_download_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:

@@ -64,7 +64,8 @@ def check_tokens(weights: Weights, path: str) -> None:
     elif 'cls_token' not in weights or _is_square(positions):
         fault = 'has no class token or no position for it, which the models here need'
     if fault:
-        raise UserError('{}: {}{}'.format(path, fault, ' ({} positions)'.format(positions) * (positions > 0)))
+        found = ' (pos_embed has {} positions)'.format(positions) if positions else ''
+        raise UserError('{}: {}{}'.format(path, fault, found))
 
 
 def _is_square(number: int) -> bool:

@@ -1,7 +1,7 @@
 """Classify images with a fine-tuned model: python main_predict.py --resume CHECKPOINT IMAGES...; see --help."""
 from util.config.inference_flags import parse_predict
 from util.errors import UserError, run
-from util.text import first_line, one_line
+from util.text import one_line
 
 ARGS = parse_predict() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
@@ -12,7 +12,7 @@ from typing import Iterable, List, Optional, Sequence, Union
 
 from util import log
 from util.checkpoints import load_model
-from util.files import open_regular
+from util.data.datasets import read_class_names
 from util.tools.inference import Inference
 from util.tools.outputs import open_output
 
@@ -26,11 +26,7 @@ def class_names(loaded: load_model.LoadedModel, path: Optional[str]) -> List[Cla
     """
     count, names = loaded.model.head.out_features, loaded.classes or []
     if path:
-        try:
-            with open_regular(path, 'r', encoding='utf-8-sig') as file:
-                names = file.read().splitlines()
-        except (OSError, ValueError) as error:
-            raise UserError('--class_names {}: cannot be read ({})'.format(path, first_line(error))) from error
+        names = read_class_names(path)
         if len(names) != count:
             raise UserError('--class_names {}: has {} lines, but the model has {} classes'
                             .format(path, len(names), count))

@@ -182,6 +182,9 @@ def _add_classification(parser, global_pool):
     add('--eval', action='store_true', help='evaluate the --resume checkpoint and exit')
     add('--dist_eval', action='store_true', help='distribute evaluation over all processes; default: rank 0 only')
     add('--nb_classes', type=flags.positive_int, help='number of classes; default: that of the data')
+    add('--class_names', metavar='FILE',
+        help='text file of class names, one a line, in label order, for images of some or all of these classes; '
+             'default: the names in the --resume checkpoint, else those of the data, sorted')
     add('--global_pool', action='store_true', default=global_pool,
         help='classify the mean of the patch tokens' + ', the default' * global_pool)
     add('--cls_token', action='store_false', dest='global_pool',

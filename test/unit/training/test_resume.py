@@ -71,7 +71,7 @@ def ends_alike(script, flags, tmp_path, killer, kills, processes=1):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     flags = [*flags, '--epochs', 3]
     assert command(script, [*flags, '--output_dir', whole], processes).status == 0
-    flags = [*flags, '--output_dir', parts, '--save_every_minutes', 1e-5, '--resume', 'auto']
+    flags = [*flags, '--output_dir', parts, '--save_every_minutes', 1e-9, '--resume', 'auto']
     for number, (at, rank) in enumerate(kills):
         run = command(script, flags, processes, killer, at, rank)
         assert run.status in (-9, 137) and 'Traceback' not in run.output, run.output
@@ -113,7 +113,7 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
     port = free_port()
     nodes = [by(supervisor, '--nproc', 1, '--nnodes', 2, '--node_rank', node, '--master_port', port,
                 '--max_restarts', 1, killer, ROOT, ROOT / 'main_finetune.py', 1, 20, *FINETUNE, *flags,
-                '--output_dir', parts, '--save_every_minutes', 1e-5, '--start_epoch', 0) for node in range(2)]
+                '--output_dir', parts, '--save_every_minutes', 1e-9, '--start_epoch', 0) for node in range(2)]
     nodes = [list(map(str, node)) for node in nodes]
     nodes = [subprocess.Popen(node, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for node in nodes]
     outputs = [node.communicate(timeout=300)[0].decode() for node in nodes]
@@ -125,13 +125,11 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
 
 
 @pytest.mark.slow
-def test_a_changed_batch_and_number_of_processes_go_on_with_the_unseen_images_and_say_what_changed(images, tmp_path,
-                                                                                                   killer):
-    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-5, '--epochs', 2]
+def test_a_changed_batch_and_number_of_processes_go_on_with_the_unseen_images(images, tmp_path, killer):
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-9, '--epochs', 2]
     assert command('main_pretrain.py', flags, 1, killer, 2).status == -9           # 16 of 32 images
     run = command('main_pretrain.py', [*flags, '--resume', 'auto', '--batch_size', 4, '--accum_iter', 2], 2)
     assert run.status == 0, run.output
-    assert 'accum_iter 1 -> 2, batch_size 8 -> 4, processes 1 -> 2' in run.output
     assert 'Epoch: [0]  [4/4]' in run.output and 'Epoch: [1]  [4/4]' in run.output, run.output
 
 

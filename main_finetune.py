@@ -1,13 +1,15 @@
 """Fine-tune or evaluate a ViT classifier: python main_finetune.py --data_path FOLDER [flags]; --help lists them."""
-import gc
+from util import errors
+
+errors.begin(__name__)
+
 from argparse import Namespace
 from typing import Callable, Tuple, Union
 
 from util.config.train_flags import mixing, parse_finetune
-from util.errors import UserError, run
+from util.errors import UserError
 
 ARGS = parse_finetune() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
-gc.disable()            # importing makes many objects and hardly any garbage
 
 import torch
 from torch.nn import CrossEntropyLoss
@@ -24,9 +26,6 @@ from util.models.timm_adapter import LabelSmoothingCrossEntropy, Mixup, RandomEr
 from util.training import setup
 from util.training.optimizer_step import layer_decay_groups
 from util.training.session import Session
-
-gc.freeze()             # later collections skip them
-gc.enable()
 
 
 def main(args: Namespace) -> None:
@@ -118,4 +117,4 @@ def freeze(model: torch.nn.Module, flag: Union[int, str, None]) -> None:
 
 
 if __name__ == '__main__':
-    run(main, ARGS)
+    errors.run(main, ARGS)

@@ -1,9 +1,13 @@
 """Linear probing of a frozen encoder: python main_linprobe.py --data_path FOLDER --finetune CHECKPOINT [flags]."""
+from util import errors
+
+errors.begin(__name__)
+
 from argparse import Namespace
 from typing import Callable
 
 from util.config.train_flags import parse_linprobe
-from util.errors import UserError, run
+from util.errors import UserError
 
 ARGS = parse_linprobe() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
@@ -77,4 +81,4 @@ def load_encoder(model: torch.nn.Module, state: dict, path: str, flags: weights.
 
 
 if __name__ == '__main__':
-    run(main, ARGS)
+    errors.run(main, ARGS)

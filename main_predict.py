@@ -1,6 +1,10 @@
 """Classify images with a fine-tuned model: python main_predict.py --resume CHECKPOINT IMAGES...; see --help."""
+from util import errors
+
+errors.begin(__name__)
+
 from util.config.inference_flags import parse_predict
-from util.errors import UserError, run
+from util.errors import UserError
 from util.text import one_line
 
 ARGS = parse_predict() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
@@ -51,6 +55,7 @@ def text_lines(file: str, classes: Sequence[Class], probabilities: Iterable[floa
 
 
 def main(args: Namespace) -> None:
+    errors.handle_signals_as_before()
     log.set_up(True, results=True)
     loaded = load_model.load_classifier(args.resume, args.input_size)
     names = class_names(loaded, args.class_names)
@@ -69,4 +74,4 @@ def main(args: Namespace) -> None:
 
 
 if __name__ == '__main__':
-    run(main, ARGS)
+    errors.run(main, ARGS)

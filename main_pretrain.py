@@ -1,12 +1,13 @@
 """Pre-train a masked autoencoder: python main_pretrain.py --data_path FOLDER [flags]; --help lists them."""
-import gc
+from util import errors
+
+errors.begin(__name__)
+
 from argparse import Namespace
 
 from util.config.train_flags import parse_pretrain
-from util.errors import run
 
 ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
-gc.disable()            # importing makes many objects and hardly any garbage
 
 from torch.utils.data import Dataset
 
@@ -24,9 +25,6 @@ from util.training import knn, setup
 from util.training.optimizer_step import decay_groups
 from util.training.session import Session, setup_precision, start_session
 from util.training.trainer import Trainer
-
-gc.freeze()             # later collections skip them
-gc.enable()
 
 
 def main(args: Namespace) -> None:
@@ -82,4 +80,4 @@ def build_data(args: Namespace) -> Dataset:
 
 
 if __name__ == '__main__':
-    run(main, ARGS)
+    errors.run(main, ARGS)

@@ -9,9 +9,10 @@ FROM ${BASE}
 ENV PIP_NO_CACHE_DIR=1
 WORKDIR /mae
 COPY 2.x_requirements.txt .
-# torch_npu for x86-64 asks for torch 2.11.0+cpu, a name that pip's usual index does not have: so --no-deps. It imports
-# yaml and setuptools.
-RUN pip install torch==2.11.0 torchvision==0.26.0 pyyaml==6.0.3 setuptools==80.9.0 && \
+# PyTorch's CPU index, as torch_npu's guide has it: torch of the usual index is a CUDA build, gigabytes larger, beside
+# which several releases of torch_npu abort. torch_npu imports yaml and setuptools.
+RUN pip install torch==2.11.0 torchvision==0.26.0 --index-url https://download.pytorch.org/whl/cpu && \
+    pip install pyyaml==6.0.3 setuptools==80.9.0 && \
     pip install --no-deps torch-npu==2.11.0 && \
     pip install -r 2.x_requirements.txt
 COPY . .

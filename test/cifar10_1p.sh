@@ -13,7 +13,7 @@
 #   --images=N             train on N images and evaluate on N / 5, in batches of 32: where 50,000 would take too long
 #   --quick                one epoch on 120 images: tries the machine, learns nothing
 # Any other flag goes to all stages, and overrides the recipe: --device=cpu, --num_workers=4, --batch_size=256.
-# After an interruption the same command goes on. DRY_RUN=1 prints the commands of the stages.
+# After an interruption, repeat the command: it resumes. DRY_RUN=1 prints the commands of the stages.
 #
 # The epochs, on paper, for one H200 and 16 cores. A step costs 5.6 GFLOP an image in pre-training (64 visible patches
 # through 12 blocks, 256 through the decoder's 4) and 10 GFLOP in fine-tuning. So narrow a network is bound by the
@@ -48,7 +48,7 @@ read_flags() {
                 ;;
             --epochs | --epochs=*) die "--epochs: give --pretrain_epochs and --finetune_epochs" ;;
             --config | --config=*) die "--config: one file does not fit all stages; give flags" ;;
-            --resume | --resume=*) die "--resume: the same command goes on by itself" ;;
+            --resume | --resume=*) die "--resume: omit it; the same command resumes" ;;
             *) passed_on+=("$1") ;;
         esac
         shift
@@ -129,14 +129,14 @@ stage_of() {
         return
     fi
     if [[ -z $missing ]]; then
-        echo "complete since an earlier start"
+        echo "already complete"
         return
     fi
     run_logged "$log" || status=$?
     if [[ -e $output_dir/$name.seconds ]]; then before=$(<"$output_dir/$name.seconds"); fi
     echo $((before + SECONDS - begun)) >"$output_dir/$name.seconds"
     if ((status)); then
-        echo "$name ended with status $status; the same command goes on from here" | tee -a "$log" >&2
+        echo "$name failed with status $status; repeat the command to resume" | tee -a "$log" >&2
         exit "$status"
     fi
 }

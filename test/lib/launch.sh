@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The words that a launcher is written in: recipe, devices, nodes, epochs, output, launch.
+# The declarations of a launcher: recipe, devices, nodes, epochs, output; and launch.
 # A launcher declares; `launch "$@"` reads the user's parameters, builds the command, runs it and keeps its log.
 
 # First, for a reader that is not bash; sh may be bash without its extensions.
@@ -35,13 +35,13 @@ bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
 
   --data_path=FOLDER      images: train/<class>/ and val/<class>/, the CIFAR-10 or CIFAR-100 python batches, or CSV files
 $finetune\
-  --resume_pth=FILE       checkpoint to evaluate, or to go on from, or its URL
+  --resume_pth=FILE       checkpoint to evaluate or to resume from, or its URL
   --nproc=N               processes on this node, instead of $DEVICES
   --nnodes=N              nodes, instead of $NODES (or NNODES in the environment)
   --node_rank=I           index of this node (or NODE_RANK)
   --master_addr=HOST      address of node 0 (or MASTER_ADDR)
   --master_port=PORT      port of node 0 (or MASTER_PORT)
-  --max_restarts=N        start a run that a fault has ended again, up to N times, from its last checkpoint
+  --max_restarts=N        restart a failed run from its last checkpoint, up to N times
   --stop_timeout=SECONDS  time to save and end after a signal, until processes are killed (300)
   --output_dir=FOLDER     instead of $(dirname "$OUTPUT")
   --config=FILE           YAML file of flags for $SCRIPT, which overrides the recipe
@@ -90,6 +90,7 @@ check_parameters() {
     for name in nproc nnodes stop_timeout; do
         [[ ${!name:-1} =~ ^[1-9][0-9]{0,8}$ ]] || die "--$name: ${!name} is not a positive number"
     done
+    [[ ${master_port:-1} =~ ^[1-9][0-9]{0,4}$ ]] || die "--master_port: $master_port is not a port"
     for name in max_restarts node_rank; do
         [[ ${!name:-0} =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "--$name: ${!name} is not a number"
     done
@@ -101,6 +102,9 @@ check_parameters() {
     done
     if ((nnodes > 1)) && [[ -z $node_rank || -z $master_addr ]]; then
         die "$nnodes nodes: give --node_rank=0 on the first node (1 on the next) and --master_addr=ADDRESS of it"
+    fi
+    if ((nnodes > 1)) && { [[ ! $node_rank =~ ^[0-9]{1,8}$ ]] || ((10#$node_rank >= nnodes)); }; then
+        die "--node_rank: $node_rank is not a number from 0 to $((nnodes - 1))"
     fi
 }
 
@@ -136,8 +140,8 @@ build_command() {
     COMMAND+=(${PASSED_ON[@]+"${PASSED_ON[@]}"})
 }
 
-# run_logged LOG: run COMMAND with its output on the screen and in LOG; returns its status. Signals are passed on, so that
-# it can save and end every process that it started; Ctrl-C as TERM, since bash lets background processes ignore INT.
+# run_logged LOG: run COMMAND with its output on the screen and in LOG; returns its status. Stop signals are forwarded, as
+# real-time signals RTMIN+n: to all processes of a job, a signal and its forwarded copy are one (util/errors.py).
 run_logged() {
     local log writer child status=0 signalled=yes
     # The log's writer outlives a signal to all processes of the job: it ends with the last line.
@@ -146,8 +150,8 @@ run_logged() {
     MAE_LAUNCHER=$$ "${COMMAND[@]}" >&"$log" 2>&1 {log}>&- &
     child=$!
     exec {log}>&-
-    trap 'signalled=yes; kill -TERM "$child" 2>/dev/null || true' INT TERM HUP
-    trap 'signalled=yes; kill -USR1 "$child" 2>/dev/null || true' USR1
+    trap 'signalled=yes; kill -RTMIN+15 "$child" 2>/dev/null || true' INT TERM HUP
+    trap 'signalled=yes; kill -RTMIN+10 "$child" 2>/dev/null || true' USR1
     while [[ $signalled ]]; do      # a wait that a signal cuts short returns that signal, not the process's status
         signalled='' status=0
         wait "$child" || status=$?
@@ -156,6 +160,7 @@ run_logged() {
         wait "$writer" 2>/dev/null || sleep .1
     done
     trap - INT TERM HUP USR1
+    if ((status > 160 && status < 193)); then status=75; fi     # the forwarded signal came before Python handles it
     return "$status"
 }
 

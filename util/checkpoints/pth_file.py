@@ -1,10 +1,8 @@
 """Checkpoint files: dicts of tensors and plain values, written atomically, read without executing their content."""
 import argparse
-import errno
 import itertools
 import json
 import os
-import re
 import struct
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Optional
@@ -17,7 +15,7 @@ from util.checkpoints import containers, download, hugging_face, pth_format
 from util.checkpoints.schema import State, Weights, is_state_dict
 from util.compat import supported
 from util.config.weights_location import is_url
-from util.errors import SystemFailure, UserError
+from util.errors import SystemFailure, UserError, is_system_failure
 from util.files import atomic_file, regular_file, write_atomically
 from util.log import logger
 
@@ -25,11 +23,6 @@ MOST_HEADER = 2 ** 24       # bytes of a safetensors header, about 100000 tensor
 DTYPES = {'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': 'u2', 'I64': 'i8', 'I32': 'i4', 'I16': 'i2', 'I8': 'i1',
           'U8': 'u1', 'BOOL': 'u1'}              # numpy's; BF16, which it lacks, is the upper half of a float32
 MOST_VALUES, MOST_LEVELS = 10 ** 6, 100     # a hundred nested lists that share items can expand without end
-# errno of user errors; None: an OSError that no system call raised.
-USER_ERRNOS = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
-               errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL)
-# RuntimeErrors of a device or of memory, not of wrong values.
-MACHINE_ERROR = re.compile(r"out of memory|can't allocate|^\w+ error\b|error code", re.IGNORECASE)
 
 
 @contextmanager
@@ -45,8 +38,7 @@ def checkpoint_errors(path: str) -> Iterator[None]:
     except Exception as error:
         text = (getattr(error, 'strerror', None) or str(error)).strip().split('\n')[0][:300]
         reason = ': '.join(filter(None, (type(error).__name__, text)))
-        fault = error.errno not in USER_ERRNOS if isinstance(error, OSError) else isinstance(error, MemoryError)
-        if fault or isinstance(error, RuntimeError) and MACHINE_ERROR.search(str(error)):
+        if is_system_failure(error):
             raise SystemFailure('{}: cannot be read here ({})'.format(path, reason)) from error
         raise UserError('{}: not a readable checkpoint ({})'.format(path, reason)) from error
 

@@ -14,7 +14,6 @@ from typing import Any, Iterable, Iterator, Tuple
 from util.errors import FAILURE_STATUS
 
 TICK = 1.               # seconds between two checks
-SUSPENDED = 10.         # delay of a tick in seconds that means that the process or its host was suspended
 SAVING = 60.            # additional seconds while a checkpoint is being written
 
 
@@ -29,15 +28,11 @@ class HangDetector(threading.Thread):
         self.stopped = threading.Event()
 
     def run(self) -> None:
-        last_tick = time.monotonic()
         while not self.stopped.wait(TICK):
             # Re-armed at each tick, as a fallback: an extension that hangs while it holds the GIL blocks this thread,
             # but not faulthandler's, which is written in C.
             faulthandler.dump_traceback_later(self._timeout + SAVING, exit=True, file=sys.__stderr__)
-            now = time.monotonic()
-            if now - last_tick > TICK + SUSPENDED:
-                self.last_heartbeat = now
-            last_tick, idle = now, now - self.last_heartbeat
+            idle = time.monotonic() - self.last_heartbeat
             # Checkpoints are written by a non-daemon thread.
             saving = any(not each.daemon and each is not threading.main_thread() for each in threading.enumerate())
             if idle >= self._timeout + SAVING * saving:

@@ -3,6 +3,7 @@ import gc
 import json
 import os
 import re
+import threading
 import time
 from contextlib import nullcontext
 from datetime import timedelta
@@ -18,10 +19,13 @@ from util.compat import supported
 from util.devices.accelerator import Cpu
 from util.distributed import hang_detector
 from util.errors import SystemFailure, UserError, report_once_per_node
+from util.log import logger
 from util.text import first_line
 
-DEFAULT_PORT = 29500
+DEFAULT_PORT, MAX_PORT = 29500, 2 ** 16 - 1
+MAX_PROCESSES = 2 ** 16
 HANG_TIMEOUT = 600.         # seconds
+NOTICE = 10.                # seconds of waiting for other processes until a line names them
 COLLECTIVE_MARGIN = 60.     # seconds from the hang timeout to that of collectives: the hang detector reports first
 # Additional seconds for the rendezvous after a restart: until the collectives of the other nodes time out, their
 # launchers end the remaining processes, and PyTorch is imported.
@@ -34,6 +38,7 @@ class World:
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.is_main = rank == 0
+        self.start_hint = 'start all processes, with the same master address and port'
 
     def join(self, accelerator: Cpu, dist_url: str = 'env://', hang_timeout: float = HANG_TIMEOUT) -> None:
         """Create the process group and start the hang detector. HCCL requires the current device to be set before.
@@ -48,26 +53,38 @@ class World:
             return
         limit, seconds = hang_timeout + COLLECTIVE_MARGIN, rendezvous_timeout(hang_timeout)
         accelerator.prepare_network(urlparse(dist_url).hostname or os.environ['MASTER_ADDR'], limit)
+        self._missing = range(not self.is_main)       # until it connects to rank 0
+        notice = threading.Timer(NOTICE, self._report_missing)
+        notice.daemon = True
+        notice.start()
         try:
             # With world size 1: otherwise rank 0 would block here and could not report which ranks are missing.
             self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=timedelta(seconds=seconds)))
             self._store.add('arrived/{}'.format(self.rank), 1)
-            missing, deadline = range(self.size), time.monotonic() + seconds
-            while missing and time.monotonic() < deadline:
+            self._missing = [rank for rank in range(self.size) if rank != self.rank]
+            deadline = time.monotonic() + seconds
+            while self._missing and time.monotonic() < deadline:
                 time.sleep(.1)
-                missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
-            if missing:
+                self._missing = [rank for rank in self._missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
+            if self._missing:
                 report_once_per_node()
-                raise SystemFailure('no connection from rank {} of {} within {:.0f} s; start all processes, with the '
-                                    'same master address and port; see --hang_timeout'.format(
-                                        ', '.join(map(str, missing)), self.size, seconds))
+                raise SystemFailure('no connection from rank {} of {} within {:.0f} s; {}; see --hang_timeout'.format(
+                    ', '.join(map(str, self._missing)), self.size, seconds, self.start_hint))
             hang_detector.start(hang_timeout, self.rank, self.size)
             dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
                                     world_size=self.size, timeout=timedelta(seconds=limit))
         except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
-            address = dist_url.replace('env://', '{MASTER_ADDR}, port {MASTER_PORT}').format(**os.environ)
+            report_once_per_node(delay_first=True)
+            address = urlparse(dist_url).netloc or '{MASTER_ADDR}, port {MASTER_PORT}'.format(**os.environ)
             raise SystemFailure('rank {} of {} cannot connect to the others at {} ({})'.format(
                 self.rank, self.size, address, first_line(error))) from error
+        finally:
+            notice.cancel()
+
+    def _report_missing(self):
+        if self.local_rank == 0:
+            logger.warning('waiting for rank %s of %d; %s', ', '.join(map(str, self._missing)), self.size,
+                           self.start_hint)
 
     def broadcast_parameters(self, model: nn.Module) -> None:
         """Copy the weights of rank 0 to all processes, whose random initialization may differ."""
@@ -131,22 +148,24 @@ def world_from_environment(world_size: Optional[int] = None, local_rank: int = -
                            environ: MutableMapping[str, str] = os.environ) -> World:
     """Ranks from OpenMPI, torchrun, Slurm or the flags; adds MASTER_ADDR and MASTER_PORT to `environ` if missing.
 
-    The flags `world_size` and `local_rank` count if the environment sets no ranks; UserError if it contradicts them.
+    The flags `world_size` and `local_rank` count if the environment sets no ranks. UserError for what is not a rank,
+    size, port or address, and for contradictions.
     """
     if dist_on_itp:
-        try:
-            world = World(*(int(environ['OMPI_COMM_WORLD_' + name]) for name in ('RANK', 'SIZE', 'LOCAL_RANK')))
-        except KeyError as error:
-            raise UserError('--dist_on_itp: {} is not set in the environment'.format(error.args[0])) from error
-    elif 'RANK' in environ and 'WORLD_SIZE' in environ:
-        world = World(int(environ['RANK']), int(environ['WORLD_SIZE']),
-                      int(environ.get('LOCAL_RANK', max(local_rank, 0))))
-    elif 'SLURM_PROCID' in environ and int(environ.get('SLURM_NTASKS', 1)) > 1:
-        world = World(*(int(environ['SLURM_' + name]) for name in ('PROCID', 'NTASKS', 'LOCALID')))
+        names = ('OMPI_COMM_WORLD_' + name for name in ('RANK', 'SIZE', 'LOCAL_RANK'))
+        world = _world(environ, '--dist_on_itp', *names)
+    elif 'RANK' in environ or 'WORLD_SIZE' in environ:
+        local = {**environ, 'LOCAL_RANK': environ.get('LOCAL_RANK', str(max(local_rank, 0)))}
+        world = _world(local, 'RANK and WORLD_SIZE', 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
+    elif 'SLURM_PROCID' in environ and environ.get('SLURM_NTASKS', '1') != '1':
+        world = _world(environ, 'Slurm', *('SLURM_' + name for name in ('PROCID', 'NTASKS', 'LOCALID')))
+        world.start_hint = ('this Slurm job has {} tasks: start the script with srun, which starts one process for each'
+                            .format(world.size))
         nodes = environ.get('SLURM_STEP_NODELIST') or environ.get('SLURM_JOB_NODELIST', '127.0.0.1')
         environ.setdefault('MASTER_ADDR', first_slurm_host(nodes))
         # The same port for all tasks of a job, different ones for two jobs on a host.
-        environ.setdefault('MASTER_PORT', str(20000 + int(environ.get('SLURM_JOB_ID', 0)) % 20000))
+        job = int(environ['SLURM_JOB_ID']) if environ.get('SLURM_JOB_ID', '').isdigit() else 0
+        environ.setdefault('MASTER_PORT', str(20000 + job % 20000))
     else:
         world = World(max(local_rank, 0), world_size or 1, max(local_rank, 0))
 
@@ -155,20 +174,55 @@ def world_from_environment(world_size: Optional[int] = None, local_rank: int = -
                         .format(world_size, world.size))
     if world.rank >= world.size:
         raise UserError('--local_rank {}: there are {} processes; pass --world_size'.format(world.rank, world.size))
-    if world.size > 1 and dist_url == 'env://':
-        environ.setdefault('MASTER_ADDR', addr or '127.0.0.1')
+    if dist_url != 'env://':
+        check_dist_url(dist_url)
+    elif world.size > 1:
+        environ['MASTER_ADDR'] = environ.get('MASTER_ADDR') or addr or '127.0.0.1'
         environ.setdefault('MASTER_PORT', str(DEFAULT_PORT))
+        _number(environ, 'MASTER_PORT', 1, MAX_PORT)
     return world
+
+
+def _world(environ, needed_by, rank, size, local_rank, local_size=''):
+    """World by the environment variables of these names."""
+    for name in (rank, size, local_rank):
+        if name not in environ:
+            raise UserError('{}: {} is not set in the environment; set both or none, or use a launcher'
+                            .format(needed_by, name))
+    count = _number(environ, size, 1, MAX_PROCESSES)
+    local_count = _number(environ, local_size, 1, count) if local_size in environ else count
+    return World(_number(environ, rank, 0, count - 1), count, _number(environ, local_rank, 0, local_count - 1))
+
+
+def _number(environ, name, low, high):
+    """An integer of the environment, from `low` to `high`."""
+    if not (re.match('[0-9]{1,9}$', environ[name]) and low <= int(environ[name]) <= high):
+        raise UserError('{}={} in the environment: not a number from {} to {}'.format(name, environ[name], low, high))
+    return int(environ[name])
+
+
+def check_dist_url(dist_url: str) -> None:
+    """UserError unless --dist_url is tcp://HOST:PORT."""
+    try:
+        url = urlparse(dist_url)
+        valid = url.scheme == 'tcp' and url.hostname and 1 <= (url.port or 0) <= MAX_PORT
+    except ValueError:                  # of .port
+        valid = False
+    if not valid:
+        raise UserError('--dist_url {}: neither env:// nor tcp://HOST:PORT'.format(dist_url))
 
 
 def first_slurm_host(nodelist: str) -> str:
     """The first host of a Slurm node list: 'node[03-07,12],gpu1' -> 'node03'."""
-    return ''.join(re.match(r'([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?', nodelist).groups(''))
+    found = re.match(r'([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?', nodelist)
+    if not found:
+        raise UserError('SLURM_JOB_NODELIST={}: not a list of hosts'.format(nodelist))
+    return ''.join(found.groups(''))
 
 
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
     """Number of processes on this node according to the environment; 1 if not set."""
     for name in ('LOCAL_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_SIZE', 'SLURM_NTASKS_PER_NODE'):
-        if environ.get(name, '').isdigit():
+        if re.match('[1-9][0-9]*$', environ.get(name, '')):
             return int(environ[name])
     return 1

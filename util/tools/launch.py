@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import suppress
 from typing import List, Sequence, Tuple
@@ -23,16 +22,20 @@ from typing import List, Sequence, Tuple
 if not __package__:     # run as a file: import from the repository in any directory
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..'))
 
+from util import errors
+
+errors.begin(__name__)
+
 from util.config.parser import Parser, non_negative_int, port, positive_int, value_of
 from util.devices import accelerator as devices
 from util.devices.host import default_workers
-from util.distributed.signals import LauncherMonitor
+from util.distributed.signals import StopRequests, signal_on_exit_of_parent, watch_launcher
 from util.distributed.world import DEFAULT_PORT, HANG_TIMEOUT, rendezvous_timeout
-from util.errors import FAILURE_STATUS, PREEMPTED_STATUS, SAVE_FAILED_STATUS, USER_ERROR_STATUS, UserError, run
+from util.errors import FAILURE_STATUS, FORWARDED, PREEMPTED_STATUS, STOP_SIGNALS, UserError, run
 from util.text import first_line
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-FINAL_STATUSES = (0, USER_ERROR_STATUS, SAVE_FAILED_STATUS, PREEMPTED_STATUS)      # not restarted
+SIGNALS = [*STOP_SIGNALS, signal.SIGHUP]
+FINAL_STATUSES = (0, errors.USER_ERROR_STATUS, errors.SAVE_FAILED_STATUS, PREEMPTED_STATUS)      # not restarted
 
 
 def parse(argv: Sequence[str]) -> Tuple[argparse.Namespace, List[str]]:
@@ -54,6 +57,9 @@ def parse(argv: Sequence[str]) -> Tuple[argparse.Namespace, List[str]]:
     flags = parser.parse_args(argv[:split])
     if split == len(argv):
         parser.error('the script to start is missing')
+    if flags.node_rank >= flags.nnodes:
+        parser.error('--node_rank {}: there are {} nodes, counted from 0; see --nnodes'.format(
+            flags.node_rank, flags.nnodes))
     return flags, argv[split:]
 
 
@@ -68,10 +74,20 @@ def main(argv: Sequence[str]) -> None:
                 '' if accelerator.is_accelerator else ', or more to share the CPU ({})'.format(accelerator.reason)))
     os.environ.setdefault('OMP_NUM_THREADS', str(default_workers(processes, most=sys.maxsize)))
     # The run writes to this file when it enters its output folder: before, a restart has nothing to resume there.
-    file, os.environ['MAE_ENTERED'] = tempfile.mkstemp(prefix='mae-entered-')
+    try:
+        file, os.environ['MAE_ENTERED'] = tempfile.mkstemp(prefix='mae-entered-')
+    except OSError as error:
+        raise UserError('TMPDIR: no folder for temporary files ({})'.format(first_line(error))) from error
     os.close(file)
+    node = 'node {} of {}'.format(flags.node_rank, flags.nnodes)
+    if flags.node_rank:
+        first = flags.node_rank * processes
+        print('{}: starting ranks {} to {}; rank 0 logs the run, on node 0 ({})'.format(
+            node, first, first + processes - 1, flags.master_addr), flush=True)
     try:
         status = _attempts(flags, command, processes)
+        if flags.node_rank:
+            print('{}: ended with status {}'.format(node, status), flush=True)
     finally:
         with suppress(OSError):
             os.remove(os.environ['MAE_ENTERED'])
@@ -136,12 +152,12 @@ def run_once(flags: argparse.Namespace, command: list, processes: int, port: int
 def _supervise(launcher, flags, command, processes, port, sender):
     """Supervisor process: sends (rank, exit status) of the first failed worker, or (None, status) if none failed.
 
-    Signals stay blocked here and, until SignalHandler, in the workers: a signal to all processes of a job would make
-    torch.distributed.run kill the workers after 30 seconds, and end those that are still importing.
+    Signals stay blocked here and, until they handle them, in the workers: a signal to all processes of a job would make
+    torch.distributed.run kill the workers after 30 seconds, and would end those without one of the program's lines.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    os.environ['MAE_LAUNCHER'] = str(os.getpid())       # monitored by the workers
-    threading.Thread(target=_exit_with_launcher, args=(launcher,), daemon=True).start()
+    signal_on_exit_of_parent(signal.SIGKILL, launcher)
+    os.environ['MAE_LAUNCHER'] = str(os.getpid())       # watched by the workers
     try:
         from torch.distributed.run import main as torchrun
     except ImportError:
@@ -151,12 +167,6 @@ def _supervise(launcher, flags, command, processes, port, sender):
     sender.send(outcome)
 
 
-def _exit_with_launcher(launcher):
-    while os.getppid() == launcher:
-        time.sleep(1.)
-    os._exit(FAILURE_STATUS)
-
-
 class SignalForwarder:
     """Receives stop signals, and the exit of the bash launcher, from its creation on, and forwards them to the workers.
 
@@ -164,22 +174,17 @@ class SignalForwarder:
     """
 
     def __init__(self, stop_timeout: float):
-        self._stop_timeout, self._launcher = stop_timeout, LauncherMonitor()
-        self._received, self._deadline, self._sent = [], None, {}
+        self._stop_timeout, self._requests = stop_timeout, StopRequests()
+        self._deadline, self._sent = None, {}
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:       # ignored under nohup
-                signal.signal(number, self._record)
-
-    def _record(self, number, frame):
-        """Takes no lock: it may interrupt a holder of one."""
-        self._received.append(signal.SIGTERM if number == signal.SIGHUP else number)
+                signal.signal(number, lambda number, frame: self._requests.add(number))
+        watch_launcher()
 
     @property
     def received(self) -> bool:
         """Whether a stop has been requested."""
-        if not self._received and self._launcher.exited:
-            self._received.append(signal.SIGTERM)
-        return bool(self._received)
+        return bool(self._requests.numbers)
 
     def forward(self, supervisor: int) -> None:
         """Send received signals to the children of `supervisor`, also later ones; kill them after the timeout."""
@@ -193,11 +198,12 @@ class SignalForwarder:
                   .format(self._stop_timeout, ', '.join(map(str, workers))), file=sys.stderr)
             self._deadline = math.inf
         for pid in workers or [supervisor] * late:
-            unsent = [signal.SIGKILL] if late else self._received[self._sent.get(pid, 0):]
+            unsent = [signal.SIGKILL] if late else self._requests.numbers[self._sent.get(pid, 0):]
             self._sent[pid] = self._sent.get(pid, 0) + len(unsent)
             for number in unsent:
+                number = signal.SIGTERM if number == signal.SIGHUP else number
                 with suppress(ProcessLookupError):
-                    os.kill(pid, number)
+                    os.kill(pid, number if late or number > FORWARDED else FORWARDED + number)
 
 
 def child_pids(parent: int) -> List[int]:

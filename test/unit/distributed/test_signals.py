@@ -1,4 +1,5 @@
 """A first signal stops a run after its step and saves; a second one stops it at once."""
+import ast
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from conftest import PRETRAIN, ROOT, execute
 from test_launchers import wait_for
 
 from util.distributed import signals
+from util.distributed.signals import StopRequests
+from util.errors import FORWARDED, LAUNCHER_EXITED, signal_name
 from util.tools.launch import child_pids
 
 
@@ -23,14 +26,20 @@ def start(images, folder, *words):
     return process
 
 
+def wait_for_worker(launcher, rank):
+    """Pid of the process of `rank` that util/tools/launch.py has started."""
+    while launcher.poll() is None:
+        for pid in [pid for supervisor in child_pids(launcher.pid) for pid in child_pids(supervisor)]:
+            if 'RANK={}'.format(rank).encode() in Path('/proc', str(pid), 'environ').read_bytes().split(b'\0'):
+                return pid
+        time.sleep(.05)
+
+
 @pytest.mark.slow
 @pytest.mark.compat
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(images, tmp_path):
     process = start(images, tmp_path, ROOT / 'util' / 'tools' / 'launch.py', '--nproc', 2)
-    supervisor, = child_pids(process.pid)
-    second, = [pid for pid in child_pids(supervisor) if b'RANK=1' in Path('/proc', str(pid), 'environ').read_bytes()
-               .split(b'\0')]
-    os.kill(second, signal.SIGTERM)
+    os.kill(wait_for_worker(process, 1), signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 75 and output.count(b'stopped by ') == 1, output
 
@@ -53,24 +62,67 @@ def test_a_second_signal_stops_at_once(images, tmp_path):
     script.write_text(SLOW)
     process = start(images, tmp_path / 'o', script)
     process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)             # as from a terminal and its launcher: one request
-    time.sleep(signals.DUPLICATE_WINDOW + .5)
+    process.send_signal(FORWARDED + signal.SIGTERM)
+    time.sleep(3.)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
 
 
+@pytest.mark.compat
+@pytest.mark.parametrize('numbers, requests', [
+    ([15, FORWARDED + 15], 1), ([FORWARDED + 2, 2], 1), ([15, FORWARDED + 15, 15, FORWARDED + 15], 2),
+    ([FORWARDED + 10, FORWARDED + 15], 2), ([2, LAUNCHER_EXITED], 1), ([LAUNCHER_EXITED, 15], 1)])
+def test_a_signal_and_its_forwarded_copy_are_one_request(monkeypatch, numbers, requests):
+    """However much time lies between them."""
+    monkeypatch.setattr(signals, 'REPEATED', 0.)
+    counted = StopRequests()
+    for number in numbers:
+        counted.add(number)
+    assert len(counted.numbers) == requests and counted.numbers[0] == numbers[0]
+
+
+def test_torchrun_repeats_a_signal():
+    counted = StopRequests()
+    counted.add(2)
+    counted.add(2)
+    assert counted.numbers == [2]
+
+
+# As a launcher starts its processes: signals are blocked.
 SCRIPT = """
 import os, signal, threading
+from util import errors
 from util.distributed.signals import SignalHandler
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])      # as a launcher starts its processes
-os.kill(os.getpid(), signal.SIGUSR1)
-with SignalHandler():
-    threading.Event().wait()
+signal.pthread_sigmask(signal.SIG_BLOCK, errors.STOP_SIGNALS)
+os.kill(os.getpid(), {})
+{}
+threading.Event().wait()
 """
 
 
 @pytest.mark.compat
-def test_a_signal_before_training_ends_the_process_at_once_even_if_it_came_during_the_imports():
-    run = execute([sys.executable, '-c', SCRIPT])
-    assert run.status == 75 and 'SIGUSR1' in run.output and run.output.count('\n') == 1
+@pytest.mark.parametrize('number', [signal.SIGUSR1, signal.SIGINT, FORWARDED + signal.SIGTERM])
+@pytest.mark.parametrize('handle', ['SignalHandler().__enter__()', 'errors.begin("__main__")'])
+def test_a_signal_before_training_ends_the_process_with_one_line(number, handle):
+    run = execute([sys.executable, '-c', SCRIPT.format(int(number), handle)])
+    assert run.status == 75 and signal_name(number) in run.output and run.output.count('\n') == 1
+
+
+@pytest.mark.parametrize('script', ['main_pretrain', 'main_finetune', 'main_linprobe', 'main_predict'])
+def test_signals_are_handled_before_anything_else_is_imported(script):
+    first, second, *_ = ast.parse((ROOT / (script + '.py')).read_text()).body[1:]
+    assert isinstance(first, ast.ImportFrom) and ast.dump(second) == ast.dump(
+        ast.parse('errors.begin(__name__)').body[0])
+
+
+@pytest.mark.slow
+@pytest.mark.compat
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_signal_to_one_of_two_processes_before_training_stops_both(images, tmp_path, rank):
+    process = subprocess.Popen([str(word) for word in (
+        sys.executable, ROOT / 'util' / 'tools' / 'launch.py', '--nproc', 2, ROOT / 'main_pretrain.py', *PRETRAIN,
+        '--data_path', images, '--output_dir', tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    os.kill(wait_for_worker(process, rank), signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and output.count(b'\n') == 1 and b'stopped by SIG' in output, output

@@ -4,10 +4,13 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, execute
+from conftest import ROOT, execute, pretrain
 
+from util.devices.accelerator import Cpu
+from util.distributed import world as distributed
 from util.distributed.world import first_slurm_host, local_world_size, world_from_environment
-from util.errors import UserError
+from util.errors import SystemFailure, UserError
+from util.tools.launch import free_port
 
 
 def world(environ, **flags):
@@ -47,15 +50,55 @@ def test_processes_started_by_hand_have_ranks_by_flags(environ, address):
 
 @pytest.mark.parametrize('environ, flags', [
     ({'RANK': '0', 'WORLD_SIZE': '4', 'LOCAL_RANK': '0'}, {'world_size': 8}), ({}, {'local_rank': 3}),
-    ({}, {'dist_on_itp': True})])
+    ({}, {'dist_on_itp': True}), ({}, {'dist_url': 'tcp://:::9'}), ({}, {'dist_url': 'tcp://host:99999'}),
+    ({}, {'dist_url': 'tcp://host'}), ({}, {'dist_url': 'file:///tmp/x'})])
 def test_flags_that_contradict_the_environment_or_each_other_are_refused(environ, flags):
     with pytest.raises(UserError, match='--' + list(flags)[0]):
         world(environ, **flags)
 
 
+TORCHRUN = {'RANK': '1', 'WORLD_SIZE': '4', 'LOCAL_RANK': '1', 'LOCAL_WORLD_SIZE': '2', 'MASTER_PORT': '29500'}
+SLURM = {'SLURM_PROCID': '1', 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '1', 'SLURM_JOB_NODELIST': 'n[1-2]'}
+OMPI = {'OMPI_COMM_WORLD_RANK': '1', 'OMPI_COMM_WORLD_SIZE': '4', 'OMPI_COMM_WORLD_LOCAL_RANK': '1'}
+WRONG = ['-1', 'two', '', '1.5', '9' * 5000]
+
+
+@pytest.mark.parametrize('environ, name, values', [
+    *((TORCHRUN, name, [*WRONG, '0' if 'SIZE' in name else '4']) for name in TORCHRUN if name != 'MASTER_PORT'),
+    (TORCHRUN, 'MASTER_PORT', [*WRONG, '0', '65536']),
+    *((SLURM, name, WRONG) for name in ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID')),
+    (SLURM, 'SLURM_JOB_NODELIST', [',', '[']),
+    *((OMPI, name, [*WRONG, '0' if 'SIZE' in name else '4']) for name in OMPI),
+    (TORCHRUN, 'WORLD_SIZE', ['100000000']), (TORCHRUN, 'LOCAL_RANK', ['2']),
+    (TORCHRUN, 'RANK', [None]), (TORCHRUN, 'WORLD_SIZE', [None]), (SLURM, 'SLURM_LOCALID', [None])])
+def test_a_wrong_variable_of_the_environment_is_named(environ, name, values):
+    assert world(dict(environ), dist_on_itp=environ is OMPI) == (1, 4, 1)
+    for value in values:
+        changed = {**environ, name: value} if value is not None else {k: v for k, v in environ.items() if k != name}
+        with pytest.raises(UserError, match=name):
+            world(changed, dist_on_itp=environ is OMPI)
+
+
+def test_an_unusable_rank_is_one_line(images):
+    run = pretrain('--data_path', images, RANK='-1', WORLD_SIZE='1', LOCAL_RANK='x')
+    assert (run.status, run.output.count('\n')) == (2, 1) and 'RANK=-1' in run.output, run.output
+
+
+def test_a_slurm_job_without_srun_learns_after_seconds_who_is_missing(monkeypatch, caplog):
+    for name, value in {**SLURM, 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0', 'MASTER_ADDR': '127.0.0.1',
+                        'MASTER_PORT': '29500'}.items():
+        monkeypatch.setenv(name, value)
+    found = world_from_environment()
+    monkeypatch.setattr(distributed, 'NOTICE', .1)
+    with pytest.raises(SystemFailure, match='rank 1, 2, 3 of 4 within 1 s.* srun'):
+        found.join(Cpu(), 'tcp://127.0.0.1:{}'.format(free_port()), hang_timeout=1.)
+    line, = caplog.messages
+    assert 'waiting for rank 1, 2, 3 of 4' in line and 'srun' in line
+
+
 def test_the_local_world_size_is_read_from_the_environment():
-    environments = {}, {'LOCAL_WORLD_SIZE': '8'}, {'SLURM_NTASKS_PER_NODE': '4(x2)'}
-    assert [local_world_size(environ) for environ in environments] == [1, 8, 1]
+    environments = {}, {'LOCAL_WORLD_SIZE': '8'}, {'SLURM_NTASKS_PER_NODE': '4(x2)'}, {'LOCAL_WORLD_SIZE': '0'}
+    assert [local_world_size(environ) for environ in environments] == [1, 8, 1, 1]
 
 
 SCRIPT = '''

@@ -57,6 +57,10 @@ def test_nproc_overrides_the_number_of_devices(images):
     ('pretrain_performance_1p', ['--data_path=/', '--nproc=18446744073709551617'], '--nproc: '),     # 2 ** 64 + 1
     ('pretrain_performance_1p', ['--data_path=/', '--nnodes=2', '--node_rank=x', '--master_addr=h'], '--node_rank: x'),
     ('finetune_full_large_16p', ['--data_path=/', '--finetune_pth=' + __file__], '--node_rank=0 .* --master_addr'),
+    *(('pretrain_full_8p', ['--data_path=/', '--nnodes=2', '--master_addr=n', '--node_rank=' + rank], '--node_rank')
+      for rank in ('x', '-1', '2', '9' * 400)),
+    ('pretrain_full_8p', ['--data_path=/', '--master_port=x'], '--master_port: x'),
+    ('pretrain_full_8p', ['--data_path=/', '--nproc=' + '9' * 400], '--nproc'),
     ('finetune_full_8p', ['--data_path=/', '--finetune_pth=/no.pth'], '--finetune_pth: /no.pth'),
     ('pretrain_full_8p', ['--data_path=/', '--finetune_pth=x'], '--finetune_pth'),
     ('finetune_eval_8p', ['--data_path=/'], '--resume_pth'),
@@ -108,10 +112,13 @@ def test_an_interpreter_without_torch_is_one_line_that_names_one_with_it(tmp_pat
     assert 'torch' in run.output and str(tmp_path / 'env-2.x-0/bin/python') in run.output
 
 
-def test_a_python_launcher_without_a_script_is_refused(capsys):
+@pytest.mark.parametrize('words, named', [
+    (['--nproc', '2'], 'script'), (['--node_rank', '2', '--nnodes', '2', 'x.py'], '--node_rank 2'),
+    (['--master_port', '65536', 'x.py'], '--master_port'), (['--master_port', 'x', 'x.py'], '--master_port')])
+def test_wrong_flags_of_the_python_launcher_are_refused(capsys, words, named):
     with pytest.raises(SystemExit) as ended:
-        launch.parse(['--nproc', '2'])
-    assert ended.value.code == 2 and 'script' in capsys.readouterr().err
+        launch.parse(words)
+    assert ended.value.code == 2 and named in capsys.readouterr().err
 
 
 @pytest.mark.compat
@@ -202,7 +209,7 @@ def test_the_processes_of_a_killed_launcher_save_and_exit(long_run, nproc):
 
 
 def test_a_run_that_exits_before_the_signalling_shell_waits_keeps_its_status(tmp_path):
-    script = 'trap "exit 75" USR1; echo at work; for ((i = 0; i < 600; i++)); do sleep .1; done'
+    script = 'trap "exit 75" RTMIN+10; echo at work; for ((i = 0; i < 600; i++)); do sleep .1; done'
     running = subprocess.Popen(
         ['bash', '-c', 'source "$0"; COMMAND=(bash -c "$1"); run_logged "$2"', str(ROOT / 'test' / 'lib' / 'launch.sh'),
          script, str(tmp_path / 'log')], env={**os.environ, **slow_kill(.5)}, stdout=subprocess.PIPE)
@@ -256,7 +263,8 @@ with open(sys.argv[1] + os.environ['RANK'], 'a') as attempts:
 @both
 def test_a_failed_run_is_restarted_with_its_restart_count(tmp_path, supervisor):
     (tmp_path / 'flaky.py').write_text(FLAKY)
-    run = execute(by(supervisor, '--nproc', 2, '--max_restarts', 3, tmp_path / 'flaky.py', tmp_path / 'attempts-'))
+    run = execute(by(supervisor, '--nproc', 2, '--max_restarts', 3, tmp_path / 'flaky.py', tmp_path / 'attempts-'),
+                  TMPDIR='/no/where')
     assert run.status == 0 and (tmp_path / 'attempts-0').read_text() == 'first 1 2 ', run.output
 
 
@@ -272,10 +280,29 @@ def test_only_failures_that_may_not_recur_are_restarted(monkeypatch, status, res
     assert ended.value.code == status and len(attempts) == 1 + restarts
 
 
+@pytest.mark.parametrize('node', [0, 1])
+def test_other_nodes_log_their_start_and_end(monkeypatch, capsys, node):
+    monkeypatch.setattr(launch, '_attempts', lambda *_: 70)
+    monkeypatch.setenv('MAE_ENTERED', '')
+    with pytest.raises(SystemExit):
+        launch.main(['--nproc', '8', '--nnodes', '2', '--node_rank', str(node), '--master_addr', 'n0', 'x.py'])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * node
+    if node:
+        assert re.match('node 1 of 2: .*ranks 8 to 15', lines[0]) and lines[1] == 'node 1 of 2: ended with status 70'
+
+
+def test_no_folder_for_temporary_files_is_one_line(monkeypatch):
+    monkeypatch.setenv('MAE_ENTERED', '')
+    monkeypatch.setattr(launch.tempfile, 'tempdir', '/no/where')
+    with pytest.raises(launch.UserError, match='TMPDIR: .*no/where'):
+        launch.main(['--nproc', '1', 'x.py'])
+
+
 STUBBORN = """
 import signal, sys, time
 open(sys.argv[1], 'w').close()
-signal.sigwait([signal.SIGUSR1])
+signal.sigwait([signal.SIGRTMIN + signal.SIGUSR1])
 open(sys.argv[1] + '-signalled', 'w').close()
 time.sleep(100)
 """

@@ -19,7 +19,7 @@ from util.reporting.confusion import ConfusionTracker
 from util.training.epoch_meter import PRINT_EVERY, Throughput, per_second
 from util.training.optimizer_step import OptimizerStep
 from util.training.session import Session, open_run_logger, write_result
-from util.training.setup import build_evaluation_loader, count_classes, warn_of_empty_classes
+from util.training.setup import build_evaluation_loader, class_names, count_classes, warn_of_empty_classes
 from util.training.trainer import Trainer
 
 
@@ -39,14 +39,12 @@ def train_epochs(args: Namespace, session: Session, checkpointer: Checkpointer, 
                       classes=train_loader.dataset.classes, best=checkpointer.get('best') or {'acc1': -1., 'epoch': -1})
     if trainer.nothing_left():
         return
-
-    def evaluation():
-        return evaluate(model, val_loader, optimizer_step.precision, session, normalize, confusion)
     with trainer:
         val_loader.unreadable_images = trainer.unreadable_images
         for epoch in trainer.epochs():
             stats = train_one_epoch(trainer, criterion, augment)
-            result = optimizer_step.ema.evaluate(model, evaluation) if optimizer_step.ema else evaluation()
+            with optimizer_step.ema_weights(model):
+                result = evaluate(model, val_loader, optimizer_step.precision, session, normalize, confusion)
             trainer.stop_if_requested()                 # a signal may have interrupted the evaluation
             close_epoch(trainer, epoch, stats, result)
 
@@ -87,7 +85,7 @@ def close_epoch(trainer: Trainer, epoch: int, stats: Dict[str, Any], result: Dic
         trainer.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
     best = trainer.values['best']
     logger.info('Max accuracy: %.2f%% (epoch %d)', best['acc1'], best['epoch'])
-    tests = {'test_' + name: value for name, value in result.items() if name.endswith(('acc1', 'acc5', 'loss'))}
+    tests = {'test_' + name: result[name] for name in ('acc1', 'acc5', 'loss')}
     trainer.close_epoch(stats, tests, {'acc1': result['acc1'], 'acc5': result['acc5'], 'best_acc1': best['acc1'],
                                        'best_epoch': best['epoch']}, improved)
 
@@ -100,10 +98,10 @@ def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecis
     """
     if checkpointer.path is None:
         raise UserError('--resume auto: no checkpoint in {}'.format(args.output_dir))
-    loader = build_evaluation_loader(args, session, checkpointer.get('classes'))
+    loader = build_evaluation_loader(args, session, class_names(args, checkpointer), checkpointer.get('labels'))
     dataset = loader.dataset
     warn_of_empty_classes(dataset)
-    model = build(args, count_classes(args, dataset))
+    model = build(args, count_classes(args, dataset, checkpointer))
     adopt_statistics(args, checkpointer.get('args'), checkpointer.path)
     checkpointer.load_model(model, fit_positions=True, ema_weights=True)
     run_logger = open_run_logger(args, session)

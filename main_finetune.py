@@ -42,8 +42,9 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
     if args.freeze is not None and not (args.finetune or checkpointer.path):
         raise UserError('--freeze {}: would freeze random weights; give pre-trained ones with --finetune'
                         .format(args.freeze))
-    loaders = train_loader, val_loader = setup.build_loaders(args, session, build_transform(args))
-    classes = setup.count_classes(args, train_loader.dataset)
+    loaders = train_loader, val_loader = setup.build_loaders(args, session, build_transform(args),
+                                                             setup.class_names(args, checkpointer))
+    classes = setup.count_classes(args, train_loader.dataset, checkpointer)
 
     # model
     session.seed(args.seed, epoch=-1)

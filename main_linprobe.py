@@ -37,11 +37,12 @@ def main(args: Namespace) -> None:
 
 def train(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer) -> None:
     """Train the head, with an evaluation after each epoch."""
-    loaders = train_loader, val_loader = setup.build_loaders(args, session, build_transform(args))
+    loaders = train_loader, val_loader = setup.build_loaders(args, session, build_transform(args),
+                                                             setup.class_names(args, checkpointer))
 
     # encoder in the run's precision, head in fp32
     session.seed(args.seed, epoch=-1)
-    model = build_model(args, setup.count_classes(args, train_loader.dataset))
+    model = build_model(args, setup.count_classes(args, train_loader.dataset, checkpointer))
     if not (args.finetune or checkpointer.path):
         logger.warning('--finetune is not given: the features are those of random weights')
     setup.load_initial_weights(args, session, checkpointer, model, args.finetune, load_encoder)

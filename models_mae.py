@@ -80,15 +80,15 @@ class MaskedAutoencoderViT(nn.Module):
         ids = noise.sort(dim=1)[1]          # sort, not argsort: every ONNX exporter supports it
         keep = visible_patches(ids.shape[1], mask_ratio)
         patches = self.patchify(imgs)
-        latent = self.forward_encoder(patches, ids[:, :keep])
-        pred = self.forward_decoder(latent, ids, hidden_only=loss_only)
-        loss = self.forward_loss(patches, pred[:, keep - ids.shape[1]:], ids[:, keep:])
+        latent = self.encode_visible(patches, ids[:, :keep])
+        pred = self.decode_shuffled(latent, ids, hidden_only=loss_only)
+        loss = self.loss_of_hidden(patches, pred[:, keep - ids.shape[1]:], ids[:, keep:])
         if loss_only:
             return loss
         ids_restore = ids.sort(dim=1)[1]
         return loss, gather_tokens(pred, ids_restore), (ids_restore >= keep).float()
 
-    def forward_encoder(self, patches: Tensor, ids_keep: Tensor) -> Tensor:
+    def encode_visible(self, patches: Tensor, ids_keep: Tensor) -> Tensor:
         """Pixels (N, L, p * p * C) and indices of visible patches (N, K) -> latent (N, 1 + K, D)."""
         weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)             # (D, p * p * C)
         x = F.linear(gather_tokens(patches, ids_keep), weight, self.patch_embed.proj.bias)
@@ -100,7 +100,7 @@ class MaskedAutoencoderViT(nn.Module):
             x = self.run_block(block, x)
         return self.norm(x)
 
-    def forward_decoder(self, latent: Tensor, ids: Tensor, hidden_only: bool = False) -> Tensor:
+    def decode_shuffled(self, latent: Tensor, ids: Tensor, hidden_only: bool = False) -> Tensor:
         """Latent (N, 1 + K, D) -> predicted pixels (N, L, p * p * C) in the order of `ids` (N, L), visible ones first.
 
         The order is not restored, since attention is permutation-equivariant.
@@ -118,13 +118,47 @@ class MaskedAutoencoderViT(nn.Module):
         x = self.run_block(self.decoder_blocks[-1], x, visible if hidden_only else 1)
         return self.decoder_pred(self.decoder_norm(x))
 
-    def forward_loss(self, patches: Tensor, pred: Tensor, ids_hidden: Tensor) -> Tensor:
+    def loss_of_hidden(self, patches: Tensor, pred: Tensor, ids_hidden: Tensor) -> Tensor:
         """Mean squared error in fp32 between pred (N, L - K, p * p * C) and the hidden patches, by index (N, L - K)."""
-        target = gather_tokens(patches, ids_hidden).float()
+        return F.mse_loss(pred.float(), self._target(gather_tokens(patches, ids_hidden)))
+
+    # The steps of the published class, for code written for it. `forward` computes the same with less work.
+
+    def random_masking(self, x: Tensor, mask_ratio: float) -> Tuple[Tensor, Tensor, Tensor]:
+        """Keep random tokens of x (N, L, D): (kept tokens (N, K, D), mask (N, L), ids_restore (N, L)).
+
+        mask: 1 for hidden tokens; ids_restore: place of each token in the order that has the kept ones first.
+        """
+        ids = torch.rand(*x.shape[:2], device=x.device).sort(dim=1)[1]
+        keep, ids_restore = visible_patches(x.shape[1], mask_ratio), ids.sort(dim=1)[1]
+        return gather_tokens(x, ids[:, :keep]), (ids_restore >= keep).float(), ids_restore
+
+    def forward_encoder(self, imgs: Tensor, mask_ratio: float) -> Tuple[Tensor, Tensor, Tensor]:
+        """(N, C, H, W) -> (latent (N, 1 + K, D), mask, ids_restore), the last two as of random_masking.
+
+        The patches of the latent are in shuffled order, also for mask_ratio 0; the class token is first.
+        """
+        patches = self.patchify(imgs)
+        visible, mask, ids_restore = self.random_masking(patches, mask_ratio)
+        ids = ids_restore.sort(dim=1)[1]
+        return self.encode_visible(patches, ids[:, :visible.shape[1]]), mask, ids_restore
+
+    def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
+        """Latent (N, 1 + K, D) -> predicted pixels (N, L, p * p * C), patches in the order of the image."""
+        return gather_tokens(self.decode_shuffled(latent, ids_restore.sort(dim=1)[1]), ids_restore)
+
+    def forward_loss(self, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error in fp32 between pred (N, L, p * p * C) and imgs, over patches of mask (N, L) 1."""
+        errors = (pred.float() - self._target(self.patchify(imgs))) ** 2
+        return (errors.mean(dim=-1) * mask).sum() / mask.sum()
+
+    def _target(self, patches):
+        """What to predict of patches (N, any number, p * p * C), in fp32."""
+        patches = patches.float()
         if self.norm_pix_loss:
-            mean, std = patch_statistics(target)
-            target = (target - mean) / std
-        return F.mse_loss(pred.float(), target)
+            mean, std = patch_statistics(patches)
+            patches = (patches - mean) / std
+        return patches
 
     def patchify(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, L, p * p * C)."""

@@ -3,7 +3,7 @@
 Shapes: N images, C channels, L patches, D width.
 """
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, Set
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,13 @@ class VisionTransformer(nn.Module):
         global_pool: average the patch tokens, then normalise (fc_norm); else normalise, then take the class token.
         img_size: input side in pixels, or (height, width).
         drop_path_rate: stochastic depth rate of the last block, increasing linearly from 0 (arXiv:1603.09382).
+        qkv_bias: bias of queries, keys and values, as in all published weights.
     """
 
     def __init__(self, global_pool: bool = False, img_size: InputSize = 224, patch_size: int = 16, in_chans: int = 3,
                  num_classes: int = 1000, embed_dim: int = 768, depth: int = 12, num_heads: int = 12,
-                 mlp_ratio: float = 4., norm_layer: Callable = nn.LayerNorm, drop_path_rate: float = 0.):
+                 mlp_ratio: float = 4., norm_layer: Callable = nn.LayerNorm, drop_path_rate: float = 0.,
+                 qkv_bias: bool = True):
         super().__init__()
         self.global_pool = global_pool
         self.run_block = directly     # or util.models.activation_checkpointing.checkpointed
@@ -37,7 +39,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid_size[0] * self.grid_size[1], embed_dim))
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList([TransformerBlock(embed_dim, num_heads, mlp_ratio, norm_layer, drop_path=rate)
+        self.blocks = nn.ModuleList([TransformerBlock(embed_dim, num_heads, mlp_ratio, norm_layer, rate, qkv_bias)
                                      for rate in rates])
         if not global_pool:
             self.norm = norm_layer(embed_dim)
@@ -50,7 +52,8 @@ class VisionTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> logits (N, classes)."""
@@ -59,6 +62,10 @@ class VisionTransformer(nn.Module):
     def forward_features(self, imgs: Tensor) -> Tensor:
         """(N, C, H, W) -> pooled features (N, D)."""
         return pooled(self, imgs, 'mean' if self.global_pool else 'cls')
+
+    def no_weight_decay(self) -> Set[str]:
+        """Names of parameters without weight decay, besides 1-D tensors."""
+        return {'pos_embed', 'cls_token'}
 
 
 def _vit(size: Size, **options: Any) -> VisionTransformer:

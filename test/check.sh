@@ -7,16 +7,17 @@
 # hand is of it; --torch=all with the newest, runs the tests marked "compat" with the others, and checks that their losses
 # agree and that each reads the others' checkpoints.
 # Without --torch: with the PyTorch at hand; where there is none, with the newest that a Python at hand can run.
+# The files of tests are spread over two cores, if there are as many; -n 0 runs one test after the other.
+# shellcheck source=lib/python.sh
+. "$(dirname "$0")/lib/python.sh"
 set -euo pipefail
-
-source "$(dirname "${BASH_SOURCE[0]}")/lib/python.sh"
 cd "$ROOT"
 
 wanted='' passed_on=()
 while (($#)); do
     case $1 in
         --help | -h)
-            sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+            sed -n '2,/^# shellcheck/{/^# shellcheck/d; s/^# \{0,1\}//p}' "$0"
             exit 0
             ;;
         --torch=*) wanted=${1#*=} ;;
@@ -25,18 +26,27 @@ while (($#)); do
     esac
     shift
 done
-set -- ${passed_on[@]+"${passed_on[@]}"}
 
 # environment GENERATION: PYTHON, with all that the tests need.
 environment() {
     make_environment "$1" "torch torchvision timm PIL simplejpeg numpy tensorboard yaml tqdm filelock safetensors pytest \
-transformers onnxruntime ruff" "$ROOT/test/requirements.txt"
+xdist transformers onnxruntime ruff" "$ROOT/test/requirements.txt"
 }
 
+# announce WHAT TIME: what follows, and how long it takes on two cores.
+announce() { printf '%s, %d at a time; on 2 quiet cores %s, longer if environments are made first\n' "$1" "$cores" "$2"; }
+
+cores=$(nproc 2>/dev/null || echo 2)       # macOS has no nproc
+if ((cores > 2)); then cores=2; fi
+# By file, since what its tests share is made once.
+passed_on=(-n "$cores" --dist loadfile ${passed_on[@]+"${passed_on[@]}"})
 if [[ $wanted != all ]]; then
+    announce "lint and tests with ${wanted:+PyTorch $wanted, }${PYTHON:-the PyTorch at hand}" \
+        "about 8 minutes (2 with -m 'not slow')"
     environment "$wanted"
-    exec "$PYTHON" -m pytest "$@"
+    exec "$PYTHON" -m pytest "${passed_on[@]}"
 fi
+announce 'lint and tests with PyTorch 2.x, and a part of them with 1.5, 1.8 and 1.11' 'about 25 minutes'
 
 export MAE_PYTHONS=''      # for test_generations.py; what the last run alone has is named below
 chosen=${PYTHON:-} found=() pythons=() report=() status=0
@@ -52,16 +62,15 @@ for generation in 1.5 1.8 1.11 2.x; do
     fi
 done
 
-# test_generation I: run the tests with the I-th that was found, and note its result and time.
+# test_generation I: run the tests with the I-th that was found, and note its result: pytest's last line.
 test_generation() {
-    local i=$1 begun=$SECONDS result=passed words=(${passed_on[@]+"${passed_on[@]}"})
+    local i=$1 result='' words=("${passed_on[@]}")
     if ((i < last)); then
         words+=(-m compat --ignore=test/unit/test_generations.py)       # the last -m counts
     fi
     printf '\n=== PyTorch %s\n' "${found[i]}"
-    "${pythons[i]}" -m pytest ${words[@]+"${words[@]}"} || result=FAILED       # so does one without any test
-    printf 'PyTorch %s: %s in %d min %d s\n' "${found[i]}" "$result" $(((SECONDS - begun) / 60)) \
-        $(((SECONDS - begun) % 60)) >"$results/$i"
+    "${pythons[i]}" -m pytest "${words[@]}" | tee "$results/$i.log" || result='FAILED, '   # so does one without any test
+    printf 'PyTorch %s: %s%s\n' "${found[i]}" "$result" "$(tail -n 1 "$results/$i.log" | tr -d =)" >"$results/$i"
 }
 
 # test_all I...: one after the other, but for those that have begun.
@@ -72,7 +81,7 @@ test_all() {
     done
 }
 
-# Two at a time, since most tests keep one core busy: from the newest, shown as it goes, and from the oldest, shown after.
+# Two at a time, since tests also wait: from the newest, shown as it goes, and from the oldest, shown after.
 last=$((${#pythons[@]} - 1)) results=$(mktemp -d) newest_first=() oldest_first=()
 for ((i = 0; i <= last; i++)); do newest_first=("$i" ${newest_first[@]+"${newest_first[@]}"}) oldest_first+=("$i"); done
 set -m      # a process group of its own, which ends with this script

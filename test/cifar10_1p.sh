@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # CIFAR-10 on one device, in one command: pre-train a ViT-Tiny with patches of 2x2 pixels, without labels; fine-tune it;
-# train the same network from scratch with the same budget; evaluate both.
+# train the same network from scratch with the same budget; compare both.
 #
 #   bash test/cifar10_1p.sh --data_path=FOLDER [flags]
 #
@@ -58,17 +58,15 @@ read_flags() {
 check_flags() {
     local name
     [[ -n $data_path ]] || die "--data_path=... is required (--help explains)"
-    for name in data_path output_dir; do        # a name that begins like a flag
-        if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
-    done
+    as_paths data_path output_dir
     [[ -d $data_path ]] || die "--data_path: $data_path is not a folder"
     for name in pretrain_epochs finetune_epochs images; do
-        [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || die "--$name: ${!name} is not a positive number"
+        [[ ${!name:-1} =~ ^[1-9][0-9]{0,8}$ ]] || die "--$name: ${!name} is not a positive number"
     done
-    [[ $seed =~ ^[0-9]+$ ]] || die "--seed: $seed is not a number"
+    [[ $seed =~ ^[0-9]{1,9}$ ]] || die "--seed: $seed is not a number"
 }
 
-# write_recipe: what the stages share, and PRETRAIN, FINETUNE, SCRATCH and EVALUATE, the flags of each.
+# write_recipe: what the stages share, and PRETRAIN, FINETUNE and SCRATCH, the flags of each.
 write_recipe() {
     local data=$data_path batches=(1024 512) shared training
     if [[ -n $images ]]; then data=$output_dir/images batches=(32 32); fi
@@ -82,7 +80,6 @@ write_recipe() {
         --mixup 0.8 --cutmix 1.0 --mixup_prob 0.8 --save_every 20)
     FINETUNE=("${training[@]}" --lr 1.5e-3 --layer_decay 0.8 ${passed_on[@]+"${passed_on[@]}"})
     SCRATCH=("${training[@]}" --lr 1e-3 --layer_decay 1 ${passed_on[@]+"${passed_on[@]}"})
-    EVALUATE=(--eval "${shared[@]}" --model "$model" --batch_size "${batches[1]}" ${passed_on[@]+"${passed_on[@]}"})
 }
 
 # check_all_stages: now, what a stage would find hours later: a flag that one of the scripts does not take, missing
@@ -149,7 +146,7 @@ heading() { if [[ -z ${DRY_RUN:-} ]]; then stage "$1" | tee -a "$log"; fi; }
 # times: how long the stages took, over all starts.
 times() {
     local name seconds total=0
-    for name in pretrain finetune scratch evaluate; do
+    for name in pretrain finetune scratch; do
         seconds=$(<"$output_dir/$name.seconds")
         total=$((total + seconds))
         printf '%-18s %6s\n' "$name" "$(minutes "$seconds")"
@@ -174,20 +171,15 @@ if [[ -z ${DRY_RUN:-} ]]; then
 fi
 SECONDS=0
 
-heading "1/4 pre-training a masked autoencoder, without labels"
+heading "1/3 pre-training a masked autoencoder, without labels"
 stage_of pretrain "pretrain/summary.json pretrain/${checkpoint##*/}" "$ROOT/main_pretrain.py" "${PRETRAIN[@]}" \
     --output_dir "$output_dir/pretrain" --resume auto
-heading "2/4 fine-tuning from it"
+heading "2/3 fine-tuning from it"
 stage_of finetune "finetune/summary.json finetune/$last" "$ROOT/main_finetune.py" "${FINETUNE[@]}" \
     --finetune "$checkpoint" --output_dir "$output_dir/finetune" --resume auto
-heading "3/4 training the same network from scratch, with the same budget"
+heading "3/3 training the same network from scratch, with the same budget"
 stage_of scratch "scratch/summary.json scratch/$last" "$ROOT/main_finetune.py" "${SCRATCH[@]}" \
     --output_dir "$output_dir/scratch" --resume auto
-heading "4/4 evaluating both after their last epoch"
-for run in finetune scratch; do
-    stage_of evaluate "$run/eval.json" "$ROOT/main_finetune.py" "${EVALUATE[@]}" \
-        --resume "$output_dir/$run/$last" --output_dir "$output_dir/$run"
-done
 if [[ -n ${DRY_RUN:-} ]]; then exit; fi
 
 heading "done"

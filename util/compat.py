@@ -1,6 +1,12 @@
-"""Feature detection on installed libraries, instead of version comparisons."""
+"""Feature detection on installed libraries, instead of version comparisons, and a line where one is missing."""
+import glob
 import inspect
+import os
+import sys
+from importlib.util import find_spec
 from typing import Any, Callable, Dict
+
+REQUIRED = ('torch', 'torchvision', 'timm', 'PIL', 'numpy', 'tqdm', 'filelock', 'safetensors')
 
 
 def accepts(function: Callable, keyword: str) -> bool:
@@ -11,3 +17,21 @@ def accepts(function: Callable, keyword: str) -> bool:
 def supported(function: Callable, **options: Any) -> Dict[str, Any]:
     """The `options` that `function` accepts, for keywords that only make it faster or tidier."""
     return {name: value for name, value in options.items() if accepts(function, name)}
+
+
+def report_missing_package(kind: type, error: BaseException, trace: Any) -> None:
+    """sys.excepthook: one line and status 2 if required packages are missing; names an interpreter that has them."""
+    missing = [name for name in REQUIRED if find_spec(name) is None] if kind is ModuleNotFoundError else []
+    if not missing:
+        sys.__excepthook__(kind, error, trace)
+        return
+    # Environments that the launchers have made, see test/lib/python.sh.
+    cache = os.environ.get('MAE_CACHE') or os.path.join(
+        os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae-pytorch')
+    made = glob.glob(os.path.join(glob.escape(cache), 'env-*', 'complete'))
+    newest = max(made, key=lambda path: ('env-2' in path, os.path.getmtime(path)), default='')
+    print('error: {} has no {}; {}'.format(
+        sys.executable, ', '.join(missing), 'use ' + newest.replace('complete', 'bin/python') if newest else
+        'install the *_requirements.txt for your PyTorch, or run bash test/demo.sh, which makes an environment'),
+        file=sys.stderr, flush=True)
+    os._exit(2)

@@ -1,12 +1,12 @@
 """Expected ends of a process (user errors, failures of the system, preemption): one line and an exit status."""
 import errno
+import gc
 import os
 import re
 import signal
 import sys
 import time
 from contextlib import contextmanager
-from glob import escape, glob
 from typing import Callable, Iterator, Optional
 
 from util.text import first_line, one_line
@@ -110,30 +110,13 @@ def begin(module: str) -> None:
     """Call in a script's first line, with its __name__, before PyTorch is imported, which takes seconds.
 
     A stop signal ends the process with one line and status 75, until `SignalHandler` takes over for the session of a
-    run; a package that is not installed ends it with one line and status 2, too little memory for it with 70.
+    run. Garbage is not collected before `run`: importing makes many objects and hardly any garbage.
     """
     if module == '__main__':
-        sys.excepthook = _report_import_error
+        gc.disable()
         for number in STOP_SIGNALS:
             _earlier_handlers[number] = signal.signal(number, lambda number, frame: exit_before_training(number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)        # blocked by util.tools.launch
-
-
-def _report_import_error(kind, error, traceback):
-    """sys.excepthook: names the Python environment to use, which test/lib/python.sh has made, or what has run out."""
-    if _shortage(error):
-        sys.exit(_report('error: ' + _shortage(error), FAILURE_STATUS))
-    if not issubclass(kind, ModuleNotFoundError):
-        sys.__excepthook__(kind, error, traceback)
-        return
-    cache = os.environ.get('MAE_CACHE') or os.path.join(
-        os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae-pytorch')
-    made = sorted(glob(os.path.join(escape(cache), 'env-*', 'complete')),
-                  key=lambda path: ('env-2' in path, os.path.getmtime(path)))
-    advice = "'bash test/demo.sh' makes an environment, or install the packages of 2.x_requirements.txt"
-    if made:
-        advice = 'use ' + os.path.join(os.path.dirname(made[-1]), 'bin', 'python')
-    sys.exit(_report('error: {}: {}; {}'.format(sys.executable, error, advice), USER_ERROR_STATUS))
 
 
 def handle_signals_as_before() -> None:
@@ -163,6 +146,8 @@ def run(main: Callable, *args) -> None:
     """Call `main` in a process of its own; on an expected failure, end it with one line and the exit status."""
     if hasattr(sys.stdout, 'reconfigure'):      # file names may not be encodable for the terminal
         sys.stdout.reconfigure(errors='backslashreplace')
+    gc.freeze()         # later collections skip what the imports have made
+    gc.enable()
     status = status_of(main, *args)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)      # from here on they would only replace the status
     multiprocessing = sys.modules.get('multiprocessing')

@@ -11,6 +11,7 @@ from typing import Callable, Iterator
 from filelock import FileLock, Timeout
 
 from util.errors import UserError
+from util.files import open_regular, write_atomically
 from util.log import logger
 
 OWNER, LOCKED = 'run.lock', '.lock'     # two files, since filelock 3.12 truncates the one that it locks
@@ -64,12 +65,11 @@ class RunLock:
         owner = os.path.join(folder, OWNER)
         try:
             self._held.enter_context(file_lock(os.path.join(folder, LOCKED), LOCK_TIMEOUT))
-            with open(owner, 'w', encoding='utf-8') as file:
-                json.dump({'host': socket.gethostname(), 'pid': os.getpid(),
-                           'start': time.strftime('%Y-%m-%d %H:%M:%S')}, file)
+            write_atomically(owner, json.dumps({'host': socket.gethostname(), 'pid': os.getpid(),
+                                                'start': time.strftime('%Y-%m-%d %H:%M:%S')}).encode())
         except Timeout:
             run = 'another run'
-            with suppress(OSError, ValueError, LookupError, TypeError), open(owner, encoding='utf-8') as file:
+            with suppress(OSError, ValueError, LookupError, TypeError), open_regular(owner) as file:
                 run = 'a run (process {pid} on {host}, since {start})'.format(**json.load(file))
             raise UserError('--output_dir {}: in use by {}; choose another folder or stop that run'.format(
                 folder, run)) from None

@@ -7,6 +7,9 @@ import time
 from contextlib import contextmanager, suppress
 from typing import IO, BinaryIO, Iterator, List
 
+from util.errors import UserError
+from util.text import first_line
+
 
 class _Writer:
     """A file that defers its first write error to `check`: PyTorch 1.8 and 1.11 abort the process if a write fails."""
@@ -25,10 +28,6 @@ class _Writer:
     def flush(self):
         """Nothing: atomic_file flushes at the end."""
 
-    def seek(self, position):
-        if self.error is None:
-            self._file.seek(position)
-
     def check(self):
         """Raise the first error now."""
         if self.error is not None:
@@ -41,9 +40,10 @@ def atomic_file(path: str) -> Iterator[_Writer]:
 
     An OSError (disk full, no permission) leaves `path` unchanged.
     """
-    temporary = '{}.tmp-{}'.format(path, os.getpid())
+    # Belongs to this process: no other meets it, not even one that gets its number after a kill.
+    temporary = '{}.tmp-{}-{:x}'.format(path, os.getpid(), time.time_ns())
     try:
-        with open(temporary, 'wb') as file:
+        with open(temporary, 'xb') as file:
             writer = _Writer(file)
             yield writer
             writer.check()
@@ -86,22 +86,30 @@ def regular_file(path: str) -> BinaryIO:
 
 
 def lines(path: str) -> List[str]:
-    """The complete lines of a text file; [] if it does not exist."""
+    """The complete lines of a text file; [] if it does not exist; UserError if it is something else."""
     try:
-        with open(path, encoding='utf-8') as file:
+        with open_regular(path, 'r', encoding='utf-8') as file:
             return [line.rstrip('\n') for line in file if line.endswith('\n')]
     except FileNotFoundError:
         return []
+    except (OSError, ValueError) as error:
+        raise UserError('{}: cannot be read ({}); rename or remove it'.format(path, first_line(error))) from error
 
 
 def set_aside(path: str) -> str:
     """Rename a file or folder by appending the time of its last change; returns the new name."""
     path = path.rstrip(os.sep)
     stem, ending = (path, '') if os.path.isdir(path) else os.path.splitext(path)
-    base = '{}.{}'.format(stem, time.strftime('%Y%m%d-%H%M%S', time.localtime(os.path.getmtime(path))))
-    aside, number = base + ending, 1
-    while os.path.lexists(aside):
-        number += 1
-        aside = '{}-{}{}'.format(base, number, ending)
+    date = time.strftime('%Y%m%d-%H%M%S', time.localtime(os.lstat(path).st_mtime))
+    aside = unused('{}.{}'.format(stem, date), ending)
     os.rename(path, aside)
     return aside
+
+
+def unused(stem: str, ending: str = '') -> str:
+    """`stem` + `ending`, with a number between them if that exists already."""
+    path, number = stem + ending, 1
+    while os.path.lexists(path):
+        number += 1
+        path = '{}-{}{}'.format(stem, number, ending)
+    return path

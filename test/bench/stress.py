@@ -18,16 +18,16 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / 'test' / 'unit' / 'data')]
+sys.path[:0] = [str(ROOT), *(str(ROOT / 'test' / name) for name in ('lib', 'unit/data'))]
 
 import fuzzed_images
+import synthetic_dataset
 
 import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
 
 import torch
 
 from util.checkpoints import checkpointer, pth_file
-from util.tools import synthetic_dataset
 from util.errors import UserError
 from util.data.image_files import UnreadableImage
 from util.tools.launch import child_pids

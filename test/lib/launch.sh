@@ -2,10 +2,10 @@
 # The declarations of a launcher: recipe, devices, nodes, epochs, output; and launch.
 # A launcher declares; `launch "$@"` reads the user's parameters, builds the command, runs it and keeps its log.
 
-if [ -z "${BASH_VERSION:-}" ] || shopt -qo posix; then      # sh test/LAUNCHER.sh
-    echo "error: $0 is a bash script: start it with 'bash $0'" >&2
-    exit 2
-fi
+# First, for a reader that is not bash; sh may be bash without its extensions.
+[ -n "${BASH_VERSION:-}" ] || { echo "error: $0: run it with bash: bash $0" >&2 && exit 2; }
+set +o posix
+
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -23,15 +23,18 @@ epochs() { EPOCHS=$1; }
 output() { OUTPUT=$1; }         # folder/log, from the repository's root
 
 usage() {
-    local needs=''
+    local needs='' finetune=''
+    if [[ $SCRIPT != main_pretrain.py ]]; then
+        finetune=$'  --finetune_pth=FILE     pre-trained checkpoint, or its URL (.../name-HASH.pth)\n'
+    fi
     if ((${#NEEDS[@]})); then needs=$(printf -- ' --%s=FILE' "${NEEDS[@]}"); fi
-    sed -n '2,/^\./{/^# shellcheck/d; /^#/s/^# \{0,1\}//p}' "$0"
-    sed "$([[ $SCRIPT == main_pretrain.py ]] && echo '/--finetune_pth/d')" <<EOF
+    sed -n '2,/^\. /{/^# shellcheck/d; /^#/s/^# \{0,1\}//p}' "$0"
+    cat <<EOF
 
 bash test/$(basename "$0") --data_path=FOLDER$needs [flags]
 
   --data_path=FOLDER      images: train/<class>/ and val/<class>/, the CIFAR-10 or CIFAR-100 python batches, or CSV files
-  --finetune_pth=FILE     pre-trained checkpoint (fine-tuning, linear probing), or its URL (.../name-HASH.pth)
+$finetune\
   --resume_pth=FILE       checkpoint to evaluate or to resume from, or its URL
   --nproc=N               processes on this node, instead of $DEVICES
   --nnodes=N              nodes, instead of $NODES (or NNODES in the environment)
@@ -87,12 +90,11 @@ check_parameters() {
     for name in nproc nnodes stop_timeout; do
         [[ ${!name:-1} =~ ^[1-9][0-9]{0,8}$ ]] || die "--$name: ${!name} is not a positive number"
     done
-    [[ ${max_restarts:-0} =~ ^[0-9]{1,9}$ ]] || die "--max_restarts: $max_restarts is not a number"
     [[ ${master_port:-1} =~ ^[1-9][0-9]{0,4}$ ]] || die "--master_port: $master_port is not a port"
-    # A file name may begin like a flag.
-    for name in data_path finetune_pth resume_pth output_dir config; do
-        if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
+    for name in max_restarts node_rank; do
+        [[ ${!name:-0} =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "--$name: ${!name} is not a number"
     done
+    as_paths data_path finetune_pth resume_pth output_dir config
     [[ -d $data_path || -f $data_path && $data_path == *.[cC][sS][vV] ]] ||
         die "--data_path: $data_path is not a folder or CSV file"
     for name in ${NEEDS[@]+"${NEEDS[@]}"}; do

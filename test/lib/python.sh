@@ -1,6 +1,10 @@
 # shellcheck shell=bash
 # Which Python runs the program, and making an environment for it where there is none.
 
+# First, for a reader that is not bash; sh may be bash without its extensions.
+[ -n "${BASH_VERSION:-}" ] || { echo "error: $0: run it with bash: bash $0" >&2 && exit 2; }
+set +o posix
+
 ROOT=${ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
 GENERATIONS=(2.x 1.11 1.8 1.5)      # of PyTorch, the first choice first; each has a <generation>_requirements.txt
 
@@ -10,6 +14,16 @@ die() {
     line=${line//$'\n'/\\n}
     printf 'error: %s\n' "${line//[[:cntrl:]]/?}" >&2
     exit 2
+}
+
+# as_paths NAME...: the values of these variables as paths: with the home folder for ~, which the shell leaves alone after
+# a `=`; and from the folder where they lie if they begin like a flag.
+as_paths() {
+    local name
+    for name in "$@"; do
+        if [[ ${!name}/ == \~/* ]]; then printf -v "$name" '%s' "$HOME${!name:1}"; fi
+        if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
+    done
 }
 
 # release_of GENERATION: TORCH, what is installed where no PyTorch of the generation is found, and VERSIONS, the versions

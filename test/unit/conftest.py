@@ -12,6 +12,7 @@ import threading
 import time
 from collections import namedtuple
 from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -19,9 +20,10 @@ from unittest import mock
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / 'test' / 'lib')]
 sys.path += sorted({str(test.parent) for test in Path(__file__).parent.glob('[!n]*/test_*.py')})     # helpers in them
 os.environ['OMP_NUM_THREADS'] = '1'     # of tests and of what they run: small work, and much of it side by side
+os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = '1'      # else it starts processes, which stay
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 import util  # noqa: F401, I001  (before torch: it keeps `import torch` from loading a broken torch_npu)
@@ -30,29 +32,34 @@ from torch import distributed
 
 from util.errors import status_of
 from util.log import logger
-from util.tools import synthetic_dataset
-from util.tools.launch import child_pids
+import synthetic_dataset
 from util.training import session
 
 Run = namedtuple('Run', 'status output')
 TIMEOUT = 600               # seconds
-BY_OTHERS = 'PYTEST_CURRENT_TEST', 'TORCHINDUCTOR_'     # variables that pytest sets, and that importing torch does
+BY_OTHERS = 'PYTEST_CURRENT_TEST', 'TORCHINDUCTOR_', '_TORCHINDUCTOR_'    # variables that pytest and torch set
 
 NANO = ['--input_size', '32', '--patch_size', '8', '--num_workers', '0', '--device', 'cpu']
 PRETRAIN = ['--model', 'mae_vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
 FINETUNE = ['--model', 'vit_nano_patch16', '--batch_size', '8', '--warmup_epochs', '1', *NANO]
 
 
+def children():
+    """Pids of the running child processes."""
+    pids = ' '.join(path.read_text() for path in Path('/proc/self/task').glob('*/children')).split()
+    return {pid for pid in pids if not Path('/proc', pid, 'stat').read_text().rpartition(')')[2].startswith(' Z')}
+
+
 def process_state():
     """What tests must leave as it was."""
     sender = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(sender)
-    return {'signal handlers': {number: signal.getsignal(number) for number in range(1, signal.NSIG)},
+    return {'signal handlers': {(number, signal.getsignal(number)) for number in range(1, signal.NSIG)},
             'blocked signals': signal.pthread_sigmask(signal.SIG_BLOCK, []), 'wake-up descriptor': sender,
             'threads': {thread.name for thread in threading.enumerate()} - {'tqdm_monitor'},    # of downloads
-            'children': set(child_pids(os.getpid())),
+            'children': children(),
             'cores': hasattr(os, 'sched_getaffinity') and os.sched_getaffinity(0),
-            'environment': {name: value for name, value in os.environ.items() if not name.startswith(BY_OTHERS)},
+            'environment': {item for item in os.environ.items() if not item[0].startswith(BY_OTHERS)},
             'logger': (logger.handlers[:], logger.propagate, logger.level), 'folder': os.getcwd(),
             'process group': distributed.is_available() and distributed.is_initialized(),
             'torch': (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads())}
@@ -64,7 +71,9 @@ def assert_unchanged(before):
     while time.monotonic() < deadline and process_state() != before:
         time.sleep(.02)
     after = process_state()
-    assert not {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    changed = [name for name in before if before[name] != after[name]]
+    assert not {name: before[name] ^ after[name] if isinstance(before[name], set) else (before[name], after[name])
+                for name in changed}
 
 
 def call(name, *words):
@@ -74,6 +83,7 @@ def call(name, *words):
     """
     before, module = process_state(), importlib.import_module(name)
     parse = getattr(module, 'parse_' + re.split('[._]', name)[-1], None)
+    arguments = [parse] if parse else [lambda: sys.argv[1:]] if signature(module.main).parameters else []
     own_session = hasattr(module, 'setup')      # the tools leave the logger set up
     output = io.TextIOWrapper(io.BytesIO(), 'utf-8', 'backslashreplace', write_through=True)
     with mock.patch.object(sys, 'argv', [name.replace('.', '/') + '.py', *map(str, words)]), \
@@ -81,9 +91,9 @@ def call(name, *words):
             mock.patch.object(session.hang_detector, 'start'), redirect_stdout(output), redirect_stderr(output), \
             nullcontext() if own_session else session.process_state_restored():
         try:
-            status = status_of(lambda: module.main(parse()) if parse else module.main())
+            status = status_of(lambda: module.main(*[argument() for argument in arguments]))
         except SystemExit as ended:             # of the parser
-            status = ended.code
+            status = ended.code or 0
     assert_unchanged(before)
     return Run(status, output.buffer.getvalue().decode(errors='replace'))
 
@@ -187,3 +197,13 @@ def pretrained(images, tmp_path_factory):
     run = pretrain('--data_path', images, '--output_dir', folder, '--epochs', 1)
     assert run.status == 0, run.output
     return folder
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    """Escape undecodable bytes of file names in reports, which pytest-xdist cannot send."""
+    outcome = yield
+    report = outcome.get_result()
+    report.sections = [(name, text.encode(errors='backslashreplace').decode()) for name, text in report.sections]
+    if report.failed:
+        report.longrepr = str(report.longrepr).encode(errors='backslashreplace').decode()

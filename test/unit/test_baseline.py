@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, execute, finetune, launcher, pretrain
+from conftest import ROOT, call, finetune, launcher, pretrain
 
 BASELINE = Path(__file__).with_name('baseline')
 RECORD = json.loads((BASELINE / 'results.json').read_text())
@@ -43,7 +43,7 @@ def run_of(task, images, folder):
     flags = ['--data_path', images, '--output_dir', folder, '--resume', 'auto']
     if task == 'resume':
         config = old_folder(folder) / 'config.yaml'
-        return execute([sys.executable, ROOT / 'main_pretrain.py', '--config', config, *flags])
+        return call('main_pretrain', '--config', config, *flags)
     flags += ['--epochs', 2, '--save_every', 1, '--lr', 1e-3]
     if task == 'pretrain':
         return pretrain(*flags, '--norm_pix_loss', '--accum_iter', 2)
@@ -65,7 +65,10 @@ def files_of(folder):
 
 def help_of(command):
     """{flag: default} from the help of a command; None for a default in words."""
-    run = execute([sys.executable, *command.split()], COLUMNS='10000')
+    name, *words = command.replace('-m ', '').replace('.py ', ' ').replace('/', '.').split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('COLUMNS', '10000')
+        run = call(name, *words)
     assert run.status == 0, run.output
     found = {}
     for option in re.split(r'\n(?=  -)', run.output)[1:]:
@@ -108,7 +111,7 @@ def test_a_run_has_the_losses_and_files_of_the_record(images, tmp_path, task):
 def renamed(command):
     """A recorded command under its current name."""
     command = re.sub(r'util([./])(?=\w+)', r'util\1tools\1', command)
-    return command.replace('drawn_dataset', 'synthetic_dataset')
+    return command.replace('util.tools.drawn_dataset', 'synthetic_dataset')       # in test/lib
 
 
 @pytest.mark.parametrize('command', RECORD['help'])

@@ -1,133 +1,180 @@
-"""The commands of the documents name files and flags that exist.
+"""Documents: links lead somewhere, commands name scripts and flags that exist, six of them run, pages stay short.
 
-A command is a line of a ```bash block; it is parsed. test_end_to_end.py runs test/demo.sh, the first of them.
+A command is a line of a ```bash block, or inline code that begins with `python` or `bash`.
 """
-import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from functools import lru_cache
 
 import pytest
-from conftest import ROOT, execute
+from conftest import ROOT, call, execute
 from test_baseline import help_of
 
-from util.config import train_flags
-from util.tools import launch
+DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')])
+TRANSLATIONS = [(name, name.replace('docs/zh/', 'docs/en/') if '/' in name else name.replace('.md', '.en.md'))
+                for name in DOCUMENTS if name.startswith('docs/zh/') or name.replace('.md', '.en.md') in DOCUMENTS]
+BLOCK = re.compile(r'^( *)```(\w*)[^\n]*\n(.*?)^\1```', re.S | re.M)
+INLINE = re.compile(r'(?<!`)`([^`]+)`(?!`)')
+CURRENT = [name for name in DOCUMENTS if not name.startswith('CHANGELOG')]       # which names earlier commands too
+OTHERS = {'--name', '--build-arg', '--gpus', '--ipc', '--runtime', '--signal'}      # of docker and Slurm, in the prose
+LINES, README_LINES, README_BYTES = 250, 300, 25 * 1024
+README_ONLY = ('README.md', 'README.en.md')
 
-PAIRS = [('README.md', 'README.en.md'), ('RECIPES.md', 'RECIPES.en.md'), ('CONTRIBUTING.md', 'CONTRIBUTING.en.md')]
-DOCUMENTS = [name for pair in PAIRS for name in pair]
-PARSERS = {'main_pretrain.py': train_flags.parse_pretrain, 'main_finetune.py': train_flags.parse_finetune,
-           'main_linprobe.py': train_flags.parse_linprobe}
+
+def text_of(name):
+    return (ROOT / name).read_text(encoding='utf-8')
 
 
-def check_printed(command, root=ROOT):
-    """Parse what a launcher of `root` prints under DRY_RUN=1, as the processes which it starts would.
+def bash_of(name):
+    """The bash blocks of a document."""
+    return ''.join(block for _, language, block in BLOCK.findall(text_of(name)) if language == 'bash')
 
-    Returns:
-        (flags of util/tools/launch.py, or None where one process is started without it; flags of the script).
-    """
-    interpreter, script, *flags = shlex.split(command)
-    assert os.access(interpreter, os.X_OK), command
-    started, script = None, os.path.relpath(script, str(root))
-    if script == os.path.join('util', 'tools', 'launch.py'):
-        started, (script, *flags) = launch.parse(flags)
-    return started, PARSERS[os.path.relpath(script, str(root))](flags)
+
+def words_of(code):
+    """[words of a command] in bash code, without comments; pipes, lists and substitutions separate commands."""
+    commands = []
+    for line in code.replace('\\\n', ' ').splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        commands.append([])
+        for word in lexer:
+            if set(word) <= set('();<>|&'):
+                commands.append([])
+            else:
+                commands[-1].append(word)
+    return [words for words in commands if words]
 
 
 def commands_of(name):
-    """The commands of a document's bash blocks, each on one line, without comments."""
-    text, found = (ROOT / name).read_text(encoding='utf-8'), []
-    for block in re.findall(r'^```bash\n(.*?)^```', text, re.S | re.M):
-        lines = block.replace('\\\n', ' ').splitlines()
-        found += [' '.join(re.sub(r'(^|\s)#.*', '', line).split()) for line in lines]
-    return [command for command in found if command]
+    """[words of a command] in the bash blocks and the inline code of a document."""
+    inline = [code.replace('\n', ' ') for code in INLINE.findall(BLOCK.sub('', text_of(name)))]
+    return words_of(bash_of(name)) + [words for code in inline if re.match(r'(\w+=\S+ )?(python|bash) ', code)
+                                      for words in words_of(code)]
 
 
-COMMANDS = list(dict.fromkeys(command for name, _ in PAIRS for command in commands_of(name)))
+def scripts_of(words):
+    """[(file, its words)] of a command, for each script or module of this repository that a word names."""
+    found = []
+    for previous, word in zip(['', *words], words):
+        if previous == '-m' and re.match(r'util\.[a-z_.]+$', word):
+            found.append((word.replace('.', '/') + '.py', []))
+        elif re.match(r'(main_\w+|(util|test)/[\w/]+)\.(py|sh)$', word):
+            found.append((word, []))
+        elif found:
+            found[-1][1].append(word)
+    return found
 
 
-@pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    """A folder like the repository's root, with the folders and files that commands name; the current one."""
-    for path in ROOT.iterdir():
-        if not path.name.startswith(('.', 'output', 'demo_output', '__pycache__')):
-            (tmp_path / path.name).symlink_to(path)
-    for name in ('imagenet', 'cifar-10-batches-py', 'mine', 'bands'):
-        (tmp_path / 'data' / name).mkdir(parents=True)
-    for name in ('photos', 'mine', 'cifar', 'drawn', 'output_pretrain'):
-        (tmp_path / name).mkdir()
-    text = (ROOT / 'README.en.md').read_text(encoding='utf-8')
-    recipe = re.search(r'^```yaml\n# recipe.yaml\n(.*?)^```', text, re.S | re.M).group(1).replace('/data/', 'data/')
-    for name in ('recipe.yaml', 'output_pretrain/config.yaml'):
-        (tmp_path / name).write_text(recipe)
-    monkeypatch.chdir(str(tmp_path))
-    return tmp_path
-
-
-flags_of = lru_cache()(help_of)
-
-
-def parse(words):
-    """Hold a command, from its script's name on, against that script's parser."""
-    script, *flags = words
-    if script == 'util/tools/launch.py':
-        _, (script, *flags) = launch.parse(flags)
-    if script in PARSERS:
-        PARSERS[script](flags)
-    else:
-        given = {word.split('=')[0] for word in flags if word.startswith('--')}
-        assert given <= set(flags_of(script + ' --help')), script
-
-
-def check_launcher(words, folder):
-    """Print what a launcher would start, and parse it."""
-    run = execute(['bash', *words], PYTHON=sys.executable, DRY_RUN='1', NODE_RANK='0', MASTER_ADDR='first')
+@lru_cache(maxsize=None)
+def flags_of(script):
+    """The flags of a script, by its help; a launcher also takes those of its Python script."""
+    if script.startswith(('main_', 'util/')):
+        return frozenset(help_of(script + ' --help'))
+    if script.endswith('.py'):
+        return frozenset(re.findall(r'--\w+', execute([sys.executable, ROOT / script, '--help']).output))
+    run = execute(['bash', ROOT / script, '--help'])
     assert run.status == 0, run.output
-    if 'cifar10' not in words[0]:       # whose later stages take checkpoints of the earlier ones
-        started, _ = check_printed(run.output, folder)
-        devices = int(re.search(r'_(\d+)p\.sh', words[0]).group(1))
-        assert (started.devices * started.nnodes if started else 1) == devices
+    return frozenset(re.findall(r'--\w+', run.output)).union(
+        ['--help'], *(flags_of(name) for name in set(re.findall(r'main_\w+\.py', run.output))))
 
 
-@pytest.mark.parametrize('command', COMMANDS, ids=[command[:70] for command in COMMANDS])
-def test_a_command_names_scripts_and_flags_that_exist(command, workspace):
-    command = re.sub(r'(?<!\w)/data/', 'data/', command)
-    command = re.sub(r'\$\(grep .*?\)', '--mean .1 .2 .3 .4 .5 --std 1 1 1 1 1', command)
-    words = shlex.split(re.split(r' \| | -c <', command)[0])
-    for name in re.findall(r'[\w./-]+\.pth', command):
-        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
-        (workspace / name).write_bytes(b'')
-    for word in words:
-        if word.startswith(('test/', 'docker/', 'util/')) or word.endswith('_requirements.txt'):
-            assert (ROOT / word).is_file(), word
-    launchers = [i for i, word in enumerate(words) if re.match(r'test/\w+_\d+p\.sh$', word)]
-    scripts = [i for i, word in enumerate(words) if word.endswith('.py') and words[0] != 'bash']
-    if launchers:
-        check_launcher(words[launchers[0]:], workspace)
-    elif scripts:
-        parse(words[scripts[0]:])
-    elif words[:2] == ['python', '-m']:
-        parse([' '.join(words[1:3]), *words[3:]])
-    else:
-        assert words[0] in ('bash', 'source', 'pip', 'docker', 'kubectl')
+@pytest.mark.parametrize('name', [name for name in DOCUMENTS if bash_of(name)])
+def test_bash_blocks_parse(name):
+    run = subprocess.run(['bash', '-n'], input=bash_of(name).encode(), stderr=subprocess.PIPE)
+    assert run.returncode == 0, run.stderr.decode()
 
 
-@pytest.mark.parametrize('chinese, english', PAIRS, ids=[chinese for chinese, _ in PAIRS])
+@pytest.mark.parametrize('name', CURRENT)
+def test_commands_name_scripts_and_flags_that_exist(name):
+    for words in commands_of(name):
+        for script, rest in scripts_of(words):
+            assert (ROOT / script).is_file(), script
+            given = {word.split('=')[0] for word in rest if re.match(r'--\w', word)}
+            assert not given or given <= flags_of(script), '{}: {}'.format(script, given - flags_of(script))
+
+
+def test_the_prose_names_flags_that_exist():
+    scripts = {script for name in CURRENT for words in commands_of(name) for script, _ in scripts_of(words)
+               if not script.startswith('test/lib/')}
+    flags = OTHERS.union(*map(flags_of, scripts))
+    for name in CURRENT:
+        for code in INLINE.findall(BLOCK.sub('', text_of(name))):
+            flag = re.match(r'--[a-z][\w-]*', code)
+            assert not flag or flag.group() in flags, '{}: {}'.format(name, code)
+
+
+@pytest.mark.parametrize('chinese, english', TRANSLATIONS, ids=[chinese for chinese, _ in TRANSLATIONS])
 def test_both_languages_have_the_same_commands(chinese, english):
-    assert commands_of(chinese) == commands_of(english)
+    assert words_of(bash_of(chinese)) == words_of(bash_of(english))
 
 
-def anchors_of(text):
+def anchors_of(name):
     """The names by which GitHub links to the headings of a document."""
-    headings = re.findall(r'^#+ (.*)$', re.sub(r'^```.*?^```', '', text, flags=re.S | re.M), re.M)
-    return {re.sub(r'[^\w\- ]', '', heading.lower()).strip().replace(' ', '-') for heading in headings}
+    anchors = []
+    for heading in re.findall(r'^#+ (.*)$', BLOCK.sub('', text_of(name)), re.M):
+        heading = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', heading)
+        anchor = re.sub(r'[^\w\- ]', '', heading.lower()).strip().replace(' ', '-')
+        same = sum(re.fullmatch(re.escape(anchor) + r'(-\d+)?', other) is not None for other in anchors)
+        anchors.append('{}-{}'.format(anchor, same) if same else anchor)
+    return anchors
 
 
-@pytest.mark.parametrize('name', [*DOCUMENTS, 'CHANGELOG.md', 'CHANGELOG.en.md'])
+@pytest.mark.parametrize('name', DOCUMENTS)
 def test_links_between_documents_lead_somewhere(name):
-    for target in re.findall(r'\]\(([^)\s]+)\)', (ROOT / name).read_text(encoding='utf-8')):
+    prose = INLINE.sub('', BLOCK.sub('', text_of(name)))
+    for target in re.findall(r'\]\(([^)\s]+)\)', prose):
         path, _, anchor = target.partition('#')
-        if not path.startswith('http'):
-            assert (ROOT / (path or name)).exists(), target
-            assert not anchor or anchor in anchors_of((ROOT / (path or name)).read_text(encoding='utf-8')), target
+        if not re.match(r'\w+:', path):
+            linked = ((ROOT / name).parent / path if path else ROOT / name).resolve()
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors_of(linked.relative_to(ROOT).as_posix()), target
+
+
+@pytest.mark.parametrize('name', README_ONLY)
+def test_the_table_of_launchers_is_complete(name):
+    """A row has devices, epochs and log as the launcher declares them."""
+    rows = {row[0]: row for row in (re.split(r' *\| *', line)[1:-1] for line in text_of(name).splitlines())
+            if row and re.match(r'`\w+\.sh`', row[0])}
+    launchers = [path for path in (ROOT / 'test').glob('*.sh') if re.search('^launch ', path.read_text(), re.M)]
+    assert len(rows) == len(launchers) == 11
+    for path in launchers:
+        declared = dict(re.findall(r'^(\w+) +(\S+)$', path.read_text(), re.M))
+        _, devices, epochs, *_, log = rows['`{}`'.format(path.name)]
+        assert int(re.match(r'\d+', devices).group()) == int(declared['devices']) * int(declared.get('nodes', 1))
+        assert (epochs, log) == (declared.get('epochs', '-'), '`{}`'.format(declared['output'])), path.name
+
+
+def test_readme_commands_run(images, tmp_path, monkeypatch):
+    """Photographs from pre-training to export, by the commands of the README with one epoch of small batches."""
+    monkeypatch.chdir(str(tmp_path))
+    (tmp_path / 'photos').symlink_to(images / 'train')
+    (tmp_path / 'mine').symlink_to(images / 'train')
+    shutil.copy(str(next((images / 'val').glob('*/*'))), 'photo.jpg')
+    done = []
+    for _, script, *words in words_of(bash_of('README.md').replace('checkpoint-119', 'checkpoint-0')):
+        if {'photos', 'mine', 'photo.jpg', 'classifier.onnx'} & set(words):
+            if script.startswith('main_'):
+                words += ['--num_workers', 0, '--device', 'cpu', '--batch_size', 8]
+            if '--epochs' in words:
+                words += ['--epochs', 1, '--warmup_epochs', 0]
+            name = words.pop(0) if script == '-m' else script[:-3]
+            run = call(name, *words)
+            assert run.status == 0, run.output
+            done.append(name)
+    assert done == ['main_pretrain', 'util.tools.visualize', 'main_finetune', 'main_predict', 'main_finetune',
+                    'util.tools.export']
+    for name in ('output_photos/log.txt', 'output_photos/report.html', 'reconstructions.png', 'output_mine/log.txt',
+                 'output_eval/eval.json', 'classifier.onnx'):
+        assert (tmp_path / name).is_file(), name
+
+
+def test_documents_are_short():
+    for name in DOCUMENTS:
+        lines = text_of(name).count('\n')
+        if name in README_ONLY:
+            assert lines <= README_LINES and (ROOT / name).stat().st_size <= README_BYTES, name
+        elif name.startswith('docs/'):
+            assert lines <= LINES, name

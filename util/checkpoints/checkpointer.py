@@ -3,10 +3,8 @@ import glob
 import json
 import os
 import re
-import shutil
 import threading
 import time
-from argparse import Namespace
 from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
@@ -21,11 +19,8 @@ from util.distributed import hang_detector
 from util.errors import UserError
 from util.files import lines, set_aside
 from util.log import logger
+from util.text import first_line
 
-# Flags that do not affect the result: `report_changes` skips them.
-PLACES = ('data_path', 'output_dir', 'log_dir', 'resume', 'num_workers', 'pin_mem', 'local_rank', 'dist_url', 'addr',
-          'prof', 'report_every', 'config', 'save_every', 'save_every_minutes', 'keep_last', 'hang_timeout', 'finetune',
-          'init_from')
 BEST = 'checkpoint-best.pth'            # highest accuracy
 
 
@@ -105,6 +100,12 @@ class Checkpointer:
         """A value of the checkpoint, see util.checkpoints.schema; `default` without a checkpoint."""
         return self.state.get(name, default)
 
+    @property
+    def outputs(self) -> Optional[int]:
+        """Number of classes that the checkpoint's classifier has; None without one."""
+        heads = [self.state.get('model', {}).get(name) for name in ('head.weight', 'head.1.weight')]
+        return next((len(head) for head in heads if head is not None and head.dim() == 2), None)
+
     def load_model(self, model: nn.Module, fit_positions: bool = False, ema_weights: bool = False) -> None:
         """Load the weights, or with `ema_weights` those of the EMA, if any, into a model without precision set up yet.
 
@@ -161,18 +162,6 @@ class Checkpointer:
         return [set_aside(path) for path in numbered(self._folder)
                 if _place(path) > start and os.path.realpath(path) != kept]
 
-    def report_changes(self, args: Namespace, processes: int) -> None:
-        """Log which flags differ from those in the checkpoint."""
-        if not self.is_resume or not self.get('args'):
-            return
-        before = {'processes': self.get('processes', processes), **self.state['args']}
-        now = dict(vars(args), processes=processes)
-        changed = ['{} {} -> {}'.format(name, before[name], now[name]) for name in sorted(now)
-                   if name in before and before[name] != now[name] and name not in PLACES]
-        if changed:
-            logger.info('changed since the checkpoint: %s%s', ', '.join(changed),
-                        '; the epoch continues with the images not seen yet' if self.get('images') else '')
-
     def begin(self) -> None:
         """Training begins: free the loaded tensors, which the model and the optimizer have copied; reset the timer."""
         self.state, self._last = {}, time.monotonic()
@@ -208,24 +197,14 @@ class Checkpointer:
                 save(path, state)
             except (OSError, RuntimeError) as error:     # RuntimeError: torch.save on a full disk
                 self.failed = True
-                logger.error('error: %s', self._failure(path, state, error))
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+                logger.error('error: %s: not saved (%s); newest checkpoint: %s; training continues and retries at the '
+                             'next checkpoint', path, reason, (numbered(self._folder) or ['none'])[0])
         for path in numbered(self._folder)[self._keep_last:] if self._keep_last and not self.failed else []:
             try:
                 os.remove(path)
             except OSError as error:
                 logger.warning('%s: cannot be removed (%s)', path, error.strerror)
-
-    def _failure(self, path: str, state: State, error: Exception) -> str:
-        """Why the checkpoint at `path` was not saved, the space it needs, and what is left to resume from."""
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split('\n')[0]
-        try:
-            free = '{:.1f} MB free'.format(shutil.disk_usage(self._folder).free / 1e6)
-        except OSError:
-            free = 'free space unknown'
-        newest, sizes = (numbered(self._folder) or ['none'])[0], []
-        plain_copy(state, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
-        return ('{}: not saved ({}); {:.1f} MB needed, {}; newest checkpoint: {}; training continues and retries at '
-                'the next checkpoint'.format(path, reason, sum(sizes) / 1e6, free, newest))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: State, path: str) -> None:

@@ -4,6 +4,7 @@ from typing import Any, Container, Dict, List, NamedTuple, Optional
 from torch import Tensor, nn
 
 from util.checkpoints import pth_file, schema, weights
+from util.checkpoints.containers import check_tokens
 from util.checkpoints.schema import Weights
 from util.config.input_flags import COLOURED, InputSize, size_fault
 from util.errors import UserError
@@ -46,8 +47,8 @@ def _load(path: str, models: Container[str], scripts: str, input_size: Optional[
             raise UserError('{0}: a pre-trained model without classes; fine-tune it first: '
                             'python main_finetune.py --finetune {0} --data_path ...'.format(path))
         flags = state.get('args') or {}
-        if 'model' not in flags:
-            flags = {**_inferred_flags(values, path), **flags}
+        if flags.get('model') not in {**PRETRAIN_MODELS, **FINETUNE_MODELS}:        # flags of another program
+            flags = {**_inferred_flags(values, path), **{name: flags.get(name) for name in ('mean', 'std')}}
         if flags['model'] not in models:
             raise UserError('{}: not a checkpoint of {}{}'.format(
                 path, scripts, '; it has no decoder for reconstructions' if models is PRETRAIN_MODELS else ''))
@@ -70,6 +71,7 @@ def _load(path: str, models: Container[str], scripts: str, input_size: Optional[
 
 def _inferred_flags(values: Weights, path: str) -> Dict[str, Any]:
     """Flags of weights without any, inferred from their shapes; a warning lists what is assumed."""
+    check_tokens(values, path)
     flags = infer_size(values, path)
     assumed = (', assumed to be trained without --norm_pix_loss' if flags['model'].startswith('mae_') else
                '' if 'head.weight' in values else ', encoder only')

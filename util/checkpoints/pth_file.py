@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy  # safetensors.torch cannot be imported under torch 1.5 and 1.8
 import torch
 
-from util.checkpoints import download, hugging_face, pth_format
+from util.checkpoints import containers, download, hugging_face, pth_format
 from util.checkpoints.schema import State, Weights, is_state_dict
 from util.compat import supported
 from util.config.weights_location import is_url
@@ -93,11 +93,10 @@ def load(path: str, as_trained: bool = False) -> State:
     with checkpoint_errors(path):
         local = download.fetch(path) if is_url(path) else path
         folder = hugging_face.folder_of(local)
-        state = hugging_face.read_folder(folder, lambda part: _read(part).get('model')) if folder else _read(local)
-        if not folder and is_state_dict(state.get('model')) and hugging_face.is_foreign(state['model']):
+        state = containers.unwrap(hugging_face.read_folder(folder, lambda part: _read(part).get('model')) if folder
+                                  else _read(local), path)
+        if not folder and hugging_face.is_foreign(state['model']):
             state = hugging_face.translate(state['model'], path)
-    if not is_state_dict(state.get('model')):
-        raise UserError("{}: not a checkpoint: no 'model'".format(path))
     if type(state.get('args')) is not dict:
         state.pop('args', None)
     broken = [name for name, value in state['model'].items() if not torch.isfinite(value.sum(dtype=torch.float64))]

@@ -14,6 +14,8 @@ import zipfile
 from pickle import UnpicklingError
 from typing import Any, BinaryIO, Callable, Dict, Tuple
 
+from util.checkpoints.containers import SAVE_WEIGHTS
+
 MOST_DIRECTORY = 2 ** 23        # bytes of the central directory, about 100000 records
 MOST_PICKLES = 2 ** 24          # bytes; ViT-H with optimizer state takes 2 ** 18
 MAGIC_NUMBER = 0x1950a86a20f9469cfc6c       # legacy format, before zip archives
@@ -130,7 +132,7 @@ def _inspected(content: Content) -> Tuple[Any, Storages]:
     begin, tuples = content.tell(), 0
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name not in OPCODES:
-            raise UnpicklingError('opcode {}, which no plain value needs'.format(opcode.name))
+            raise UnpicklingError('opcode {}, which no plain value needs; {}'.format(opcode.name, SAVE_WEIGHTS))
         tuples += opcode.name.startswith('TUPLE')
         if count > MOST_OPERATIONS or tuples > MOST_TUPLES:
             raise UnpicklingError('too many values')
@@ -193,7 +195,7 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in NAMES:
-            raise UnpicklingError('{}.{} is neither a tensor nor a plain value'.format(module, name))
+            raise UnpicklingError('{}.{} is neither a tensor nor a plain value; {}'.format(module, name, SAVE_WEIGHTS))
         return super().find_class(module, name)
 
 

@@ -115,8 +115,7 @@ CHECKPOINT = {
     'epoch': EPOCH,                                 # last complete epoch, counted from 0
     'images': COUNT,                                # images done in the next epoch
     'progress': _dict(                              # EpochMeter of the next epoch, if it has begun
-        loss=_dict(total=_list(NUMBER, 2), windows=_list(_list(NUMBER, 2))), skipped_steps=COUNT, lr=NUMBER,
-        speed=_list(NUMBER, 3)),
+        loss=_dict(total=_list(NUMBER, 2), windows=_list(_list(NUMBER, 2))), skipped_steps=COUNT, lr=NUMBER),
     'args': _dict(),                                # flags of the training; FLAGS are validated
     'processes': _number(int, least=1),             # world size
     'bad_steps_in_row': COUNT,                      # consecutive non-finite steps

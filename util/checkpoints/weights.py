@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from torch import Tensor, nn
 
 from util.checkpoints import schema
+from util.checkpoints.containers import check_tokens, not_a_vit
 from util.checkpoints.pth_file import checkpoint_errors, load
 from util.checkpoints.schema import Weights
 from util.config.input_flags import grid_of
@@ -21,10 +22,13 @@ SHAPE_FLAGS = '--model, --input_size, --patch_size and --in_chans'
 
 def load_strict(model: nn.Module, weights: Weights, path: str) -> None:
     """Load all weights of a model; UserError names the first difference in names or shapes."""
-    own, head = model.state_dict(), weights.get('head.weight')
-    if 'head.weight' in own and head is not None and head.dim() == 2 and len(head) != len(own['head.weight']):
-        raise UserError('{}: trained with {} classes, but this run has {}; see --nb_classes and --data_path'
-                        .format(path, len(head), len(own['head.weight'])))
+    own = model.state_dict()
+    _check_vit(own, weights, path)
+    if 'decoder_embed.weight' in own and 'decoder_embed.weight' not in weights:
+        raise UserError('{0}: no decoder; start from its encoder by --init_from {0}, without --resume'.format(path))
+    if _has_head(own) and not _has_head(weights):
+        raise UserError('{0}: pre-trained weights without a classifier; train one first by --finetune {0}, without '
+                        '--resume and --eval'.format(path))
     for name, script in (('head.weight', 'main_finetune.py'), ('head.1.weight', 'main_linprobe.py')):
         if name in weights and name not in own and 'cls_token' in own:
             raise UserError('{}: a classifier of {}; use that script to resume or evaluate it'.format(path, script))
@@ -59,8 +63,8 @@ def load_pretrained(model: nn.Module, weights: Weights, path: str, flags: Flags 
     missing head or fc_norm keeps its random initialization. Returns names left out and names that keep their random
     initialization; raises UserError if the encoder is another model.
     """
-    own = model.state_dict()
-    kept = {name: value for name, value in with_positions_for(model, weights, flags).items() if name in own}
+    own, weights = model.state_dict(), with_positions_for(model, weights, flags)
+    kept = {name: value for name, value in weights.items() if name in own}
     if any(name.startswith('head.') and value.shape != own[name].shape for name, value in kept.items()):
         kept = {name: value for name, value in kept.items() if not name.startswith('head.')}
     return _load_part(model, own, weights, kept, ('head.', 'fc_norm.', 'norm.'), path)
@@ -83,6 +87,7 @@ def load_for_pretraining(model: nn.Module, weights: Weights, path: str, flags: F
 def _load_part(model: nn.Module, own: Weights, weights: Weights, kept: Weights, optional: tuple, path: str) -> tuple:
     """Load the `kept` part of `weights` into a model whose state_dict is `own`; only names with an `optional` prefix
     may be missing."""
+    _check_vit(own, weights, path)
     left_out, fresh = [name for name in weights if name not in kept], [name for name in own if name not in kept]
     _reject_any([name for name in fresh if not name.startswith(optional)], 'lacks', path)
     # e.g. layer scale, without which the blocks would compute something else
@@ -120,6 +125,20 @@ def _trained_grid(table: Tensor, flags: Flags) -> Optional[Tuple[int, int]]:
     """(rows, columns) from the flags, if it matches the length of the table."""
     grid = grid_of(flags)
     return grid if grid and table.shape[1] == 1 + grid[0] * grid[1] else None
+
+
+def _has_head(weights: Weights) -> bool:
+    return any(name.startswith('head.') for name in weights)
+
+
+def _check_vit(own: Weights, weights: Weights, path: str) -> None:
+    """Raise UserError for weights of anything but a ViT with one class token; `own` is the state_dict of a model."""
+    if 'cls_token' in own and 'patch_embed.proj.weight' not in weights:
+        raise not_a_vit(path, weights)
+    table = weights.get('pos_embed')
+    fits = table is not None and 'pos_embed' in own and table.shape == own['pos_embed'].shape
+    if not fits or 'dist_token' in weights:
+        check_tokens(weights, path)
 
 
 def _reject_any(names: Names, verb: str, path: str, flags: str = '--model') -> None:

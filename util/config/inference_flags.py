@@ -1,6 +1,6 @@
 """Flags of main_predict.py, and those that the tools for trained models share."""
 import os
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from typing import Optional, Sequence
 
 from util.config.input_flags import parse_size
@@ -8,28 +8,34 @@ from util.config.parser import Parser, add_device, non_negative_int, positive_in
 from util.config.weights_location import location_fault
 
 
-def parse_predict(argv: Optional[Sequence[str]] = None) -> Namespace:
-    """Parse and check the flags of main_predict.py; an error ends the process with one line."""
+def predict_parser() -> Parser:
+    """Flags of main_predict.py."""
     parser = Parser(prog='main_predict.py', description='Classify images by a model of main_finetune.py.')
     add_model(parser, 'main_finetune.py')
     add_images(parser)
     add = parser.add_argument
     add('--top', type=positive_int, default=5, help='classes to print per image')
-    add('--json', action='store_true', help='print a JSON object per image (file, classes, probabilities), not a table')
-    add('--output', default='', help='write these JSON lines to this file, atomically; default: standard output')
-    add('--class_names', default='',
-        help="text file with one class name per line, in label order; default: the checkpoint's")
+    add('--json', action='store_true', help='print a JSON object per image (file, classes, probabilities)')
+    add('--output', help='file to write these JSON lines to when all are there; default: standard output')
+    add('--class_names', help="text file with one class name per line, in label order; default: the checkpoint's")
     add_work(parser)
-    args = parser.parse_args(argv)
-    check_checkpoint(parser, args)
-    check_output(parser, args)
-    return args
+    return parser
+
+
+def parse_predict(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse and check the flags of main_predict.py; an error ends the process with one line."""
+    return predict_parser().parse_args(argv)
+
+
+def add_checkpoint(parser: Parser, scripts: str) -> None:
+    """Add --resume; `scripts` are those that train the model."""
+    parser.add_argument('--resume', required=True, type=weights, help='checkpoint of {}, or weights of timm or Hugging '
+                        'Face: a file, a folder, or a URL with a hash in its name'.format(scripts))
 
 
 def add_model(parser: Parser, scripts: str) -> None:
-    """Add --resume and --input_size; `scripts` are those that train the model."""
-    parser.add_argument('--resume', required=True, help='checkpoint of {}, or weights of timm or Hugging Face: a file, '
-                        'a folder, or a URL with a hash in its name'.format(scripts))
+    """Add --resume, as add_checkpoint, and --input_size."""
+    add_checkpoint(parser, scripts)
     parser.add_argument('--input_size', type=parse_size, metavar='SIDE or HxW', help='side of the square input in '
                         'pixels, or height and width, as 160x320; positions are interpolated; default: as in training')
 
@@ -50,17 +56,10 @@ def add_work(parser: Parser) -> None:
         help='loader processes; 0: load in the main process; default: number of cores, at most 10')
 
 
-def check_checkpoint(parser: Parser, args: Namespace) -> None:
-    """End the process with one line if --resume is not a valid location of weights."""
-    fault = location_fault(args.resume)
+def weights(text: str) -> str:
+    """argparse type: location of weights, see util.config.weights_location."""
+    location = os.path.expanduser(text)
+    fault = location_fault(location)
     if fault:
-        parser.error('argument --resume: {} {}'.format(args.resume, fault))
-
-
-def check_output(parser: Parser, args: Namespace) -> None:
-    """End the process with one line if --output, when given, cannot be a file."""
-    folder = os.path.dirname(os.path.abspath(args.output))
-    if not os.path.isdir(folder):
-        parser.error('argument --output: {} does not exist'.format(folder))
-    if args.output and os.path.isdir(args.output):
-        parser.error('argument --output: {} is a folder'.format(args.output))
+        raise ArgumentTypeError('{} {}'.format(location, fault))
+    return location

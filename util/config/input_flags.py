@@ -12,6 +12,7 @@ from util.errors import UserError
 
 RECIPE_AA = 'rand-m9-mstd0.5-inc1'
 COLOURED = (1, 3)           # channels for which colour augmentation, a usual mean and a usual std exist
+MAX_SIDE, MAX_PATCHES = 2 ** 13, 2 ** 18        # positions alone then have a gigabyte in the largest model
 InputSize = Union[int, Sequence[int]]
 
 
@@ -21,7 +22,7 @@ def add_flags(add: Callable) -> None:
         help='side of the square input in pixels; or its height and width')
     add('--patch_size', type=positive_int, help="side of a patch in pixels; default: the model's own")
     add('--in_chans', type=positive_int, default=3,
-        help='image channels: 1 (grey), 3 (RGB), or those of the files (.npy arrays, RGBA)')
+        help='image channels: 1 (grey), 3 (RGB), or those of .npy arrays')
     add('--mean', type=number(float), nargs='+',
         help="pixel mean, per channel or one for all, on a scale of 0 to 1; default: the checkpoint's, or ImageNet's")
     add('--std', type=positive, nargs='+', help='pixel standard deviation, as --mean')
@@ -83,7 +84,11 @@ def patch_in_name(model: str) -> Optional[int]:
 
 
 def size_fault(size: InputSize, patch: int) -> Optional[str]:
-    """Error message with the nearest valid sizes if patches do not tile the input, else None."""
+    """Error message if patches do not tile the input (with the nearest valid sizes) or are too many, else None."""
+    height, width = sides(size)
+    if max(height, width) > MAX_SIDE or height // patch * (width // patch) > MAX_PATCHES:
+        return '{} x {} is too large: at most {} pixels a side and {} patches'.format(height, width, MAX_SIDE,
+                                                                                      MAX_PATCHES)
     odd = next((length for length in sides(size) if length % patch), None)
     if odd is None:
         return None

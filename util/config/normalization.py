@@ -1,9 +1,8 @@
 """Mean and standard deviation of the input channels."""
 import math
 from argparse import Namespace
+from decimal import Decimal
 from typing import Any, Dict, Optional, Sequence, Tuple
-
-import numpy as np
 
 from util.errors import UserError
 from util.log import logger
@@ -65,4 +64,4 @@ def flags_text(mean: Values, std: Values) -> str:
 
 def number_text(value: float) -> str:
     """A number in six digits, without an exponent: argparse takes -1e-3 for a flag."""
-    return np.format_float_positional(value, 6, fractional=False, trim='-')
+    return '{:f}'.format(Decimal('{:.6g}'.format(value)))

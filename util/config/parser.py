@@ -6,22 +6,26 @@ A value in the file is the text that would follow the flag on the command line: 
 import argparse
 import difflib
 import math
+import os
 import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from util.errors import USER_ERROR_STATUS, UserError, report_once_per_node, run
+from util.files import open_regular
 from util.text import one_line
 
+LARGEST = 2 ** 31 - 1       # integer: of seeds, and of counts on a device
 NULL = ('', '~', 'null', 'Null', 'NULL')        # YAML's null: the flag keeps its default
+VISIBLE = {'npu': 'ASCEND_RT_VISIBLE_DEVICES', 'cuda': 'CUDA_VISIBLE_DEVICES'}     # environment variables
 SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}     # YAML's booleans
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser with one-line errors, no abbreviations and, by --config, defaults of any flags in a YAML file."""
+    """ArgumentParser with one-line errors, no abbreviations and, by --config, a YAML file of any flags."""
 
     def __init__(self, **options):
         self.flags = {}             # {'--name': argparse.Action}
-        self._source = ''           # prefix of errors while a file is parsed
+        self._config = ''           # the file of --config, for errors
         super().__init__(allow_abbrev=False, **options)
 
     def add_argument(self, *names, **options) -> argparse.Action:
@@ -34,6 +38,8 @@ class Parser(argparse.ArgumentParser):
 
     def _register(self, action):
         self.flags.update((name, action) for name in action.option_strings)
+        if action.type is None and action.nargs != 0:
+            action.type = os.path.expanduser        # ~, which no shell expands in --flag=~/x or a YAML file
         hidden = action.required or isinstance(action.default, bool)
         if not hidden and action.default not in (None, '', argparse.SUPPRESS):
             action.help += ' (default: %(default)s)'
@@ -42,36 +48,32 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         """End the process with one line and status 2."""
         report_once_per_node()
-        self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help)\n'.format(one_line(self._source + message), self.prog))
+        self.exit(USER_ERROR_STATUS, 'error: {} (see {} --help{})\n'.format(one_line(message), self.prog,
+                                                                           one_line(self._config)))
 
     def parse_args(self, args: Optional[Sequence[str]] = None, namespace: Any = None) -> argparse.Namespace:
         """Parse the flags; an error ends the process with one line."""
         argv = sys.argv[1:] if args is None else list(args)
         path = _value_in_argv('--config', argv) if '--config' in self.flags else None
-        parsed, unknown = self.parse_known_args(argv, namespace if path is None else self._read_config(path))
+        if path is not None:
+            self._config = ' and ' + path
+            argv = self._read_config(path) + argv       # of a flag given twice, the last value counts
+        parsed, unknown = self.parse_known_args(argv, namespace)
         if unknown:
             self._unknown(unknown[0].split('=')[0])
         return parsed
 
     def _unknown(self, flag):
-        close = difflib.get_close_matches(flag, self.flags, n=1)
+        close = difflib.get_close_matches(flag, self.flags, n=1, cutoff=.8)
         self.error('unknown argument {}{}'.format(flag, '; did you mean {}?'.format(close[0]) if close else ''))
 
     def _read_config(self, path):
-        """The flags by a file, or their defaults, as a Namespace; what the file sets is no longer required."""
-        required = [action for action in self.flags.values() if action.required]
-        for action in required:
-            action.required = False
+        """The flags of a file as command-line arguments."""
         try:
             settings = read_config(path)
         except UserError as error:
             self.error(str(error))
-        self._source = '--config {}: '.format(path)
-        values = self.parse_args([word for name, value in settings.items() for word in self._argv('--' + name, value)])
-        self._source = ''
-        for action in required:
-            action.required = getattr(values, action.dest) is None
-        return values
+        return [word for name, value in settings.items() for word in self._argv('--' + name, value)]
 
     def _argv(self, flag, value):
         """A flag of a file as command-line arguments; `value` is read_config's."""
@@ -100,6 +102,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, excluded:
     """argparse type: int or float from `low` to `high`, both included unless `excluded`."""
     limits = ['{}{} {}'.format(sign, '' if limit in excluded else '=', limit)
               for sign, limit in (('>', low), ('<', high)) if math.isfinite(limit)]
+    high = min(high, LARGEST) if kind is int else high
     expected = ('an integer ' if kind is int else 'a number ') + ' and '.join(limits)
 
     def parse(text):
@@ -108,13 +111,14 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, excluded:
         except ValueError:
             value = math.nan
         if not (low <= value <= high and math.isfinite(value)) or value in excluded:
-            raise argparse.ArgumentTypeError('{!r} is not {}'.format(text, expected.rstrip()))
+            raise argparse.ArgumentTypeError('{:.60} is not {}'.format(repr(text), expected.rstrip()))
         return value
     return parse
 
 
 positive_int = number(int, 1)
 non_negative_int = number(int, 0)
+port = number(int, 1, 65535)
 non_negative = number(float, 0)
 positive = number(float, 0, excluded=[0])
 fraction = number(float, 0, 1)
@@ -124,8 +128,16 @@ open_fraction = number(float, 0, 1, excluded=[0, 1])
 
 def add_device(add: Callable) -> None:
     """Add --device by `add`, add_argument of a parser or group."""
-    add('--device', default='auto', choices=('auto', 'npu', 'cuda', 'cpu'),
+    add('--device', type=_device_type, default='auto', choices=('auto', *VISIBLE, 'cpu'),
         help='device type; auto: NPU, then CUDA, then CPU')
+
+
+def _device_type(text):
+    kind, colon, index = text.partition(':')
+    if colon and kind in VISIBLE:
+        raise argparse.ArgumentTypeError('{!r} is not a type of device; give {}, and choose one by {}={} in the '
+                                         'environment'.format(text, kind, VISIBLE[kind], index))
+    return text
 
 
 def read_config(path: str) -> Dict[str, Union[str, List[str], None]]:
@@ -135,7 +147,7 @@ def read_config(path: str) -> Dict[str, Union[str, List[str], None]]:
     except ImportError as error:
         raise UserError('--config {}: requires PyYAML: pip install pyyaml'.format(path)) from error
     try:
-        with open(path, encoding='utf-8') as file:
+        with open_regular(os.path.expanduser(path), 'r', encoding='utf-8') as file:
             # Nodes, unlike values, keep duplicate keys and distinguish "null" from null.
             root = yaml.compose(file, Loader=yaml.BaseLoader)
         if root and not isinstance(root, yaml.MappingNode):

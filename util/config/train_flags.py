@@ -1,11 +1,14 @@
 """Flags of the training scripts."""
 import os
+import re
 from argparse import Namespace
 from typing import Optional, Sequence
 
 from util.config import input_flags, parser as flags
 from util.config.weights_location import location_fault
 from util.model_sizes import FINETUNE_MODELS, MASK_RATIO, PRETRAIN_MODELS, visible_patches
+
+DIST_URL = re.compile(r'tcp://(\[[\da-fA-F:.]+\]|[^:/\[\]\s]+):\d{1,5}/?$')        # IPv6 addresses in brackets
 
 
 def _or(word, value, number_type):
@@ -173,17 +176,19 @@ def _add_full_training(parser):
 
 
 def _add_classification(parser, global_pool):
-    group = parser.add_argument_group('classification')
-    add, pool = parser.adder(group), parser.adder(group.add_mutually_exclusive_group())
+    add = parser.adder(parser.add_argument_group('classification'))
     add('--finetune', default='', help='pre-trained checkpoint: a file, a Hugging Face folder, or a URL with a hash in '
         'its name (.../name-HASH.pth); default: random weights')
     add('--eval', action='store_true', help='evaluate the --resume checkpoint and exit')
     add('--dist_eval', action='store_true', help='distribute evaluation over all processes; default: rank 0 only')
     add('--nb_classes', type=flags.positive_int, help='number of classes; default: that of the data')
-    pool('--global_pool', action='store_true', default=global_pool,
-                      help='classify the mean of the patch tokens' + ', the default' * global_pool)
-    pool('--cls_token', action='store_false', dest='global_pool',
-                      help='classify the class token' + ', the default' * (not global_pool))
+    add('--class_names', metavar='FILE',
+        help='text file of class names, one a line, in label order, for images of some or all of these classes; '
+             'default: the names in the --resume checkpoint, else those of the data, sorted')
+    add('--global_pool', action='store_true', default=global_pool,
+        help='classify the mean of the patch tokens' + ', the default' * global_pool)
+    add('--cls_token', action='store_false', dest='global_pool',
+        help='classify the class token' + ', the default' * (not global_pool))
 
 
 def _add_finetuning(parser):
@@ -231,6 +236,9 @@ def parse_finetune(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser, args = _parse(finetune_parser(), argv)
     if mixing(args) and args.batch_size % 2 and args.mixup_mode != 'elem':
         parser.error('argument --batch_size: mixup and cutmix need an even number, not {}'.format(args.batch_size))
+    low, high = args.cutmix_minmax or (0, 1)
+    if any(int(side * low) >= int(side * high) for side in input_flags.sides(args.input_size)):
+        parser.error('argument --cutmix_minmax: MIN {} must be below MAX {}, by a pixel at least'.format(low, high))
     input_flags.set_augmentation(parser, args)
     return args
 
@@ -269,9 +277,11 @@ def _parse(parser, argv):
             parser.error('argument --{}: requires --lr; --blr is scaled to the batch size anyway'.format(flag))
     if args.auto_scale_lr and args.base_batch_size is None:
         parser.error('argument --auto_scale_lr: requires --base_batch_size, the effective batch size of --lr')
+    if not args.output_dir:
+        parser.error('argument --output_dir: names no folder')
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
         parser.error('argument --start_epoch: {} is not below --epochs {}'.format(args.start_epoch, args.epochs))
-    if not (args.dist_url == 'env://' or args.dist_url.startswith('tcp://')):
+    if not (args.dist_url == 'env://' or DIST_URL.match(args.dist_url)):
         parser.error('argument --dist_url: {!r} is neither env:// nor tcp://host:port'.format(args.dist_url))
     return parser, args
 

@@ -20,6 +20,9 @@ def location_fault(location: str) -> Optional[str]:
         return None if HASHED_URL.fullmatch(location) else \
             'has no hash in its name (name-<at least 8 digits of its SHA-256>.pth) to check the download; download ' \
             'it yourself and give the path of the file'
+    if re.fullmatch(r'[\w.-]+/[\w.-]+', location) and not os.path.lexists(os.path.dirname(location)):
+        return 'is not a file; if it is a model of the Hugging Face hub, download its folder (hf download {} ' \
+               '--local-dir FOLDER) and give that'.format(location)
     if not os.path.isdir(location):
         return None if os.path.isfile(location) else 'is not a file'
     return None if os.path.isfile(os.path.join(location, 'config.json')) else 'is a folder without config.json'

@@ -58,24 +58,16 @@ def find_cifar(data_path: str) -> Optional[Tuple[str, CifarVersion]]:
     return found[0] if found else None
 
 
-def version_of_batch(path: str) -> Optional[CifarVersion]:
-    """The CIFAR version of a batch file, by its name and the meta file in its folder; None for other files."""
-    folder, name = os.path.split(path)
-    return next((version for version in (CIFAR_10, CIFAR_100) if name in version.train + version.val
-                 and _has_files(folder, (name, version.meta))), None)
-
-
 def _has_files(folder, names):
     return all(os.path.isfile(os.path.join(folder, name)) for name in names)
 
 
 def _images_and_labels(batch, version):
     """(M, 32, 32, 3) uint8 and (M,) int64 arrays of an unpickled batch."""
-    _, shape, dtype, fortran_order, content = batch[b'data'].state
-    if dtype.arguments[0] not in ('u1', b'u1'):
+    rows, labels = batch[b'data'], batch[version.labels_key]
+    if rows.dtype != np.uint8:
         raise ValueError('not an array of bytes')
-    rows = np.frombuffer(content, np.uint8).reshape(shape, order='F' if fortran_order else 'C')
-    images, labels = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), batch[version.labels_key]
+    images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     if len(images) != len(labels):
         raise ValueError('{} images, {} labels'.format(len(images), len(labels)))
     return np.ascontiguousarray(images), np.array(labels, np.int64)
@@ -92,20 +84,10 @@ def _read(folder, name, version, parse):
         return parse(_Unpickler(io.BytesIO(data), encoding='bytes').load())
 
 
-class _Stub:
-    """Placeholder for numpy arrays and dtypes: records the arguments and state that numpy would build them from."""
-
-    def __init__(self, *arguments):
-        self.arguments = arguments
-
-    def __setstate__(self, state):
-        self.state = state
-
-
 class _Unpickler(pickle.Unpickler):
-    """Safe unpickler: plain values and array stubs only; refuses every other global, which could run code."""
+    """Safe unpickler: plain values and numpy arrays only; refuses every other global, which could run code."""
 
     def find_class(self, module, name):
         if '{}.{}'.format(module, name) in _NUMPY:
-            return _Stub
+            return super().find_class(module, name)
         raise pickle.UnpicklingError('forbidden global {}.{}'.format(module, name))

@@ -3,24 +3,29 @@
 `pretraining_set` and `labelled_set` load --data_path, `InputImages` the paths on a command line.
 """
 import bisect
+import itertools
 import os
+import re
+from collections import Counter
+from contextlib import suppress
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from torch.utils import data
-from torchvision import datasets
 
 from util.config.train_flags import is_csv
 from util.data import cifar
-from util.data.file_index import UNLABELLED, FileIndex, has_labels, read_csv
+from util.data.file_index import UNLABELLED, FileIndex, has_labels, nfc, read_class_names, read_csv  # noqa: F401
+from util.data.image_files import UnreadableImage, ignored_as
 from util.data.lazy_image import LazyImage, LazyImageDataset, Transform, open_image
-from util.data.tar_dataset import TarDataset, tar_files
+from util.data.tar_dataset import VALIDATION, TarDataset, tar_files
 from util.data.validation_split import VAL_FRACTION, VAL_SEED, validation_mask
 from util.errors import UserError, reworded
 from util.log import logger
 
-EXTENSIONS = tuple(datasets.folder.IMG_EXTENSIONS)
 SPLITS = ('train', 'val', 'test')       # folders of a dataset that are not classes
+SAMPLED = 32            # images that the range of values is chosen by
+NEARLY_CONSTANT = 16    # difference of the brightest and the darkest pixel, of 255
 VAL_NAMES = ('val', 'validation', 'valid', 'test')      # folders or CSV files of a validation set, by precedence
 
 
@@ -39,7 +44,7 @@ class ImageList(LazyImageDataset):
         return self.paths[index]
 
     def load_image(self, index: int) -> LazyImage:
-        return open_image(self.paths[index])
+        return open_image(self.paths[index], self.white)
 
 
 class Subset(data.Subset):
@@ -55,7 +60,7 @@ class Subset(data.Subset):
 
 def pretraining_set(data_path: str, transform: Transform = None, val_fraction: float = 0.,
                     val_seed: int = VAL_SEED) -> data.Dataset:
-    """Images for pre-training: those of train/ or train.csv if present, else all; see README, "Dataset".
+    """Images for pre-training: those of train/ or train.csv if present, else all; see docs/en/dataset.md.
 
     Args:
         val_fraction, val_seed: leave out the validation split of `labelled_set`.
@@ -71,6 +76,10 @@ def pretraining_set(data_path: str, transform: Transform = None, val_fraction: f
             logger.info('--data_path: using %s only; ignoring its sibling folders: %s', root, ', '.join(others[:9]))
     if os.path.isfile(root) or tar_files(root):
         return _load_split(root, transform, labelled=False)
+    splits = [name for name in _subfolders(root) if VALIDATION.search(name)]
+    if root == data_path and splits and any('train' in name.lower() for name in _subfolders(root)):
+        logger.info('warning: --data_path: %s has no train/; using all images below it, also those of %s', root,
+                    ', '.join(splits))
     return _unlabelled_folder(root, transform)
 
 
@@ -95,7 +104,10 @@ def labelled_set(data_path: str, split: str, transform: Transform = None, classe
         usual = os.path.join(data_path, 'val')
         if val not in (usual, usual + '.csv'):
             logger.info('--data_path: %s is missing; using %s for validation', usual, val)
-        return _load_split(val, transform, True, classes)
+        dataset = _load_split(val, transform, True, classes)
+        if dataset.white and train:         # images of more than 8 bits need the range of the training
+            dataset.white = _load_split(train, None, True).white
+        return dataset
     if train is None and val is None:
         train = _unsplit_root(data_path)
     if train is None or split == 'val' and not val_fraction:
@@ -131,7 +143,9 @@ def find_split(data_path: str, split: str, labelled: bool = True) -> Optional[st
 
 def has_classes(root: str) -> bool:
     """Whether a folder has subfolders or tar files, or a CSV file has labels."""
-    return has_labels(root) if os.path.isfile(root) else bool(_subfolders(root) or tar_files(root))
+    if os.path.isfile(root):
+        return has_labels(root)
+    return bool(set(_subfolders(root)) - {'images'} or tar_files(root))     # images/ alone is no class: tiny-imagenet
 
 
 def _unsplit_root(data_path):
@@ -148,7 +162,8 @@ def _unsplit_root(data_path):
 def _subfolders(folder):
     """Sorted names of the folders in a folder."""
     try:
-        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        return sorted(entry.name for entry in os.scandir(folder)
+                      if entry.is_dir() and ignored_as(entry.name) != 'hidden')
     except OSError:
         return []                               # reported when the folder is indexed
 
@@ -159,42 +174,75 @@ def _load_split(root, transform, labelled, classes=None):
         paths, own_classes, labels = read_csv(root, labelled)
         dataset = ImageList(paths, labels, own_classes, transform)
     elif tar_files(root):
-        dataset = TarDataset(root, EXTENSIONS, labelled, transform)
+        dataset = TarDataset(root, labelled, transform)
     else:
         dataset = _class_folders(root, transform)
     if classes:
-        label_of = {name: label for label, name in enumerate(classes)}
-        unknown = sorted(set(dataset.classes) - set(classes))
-        if unknown:
-            raise UserError('--data_path: {} has the class {!r}, which the training data do not have'.format(
-                root, unknown[0]))
+        label_of = {nfc(name): label for label, name in enumerate(classes)}
+        counts = Counter(map(nfc, classes))
+        wrong = [name for name in dataset.classes if counts[name] != 1]
+        if wrong:
+            raise UserError('--data_path: {} has the class {!r}, which is {} among the {} of the model: {}{}'.format(
+                root, wrong[0], 'twice' if counts[wrong[0]] else 'not', len(classes), ', '.join(classes[:5]),
+                ', ...' * (len(classes) > 5)))
         dataset.labels = np.array([label_of[name] for name in dataset.classes], np.int64)[dataset.labels]
         dataset.classes = classes
+    elif sorted(dataset.classes, key=by_number) != list(dataset.classes):
+        logger.info('warning: the classes of %s are in the order of their names, not of the numbers in them: %s%s; a '
+                    'model whose checkpoint has no class names may count them otherwise (--class_names)', root,
+                    ', '.join(dataset.classes[:12]), ', ...' * (len(dataset.classes) > 12))
+    return _choose_value_range(dataset)
+
+
+def _choose_value_range(dataset):
+    """Set the `white` of a dataset by SAMPLED of its images, and log it; warn if most of these are nearly constant."""
+    whites, ranges = [0], []
+    for i in range(0, len(dataset), len(dataset) // SAMPLED + 1):
+        with suppress(UnreadableImage):
+            image = dataset.load_image(i)
+            pixels = image.resized_crop(0, 0, image.height, image.width, (32, 32)).flatten(0, 1).float()    # (N, C)
+            whites.append(image.white)
+            ranges.append(float((pixels.max(dim=0).values - pixels.min(dim=0).values).max()))
+    dataset.white, flat = max(whites), sum(values <= NEARLY_CONSTANT for values in ranges)
+    if dataset.white:
+        logger.info('value range: 0 to %d, by %d images of integers of more than 8 bits, such as %s', dataset.white,
+                    len(ranges), dataset.name_of(0))
+    if 2 * flat > len(ranges):
+        logger.info('warning: %d of %d images, such as %s, are nearly constant, within %d of 255 grey levels: do they '
+                    'use a part of the range of their type? Convert them, or measure --mean and --std',
+                    flat, len(ranges), dataset.name_of(0), NEARLY_CONSTANT)
     return dataset
 
 
+def by_number(name: str) -> list:
+    """Sort key by which 'x2' precedes 'x10'."""
+    return [int(part) if part.isdecimal() else part for part in re.split('([0-9]+)', name)]
+
+
 def _class_folders(root, transform):
-    paths = FileIndex(root, EXTENSIONS, root_files=False)
-    if len(paths.folders) == 1:
-        raise UserError('--data_path: {} has no class folders; expected {}/<class>/<images>'.format(root, root))
-    classes, label_of = np.unique([folder.split(os.sep)[0] for folder in paths.folders[1:]], return_inverse=True)
+    paths = FileIndex(root, root_files=False)
+    if not has_classes(root):
+        raise UserError('--data_path: {0} has no class folders; expected {0}/<class>/<images>, or the labels in '
+                        '{0}.csv, rows of path,label'.format(root))
+    classes, label_of = np.unique([nfc(folder.split(os.sep)[0]) for folder in paths.folders[1:]],
+                                  return_inverse=True)
     labels = label_of[paths.folder_of - 1]              # the first folder is the root
     empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     if len(empty):
-        raise _no_images(os.path.join(root, classes[empty[0]]))
+        raise UserError('--data_path: {} contains no images'.format(os.path.join(root, classes[empty[0]])))
     return ImageList(paths, labels, classes.tolist(), transform)
 
 
 def _unlabelled_folder(root, transform):
     """All images below a folder, without labels."""
-    paths = FileIndex(root, EXTENSIONS)
+    paths = FileIndex(root)
     if not paths:
-        raise _no_images(root)
-    return ImageList(paths, np.zeros(len(paths), np.int64), UNLABELLED, transform)
+        raise UserError('--data_path: {} contains no images'.format(root))
+    return _unlabelled(paths, transform)
 
 
-def _no_images(folder):
-    return UserError('--data_path: {} contains no images ({})'.format(folder, ' '.join(EXTENSIONS)))
+def _unlabelled(paths, transform):
+    return _choose_value_range(ImageList(paths, np.zeros(len(paths), np.int64), UNLABELLED, transform))
 
 
 class InputImages(data.ConcatDataset):
@@ -202,13 +250,13 @@ class InputImages(data.ConcatDataset):
 
     Folders are searched recursively, in the order of FileIndex. `classes` are the names of the subfolders of a folder
     (or of its train/, val/ or test/), of CIFAR, of CSV labels or of tar shards, and `labels` (N,) the index there of
-    each image; both are None if an image has no class. A CSV file or CIFAR batch stands for its images. Raises
-    UserError if a path is missing or a folder has no images.
+    each image; both are None if an image has no class. A CSV file stands for its images. Raises UserError if a path is
+    missing or a folder has no images.
     """
 
     def __init__(self, paths: Sequence[str], transform: Transform):
         with reworded('--data_path: ', ''):
-            super().__init__([part for path in paths for part in _datasets_of(path, transform)])
+            super().__init__(list(_input_datasets(paths, transform)))
         self.classes = self.labels = None
         if all(part.classes != UNLABELLED for part in self.datasets):
             self.classes = sorted({name for part in self.datasets for name in part.classes})
@@ -223,24 +271,28 @@ class InputImages(data.ConcatDataset):
         return self.datasets[part].name_of(index - self.cumulative_sizes[part])         # negative: from the end
 
 
-def _datasets_of(path, transform):
-    """Datasets of a path on a command line."""
-    batches, version = cifar.find_cifar(path), cifar.version_of_batch(path)
-    if batches:
-        folder, version = batches
-        return [cifar.CifarDataset(folder, version, version.train + version.val, transform)]
-    if version:
-        return [cifar.CifarDataset(os.path.dirname(path), version, [os.path.basename(path)], transform)]
-    packed = [folder for folder in (path, *(os.path.join(path, name) for name in SPLITS)) if tar_files(folder)]
-    if packed:
-        return [_tar_dataset(folder, transform) for folder in packed]
-    if is_csv(path):
-        return [_load_split(path, transform, has_labels(path))]
-    if os.path.isdir(path):
-        return [_with_folder_labels(_unlabelled_folder(path, transform))]
-    if not os.path.lexists(path):
-        raise UserError('{}: no such file or folder'.format(path))
-    return [ImageList([path], np.zeros(1, np.int64), UNLABELLED, transform)]
+def _input_datasets(paths, transform):
+    """Datasets of the paths on a command line; image files in a row are one."""
+    for are_files, group in itertools.groupby(paths, lambda path: not (os.path.isdir(path) or is_csv(path))):
+        if are_files:
+            files = list(group)
+            missing = [path for path in files if not os.path.lexists(path)]
+            if missing:
+                raise UserError('{}: no such file or folder'.format(missing[0]))
+            yield _unlabelled(files, transform)
+            continue
+        for path in group:
+            batches = cifar.find_cifar(path)
+            packed = [folder for folder in (path, *(os.path.join(path, name) for name in SPLITS)) if tar_files(folder)]
+            if batches:
+                folder, version = batches
+                yield cifar.CifarDataset(folder, version, version.train + version.val, transform)
+            elif is_csv(path):
+                yield _load_split(path, transform, has_labels(path))
+            elif packed:
+                yield from (_tar_dataset(folder, transform) for folder in packed)
+            else:
+                yield _with_folder_labels(_unlabelled_folder(path, transform))
 
 
 def _tar_dataset(path, transform):
@@ -253,7 +305,7 @@ def _tar_dataset(path, transform):
 def _with_folder_labels(dataset):
     """Label the images of `_unlabelled_folder` by their class folders if each has one."""
     parts = [(*folder.split(os.sep), '') for folder in dataset.paths.folders]
-    class_of = np.array([part[part[0] in SPLITS] for part in parts])[dataset.paths.folder_of]
+    class_of = np.array([nfc(part[part[0] in SPLITS]) for part in parts])[dataset.paths.folder_of]
     if '' not in class_of:
         classes, dataset.labels = np.unique(class_of, return_inverse=True)
         dataset.classes = classes.tolist()

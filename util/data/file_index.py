@@ -5,18 +5,20 @@
 import csv
 import os
 import re
+import unicodedata
+from collections import Counter
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Iterable, Iterator, List, Sequence, Tuple, Union
+from typing import Iterable, Iterator, List, Tuple, Union
 
 import numpy as np
 
 from util.data import array_cache
-from util.data.image_files import ARRAY_EXTENSIONS, image_positions
+from util.data.image_files import ARRAY_EXTENSIONS, ignored_as, raise_if_exhausted
 from util.distributed import hang_detector
-from util.errors import UserError
+from util.errors import SystemFailure, UserError
 from util.files import open_regular
-from util.log import progress_bar
+from util.log import logger, progress_bar
 from util.text import first_line, one_line
 
 UNLABELLED = ['unlabelled']         # class names of a dataset without labels
@@ -30,9 +32,10 @@ def wrap_dataset_errors(path: str, fault: str = 'cannot be listed') -> Iterator[
     """Convert every error in the block, which indexes the dataset at `path`, into one UserError."""
     try:
         yield
-    except UserError:
+    except (UserError, SystemFailure):
         raise
     except Exception as error:          # also MemoryError: a header may claim more than fits into memory
+        raise_if_exhausted(error)
         path, reason = getattr(error, 'filename', None) or path, getattr(error, 'strerror', None) or first_line(error)
         raise UserError('--data_path: {} {} ({})'.format(path, fault, reason)) from error
 
@@ -68,37 +71,59 @@ def _relative_folder(root, folder):
 class FileIndex(PathArray):
     """Paths of the image files below `root`, sorted by name; the files of a folder come before its subfolders.
 
-    If there are only .npy arrays, these are the images. `folders` are relative to `root`, which is the first, '';
-    `folder_of` (N,) is the index there of each file's folder. `extensions` are in lower case; `root_files`: whether to
-    include files directly in `root`. Raises UserError if a folder cannot be listed.
+    `folders` are relative to `root`, which is the first, '';
+    `folder_of` (N,) is the index there of each file's folder. Files directly in `root` count if `root_files`. One log
+    line counts what is ignored. Raises UserError if a folder cannot be listed.
     """
 
-    def __init__(self, root: str, extensions: Sequence[str], root_files: bool = True):
+    def __init__(self, root: str, root_files: bool = True):
         with wrap_dataset_errors(root):
             index = array_cache.load_or_build(
-                'list of files', root,
-                lambda arrays: array_cache.fingerprint(root, list(map(os.fsdecode, arrays['folders'])), extensions),
-                lambda: _scan(root, extensions))
+                'list of files', root, lambda arrays: list(map(os.fsdecode, arrays['folders'])), lambda: _scan(root))
         first = 0 if root_files else np.count_nonzero(index['folder_of'] == 0)
         super().__init__(root, index['names'][first:])
         self.folders, self.folder_of = list(map(os.fsdecode, index['folders'])), index['folder_of'][first:]
+        log_ignored(root, index['ignored'], first)
 
 
-def _scan(root, extensions):
-    folders, folder_of, names = [], [], []
+def log_ignored(root: str, counts: np.ndarray, outside: int = 0) -> None:
+    """Log what is not an image: the `ignored` of image_arrays, and the number of images `outside` of class folders."""
+    parts = ['{} images outside of class folders'.format(outside)] * bool(outside) + list(map(os.fsdecode, counts))
+    if parts:
+        logger.info('%s: ignoring %s', root, ', '.join(parts[:9] + ['...'] * (len(parts) > 9)))
+
+
+def image_arrays(names: List[str], ignored: Counter, **columns: list) -> array_cache.Arrays:
+    """Arrays of an index: `names` of N files, and `columns` of N integers or rows of integers.
+
+    Arrays (.npy) count as images only if alone: next to images they are masks or such. `ignored` are the numbers of
+    other files by reason (see image_files.ignored_as), such as '12 .txt'; the largest first.
+    """
+    kept = [i for i, name in enumerate(names) if not name.lower().endswith(ARRAY_EXTENSIONS)] or range(len(names))
+    ignored['.npy'] += len(names) - len(kept)
+    counts = encode_names('{} {}'.format(count, reason) for reason, count in ignored.most_common() if count)
+    return {'names': encode_names(names[i] for i in kept), 'ignored': counts,
+            **{name: np.array([column[i] for i in kept], np.int64) for name, column in columns.items()}}
+
+
+def _scan(root):
+    folders, folder_of, names, ignored = [], [], [], Counter()
     with progress_bar('list of files of {}'.format(root), 'images') as bar:
         for folder, subfolders, files in os.walk(root, onerror=_raise, followlinks=True):
             hang_detector.heartbeat('listing {}'.format(one_line(folder)))
-            subfolders[:] = sorted(name for name in subfolders if not _is_link_to_parent(folder, name))
-            images = sorted(name for name in files if name.lower().endswith((*extensions, *ARRAY_EXTENSIONS)))
+            hidden = {name for name in subfolders if ignored_as(name) == 'hidden'}
+            subfolders[:] = sorted(name for name in subfolders
+                                   if name not in hidden and not _is_link_to_parent(folder, name))
+            reasons = {name: ignored_as(name) for name in files}
+            images = sorted(name for name in files if not reasons[name])
+            ignored.update(filter(None, reasons.values()))
+            ignored['hidden'] += len(hidden)
             relative = os.path.relpath(folder, root) if folders else ''
             folder_of += [len(folders)] * len(images)
             names += [os.path.join(relative, name) for name in images]
             folders.append(relative)
             bar.update(len(images))
-    kept = image_positions(names)
-    return {'names': encode_names(names[i] for i in kept), 'folders': encode_names(folders),
-            'folder_of': np.array([folder_of[i] for i in kept], np.int32)}
+    return {'folders': encode_names(folders), **image_arrays(names, ignored, folder_of=folder_of)}
 
 
 def _is_link_to_parent(folder, name):
@@ -110,6 +135,28 @@ def _is_link_to_parent(folder, name):
 
 def _raise(error):
     raise error
+
+
+def read_class_names(path: str) -> List[str]:
+    """Class names in label order, one a line, of a UTF-8 file with or without byte-order mark; see `nfc`.
+
+    Raises UserError that names --class_names if the file is unreadable or has no or an empty line.
+    """
+    try:
+        with open_regular(path, 'r', encoding='utf-8-sig') as file:
+            names = [nfc(line.strip()) for line in file.read().rstrip().split('\n')]
+    except (OSError, ValueError) as error:
+        reason = 'not UTF-8 text' if isinstance(error, ValueError) else error.strerror
+        raise UserError('--class_names {}: cannot be read ({})'.format(path, reason)) from error
+    if not all(names):
+        raise UserError('--class_names {}: line {} is empty; expected one class name a line'.format(
+            path, names.index('') + 1))
+    return names
+
+
+def nfc(text: str) -> str:
+    """The spelling of a class name that all systems share: macOS decomposes accents (NFD)."""
+    return unicodedata.normalize('NFC', text)
 
 
 def read_csv(path: str, labelled: bool) -> Tuple[PathArray, List[str], np.ndarray]:
@@ -126,7 +173,7 @@ def read_csv(path: str, labelled: bool) -> Tuple[PathArray, List[str], np.ndarra
             columns = columns or len(cells)
             if columns > 2 or len(cells) != columns or not all(cells):
                 raise ValueError('line {}: expected path,label; quote values that contain commas'.format(line))
-            label = cells[1] if labelled else UNLABELLED[0]
+            label = nfc(cells[1]) if labelled else UNLABELLED[0]
             if label_of.setdefault(cells[0], label) != label:
                 raise ValueError('line {}: {!r} already has a different label'.format(line, cells[0]))
         if not label_of:

@@ -1,26 +1,40 @@
-"""Image decoding by Pillow or numpy: upright RGB pixels, or a file's own channels.
+"""Image decoding: upright RGB pixels of files that Pillow reads, and .npy arrays of any number of channels.
 
 `wrap_decode_errors` is the one boundary around opening and decoding an image: every error becomes an UnreadableImage.
 """
 import io
 import os
+import re
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image
 
-from util.errors import UserError
+from util.errors import SystemFailure, UserError
 from util.files import open_regular
 from util.text import first_line
 
 # About large photographs, transparent palettes and odd metadata: once per file in every loader process.
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
+with suppress(ImportError):     # Pillow has no decoder of its own for HEIC
+    import pillow_heif
+    pillow_heif.register_heif_opener()
+# Formats that Pillow identifies, but decodes with another program or not at all.
+_NOT_DECODED = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF')
+EXTENSIONS = frozenset(extension for extension, form in Image.registered_extensions().items()
+                       if form in Image.OPEN and form not in _NOT_DECODED)      # in lower case
 ARRAY_EXTENSIONS = ('.npy',)    # files with arrays of any number of channels
+_SYSTEM_FILES = ('__macosx', '@eadir', 'thumbs.db', 'ehthumbs.db', 'desktop.ini')      # of macOS, Synology and Windows
 MAX_IMAGE_BYTES = 2 ** 30
+# What ran out, by messages of the system and of PyTorch, and the remedy.
+_EXHAUSTED = ((r'shared memory|/torch_\d+', 'shared memory ran out: enlarge /dev/shm or lower --num_workers'),
+              (r'Too many open files|ancdata', 'too many open files: raise ulimit -n or lower --num_workers'),
+              (r'Cannot allocate memory', 'memory ran out: lower --num_workers'))
+WHITES = {'I': (255, 1023, 4095, 16383, 65535), 'F': (1, 255, 65535)}      # of 8 to 16 bits in use, and of floats
 _ORIENTATION = 0x0112           # EXIF tag
 # Transform to upright by EXIF orientation; all are views.
 TO_UPRIGHT = {2: np.fliplr, 3: partial(np.rot90, k=2), 4: np.flipud, 5: lambda pixels: pixels.swapaxes(0, 1),
@@ -43,12 +57,23 @@ def wrap_decode_errors(path: str) -> Iterator[None]:
     """Convert every error in the block into an UnreadableImage; parsers of damaged files raise arbitrary exceptions."""
     try:
         yield
-    except UnreadableImage:
+    except (UnreadableImage, SystemFailure):
         raise
     except Image.UnidentifiedImageError as error:
         raise UnreadableImage(path, 'damaged, not an image, or a format that Pillow does not read') from error
     except Exception as error:
+        raise_if_exhausted(error)
         raise UnreadableImage(path, getattr(error, 'strerror', None) or first_line(error)) from error
+
+
+def raise_if_exhausted(error: Exception) -> None:
+    """Raise SystemFailure if an error is a lack of open files, memory or the like: no fault of a file."""
+    line = str(error).strip().split('\n')[-1]          # the message of a loader worker's error is its traceback
+    if isinstance(error, SystemFailure):
+        raise SystemFailure(line.split('SystemFailure: ')[-1]) from error
+    for pattern, remedy in _EXHAUSTED:
+        if re.search(pattern, line):
+            raise SystemFailure('{} ({})'.format(remedy, line)) from error
 
 
 def read_bytes(path: str) -> bytes:
@@ -65,10 +90,11 @@ def check_size(size: int) -> int:
     return size
 
 
-def decode(data: bytes) -> Tuple[np.ndarray, Image.Image]:
-    """Decode a file's bytes: (upright (H, W, 3) uint8 RGB array, PIL image as stored, in the file's own mode).
+def decode(data: bytes, white: int = 0) -> Tuple[np.ndarray, int]:
+    """Decode a file's bytes: (upright (H, W, 3) uint8 RGB array, white).
 
-    Transparency is dropped. Raises whatever Pillow raises for bytes that are damaged or above its pixel limit.
+    Transparency is dropped. The returned white is the level of grey integer images of more than 8 bits that becomes
+    255, at least `white`; 0 for other images. Raises whatever Pillow raises for damaged bytes or too many pixels.
     """
     if not data:
         raise ValueError('an empty file')
@@ -76,25 +102,13 @@ def decode(data: bytes) -> Tuple[np.ndarray, Image.Image]:
         if 0 in image.size:
             raise ValueError('an image of {} x {} pixels'.format(*image.size))
         image.load()        # a PNG's EXIF data may follow its pixels
-        rgb = _to_8_bits(image) if image.mode[0] in 'IF' else image if image.mode == 'RGB' else image.convert('RGB')
-        return upright(image, rgb), image
-
-
-def upright(image: Image.Image, pixels: Image.Image) -> np.ndarray:
-    """Array of `pixels`, rotated and mirrored by the EXIF orientation of `image`."""
-    turn = None if image.format == 'TIFF' else TO_UPRIGHT.get(exif_orientation(image))     # Pillow turns TIFFs itself
-    array = np.array(pixels)
-    return np.ascontiguousarray(turn(array)) if turn else array
-
-
-def decode_tiff_pages(data: bytes) -> np.ndarray:
-    """Pages of a grey TIFF file as an (H, W, pages) array; ValueError as in check_array."""
-    with Image.open(io.BytesIO(data)) as image:
-        pages = []
-        for number in range(getattr(image, 'n_frames', 1)):
-            image.seek(number)
-            pages.append(np.array(image))
-        return check_array(np.stack(pages, axis=-1))
+        if image.mode[0] in 'IF':
+            rgb, white = _to_8_bits(image, white)
+        else:
+            rgb, white = image if image.mode == 'RGB' else image.convert('RGB'), 0
+        turn = None if image.format == 'TIFF' else TO_UPRIGHT.get(exif_orientation(image))  # Pillow turns TIFFs itself
+        array = np.array(rgb)
+        return np.ascontiguousarray(turn(array)) if turn else array, white
 
 
 def decode_npy(data: bytes) -> np.ndarray:
@@ -115,10 +129,17 @@ def check_array(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def image_positions(names: Sequence[str]) -> Sequence[int]:
-    """Positions of the images in a list of files; arrays count only if alone: next to images they are masks or such."""
-    positions = [i for i, name in enumerate(names) if not name.lower().endswith(ARRAY_EXTENSIONS)]
-    return positions or range(len(names))
+def ignored_as(name: str) -> str:
+    """Why a file of a folder or tar file is not an image: 'hidden', or its extension; '' for an image or array.
+
+    Hidden are names such as ._x.jpg and what operating systems add, and all that is in such a folder.
+    """
+    parts = name.lower().split(os.sep)
+    for part in parts:
+        if part[:1] == '.' and part.strip('.') or part in _SYSTEM_FILES:
+            return 'hidden'
+    extension = os.path.splitext(parts[-1])[1]
+    return '' if extension in EXTENSIONS or extension in ARRAY_EXTENSIONS else extension or 'without extension'
 
 
 def exif_orientation(image: Image.Image) -> Optional[int]:
@@ -130,22 +151,25 @@ def exif_orientation(image: Image.Image) -> Optional[int]:
     return orientation if orientation in range(1, 9) else None
 
 
-def _to_8_bits(image):
-    """Scale a grey image of integers (I, I;16, I;16B) or floats (F) to 8-bit RGB, where convert() would clip.
+def _to_8_bits(image, white):
+    """(8-bit RGB image, white or 0) of a grey image of integers (I, I;16, I;16B) or floats (F); convert() would clip.
 
-    White is 65535 for integers and 1, 255 or 65535 for floats. Images with values above that or below 0 are scaled from
+    White is the lowest of WHITES that no pixel exceeds. Images with values above all of them or below 0 are scaled from
     their minimum to their maximum.
     """
     values = np.asarray(image).astype(np.float32)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(low + high):
         raise ValueError('non-finite pixels')
-    if low >= 0 and high <= 65535:
-        low, high = 0, 65535 if image.mode != 'F' else min(white for white in (1, 255, 65535) if high <= white)
+    levels = WHITES[image.mode[0]]
+    in_range = low >= 0 and high <= levels[-1]
+    if in_range:
+        low, high = 0, next(level for level in levels if high <= level)
+        high = high if image.mode == 'F' else max(high, white)
     values -= low
     if high == 65535:
         values *= 1 / 256           # the high byte, which Pillow keeps of 16-bit colours too
     else:
         values *= 255 / ((high - low) or 1)
         values += .5
-    return Image.fromarray(values.astype(np.uint8)).convert('RGB')
+    return Image.fromarray(values.astype(np.uint8)).convert('RGB'), high if in_range and image.mode != 'F' else 0

@@ -39,21 +39,21 @@ Transform = Optional[Callable[['LazyImage'], Any]]
 class LazyImage:
     """Upright RGB image of `height` x `width` pixels from an (H, W, 3) uint8 array; `path` is for error messages."""
 
+    white = 0               # of a grey image of more than 8 bits, see image_files.decode
     _counts = (1, 3)        # supported channel counts; transforms convert RGB to grey last
 
-    def __init__(self, pixels: np.ndarray, path: str = ''):
-        self._pixels, self._path, (self.height, self.width) = pixels, path, pixels.shape[:2]
+    def __init__(self, pixels: np.ndarray, path: str = '', white: int = 0):
+        self._pixels, self._path, self.white, (self.height, self.width) = pixels, path, white, pixels.shape[:2]
 
     def with_channels(self, count: int) -> 'LazyImage':
-        """The image for a model with `count` input channels: RGB for 1 and 3, else the file's own channels.
+        """The image for a model with `count` input channels: RGB for 1 and 3, else an array of as many.
 
         Raises:
             UnreadableImage: the file has a different number of channels.
         """
         if count not in self._counts:
-            own = self._counts[-1]
-            raise UnreadableImage(self._path, '{} channel{}, not the {} of --in_chans'.format(
-                own, 's'[:own - 1], count))
+            raise UnreadableImage(self._path, '{}-channel image, but --in_chans is {}; other than 1 and 3 channels '
+                                  'need .npy arrays'.format(self._counts[-1], count))
         return self
 
     def scale_denominator(self, height: int, width: int, size: Size) -> int:
@@ -113,26 +113,6 @@ class LazyJpeg(LazyImage):
         return image_files.TO_UPRIGHT.get(self._orientation, np.asarray)(pixels)
 
 
-class DecodedImage(LazyImage):
-    """Image file decoded by Pillow: upright RGB `pixels`, and its bytes and PIL image for its own channels."""
-
-    def __init__(self, pixels: np.ndarray, path: str, data: bytes, image: Image.Image):
-        super().__init__(pixels, path)
-        self._data, self._image = data, image
-
-    def with_channels(self, count: int) -> 'LazyImage':
-        if count in self._counts:
-            return self
-        image = self._image
-        if count == 4 and 'transparency' in image.info and image.mode in ('P', 'PA', 'RGB'):
-            image = image.convert('RGBA')
-        if len(image.getbands()) > 1 or image.format != 'TIFF':
-            return ArrayImage(image_files.upright(self._image, image), self._path).with_channels(count)
-        with wrap_decode_errors(self._path):
-            pages = image_files.decode_tiff_pages(self._data)
-        return ArrayImage(pages, self._path).with_channels(count)
-
-
 class ArrayImage(LazyImage):
     """(H, W, C) array, or (H, W) for one channel, for models with exactly as many input channels.
 
@@ -149,7 +129,9 @@ class LazyImageDataset(Dataset):
     """Map-style dataset of (LazyImage, label) pairs, or (transform(LazyImage), label) pairs.
 
     Subclasses have `load_image(index)`, which may raise UnreadableImage, and `name_of(index)`, for messages and lists.
+    `white` is that of image_files.decode for all images, so that dark ones stay dark.
     """
+    white = 0
 
     def __init__(self, labels: np.ndarray, classes: Sequence[str], transform: Transform = None):
         self.labels, self.classes, self.transform = labels, classes, transform
@@ -162,10 +144,10 @@ class LazyImageDataset(Dataset):
         return (self.transform(image) if self.transform else image), int(self.labels[index])
 
 
-def open_image(path: str, read: Callable[[str], bytes] = read_bytes) -> LazyImage:
+def open_image(path: str, white: int = 0, read: Callable[[str], bytes] = read_bytes) -> LazyImage:
     """Open an image file of any format that Pillow reads, or an .npy file; any failure raises UnreadableImage.
 
-    `read` maps the path to the file's bytes, for images inside other files.
+    `white`: see image_files.decode; `read` maps the path to the file's bytes, for images inside other files.
     """
     with wrap_decode_errors(path):
         data = read(path)
@@ -174,8 +156,8 @@ def open_image(path: str, read: Callable[[str], bytes] = read_bytes) -> LazyImag
             return LazyJpeg(path, data, stored)
         if path.lower().endswith(ARRAY_EXTENSIONS):
             return ArrayImage(image_files.decode_npy(data), path)
-        pixels, image = image_files.decode(data)
-        return DecodedImage(pixels, path, data, image)
+        pixels, white = image_files.decode(data, white)
+        return LazyImage(pixels, path, white)
 
 
 def _jpeg_size(data):

@@ -14,11 +14,11 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, get_worker_info
 from torch.utils.data.dataloader import default_collate
 
 from util.compat import supported
-from util.data.image_files import Failures, UnreadableImage
+from util.data.image_files import Failures, UnreadableImage, raise_if_exhausted
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import SystemFailure, UserError
@@ -110,7 +110,12 @@ def collate(items: List[Tuple[Any, Failures]]) -> Tuple[Any, Failures]:
     samples = [sample for sample, _ in items if sample is not None]
     if len({getattr(sample[0], 'dtype', None) for sample in samples}) > 1:         # uint8 and float arrays
         samples = [(pixels.float(), *others) for pixels, *others in samples]
-    return (default_collate(samples) if samples else None), [pair for _, failures in items for pair in failures]
+    batch = default_collate(samples) if samples else None
+    if get_worker_info() is not None:       # else the queue's thread moves it, where a lack of shared memory hangs
+        for tensor in batch if isinstance(batch, (list, tuple)) else [batch]:
+            if isinstance(tensor, torch.Tensor):
+                tensor.share_memory_()
+    return batch, [pair for _, failures in items for pair in failures]
 
 
 class Batches:
@@ -207,8 +212,8 @@ def init_worker(parent: int, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if _HAS_SIGTIMEDWAIT:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    if not _HAS_SIGTIMEDWAIT:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     sys.excepthook = lambda *error: None    # of the queue's thread, whose connection breaks when the parent dies
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
@@ -227,18 +232,33 @@ def _exit_with_parent(parent):
 
 
 def iterate_loader(loader: DataLoader) -> Iterator[Any]:
-    """Batches of a DataLoader, whose workers have started on return; requesting one of a dead worker: SystemFailure."""
-    return _with_worker_failures(_iterator(loader), multiprocessing.active_children())
+    """Batches of a DataLoader, whose workers have started on return.
+
+    Raises SystemFailure if shared memory or the like runs out, or when the batch of a dead worker is requested.
+    """
+    try:
+        # What its queues need: a DataLoader that lacks it prints a traceback when it is deleted half made.
+        if loader.num_workers:
+            context = loader.multiprocessing_context or multiprocessing
+            queues = [context.SimpleQueue() for _ in range(2 * (loader.num_workers + 1))]
+            del queues
+        return _with_worker_failures(_iterator(loader), multiprocessing.active_children())
+    except OSError as error:            # also of starting a process
+        raise_if_exhausted(error)
+        raise SystemFailure('loader workers cannot start ({}); {}'.format(error, _HINTS[signal.SIGBUS])) from error
 
 
 def _iterator(loader):
     """iter(loader) without its SIGCHLD handler, which would raise at an arbitrary moment after a worker dies."""
     handler = signal.getsignal(signal.SIGCHLD)
+    # Inherited by the workers: PyTorch may start threads in them before init_worker, and one of these could take it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         # Not bound to a name: Python 3.7's getsignal leaves this frame in a reference cycle, and an iterator that is
         # garbage-collected in a later loader worker waits there for processes that are not its children.
         return iter(loader)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if handler not in (None, signal.getsignal(signal.SIGCHLD)):     # None: not set from Python
             signal.signal(signal.SIGCHLD, handler)
 
@@ -246,7 +266,8 @@ def _iterator(loader):
 def _with_worker_failures(iterator, workers):
     try:
         yield from iterator
-    except (RuntimeError, OSError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError, SystemFailure) as error:
+        raise_if_exhausted(error)
         deadline = time.monotonic() + GRACE     # the error may precede the exit code of the worker
         while workers and not _RAISED_IN_WORKER.match(str(error)):
             dead = [worker for worker in workers if worker.exitcode is not None]

@@ -1,6 +1,5 @@
 """Unreadable image files of a run: counted, logged, listed in bad_images.txt, and limited."""
 import os
-from contextlib import suppress
 from typing import Optional, Sized
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from util.data.image_files import Failures
 from util.distributed.world import World
 from util.errors import UserError
-from util.files import open_regular, write_atomically
+from util.files import open_regular
 from util.log import logger
 from util.text import one_line
 
@@ -24,7 +23,7 @@ class UnreadableTracker:
 
     def __init__(self, folder: Optional[str], limit: int):
         self.limit, self._pending, self._recorded, self._logged = limit, {}, set(), 0
-        self._path, self._text, self._listed = folder and os.path.join(folder, NAME), None, set()
+        self._path = folder and os.path.join(folder, NAME)
 
     @classmethod
     def of_run(cls, folder: str, limit: Optional[int], dataset: Sized, world: World) -> 'UnreadableTracker':
@@ -61,25 +60,20 @@ class UnreadableTracker:
 
     def _list(self, failures):
         """Append files that are not listed yet, one `escaped path TAB reason` per line; log the first MAX_LOGGED."""
-        if self._text is None:          # now: until training has begun, the folder may hold an earlier run's
-            with suppress(OSError), open_regular(self._path) as file:       # from before a resume, if any
-                self._text = file.read()
-            self._text = (self._text or b'').rstrip(b'\n') + b'\n' * bool(self._text)
-            self._listed = {line.split(b'\t')[0] for line in self._text.split(b'\n') if b'\t' in line}
-        for path, reason in failures:
-            line = '{}\t{}\n'.format(escaped(path), reason).encode(errors='backslashreplace')
-            if line.split(b'\t')[0] in self._listed:
-                continue
-            self._text += line
-            self._logged += 1
-            if self._logged <= MAX_LOGGED:
-                logger.warning('%s: cannot be read (%s)', path, reason)
-            elif self._logged == MAX_LOGGED + 1:
-                logger.warning('further unreadable images are listed in %s only', self._path)
         try:
-            write_atomically(self._path, self._text)
-        except OSError as error:                # the next write includes these lines
-            logger.warning('%s: cannot be written (%s); training continues', self._path, error.strerror or error)
+            if os.path.lexists(self._path):         # also from before a resume
+                with open_regular(self._path, 'r', encoding='utf-8', errors='replace') as file:
+                    listed = {line.split('\t')[0] for line in file}
+                failures = [pair for pair in failures if escaped(pair[0]) not in listed]
+            with open(self._path, 'a', encoding='utf-8', errors='backslashreplace') as file:
+                file.writelines('{}\t{}\n'.format(escaped(path), reason) for path, reason in failures)
+        except OSError as error:
+            logger.warning('%s: cannot be written (%s); training continues', self._path, error.strerror)
+        for path, reason in failures[:max(0, MAX_LOGGED - self._logged)]:
+            logger.warning('%s: cannot be read (%s)', path, reason)
+        if self._logged <= MAX_LOGGED < self._logged + len(failures):
+            logger.warning('further unreadable images are listed in %s only', self._path)
+        self._logged += len(failures)
 
 
 def escaped(path: str) -> str:

@@ -101,8 +101,6 @@ def folded(weights: Dict[str, Tensor]) -> Dict[str, Tensor]:
     if any(part is None for part in parts):
         return weights
     weight, bias, mean, var = (part.double() for part in parts)
-    if weight.dim() != 2 or [bias.shape, mean.shape, var.shape] != [weight.shape[:1], *2 * [weight.shape[1:]]]:
-        return weights
     weight = weight / (var + EPS).sqrt()
     plain = {name: value for name, value in weights.items() if not name.startswith('head.')}
     return {**plain, 'head.weight': weight.float(), 'head.bias': (bias - weight @ mean).float()}

@@ -45,10 +45,11 @@ def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 class TransformerBlock(Block):
-    """timm's pre-norm block with qkv bias and state_dict keys, the same in all releases; can output fewer tokens."""
+    """timm's pre-norm block with state_dict keys that are the same in all releases; can output fewer tokens."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_layer: Callable, drop_path: float = 0.):
-        super().__init__(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, drop_path=drop_path,
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_layer: Callable, drop_path: float = 0.,
+                 qkv_bias: bool = True):
+        super().__init__(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=drop_path,
                          norm_layer=norm_layer)
         self.attn = SelfAttention(self.attn)
 

@@ -4,18 +4,17 @@ A folder is entered when training is about to start, after every check: a failed
 """
 import fnmatch
 import glob
-import itertools
 import json
 import os
 import re
 import time
 from argparse import Namespace
 from contextlib import suppress
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 from util.errors import UserError
-from util.file_lock import RunLock
-from util.files import lines, set_aside, write_atomically
+from util.file_lock import OWNER, RunLock
+from util.files import lines, open_regular, set_aside, unused, write_atomically
 from util.log import logger
 from util.text import one_line
 
@@ -24,7 +23,6 @@ EVENTS = 'events.out.tfevents.*'
 RUN_FILES = ('log.txt', 'summary.json', 'checkpoint-*.pth', 'report.html', 'eval.json', 'eval.html', 'eval_config.yaml',
              'bad_images.txt', 'bad_steps.json', 'prof/trace.json', '910[AB]_*.log', EVENTS)
 DATED = re.compile(r'\.\d{8}-\d{6}\b')     # in the name of what has been set aside already
-PROGRAM = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def restarted() -> bool:
@@ -43,13 +41,12 @@ def continues(folder: str, checkpoint: Optional[str]) -> bool:
     return bool(checkpoint) and os.path.realpath(os.path.dirname(checkpoint) or '.') == os.path.realpath(folder)
 
 
-def enter(folder: str, new: bool = False, log_dir: Optional[str] = None, keep_in_place: tuple = ()) -> tuple:
+def enter(folder: str, new: bool = False, log_dir: Optional[str] = None) -> Tuple[RunLock, List[str]]:
     """Lock `folder` for this run, move an earlier run's files aside if `new`, and give the launcher's log its name.
 
     Args:
         new: a training that does not continue here; see `continues`.
         log_dir: the flag; TensorBoard files there move too where it is within the folder.
-        keep_in_place: paths, such as --data_path: a folder that holds one gets no sibling.
     Returns:
         the lock, places where earlier results went.
     Raises:
@@ -61,13 +58,22 @@ def enter(folder: str, new: bool = False, log_dir: Optional[str] = None, keep_in
         raise UserError('--output_dir {}: cannot be made ({})'.format(folder, error.strerror)) from error
     lock = RunLock(folder)
     try:
-        moved = _move_earlier(folder, log_dir, keep_in_place) if new else []
-        for name in fnmatch.filter(os.listdir(folder), '*.tmp-*'):
-            os.remove(os.path.join(folder, name))   # of a run that was killed while it wrote
+        moved = _move_earlier(folder, log_dir) if new else []
+        _remove_leftovers(folder)
         return lock, moved + take_log()
     except OSError as error:
         lock.release()
         raise UserError('--output_dir {}: cannot be written ({})'.format(folder, error.strerror)) from error
+
+
+def _remove_leftovers(folder):
+    """Remove temporary files of runs that were killed while they wrote; those of tools have other names."""
+    for name in os.listdir(folder):
+        target, _, process = name.rpartition('.tmp-')
+        if any(fnmatch.fnmatch(target, pattern) for pattern in (*RUN_FILES, 'config.yaml', OWNER)) \
+                and not os.path.exists('/proc/' + process.split('-')[0]):
+            with suppress(OSError):
+                os.remove(os.path.join(folder, name))
 
 
 def take_log() -> List[str]:
@@ -82,8 +88,8 @@ def take_log() -> List[str]:
     return aside
 
 
-def _move_earlier(folder, log_dir, keep_in_place):
-    """Move an earlier run's files to a dated sibling of `folder`, or else a dated subfolder; returns [where] or []."""
+def _move_earlier(folder, log_dir):
+    """Move an earlier run's files into the new subfolder earlier.DATE; returns [its name], or [] without such files."""
     root = os.path.realpath(folder)
     relative = os.path.relpath(os.path.realpath(log_dir or folder), root)
     patterns = RUN_FILES + (() if relative.split(os.sep)[0] in ('.', '..') else (os.path.join(relative, EVENTS),))
@@ -91,58 +97,29 @@ def _move_earlier(folder, log_dir, keep_in_place):
              if not DATED.search(os.path.basename(path))}
     if not paths:
         return []
-    date = time.strftime('%Y%m%d-%H%M%S', time.localtime(max(map(os.path.getmtime, paths))))
-    names = sorted(os.path.relpath(path, root) for path in paths)
-    if os.path.exists(os.path.join(root, 'config.yaml')):   # marks no folder: a user may have written it
-        names.append('config.yaml')
-    kept = [os.path.realpath(path) for path in (os.getcwd(), PROGRAM, *keep_in_place)]
-    places = [os.path.join(root, 'earlier.' + date)]
-    if not any(os.path.commonpath([path, root]) == root for path in kept):
-        places.insert(0, '{}.{}'.format(root, date))
-    for place in places:
-        try:
-            return [_move(root, names, place)]
-        except OSError:                 # a parent that is read-only, or a mount point: no rename leads out of it
-            if place == places[-1]:
-                raise
-
-
-def _move(folder, names, place):
-    """Move files into a new folder called `place`, or with a number if that exists; returns its name.
-
-    What has been moved is removed from `names`, so that the rest is left when OSError is raised.
-    """
-    for number in itertools.count(1):
-        target = '{}-{}'.format(place, number) if number > 1 else place
-        with suppress(FileExistsError):
-            os.mkdir(target)
-            break
-    try:
-        while names:
-            path = os.path.join(target, names[0])
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.rename(os.path.join(folder, names[0]), path)
-            del names[0]
-    except OSError:
-        with suppress(OSError):         # stays if it holds something
-            os.rmdir(target)
-        raise
-    return target
+    if os.path.lexists(os.path.join(root, 'config.yaml')):   # marks no folder: a user may have written it
+        paths.add(os.path.join(root, 'config.yaml'))
+    date = time.strftime('%Y%m%d-%H%M%S', time.localtime(max(os.lstat(path).st_mtime for path in paths)))
+    place = unused(os.path.join(root, 'earlier.' + date))
+    for path in sorted(paths):
+        target = os.path.join(place, os.path.relpath(path, root))
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.rename(path, target)
+    return [place]
 
 
 def report_no_checkpoint(folder: str) -> None:
     """Log that --resume auto has found none in `folder`, and the newest one that earlier results there hold."""
-    root = glob.escape(os.path.realpath(folder))
-    found = [path for place in (root + '.[12]*', os.path.join(root, 'earlier.*'))
-             for path in glob.glob(os.path.join(place, 'checkpoint-*.pth'))]
+    found = sorted(glob.glob(os.path.join(glob.escape(folder), 'earlier.*', 'checkpoint-*.pth')),
+                   key=lambda path: os.lstat(path).st_mtime)
     logger.warning('--resume auto: no checkpoint in %s, training starts from the beginning%s', folder,
-                   '; earlier results have {}'.format(max(found, key=os.path.getmtime)) if found else '')
+                   '; earlier results have {}'.format(found[-1]) if found else '')
 
 
 def set_log_aside(folder: str, records: Sequence[str]) -> List[str]:
     """Rename log.txt and report.html if the log holds lines not in `records`, which replace it; returns new names."""
     paths = [os.path.join(folder, name) for name in ('log.txt', 'report.html')]
-    return [set_aside(path) for path in paths if os.path.exists(path)] if set(lines(paths[0])) - set(records) else []
+    return [set_aside(path) for path in paths if os.path.lexists(path)] if set(lines(paths[0])) - set(records) else []
 
 
 def save_flags(args: Namespace, processes: int, evaluation: bool = False) -> List[str]:
@@ -167,8 +144,8 @@ def save_flags(args: Namespace, processes: int, evaluation: bool = False) -> Lis
     text = ['{}: {}\n'.format(flag, _yaml(values[flag])) for flag in sorted(values)]
     path, asides = os.path.join(args.output_dir, 'eval_config.yaml' if evaluation else 'config.yaml'), []
     try:
-        if os.path.exists(path):
-            with open(path, encoding='utf-8', errors='replace') as file:
+        if os.path.lexists(path):
+            with open_regular(path, 'r', encoding='utf-8', errors='replace') as file:
                 old = [line for line in file if not line.startswith('#')]
             asides += [set_aside(path)] if old != text else []
         write_atomically(path, (head + ''.join(text)).encode())

@@ -7,20 +7,17 @@ import json
 import math
 import os
 import platform
-import re
 import shlex
 import sys
 import time
 from argparse import Namespace
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy
 import PIL
 
-from util.config.train_flags import finetune_parser, linprobe_parser, pretrain_parser
 from util.devices.host import software
 from util.devices.precision import FullPrecision
-from util.distributed.world import World
 from util.errors import Preempted
 from util.files import set_aside, write_atomically
 from util.log import logger
@@ -28,8 +25,7 @@ from util.text import duration, first_line, one_line
 
 TEMPLATE, PLACEHOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html'), '<!-- report -->'
 _LABELS = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',
-           'knn_acc1': 'k-NN', 'test_raw_loss': 'validation, raw weights', 'test_raw_acc1': 'Acc@1, raw weights',
-           'test_raw_acc5': 'Acc@5, raw weights', 'train_lr': 'lr', 'data_wait': 'data wait'}
+           'knn_acc1': 'k-NN', 'train_lr': 'lr', 'data_wait': 'data wait'}
 # Title, substring of the keys of log.txt in the chart, whether the vertical axis begins at 0.
 _CHARTS = (('Loss', 'loss', False), ('Accuracy, %', 'acc', False), ('Learning rate', 'train_lr', True),
            ('Throughput, images/s', 'FPS', True), ('Waiting for data, share of the time', 'data_wait', True))
@@ -107,7 +103,7 @@ class Report:
 
     def _page(self, state, detail):
         records = [json.loads(line) for line in self._run_logger.records]
-        title = '{} · {}'.format(_task(self._args)[0], self._args.model)
+        title = '{} · {}'.format(_task(self._args), self._args.model)
         subtitle = '{:,} images of {}, results in {}'.format(self._images, self._args.data_path, self._args.output_dir)
         sections = [('Curves', _curves(records)), *self._report_part.report_sections(),
                     *_setup_sections(self._args, self._session, self._precision, state == 'finished' and self._result)]
@@ -146,10 +142,10 @@ def _log_failure(session: Any, path: str, action: Callable) -> None:
 
 
 def _task(args):
-    """(name of the task, function that builds the parser of its flags)."""
+    """Name of the task, by flags that others do not have."""
     if not hasattr(args, 'nb_classes'):
-        return 'Pre-training', pretrain_parser
-    return ('Fine-tuning', finetune_parser) if hasattr(args, 'layer_decay') else ('Linear probing', linprobe_parser)
+        return 'Pre-training'
+    return 'Fine-tuning' if hasattr(args, 'layer_decay') else 'Linear probing'
 
 
 def _key_metrics(records, result, elapsed):
@@ -188,25 +184,11 @@ def _curves(records):
 def _setup_sections(args, session, precision, result):
     """Sections on result, command, configuration and environment."""
     final = [(key.replace('_', ' '), value) for key, value in (result or {}).items()]
-    parser = _task(args)[1]()
-    flags = [('--' + name, _flag_text(value)) for name, value in sorted(vars(args).items())]
-    changed = [flag for flag in flags if _flag_text(parser.get_default(flag[0][2:])) != flag[1]]
-    defaults = [flag for flag in flags if flag not in changed]
+    flags = [('--' + name, value) for name, value in sorted(vars(args).items())]
     return [('Final result', [('facts', final)] if final else []),
-            ('Command', [('command', rerun_command(session.world).split('\n'))]),
-            ('Configuration', [('facts', changed),
-                               ('details', ('{} flags at their defaults'.format(len(defaults)), 'facts', defaults))]),
+            ('Command', [('command', ['python ' + ' '.join(map(shlex.quote, sys.argv))])]),
+            ('Configuration', [('details', ('All flags', 'facts', flags))]),
             ('Environment', [('facts', _environment(args, session, precision))])]
-
-
-def _flag_text(value):
-    if isinstance(value, (list, tuple)):
-        return ' '.join(map(_flag_text, value))
-    if value is None or value == '':
-        return '–'
-    if isinstance(value, bool):
-        return 'yes' if value else 'no'
-    return '{:g}'.format(value) if isinstance(value, float) else str(value)
 
 
 def _environment(args, session, precision):
@@ -220,28 +202,3 @@ def _environment(args, session, precision):
             *software().items(), ('numpy', numpy.__version__), ('Pillow', PIL.__version__),
             ('system', platform.platform())]
 
-
-def rerun_command(world: World, argv: Optional[List[str]] = None, environ: Mapping[str, str] = os.environ) -> str:
-    """Command, from the repository's root, to run `argv` (None: sys.argv) with as many processes; a line per flag."""
-    script, *flags = sys.argv if argv is None else argv
-    start = ['python']
-    if 'RANK' in environ and 'WORLD_SIZE' in environ:
-        flags = [flag for flag in flags if not re.match('--local[-_]rank=', flag)]      # added by a launcher
-        local = int(environ.get('LOCAL_WORLD_SIZE') or world.size)
-        if world.size > 1:
-            start += ['util/tools/launch.py', '--nproc', str(local)]
-        if world.size > local:          # several nodes: the command of the first
-            start += ['--nnodes', str(world.size // local), '--node_rank', '0', '--master_addr', 'ADDRESS']
-    elif world.size > 1 and '--dist_on_itp' in flags:
-        start = ['mpirun', '-n', str(world.size), 'python']
-    elif world.size > 1 and 'SLURM_PROCID' in environ:
-        start = ['srun', '--ntasks={}'.format(world.size), 'python']
-    command = ' '.join(map(shell_quote, [*start, os.path.basename(script)]))
-    return command + ''.join((' \\\n    ' if flag.startswith('--') else ' ') + shell_quote(flag) for flag in flags)
-
-
-def shell_quote(word: str) -> str:
-    """Quote a word for bash, on one line and byte for byte."""
-    if word.isprintable():
-        return shlex.quote(word)
-    return "$'{}'".format(''.join('\\x{:02x}'.format(byte) for byte in os.fsencode(word)))

@@ -1,15 +1,17 @@
 """Run logger: log.txt, summary.json or eval.json, TensorBoard and the `Final result` block."""
 import json
 import os
+import socket
+import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 from PIL import Image
 
 from util.file_lock import RunLock
-from util.files import lines, set_aside, write_atomically
+from util.files import set_aside, write_atomically
 from util.log import logger
-from util.text import one_line
+from util.text import first_line, one_line
 
 STEPS_PER_EPOCH = 1000      # TensorBoard's step is epoch x 1000, so that runs of any batch size share an axis
 # Lines of the Final result block, each with the key that it needs.
@@ -25,7 +27,7 @@ class RunLogger:
 
     Args:
         lock: of the folder, released by `close`.
-        records: initial lines of log.txt, as restored by a resumed run; None: the existing ones.
+        records: initial lines of log.txt, as restored by a resumed run; None: log.txt stays as it is.
         begin: fractional epoch from which TensorBoard drops earlier events of the folder; None: none.
     """
 
@@ -33,14 +35,12 @@ class RunLogger:
                  begin: Optional[float] = None):
         self.folder, self._lock = folder, lock
         self._path = os.path.join(folder, 'log.txt')
-        self.records: List[str] = lines(self._path) if records is None else list(records)
-        self._writer = None
+        self.records: List[str] = list(records or ())
+        self._events = None
         try:
-            from torch.utils.tensorboard import SummaryWriter
-            self._writer = SummaryWriter(log_dir or folder,
-                                         purge_step=None if begin is None else int(begin * STEPS_PER_EPOCH))
-        except (ImportError, OSError, UnicodeEncodeError) as error:     # the last: a folder name that is not Unicode
-            logger.info('TensorBoard files are not written: %s', error)
+            self._events = EventFile(log_dir or folder, None if begin is None else int(begin * STEPS_PER_EPOCH))
+        except Exception as error:      # of any type from a broken tensorboard or protobuf; a folder without access
+            logger.info('TensorBoard files are not written: %s', first_line(error))
         if records is not None and (records or os.path.exists(self._path)):
             self._write()
 
@@ -48,7 +48,6 @@ class RunLogger:
         """Append a JSON object to log.txt."""
         self.records.append(json.dumps(record))
         self._write()
-        self._tensorboard(lambda writer: writer.flush())
 
     def _write(self):
         # The whole file each time: a kill or a full disk leaves the old file or the new one, never half a line.
@@ -60,32 +59,28 @@ class RunLogger:
 
     def log_scalars(self, epoch: float, values: Dict[str, float]) -> None:
         """Write TensorBoard scalars {tag: value} at a fractional epoch."""
-        step = int(epoch * STEPS_PER_EPOCH)
-        self._tensorboard(lambda writer: [writer.add_scalar(tag, value, step) for tag, value in values.items()])
+        self._log(epoch, lambda summary: [summary.scalar(tag, value) for tag, value in values.items()])
 
     def log_image(self, epoch: float, tag: str, image: Image.Image) -> None:
         """Write an image to TensorBoard at a fractional epoch."""
-        self._tensorboard(lambda writer: writer.add_image(
-            tag, np.array(image.convert('RGB')), int(epoch * STEPS_PER_EPOCH), dataformats='HWC'))
+        self._log(epoch, lambda summary: [summary.image(tag, np.array(image.convert('RGB')), dataformats='HWC')])
 
     def log_hyperparameters(self, flags: Dict[str, Any], tags: Sequence[str]) -> None:
         """Write the flags to TensorBoard's HParams table, with the scalars named `tags`."""
-        def write(writer):
-            from torch.utils.tensorboard.summary import hparams
-            plain = {name: value if isinstance(value, (bool, int, float)) else one_line(value)
-                     for name, value in flags.items()}
-            # Not add_hparams, which creates another run in a subfolder. The third summary would end the run.
-            for summary in hparams(plain, dict.fromkeys(tags, 0.))[:2]:
-                writer.file_writer.add_summary(summary)
-        self._tensorboard(write)
+        plain = {name: value if isinstance(value, (bool, int, float)) else one_line(value)
+                 for name, value in flags.items()}
+        # Without the third summary, which would end the run.
+        self._log(0, lambda summary: summary.hparams(plain, dict.fromkeys(tags, 0.))[:2])
 
-    def _tensorboard(self, action: Callable):
+    def _log(self, epoch, summarise):
+        """Write to TensorBoard what `summarise` returns, given torch.utils.tensorboard.summary."""
         try:
-            if self._writer:
-                action(self._writer)
-        except (OSError, RuntimeError, ValueError) as error:    # raised late: errors of its writer thread
-            logger.error('error: TensorBoard files cannot be written (%s); training continues without them', error)
-            self._writer = None
+            for one in summarise(self._events.summary) if self._events else ():
+                self._events.write(step=int(epoch * STEPS_PER_EPOCH), summary=one)
+        except Exception as error:      # of any type in a broken package
+            logger.error('error: TensorBoard files cannot be written (%s); training continues without them',
+                         first_line(error))
+            self._events = None
 
     def write_result(self, name: str, result: Dict[str, Any]) -> None:
         """Write `name`.json (an older one is set aside) and print the Final result block."""
@@ -100,9 +95,34 @@ class RunLogger:
                                *(text.format(**result) for key, text in FINAL if result.get(key) is not None)]))
 
     def close(self) -> None:
-        """Close TensorBoard files and release the lock of the folder."""
-        self._tensorboard(lambda writer: writer.close())
+        """Release the lock of the folder."""
         self._lock.release()
+
+
+class EventFile:
+    """A TensorBoard event file, written at once: SummaryWriter's thread dies with a traceback on a full disk.
+
+    Args:
+        purge_step: step from which TensorBoard drops events of earlier files in the folder; None: none.
+    """
+
+    def __init__(self, folder: str, purge_step: Optional[int]):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+        self.summary, self._event = summary, Event
+        os.makedirs(folder, exist_ok=True)
+        name = 'events.out.tfevents.{:.6f}.{}.{}'.format(time.time(), socket.gethostname(), os.getpid())
+        self._file = open(os.path.join(folder, name), 'wb')         # noqa: SIM115
+        self._records = RecordWriter(self._file)
+        self.write(file_version='brain.Event:2')
+        if purge_step is not None:
+            self.write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, **fields: Any) -> None:
+        """Write an Event with these fields."""
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._file.flush()
 
 
 class NullRunLogger:

@@ -13,6 +13,7 @@ from util.text import one_line
 
 NEAREST, LANCZOS = 0, 1                 # by Pillow's numbers: release 9.1 warns of the names
 FONT_SIZE, LINE, LETTER = 13, 17, 7     # pixels: font size, if this Pillow has a choice; line height; letter width
+GAP = 4                                 # pixels between images
 
 
 def resize(image: Image.Image, side: int) -> Image.Image:
@@ -22,24 +23,22 @@ def resize(image: Image.Image, side: int) -> Image.Image:
     return image.resize(size, NEAREST if factor > 1 else LANCZOS)
 
 
-def grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence = (), gap: int = 4, width: int = 0) -> Image.Image:
-    """Grid of images of one size on white, `gap` pixels apart, in columns of at least `width` pixels.
+def grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[Sequence[str]] = (), width: int = 0) -> Image.Image:
+    """Grid of images of one size on white, GAP pixels apart, in columns of at least `width` pixels.
 
-    `titles` has, for each of the first rows, a list of text lines above each of its images.
+    `titles` has, for each of the first rows, a line of text above each of its images.
     """
     column_width, height = max(rows[0][0].size[0], width), rows[0][0].size[1]
-    heights = [LINE * max(map(len, row)) for row in titles] + [0] * (len(rows) - len(titles))
-    canvas = Image.new('RGB', (max(map(len, rows)) * (column_width + gap) - gap,
-                               sum(heights) + len(rows) * (height + gap) - gap), 'white')
+    canvas = Image.new('RGB', (len(rows[0]) * (column_width + GAP) - GAP,
+                               len(titles) * LINE + len(rows) * (height + GAP) - GAP), 'white')
     top = 0
-    for row, (images, above) in enumerate(zip(rows, heights)):
-        top += above
+    for row, images in enumerate(rows):
         for column, image in enumerate(images):
-            left = column * (column_width + gap)
-            canvas.paste(image, (left, top))
-            for line, text in enumerate(reversed(titles[row][column]) if above else (), 1):
-                _draw_text(canvas, left, top - line * LINE, text, column_width)
-        top += height + gap
+            left = column * (column_width + GAP)
+            if row < len(titles):
+                _draw_text(canvas, left, top, titles[row][column], column_width)
+            canvas.paste(image, (left, top + LINE * (row < len(titles))))
+        top += height + GAP + LINE * (row < len(titles))
     return canvas
 
 

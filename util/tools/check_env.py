@@ -11,13 +11,13 @@ import sys
 import warnings
 from typing import List, Sequence
 
+from util.compat import REQUIRED
 from util.config.parser import Parser
 from util.devices.host import default_workers
 from util.errors import run
 from util.text import first_line
 
-REQUIRED = ('torch', 'torchvision', 'timm', 'PIL', 'numpy')
-OPTIONAL = ('simplejpeg', 'tensorboard', 'yaml', 'torch_npu', 'apex.amp')
+OPTIONAL = ('simplejpeg', 'torch.utils.tensorboard', 'yaml', 'torch_npu', 'apex.amp')
 
 
 def _row(name, value):
@@ -38,11 +38,12 @@ def check_software(to_fix: List[str]) -> bool:
     """Report the required and optional packages; returns whether torch loads."""
     _row('Python', '{} ({})'.format(platform.python_version(), sys.executable))
     for name in REQUIRED + OPTIONAL:
+        label = name.replace('torch.utils.', '')        # which imports more of tensorboard than its own name
         try:
-            _row(name, getattr(importlib.import_module(name), '__version__', 'installed'))
+            _row(label, getattr(importlib.import_module(name), '__version__', 'installed'))
         except (Exception, SystemExit) as error:        # of any type in a broken package
             problem = 'does not load: ' + first_line(error)
-            _row(name, problem)
+            _row(label, problem)
             if name in REQUIRED:
                 to_fix.append('{} {}; install the *_requirements.txt for your PyTorch'.format(name, problem))
     return 'torch' in sys.modules

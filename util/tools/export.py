@@ -5,8 +5,6 @@ Shapes: N images, C channels, L patches, p patch side, D width.
 """
 import importlib
 import json
-import os
-import tempfile
 from argparse import Namespace
 from functools import partial
 from typing import Any, Dict, List, Optional, Tuple
@@ -19,17 +17,19 @@ from torch import nn
 from util import log
 from util.checkpoints import load_model, pth_file
 from util.compat import accepts
-from util.config.inference_flags import check_checkpoint, check_output
+from util.config.inference_flags import add_checkpoint
 from util.config.input_flags import sides
 from util.config.normalization import flags_text, statistics
 from util.config.parser import Parser
 from util.errors import UserError, run
+from util.log import logger
 from util.model_sizes import MASK_RATIO
 from util.models.features import block_outputs, pool_tokens
-from util.text import first_line, one_line
+from util.text import first_line
+from util.tools.outputs import is_special, output_path
 
-# File endings of each format, and names of the outputs of each part, in the order of ExportedModel.forward.
-FORMATS = {'timm': ('.pth', '.pt', '.bin'), 'hf': (), 'safetensors': ('.safetensors',), 'onnx': ('.onnx',)}
+FORMATS = ('timm', 'hf', 'safetensors', 'onnx')
+# Names of the outputs of each part, in the order of ExportedModel.forward.
 OUTPUTS = {'encoder': ('features', 'tokens'), 'classifier': ('logits',), 'mae': ('loss', 'pred', 'mask')}
 # Maximum difference of an output, relative to its maximum, at least FLOOR; another order of summation makes about 1e-6.
 TOLERANCE, FLOOR = 1e-4, .01
@@ -152,47 +152,33 @@ def parse_export(argv: Optional[List[str]] = None) -> Namespace:
     """Parse and check the flags; a bad one ends the process with one line."""
     parser = Parser(prog='python -m util.tools.export', description=__doc__.split('\n')[0])
     add = parser.add_argument
-    add('--resume', required=True, help='checkpoint of main_pretrain.py or main_finetune.py, or weights of timm or '
-                                        'Hugging Face: a file, a folder, or a URL with a hash in its name')
-    add('--to', required=True, choices=tuple(FORMATS), help='format')
-    add('--output', required=True, help='file to write, for hf a folder; must not exist')
+    add_checkpoint(parser, 'main_pretrain.py or main_finetune.py')
+    add('--to', required=True, choices=FORMATS, help='format')
+    add('--output', required=True,
+        help='file to write, an existing one is renamed; for hf a folder, which must be new or empty')
     add('--part', choices=tuple(OUTPUTS), help='part of the model to export; default: all of it')
-    args = parser.parse_args(argv)
-    check_checkpoint(parser, args)
-    check_output(parser, args)
-    if os.path.lexists(args.output):
-        parser.error('argument --output: {} exists; choose another path'.format(args.output))
-    endings = FORMATS[args.to]
-    if endings and not args.output.endswith(endings):
-        parser.error('argument --output: for --to {} its name must end in {}'.format(args.to, ' or '.join(endings)))
-    return args
+    return parser.parse_args(argv)
 
 
-def export(path: str, form: str, output: str, part: Optional[str] = None) -> List[str]:
+def export(resume: str, form: str, output: str, part: Optional[str] = None) -> List[str]:
     """Export a model to one of FORMATS, and compare its outputs in the other library if that is installed.
 
     Args:
-        part: one of OUTPUTS, or None for the whole model.
+        resume: location of the weights; form: one of FORMATS; part: one of OUTPUTS, or None for the whole model.
     Returns:
         lines on the comparison, the inputs, and how to load the model.
     Raises:
         UserError: the format cannot hold the part, its library is not installed, or outputs differ.
     """
-    log.set_up(True)
     writers = {'timm': write_timm, 'safetensors': write_safetensors}
     try:
         write = writers.get(form) or importlib.import_module('util.tools.export_' + form).write
     except ImportError as error:
         raise UserError('--to {}: {}; pip install onnx onnxruntime'.format(form, first_line(error))) from error
-    exported, absolute = ExportedModel(path, part), os.path.abspath(output)
-    try:
-        with tempfile.TemporaryDirectory(dir=os.path.dirname(absolute)) as folder:
-            temporary = os.path.join(folder, os.path.basename(absolute))        # some libraries check the ending
-            outputs, loaded_by = write(exported, temporary)
-            compared = exported.compare(outputs, form) if outputs else 'not compared: no library at hand runs it'
-            os.rename(temporary, output)
-    except OSError as error:
-        raise UserError('--output {}: cannot be written ({})'.format(output, error.strerror or error)) from error
+    exported = ExportedModel(resume, part)
+    with output_path(output) as temporary:
+        outputs, loaded_by = write(exported, temporary)
+        compared = exported.compare(outputs, form) if outputs else 'not compared: no library at hand runs it'
     takes = 'takes imgs (N, {}, {}, {}): 0..1, normalised by {}'.format(
         exported.in_chans, *exported.size, flags_text(exported.mean, exported.std))
     if exported.part == 'mae':
@@ -201,8 +187,9 @@ def export(path: str, form: str, output: str, part: Optional[str] = None) -> Lis
 
 
 def main(args: Namespace) -> None:
+    log.set_up(True, results=is_special(args.output))
     for line in ['written: ' + args.output, *export(args.resume, args.to, args.output, args.part)]:
-        print(one_line(line))
+        logger.info('%s', line)
 
 
 if __name__ == '__main__':

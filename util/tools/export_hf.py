@@ -15,6 +15,7 @@ from util.config.input_flags import normalised_size
 from util.data.transforms import EVAL_CROP
 from util.errors import UserError
 from util.files import write_atomically
+from util.text import first_line
 
 try:
     import transformers
@@ -47,7 +48,12 @@ def write(exported: Any, path: str) -> Tuple[Optional[Dict[str, torch.Tensor]], 
     if not transformers or (name.startswith(('ViTModel', 'ViTFor')) and not hasattr(torch.nn.init, 'trunc_normal_')):
         return None, loaded_by
     transformers.logging.set_verbosity_error()
-    return _outputs(exported, getattr(transformers, name).from_pretrained(path, **options).eval()), loaded_by
+    try:
+        return _outputs(exported, getattr(transformers, name).from_pretrained(path, **options).eval()), loaded_by
+    except (RuntimeError, ValueError) as error:         # e.g. BEiT of transformers 5 for inputs that are not square
+        raise UserError('--to hf: {} of transformers {} cannot run this model with {} x {} inputs ({}); give --to timm '
+                        'or --to onnx'.format(name, transformers.__version__, *exported.size, first_line(error))
+                        ) from error
 
 
 def _target(exported):

@@ -38,7 +38,7 @@ def write(exported: Any, path: str) -> Tuple[Optional[Dict[str, Any]], str]:
     # Written with operators that the exporters of PyTorch 1.5 and 1.8 support.
     model.forward, model.patch_embed.forward = exported.forward, partial(_patches, model.patch_embed.proj)
     if exported.part == 'mae':
-        model.forward_loss = partial(_loss, model.norm_pix_loss)
+        model.loss_of_hidden = partial(_loss, model.norm_pix_loss)
     batched = [name for name in (*names, *exported.output_names) if name != 'loss']
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')         # about constants in the trace, and deprecations
@@ -63,7 +63,7 @@ def _patches(proj, imgs):
 
 
 def _loss(norm_pix_loss, patches, pred, ids_hidden):
-    """MaskedAutoencoderViT.forward_loss, other operators: patches (N, L, p * p * C), pred (N, L - K, p * p * C)."""
+    """MaskedAutoencoderViT.loss_of_hidden, other operators: patches (N, L, p * p * C), pred (N, L - K, p * p * C)."""
     target = patches.gather(1, ids_hidden[..., None].expand(-1, -1, patches.shape[-1]))
     if norm_pix_loss:
         centred = target - target.mean(dim=-1, keepdim=True)

@@ -4,35 +4,29 @@ FOLDER gets features.npy, a row per image, or block-N.npy for each of --blocks; 
 labels.npy and classes.txt if the images have classes; and features.json, how the features were made.
 """
 import argparse
-import fnmatch
 import itertools
 import json
 import math
 import os
-import sys
 import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
 
 from util import log
 from util.checkpoints import load_model
-from util.config.inference_flags import add_images, add_model, add_work, check_checkpoint
+from util.config.inference_flags import add_images, add_model, add_work
 from util.config.parser import Parser, positive_int
 from util.data.unreadable import NAME as BAD_IMAGES, escaped
 from util.errors import UserError, run
-from util.files import set_aside
 from util.models import features
 from util.text import one_line
-from util.tools.inference import Inference, output_file
+from util.tools.inference import Inference
+from util.tools.outputs import output_path
 from util.training.epoch_meter import per_second
-
-# Files of an earlier extraction; a folder with others is refused.
-RESULTS = ('features.npy', 'block-*.npy', 'files.txt', 'labels.npy', 'classes.txt', BAD_IMAGES, 'features.json',
-           '*.tmp-*')
 
 
 def extract(model: torch.nn.Module, imgs: torch.Tensor, pool: str, blocks: Sequence[int]) -> List[torch.Tensor]:
@@ -55,79 +49,57 @@ def _block(text: str) -> Union[str, int]:
     return text if text == 'all' else positive_int(text)
 
 
-def make_folder(folder: str) -> None:
-    """Make an empty folder, renaming one with earlier features; UserError if it holds others or cannot be made."""
-    try:
-        names = os.listdir(folder) if os.path.lexists(folder) else []
-        others = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in RESULTS)]
-        if others:
-            raise UserError('--output {}: holds {}, not only features; choose a new folder'.format(folder, others[0]))
-        if names:
-            print('earlier features kept in {}'.format(one_line(set_aside(folder))), file=sys.stderr)
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError('--output {}: cannot be made ({})'.format(folder, error.strerror)) from error
-
-
 @contextmanager
-def npy_writer(path: str, shape: Tuple[int, ...], dtype: Any) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write a .npy file batch by batch: yields a function that appends arrays (M, *shape); raises as output_file.
+def npy_writer(path: str, width: int, dtype: str) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield a function that appends rows (M, width) to a .npy file.
 
-    The number of rows is known only at the end, and they need not fit into memory.
+    The rows need not fit into memory, and their number is known only at the end.
     """
-    dtype, count = np.dtype(dtype), 0
-    with output_file(path) as file:
+    count = 0
+    with open(path, 'wb') as file:
         def write_header():             # 128 bytes, whatever the count
             file.seek(0)
             np.lib.format.write_array_header_1_0(
-                file, {'descr': dtype.str, 'fortran_order': False, 'shape': (count, *shape)})
+                file, {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': (count, width)})
 
         def append(rows):
             nonlocal count
             file.write(np.ascontiguousarray(rows, dtype).tobytes())
-            file.check()
             count += len(rows)
         write_header()
         yield append
         write_header()
 
 
-def write(folder: str, names: list, batches: Iterable, dataset: Any, dtype: str, width: int, unreadable: list) -> int:
-    """Write the files of a folder, see the head of this module, and return the number of rows.
+def write(folder: str, names: List[str], batches: Iterable, dataset: Any, dtype: str, width: int) -> int:
+    """Write the features, names and labels of images into a folder, see the head of this module; returns their number.
 
     Args:
         names: of the arrays, without extension; batches: (indices, [features (M, width) for each array]).
-        dataset: InputImages; unreadable: (path, reason) pairs.
+        dataset: InputImages.
     Raises:
-        UserError: a file cannot be written, or a feature overflows `dtype`.
+        UserError: a feature overflows `dtype`. OSError: a file cannot be written.
     """
-    count = 0
+    indices = []
     with ExitStack() as stack:
-        def create(name, opener=output_file, *options):
-            return stack.enter_context(opener(os.path.join(folder, name), *options))
-        arrays = [create(name + '.npy', npy_writer, (width,), dtype) for name in names]
-        files = create('files.txt')
-        append_labels = create('labels.npy', npy_writer, (), np.int64) if dataset.classes else None
-        for indices, outputs in batches:
-            for append, rows in zip(arrays, outputs):
+        appends = [stack.enter_context(npy_writer(os.path.join(folder, name + '.npy'), width, dtype)) for name in names]
+        for batch, outputs in batches:
+            for append, rows in zip(appends, outputs):
                 if float(np.finfo(dtype).max) < float(rows.abs().max()) < math.inf:
                     raise UserError('--dtype {}: features of {} or one of the next images overflow; use float32'.format(
-                        dtype, dataset.name_of(indices[0])))
+                        dtype, dataset.name_of(batch[0])))
                 append(rows.float().cpu().numpy())
-            files.write(_lines(dataset.name_of(index) for index in indices))
-            if append_labels:
-                append_labels(dataset.labels[indices])
-            count += len(indices)
-        if dataset.classes:
-            create('classes.txt').write(_lines(dataset.classes))
-        if unreadable:          # in the format of util.data.unreadable
-            create(BAD_IMAGES).write(''.join('{}\t{}\n'.format(escaped(path), reason) for path, reason in unreadable)
-                                     .encode())
-    return count
+            indices += batch
+    _write_lines(folder, 'files.txt', (escaped(dataset.name_of(index)) for index in indices))
+    if dataset.classes:
+        np.save(os.path.join(folder, 'labels.npy'), np.asarray(dataset.labels)[indices].astype(np.int64))
+        _write_lines(folder, 'classes.txt', map(escaped, dataset.classes))
+    return len(indices)
 
 
-def _lines(names):
-    return ''.join(escaped(name) + '\n' for name in names).encode()
+def _write_lines(folder, name, lines):
+    with open(os.path.join(folder, name), 'w', encoding='utf-8') as file:
+        file.writelines(line + '\n' for line in lines)
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -135,7 +107,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     add_model(parser, 'main_pretrain.py or main_finetune.py')
     add_images(parser)
     add = parser.add_argument
-    add('--output', required=True, help='output folder; earlier features in it are set aside')
+    add('--output', required=True, help='output folder; must be new or empty')
     add('--pool', choices=('mean', 'cls'),
         help='mean of the patch tokens, or class token; default: the input of the head, else mean')
     add('--blocks', nargs='+', type=_block, metavar='N',
@@ -143,7 +115,6 @@ def main(argv: Optional[List[str]] = None) -> None:
     add('--dtype', default='float32', choices=('float32', 'float16'), help='data type of the features')
     add_work(parser)
     args = parser.parse_args(argv)
-    check_checkpoint(parser, args)
     log.set_up(True, results=True)
     loaded = load_model.load_any(args.resume, args.input_size)
     requested, depth = set(args.blocks or ()), len(loaded.model.blocks)
@@ -154,19 +125,23 @@ def main(argv: Optional[List[str]] = None) -> None:
     inference = Inference(loaded, args.device, args.amp)
     dataset = inference.dataset(args.images)
     names = ['block-{}'.format(number) for number in blocks] or ['features']
-    make_folder(args.output)
     width, start = loaded.model.pos_embed.shape[-1], time.monotonic()
     batches = inference.run(dataset, partial(extract, pool=pool, blocks=blocks), args.batch_size, args.num_workers,
                             'features')
-    count = write(args.output, names, batches, dataset, args.dtype, width, inference.unreadable)
-    speed = per_second(count, time.monotonic() - start)
-    settings = {'resume': args.resume, 'model': loaded.flags['model'],
-                'input_size': loaded.flags.get('input_size') or 224, 'pool': pool, 'blocks': blocks or None,
-                'dtype': args.dtype, 'images': count, 'width': width, 'unreadable': len(inference.unreadable)}
-    with output_file(os.path.join(args.output, 'features.json')) as file:
-        file.write(json.dumps(settings, indent=1).encode() + b'\n')
+    with output_path(args.output) as folder:
+        os.mkdir(folder)
+        count = write(folder, names, batches, dataset, args.dtype, width)
+        if inference.unreadable:
+            _write_lines(folder, BAD_IMAGES, ('{}\t{}'.format(escaped(path), reason)
+                                              for path, reason in inference.unreadable))
+        settings = {'resume': args.resume, 'model': loaded.flags['model'],
+                    'input_size': loaded.flags.get('input_size') or 224, 'pool': pool, 'blocks': blocks or None,
+                    'dtype': args.dtype, 'images': count, 'width': width, 'unreadable': len(inference.unreadable)}
+        with open(os.path.join(folder, 'features.json'), 'w', encoding='utf-8') as file:
+            json.dump(settings, file, indent=1)
     print('features of {:,} images, {} numbers each: {} ({:.0f} images/s)'.format(
-        count, width, one_line(', '.join(os.path.join(args.output, name + '.npy') for name in names)), speed))
+        count, width, one_line(', '.join(os.path.join(args.output, name + '.npy') for name in names)),
+        per_second(count, time.monotonic() - start)))
 
 
 if __name__ == '__main__':

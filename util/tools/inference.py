@@ -1,7 +1,5 @@
 """Batched inference of a trained model with loader processes, in order; unreadable files are skipped."""
-import os
 import sys
-from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -17,25 +15,7 @@ from util.devices.host import default_workers
 from util.devices.precision import choose_precision
 from util.distributed.world import World
 from util.errors import UserError
-from util.files import atomic_file, set_aside
 from util.log import logger, progress_bar
-from util.text import one_line
-
-
-@contextmanager
-def output_file(path: str) -> Iterator[Any]:
-    """Open an output file of the user for writing bytes, as util.files.atomic_file does; an earlier file is set aside.
-
-    Its `check` raises a write error at once. A write error is a UserError, and leaves an earlier file as it was.
-    """
-    try:
-        with atomic_file(path) as file:
-            yield file
-            file.check()
-            if os.path.lexists(path):
-                print('earlier results kept in {}'.format(one_line(set_aside(path))), file=sys.stderr)
-    except OSError as error:
-        raise UserError('{}: cannot be written ({})'.format(path, error.strerror or error)) from error
 
 
 class Inference:

@@ -1,7 +1,7 @@
 """Weighted k-NN evaluation of features: python -m util.tools.knn --resume CHECKPOINT --data_path DATA"""
 from util import log
 from util.checkpoints import load_model
-from util.config.inference_flags import add_model, add_work, check_checkpoint
+from util.config.inference_flags import add_model, add_work
 from util.config.parser import Parser, fraction_below_one, non_negative_int, positive, positive_int
 from util.data.datasets import has_validation
 from util.data.transforms import preprocessing_of
@@ -30,7 +30,6 @@ def main() -> None:
     add('--seed', type=non_negative_int, default=0, help='seed that selects --images')
     add_work(parser)
     args = parser.parse_args()
-    check_checkpoint(parser, args)
     log.set_up(is_main=True)
     model, flags, _ = load_model.load_any(args.resume, args.input_size)
     # Without a validation split, the flags of the checkpoint do not apply to data without val/.

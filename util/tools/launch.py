@@ -26,11 +26,11 @@ from util import errors
 
 errors.begin(__name__)
 
-from util.config.parser import Parser, non_negative_int, number as number_type, positive_int, value_of
+from util.config.parser import Parser, non_negative_int, port, positive_int, value_of
 from util.devices import accelerator as devices
 from util.devices.host import default_workers
 from util.distributed.signals import StopRequests, signal_on_exit_of_parent, watch_launcher
-from util.distributed.world import DEFAULT_PORT, HANG_TIMEOUT, MAX_PORT, rendezvous_timeout
+from util.distributed.world import DEFAULT_PORT, HANG_TIMEOUT, rendezvous_timeout
 from util.errors import FAILURE_STATUS, FORWARDED, PREEMPTED_STATUS, STOP_SIGNALS, UserError, run
 from util.text import first_line
 
@@ -47,8 +47,8 @@ def parse(argv: Sequence[str]) -> Tuple[argparse.Namespace, List[str]]:
     add('--nnodes', type=positive_int, default=1, help='number of nodes')
     add('--node_rank', type=non_negative_int, default=0, help='index of this node')
     add('--master_addr', default='127.0.0.1', help='address of node 0')
-    add('--master_port', type=number_type(int, 1, MAX_PORT), help='port of node 0, incremented at each restart if '
-        'there are several nodes; default: a free port, 29500 on several nodes')
+    add('--master_port', type=port, help='port of node 0, incremented at each restart if there are several '
+        'nodes; default: a free port, 29500 on several nodes')
     add('--max_restarts', type=non_negative_int, default=0,
         help='maximum number of restarts from the last checkpoint after a failure')
     add('--stop_timeout', type=positive_int, default=300,

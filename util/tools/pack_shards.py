@@ -5,36 +5,35 @@ are written to a temporary folder, which is renamed to TARGET when it is complet
 """
 import io
 import itertools
-import json
 import os
 import shutil
 import signal
 import tarfile
 import time
 from argparse import Namespace
-from functools import partial
+from types import SimpleNamespace
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Dataset
 
 from util import log
 from util.config.parser import Parser, non_negative_int, number, positive_int
 from util.config.train_flags import is_csv
 from util.data import tar_dataset
-from util.data.datasets import EXTENSIONS, ImageList, find_split, has_classes, labelled_set, pretraining_set
+from util.data.datasets import ImageList, find_split, has_classes, labelled_set, pretraining_set
 from util.data.file_index import UNLABELLED, PathArray
-from util.data.image_files import ARRAY_EXTENSIONS, UnreadableImage, read_bytes, wrap_decode_errors
-from util.data.lazy_image import open_image
-from util.data.loader import iterate_loader, worker_options
+from util.data.image_files import ARRAY_EXTENSIONS, raise_if_exhausted, read_bytes, wrap_decode_errors
+from util.data.loader import evaluation_loader
+from util.devices.accelerator import Cpu
 from util.devices.host import default_workers
+from util.distributed.world import World
 from util.errors import UserError, reworded, run
 from util.log import logger, progress_bar
 
-SETTINGS, UNREADABLE = 'packing.json', 'unreadable.txt'
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+UNREADABLE = 'unreadable.txt'
 
 
 def parse_flags(argv: Optional[List[str]] = None) -> Namespace:
@@ -92,9 +91,6 @@ def pack(args: Namespace, splits: Sequence[Tuple[str, ImageList]]) -> int:
     incomplete = '{}.incomplete-{:x}'.format(target, time.time_ns())
     try:
         os.makedirs(incomplete)
-        settings = {name: value for name, value in vars(args).items() if name not in ('target', 'num_workers')}
-        with open(os.path.join(incomplete, SETTINGS), 'w', encoding='utf-8') as file:
-            json.dump({**settings, 'images': sum(len(dataset) for _, dataset in splits)}, file, indent=1)
         unreadable = sum([_pack_split(args, incomplete, split, dataset) for split, dataset in splits], [])
         if unreadable:
             with open(os.path.join(incomplete, UNREADABLE), 'w', encoding='utf-8', errors='surrogateescape') as file:
@@ -102,6 +98,7 @@ def pack(args: Namespace, splits: Sequence[Tuple[str, ImageList]]) -> int:
         os.sync()           # else a power cut could leave empty files under the final name
         os.rename(incomplete, target)
     except OSError as error:
+        raise_if_exhausted(error)
         raise UserError('TARGET: {} cannot be written ({})'.format(target, error.strerror or error)) from error
     finally:
         shutil.rmtree(incomplete, ignore_errors=True)
@@ -109,34 +106,32 @@ def pack(args: Namespace, splits: Sequence[Tuple[str, ImageList]]) -> int:
 
 
 def _pack_split(args, folder, split, dataset):
-    """Write the tar files, index and class names of a split; returns the lines of unreadable.txt."""
+    """Write the tar files and class names of a split; returns the lines of unreadable.txt."""
     folder, labelled, unreadable = os.path.join(folder, split), dataset.classes != UNLABELLED, []
     os.makedirs(folder, exist_ok=True)
     if labelled:
-        with open(os.path.join(folder, tar_dataset.CLASSES), 'w', encoding='utf-8', errors='surrogateescape') as file:
+        with open(os.path.join(folder, tar_dataset.CLASSES), 'w', encoding='utf-8', errors='backslashreplace') as file:
             file.writelines(name.replace('\n', ' ') + '\n' for name in dataset.classes)
-    names = member_names(dataset.paths)
-    # Shuffled, since other tools read tar files sequentially.
-    order = np.random.RandomState(0).permutation(len(dataset))
-    contents = _load(Subset(dataset.paths, order), args.num_workers, args.short_side, args.quality)
-    with progress_bar(os.path.normpath(os.path.join(args.target, split)), 'images', len(order)) as bar:
-        for number, start in enumerate(range(0, len(order), args.images_per_shard)):
+    names, files = member_names(dataset.paths), _Files(dataset, args.short_side, args.quality)
+    loader = evaluation_loader(files, 8, World(), False, args.num_workers, False, Cpu())
+    loader.unreadable_images = SimpleNamespace(add=unreadable.extend)
+    with progress_bar(os.path.normpath(os.path.join(args.target, split)), 'images', len(files)) as bar:
+        samples = itertools.chain.from_iterable(zip(*batch) for batch in loader)
+        for number in itertools.count():
+            shard = list(itertools.islice(samples, 1))
+            if not shard:
+                break
             path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', number))
             with tarfile.open(path, 'w', format=tarfile.GNU_FORMAT) as tar:
-                for i, (data, extension, reason) in zip(order[start:start + args.images_per_shard], contents):
-                    bar.update()
-                    if reason:
-                        unreadable.append('{}\t{}\n'.format(dataset.name_of(i), reason))
-                        continue
+                for data, extension, i in itertools.chain(shard, itertools.islice(samples, args.images_per_shard - 1)):
                     stem, original = os.path.splitext(names[i])
                     _add(tar, stem + (extension or original), data)
                     if labelled:
                         _add(tar, stem + '.cls', str(dataset.labels[i]).encode())
+                    bar.update()
             if bar.disable:
-                done = min(start + args.images_per_shard, len(order))
-                logger.info('%s: %d of %d images', os.path.basename(path), done, len(order))
-    tar_dataset.write_index(folder, EXTENSIONS)
-    return unreadable
+                logger.info('%s is complete', os.path.basename(path))
+    return ['{}\t{}\n'.format(*pair) for pair in unreadable]
 
 
 def _add(tar, name, data):
@@ -162,35 +157,31 @@ def member_names(paths: PathArray) -> List[str]:
     return names
 
 
-def _load(paths, num_workers, short_side, quality):
-    """Yield `_load_one` of each path, from loader processes; SystemFailure if one has died."""
-    loader = DataLoader(paths, batch_size=8, collate_fn=partial(_load_batch, short_side=short_side, quality=quality),
-                        **worker_options(num_workers))
-    # An exception raised by a signal handler during a fork would be lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    batches = iterate_loader(loader)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    return itertools.chain.from_iterable(batches)
+class _Files(Dataset):
+    """(bytes, new extension or '', index) of each file, in random order, as other tools read tar files sequentially.
 
+    A file is a JPEG if its image's short side exceeds `short_side`, else unchanged. Raises UnreadableImage.
+    """
 
-def _load_batch(paths, **options):
-    return [_load_one(path, **options) for path in paths]
+    def __init__(self, dataset: ImageList, short_side: Optional[int], quality: int):
+        self.dataset, self.short_side, self.quality = dataset, short_side, quality
+        self.order = np.random.RandomState(0).permutation(len(dataset))
 
+    def __len__(self):
+        return len(self.order)
 
-def _load_one(path, short_side, quality):
-    """(bytes, new extension or None, error or None): the file, or a JPEG if its short side exceeds `short_side`."""
-    try:
+    def __getitem__(self, position: int) -> Tuple[bytes, str, int]:
+        index = int(self.order[position])
+        path, file = self.dataset.paths[index], io.BytesIO()
         with wrap_decode_errors(path):
-            image = open_image(path) if short_side else None
-            if image is None or short_side >= min(image.height, image.width):
-                return read_bytes(path), None, None
-            scale = short_side / min(image.height, image.width)
+            image = self.dataset.load_image(index) if self.short_side else None
+            if image is None or self.short_side >= min(image.height, image.width):
+                return read_bytes(path), '', index
+            scale = self.short_side / min(image.height, image.width)
             size = round(image.height * scale), round(image.width * scale)
-            pixels, file = image.resized_crop(0, 0, image.height, image.width, size).numpy(), io.BytesIO()
-            Image.fromarray(pixels).save(file, 'JPEG', quality=quality)
-            return file.getvalue(), '.jpg', None
-    except UnreadableImage as error:
-        return b'', None, error.reason
+            pixels = image.resized_crop(0, 0, image.height, image.width, size).numpy()
+            Image.fromarray(pixels).save(file, 'JPEG', quality=self.quality)
+            return file.getvalue(), '.jpg', index
 
 
 if __name__ == '__main__':

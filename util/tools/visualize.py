@@ -9,18 +9,19 @@ from PIL import Image
 
 from util import log
 from util.checkpoints import load_model
-from util.config.inference_flags import add_images, check_checkpoint, check_output
+from util.config.inference_flags import add_checkpoint, add_images
 from util.config.parser import Parser, non_negative_int, open_fraction, positive_int
 from util.data.transforms import Normalize
 from util.errors import run
+from util.log import logger
 from util.model_sizes import MASK_RATIO
 from util.models.reconstruction import reconstruct
 from util.reporting import thumbnails
-from util.text import one_line
-from util.tools.inference import Inference, evenly_spaced, output_file
+from util.tools.inference import Inference, evenly_spaced
+from util.tools.outputs import open_output
 
-TITLES = (['masked'], ['reconstruction'], ['reconstruction', 'with visible patches'], ['original'])
-NORM_PIX_NOTE = '(true patch statistics)'       # which a model trained with norm_pix_loss does not predict
+TITLES = ('masked', 'reconstruction', 'with visible patches', 'original')
+NORM_PIX_NOTE = ' (mean and contrast of patches are those of the original: the model does not predict them)'
 SIDE, COLUMN = 160, 162         # pixels: longer side of an image, minimum width of a column
 
 
@@ -29,23 +30,19 @@ def reconstruction_grid(model: torch.nn.Module, imgs: torch.Tensor, mask_ratio: 
     """Grid of masked, reconstructed and original images; imgs (N, C, H, W), normalised."""
     columns = [thumbnails.to_images(column, normalize, SIDE)
                for column in (*reconstruct(model, imgs, mask_ratio, seed), imgs)]
-    note = [NORM_PIX_NOTE] if model.norm_pix_loss else []
-    titles = [lines + (note if 'reconstruction' in lines else []) for lines in TITLES]
-    return thumbnails.grid(list(zip(*columns)), [titles], width=COLUMN)
+    return thumbnails.grid(list(zip(*columns)), [TITLES], width=COLUMN)
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     parser = Parser(prog='python -m util.tools.visualize', description=__doc__.split('\n')[0])
     add_images(parser)
     add = parser.add_argument
-    add('--resume', required=True, help='checkpoint of main_pretrain.py')
+    add_checkpoint(parser, 'main_pretrain.py')
     add('--output', required=True, help='PNG file to write; an existing one is renamed')
     add('--mask_ratio', type=open_fraction, help='fraction of masked patches; default: as in training')
     add('--count', type=positive_int, default=8, help='maximum number of images, evenly spaced among those given')
     add('--seed', type=non_negative_int, default=0, help='seed of the masks')
     args = parser.parse_args(argv)
-    check_checkpoint(parser, args)
-    check_output(parser, args)
     log.set_up(True, results=True)
     loaded = load_model.load_autoencoder(args.resume)
     inference = Inference(loaded, 'cpu')
@@ -54,10 +51,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     def reconstructions(model, imgs):
         return reconstruction_grid(model, imgs, mask_ratio, args.seed, inference.normalize)
     dataset = evenly_spaced(inference.dataset(args.images), args.count)
-    (_, image), = inference.run(dataset, reconstructions, args.count, num_workers=0)    # masks depend on the batch size
-    with output_file(args.output) as file:
+    with open_output(args.output) as file:
+        # As one batch: masks depend on its size.
+        (_, image), = inference.run(dataset, reconstructions, args.count, num_workers=0)
         image.save(file, 'PNG')
-    print('reconstructions: {}'.format(one_line(args.output)))
+    logger.info('reconstructions: %s%s', args.output, NORM_PIX_NOTE if loaded.model.norm_pix_loss else '')
 
 
 if __name__ == '__main__':

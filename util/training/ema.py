@@ -1,13 +1,10 @@
 """Exponential moving average of the weights for --ema, used for evaluation and inference (arXiv:1703.01780)."""
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Union
+from typing import Any, Dict, Iterator, Union
 
 import torch
 
 from util.errors import UserError
-from util.log import logger
-
-RAW_METRICS = ('acc1', 'acc5', 'loss')      # also reported for the raw weights
 
 
 class EMA:
@@ -35,21 +32,13 @@ class EMA:
             average.lerp_(self._weights[name], weight)
         self._updates += taken
 
-    def evaluate(self, model: torch.nn.Module, evaluate: Callable[[], Dict[str, Any]]) -> Dict[str, Any]:
-        """Results of `evaluate()` with the EMA weights; RAW_METRICS with the raw weights as 'raw_...'.
-
-        Args:
-            model: as its precision made it.
-        """
-        logger.info('evaluating the raw weights:')
-        raw = evaluate()
-        logger.info('evaluating the EMA weights (--ema):')
-        with self.applied_to(model):
-            return {**evaluate(), **{'raw_' + name: raw[name] for name in RAW_METRICS}}
-
     @contextmanager
     def applied_to(self, model: torch.nn.Module) -> Iterator[None]:
-        """Context in which `model` has the EMA weights, cast to its own dtype."""
+        """Context in which `model` has the EMA weights, cast to its own dtype, as for an evaluation.
+
+        Args:
+            model: as its precision made it, not in DistributedDataParallel.
+        """
         own = {name: parameter.detach() for name, parameter in model.named_parameters() if name in self._averages}
         raw = {name: weight.clone() for name, weight in own.items()}
         _copy(self._averages, own)

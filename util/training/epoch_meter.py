@@ -1,7 +1,7 @@
 """Meters of an epoch: loss, learning rate, images/s and data-wait share, with a log line every 20 iterations."""
 import math
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import torch
 
@@ -16,7 +16,7 @@ from util.training.session import Session
 
 PRINT_EVERY = 20
 WARMUP_ITERATIONS = 10
-MAX_DATA_WAIT = .02     # share of the time waiting for data from which more loader processes are suggested
+MAX_DATA_WAIT = .05     # share of the time waiting for data from which more loader processes are suggested
 
 
 class EpochMeter:
@@ -34,7 +34,6 @@ class EpochMeter:
         self.loader, self.session, self.optimizer_step = loader, session, optimizer_step
         self._run_logger, self._scalars, self._loss_tag, self._seed = None, [], loss_tag, seed
         self._images, self._seconds = 0., 0.    # of all epochs
-        self._suggested = None                  # number of loader processes
         self._warmup = WARMUP_ITERATIONS
 
     def begin(self, epoch: int, done: int) -> None:
@@ -87,41 +86,33 @@ class EpochMeter:
             self._run_logger.log_scalars(*self._scalars.pop(0))
 
     def start_logging(self, run_logger: RunLogger, seconds: float) -> None:
-        """Log scalars to `run_logger`, also those up to now; the `seconds` of opening it are not timed."""
+        """Log scalars to `run_logger`, also those up to now; log lines exclude the `seconds` of opening it."""
         self._run_logger, self._since = run_logger, self._since + seconds
-        self.throughput.exclude(seconds)
         self._log_scalars()
 
     def state_dict(self) -> Dict[str, Any]:
         """Collective: state within an epoch, in plain values."""
         return {'loss': self.loss.state_dict(self.session.world), 'skipped_steps': self._skipped(),
-                'lr': self.optimizer_step.lr, 'speed': self._speed()}
+                'lr': self.optimizer_step.lr}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Restore a state_dict after `begin`; the number of processes may be another one."""
         self.loss.load_state_dict(state['loss'], self.session.world)
         self._skipped_before -= state['skipped_steps']
         self.optimizer_step.lr = state['lr']
-        images, seconds, waited = state['speed']
-        self.throughput.resume(images / self.session.world.size, seconds, waited)
-
-    def _speed(self):
-        """Images of all processes; seconds and data-wait seconds, averaged over the processes."""
-        clock, size = self.throughput, self.session.world.size
-        images, seconds, waited = self.session.all_reduce(clock.images, clock.seconds, clock.waited)
-        return images, seconds / size, waited / size
 
     def finish(self) -> Dict[str, float]:
-        """Collective: train_loss, train_lr, FPS over all processes, data_wait and skipped_steps of the epoch."""
-        images, seconds, waited = self._speed()
+        """Collective: train_loss, train_lr, FPS, data_wait and skipped_steps of the epoch.
+
+        FPS is the sum over all processes; after a resume within the epoch, it and data_wait are of the rest of it.
+        """
+        clock, size = self.throughput, self.session.world.size
+        images, *seconds = self.session.all_reduce(clock.images, clock.seconds, clock.waited)
+        seconds, waited = (value / size for value in seconds)
         self._images, self._seconds = self._images + images, self._seconds + seconds
         fps, data_wait = per_second(images, seconds), waited / seconds if seconds else 0.
-        logger.info('train_one_epoch FPS: %.2f  (data wait: %.1f%%)', fps, 100 * data_wait)
-        workers = self.loader.workers
-        suggested = suggested_workers(workers, *self.session.all_reduce(*self.throughput.steady()))
-        if suggested not in (None, self._suggested):
-            logger.info('data loading is the bottleneck: try --num_workers %d (now %d)', suggested, workers)
-        self._suggested = suggested
+        hint = '; try more --num_workers than {}'.format(self.loader.workers) if data_wait > MAX_DATA_WAIT else ''
+        logger.info('train_one_epoch FPS: %.2f  (data wait: %.1f%%%s)', fps, 100 * data_wait, hint)
         return {'train_loss': self.loss.read(self.session.world), 'train_lr': self.optimizer_step.lr,
                 'FPS': round(fps, 2), 'data_wait': round(data_wait, 4), 'skipped_steps': self._skipped()}
 
@@ -185,14 +176,9 @@ class Throughput:
     def __init__(self, iterations: int, warmup: int, synchronize: Callable[[], None],
                  now: Callable[[], float] = time.perf_counter):
         self.skip = min(warmup, iterations // 3)
-        self.images, self._earlier, self.waited, self.last_wait = 0, 0., 0., 0.
-        self._first_wait = 0.           # the loader's start, which more loader processes would not shorten
+        self.images, self.waited, self.last_wait = 0, 0., 0.
         self._synchronize, self._now = synchronize, now
         self._started, self._ended = None, None
-
-    def resume(self, images: float, seconds: float, waited: float) -> None:
-        """Add what an interrupted run has timed of the same pass."""
-        self.images, self._earlier, self.waited = images, seconds, waited
 
     def batches(self, loader: Iterable) -> Iterator:
         """The batches of `loader`; call `add` once for each."""
@@ -205,7 +191,6 @@ class Throughput:
             self.last_wait = self._now() - before
             if self._started is not None:
                 self.waited += self.last_wait
-                self._first_wait += 0. if done else self.last_wait
             if batch is None:
                 break
             yield batch
@@ -218,15 +203,7 @@ class Throughput:
     @property
     def seconds(self) -> float:
         """Seconds timed so far."""
-        return self._earlier + (0. if self._started is None else (self._ended or self._now()) - self._started)
-
-    def exclude(self, seconds: float) -> None:
-        """Leave out seconds that the caller spent on something else since the last batch."""
-        self._earlier -= seconds if self._started is not None else 0.
-
-    def steady(self) -> Tuple[float, float]:
-        """Seconds and data-wait seconds without the loader's start."""
-        return self.seconds - self._first_wait, self.waited - self._first_wait
+        return 0. if self._started is None else (self._ended or self._now()) - self._started
 
     def add(self, images: int) -> None:
         """Count the images of the current batch."""
@@ -236,13 +213,6 @@ class Throughput:
     def _start(self):
         self._synchronize()
         self._started = self._now()
-
-
-def suggested_workers(workers: int, seconds: float, waited: float) -> Optional[int]:
-    """Number of loader processes that would keep up, if `workers` leave the device waiting; else None."""
-    if waited <= MAX_DATA_WAIT * seconds:
-        return None
-    return math.ceil((seconds if workers else waited) * max(workers, 1) / max(seconds - waited, 1e-9))
 
 
 def per_second(images: float, seconds: float) -> float:

@@ -1,19 +1,17 @@
 """Optimizer steps skipped because a loss or gradient was not finite: counted on the device, read later by the host."""
 import collections
 import itertools
-import json
 import math
-import os
 from typing import Any, Callable, Dict, List, Union
 
 import torch
 
 from util.distributed.world import World
 from util.errors import UserError
-from util.files import write_atomically
 from util.log import logger
 
 HISTORY = 128               # steps kept for the diagnosis
+LISTED = 8                  # losses and images in the diagnosis
 
 
 class NonFiniteSteps:
@@ -29,9 +27,9 @@ class NonFiniteSteps:
         self._history = collections.deque(maxlen=HISTORY)       # (iterations of the step, skipped)
         self._iterations = []                                   # of the open accumulation window
 
-    def record_iteration(self, epoch: int, iteration: int, lr: float, loss: torch.Tensor) -> None:
+    def record_iteration(self, epoch: int, iteration: int, loss: torch.Tensor) -> None:
         """Record an iteration of the open accumulation window; `loss` (a scalar on the device) is not read."""
-        self._iterations.append((epoch, iteration, lr, loss.detach()))
+        self._iterations.append((epoch, iteration, loss.detach()))
 
     def add(self, skipped: Union[int, torch.Tensor]) -> None:
         """Count a step: 1 if it was skipped, else 0 (a number or a 0-dimensional tensor)."""
@@ -59,8 +57,8 @@ class NonFiniteSteps:
         """Restore a state_dict, or a checkpoint that may lack its key."""
         self._in_row = state.get('bad_steps_in_row') or 0
 
-    def abort(self, folder: str, world: World, scale: float, files_of: Callable[[int, int, int], List[str]]) -> None:
-        """Write bad_steps.json about the longest run of skipped steps (main process only) and abort.
+    def abort(self, world: World, scale: float, files_of: Callable[[int, int, int], List[str]]) -> None:
+        """Collective: log where the longest run of skipped steps began, and abort.
 
         Args:
             scale: current loss scale.
@@ -70,25 +68,14 @@ class NonFiniteSteps:
         """
         rows = [list(steps) for bad, steps in itertools.groupby(self._history, lambda step: int(step[1])) if bad]
         row = max(rows, key=len)
-        iterations = [iteration for step, _ in row[:self.limit] for iteration in step]
+        iterations = [iteration for step, _ in row for iteration in step][:LISTED]
+        epoch, first, _ = iterations[0]
         losses = world.all_gather(torch.stack([loss.float() for *_, loss in iterations]))      # [rank][iteration]
-        path = os.path.join(folder, 'bad_steps.json')
-        if world.is_main:
-            report = {'skipped_in_a_row': len(row), 'loss_scale': scale, 'iterations': [
-                {'epoch': epoch, 'iteration': i, 'lr': lr, 'processes': [
-                    {'rank': rank, 'loss': loss if math.isfinite(loss) else str(loss),
-                     'files': files_of(rank, epoch, i)} for rank, loss in _suspects(by_rank)]}
-                for (epoch, i, lr, _), by_rank in zip(iterations, zip(*losses))]}
-            try:
-                write_atomically(path, json.dumps(report, indent=1).encode())
-            except OSError as error:
-                logger.error('error: %s: not written (%s)', path, error.strerror)
+        # the process where it began; if only gradients are not finite, all are equally suspect
+        rank = min(range(world.size), key=lambda rank: math.isfinite(losses[rank][0]))
+        logger.info('non-finite from epoch %d, iteration %d on: losses of process %d: %s; loss scale now: %g', epoch,
+                    first, rank, ', '.join(map('{:.4g}'.format, losses[rank])), scale)
+        logger.info('its first images in iteration %d: %s', first, ', '.join(files_of(rank, epoch, first)[:LISTED]))
         raise UserError('{} steps in a row skipped, from epoch {}, iteration {} on: loss or gradients are not finite; '
                         'lower --blr (or --lr), lengthen --warmup_epochs or set --clip_grad 1.0, then resume with '
-                        '--resume auto; {} lists losses and images'.format(len(row), *iterations[0][:2], path))
-
-
-def _suspects(losses):
-    """(rank, loss) of the processes with a non-finite loss; of all if only gradients are not finite."""
-    non_finite = [(rank, loss) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-    return non_finite or list(enumerate(losses))
+                        '--resume auto'.format(len(row), epoch, first))

@@ -52,7 +52,7 @@ class OptimizerStep:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of this iteration's loss."""
-        self.non_finite_steps.record_iteration(*self._place, self.lr, loss)
+        self.non_finite_steps.record_iteration(*self._place, loss)
         finite = torch.isfinite(loss.detach())
         # A non-finite loss can have finite gradients: make them NaN, so that the all-reduce informs all processes.
         weight = torch.where(finite, torch.full_like(loss, self._loss_weight), torch.full_like(loss, math.nan))
@@ -115,7 +115,7 @@ def layer_decay_groups(model: torch.nn.Module, weight_decay: float, layer_decay:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        no_decay = parameter.ndim == 1 or name in ('pos_embed', 'cls_token')
+        no_decay = parameter.ndim == 1 or name in model.no_weight_decay()
         layer = _layer_of(name, depth)
         key = 'layer_{}_{}'.format(layer, 'no_decay' if no_decay else 'decay')
         group = groups.setdefault(key, {'name': key, 'params': [], 'weight_decay': 0. if no_decay else weight_decay,

@@ -134,7 +134,7 @@ def open_run_logger(args: Namespace, session: Session, checkpointer: Optional[Ch
             output_dir.take_log()
         return NullRunLogger()
     new = checkpointer is not None and not output_dir.continues(args.output_dir, checkpointer.path)
-    lock, asides = output_dir.enter(args.output_dir, new, args.log_dir, (args.data_path,))
+    lock, asides = output_dir.enter(args.output_dir, new, args.log_dir)
     session.all_reduce(0)
     records = None
     if checkpointer is not None:

@@ -3,8 +3,9 @@
 Weights are loaded first, then the precision prepared, then the optimizer's state loaded. apex O2 requires this order:
 `precision.prepare` makes fp32 master weights from the weights of the model, and the moments belong to these.
 """
+import math
 from argparse import Namespace
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Callable, Iterator, List, Optional, Tuple
 
 import torch
@@ -12,8 +13,9 @@ from torch.utils.data import Dataset
 
 from util.checkpoints import weights
 from util.checkpoints.checkpointer import Checkpointer
+from util.checkpoints.containers import listed
 from util.config.normalization import adopt_statistics
-from util.data.datasets import has_validation, labelled_set
+from util.data.datasets import by_number, has_validation, labelled_set, read_class_names
 from util.data.loader import Batches, evaluation_loader, training_loader
 from util.data.transforms import evaluation_transform
 from util.data.validation_split import resolve_split
@@ -42,30 +44,80 @@ def start_classifier(args: Namespace) -> Iterator[Tuple[Session, FullPrecision, 
         yield session, precision, checkpointer
 
 
-def build_loaders(args: Namespace, session: Session, transform: Callable) -> Tuple[Batches, Batches]:
-    """(training loader, evaluation loader); `transform` is that of the training images."""
-    train_set = labelled_set(args.data_path, 'train', transform, None, args.val_fraction, args.val_seed)
+def class_names(args: Namespace, checkpointer: Checkpointer) -> Optional[List[str]]:
+    """Class names by label: of --class_names, else of the --resume checkpoint; None: those of the data, sorted."""
+    return read_class_names(args.class_names) if args.class_names else checkpointer.get('classes')
+
+
+def build_loaders(args: Namespace, session: Session, transform: Callable,
+                  classes: Optional[List[str]] = None) -> Tuple[Batches, Batches]:
+    """(training loader, evaluation loader); `transform` is that of the training images, `classes`: see class_names."""
+    train_set = labelled_set(args.data_path, 'train', transform, classes, args.val_fraction, args.val_seed)
     train_loader = training_loader(train_set, args.batch_size, session.world, args.seed, args.num_workers,
                                    args.pin_mem, session.accelerator)
     return train_loader, build_evaluation_loader(args, session, train_set.classes)
 
 
-def build_evaluation_loader(args: Namespace, session: Session, classes: Optional[List[str]] = None) -> Batches:
-    """Loader of the validation images; `classes` are those of the training, by default those of the data."""
-    dataset = labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), classes,
-                           args.val_fraction, args.val_seed)
+def build_evaluation_loader(args: Namespace, session: Session, classes: Optional[List[str]] = None,
+                            labels: Optional[List[str]] = None) -> Batches:
+    """Loader of the validation images; `classes`: see class_names.
+
+    `labels` are the names of another library's model, which replace `classes` None if the data has no other names.
+    """
+    def load(names):
+        return labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), names,
+                            args.val_fraction, args.val_seed)
+    dataset = load(classes)
+    if labels and not classes and set(dataset.classes) <= set(labels):
+        dataset = load(labels)
     return evaluation_loader(dataset, args.batch_size, session.world, args.dist_eval, args.num_workers, args.pin_mem,
                              session.accelerator)
 
 
-def count_classes(args: Namespace, dataset: Dataset) -> int:
-    """Number of classes of the head: the dataset's, or --nb_classes if that is larger."""
-    found = len(dataset.classes)
-    if args.nb_classes is not None and args.nb_classes < found:
-        raise UserError('--nb_classes {}: {} has {} classes'.format(args.nb_classes, args.data_path, found))
-    if args.nb_classes is not None and args.nb_classes > found:
-        logger.warning('--nb_classes %d: the data has only %d classes', args.nb_classes, found)
-    return args.nb_classes or found
+def count_classes(args: Namespace, dataset: Dataset, checkpointer: Optional[Checkpointer] = None) -> int:
+    """Number of classes of the head: that of the --resume checkpoint, else the dataset's, or --nb_classes if larger.
+
+    Raises:
+        UserError: --nb_classes is another number, or it is unknown which output of the checkpoint is which class.
+    """
+    found, wanted = len(dataset.classes), args.nb_classes
+    outputs = checkpointer.outputs if checkpointer else None
+    if outputs is not None:
+        check_labels(args, dataset, checkpointer)
+    if wanted is not None and (wanted < found or outputs not in (None, wanted)):
+        raise UserError('--nb_classes {}: {} has {} classes'.format(
+            wanted, *((args.data_path, found) if wanted < found else (checkpointer.path, outputs))))
+    if wanted is not None and wanted > found:
+        logger.warning('--nb_classes %d: the data has only %d classes', wanted, found)
+    return outputs or wanted or found
+
+
+def check_labels(args: Namespace, dataset: Dataset, checkpointer: Checkpointer) -> None:
+    """Raise UserError if it is unknown which output of the checkpoint's classifier is which class of the data.
+
+    Without names, by --class_names or in the checkpoint, outputs are in the order of the sorted names of the data. But
+    programs sort names with numbers differently, and a part of the classes would get other outputs.
+    """
+    path, outputs, names = checkpointer.path, checkpointer.outputs, list(dataset.classes)
+    stated = class_names(args, checkpointer)
+    if stated and names != stated:                              # CIFAR has names of its own
+        raise UserError('--data_path {}: its classes {} are not those of the model: {}'.format(
+            args.data_path, listed(names), listed(stated)))
+    if args.class_names and len(names) != outputs:
+        raise UserError('--class_names {}: has {} names, but {} has {} classes'.format(args.class_names, len(names),
+                                                                                      path, outputs))
+    if stated or names == checkpointer.get('labels'):
+        return
+    fault = ''
+    if len(names) != outputs:
+        fault = 'the data has {}'.format(len(names))
+    elif names != sorted(names, key=by_number):
+        fault = 'those of the data sort otherwise by their numbers than by name'
+    if fault:
+        raise UserError('{}: its {} classes have no names, and {}; state their names, one a line, in the order of the '
+                        'training, by --class_names FILE'.format(path, outputs, fault))
+    logger.info('%s: no class names; taking its outputs for the classes of the data in the order of their names, %s',
+                path, listed(names))
 
 
 def load_initial_weights(args: Namespace, session: Session, checkpointer: Checkpointer, model: torch.nn.Module,
@@ -109,12 +161,30 @@ def build_optimizer_step(args: Namespace, session: Session, precision: FullPreci
     ema, lr = None, peak_lr(args, session.world)
     if getattr(args, 'ema', None) is not None:          # main_linprobe.py has no --ema
         ema = EMA(args.ema, precision.trained_weights(model, optimizer))
+        logger.info('--ema %g: evaluation uses the EMA weights', args.ema)
         checkpointer.load_ema(ema)
     non_finite_steps = NonFiniteSteps(args.max_bad_steps)
     non_finite_steps.load_state_dict(checkpointer.state)
+    report_schedule_change(args, session.world, checkpointer)
     return OptimizerStep(session.wrap(model, precision), optimizer, precision,
                          lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
                          args.accum_iter, args.clip_grad, non_finite_steps, ema)
+
+
+def report_schedule_change(args: Namespace, world: World, checkpointer: Checkpointer) -> None:
+    """Log how the learning rate of a resumed run differs from that by the flags in the checkpoint, such as --epochs."""
+    if not checkpointer.is_resume:
+        return
+    saved = Namespace(**{**vars(args), **(checkpointer.get('args') or {})})
+    epoch, rates = checkpointer.start_epoch(args.start_epoch), []
+    with suppress(TypeError, ValueError, ArithmeticError):      # flags that another program has written
+        for flags, processes in ((saved, checkpointer.get('processes', world.size)), (args, world.size)):
+            rates.append(warmup_cosine(min(epoch, flags.epochs), peak_lr(flags, World(0, processes)), flags.epochs,
+                                       flags.warmup_epochs, flags.min_lr))
+        if not math.isclose(*rates, rel_tol=1e-3):
+            logger.info('warning: the learning rate at epoch %d is %.2g, with the flags of the checkpoint it was %.2g: '
+                        'the schedule follows the flags of this run from epoch 0 to %d (before: %d)', epoch, rates[1],
+                        rates[0], args.epochs, saved.epochs)
 
 
 def log_training_summary(args: Namespace, world: World, dataset: Dataset, model: torch.nn.Module,

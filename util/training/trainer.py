@@ -53,7 +53,6 @@ class Trainer:
         self._batch = args.batch_size * session.world.size      # images per iteration, all processes
         self._check_every, self._steps, self._since = 1, 0, time.monotonic()    # steps and time since the last check
         self._open_iterations = 0                               # of the current accumulation window
-        checkpointer.report_changes(args, session.world.size)
 
     def nothing_left(self) -> bool:
         """True, with a log line, if the resumed run is already complete."""
@@ -98,8 +97,6 @@ class Trainer:
         while self._epoch < self._args.epochs:
             sampler.epoch, sampler.start = self._epoch, self._images
             done = self.optimizer_step.first_iteration = round(self._images / self._batch)
-            if self._epoch == self._first_epoch:
-                self._first_done = done, self._images
             self.meter.begin(self._epoch, done)
             if self._meter_state:
                 self.meter.load_state_dict(self._meter_state)
@@ -142,8 +139,7 @@ class Trainer:
         if unreadable:
             self.unreadable_images.sync(session.world, session.device)
         if abort:
-            non_finite_steps.abort(self._args.output_dir, session.world, self.optimizer_step.precision.loss_scale,
-                                   self._files_of)
+            non_finite_steps.abort(session.world, self.optimizer_step.precision.loss_scale, self._files_of)
         return bool(save and not stop), bool(stop)
 
     def stop_if_requested(self) -> None:
@@ -154,10 +150,10 @@ class Trainer:
 
     def _files_of(self, rank, epoch, iteration):
         """Names of the images in an iteration of a process."""
-        dataset, size = self._loader.dataset, self._args.batch_size
-        done, start = self._first_done if epoch == self._first_epoch else (0, 0)
-        keys = self._loader.sampler.samples(rank, epoch, start)[(iteration - done) * size:][:size]
-        return [dataset.name_of(index) for index, _ in keys]
+        sampler, size = self._loader.sampler, self._args.batch_size
+        done, start = (self.meter.done, sampler.start) if epoch == sampler.epoch else (0, 0)
+        keys = sampler.samples(rank, epoch, start)[(iteration - done) * size:][:size]
+        return [self._loader.dataset.name_of(index) for index, _ in keys]
 
     def state_dict(self) -> Dict[str, Any]:
         """Contents of a checkpoint, in tensors and plain types; util.checkpoints.schema lists the keys."""

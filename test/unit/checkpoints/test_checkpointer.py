@@ -2,6 +2,7 @@
 import argparse
 import errno
 import math
+import os
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from util.checkpoints.schema import CHECKPOINT, validate
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
 from util.errors import SystemFailure, UserError
+from util.models.linear_probe import probing_head
 from util.training.ema import EMA
 from util.training.trainer import model_state
 
@@ -55,6 +57,18 @@ def test_auto_takes_the_newest_readable_checkpoint_and_starts_from_scratch_only_
     assert Checkpointer(str(tmp_path)).path is None
 
 
+@pytest.mark.parametrize('make', [
+    os.mkdir, os.mkfifo, lambda path: os.symlink(path, path), lambda path: os.symlink('nowhere', path)], ids=range(4))
+def test_what_is_not_a_file_but_named_as_a_checkpoint_is_skipped_and_moved_out_of_the_way(tmp_path, make):
+    pth_file.save(str(tmp_path / 'checkpoint-0.pth'), {'model': {'w': torch.ones(2)}, 'epoch': 0})
+    make(str(tmp_path / 'checkpoint-7.pth'))
+    found = Checkpointer(str(tmp_path), 'auto')
+    assert found.path == str(tmp_path / 'checkpoint-0.pth')
+    aside, = found.set_newer_aside((1, 0))
+    found.save({'model': {'w': torch.ones(2)}}, ['checkpoint-7.pth'])
+    assert found.wait() and os.path.lexists(aside) and (tmp_path / 'checkpoint-7.pth').is_file()
+
+
 def test_an_unreadable_disk_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeypatch):
     """`auto` would otherwise go back to an older one."""
     for epoch in (0, 1):
@@ -82,9 +96,22 @@ def test_a_published_checkpoint_is_read(tmp_path, new_format):
 def test_weights_of_another_model_are_rejected():
     with pytest.raises(UserError, match='^x.pth: .*--model'):
         weights.load_pretrained(vit(), models_mae.mae_vit_tiny_patch16(**MAE).state_dict(), 'x.pth')
-    for other, flag in ((models_mae.mae_vit_nano_patch16(**MAE), '--model'), (vit(num_classes=9), '--nb_classes')):
-        with pytest.raises(UserError, match='^x.pth: .*' + flag):
-            weights.load_strict(vit(), other.state_dict(), 'x.pth')
+    with pytest.raises(UserError, match='^x.pth: .*--model'):
+        weights.load_strict(vit(), vit(global_pool=False).state_dict(), 'x.pth')
+
+
+@pytest.mark.parametrize('model, other, flag', [
+    ('vit', 'mae', '--finetune x.pth'), ('vit', 'encoder', '--finetune x.pth'), ('probe', 'mae', '--finetune x.pth'),
+    ('mae', 'encoder', '--init_from x.pth'), ('mae', 'vit', '--init_from x.pth'), ('vit', 'probe', 'main_linprobe.py'),
+    ('probe', 'vit', 'main_finetune.py')])
+def test_weights_for_another_flag_or_script_are_rejected_by_its_name(model, other, flag):
+    mae, probe = models_mae.mae_vit_nano_patch16(**MAE), vit()
+    probe.head = probing_head(128, 8)
+    models = {'mae': mae, 'vit': vit(), 'probe': probe}
+    states = {**{name: built.state_dict() for name, built in models.items()}, 'encoder': {
+        name: value for name, value in mae.state_dict().items() if not name.startswith(('decoder', 'mask_token'))}}
+    with pytest.raises(UserError, match='^x.pth: .*' + flag):
+        weights.load_strict(models[model], states[other], 'x.pth')
 
 
 @pytest.mark.parametrize('name, shape', [('pos_embed', ()), ('pos_embed', (2, 65, 128)), ('pos_embed', (1, 4, 128)),
@@ -154,15 +181,15 @@ def test_every_key_of_a_checkpoint_is_in_the_schema(pretrained):
     assert set(pth_file.load(str(pretrained / 'checkpoint-0.pth'), as_trained=True)) <= set(CHECKPOINT)
 
 
-PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps': 0, 'lr': .1, 'speed': (8., 1., 0.)}
+PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps': 0, 'lr': .1}
 
 
 @pytest.mark.parametrize('odd', [
     {'epoch': 'seven'}, {'epoch': -2}, {'images': {}}, {'images': -8}, {'processes': 0}, {'bad_steps_in_row': -1},
     {'ema_updates': -1}, {'classes': 3}, {'classes': [3]}, {'log': {}}, {'log': ['{']}, {'log': ['{"epoch": "x"}']},
     {'best': {'acc1': 1.}}, {'scaler': {'scale': 'x'}}, {'scaler': {'scale': -1.}}, {'optimizer': [1]},
-    {'optimizer': {}}, {'optimizer': {'state': {}, 'param_groups': []}}, {'progress': {**PROGRESS, 'speed': [1.]}},
-    {'progress': {**PROGRESS, 'speed': [1., math.nan, 0.]}},
+    {'optimizer': {}}, {'optimizer': {'state': {}, 'param_groups': []}}, {'progress': {**PROGRESS, 'lr': 'x'}},
+    {'progress': {**PROGRESS, 'lr': math.nan}},
     {'progress': {**PROGRESS, 'skipped_steps': -1}}, {'reconstructions': [{'epoch': 0}]},
     {'reconstructions': [{'epoch': 0, 'of': ['x'], 'jpegs': [3]}]}, {'args': {'val_fraction': 2}},
     {'args': {'mean': [.5], 'std': [0.]}}, {'args': {'input_size': 'x'}}, {'args': {'patch_size': -8}},

@@ -1,9 +1,12 @@
 """Weights come in: safetensors, timm's names, Hugging Face's folders, models without flags, and --init_from."""
 import json
 import os
+import pathlib
+import re
 import shutil
 import struct
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -14,6 +17,7 @@ from test_hostile_checkpoints import rejected
 import models_mae
 import models_vit
 from util.checkpoints import hugging_face, load_model, pth_file, weights
+from util.config.train_flags import parse_finetune
 from util.errors import UserError
 from util.models import features
 from util.tools import export
@@ -107,7 +111,8 @@ def test_an_encoder_alone_gives_features_and_is_rejected_as_a_complete_model(tmp
     mae = autoencoder().eval()
     path = write(tmp_path / 'x.safetensors', encoder_of(mae))
     imgs = torch.randn(2, 3, 32, 32)
-    latent = mae.forward_encoder(mae.patchify(imgs), torch.arange(16).expand(2, -1))        # with nothing hidden
+    latent, _, ids_restore = mae.forward_encoder(imgs, 0)
+    latent = torch.cat([latent[:, :1], models_mae.gather_tokens(latent[:, 1:], ids_restore)], dim=1)
     assert torch.allclose(load_model.load_any(path).model(imgs), latent[:, 0], atol=1e-5)
     assert torch.allclose(features.pooled(mae, imgs, 'cls'), latent[:, 0], atol=1e-5)
     assert torch.allclose(features.pooled(mae, imgs), latent[:, 1:].mean(dim=1), atol=1e-5)
@@ -125,6 +130,80 @@ def test_weights_of_an_unknown_model_are_rejected_in_one_line(tmp_path):
     for values in ({'a': torch.zeros(1)}, {**mae, 'decoder_embed.weight': torch.zeros(9, 128)},
                    {'patch_embed.proj.weight': torch.zeros(100, 3, 8, 8), 'pos_embed': torch.zeros(1, 17, 100)}):
         rejected(write(tmp_path / 'x.safetensors', values), load_model.load_any)
+
+
+# -- checkpoints of other programs -------------------------------------------------------------------------------------
+def prefixed(values, prefix):
+    return {prefix + name: value for name, value in values.items()}
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize('content, words', [
+    (lambda vit: prefixed(vit, 'module.'), ['module.']),
+    (lambda vit: {'model': prefixed(vit, '_orig_mod.'), 'epoch': 3}, ['_orig_mod.']),
+    (lambda vit: {'state_dict': prefixed(vit, 'module.encoder.'), 'optimizer': {'state': {0: {'m': vit['head.bias']}}}},
+     ['state_dict', 'module.encoder.']),
+    (lambda vit: {'student': prefixed(vit, 'backbone.'), 'args': {'model': 'vit_base_patch16_224', 'input_size': None},
+                  'teacher': {**prefixed(vit, 'backbone.'), 'proj.weight': vit['head.bias']}},
+     ['teacher', 'backbone.', 'left out: student, proj.weight']),
+    (lambda vit: {'net': {'state_dict': vit}}, ['state_dict']),
+    (lambda vit: {'weights_of_mine': vit, 'global_step': 7}, ['weights_of_mine'])], ids=range(6))
+def test_weights_are_found_in_containers_and_without_the_prefix_of_a_wrapper(tmp_path, caplog, content, words):
+    caplog.set_level('INFO', 'mae')
+    model, path = models_vit.vit_nano_patch16(num_classes=7, **SMALL).eval(), str(tmp_path / 'x.pth')
+    torch.save(content(model.state_dict()), path)
+    imgs = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_model.load_classifier(path).model(imgs), model(imgs))
+    line, = [line for line in caplog.messages if 'left out' in line]
+    assert all(word in line for word in [path, *words])
+
+
+def test_the_prefix_of_a_wrapper_is_removed_from_ema_weights_too(tmp_path):
+    values = models_vit.vit_nano_patch16(num_classes=7, **SMALL).state_dict()
+    pth_file.save(str(tmp_path / 'x.pth'), {
+        'model': prefixed(values, 'module.'), 'model_ema': {'module.head.bias': values['head.bias'] + 1}})
+    assert torch.equal(pth_file.load(str(tmp_path / 'x.pth'))['model']['head.bias'], values['head.bias'] + 1)
+
+
+@pytest.mark.parametrize('content, words', [
+    (lambda vit: {'conv1.weight': vit['head.bias'], 'fc.weight': vit['head.bias']}, ['conv1.weight, fc.weight']),
+    (lambda vit: {'net': {'layer': vit['head.bias']}, 'epoch': 3}, ['net, epoch']),
+    (lambda vit: {**prefixed(vit, 'base_encoder.'), **prefixed(vit, 'momentum_encoder.')},
+     ['base_encoder., momentum_encoder.']),
+    (lambda vit: {'model': vit, 'path': pathlib.PosixPath('x')}, ['PosixPath']),
+    (lambda vit: {'model': vit, 'acc1': np.float64(3)}, ['scalar'])], ids=range(5))
+def test_other_content_is_named_with_what_to_save(tmp_path, content, words):
+    torch.save(content(models_vit.vit_nano_patch16(num_classes=7, **SMALL).state_dict()), str(tmp_path / 'x.pth'))
+    args = parse_finetune(['--data_path', str(tmp_path)])
+    line = rejected(tmp_path / 'x.pth', lambda path: weights.start_from(
+        path, models_vit.vit_nano_patch16(**SMALL), args, weights.load_pretrained))
+    assert all(word in line for word in [*words, 'model.state_dict()'])
+
+
+@pytest.mark.parametrize('more, rows, words', [
+    ({}, slice(1, None), 'no class token.*16 positions'), ({'cls_token': None}, slice(1, None), 'no class token'),
+    ({'dist_token': torch.zeros(1, 1, 128)}, [0, *range(17)], 'distillation token.*18 positions')])
+def test_a_vit_without_class_token_or_with_a_distillation_token_is_rejected_by_its_name(tmp_path, more, rows, words):
+    model = models_vit.vit_nano_patch16(num_classes=7, **SMALL)
+    values = {**model.state_dict(), **more, 'pos_embed': model.pos_embed.data[:, rows]}
+    values = {name: value for name, value in values.items() if value is not None}
+    torch.save(values, str(tmp_path / 'x.pth'))
+    for load in (load_model.load_classifier, lambda path: weights.load_pretrained(model, values, path)):
+        assert re.search(words, rejected(tmp_path / 'x.pth', load))
+
+
+def test_a_number_of_positions_that_is_a_square_by_chance_is_no_fault_of_a_known_grid():
+    values = models_vit.vit_nano_patch16(img_size=(24, 40), patch_size=8).state_dict()      # 3 x 5 patches
+    left_out, _ = weights.load_pretrained(models_vit.vit_nano_patch16(**SMALL), values, 'x.pth', {
+        'input_size': [24, 40], 'patch_size': 8})
+    assert not left_out
+
+
+def test_the_id_of_a_model_on_the_hub_is_answered_by_how_to_download_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        parse_finetune(['--data_path', '.', '--finetune', 'facebook/vit-mae-base'])
+    assert ended.value.code == 2 and 'hf download facebook/vit-mae-base' in capsys.readouterr().err
 
 
 # -- timm -------------------------------------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import FINETUNE, PRETRAIN, ROOT, execute
+import synthetic_dataset
+from conftest import FINETUNE, PRETRAIN, ROOT, call, execute
 
 from util import errors, log
 from util.checkpoints import pth_file
-from util.tools import synthetic_dataset
 
 STRANGE = os.fsdecode(b' \'a\' "b" $(touch ran)`touch ran`;touch ran;#&|<>!*?[x]\\ {0}%s\n\t\xe6\xb1\x89\xc3\xa9'
                       b'\xf0\x9f\x98\x80\xff\x1b[31m')
@@ -51,11 +51,13 @@ def test_every_step_accepts_them(place):
     """From pre-training on two processes to a picture, by Python and by the launchers."""
     ends(0, 'bash', ROOT / 'test/pretrain_performance_8p.sh', '--nproc=2', '--data_path', DATA, '--output_dir', OUT,
          *PRETRAIN)
-    ends(0, sys.executable, ROOT / 'main_pretrain.py', '--data_path=' + DATA, '--output_dir=' + OUT, *PRETRAIN,
-         '--epochs', '2', '--resume', 'auto', '--num_workers', '1')
+    run = call('main_pretrain', '--data_path=' + DATA, '--output_dir=' + OUT, *PRETRAIN, '--epochs', '2', '--resume',
+               'auto', '--num_workers', '1')
+    assert run.status == 0, run.output
     shutil.copy(str(place / OUT / 'checkpoint-1.pth'), str(place / CHECKPOINT))
-    ends(0, sys.executable, ROOT / 'main_finetune.py', '--data_path=' + DATA, '--output_dir=' + OTHER, *FINETUNE,
-         '--epochs', '1', '--finetune=' + CHECKPOINT)
+    run = call('main_finetune', '--data_path=' + DATA, '--output_dir=' + OTHER, *FINETUNE, '--epochs', '1',
+               '--finetune=' + CHECKPOINT)
+    assert run.status == 0, run.output
     shutil.copy(str(place / OTHER / 'checkpoint-0.pth'), str(place / CHECKPOINT))
     assert pth_file.load(str(place / CHECKPOINT))['classes'] == sorted(CLASSES)
     ends(0, 'bash', ROOT / 'test/finetune_eval_8p.sh', '--nproc', '1', '--data_path', DATA, '--output_dir', OTHER,

@@ -1,12 +1,12 @@
 """User errors: one line, a non-zero status, earlier results untouched."""
 import shutil
-import sys
 from argparse import Namespace
 
 import fuzzed_images
 import pytest
 import torch
-from conftest import FINETUNE, execute, finetune, pretrain
+from conftest import FINETUNE, call, finetune, pretrain
+from synthetic_dataset import CLASSES
 
 from engine_finetune import evaluate_checkpoint
 from util.checkpoints.checkpointer import Checkpointer
@@ -16,7 +16,6 @@ from util.data.transforms import finetuning_transform
 from util.distributed.world import World
 from util.errors import UserError
 from util.reporting import output_dir
-from util.tools.synthetic_dataset import CLASSES
 from util.training.setup import count_classes, log_training_summary
 
 
@@ -31,7 +30,7 @@ def assert_user_error(run, words):
 def test_errors_of_a_tool_name_its_own_argument(tmp_path, tool, argument):
     (tmp_path / 'data').mkdir()
     paths = [tmp_path / 'data', *[tmp_path / 'x'] * (argument == 'SOURCE')]
-    run = execute([sys.executable, '-m', 'util.tools.' + tool, *paths])
+    run = call('util.tools.' + tool, *paths)
     assert_user_error(run, 'error: {}: {}'.format(argument, tmp_path / 'data'))
 
 

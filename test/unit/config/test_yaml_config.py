@@ -1,12 +1,14 @@
 """--config: flags from a YAML file, and config.yaml, which a run writes."""
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import launcher
-from test_readme_commands import check_printed
+from test_clusters import check_printed
 
 from util.config import parser
+from util.config.inference_flags import parse_predict
 from util.config.train_flags import parse_finetune, parse_pretrain
 from util.errors import UserError
 from util.reporting import output_dir
@@ -70,6 +72,29 @@ def test_an_unreadable_file_and_missing_pyyaml_are_user_errors(monkeypatch):
         monkeypatch.setitem(sys.modules, 'yaml', module)
         with pytest.raises(UserError, match='^--config {}: '.format(path)):
             parser.read_config(path)
+
+
+@pytest.mark.compat
+def test_a_tilde_is_the_home_folder_on_the_command_line_and_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'x.yaml').write_text('data_path: ~\nlog_dir: ~/log\n')
+    (tmp_path / 'c.pth').write_bytes(b'')
+    args = parse_finetune(['--config=~/x.yaml', '--data_path=~/', '--output_dir=~/out', '--finetune=~/c.pth',
+                           '--resume=~/c.pth'])
+    expected = {'config': 'x.yaml', 'data_path': '', 'output_dir': 'out', 'finetune': 'c.pth', 'resume': 'c.pth',
+                'log_dir': 'log'}
+    assert {name: getattr(args, name) for name in expected} == {
+        name: '{}/{}'.format(tmp_path, path) for name, path in expected.items()}
+    assert parser.value_of('--log_dir', ['--config=~/x.yaml']) == '~/log'
+    found = parse_predict(['--resume=~/c.pth', '--output=~/o', '--class_names=~/n', '~/i'])
+    assert [found.resume, found.output, found.class_names, *found.images] == [
+        '{}/{}'.format(tmp_path, name) for name in ('c.pth', 'o', 'n', 'i')]
+
+
+def test_a_fifo_instead_of_a_file_is_an_error_not_a_hang(tmp_path):
+    os.mkfifo(str(tmp_path / 'x.yaml'))
+    with pytest.raises(UserError, match='not a regular file'):
+        parser.read_config(str(tmp_path / 'x.yaml'))
 
 
 # config.yaml

@@ -2,14 +2,13 @@
 import io
 import json
 import random
-import sys
 from argparse import Namespace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import FINETUNE, execute, finetune, pretrain
+from conftest import FINETUNE, call, finetune, pretrain
 from PIL import Image
 from test_datasets import cifar  # noqa: F401  (a fixture)
 
@@ -95,27 +94,14 @@ def test_damaged_or_non_image_arrays_are_unreadable(tmp_path, data):
         open_image(str(tmp_path / 'x.npy'))
 
 
-@pytest.mark.parametrize('mode, ending, channels', [('RGBA', 'png', 4), ('LA', 'png', 2), ('CMYK', 'jpg', 4),
-                                                    ('RGB', 'jpg', 3)])
-def test_image_files_provide_their_own_channels(tmp_path, mode, ending, channels):
-    path, pixels = str(tmp_path / ('x.' + ending)), ramp(channels)
-    Image.fromarray(pixels, mode).save(path)
-    whole = open_image(path).with_channels(channels).resized_crop(0, 0, 40, 30, (40, 30)).numpy()
-    assert abs(whole.astype(int) - pixels).max() <= (20 if ending == 'jpg' else 0)
+@pytest.mark.parametrize('mode, ending, channels', [('RGBA', 'png', 4), ('CMYK', 'jpg', 4), ('RGB', 'jpg', 3)])
+def test_image_files_are_rgb_or_grey(tmp_path, mode, ending, channels):
+    path = str(tmp_path / ('x.' + ending))
+    Image.fromarray(ramp(channels), mode).save(path)
     assert open_image(path).with_channels(3).resized_crop(0, 0, 40, 30, (40, 30)).shape == (40, 30, 3)
-    with pytest.raises(UnreadableImage, match='--in_chans'):
-        pretraining_transform(32, 5)(open_image(path))
-
-
-@pytest.mark.parametrize('kind', [np.uint8, np.uint16])
-def test_tiff_pages_are_channels(tmp_path, kind):
-    path, pixels = str(tmp_path / 'x.tif'), ramp(5, kind)
-    pages = [Image.fromarray(np.ascontiguousarray(pixels[..., i])) for i in range(5)]
-    pages[0].save(path, save_all=True, append_images=pages[1:])
-    found = open_image(path).with_channels(5).resized_crop(0, 0, 40, 30, (40, 30)).numpy()
-    assert np.allclose(found, pixels / (1 if kind is np.uint8 else 257), atol=1e-3)
-    with pytest.raises(UnreadableImage):
-        open_image(path).with_channels(4)
+    for count in (4, 5):
+        with pytest.raises(UnreadableImage, match='--in_chans'):
+            pretraining_transform(32, count)(open_image(path))
 
 
 def test_arrays_are_images_only_if_there_are_no_other_images(bands, tmp_path):
@@ -222,8 +208,7 @@ def test_unmeasurable_data_is_a_user_error(bands, tmp_path):
 
 @pytest.mark.slow
 def test_measured_statistics_are_kept_through_pretraining_finetuning_and_evaluation(bands, tmp_path):
-    measured = execute([sys.executable, '-m', 'util.tools.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0,
-                        '--images', 12, '--seed', 1])
+    measured = call('util.tools.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0, '--images', 12, '--seed', 1)
     assert measured.status == 0, measured.output
     flags, numbers = measured.output.strip().split('\n')[-2:]
     data, wide, high = ['--data_path', bands, '--in_chans', 5, '--epochs', 1], tmp_path / 'wide', tmp_path / 'high'

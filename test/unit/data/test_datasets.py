@@ -1,16 +1,18 @@
 """Dataset layouts of --data_path."""
+import os
 import pickle
 import pickletools
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
+from synthetic_dataset import CLASSES
 
 from util.data import datasets
 from util.data.cifar import CIFAR_10
 from util.distributed import hang_detector
 from util.errors import UserError
-from util.tools.synthetic_dataset import CLASSES
 
 
 def pickled(value):
@@ -140,3 +142,116 @@ def test_val_uses_the_labels_of_train_and_rejects_other_classes(images, tmp_path
     (tmp_path / 'val' / 'star_stripes').rename(tmp_path / 'val' / 'unicorn')
     with pytest.raises(UserError, match='unicorn'):
         datasets.labelled_set(str(tmp_path), 'val', classes=sorted(CLASSES))
+
+
+@pytest.mark.parametrize('content, expected', [
+    (b'cat\ndog\n', ['cat', 'dog']), (b'\xef\xbb\xbfcat\r\ndog\r\n\r\n', ['cat', 'dog']),
+    ('cafe\u0301\ncrane\ncrane'.encode(), ['caf\u00e9', 'crane', 'crane'])])
+def test_class_names_are_one_a_line_in_utf_8(tmp_path, content, expected):
+    (tmp_path / 'names.txt').write_bytes(content)
+    assert datasets.read_class_names(str(tmp_path / 'names.txt')) == expected
+
+
+@pytest.mark.parametrize('make', [
+    os.mkfifo, os.mkdir, lambda path: None, lambda path: path.write_bytes(b''),
+    lambda path: path.write_bytes(b'caf\xe9\n'), lambda path: path.write_bytes('cat\n'.encode('utf-16')),
+    lambda path: path.write_bytes(b'cat\n\ndog\n')])
+def test_class_names_that_cannot_be_read_are_one_line(tmp_path, make):
+    make(tmp_path / 'names.txt')
+    with pytest.raises(UserError, match='^--class_names .*names.txt: '):
+        datasets.read_class_names(str(tmp_path / 'names.txt'))
+
+
+def class_folders(root, names):
+    """Folders with an image each, of a grey level that is the position of the name times 10."""
+    for i, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 10 * i, np.uint8)).save(str(root / name / 'x.png'))
+    return str(root.parent)
+
+
+@pytest.mark.parametrize('names, warned', [(['0', '1', '10', '2'], True), (['00', '01', '10'], False),
+                                           (['a1', 'a10', 'a2'], True), (['cat', 'dog2'], False)])
+def test_classes_that_are_not_in_the_order_of_their_numbers_are_shown(tmp_path, caplog, names, warned):
+    root = class_folders(tmp_path / 'train', names)
+    with caplog.at_level('INFO', 'mae'):
+        assert datasets.labelled_set(root, 'train', val_fraction=0).classes == names
+        assert any(', '.join(names) in line for line in caplog.messages) == warned
+        caplog.clear()
+        given = datasets.labelled_set(root, 'train', classes=names[::-1], val_fraction=0)
+        assert not any('--class_names' in line for line in caplog.messages)
+    assert given.classes == names[::-1] and given.labels.tolist() == list(range(len(names)))[::-1]
+
+
+def test_class_that_is_named_twice_is_an_error_where_it_occurs(tmp_path):
+    root = class_folders(tmp_path / 'val', ['cat', 'dog'])
+    assert datasets.labelled_set(root, 'val', classes=['cow', 'dog', 'cat', 'cow']).labels.tolist() == [2, 1]
+    with pytest.raises(UserError, match="'dog'.* twice"):
+        datasets.labelled_set(root, 'val', classes=['cat', 'dog', 'dog'])
+
+
+def test_spellings_of_a_class_in_nfc_and_nfd_are_the_same_class(tmp_path):
+    composed, decomposed = 'caf\u00e9', 'cafe\u0301'
+    root = class_folders(tmp_path / 'train', [composed, decomposed, 'tea'])
+    class_folders(tmp_path / 'val', [decomposed])
+    train = datasets.labelled_set(root, 'train')
+    assert train.classes == [composed, 'tea'] and train.labels.tolist() == [0, 0, 1]
+    for classes in ([composed, 'tea'], [decomposed, 'tea']):
+        assert datasets.labelled_set(root, 'val', classes=classes).labels.tolist() == [0]
+
+
+def test_images_folder_without_classes_points_to_a_csv_file(tmp_path):
+    """As val/images of tiny-imagenet."""
+    root = class_folders(tmp_path / 'train', ['cat', 'dog'])
+    class_folders(tmp_path / 'val', ['images'])
+    with pytest.raises(UserError, match=r'^--data_path: .*/val has no class folders.*/val\.csv'):
+        datasets.labelled_set(root, 'val', classes=['cat', 'dog'])
+    (tmp_path / 'val.csv').write_text('val/images/x.png,dog\n')
+    assert datasets.labelled_set(root, 'val', classes=['cat', 'dog']).labels.tolist() == [1]
+
+
+def test_images_folder_with_splits_of_other_names_is_warned_of(tmp_path, caplog):
+    class_folders(tmp_path / 'data', ['train2017', 'val2017'])
+    with caplog.at_level('INFO', 'mae'):
+        assert len(datasets.pretraining_set(str(tmp_path / 'data'))) == 2
+    assert any('val2017' in line for line in caplog.messages)
+
+
+def range_line(caplog, function, *args, **options):
+    """(result of a function, its log line of the value range, whether it warned of constant images)."""
+    caplog.clear()
+    with caplog.at_level('INFO', 'mae'):
+        result = function(*args, **options)
+    return (result, [line for line in caplog.messages if line.startswith('value range: ')],
+            any('nearly constant' in line for line in caplog.messages))
+
+
+def test_range_of_integers_is_that_of_the_dataset_and_logged(tmp_path, caplog):
+    """12 bits in 16-bit files; a dark image stays dark."""
+    for i, white in enumerate((4000, 500, 3000)):
+        pixels = np.linspace(0, white, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(pixels).save(str(tmp_path / '{}.png'.format(i)))
+    for function in (datasets.pretraining_set, lambda path: datasets.InputImages([path], None).datasets[0],
+                     lambda path: datasets.InputImages(sorted(map(str, tmp_path.glob('*.png'))), None).datasets[0]):
+        found, lines, constant = range_line(caplog, function, str(tmp_path))
+        brightest = [int(found[i][0].resized_crop(0, 0, 8, 8, (8, 8)).max()) for i in range(3)]
+        assert brightest == [round(255 * white / 4095) for white in (4000, 500, 3000)]
+        assert len(lines) == 1 and '4095' in lines[0] and not constant
+
+
+def test_range_of_validation_images_is_that_of_the_training_images(tmp_path):
+    for split, white in (('train', 4000), ('val', 900)):
+        (tmp_path / split / 'cat').mkdir(parents=True)
+        pixels = np.linspace(0, white, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(pixels).save(str(tmp_path / split / 'cat' / 'x.png'))
+    assert [datasets.labelled_set(str(tmp_path), split).white for split in ('train', 'val')] == [4095, 4095]
+    (tmp_path / 'train').rename(tmp_path / 'other')
+    assert datasets.labelled_set(str(tmp_path), 'val').white == 1023
+
+
+@pytest.mark.parametrize('kind, level, constant', [(np.uint8, 15, True), (np.uint8, 99, False), (np.int32, 255, False)])
+def test_nearly_constant_images_are_warned_of(tmp_path, caplog, kind, level, constant):
+    for i in range(3):
+        pixels = np.linspace(0, level, 64).reshape(8, 8).astype(kind)
+        Image.fromarray(pixels).save(str(tmp_path / '{}.tif'.format(i)))
+    assert range_line(caplog, datasets.pretraining_set, str(tmp_path))[2] == constant

@@ -1,4 +1,5 @@
 """File index of a folder, and its cache, which a change of a folder invalidates."""
+import errno
 import os
 import pickle
 import shutil
@@ -8,9 +9,9 @@ import pytest
 from test_datasets import Evil
 
 from util.data import array_cache
-from util.data.datasets import EXTENSIONS, pretraining_set
+from util.data.datasets import labelled_set, pretraining_set
 from util.data.file_index import FileIndex, PathArray, encode_names
-from util.errors import UserError
+from util.errors import SystemFailure, UserError
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def tree(tmp_path):
 
 
 def names(root, **options):
-    found = FileIndex(str(root), EXTENSIONS, **options)
+    found = FileIndex(str(root), **options)
     assert [found.relative(i) for i in range(len(found))] == [os.path.relpath(path, str(root)) for path in found]
     return [found.relative(i) for i in range(len(found))]
 
@@ -56,8 +57,6 @@ def test_relative_paths_are_normalized(root, tmp_path, monkeypatch):
 def test_slow_index_is_cached_until_a_folder_changes(tree, cache, monkeypatch):
     first = names(tree)
     assert len(list(cache.glob('*.npz'))) == 1
-    assert [os.path.basename(path) for path in FileIndex(str(tree), ('.png',))] == ['1.png']      # a separate index
-    names(tree)
     with monkeypatch.context() as patch:
         patch.setattr(os, 'walk', None)
         assert names(tree) == first
@@ -87,27 +86,6 @@ def test_damaged_cache_is_rebuilt(tree, cache, damage):
     assert names(tree) == first and len(path.read_bytes()) == len(good)
 
 
-def test_concurrent_processes_build_the_index_once(tree, cache, monkeypatch):
-    """The second waits for the first, then loads its cache file."""
-    made, walk = [], os.walk
-
-    def slow_walk(folder, *args, **options):
-        if folder == str(tree):         # in older Pythons it calls itself for each subfolder
-            made.append(folder)
-            time.sleep(.3)
-        return walk(folder, *args, **options)
-    monkeypatch.setattr(os, 'walk', slow_walk)
-    other = os.fork()
-    if other == 0:
-        try:
-            names(tree)
-        finally:
-            os._exit(len(made))
-    time.sleep(.1)
-    names(tree)
-    assert len(made) + os.WEXITSTATUS(os.waitpid(other, 0)[1]) == 1
-
-
 def test_link_to_a_parent_folder_is_not_followed(images, tmp_path):
     shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / 'a' / 'b'))
     for folder in ('a', 'a/b'):
@@ -123,4 +101,38 @@ def test_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
         os.mkdir('d' * 250)
         os.chdir('d' * 250)
     with pytest.raises(UserError, match=r'^--data_path: .*/ddd.* \(File name too long\)$'):
+        pretraining_set(str(tmp_path))
+
+
+def test_all_that_pillow_reads_counts_and_the_rest_is_counted_by_extension(tmp_path, caplog):
+    kept = ['a/1.jpg', 'a/2.JFIF', 'a/3.gif', 'a/4.jp2', 'b/5.Png']
+    ignored = ['a/notes.txt', 'a/more.TXT', 'a/README', 'b/page.pdf', 'b/video.mpg', 'b/mask.npy', 'a/._1.jpg',
+               'b/.ipynb_checkpoints/5-checkpoint.png', '__MACOSX/a/1.jpg', 'b/Thumbs.db']
+    for name in kept + ignored:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b'x')
+    with caplog.at_level('INFO', 'mae'):
+        assert names(tmp_path) == kept
+    line, = caplog.messages
+    assert {'2 .txt', '1 without extension', '1 .pdf', '1 .mpg', '1 .npy', '4 hidden'} == set(
+        line.split('ignoring ')[1].split(', '))
+    caplog.clear()
+    (tmp_path / '0.jpg').write_bytes(b'x')
+    with caplog.at_level('INFO', 'mae'):
+        assert names(tmp_path, root_files=False) == kept
+    assert '1 images outside of class folders' in caplog.text
+
+
+def test_hidden_folders_are_no_classes(images, tmp_path):
+    shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
+    for name in ('.ipynb_checkpoints', '__MACOSX'):
+        shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / 'train' / name))
+    assert len(labelled_set(str(tmp_path), 'train', val_fraction=0).classes) == 8
+
+
+def test_too_many_open_files_are_no_fault_of_the_dataset(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise OSError(errno.EMFILE, 'Too many open files')
+    monkeypatch.setattr(os, 'walk', fail)
+    with pytest.raises(SystemFailure, match='ulimit -n'):
         pretraining_set(str(tmp_path))

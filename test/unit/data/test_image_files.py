@@ -1,4 +1,5 @@
 """Decoding of image files: correct pixels, or UnreadableImage with the path."""
+import errno
 import os
 import struct
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 from util.data import image_files, lazy_image
 from util.data.image_files import UnreadableImage
 from util.data.lazy_image import open_image
+from util.errors import SystemFailure
 
 SLOPE = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024 + 255        # 16 bits, from 255 to 64767
 pytestmark = [pytest.mark.compat,           # other generations have other releases of Pillow
@@ -94,6 +96,24 @@ def test_floats_are_scaled_by_their_white_level_and_other_ranges_by_minimum_and_
     assert read.min() == 0 and read.max() == 255 and (np.diff(read[..., 0].flatten()) > 0).all()
     assert (pixels(saved(tmp_path / 'y.tif', Image.fromarray(np.full((2, 2), -7, np.int32)))) == 0).all()
     assert failure_reason(saved(tmp_path / 'z.tif', Image.fromarray(np.full((2, 2), np.nan, np.float32))))
+
+
+@pytest.mark.parametrize('white, scale', [(255, 1), (1023, 255 / 1023), (4095, 255 / 4095), (16383, 255 / 16383),
+                                          (65535, 1 / 256)])
+def test_range_of_integers_is_the_lowest_that_holds_all_values(tmp_path, white, scale):
+    values = np.linspace(0, .95 * white, 64).reshape(8, 8)
+    for name, kind in (('x.tif', np.int32), ('x.png', np.uint16), ('y.tif', np.uint16)):
+        read = pixels(saved(tmp_path / name, Image.fromarray(values.astype(kind))))
+        assert np.abs(read[..., 0] - values.astype(kind) * scale).max() <= 1, name
+    assert open_image(str(tmp_path / 'x.png'), white=65535).resized_crop(0, 0, 8, 8, (8, 8)).max() == int(
+        .95 * white) >> 8
+
+
+def test_too_many_open_files_are_no_fault_of_an_image(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EMFILE, 'Too many open files', path)
+    with pytest.raises(SystemFailure, match='ulimit -n'):
+        open_image('x.jpg', read=fail)
 
 
 def exif(orientation):

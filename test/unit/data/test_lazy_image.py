@@ -5,7 +5,7 @@ from PIL import Image
 
 from util.data import lazy_image
 from util.data.image_files import decode, read_bytes
-from util.data.lazy_image import DecodedImage, LazyJpeg, open_image
+from util.data.lazy_image import LazyImage, LazyJpeg, open_image
 
 pytestmark = pytest.mark.compat         # kernels and JPEG libraries differ between the generations
 needs_simplejpeg = pytest.mark.skipif(lazy_image.simplejpeg is None, reason='simplejpeg is not installed')
@@ -118,4 +118,4 @@ def test_crop_edges_that_are_not_multiples_of_the_scale(tmp_path, orientation, b
 def test_pillow_decodes_jpeg_without_simplejpeg(tmp_path, monkeypatch):
     monkeypatch.setattr(lazy_image, 'simplejpeg', None)
     path = saved(tmp_path, photo())
-    assert type(open_image(path)) is DecodedImage and difference(path, (5, 11, 50, 61), (32, 40)) < 1
+    assert type(open_image(path)) is LazyImage and difference(path, (5, 11, 50, 61), (32, 40)) < 1

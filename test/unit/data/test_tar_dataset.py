@@ -2,14 +2,12 @@
 import io
 import os
 import tarfile
-import zipfile
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from util.data import tar_dataset
-from util.data.datasets import EXTENSIONS, labelled_set, pretraining_set
+from util.data.datasets import labelled_set, pretraining_set
 from util.data.image_files import UnreadableImage
 from util.errors import UserError
 
@@ -56,6 +54,46 @@ def test_labels_from_cls_files_and_class_names(tmp_path):
         labelled_set(str(tmp_path), 'train')
 
 
+def test_cls_files_may_hold_class_names_and_have_an_extension_of_their_own(tmp_path):
+    tar(tmp_path / 'train' / 'a.tar', {'a.input.jpg': jpeg(10), 'a.target.cls': 'caf\u00e9'.encode(),
+                                       'b.input.jpg': jpeg(20), 'b.target.cls': b'ant\n',
+                                       'c.jpg': jpeg(30), 'c.cls': 'cafe\u0301'.encode()})
+    train = labelled_set(str(tmp_path), 'train', val_fraction=0)
+    assert train.classes == ['ant', 'caf\u00e9'] and labels(train) == {10: 'caf\u00e9', 20: 'ant', 30: 'caf\u00e9'}
+    (tmp_path / 'train' / 'classes.txt').write_text('caf\u00e9\nbee\nant\n')
+    assert labelled_set(str(tmp_path), 'train', val_fraction=0).classes == ['caf\u00e9', 'bee', 'ant']
+    (tmp_path / 'train' / 'classes.txt').write_text('bee\nant\n')
+    with pytest.raises(UserError, match='^--data_path: .*classes.txt'):
+        labelled_set(str(tmp_path), 'train')
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda path: path.write_bytes(b'caf\xe9\n')])
+def test_unreadable_classes_file_is_one_line(tmp_path, make):
+    tar(tmp_path / 'train' / 'a.tar', {'a.jpg': jpeg(10), 'a.cls': b'0'})
+    make(tmp_path / 'train' / 'classes.txt')
+    with pytest.raises(UserError, match='^--data_path: .*classes.txt'):
+        labelled_set(str(tmp_path), 'train')
+
+
+@pytest.mark.parametrize('names', [('in-train-0000.tar', 'in-validation-0000.tar'), ('train.tar', 'val.tar'),
+                                   ('shard_000.tar', 'test_000.tar'), ('a_train_0.tar', 'a_VAL_0.tar')])
+def test_shards_of_different_splits_in_one_folder_are_an_error(tmp_path, names):
+    for name in names:
+        tar(tmp_path / name, {'{}/x.jpg'.format(split): jpeg(10) for split in ('cat', 'dog')})
+    for load in (lambda: pretraining_set(str(tmp_path)), lambda: labelled_set(str(tmp_path), 'train')):
+        with pytest.raises(UserError, match='^--data_path: .*/val and .*/train'):
+            load()
+
+
+def test_hidden_members_are_skipped_and_others_counted(tmp_path, caplog):
+    tar(tmp_path / 'a.tar', {'./cat/a.jpg': jpeg(10), 'cat/._a.jpg': b'x', '__MACOSX/cat/a.jpg': b'x',
+                             'cat/a.json': b'', 'cat/b.GIF': jpeg(20), 'cat/.ipynb_checkpoints/a.jpg': b'x'})
+    tar(tmp_path / '._a.tar', {})
+    with caplog.at_level('INFO', 'mae'):
+        assert len(pretraining_set(str(tmp_path))) == 2
+    assert any(line.endswith('ignoring 3 hidden, 1 .json') for line in caplog.messages)
+
+
 def test_without_cls_files_folders_are_classes(tmp_path):
     tar(tmp_path / 'train' / 'cats.tar', {'cat/0.jpg': jpeg(10), './dog/1.jpg': jpeg(20)})
     tar(tmp_path / 'val' / 'x.TAR', {'deep/dog/5.JPEG': jpeg(30)})
@@ -80,7 +118,10 @@ def test_unreadable_image_is_named_by_tar_file_and_member(tmp_path):
 @pytest.mark.compat
 @pytest.mark.parametrize('members, named', [
     ({'a/0.jpg': b'x', '1.jpg': b'x', '1.cls': b'0'}, 'class'), ({'0.txt': b'x'}, 'images'),
-    ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0\.cls'), ({'0.jpg': b'x', '0.cls': b'1' * 12}, r'x\.tar.*0\.cls'),
+    ({'0.jpg': b'x', '1.jpg': b'x', '0.cls': b'cat'}, r'x\.tar.*1\.jpg'),
+    ({'0.jpg': b'x', '1.jpg': b'x', '0.cls': b'cat', '1.cls': b'7'}, r'x\.tar.*0\.jpg'),
+    ({'0.jpg': b'x', '0.cls': b'x' * 300}, r'x\.tar.*0\.cls'), ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0.*\.cls'),
+    ({'0.jpg': b'x', '0.cls': b'1' * 12}, r'x\.tar.*0.*\.cls'),
     ({'0.cls': b'x', '0.jpg': 10 ** 12}, r'x\.tar'), ({'0.jpg': b'x', '0.cls': 10 ** 12}, r'x\.tar')])
 def test_invalid_tar_files_are_rejected(tmp_path, members, named):
     tar(tmp_path / 'train' / 'x.tar', members)
@@ -92,7 +133,6 @@ def test_invalid_tar_files_are_rejected(tmp_path, members, named):
                                     lambda data: data.replace(b'0.jpg\0', b'0.jpg\xff', 1), None])
 def test_damaged_tar_file_is_named_and_pipes_do_not_block(tmp_path, damage):
     tar(tmp_path / 'a.tar', {'0.jpg': jpeg(1)})
-    os.mkfifo(str(tmp_path / 'index.npz'))
     assert len(pretraining_set(str(tmp_path))) == 1
     if damage:
         path = tar(tmp_path / 'b.tar', {'0.jpg': jpeg(1)})
@@ -101,43 +141,6 @@ def test_damaged_tar_file_is_named_and_pipes_do_not_block(tmp_path, damage):
         os.mkfifo(str(tmp_path / 'b.tar'))
     with pytest.raises(UserError, match=r'^--data_path: .*b\.tar'):
         pretraining_set(str(tmp_path))
-
-
-def test_index_file_is_used_until_a_tar_file_changes(tmp_path, monkeypatch):
-    path = tar(tmp_path / 'a.tar', {'0.jpg': jpeg(10)})
-    tar_dataset.write_index(str(tmp_path), EXTENSIONS)
-    with monkeypatch.context() as patch:
-        patch.setattr(tarfile, 'open', None)
-        assert shade(pretraining_set(str(tmp_path))[0][0]) == 10
-    tar(path, {'0.jpg': jpeg(10), '1.jpg': jpeg(20)})
-    assert len(pretraining_set(str(tmp_path))) == 2
-
-
-TERABYTE = io.BytesIO()
-np.lib.format.write_array_header_1_0(TERABYTE, {'shape': (2 ** 37,), 'descr': '<i8', 'fortran_order': False})
-
-
-@pytest.mark.compat
-@pytest.mark.parametrize('name, change', [
-    ('places', lambda places: places + [1, 0, 0]), ('places', lambda places: places * [1, -1, 1]),
-    ('places', lambda places: places + [0, 0, 2 ** 62]), ('places', lambda places: places + [0, 2 ** 63 - 2000, 0]),
-    ('places', lambda places: places.astype(float)), ('places', lambda places: places[:, :2]),
-    ('labels', lambda labels: labels + 10 ** 11), ('names', lambda names: names[:1]),
-    ('names', lambda names: np.zeros(2)), ('labels', TERABYTE.getvalue())])
-def test_index_beyond_the_tar_files_is_rebuilt(tmp_path, name, change):
-    """One array claims a terabyte."""
-    tar(tmp_path / 'a.tar', {'0.jpg': jpeg(10), '0.cls': b'0', '1.jpg': jpeg(30), '1.cls': b'1'})
-    tar_dataset.write_index(str(tmp_path), EXTENSIONS)
-    with np.load(str(tmp_path / 'index.npz')) as file:
-        arrays = dict(file)
-    original = arrays.pop(name)
-    if not isinstance(change, bytes):
-        arrays[name] = change(original)
-    np.savez(str(tmp_path / 'index.npz'), **arrays)
-    if isinstance(change, bytes):
-        with zipfile.ZipFile(str(tmp_path / 'index.npz'), 'a') as file:
-            file.writestr(name + '.npy', change)
-    assert labels(labelled_set(str(tmp_path), 'train', val_fraction=0)) == {10: '0', 30: '1'}
 
 
 def test_more_tar_files_than_open_file_limit(tmp_path, monkeypatch):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from conftest import FINETUNE, ROOT, finetune, two_processes
 from PIL import Image
+from synthetic_dataset import CLASSES
 
 from util.data.datasets import labelled_set, pretraining_set
 from util.data.validation_split import resolve_split, validation_mask
 from util.errors import UserError
 from util.tools import pack_shards
-from util.tools.synthetic_dataset import CLASSES
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,5 @@
 """Loader workers: death, signals, user errors, shutdown."""
+import errno
 import gc
 import multiprocessing
 import os
@@ -14,10 +15,11 @@ import torch
 from conftest import environment, execute
 from torch.utils.data import DataLoader, Dataset
 
+from util.data import loader
 from util.data.loader import evaluation_loader, iterate_loader
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
-from util.errors import UserError
+from util.errors import SystemFailure, UserError
 
 
 class Samples(Dataset):
@@ -44,7 +46,8 @@ def raised_by(work, kind):
     try:
         work()
     except kind as error:
-        traceback.clear_frames(error.__traceback__)     # PyTorch's frames keep the iterator alive
+        for each in filter(None, (error, error.__cause__)):     # PyTorch's frames keep the iterator alive
+            traceback.clear_frames(each.__traceback__)
         return str(error)
     return 'nothing was raised'
 
@@ -110,6 +113,31 @@ def test_death_of_a_worker_is_raised_only_where_its_batch_is_requested():
     assert '(pid the victim) was killed by SIGKILL' in run_python(ASKED)[1]
 
 
+@pytest.mark.parametrize('message, remedy', [
+    ('unable to allocate shared memory(shm) for file </torch_1_2>: Resource temporarily unavailable', '/dev/shm'),
+    ('unable to write to file </torch_1_2>', '/dev/shm'), ('received 0 items of ancdata', 'ulimit -n')])
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_lack_of_shared_memory_or_open_files_is_one_line(message, remedy, num_workers):
+    def fail():
+        raise RuntimeError(message)
+    found = raised_by(lambda: list(loader_of(Samples(fail), num_workers)), SystemFailure)
+    assert remedy in found and '--num_workers' in found and '\n' not in found
+
+
+def test_batches_leave_a_worker_in_shared_memory(monkeypatch):
+    """Otherwise the queue's own thread moves them there, and a lack of it would hang."""
+    monkeypatch.setattr(loader, 'get_worker_info', lambda: 'in a worker')
+    (images, labels), _ = loader.collate([((torch.zeros(3), 1), []), ((torch.zeros(3), 2), [])])
+    assert images.is_shared() and labels.is_shared()
+
+
+def test_workers_that_cannot_start_are_one_line(monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(multiprocessing.context.BaseContext, 'SimpleQueue', full)
+    assert '/dev/shm' in raised_by(lambda: list(loader_of(Samples())), SystemFailure)
+
+
 def user_error():
     raise UserError('--data_path: wrong')
 
@@ -127,9 +155,12 @@ def signal_the_job():
 @pytest.mark.compat
 def test_workers_ignore_signals_of_the_batch_system():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)      # ignored below a shell's `&`
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 2)          # PyTorch then starts threads in each worker before anything else
     try:
         assert len(list(loader_of(Samples(signal_the_job), 1))) == 10
     finally:
+        torch.set_num_threads(threads)
         signal.signal(signal.SIGINT, before)
 
 

@@ -10,11 +10,14 @@ import transformers
 
 import models_mae
 import models_vit
-from util.checkpoints import hugging_face
+from util.checkpoints import hugging_face, pth_file
 from util.compat import accepts
 from util.model_sizes import FINETUNE_MODELS, PRETRAIN_MODELS, SIZES
 from util.models.activation_checkpointing import checkpointed, directly
+from util.models.build import build_autoencoder
+from util.models.features import pooled
 from util.models.positions import resize_positions, sincos_2d
+from util.tools import export
 
 pytestmark = pytest.mark.compat
 NORM = partial(torch.nn.LayerNorm, eps=1e-6)
@@ -55,14 +58,14 @@ def relative(a, b):
 @pytest.mark.parametrize('norm_pix_loss', [False, True])
 @pytest.mark.parametrize('loss_only, run_block', [
     (False, directly), (True, directly), (True, checkpointed)])
-def test_loss_prediction_mask_and_gradients_equal_those_of_transformers(norm_pix_loss, loss_only, run_block):
-    model = autoencoder(norm_pix_loss=norm_pix_loss).train()
+def test_loss_prediction_mask_and_gradients_equal_those_of_transformers(tmp_path, norm_pix_loss, loss_only, run_block):
+    flags = {'model': 'mae_vit_nano_patch16', 'input_size': 32, 'patch_size': 8, 'norm_pix_loss': norm_pix_loss}
+    torch.manual_seed(0)
+    model = random_biases(build_autoencoder(flags)).train()
     model.run_block = run_block
-    other = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(
-        image_size=32, patch_size=8, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192,
-        decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=4,
-        decoder_intermediate_size=128, mask_ratio=.75, norm_pix_loss=norm_pix_loss, layer_norm_eps=1e-6)).train()
-    other.load_state_dict(hugging_face.their_names(model.state_dict(), 'vit.'))
+    pth_file.save(str(tmp_path / 'x.pth'), {'model': model.state_dict(), 'args': flags})
+    export.export(str(tmp_path / 'x.pth'), 'hf', str(tmp_path / 'hf'))
+    other = transformers.ViTMAEForPreTraining.from_pretrained(str(tmp_path / 'hf')).train()
     imgs, noise = drawn()
     found = model(imgs, .75, noise, loss_only)
     expected = other(pixel_values=imgs, noise=noise)
@@ -72,14 +75,42 @@ def test_loss_prediction_mask_and_gradients_equal_those_of_transformers(norm_pix
     found.backward()
     expected.loss.backward()
     assert relative(found, expected.loss) < 1e-5
-    gradients = {name: p.grad for name, p in other.named_parameters() if p.requires_grad}
-    found = hugging_face.their_names({name: p.grad for name, p in model.named_parameters() if p.requires_grad}, 'vit.')
-    assert found.keys() == gradients.keys()
-    for name, gradient in found.items():
-        if name.endswith('.key.bias'):
-            assert gradient.abs().max() < 1e-7      # softmax is invariant to it: rounding noise on both sides
-        else:
-            assert relative(gradient, gradients[name]) < 1e-5, name
+    gradients = hugging_face.translate({name: torch.zeros_like(p) if p.grad is None else p.grad
+                                        for name, p in other.named_parameters()}, 'x')['model']
+    assert gradients.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            difference = (parameter.grad - gradients[name]).abs().max()
+            assert difference < 1e-5 * gradients[name].abs().max(), name
+
+
+@pytest.mark.parametrize('norm_pix_loss', [False, True])
+@pytest.mark.parametrize('mask_ratio', [.75, .5])
+def test_encoder_decoder_and_loss_of_the_published_class_compute_in_turn_what_forward_does(norm_pix_loss, mask_ratio):
+    model, imgs = autoencoder(norm_pix_loss=norm_pix_loss), torch.randn(4, 3, 32, 32)
+    torch.manual_seed(7)
+    loss, pred, mask = model(imgs, mask_ratio)
+    torch.manual_seed(7)
+    latent, found_mask, ids_restore = model.forward_encoder(imgs, mask_ratio)
+    assert latent.shape == (4, 1 + 16 * (1 - mask_ratio), 48) and torch.equal(found_mask, mask)
+    found = model.forward_decoder(latent, ids_restore)
+    assert relative(found, pred) < 1e-5 and relative(model.forward_loss(imgs, found, mask), loss) < 1e-5
+
+
+def test_nothing_masked_gives_the_features_of_all_patches_in_the_order_of_ids_restore():
+    model, imgs = autoencoder(), torch.randn(2, 3, 32, 32)
+    latent, mask, ids_restore = model.forward_encoder(imgs, 0)
+    tokens = models_mae.gather_tokens(latent[:, 1:], ids_restore)
+    assert relative(tokens.mean(dim=1), pooled(model, imgs)) < 1e-5 and mask.sum() == 0
+
+
+def test_random_masking_keeps_the_tokens_that_its_mask_says():
+    model, x = autoencoder(), torch.randn(3, 9, 5)
+    kept, mask, ids_restore = model.random_masking(x, .75)
+    assert kept.shape == (3, 2, 5) and mask.sum(dim=1).tolist() == [7] * 3
+    filled = torch.cat([kept, torch.zeros(3, 7, 5)], dim=1)         # as a decoder does, with mask tokens
+    restored = models_mae.gather_tokens(filled, ids_restore)
+    assert torch.equal(restored, x * (1 - mask[..., None]))
 
 
 def test_a_seed_gives_the_mask_of_sorted_uniform_noise():
@@ -137,6 +168,13 @@ def test_logits_and_gradients_equal_those_of_timm(global_pool):
     for name, parameter in model.named_parameters():
         difference = (parameter.grad - gradients[name].grad).abs().max()
         assert difference <= 1e-5 * gradients[name].grad.abs().max() + 1e-9, name
+
+
+def test_the_classifier_takes_the_arguments_of_the_published_class():
+    names = {name for name, _ in classifier(True, qkv_bias=True).named_parameters()}
+    assert 'blocks.0.attn.qkv.bias' in names and classifier(True).no_weight_decay() == {'pos_embed', 'cls_token'}
+    without = {name for name, _ in classifier(True, qkv_bias=False).named_parameters()}
+    assert names - without == {'blocks.%d.attn.qkv.bias' % i for i in range(3)}
 
 
 def test_drop_path_grows_linearly_to_its_rate_at_the_last_block():

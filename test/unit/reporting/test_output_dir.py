@@ -1,5 +1,4 @@
 """Earlier results move when training is about to start, never before, and never a file that is not a run's."""
-import errno
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ from test_launchers import LOGS
 
 import main_pretrain
 from util.config.train_flags import parse_pretrain
-from util.errors import UserError
+from util.errors import SaveFailed, UserError
 from util.reporting import output_dir
 from util.training.session import open_run_logger
 
@@ -47,62 +46,26 @@ def entered(folder, **options):
     return places
 
 
-def test_a_second_run_moves_the_files_of_the_first_and_no_others_into_a_dated_sibling(tmp_path):
+def test_a_second_run_moves_the_files_of_the_first_and_no_others_into_a_dated_subfolder(tmp_path):
     folder = fill(tmp_path / 'o', RUN | USER | {'tb/events.out.tfevents.2.host'})
     place, = entered(folder, log_dir=str(folder / 'tb'))
-    assert re.match(re.escape(str(folder)) + r'\.2001\d{4}-\d{6}$', place)
+    assert re.match(re.escape(str(folder)) + r'/earlier\.2001\d{4}-\d{6}$', place)
     assert set(content(tmp_path / place)) == RUN | {'tb/events.out.tfevents.2.host'}
+    shutil.move(place, str(tmp_path))
     assert set(content(folder)) == USER
     assert entered(folder) == []
+
+
+def test_a_third_run_leaves_what_the_second_has_moved(tmp_path):
+    for count in (1, 2):
+        place, = entered(fill(tmp_path, ['log.txt', 'checkpoint-0.pth', 'notes.txt']))
+        assert set(content(tmp_path / place)) == {'log.txt', 'checkpoint-0.pth'}
+        assert len(list(tmp_path.glob('earlier.*'))) == count and (tmp_path / 'notes.txt').exists()
 
 
 def test_files_of_a_user_mark_no_folder_as_that_of_a_run(tmp_path):
     before = content(fill(tmp_path / 'o', ['my.json', 'config.yaml', 'data.csv']))
     assert entered(tmp_path / 'o') == [] and content(tmp_path / 'o') == before
-
-
-def no_rename_out_of(folder, monkeypatch):
-    """Let the folder look like a mount point."""
-    rename = os.rename
-
-    def within(source, target):
-        if not target.startswith(str(folder) + os.sep):
-            raise OSError(errno.EXDEV, 'Invalid cross-device link')
-        rename(source, target)
-    monkeypatch.setattr(os, 'rename', within)
-
-
-def read_only(folder, monkeypatch):
-    """Let nobody make a folder in it."""
-    mkdir = os.mkdir
-
-    def refused(path, *args):
-        if os.path.dirname(path) == str(folder):
-            raise OSError(errno.EROFS, 'Read-only file system')
-        mkdir(path, *args)
-    monkeypatch.setattr(os, 'mkdir', refused)
-
-
-@pytest.mark.parametrize('why', ['mount point', 'read-only parent', 'working directory', 'data', 'program'])
-def test_where_no_sibling_fits_the_files_move_into_a_dated_subfolder(tmp_path, monkeypatch, why):
-    folder, options = fill(tmp_path / 'o', ['log.txt', 'checkpoint-0.pth', 'notes.txt', 'data/x.jpg']), {}
-    if why == 'mount point':
-        no_rename_out_of(folder, monkeypatch)
-    elif why == 'read-only parent':
-        read_only(tmp_path, monkeypatch)
-    elif why == 'working directory':
-        monkeypatch.chdir(str(folder))
-    elif why == 'data':
-        options['keep_in_place'] = [str(folder / 'data')]
-    else:
-        monkeypatch.setattr(output_dir, 'PROGRAM', str(folder / 'program'))
-    for count in (1, 2):                    # a third run leaves what the second has moved
-        place, = entered('.' if why == 'working directory' else folder, **options)
-        assert re.match(re.escape(str(folder)) + r'/earlier\.2001\d{4}-\d{6}', place)
-        assert set(content(tmp_path / place)) == {'log.txt', 'checkpoint-0.pth'}
-        assert len(list(folder.glob('earlier.*'))) == count and (folder / 'data' / 'x.jpg').exists()
-        assert os.listdir(str(tmp_path)) == ['o']
-        fill(folder, ['log.txt', 'checkpoint-0.pth'])
 
 
 def test_where_nothing_can_be_moved_the_run_ends_with_one_line_and_the_folder_free(tmp_path, monkeypatch):
@@ -134,12 +97,11 @@ def test_a_training_continues_where_it_resumes_from_a_checkpoint_of_its_folder_o
 
 
 def test_resume_auto_without_checkpoint_is_one_line_that_names_the_earlier_results(tmp_path, caplog):
-    fill(tmp_path, ['o.20240131-142530/checkpoint-9.pth', 'o.20240201-000000/log.txt', 'o/log.txt',
-                    'oo.2/checkpoint-1.pth'])
+    fill(tmp_path, ['o/earlier.20240131-142530/checkpoint-9.pth', 'o/earlier.20240201-000000/log.txt', 'o/log.txt'])
     output_dir.report_no_checkpoint(str(tmp_path / 'o'))
     output_dir.report_no_checkpoint(str(tmp_path / 'p'))
     with_one, without = [record.getMessage() for record in caplog.records]
-    assert '--resume auto' in with_one and str(tmp_path / 'o.20240131-142530' / 'checkpoint-9.pth') in with_one
+    assert '--resume auto' in with_one and 'earlier.20240131-142530/checkpoint-9.pth' in with_one
     assert '--resume auto' in without and 'checkpoint-' not in without
 
 
@@ -169,7 +131,7 @@ def test_another_node_names_its_log_after_the_main_process_has_moved_what_was_th
     assert (tmp_path / 'x_node1.log').exists() and not starting.exists()
 
 
-@pytest.mark.parametrize('flag', ['--no_such_flag', '--device=npu', '--batch_size=33'])
+@pytest.mark.parametrize('flag', ['--no_such_flag', '--batch_size=33'])
 def test_a_failed_start_leaves_the_folder_and_its_log_as_they_were(images, pretrained, tmp_path, flag):
     folder, log = tmp_path / 'o', LOGS['pretrain_performance_1p']
     shutil.copytree(str(pretrained), str(folder))
@@ -194,3 +156,64 @@ def test_a_folder_that_cannot_be_made_is_one_line_of_a_launcher(images, tmp_path
     (tmp_path / 'file').write_text('')
     run = launcher('pretrain_performance_1p', '--data_path', images, '--output_dir', tmp_path / 'file' / 'o')
     assert (run.status, run.output.count('\n')) == (2, 1) and '--output_dir' in run.output
+
+
+# Leftovers, and names that hold something else
+
+def test_leftovers_of_dead_runs_go_and_those_of_tools_and_running_processes_stay(tmp_path):
+    dead, running = 'tmp-999999999-1f', 'tmp-{}-1f'.format(os.getpid())
+    fill(tmp_path, ['checkpoint-3.pth.' + dead, 'log.txt.' + dead, 'log.txt.' + running, 'x.jsonl.' + dead,
+                    'model.onnx.{}/x'.format(dead), 'report.html.{}/x'.format(dead)])
+    entered(tmp_path)
+    assert set(content(tmp_path)) == {'log.txt.' + running, 'x.jsonl.' + dead, 'model.onnx.{}/x'.format(dead),
+                                      'report.html.{}/x'.format(dead)}
+
+
+def other(path, kind):
+    """Something else than a text file."""
+    if kind == 'FIFO':
+        os.mkfifo(str(path))
+    elif kind == 'folder':
+        path.mkdir()
+    elif kind == 'loop':
+        os.symlink(path.name, str(path))
+    else:
+        path.write_bytes(b'\xff\xfe')
+
+
+@pytest.mark.parametrize('kind', ['FIFO', 'folder', 'loop', 'bytes'])
+@pytest.mark.parametrize('name', ['run.lock', '.lock', 'log.txt', 'config.yaml'])
+def test_a_name_that_holds_something_else_is_one_line_and_no_hang(tmp_path, caplog, name, kind):
+    other(tmp_path / name, kind)
+    args = parse_pretrain(['--data_path', str(tmp_path), '--output_dir', str(tmp_path)])
+    try:
+        lock, _ = output_dir.enter(str(tmp_path))
+        lock.release()
+        output_dir.save_flags(args, 1)
+        asides = output_dir.set_log_aside(str(tmp_path), [])
+        assert asides == [] and (name != 'log.txt' or kind == 'bytes') and len(caplog.messages) <= 1
+    except UserError as error:
+        assert str(tmp_path) in str(error) and name in ('run.lock', '.lock', 'log.txt')
+
+
+@pytest.mark.parametrize('kind', ['FIFO', 'folder', 'loop', 'bytes'])
+def test_a_new_training_moves_away_whatever_has_the_name_of_a_log_or_checkpoint(tmp_path, kind):
+    for name in ('log.txt', 'checkpoint-7.pth'):
+        other(tmp_path / name, kind)
+    place, = entered(tmp_path)
+    assert set(os.listdir(place)) == {'log.txt', 'checkpoint-7.pth'}
+    output_dir.report_no_checkpoint(str(tmp_path))
+
+
+def test_an_output_folder_that_vanishes_is_a_failed_save(images, tmp_path, monkeypatch):
+    train = main_pretrain.train_one_epoch
+
+    def then_vanish(*args):
+        stats = train(*args)
+        shutil.rmtree(str(tmp_path / 'o'))
+        return stats
+    monkeypatch.setattr(main_pretrain, 'train_one_epoch', then_vanish)
+    with pytest.raises(SaveFailed):
+        main_pretrain.main(parse_pretrain(['--data_path', str(images), '--output_dir', str(tmp_path / 'o'), '--epochs',
+                                           '1', *PRETRAIN]))
+    assert not (tmp_path / 'o').exists()

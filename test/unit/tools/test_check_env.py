@@ -117,3 +117,12 @@ def test_a_torch_that_does_not_load_is_to_fix_and_the_rest_is_still_listed(tmp_p
     status, table, to_fix = read(run.returncode, run.stdout.decode())
     assert status == 1 and table['torch'].startswith('does not load: libcudart.so.9') and table['numpy'][0].isdigit()
     assert any(line.startswith('torch does not load') for line in to_fix)
+
+
+@pytest.mark.parametrize('error', ['TypeError', 'AttributeError'])
+def test_a_tensorboard_that_does_not_load_is_named(packages, check, monkeypatch, error):
+    for name in [name for name in sys.modules if name.split('.')[0] == 'tensorboard' or 'utils.tensorboard' in name]:
+        monkeypatch.delitem(sys.modules, name)
+    write(packages / 'tensorboard' / '__init__.py', 'raise {}("Descriptors cannot be created directly")'.format(error))
+    status, table, _ = check()
+    assert status == 0 and table['tensorboard'] == 'does not load: Descriptors cannot be created directly'

@@ -1,6 +1,7 @@
 """Slurm, Kubernetes, Volcano, containers and the GitHub workflow: linted, and their commands run without a cluster."""
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import time
 import pytest
 import yaml
 from conftest import ROOT, execute, signal_when_trapped, slow_kill
-from test_readme_commands import check_printed
 from test_style import tool
+
+from util.config import train_flags
+from util.tools import launch
 
 SLURM = ROOT / 'test' / 'slurm.sbatch'
 DOCKERFILES = sorted(ROOT.glob('docker/*.Dockerfile'))
@@ -41,6 +44,21 @@ exit $status
 SCONTROL = """#!/usr/bin/env bash
 if [[ $1 == show ]]; then echo gpu7 && sleep .1 && echo gpu8; else echo "asked: scontrol $*"; fi
 """
+
+
+def check_printed(command, root=ROOT):
+    """Parse what a launcher of `root` prints under DRY_RUN=1, as the processes which it starts would.
+
+    Returns (flags of util/tools/launch.py, or None where one process is started without it; flags of the script).
+    """
+    interpreter, script, *flags = shlex.split(command)
+    assert os.access(interpreter, os.X_OK), command
+    started, script = None, os.path.relpath(script, str(root))
+    if script == os.path.join('util', 'tools', 'launch.py'):
+        started, (script, *flags) = launch.parse(flags)
+    parse = {'main_pretrain.py': train_flags.parse_pretrain, 'main_finetune.py': train_flags.parse_finetune,
+             'main_linprobe.py': train_flags.parse_linprobe}[os.path.relpath(script, str(root))]
+    return started, parse(flags)
 
 
 @pytest.fixture

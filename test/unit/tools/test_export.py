@@ -21,7 +21,8 @@ from util.tools import export, export_hf, export_onnx
 FILES = {'timm': 'x.pth', 'hf': 'x', 'safetensors': 'x.safetensors', 'onnx': 'x.onnx'}
 # (checkpoint, part): every part of every checkpoint.
 PARTS = [('mae', 'mae'), ('mae', 'encoder'), ('mean', 'classifier'), ('mean', 'encoder'), ('cls', 'classifier'),
-         ('cls', 'encoder'), ('wide', 'classifier')]
+         ('cls', 'encoder'), ('wide', 'classifier'), ('wide-cls', 'classifier')]
+OF_VIT = [PARTS[1], *PARTS[4:6], PARTS[7]]      # of transformers; the others are its ViTMAE and BEiT
 SIZE = {'img_size': 16, 'patch_size': 8}
 
 
@@ -34,8 +35,8 @@ def perturbed(model):
 
 @pytest.fixture(scope='module')
 def checkpoints(tmp_path_factory):
-    """A folder of an autoencoder, classifiers of the mean, of the class token, and of a wide grey input with an
-    epsilon, mean and std of its own, and an autoencoder of a wide input."""
+    """A folder of an autoencoder, classifiers of the mean, of the class token, of a wide grey input with an epsilon,
+    mean and std of its own, and of the class token of a high input, and an autoencoder of a wide input."""
     torch.manual_seed(0)
     folder, names = tmp_path_factory.mktemp('checkpoints'), {'classes': ['cat', 'cow', 'dog']}
     mean, three = {'global_pool': True}, {'num_classes': 3}
@@ -46,6 +47,8 @@ def checkpoints(tmp_path_factory):
             ('cls', models_vit.vit_nano_patch16(**three, **SIZE), {'global_pool': False}, names),
             ('wide', models_vit.vit_nano_patch16(img_size=(16, 32), patch_size=8, in_chans=1, **mean, **three),
              {'input_size': [16, 32], 'in_chans': 1, 'layer_norm_eps': 1e-2, 'mean': [.1], 'std': [.3]}, {}),
+            ('wide-cls', models_vit.vit_nano_patch16(img_size=(32, 16), patch_size=8, **three), {
+                'input_size': [32, 16], 'global_pool': False}, {}),
             ('wide-mae', models_mae.mae_vit_nano_patch16(img_size=(16, 32), patch_size=8),
              {'model': 'mae_vit_nano_patch16', 'input_size': [16, 32]}, {})):
         flags = {'model': 'vit_nano_patch16', 'input_size': 16, 'patch_size': 8, 'in_chans': 3, **flags}
@@ -60,8 +63,12 @@ def test_each_part_is_exported_compared_and_loaded_again(checkpoints, tmp_path, 
     if form == 'timm' and source in ('mean', 'wide') and not accepts(export.VisionTransformer, 'global_pool'):
         pytest.skip("this timm's ViT has no mean pooling")
     path = str(tmp_path / FILES[form])
+    if (form, source) == ('hf', 'wide') and export_hf.transformers.__version__ >= '5':
+        with pytest.raises(UserError, match='^--to hf: BeitForImageClassification .*--to onnx$'):
+            export.export(str(checkpoints / source), form, path, part)
+        return                  # its BEiT takes square inputs only
     compared, inputs, load = export.export(str(checkpoints / source), form, path, part)
-    too_old = form == 'hf' and (source, part) in PARTS[1:2] + PARTS[4:6] and not hasattr(torch.nn.init, 'trunc_normal_')
+    too_old = form == 'hf' and (source, part) in OF_VIT and not hasattr(torch.nn.init, 'trunc_normal_')
     assert compared.startswith('not compared' if form == 'safetensors' or too_old else 'compared with ' + form)
     assert os.listdir(str(tmp_path)) == [FILES[form]] and 'imgs (N, ' in inputs
     if not too_old and (form != 'safetensors' or hasattr(torch, 'frombuffer')):
@@ -119,8 +126,7 @@ def test_an_export_that_needs_a_missing_library_is_one_line(checkpoints, tmp_pat
 
 
 @pytest.mark.parametrize('flags, flag', [
-    (['--to', 'onnx', '--output', 'x.pt'], '--output'), (['--to', 'hf', '--output', '.'], '--output'),
-    (['--to', 'hf', '--output', 'nowhere/x'], '--output'), (['--to', 'torchscript', '--output', 'x.pt'], '--to'),
+    (['--to', 'torchscript', '--output', 'x.pt'], '--to'),
     (['--to', 'hf', '--output', 'x', '--resume', 'none.pth'], '--resume')])
 def test_a_bad_flag_is_one_line(tmp_path, monkeypatch, capsys, flags, flag):
     monkeypatch.chdir(tmp_path)

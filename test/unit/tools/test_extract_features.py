@@ -62,20 +62,20 @@ def test_each_block_has_a_file_and_pool_and_dtype_apply(images, pretrained, tmp_
     assert not (tmp_path / 'none').exists()
 
 
-def test_earlier_features_are_set_aside_and_a_folder_with_other_files_is_refused(images, pretrained, tmp_path):
-    flags = '--resume', pretrained / 'checkpoint-0.pth', next(images.glob('val/*/*')), '--output', tmp_path / 'f'
-    extract(*flags)
-    extract(*flags)
-    kept, = [path for path in tmp_path.iterdir() if path.name.startswith('f.')]
-    assert sorted(os.listdir(str(kept))) == sorted(os.listdir(str(tmp_path / 'f')))
-    (tmp_path / 'f' / 'thesis.tex').write_text('x')
-    with pytest.raises(UserError, match='thesis.tex'):
-        extract(*flags)
-    assert len(list(tmp_path.iterdir())) == 2
+def test_a_folder_with_files_is_refused_and_a_failure_leaves_none(images, pretrained, tmp_path):
+    flags = '--resume', pretrained / 'checkpoint-0.pth', '--output', tmp_path / 'f'
+    (tmp_path / 'broken.jpg').write_bytes(b'')
+    with pytest.raises(UserError, match='none of the 1 images'):
+        extract(*flags, tmp_path / 'broken.jpg')
+    assert os.listdir(str(tmp_path)) == ['broken.jpg']
+    (tmp_path / 'f').mkdir()
+    extract(*flags, next(images.glob('val/*/*')))
+    with pytest.raises(UserError, match='/f: '):
+        extract(*flags, images)
+    assert len(np.load(str(tmp_path / 'f' / 'features.npy'))) == 1
 
 
 def test_a_float16_overflow_is_an_error(tmp_path):
     images = SimpleNamespace(classes=None, name_of='image {}.jpg'.format)
     with pytest.raises(UserError, match='--dtype float16: .*image 0.jpg'):
-        extract_features.write(str(tmp_path), ['features'], [([0], [torch.tensor([[1e5, 0.]])])], images, 'float16', 2,
-                               None)
+        extract_features.write(str(tmp_path), ['features'], [([0], [torch.tensor([[1e5, 0.]])])], images, 'float16', 2)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,9 @@ from conftest import PRETRAIN, ROOT, environment, execute, launcher, signal_when
 from test_baseline import RECORD
 
 from util.tools import launch
+from util.training.session import process_state_restored
 
-RECIPES = (ROOT / 'RECIPES.md').read_text(encoding='utf-8')
+RECIPES = (ROOT / 'docs/zh/recipes.md').read_text(encoding='utf-8')
 OUTPUTS = dict(re.findall(r'^\| `(\w+)\.sh` .* `(output\S+)` \|$', RECIPES, re.M))
 LOGS = {name: output.split('/')[1] for name, output in OUTPUTS.items()}
 
@@ -25,7 +27,7 @@ def dry_run(name, images, *flags):
 
 
 def test_each_launcher_has_its_output_folder_and_log_and_a_recorded_command(images):
-    """test_baseline.py compares the commands with the records; RECIPES.md lists the logs."""
+    """test_baseline.py compares the commands with the records; docs/zh/recipes.md lists the logs."""
     assert set(OUTPUTS) == set(RECORD['dry run']) - {'cifar10_1p'}
     for name, output in OUTPUTS.items():
         assert re.search(r'^output +{}$'.format(output), (ROOT / 'test' / (name + '.sh')).read_text(), re.M), name
@@ -52,6 +54,8 @@ def test_nproc_overrides_the_number_of_devices(images):
     ('pretrain_performance_1p', ['--data_path'], '--data_path'),
     ('pretrain_performance_1p', ['--data_path=/', '--nproc=two'], '--nproc: two'),
     ('pretrain_performance_1p', ['--data_path=/', '--max_restarts=-1'], '--max_restarts: -1'),
+    ('pretrain_performance_1p', ['--data_path=/', '--nproc=18446744073709551617'], '--nproc: '),     # 2 ** 64 + 1
+    ('pretrain_performance_1p', ['--data_path=/', '--nnodes=2', '--node_rank=x', '--master_addr=h'], '--node_rank: x'),
     ('finetune_full_large_16p', ['--data_path=/', '--finetune_pth=' + __file__], '--node_rank=0 .* --master_addr'),
     *(('pretrain_full_8p', ['--data_path=/', '--nnodes=2', '--master_addr=n', '--node_rank=' + rank], '--node_rank')
       for rank in ('x', '-1', '2', '9' * 400)),
@@ -76,10 +80,36 @@ def test_a_mistake_of_all_processes_is_reported_once(images, tmp_path, flag):
     assert run.status == 2 and flag.split('=')[0] in error
 
 
-@pytest.mark.parametrize('name, has', [('finetune_full_8p', True), ('pretrain_full_8p', False)])
-def test_help_lists_the_flags_of_the_launcher(name, has):
-    run = launcher(name, '--help')
-    assert run.status == 0 and '--resume_pth=FILE' in run.output and ('--finetune_pth' in run.output) == has
+def test_help_lists_the_flags_of_the_launcher():
+    for name, takes_checkpoint in (('finetune_full_8p', True), ('pretrain_full_8p', False)):
+        run = launcher(name, '--help')
+        assert run.status == 0 and ('--finetune_pth=FILE' in run.output) == takes_checkpoint, run.output
+
+
+def test_a_tilde_is_the_home_folder(images, tmp_path):
+    os.symlink(str(images), str(tmp_path / 'data'))
+    run = launcher('pretrain_full_8p', '--data_path=~/data', '--output_dir=~/o', DRY_RUN='1', HOME=str(tmp_path))
+    assert ' --data_path {0}/data --output_dir {0}/o '.format(tmp_path) in run.output, run.output
+
+
+@pytest.mark.parametrize('name', ['pretrain_full_8p', 'cifar10_1p', 'demo', 'check'])
+def test_a_shell_that_is_not_bash_is_one_line_and_sh_may_be_bash(name):
+    script = str(ROOT / 'test' / (name + '.sh'))
+    if not subprocess.run(['sh', '-c', 'test -n "$BASH_VERSION"']).returncode:
+        pytest.skip('sh is bash')
+    run = execute(['sh', script, '--help'])
+    assert (run.status, run.output.count('\n')) == (2, 1) and 'bash ' + script in run.output
+    assert execute(['bash', '--posix', script, '--help']).status == 0
+
+
+@pytest.mark.parametrize('entry', ['main_pretrain', 'util.tools.export'])
+def test_an_interpreter_without_torch_is_one_line_that_names_one_with_it(tmp_path, entry):
+    (tmp_path / 'env-2.x-0').mkdir()
+    (tmp_path / 'env-2.x-0' / 'complete').write_text('')
+    code = 'import runpy, sys; sys.modules["torch"] = None; runpy.run_module("{}", None, "__main__")'.format(entry)
+    run = execute([sys.executable, '-c', code, '--data_path', tmp_path], MAE_CACHE=str(tmp_path))
+    assert (run.status, run.output.count('\n')) == (2, 1), run.output
+    assert 'torch' in run.output and str(tmp_path / 'env-2.x-0/bin/python') in run.output
 
 
 @pytest.mark.parametrize('words, named', [
@@ -107,7 +137,7 @@ def test_a_second_run_sets_the_first_aside_and_mixes_nothing(images, tmp_path):
     out = tmp_path / 'o'
     for _ in range(2):
         assert launcher('pretrain_performance_1p', '--data_path', images, '--output_dir', out, *PRETRAIN).status == 0
-    folders = [out] + [path for path in tmp_path.iterdir() if path.name.startswith('o.')]
+    folders = [out, *out.glob('earlier.*')]
     assert len(folders) == 2
     for folder in folders:
         assert (folder / 'log.txt').read_text().count('\n') == 1
@@ -243,9 +273,9 @@ def test_a_failed_run_is_restarted_with_its_restart_count(tmp_path, supervisor):
 def test_only_failures_that_may_not_recur_are_restarted(monkeypatch, status, restarts):
     attempts = []
     monkeypatch.setattr(launch, 'run_once', lambda *_: attempts.append(1) or status)
-    monkeypatch.setattr(launch, 'SignalForwarder', lambda _: SimpleNamespace(received=False, sleep=lambda _: None))
-    monkeypatch.setenv('MAE_RESTART', '0')
-    with pytest.raises(SystemExit) as ended:
+    monkeypatch.setattr(launch, 'SignalForwarder', lambda _: SimpleNamespace(received=False))
+    monkeypatch.setattr(launch, 'time', SimpleNamespace(monotonic=count(0, 100).__next__, sleep=time.sleep))
+    with process_state_restored(), pytest.raises(SystemExit) as ended:
         launch.main(['--nproc', '1', '--max_restarts', '3', 'x.py'])
     assert ended.value.code == status and len(attempts) == 1 + restarts
 

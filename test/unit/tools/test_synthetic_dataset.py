@@ -1,10 +1,8 @@
 """The synthetic dataset."""
-import sys
 
-from conftest import execute
+import synthetic_dataset
+from conftest import call
 from PIL import Image
-
-from util.tools import synthetic_dataset
 
 
 def test_classes_are_spread_evenly_over_jpeg_files(images):
@@ -27,6 +25,6 @@ def test_images_depend_on_the_seed_alone(images, tmp_path):
 
 def test_a_non_empty_folder_is_refused(tmp_path):
     (tmp_path / 'file').write_text('')
-    run = execute([sys.executable, '-m', 'util.tools.synthetic_dataset', tmp_path, '--train', 8])
+    run = call('synthetic_dataset', tmp_path, '--train', 8)
     assert (run.status, run.output.count('\n')) == (2, 1) and str(tmp_path) in run.output
     assert [path.name for path in tmp_path.iterdir()] == ['file']

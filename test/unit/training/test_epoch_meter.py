@@ -10,7 +10,7 @@ from engine_finetune import count_correct
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.text import duration
-from util.training.epoch_meter import DeviceMean, EpochMeter, Throughput, suggested_workers
+from util.training.epoch_meter import DeviceMean, EpochMeter, Throughput
 from util.training.non_finite_steps import NonFiniteSteps
 from util.training.session import Session
 
@@ -57,19 +57,6 @@ def test_iterations_after_the_warm_up_are_counted_and_timed(sizes, options, imag
 def test_waiting_for_data_is_part_of_the_time_and_counted_separately():
     throughput, _ = timed_pass([8] * 4, step=.3, wait=.1, warmup=0)
     assert (throughput.seconds, throughput.waited) == pytest.approx((1.6, .4))
-    assert throughput.steady() == pytest.approx((1.5, .3))          # without the loader's start
-
-
-def test_excluded_seconds_are_not_part_of_the_time():
-    for done in (0, 2):                                             # within the warm-up, whose time does not count
-        clock = Clock()
-        throughput = Throughput(6, 1, clock.synchronize, clock)
-        for i, _ in enumerate(throughput.batches(range(6))):
-            clock.time += .5
-            if i == done:
-                clock.time += 10
-                throughput.exclude(10)
-        assert throughput.seconds == pytest.approx(2.5)
 
 
 def test_the_device_is_synchronized_only_at_start_and_end():
@@ -81,21 +68,15 @@ def test_durations_read_as_hours_minutes_seconds():
     assert duration(3725.9) == '1:02:05'
 
 
-@pytest.mark.parametrize('workers, seconds, waited, enough', [
-    (4, 10., .1, None), (4, 10., 5., 8), (0, 10., 5., 1), (0, 10., 8., 4), (2, 0., 0., None)])
-def test_more_loader_processes_are_suggested_if_the_device_waits(workers, seconds, waited, enough):
-    assert suggested_workers(workers, seconds, waited) == enough
-
-
-def test_a_suggested_number_of_workers_is_logged_again_only_when_it_changes(monkeypatch, caplog):
+def test_more_loader_processes_are_suggested_if_the_device_waits(caplog):
     caplog.set_level('INFO', 'mae')
     optimizer_step = SimpleNamespace(lr=.1, non_finite_steps=NonFiniteSteps(3))
     meter = EpochMeter(mock.MagicMock(workers=2), Session(Cpu(), World()), optimizer_step, 'loss', 0)
-    for enough, lines in ((None, 0), (4, 1), (4, 1), (5, 2), (None, 2), (5, 3)):
-        monkeypatch.setattr('util.training.epoch_meter.suggested_workers', lambda *args, enough=enough: enough)
+    for waited, suggested in ((0., False), (.2, True)):
         meter.begin(0, 0)
-        meter.finish()
-        assert sum('--num_workers' in line for line in caplog.messages) == lines
+        meter.throughput, _ = timed_pass([8] * 4, step=1., wait=waited, warmup=0)
+        assert meter.finish()['data_wait'] == pytest.approx(waited / (1 + waited), abs=1e-3)
+        assert ('--num_workers than 2' in caplog.messages[-1]) == suggested
 
 
 @pytest.mark.compat

@@ -1,5 +1,4 @@
 """Non-finite losses and gradients: their steps are skipped, counted, and listed on abort."""
-import json
 import math
 import re
 
@@ -107,20 +106,17 @@ def test_a_resumed_run_continues_the_count():
     assert non_finite_steps.limit_reached and non_finite_steps.skipped == 1
 
 
-def test_abort_lists_the_first_skipped_iterations_with_their_losses_and_images(tmp_path):
+def test_abort_names_the_first_skipped_iterations_their_losses_and_images(caplog):
+    caplog.set_level('INFO', 'mae')
     non_finite_steps = NonFiniteSteps(2)
     for i, (bad, loss) in enumerate([(1, 1.), (0, 1.), (1, math.nan), (1, 2.), (0, 1.)]):
         for part in (0, 1):
-            non_finite_steps.record_iteration(7, 2 * i + part, 1e-3, torch.tensor(loss))
+            non_finite_steps.record_iteration(7, 2 * i + part, torch.tensor(loss))
         non_finite_steps.add(bad)
-    with pytest.raises(UserError, match=r'epoch 7, iteration 4.*--blr .*bad_steps.json'):
-        non_finite_steps.abort(str(tmp_path), World(), 128., lambda rank, epoch, i: ['{}-{}.jpg'.format(rank, i)])
-    report = json.loads((tmp_path / 'bad_steps.json').read_text())
-    assert report['skipped_in_a_row'] == 2 and report['loss_scale'] == 128.
-    assert [at['iteration'] for at in report['iterations']] == [4, 5, 6, 7]
-    assert report['iterations'][0] == {'epoch': 7, 'iteration': 4, 'lr': 1e-3, 'processes': [
-        {'rank': 0, 'loss': 'nan', 'files': ['0-4.jpg']}]}
-    assert report['iterations'][2]['processes'] == [{'rank': 0, 'loss': 2., 'files': ['0-6.jpg']}]
+    with pytest.raises(UserError, match=r'^2 steps .*epoch 7, iteration 4.*--blr '):
+        non_finite_steps.abort(World(), 128., lambda rank, epoch, i: ['{}-{}.jpg'.format(rank, i)])
+    losses, files = caplog.messages
+    assert all(word in losses for word in ('epoch 7, iteration 4', 'nan, nan, 2, 2', '128')) and '0-4.jpg' in files
 
 
 @pytest.mark.slow
@@ -132,7 +128,5 @@ def test_a_run_with_non_finite_losses_aborts_in_one_line_and_keeps_its_last_good
     assert run.status == 2 and 'Traceback' not in run.output
     last = run.output.strip().split('\n')[-1]
     assert re.match(r'error: \d+ steps in a row skipped, from epoch 1, iteration 1 ', last), last
-    report = json.loads((tmp_path / 'bad_steps.json').read_text())
-    files = report['iterations'][0]['processes'][0]['files']
-    assert len(files) == 8 and all(str(images) in name for name in files)
+    assert run.output.count(str(images / 'train')) >= 8, run.output         # the images of a batch
     assert (tmp_path / 'checkpoint-0.pth').read_bytes() == good

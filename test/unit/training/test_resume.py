@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, execute, pretrain
+from conftest import FINETUNE, PRETRAIN, ROOT, call, execute, pretrain
 from test_end_to_end import epochs_of, moments_of, same, weights_of
 from test_launchers import both, by
 
@@ -51,9 +51,12 @@ def killer(tmp_path_factory):
 
 def command(script, flags, processes, killer=None, at=None, rank=0):
     """A main script, killed after `at` iterations if so asked."""
+    flags = [*(PRETRAIN if 'pretrain' in script else FINETUNE), *flags]
+    if processes == 1 and not at:
+        return call(script[:-3], *flags)
     words = [ROOT / 'util' / 'tools' / 'launch.py', '--nproc', processes] if processes > 1 else []
     words += [killer, ROOT, ROOT / script, rank, at] if at else [ROOT / script]
-    return execute([sys.executable, *words, *(PRETRAIN if 'pretrain' in script else FINETUNE), *flags])
+    return execute([sys.executable, *words, *flags])
 
 
 def results(folder):
@@ -68,7 +71,7 @@ def ends_alike(script, flags, tmp_path, killer, kills, processes=1):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     flags = [*flags, '--epochs', 3]
     assert command(script, [*flags, '--output_dir', whole], processes).status == 0
-    flags = [*flags, '--output_dir', parts, '--save_every_minutes', 1e-5, '--resume', 'auto']
+    flags = [*flags, '--output_dir', parts, '--save_every_minutes', 1e-9, '--resume', 'auto']
     for number, (at, rank) in enumerate(kills):
         run = command(script, flags, processes, killer, at, rank)
         assert run.status in (-9, 137) and 'Traceback' not in run.output, run.output
@@ -110,7 +113,7 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
     port = free_port()
     nodes = [by(supervisor, '--nproc', 1, '--nnodes', 2, '--node_rank', node, '--master_port', port,
                 '--max_restarts', 1, killer, ROOT, ROOT / 'main_finetune.py', 1, 20, *FINETUNE, *flags,
-                '--output_dir', parts, '--save_every_minutes', 1e-5, '--start_epoch', 0) for node in range(2)]
+                '--output_dir', parts, '--save_every_minutes', 1e-9, '--start_epoch', 0) for node in range(2)]
     nodes = [list(map(str, node)) for node in nodes]
     nodes = [subprocess.Popen(node, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for node in nodes]
     outputs = [node.communicate(timeout=300)[0].decode() for node in nodes]
@@ -122,13 +125,11 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
 
 
 @pytest.mark.slow
-def test_a_changed_batch_and_number_of_processes_go_on_with_the_unseen_images_and_say_what_changed(images, tmp_path,
-                                                                                                   killer):
-    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-5, '--epochs', 2]
+def test_a_changed_batch_and_number_of_processes_go_on_with_the_unseen_images(images, tmp_path, killer):
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-9, '--epochs', 2]
     assert command('main_pretrain.py', flags, 1, killer, 2).status == -9           # 16 of 32 images
     run = command('main_pretrain.py', [*flags, '--resume', 'auto', '--batch_size', 4, '--accum_iter', 2], 2)
     assert run.status == 0, run.output
-    assert 'accum_iter 1 -> 2, batch_size 8 -> 4, processes 1 -> 2' in run.output
     assert 'Epoch: [0]  [4/4]' in run.output and 'Epoch: [1]  [4/4]' in run.output, run.output
 
 
@@ -156,7 +157,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_its_log_anew(images
     run = pretrain('--data_path', images, '--output_dir', folder, '--epochs', 1, *flags, **again)
     assert run.status == 0 and ('--resume auto: no checkpoint' in run.output) == bool(flags), run.output
     record, = (folder / 'log.txt').read_text().splitlines()
-    old, = folder.glob('log.*.txt') if again else tmp_path.glob('o.*/log.txt')
+    old, = folder.glob('log.*.txt') if again else folder.glob('earlier.*/log.txt')
     assert json.loads(record)['train_loss'] != json.loads(old.read_text())['train_loss'] == 7
 
 

@@ -1,16 +1,20 @@
-"""Synthetic dataset of shapes and textures: python -m util.tools.synthetic_dataset FOLDER
+"""Synthetic dataset of shapes and textures: python test/lib/synthetic_dataset.py FOLDER
 
 Eight classes, four shapes in two textures each, as JPEG files in train/<class>/ and val/<class>/. Colours, position,
 size, angle and background of each image are random, so that neither mean colour nor position predicts the class.
 """
 import math
 import os
+import sys
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..'))
+
 from util.config.parser import Parser, non_negative_int, positive_int
-from util.errors import UserError, run
+from util.errors import run
+from util.tools.outputs import output_path
 
 SIDE = 64                   # pixels of an image
 SHAPES = ('cross', 'disc', 'star', 'triangle')
@@ -24,10 +28,12 @@ def draw(class_name: str, rng: np.random.RandomState) -> Image.Image:
     shape, texture = class_name.split('_')
     side = SIDE * SUPERSAMPLE
     mask = np.asarray(_shape_mask(shape, side, rng), dtype=np.float32)[..., None] / 255
-    foreground = _two_colours(_texture(texture, side, rng), rng)
+    image = _two_colours(_texture(texture, side, rng), rng)
     background = _two_colours(_gradient(side, rng), rng)
-    image = mask * foreground + (1 - mask) * background + rng.normal(0, 6, (side, side, 1))
-    return Image.fromarray(image.clip(0, 255).astype(np.uint8)).resize((SIDE, SIDE))
+    image *= mask           # in place: fresh memory takes a third of the time
+    image += (1 - mask) * background
+    image += rng.normal(0, 6, (side, side, 1))
+    return Image.fromarray(image.clip(0, 255, out=image).astype(np.uint8)).resize((SIDE, SIDE))
 
 
 def _shape_mask(shape, side, rng):
@@ -58,7 +64,7 @@ def _rotation(angle):
 
 def _texture(texture, side, rng):
     """(side, side) in 0..1: stripes vary along one direction, checks along two."""
-    rows, columns = np.mgrid[:side, :side]
+    rows, columns = np.ogrid[:side, :side]
     angle, period = rng.uniform(0, math.pi), side * rng.uniform(.16, .24)
     along = np.cos(2 * math.pi * (columns * math.cos(angle) + rows * math.sin(angle)) / period)
     across = np.cos(2 * math.pi * (rows * math.cos(angle) - columns * math.sin(angle)) / period)
@@ -67,7 +73,7 @@ def _texture(texture, side, rng):
 
 def _gradient(side, rng):
     """(side, side) in 0..1: a linear gradient in a random direction."""
-    rows, columns = np.mgrid[:side, :side] / side - .5
+    rows, columns = (axis / side - .5 for axis in np.ogrid[:side, :side])
     angle = rng.uniform(0, 2 * math.pi)
     return .5 + (columns * math.cos(angle) + rows * math.sin(angle)) / math.sqrt(2)
 
@@ -75,13 +81,13 @@ def _gradient(side, rng):
 def _two_colours(weights, rng):
     """Blend two random colours of clearly different brightness by (side, side) weights."""
     dark, light = rng.uniform(0, 120, 3), rng.uniform(135, 255, 3)
-    return dark + weights[..., None] * (light - dark)
+    colours = weights[..., None] * (light - dark)
+    colours += dark
+    return colours
 
 
 def write(folder: str, train: int, val: int, seed: int) -> None:
-    """Draw `train` and `val` images, spread evenly over the classes; UserError if the folder is not empty."""
-    if os.path.isdir(folder) and os.listdir(folder):
-        raise UserError('{}: is not empty; choose a new folder'.format(folder))
+    """Draw `train` and `val` images, spread evenly over the classes."""
     for split, count in (('train', train), ('val', val)):
         rng = np.random.RandomState(seed + (split == 'val') * 7919)
         for name in CLASSES:
@@ -94,16 +100,14 @@ def write(folder: str, train: int, val: int, seed: int) -> None:
 
 
 def main() -> None:
-    parser = Parser(prog='python -m util.tools.synthetic_dataset', description=__doc__.split('\n')[0])
+    parser = Parser(prog='synthetic_dataset.py', description=__doc__.split('\n')[0])
     parser.add_argument('folder', metavar='FOLDER', help='folder for train/ and val/; must be new or empty')
     parser.add_argument('--train', type=positive_int, default=4000, help='training images')
     parser.add_argument('--val', type=positive_int, default=800, help='validation images')
     parser.add_argument('--seed', type=non_negative_int, default=0, help='seed of all drawings')
     args = parser.parse_args()
-    try:
-        write(args.folder, args.train, args.val, args.seed)
-    except OSError as error:
-        raise UserError('{}: cannot be written ({})'.format(args.folder, error.strerror)) from error
+    with output_path(args.folder) as folder:
+        write(folder, args.train, args.val, args.seed)
 
 
 if __name__ == '__main__':

@@ -32,12 +32,12 @@ USER_ERRNOS = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, er
 # Messages that the system has run out of something, in exceptions of any type, and what to do.
 SHORTAGES = (
     (r'too many open files|items of ancdata', 'raise the limit (ulimit -n) or lower --num_workers'),
-    (r'shared memory|unable to (mmap|open|resize|write to) .*file', 'enlarge /dev/shm (docker run --shm-size=16g) or '
-     'lower --num_workers'),
+    (r'shared memory|/torch_[0-9]|unable to (mmap|open|resize|write to) .*file',
+     'enlarge /dev/shm (docker run --shm-size=16g) or lower --num_workers'),
     (r"out of memory|can.?t allocate|cannot allocate memory|^memoryerror", 'lower --batch_size or --num_workers'),
     (r'failed to map segment', 'raise the limit of memory (ulimit -v, or that of the container)'),
     (r"can't start new thread|resource temporarily unavailable", 'raise the limit of processes (ulimit -u)'),
-    (r'no space left|quota exceeded', 'free disk space'))
+    (r'no space left|quota exceeded', 'free disk space, or enlarge /dev/shm if that is meant'))
 DEVICE_ERROR = re.compile(r'\w+ error\b|.*error code', re.IGNORECASE)      # RuntimeErrors of CUDA and CANN
 
 
@@ -81,17 +81,24 @@ def is_system_failure(error: Optional[BaseException]) -> bool:
         or isinstance(error, RuntimeError) and DEVICE_ERROR.match(str(error)))
 
 
-def raise_if_system_failure(error: BaseException) -> None:
-    """Raise SystemFailure from an error that is none of the user, before it is taken for one."""
-    if is_system_failure(error):
-        raise SystemFailure(_shortage(error) or first_line(error)) from error
+def raise_if_exhausted(error: BaseException) -> None:
+    """Raise SystemFailure if a lack of open files, memory or the like is at fault, not the file that was being read.
+
+    Not for a MemoryError: the header of a damaged file may claim more than fits.
+    """
+    if isinstance(error, SystemFailure) or not isinstance(error, MemoryError) and _shortage(error):
+        raise SystemFailure(_shortage(error) or error) from error
 
 
 def _shortage(error):
     """'message; what to do' if the system has run out of something, else ''."""
-    lines = (str(error) or type(error).__name__).strip().split('\n')      # those of a loader process have a traceback
-    found = [(line, advice) for line in lines for words, advice in SHORTAGES if re.search(words, line, re.IGNORECASE)]
-    return '{}; {}'.format(*found[-1]) if found else ''
+    system_call = getattr(error, 'strerror', None)
+    text = system_call or str(error) or type(error).__name__
+    for line in reversed(text.strip().split('\n')):     # the message of a loader worker's error is its traceback
+        for words, advice in SHORTAGES:
+            if re.search(words, line, re.IGNORECASE):
+                return '{}; {}'.format(first_line(error) if system_call else line, advice)
+    return ''
 
 
 @contextmanager

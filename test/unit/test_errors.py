@@ -1,9 +1,8 @@
-"""How a process ends: the statuses of a user's error and of a failure of the system, and a missing package."""
+"""How a process ends: the statuses of a user's error and of a failure of the system."""
 import errno
 import os
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, execute
@@ -74,16 +73,6 @@ def test_too_few_descriptors_for_the_loader_are_a_failure_with_advice(images, tm
     assert run.status == 70 and 'Traceback' not in run.output and 'ulimit -n' in run.output, run.output
 
 
-def test_a_missing_package_is_one_line_that_names_the_environment_to_use(tmp_path):
-    (tmp_path / 'tqdm.py').write_text('raise ModuleNotFoundError("No module named \'tqdm\'")')
-    (tmp_path / 'env-2.x-1' / 'bin').mkdir(parents=True)
-    command = [sys.executable, ROOT / 'main_pretrain.py', '--data_path', ROOT]
-    for advice in ('test/demo.sh', str(tmp_path / 'env-2.x-1' / 'bin' / 'python')):
-        run = execute(command, MAE_CACHE=str(tmp_path), PYTHONPATH=str(tmp_path))
-        assert (run.status, run.output.count('\n')) == (2, 1) and 'tqdm' in run.output and advice in run.output
-        (tmp_path / 'env-2.x-1' / 'complete').touch()
-
-
 def test_an_error_with_a_local_rank_that_is_no_number_is_still_one_line(monkeypatch, capsys):
     monkeypatch.setenv('LOCAL_RANK', '0x')
     monkeypatch.setattr(errors, 'DELAY', 0.)
@@ -93,12 +82,3 @@ def test_an_error_with_a_local_rank_that_is_no_number_is_still_one_line(monkeypa
         raise UserError('--epochs 0')
     assert status_of(fails) == 2 and capsys.readouterr().err == 'error: --epochs 0\n'
     signal.signal(signal.SIGTERM, handler)
-
-
-@pytest.mark.parametrize('shell', ['sh', 'bash --posix'])
-@pytest.mark.parametrize('script', sorted(path.name for path in Path(ROOT, 'test').glob('*.sh')
-                                          if path.name != 'check.sh'))
-def test_a_launcher_started_with_sh_says_bash(shell, script):
-    run = execute([*shell.split(), 'test/' + script, '--data_path=/'])
-    assert (run.status, run.output) == (2, "error: test/{0} is a bash script: start it with 'bash test/{0}'\n".format(
-        script)), run.output

@@ -14,9 +14,9 @@ from typing import Iterable, Iterator, List, Tuple, Union
 import numpy as np
 
 from util.data import array_cache
-from util.data.image_files import ARRAY_EXTENSIONS, ignored_as, raise_if_exhausted
+from util.data.image_files import ARRAY_EXTENSIONS, ignored_as
 from util.distributed import hang_detector
-from util.errors import SystemFailure, UserError
+from util.errors import SystemFailure, UserError, raise_if_exhausted
 from util.files import open_regular
 from util.log import logger, progress_bar
 from util.text import first_line, one_line

@@ -4,7 +4,6 @@
 """
 import io
 import os
-import re
 import warnings
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Iterator, List, Optional, Tuple
 import numpy as np
 from PIL import Image
 
-from util.errors import SystemFailure, UserError
+from util.errors import SystemFailure, UserError, raise_if_exhausted
 from util.files import open_regular
 from util.text import first_line
 
@@ -30,10 +29,6 @@ EXTENSIONS = frozenset(extension for extension, form in Image.registered_extensi
 ARRAY_EXTENSIONS = ('.npy',)    # files with arrays of any number of channels
 _SYSTEM_FILES = ('__macosx', '@eadir', 'thumbs.db', 'ehthumbs.db', 'desktop.ini')      # of macOS, Synology and Windows
 MAX_IMAGE_BYTES = 2 ** 30
-# What ran out, by messages of the system and of PyTorch, and the remedy.
-_EXHAUSTED = ((r'shared memory|/torch_\d+', 'shared memory ran out: enlarge /dev/shm or lower --num_workers'),
-              (r'Too many open files|ancdata', 'too many open files: raise ulimit -n or lower --num_workers'),
-              (r'Cannot allocate memory', 'memory ran out: lower --num_workers'))
 WHITES = {'I': (255, 1023, 4095, 16383, 65535), 'F': (1, 255, 65535)}      # of 8 to 16 bits in use, and of floats
 _ORIENTATION = 0x0112           # EXIF tag
 # Transform to upright by EXIF orientation; all are views.
@@ -64,16 +59,6 @@ def wrap_decode_errors(path: str) -> Iterator[None]:
     except Exception as error:
         raise_if_exhausted(error)
         raise UnreadableImage(path, getattr(error, 'strerror', None) or first_line(error)) from error
-
-
-def raise_if_exhausted(error: Exception) -> None:
-    """Raise SystemFailure if an error is a lack of open files, memory or the like: no fault of a file."""
-    line = str(error).strip().split('\n')[-1]          # the message of a loader worker's error is its traceback
-    if isinstance(error, SystemFailure):
-        raise SystemFailure(line.split('SystemFailure: ')[-1]) from error
-    for pattern, remedy in _EXHAUSTED:
-        if re.search(pattern, line):
-            raise SystemFailure('{} ({})'.format(remedy, line)) from error
 
 
 def read_bytes(path: str) -> bytes:

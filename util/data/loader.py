@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, get_worker_in
 from torch.utils.data.dataloader import default_collate
 
 from util.compat import supported
-from util.data.image_files import Failures, UnreadableImage, raise_if_exhausted
+from util.data.image_files import Failures, UnreadableImage
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
-from util.errors import SystemFailure, UserError
+from util.errors import SystemFailure, UserError, raise_if_exhausted
 from util.log import logger
 
 MAX_SUBSTITUTES = 99        # if these are unreadable too, the cause is not single files

@@ -25,7 +25,7 @@ from util.config.train_flags import is_csv
 from util.data import tar_dataset
 from util.data.datasets import ImageList, find_split, has_classes, labelled_set, pretraining_set
 from util.data.file_index import UNLABELLED, PathArray
-from util.data.image_files import ARRAY_EXTENSIONS, raise_if_exhausted, read_bytes, wrap_decode_errors
+from util.data.image_files import ARRAY_EXTENSIONS, read_bytes, wrap_decode_errors
 from util.data.loader import evaluation_loader
 from util.devices.accelerator import Cpu
 from util.devices.host import default_workers
@@ -98,7 +98,6 @@ def pack(args: Namespace, splits: Sequence[Tuple[str, ImageList]]) -> int:
         os.sync()           # else a power cut could leave empty files under the final name
         os.rename(incomplete, target)
     except OSError as error:
-        raise_if_exhausted(error)
         raise UserError('TARGET: {} cannot be written ({})'.format(target, error.strerror or error)) from error
     finally:
         shutil.rmtree(incomplete, ignore_errors=True)

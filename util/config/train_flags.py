@@ -1,14 +1,12 @@
 """Flags of the training scripts."""
 import os
-import re
 from argparse import Namespace
 from typing import Optional, Sequence
+from urllib.parse import urlparse
 
 from util.config import input_flags, parser as flags
 from util.config.weights_location import location_fault
 from util.model_sizes import FINETUNE_MODELS, MASK_RATIO, PRETRAIN_MODELS, visible_patches
-
-DIST_URL = re.compile(r'tcp://(\[[\da-fA-F:.]+\]|[^:/\[\]\s]+):\d{1,5}/?$')        # IPv6 addresses in brackets
 
 
 def _or(word, value, number_type):
@@ -281,9 +279,18 @@ def _parse(parser, argv):
         parser.error('argument --output_dir: names no folder')
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
         parser.error('argument --start_epoch: {} is not below --epochs {}'.format(args.start_epoch, args.epochs))
-    if not (args.dist_url == 'env://' or DIST_URL.match(args.dist_url)):
+    if not (args.dist_url == 'env://' or is_dist_url(args.dist_url)):
         parser.error('argument --dist_url: {!r} is neither env:// nor tcp://host:port'.format(args.dist_url))
     return parser, args
+
+
+def is_dist_url(text: str) -> bool:
+    """Whether `text` is tcp://HOST:PORT."""
+    try:
+        url = urlparse(text)
+        return url.scheme == 'tcp' and bool(url.hostname and url.port) and not url.path.strip('/')
+    except ValueError:                  # of the port, or an IPv6 address without brackets
+        return False
 
 
 def is_csv(path: str) -> bool:

@@ -174,9 +174,7 @@ def world_from_environment(world_size: Optional[int] = None, local_rank: int = -
                         .format(world_size, world.size))
     if world.rank >= world.size:
         raise UserError('--local_rank {}: there are {} processes; pass --world_size'.format(world.rank, world.size))
-    if dist_url != 'env://':
-        check_dist_url(dist_url)
-    elif world.size > 1:
+    if world.size > 1 and dist_url == 'env://':
         environ['MASTER_ADDR'] = environ.get('MASTER_ADDR') or addr or '127.0.0.1'
         environ.setdefault('MASTER_PORT', str(DEFAULT_PORT))
         _number(environ, 'MASTER_PORT', 1, MAX_PORT)
@@ -199,17 +197,6 @@ def _number(environ, name, low, high):
     if not (re.match('[0-9]{1,9}$', environ[name]) and low <= int(environ[name]) <= high):
         raise UserError('{}={} in the environment: not a number from {} to {}'.format(name, environ[name], low, high))
     return int(environ[name])
-
-
-def check_dist_url(dist_url: str) -> None:
-    """UserError unless --dist_url is tcp://HOST:PORT."""
-    try:
-        url = urlparse(dist_url)
-        valid = url.scheme == 'tcp' and url.hostname and 1 <= (url.port or 0) <= MAX_PORT
-    except ValueError:                  # of .port
-        valid = False
-    if not valid:
-        raise UserError('--dist_url {}: neither env:// nor tcp://HOST:PORT'.format(dist_url))
 
 
 def first_slurm_host(nodelist: str) -> str:

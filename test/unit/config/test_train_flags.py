@@ -31,7 +31,8 @@ BAD = {
         '--auto_scale_lr --lr 1e-3', '--auto_scale_lr --blr 1e-3 --base_batch_size 64', '--hang_timeout 1e12',
         '--epochs ' + '9' * 400, '--lr ' + '9' * 400, '--seed 99999999999', '--input_size 1000000',
         '--input_size 4096 --patch_size 1', '--output_dir=', '--device cuda:0', '--device npu:1', '--device cpu:0',
-        *('--dist_url tcp://' + address for address in (':::9', 'host', ':1', 'host:x', '[::1', '::1:9', 'a:1:2'))],
+        *('--dist_url tcp://' + address for address in (
+            ':::9', 'host', ':1', 'host:x', '[::1', '::1:9', 'a:1:2', 'host:0', 'host:65536'))],
     parse_finetune: [
         '--drop_path 1', '--smoothing 1.5', '--reprob 2', '--mixup -1', '--nb_classes 0', '--layer_decay 0',
         '--cutmix_minmax 0', '--mixup_mode all', '--finetune /no/file', '--freeze -1', '--freeze some', '--recount 0',

@@ -50,8 +50,7 @@ def test_processes_started_by_hand_have_ranks_by_flags(environ, address):
 
 @pytest.mark.parametrize('environ, flags', [
     ({'RANK': '0', 'WORLD_SIZE': '4', 'LOCAL_RANK': '0'}, {'world_size': 8}), ({}, {'local_rank': 3}),
-    ({}, {'dist_on_itp': True}), ({}, {'dist_url': 'tcp://:::9'}), ({}, {'dist_url': 'tcp://host:99999'}),
-    ({}, {'dist_url': 'tcp://host'}), ({}, {'dist_url': 'file:///tmp/x'})])
+    ({}, {'dist_on_itp': True})])
 def test_flags_that_contradict_the_environment_or_each_other_are_refused(environ, flags):
     with pytest.raises(UserError, match='--' + list(flags)[0]):
         world(environ, **flags)

@@ -145,7 +145,7 @@ def test_val_uses_the_labels_of_train_and_rejects_other_classes(images, tmp_path
 
 
 @pytest.mark.parametrize('content, expected', [
-    (b'cat\ndog\n', ['cat', 'dog']), (b'\xef\xbb\xbfcat\r\ndog\r\n\r\n', ['cat', 'dog']),
+    (b'cat\n a dog \n', ['cat', ' a dog ']), (b'\xef\xbb\xbfcat\r\ndog\r\n\r\n', ['cat', 'dog']),
     ('cafe\u0301\ncrane\ncrane'.encode(), ['caf\u00e9', 'crane', 'crane'])])
 def test_class_names_are_one_a_line_in_utf_8(tmp_path, content, expected):
     (tmp_path / 'names.txt').write_bytes(content)

@@ -239,6 +239,14 @@ def test_range_of_integers_is_that_of_the_dataset_and_logged(tmp_path, caplog):
         assert len(lines) == 1 and '4095' in lines[0] and not constant
 
 
+@pytest.mark.parametrize('kind, low, high', [(np.int32, -1000, 65535), (np.int32, 0, 10 ** 6), (np.float32, -1, 1)])
+def test_range_of_images_with_other_values_is_their_own_and_logged(tmp_path, caplog, kind, low, high):
+    Image.fromarray(np.linspace(low, high, 64).reshape(8, 8).astype(kind)).save(str(tmp_path / 'x.tif'))
+    found, lines, constant = range_line(caplog, datasets.pretraining_set, str(tmp_path))
+    pixels = found[0][0].resized_crop(0, 0, 8, 8, (8, 8))
+    assert (int(pixels.min()), int(pixels.max()), len(lines), constant) == (0, 255, 1, False) and found.white == 0
+
+
 def test_range_of_validation_images_is_that_of_the_training_images(tmp_path):
     for split, white in (('train', 4000), ('val', 900)):
         (tmp_path / split / 'cat').mkdir(parents=True)

@@ -143,14 +143,14 @@ def read_class_names(path: str) -> List[str]:
     Raises UserError that names --class_names if the file is unreadable or has no or an empty line.
     """
     try:
-        with open_regular(path, 'r', encoding='utf-8-sig') as file:
-            names = [nfc(line.strip()) for line in file.read().rstrip().split('\n')]
+        with open_regular(path, 'r', encoding='utf-8-sig', newline='\n') as file:
+            names = [nfc(line.rstrip('\r')) for line in file.read().rstrip('\r\n').split('\n')]
     except (OSError, ValueError) as error:
         reason = 'not UTF-8 text' if isinstance(error, ValueError) else error.strerror
         raise UserError('--class_names {}: cannot be read ({})'.format(path, reason)) from error
-    if not all(names):
-        raise UserError('--class_names {}: line {} is empty; expected one class name a line'.format(
-            path, names.index('') + 1))
+    empty = [number for number, name in enumerate(names, 1) if not name.strip()]
+    if empty:
+        raise UserError('--class_names {}: line {} is empty; expected one class name a line'.format(path, empty[0]))
     return names
 
 

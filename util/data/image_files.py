@@ -79,7 +79,8 @@ def decode(data: bytes, white: int = 0) -> Tuple[np.ndarray, int]:
     """Decode a file's bytes: (upright (H, W, 3) uint8 RGB array, white).
 
     Transparency is dropped. The returned white is the level of grey integer images of more than 8 bits that becomes
-    255, at least `white`; 0 for other images. Raises whatever Pillow raises for damaged bytes or too many pixels.
+    255, at least `white`; 0 for other images, -1 for one that is scaled from its minimum to its maximum. Raises
+    whatever Pillow raises for damaged bytes or too many pixels.
     """
     if not data:
         raise ValueError('an empty file')
@@ -137,7 +138,7 @@ def exif_orientation(image: Image.Image) -> Optional[int]:
 
 
 def _to_8_bits(image, white):
-    """(8-bit RGB image, white or 0) of a grey image of integers (I, I;16, I;16B) or floats (F); convert() would clip.
+    """(8-bit RGB image, white) of a grey image of integers (I, I;16, I;16B) or floats (F), which convert() would clip.
 
     White is the lowest of WHITES that no pixel exceeds. Images with values above all of them or below 0 are scaled from
     their minimum to their maximum.
@@ -146,15 +147,13 @@ def _to_8_bits(image, white):
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(low + high):
         raise ValueError('non-finite pixels')
-    levels = WHITES[image.mode[0]]
-    in_range = low >= 0 and high <= levels[-1]
-    if in_range:
-        low, high = 0, next(level for level in levels if high <= level)
-        high = high if image.mode == 'F' else max(high, white)
-    values -= low
-    if high == 65535:
-        values *= 1 / 256           # the high byte, which Pillow keeps of 16-bit colours too
+    levels, floats = WHITES[image.mode[0]], image.mode == 'F'
+    if low >= 0 and high <= levels[-1]:
+        high = max(next(level for level in levels if high <= level), 0 if floats else white)
+        white = 0 if floats else high
+        # For 65535 the high byte, which Pillow keeps of 16-bit colours too.
+        values = values / 256 if high == 65535 else values * (255 / high) + .5
     else:
-        values *= 255 / ((high - low) or 1)
-        values += .5
-    return Image.fromarray(values.astype(np.uint8)).convert('RGB'), high if in_range and image.mode != 'F' else 0
+        white = -1
+        values = (values - low) * (255 / ((high - low) or 1)) + .5
+    return Image.fromarray(values.astype(np.uint8)).convert('RGB'), white

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from functools import partial
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -132,9 +132,13 @@ class Batches:
         if pin_memory and accelerator.is_accelerator:
             options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options))
         if num_workers:
-            options.update(supported(DataLoader, persistent_workers=True))
+            options.update(worker_init_fn=partial(init_worker, os.getpid()),
+                           **supported(DataLoader, persistent_workers=True))
+        if num_workers and sys.platform.startswith('linux'):
+            # Spawned ones, the default of Python 3.14, take seconds to import their modules, and copy the dataset.
+            options['multiprocessing_context'] = 'fork'
         self.loader = DataLoader(wrapped, batch_size=batch_size, sampler=sampler, collate_fn=collate,
-                                 drop_last=sampler is not None, **worker_options(num_workers), **options)
+                                 drop_last=sampler is not None, num_workers=num_workers, **options)
         self.dataset, self.sampler, self.workers = dataset, sampler, num_workers
         self.unreadable_images, self.unreadable, self._skipped = None, 0, set()
 
@@ -191,15 +195,6 @@ def evaluation_loader(dataset: Dataset, batch_size: int, world: World, distribut
     indices = range(world.rank, len(dataset), world.size) if distributed else range(len(dataset) * world.is_main)
     wrapped = SkipUnreadableDataset(Subset(dataset, indices))
     return Batches(dataset, wrapped, None, batch_size, num_workers, pin_memory, accelerator)
-
-
-def worker_options(num_workers: int) -> Dict[str, Any]:
-    """DataLoader keywords for worker processes."""
-    options = {'num_workers': num_workers, 'worker_init_fn': partial(init_worker, os.getpid())}
-    if num_workers and sys.platform.startswith('linux'):
-        # Spawned ones, the default of Python 3.14, take seconds to import their modules, and copy the dataset.
-        options['multiprocessing_context'] = 'fork'
-    return options
 
 
 def init_worker(parent: int, worker: int) -> None:

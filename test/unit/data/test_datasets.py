@@ -145,7 +145,7 @@ def test_val_uses_the_labels_of_train_and_rejects_other_classes(images, tmp_path
 
 
 @pytest.mark.parametrize('content, expected', [
-    (b'cat\ndog\n', ['cat', 'dog']), (b'\xef\xbb\xbfcat\r\ndog\r\n\r\n', ['cat', 'dog']),
+    (b'cat\n a dog \n', ['cat', ' a dog ']), (b'\xef\xbb\xbfcat\r\ndog\r\n\r\n', ['cat', 'dog']),
     ('cafe\u0301\ncrane\ncrane'.encode(), ['caf\u00e9', 'crane', 'crane'])])
 def test_class_names_are_one_a_line_in_utf_8(tmp_path, content, expected):
     (tmp_path / 'names.txt').write_bytes(content)
@@ -237,6 +237,14 @@ def test_range_of_integers_is_that_of_the_dataset_and_logged(tmp_path, caplog):
         brightest = [int(found[i][0].resized_crop(0, 0, 8, 8, (8, 8)).max()) for i in range(3)]
         assert brightest == [round(255 * white / 4095) for white in (4000, 500, 3000)]
         assert len(lines) == 1 and '4095' in lines[0] and not constant
+
+
+@pytest.mark.parametrize('kind, low, high', [(np.int32, -1000, 65535), (np.int32, 0, 10 ** 6), (np.float32, -1, 1)])
+def test_range_of_images_with_other_values_is_their_own_and_logged(tmp_path, caplog, kind, low, high):
+    Image.fromarray(np.linspace(low, high, 64).reshape(8, 8).astype(kind)).save(str(tmp_path / 'x.tif'))
+    found, lines, constant = range_line(caplog, datasets.pretraining_set, str(tmp_path))
+    pixels = found[0][0].resized_crop(0, 0, 8, 8, (8, 8))
+    assert (int(pixels.min()), int(pixels.max()), len(lines), constant) == (0, 255, 1, False) and found.white == 0
 
 
 def test_range_of_validation_images_is_that_of_the_training_images(tmp_path):

@@ -46,7 +46,13 @@ def start_classifier(args: Namespace) -> Iterator[Tuple[Session, FullPrecision, 
 
 def class_names(args: Namespace, checkpointer: Checkpointer) -> Optional[List[str]]:
     """Class names by label: of --class_names, else of the --resume checkpoint; None: those of the data, sorted."""
-    return read_class_names(args.class_names) if args.class_names else checkpointer.get('classes')
+    if not args.class_names:
+        return checkpointer.get('classes')
+    names = read_class_names(args.class_names)
+    if len(set(names)) < len(names):
+        raise UserError('--class_names {}: {!r} is there twice'.format(
+            args.class_names, next(name for name in names if names.count(name) > 1)))
+    return names
 
 
 def build_loaders(args: Namespace, session: Session, transform: Callable,
@@ -68,7 +74,7 @@ def build_evaluation_loader(args: Namespace, session: Session, classes: Optional
         return labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), names,
                             args.val_fraction, args.val_seed)
     dataset = load(classes)
-    if labels and not classes and set(dataset.classes) <= set(labels):
+    if labels and not classes and set(dataset.classes) <= set(labels) and len(set(labels)) == len(labels):
         dataset = load(labels)
     return evaluation_loader(dataset, args.batch_size, session.world, args.dist_eval, args.num_workers, args.pin_mem,
                              session.accelerator)

@@ -66,7 +66,8 @@ def test_names_in_the_checkpoint_and_an_order_that_is_certain_need_no_file(image
     assert labels(tmp_path, data) == {name: int(name) for name in NUMBERS}
 
 
-@pytest.mark.parametrize('lines', [NUMBERS[:11], [*NUMBERS, '12'], ['x', *NUMBERS[1:]]], ids=str)
+@pytest.mark.parametrize('lines', [
+    NUMBERS[:11], [*NUMBERS, '12'], ['x', *NUMBERS[1:]], [*NUMBERS[:11], *NUMBERS[:1]]], ids=str)
 def test_a_file_that_does_not_fit_is_rejected(images, tmp_path, lines):
     data = folders(tmp_path / 'data', images, NUMBERS)
     with pytest.raises(UserError, match='--class_names|--data_path'):

@@ -6,15 +6,13 @@ So a name that the program uses on the emulator exists on every NPU. No NPU is n
 import ast
 import functools
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, execute
 
 # The oldest and the newest PyTorch 2.x: version of torch_npu, of Python, and the wheel's platform.
 RELEASES = {'2.1': ('2.1.0.post17', '3.10', 'manylinux2014_x86_64'),
@@ -49,36 +47,24 @@ def parameters(function):
     return tuple(part.arg for part in function.args.args + function.args.kwonlyargs)
 
 
-@functools.lru_cache(maxsize=None)      # since waiting for a network that is not there takes a while
-def fetched(release):
-    """(path of a wheel in the cache, or None; why pip could not fetch it). It is fetched once, whole or not at all."""
+@functools.lru_cache(maxsize=None)
+def trees(release):
+    """{path within torch_npu: syntax tree}. The wheel is fetched once, whole or not at all."""
     version, python, platform = RELEASES[release]
     cache = os.environ.get('MAE_CACHE') or os.path.join(
         os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae-pytorch')
     folder = Path(cache) / 'torch_npu-{}-cp{}-{}'.format(version, python.replace('.', ''), platform)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = tempfile.mkdtemp(prefix=folder.name, dir=str(folder.parent))
-        pip = subprocess.run([sys.executable, '-m', 'pip', '--disable-pip-version-check', 'download', '--no-deps',
-                              '--only-binary=:all:', '--python-version', python, '--platform', platform,
-                              'torch_npu==' + version, '--dest', part],
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
-        if pip.returncode == 0 and not folder.is_dir():         # another run may have been quicker
-            os.rename(part, str(folder))
-        shutil.rmtree(part, ignore_errors=True)
-        if pip.returncode:
-            return None, pip.stdout.decode(errors='replace').strip().split('\n')[-1]
-    return next(folder.glob('*.whl')), None
-
-
-@functools.lru_cache(maxsize=None)
-def trees(release):
-    """{path within torch_npu: syntax tree}. Without network the test is skipped, in CI it fails."""
-    path, fault = fetched(release)
-    if fault:
-        (pytest.fail if os.environ.get('CI') == 'true' else pytest.skip)(fault)
+        with tempfile.TemporaryDirectory(dir=str(folder.parent)) as part:
+            run = execute([sys.executable, '-m', 'pip', '--disable-pip-version-check', 'download', '--no-deps',
+                           '--only-binary=:all:', '--python-version', python, '--platform', platform,
+                           'torch_npu==' + version, '--dest', os.path.join(part, 'wheels')])
+            if run.status:
+                (pytest.fail if os.environ.get('CI') == 'true' else pytest.skip)(run.output.strip().split('\n')[-1])
+            os.rename(os.path.join(part, 'wheels'), str(folder))
     try:
-        with zipfile.ZipFile(str(path)) as wheel:
+        with zipfile.ZipFile(str(next(folder.glob('*.whl')))) as wheel:
             return {name.split('/', 1)[1]: ast.parse(wheel.read(name)) for name in wheel.namelist()
                     if name.endswith('.py') and name.startswith(tuple('torch_npu/' + package for package in PACKAGES))}
     except SyntaxError as error:
@@ -93,31 +79,25 @@ def exported(release, package):
 
 
 def definitions(release, package, name):
-    """All functions and classes of that name in the files of a package."""
-    return [node for path, tree in trees(release).items() if path.startswith(package.split('/')[0])
-            for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name]
+    """Functions and classes of that name in the files of a package, and methods in the classes there."""
+    bodies = [tree.body for path, tree in trees(release).items() if path.startswith(package.split('/')[0])]
+    bodies += [node.body for body in bodies for node in body if isinstance(node, ast.ClassDef)]
+    return [node for body in bodies for node in body if getattr(node, 'name', '') == name]
 
 
-def methods(release, package, classes, name):
-    """All methods of that name of classes and of their bases within the package."""
-    for node in classes:
-        yield from (part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == name)
-        for base in node.bases:
-            yield from methods(release, package, definitions(release, package, getattr(base, 'id', '')), name)
+def is_offered(release, package, name, method, words):
+    """Whether the release exports the name, with the method and parameters if they are given."""
+    found = definitions(release, package, name)
+    if method == '__init__':        # of a class, unless it is a function there
+        found += [part for node in found for part in node.body if getattr(part, 'name', '') in (method, '__new__')]
+    elif method:
+        found = definitions(release, package, method)
+    takes_words = any(set(words) <= set(parameters(function)) or function.args.kwarg or function.args.vararg
+                      for function in found if isinstance(function, ast.FunctionDef))
+    return name in exported(release, package) and (takes_words if words else found or not method)
 
 
 @pytest.mark.filterwarnings('ignore')       # of what the parser thinks of those sources
 @pytest.mark.parametrize('release', RELEASES)
-@pytest.mark.parametrize('package, name, method, words', [*emulated(), *INHERITED],
-                         ids=lambda value: value if isinstance(value, str) else '')
-def test_what_the_emulator_offers_the_real_package_has(release, package, name, method, words):
-    assert name in exported(release, package)
-    found = definitions(release, package, name)
-    if method and found and isinstance(found[0], ast.ClassDef):
-        found = list(methods(release, package, found, method)) or \
-            list(methods(release, package, found, '__new__' if method == '__init__' else method))
-    if words:
-        assert any(set(words) <= set(parameters(function)) or function.args.kwarg or function.args.vararg
-                   for function in found if isinstance(function, ast.FunctionDef))
-    else:
-        assert found or not method
+def test_what_the_emulator_offers_the_real_package_has(release):
+    assert not [what for what in [*emulated(), *INHERITED] if not is_offered(release, *what)]

@@ -112,37 +112,31 @@ def world(tmp_path):
 
 @pytest.mark.compat
 def test_checkpointed_gradients_are_equal_with_the_same_paths_dropped(world):
-    expected = gradients()
-    for found in (gradients(checkpointed), gradients(checkpointed, world)):
-        assert all(torch.equal(gradient, expected[name]) for name, gradient in found.items())
+    expected, found = gradients(), gradients(checkpointed, world)
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in found.items())
 
 
 def test_blocks_are_recomputed_in_the_backward_pass_only():
     calls = []
 
-    class Counted(torch.nn.Sequential):
-        def forward(self, x):
-            calls.append(self)
-            return super().forward(x)
+    def block(x):
+        calls.append(x)
+        return x * 1
 
-    gradients(lambda block, x: checkpointed(Counted(block), x))
-    assert len(calls) == 6
+    layer = nn.Linear(1, 1)
+    layer.forward, x = block, torch.ones(1, requires_grad=True)
+    checkpointed(layer, x).sum().backward()
     with torch.no_grad():
-        checkpointed(Counted(), torch.ones(1))
-    assert len(calls) == 7
+        checkpointed(layer, x)
+    assert len(calls) == 3
 
 
-@pytest.mark.parametrize('rate', [0., .1])
-def test_a_device_that_does_not_preserve_its_rng_is_refused_with_drop_path(rate):
+def test_a_device_that_does_not_preserve_its_rng_is_refused_with_drop_path():
     session = Session(Cpu(), World())
     session.accelerator.checkpoint_preserves_rng = False
-    model = small_model(drop_path_rate=rate)
-    if rate:
-        with pytest.raises(UserError, match='--grad_checkpoint'):
-            enable_activation_checkpointing(model, session)
-    else:
-        enable_activation_checkpointing(model, session)
-        assert model.run_block is checkpointed
+    enable_activation_checkpointing(small_model(), session)
+    with pytest.raises(UserError, match='--grad_checkpoint'):
+        enable_activation_checkpointing(small_model(drop_path_rate=.1), session)
 
 
 def test_a_run_with_checkpointing_has_the_same_loss(images, pretrained, tmp_path, monkeypatch):

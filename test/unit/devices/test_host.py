@@ -3,7 +3,7 @@ import os
 import sys
 
 import pytest
-from conftest import FINETUNE, ROOT, execute, two_processes
+from conftest import execute, pretrain
 
 from util.devices import host
 
@@ -35,16 +35,13 @@ def test_nothing_is_bound_unless_asked_and_useful(monkeypatch, asked, processes)
     assert host.bind_cores(0, processes) == ''
 
 
-@pytest.mark.slow
-def test_two_processes_are_bound_to_their_shares_and_log_them(images, tmp_path):
-    allowed = sorted(os.sched_getaffinity(0))
-    if len(allowed) < 2:
-        pytest.skip('this machine has one core')
-    os.sched_setaffinity(0, allowed[:2])
-    run = two_processes(ROOT / 'main_finetune.py', '--data_path', images, '--output_dir', tmp_path, *FINETUNE,
-                        '--epochs', 1, MAE_BIND_CORES='1')
-    os.sched_setaffinity(0, allowed)
-    assert run.status == 0 and ', cores {} of this one\n'.format(allowed[0]) in run.output, run.output
+def test_a_run_binds_its_process_and_logs_the_share(images, tmp_path, monkeypatch):
+    monkeypatch.setenv('MAE_BIND_CORES', '1')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    monkeypatch.setattr(host, 'cores_of_rank', lambda nodes, allowed, rank, size: [min(allowed)])
+    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1)
+    core = min(os.sched_getaffinity(0))
+    assert run.status == 0 and ', cores {} of this one\n'.format(core) in run.output, run.output
 
 
 PAGE_FAULTS = '''
@@ -54,9 +51,9 @@ def page_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2 ** 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-default = sum(page_faults() for _ in range(10))
+default = sum(page_faults() for _ in range(3))
 supported = host.keep_freed_memory()
-print(int(supported), default, [page_faults() for _ in range(40)] and sum(page_faults() for _ in range(10)))
+print(int(supported), default, [page_faults() for _ in range(9)] and sum(page_faults() for _ in range(3)))
 '''
 
 

@@ -130,9 +130,8 @@ def scaled(monkeypatch):
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize('loss_scale', ['dynamic', 2048.])
-def test_scaled_losses_give_the_steps_of_fp32(scaled, loss_scale):
-    assert train(scaled(loss_scale)) == pytest.approx(train(precision.FullPrecision()), rel=1e-4)
+def test_scaled_losses_give_the_steps_of_fp32(scaled):
+    assert train(scaled('dynamic')) == pytest.approx(train(precision.FullPrecision()), rel=1e-4)
 
 
 @pytest.mark.parametrize('loss_scale, after', [('dynamic', 32768.), (2048., 2048.)])

@@ -68,33 +68,23 @@ def same(one, other):
 
 # Loss scale
 
-def test_an_overflow_halves_the_dynamic_scale_and_skips_the_step(apex):
-    run = Training(ApexO2(apex))
-    run.steps(0, 2)
-    before = run.weights_and_moments()
-    run.steps(2, 3, overflow=2)
-    assert run.precision.state_dict() == {'loss_scaler0': {'loss_scale': 2. ** 15, 'unskipped': 0}}
-    assert same(before, run.weights_and_moments()) and run.optimizer_step.non_finite_steps.skipped == 1
-    run.steps(3, 5)
-    assert run.optimizer_step.non_finite_steps.skipped == 1
-    assert run.precision.state_dict()['loss_scaler0']['unskipped'] == 2
-    assert not same(before, run.weights_and_moments())
-
-
-def test_an_overflow_anywhere_in_a_window_skips_its_one_step(apex):
+def test_an_overflow_halves_the_dynamic_scale_and_skips_the_step_of_its_window(apex):
     run = Training(ApexO2(apex))
     run.optimizer_step.accum_iter = 2
-    run.steps(0, 4, overflow=0)
-    assert run.optimizer_step.non_finite_steps.skipped == 1
-    assert run.precision.state_dict() == {'loss_scaler0': {'loss_scale': 2. ** 15, 'unskipped': 3}}
-    assert run.optimizer.state_dict()['state'][0]['step'] == 1
+    run.steps(0, 2)
+    before = run.weights_and_moments()
+    run.steps(2, 4, overflow=2)
+    assert run.precision.state_dict() == {'loss_scaler0': {'loss_scale': 2. ** 15, 'unskipped': 1}}
+    assert same(before, run.weights_and_moments()) and run.optimizer_step.non_finite_steps.skipped == 1
+    run.steps(4, 6)
+    assert run.optimizer_step.non_finite_steps.skipped == 1 and not same(before, run.weights_and_moments())
 
 
 def test_a_static_scale_is_kept_and_a_non_finite_step_is_skipped(apex):
     run = Training(ApexO2(apex, 2048.))
-    losses = run.steps(0, 4, overflow=2)
+    losses = run.steps(0, 3, overflow=1)
     assert run.precision.loss_scale == 2048. and run.optimizer_step.non_finite_steps.skipped == 1
-    assert losses[3] == losses[3]       # apex itself would step, and make the weights NaN
+    assert losses[2] == losses[2]       # apex itself would step, and make the weights NaN
 
 
 # Training
@@ -118,8 +108,8 @@ def nvidias(apex):
                          ids=['ascend', 'nvidia'])
 def test_apex_o2_follows_fp32_training(apex, kind, optimizer):
     run = Training(ApexO2(kind(apex)))
-    losses, exact = run.steps(0, 10), Training(FullPrecision()).steps(0, 10)
-    assert losses == pytest.approx(exact, rel=3e-3) and losses[-1] < .9 * losses[0] and losses != exact
+    losses, exact = run.steps(0, 6), Training(FullPrecision()).steps(0, 6)
+    assert losses == pytest.approx(exact, rel=3e-3) and losses[-1] < losses[0] and losses != exact
     assert type(run.optimizer).__name__ == optimizer
 
 
@@ -148,23 +138,15 @@ def test_a_parameter_without_a_gradient_in_the_first_backward_is_updated_later(a
 
 # Checkpoints
 
-def test_the_ema_is_of_the_master_weights(apex, tmp_path):
-    run = Training(ApexO2(apex), ema=.9)
+def test_the_checkpoint_and_its_ema_are_in_fp32(apex, tmp_path):
+    run, plain = Training(ApexO2(apex), ema=.9), Training(FullPrecision())
     run.steps(0, 4, overflow=2)
     saved = run.saved(tmp_path / 'a.pth')
-    ema = saved['model_ema']['norm.weight']
-    assert saved['ema_updates'] == 3 and ema.dtype == torch.float32
-    assert not torch.equal(ema, ema.half().float())
-
-
-def test_the_checkpoint_is_in_fp32(apex, tmp_path):
-    run, plain = Training(ApexO2(apex)), Training(FullPrecision())
-    run.steps(0, 3)
-    saved = run.saved(tmp_path / 'a.pth')['model']
-    assert {value.dtype for value in saved.values()} == {torch.float32}
-    assert torch.equal(saved['pos_embed'], plain.model.pos_embed)                   # frozen, not rounded
-    assert not torch.equal(saved['norm.weight'], saved['norm.weight'].half().float())
-    plain.model.load_state_dict(saved)
+    assert {value.dtype for value in saved['model'].values()} == {torch.float32} and saved['ema_updates'] == 3
+    assert torch.equal(saved['model']['pos_embed'], plain.model.pos_embed)                   # frozen, not rounded
+    for weights in (saved['model'], saved['model_ema']):        # of the masters
+        assert not torch.equal(weights['norm.weight'], weights['norm.weight'].half().float())
+    plain.model.load_state_dict(saved['model'])
     losses = []
     for model in (run.model, plain.model):
         torch.manual_seed(1)

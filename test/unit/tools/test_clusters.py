@@ -87,14 +87,10 @@ def test_a_job_starts_a_launcher_on_each_node_with_a_common_master_and_resume(cl
         assert (flags.resume, flags.epochs, flags.data_path) == ('auto', 400, str(images))
 
 
-def test_an_explicit_resume_is_kept(cluster, images, pretrained):
-    checkpoint = pretrained / 'checkpoint-0.pth'
-    run = submit(cluster, ROOT / 'test' / 'finetune_eval_8p.sh', '--data_path', images, '--resume_pth', checkpoint,
+def test_an_explicit_resume_is_kept_and_a_script_without_resume_gets_none(cluster, tmp_path):
+    run = submit(cluster, ROOT / 'test' / 'finetune_eval_8p.sh', '--data_path', tmp_path, '--resume_pth', __file__,
                  DRY_RUN='1')
-    assert check_printed(run.output)[1].resume == str(checkpoint)
-
-
-def test_a_script_without_resume_gets_none(cluster, tmp_path):
+    assert check_printed(run.output)[1].resume == __file__
     assert submit(cluster, ROOT / 'test' / 'cifar10_1p.sh', '--data_path', tmp_path, DRY_RUN='1').status == 0
 
 
@@ -132,8 +128,10 @@ def manifests(name):
 
 def containers():
     """(number of nodes, pod, environment added by the cluster on node 1) of each job."""
-    _, job = manifests('job.yaml')
+    service, job = manifests('job.yaml')
     spec = job['spec']
+    assert service['metadata']['name'] == spec['template']['spec']['subdomain']         # gives node 0 its host name
+    assert service['spec']['selector'] == {'job-name': job['metadata']['name']}
     assert spec['completions'] == spec['parallelism'] and spec['completionMode'] == 'Indexed'
     yield spec['completions'], spec['template']['spec'], {'NODE_RANK': '1'}
     volcano, = manifests('vcjob.yaml')
@@ -163,13 +161,6 @@ def test_a_pod_runs_a_launcher_with_all_its_devices(images, tmp_path, nodes, pod
     # The launcher may take 300 s to stop; DataLoader workers need shared memory.
     assert pod['terminationGracePeriodSeconds'] > started.stop_timeout and pod['restartPolicy'] == 'Never'
     assert [mount['mountPath'] for mount in container['volumeMounts']] == ['/data', '/output', '/dev/shm']
-
-
-def test_the_service_of_a_job_gives_node_0_its_host_name():
-    service, job = manifests('job.yaml')
-    pod = job['spec']['template']['spec']
-    assert service['metadata']['name'] == pod['subdomain']
-    assert service['spec']['selector'] == {'job-name': job['metadata']['name']}
 
 
 @pytest.mark.parametrize('path', DOCKERFILES, ids=lambda path: path.name)

@@ -47,12 +47,12 @@ def test_a_file_and_other_processes_get_no_bar(monkeypatch, rank, terminal):
 
 
 def test_a_terminal_shows_a_bar_of_the_training_and_the_log_lines(images, tmp_path):
-    words = [*PRETRAIN, '--data_path', str(images), '--epochs', '2', '--output_dir', str(tmp_path / 'o')]
+    words = [*PRETRAIN, '--data_path', str(images), '--epochs', '1', '--output_dir', str(tmp_path / 'o')]
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 25, 100, 0, 0))
     running = subprocess.Popen([sys.executable, str(ROOT / 'main_pretrain.py'), *words], stdin=subprocess.DEVNULL,
                                stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     shown = shown_on(ours).decode()
-    assert running.wait(timeout=60) == 0 and re.search(r'training: .*[1-8]/8 ', shown), shown
-    assert len([line for line in left(shown) if line.startswith('Epoch: [')]) == 4, shown
+    assert running.wait() == 0 and re.search(r'training: .*[1-4]/4 ', shown), shown
+    assert len([line for line in left(shown) if line.startswith('Epoch: [')]) == 2, shown

@@ -5,7 +5,6 @@ A command is a line of a ```bash block, or inline code that begins with `python`
 import re
 import shlex
 import shutil
-import subprocess
 from functools import lru_cache
 
 import pytest
@@ -78,12 +77,6 @@ def flags_of(script):
     assert run.status == 0, run.output
     return frozenset(re.findall(r'--\w+', run.output)).union(
         ['--help'], *(flags_of(name) for name in set(re.findall(r'main_\w+\.py', run.output))))
-
-
-@pytest.mark.parametrize('name', [name for name in DOCUMENTS if bash_of(name)])
-def test_bash_blocks_parse(name):
-    run = subprocess.run(['bash', '-n'], input=bash_of(name).encode(), stderr=subprocess.PIPE)
-    assert run.returncode == 0, run.stderr.decode()
 
 
 @pytest.mark.parametrize('name', CURRENT)

@@ -196,17 +196,6 @@ def test_a_resumed_run_keeps_earlier_snapshots_of_the_same_mask_ratio(images):
     assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
 
 
-def test_an_earlier_evaluation_report_is_set_aside(tmp_path):
-    args = parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path), '--num_workers', '0'])
-    result = {'task': 'Evaluation', 'acc1': 50., 'acc5': 90., 'loss': 1., 'images': 19, 'images_per_sec': 10.,
-              'duration_sec': 2., 'checkpoint': 'x.pth'}
-    for accuracy in (50., 75.):
-        report.write_evaluation_report(args, make_session(), precision.FullPrecision(), {**result, 'acc1': accuracy},
-                                       report_part_of())
-    assert len(list(tmp_path.glob('eval*.html'))) == 2
-    assert ['Acc@1', '75.00%'] in Page(tmp_path / 'eval.html').data['metrics']
-
-
 @pytest.mark.slow
 def test_a_resumed_pretraining_continues_its_report(images, pretrained, tmp_path):
     shutil.copytree(str(pretrained), str(tmp_path / 'o'))

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import namedtuple
-from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,15 +113,6 @@ def execute(command, **environ):
                                 env=environment(**environ)).returncode
         output.seek(0)
         return Run(status, output.read().decode(errors='replace'))
-
-
-def shown_on(terminal):
-    """All bytes that a terminal was sent, by its descriptor, which is closed: until nobody writes to it any more."""
-    shown = b''
-    with os.fdopen(terminal, 'rb', buffering=0) as file, suppress(OSError):         # its end, on Linux
-        for piece in iter(lambda: file.read(1 << 16), b''):
-            shown += piece
-    return shown
 
 
 def slow_kill(pause):

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import namedtuple
-from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +33,7 @@ from torch import distributed
 from util.errors import status_of
 from util.log import logger
 import synthetic_dataset
+from util.tools.launch import free_port
 from util.training import session
 
 Run = namedtuple('Run', 'status output')
@@ -114,15 +115,6 @@ def execute(command, **environ):
         return Run(status, output.read().decode(errors='replace'))
 
 
-def shown_on(terminal):
-    """All bytes that a terminal was sent, by its descriptor, which is closed: until nobody writes to it any more."""
-    shown = b''
-    with os.fdopen(terminal, 'rb', buffering=0) as file, suppress(OSError):         # its end, on Linux
-        for piece in iter(lambda: file.read(1 << 16), b''):
-            shown += piece
-    return shown
-
-
 def slow_kill(pause):
     """Environment in which bash goes on only `pause` seconds after it sent a signal: until then the other may end."""
     return {'BASH_FUNC_kill%%': '() {{ local ended=0\n builtin kill "$@" || ended=$?\n sleep {}\n return $ended\n}}'
@@ -167,6 +159,17 @@ def two_processes(script, *flags, **environ):
     return execute([sys.executable, ROOT / 'util' / 'tools' / 'launch.py', '--nproc', 2, script, *flags], **environ)
 
 
+def together(commands):
+    """Runs of commands(port), which start side by side; with another port if somebody has taken that meanwhile."""
+    for _ in range(3):
+        running = [subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                    env=environment(PYTHON=sys.executable)) for words in commands(free_port())]
+        outputs = [process.communicate(timeout=TIMEOUT)[0].decode() for process in running]
+        if not any('in use' in output for output in outputs):
+            break
+    return [Run(process.returncode, output) for process, output in zip(running, outputs)]
+
+
 def launcher(name, *flags, **environ):
     """bash test/<name>.sh with this interpreter."""
     return execute(['bash', ROOT / 'test' / (name + '.sh'), *flags], PYTHON=sys.executable, **environ)
@@ -180,6 +183,15 @@ def process_unchanged():
     logger.handlers[:], logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
     assert_unchanged(before)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def caches(tmp_path_factory):
+    """Caches of these tests alone, which are empty at first."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ('XDG_CACHE_HOME', 'TORCHINDUCTOR_CACHE_DIR'):
+            patch.setenv(name, str(tmp_path_factory.mktemp('cache')))
+        yield
 
 
 @pytest.fixture(scope='session')

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FINETUNE, ROOT, finetune, pretrain, two_processes
+from conftest import ROOT, pretrain
 
 import models_mae
 from util.config.train_flags import parse_finetune, parse_linprobe, parse_pretrain
@@ -22,7 +22,7 @@ from util.devices import precision
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import Preempted
-from util.reporting import output_dir, report
+from util.reporting import report
 from util.reporting.reconstructions import IMAGES, SNAPSHOTS, ReconstructionSnapshots
 from util.reporting.run_logger import NullRunLogger
 from util.training import session
@@ -193,41 +193,6 @@ def test_a_resumed_run_keeps_earlier_snapshots_of_the_same_mask_ratio(images):
     for one in (resumed, other):
         one.on_epoch_end(2, False, NullRunLogger())
     assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
-
-
-@pytest.mark.slow
-def test_finetuning_reports_confused_classes_and_an_evaluation_keeps_that_report(images, tmp_path):
-    run = two_processes(ROOT / 'main_finetune.py', *FINETUNE, '--data_path', images, '--output_dir', tmp_path,
-                        '--epochs', 1, '--batch_size', 4, '--dist_eval')
-    assert run.status == 0, run.output
-    trained = Page(tmp_path / 'report.html')
-    assert len(trained.curves) == 5
-    assert all(jpegs for *_, jpegs in trained.parts['Worst-confused classes']['pairs'])
-    before = (tmp_path / 'report.html').read_bytes()
-    run = finetune('--data_path', images, '--output_dir', tmp_path, '--eval', '--resume', tmp_path / 'checkpoint-0.pth')
-    assert run.status == 0 and (tmp_path / 'report.html').read_bytes() == before, run.output
-    evaluated = Page(tmp_path / 'eval.html')
-    assert evaluated.parts['All classes'] == trained.parts['All classes']
-    assert sum(map(sum, evaluated.parts['All classes']['matrix']['counts'])) == 19
-
-
-def test_an_earlier_evaluation_report_is_set_aside(tmp_path):
-    args = parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path), '--num_workers', '0'])
-    result = {'task': 'Evaluation', 'acc1': 50., 'acc5': 90., 'loss': 1., 'images': 19, 'images_per_sec': 10.,
-              'duration_sec': 2., 'checkpoint': 'x.pth'}
-    for accuracy in (50., 75.):
-        report.write_evaluation_report(args, make_session(), precision.FullPrecision(), {**result, 'acc1': accuracy},
-                                       report_part_of())
-    assert len(list(tmp_path.glob('eval*.html'))) == 2
-    assert ['Acc@1', '75.00%'] in Page(tmp_path / 'eval.html').data['metrics']
-
-
-def test_the_report_of_an_abandoned_run_is_set_aside_with_its_log(tmp_path):
-    for name, text in (('log.txt', '{"epoch": 0}\n{"epoch": 1}\n'), ('report.html', 'x')):
-        (tmp_path / name).write_text(text)
-    assert output_dir.set_log_aside(str(tmp_path), ['{"epoch": 0}', '{"epoch": 1}', '{"epoch": 2}']) == []
-    assert len(output_dir.set_log_aside(str(tmp_path), ['{"epoch": 0}'])) == 2
-    assert not (tmp_path / 'report.html').exists() and len(list(tmp_path.glob('report.*.html'))) == 1
 
 
 @pytest.mark.slow

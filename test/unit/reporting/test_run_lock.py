@@ -7,7 +7,7 @@ import signal
 import threading
 
 import pytest
-from conftest import PRETRAIN, launcher
+from conftest import pretrain
 
 from util import file_lock
 from util.errors import UserError
@@ -30,7 +30,7 @@ def test_a_second_run_is_refused_with_the_name_of_the_first_and_may_begin_after_
 def test_a_lock_that_another_process_holds_a_little_longer_is_waited_for(tmp_path):
     held = os.open(str(tmp_path / '.lock'), os.O_CREAT | os.O_RDWR)     # as a loader process whose run was killed
     fcntl.flock(held, fcntl.LOCK_EX)
-    threading.Timer(1, os.close, (held,)).start()
+    threading.Timer(.3, os.close, (held,)).start()
     RunLock(str(tmp_path)).release()
 
 
@@ -44,7 +44,7 @@ def test_where_the_file_system_has_no_locks_runs_go_on_with_a_warning(tmp_path, 
     lock.release()
 
 
-def test_a_folder_in_use_is_one_line_and_left_alone_and_a_run_that_is_killed_holds_nothing(images, tmp_path):
+def test_a_folder_in_use_is_left_alone_and_a_run_that_is_killed_holds_nothing(images, tmp_path, monkeypatch):
     (tmp_path / 'log.txt').write_text('of the run')
     ours, theirs = os.pipe()
     running = os.fork()
@@ -54,9 +54,9 @@ def test_a_folder_in_use_is_one_line_and_left_alone_and_a_run_that_is_killed_hol
         signal.pause()
         lock.release()
     os.read(ours, 1)
-    run = launcher('pretrain_performance_1p', '--data_path', images, '--output_dir', tmp_path, *PRETRAIN)
-    error, = [line for line in run.output.splitlines() if 'error' in line]
-    assert run.status == 2 and 'process {} on '.format(running) in error
+    monkeypatch.setattr(file_lock, 'LOCK_TIMEOUT', .1)
+    run = pretrain('--data_path', images, '--output_dir', tmp_path)
+    assert run.status == 2 and 'process {} on '.format(running) in run.output
     assert (tmp_path / 'log.txt').read_text() == 'of the run'
     os.kill(running, signal.SIGKILL)
     os.waitpid(running, 0)

@@ -1,13 +1,11 @@
-"""End-to-end runs on tiny data: each script once, and the launchers with two processes."""
+"""End-to-end runs on tiny data: each script once, and a launcher with two processes."""
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, call, finetune, launcher, linprobe, pretrain
-
-from util.tools.launch import free_port
+from conftest import FINETUNE, PRETRAIN, ROOT, call, finetune, launcher, linprobe, pretrain, together
+from test_report import Page
 
 
 def epochs_of(folder):
@@ -97,41 +95,33 @@ def test_a_finished_run_that_is_resumed_keeps_its_results(images, pretrained):
 
 @pytest.mark.compat
 @pytest.mark.slow
-def test_launchers_pretrain_resume_finetune_and_evaluate_on_two_processes(images, tmp_path):
-    pre, fine, evaluated = tmp_path / 'pre', tmp_path / 'fine', tmp_path / 'evaluated'
-    two = ['--nproc=2', '--data_path=' + str(images), '--amp_backend=none']      # as one process below
-    for name, folder, log, flags in [
-            ('pretrain_full_8p', pre, '910A_8p_pretrain_full.log', [*PRETRAIN, '--epochs=2', '--save_every=1']),
-            ('pretrain_full_8p', pre, '910A_8p_pretrain_full.log', [*PRETRAIN, '--epochs=3', '--resume=auto']),
-            ('finetune_performance_8p', fine, '910A_8p_finetune.log',
-             [*FINETUNE, '--finetune_pth=' + str(pre / 'checkpoint-2.pth')]),
-            ('finetune_eval_8p', evaluated, '910A_8p_finetune_eval.log',
-             [*FINETUNE, '--resume_pth=' + str(fine / 'checkpoint-0.pth')])]:
-        run = launcher(name, *two, *flags, '--output_dir=' + str(folder))
-        assert run.status == 0, run.output
-        assert 'processes: 2 over gloo' in run.output and run.output.count('Final result') == 1, run.output
-        assert 'Final result' in (folder / log).read_text()
-    assert [record['epoch'] for record in epochs_of(pre)] == [0, 1, 2]
-    two_processes = json.loads((evaluated / 'eval.json').read_text())
-    assert two_processes['images'] == 19
-    assert two_processes['acc1'] == pytest.approx(json.loads((fine / 'summary.json').read_text())['acc1'])
+def test_a_launcher_finetunes_on_two_processes_as_one_process_evaluates_and_reports(images, pretrained, tmp_path):
+    start = ['--data_path', images, '--output_dir', tmp_path]
+    run = launcher('finetune_performance_8p', '--nproc=2', *start, *FINETUNE, '--batch_size=4', '--dist_eval',
+                   '--amp_backend=none', '--finetune_pth', pretrained / 'checkpoint-0.pth')
+    assert run.status == 0 and (tmp_path / '910A_8p_finetune.log').read_text() == run.output, run.output
+    assert 'processes: 2 over gloo' in run.output and run.output.count('Final result') == 1, run.output
+    trained, report = Page(tmp_path / 'report.html'), (tmp_path / 'report.html').read_bytes()
+    assert len(trained.curves) == 5 and all(jpegs for *_, jpegs in trained.parts['Worst-confused classes']['pairs'])
 
-    run = finetune('--eval', '--data_path', images, '--resume', fine / 'checkpoint-0.pth', '--output_dir', evaluated)
-    one_process = json.loads((evaluated / 'eval.json').read_text())
-    for name in ('acc1', 'acc5', 'loss', 'images'):
-        assert one_process[name] == pytest.approx(two_processes[name], rel=1e-5), name
-    assert len(list(evaluated.glob('eval*.json'))) == 2      # that of the first evaluation was renamed
+    for _ in range(2):
+        assert finetune(*start, '--eval', '--resume', tmp_path / 'checkpoint-0.pth').status == 0
+    assert len(list(tmp_path.glob('eval*.*'))) == 4         # those of the first evaluation were renamed
+    result, (epoch,) = json.loads((tmp_path / 'eval.json').read_text()), epochs_of(tmp_path)
+    for name in ('acc1', 'acc5', 'loss'):
+        assert result[name] == pytest.approx(epoch['test_' + name], rel=1e-5), name
+    classes = Page(tmp_path / 'eval.html').parts['All classes']
+    assert classes == trained.parts['All classes'] and (tmp_path / 'report.html').read_bytes() == report
+    assert result['images'] == sum(map(sum, classes['matrix']['counts'])) == 19
 
 
 @pytest.mark.slow
 def test_processes_started_by_hand_rendezvous_by_the_flags(images, tmp_path):
-    url = 'tcp://127.0.0.1:{}'.format(free_port())
-    running = [subprocess.Popen([sys.executable, str(ROOT / 'main_pretrain.py'), '--data_path', str(images), *PRETRAIN,
-                                 '--output_dir', str(tmp_path), '--epochs', '1', '--world_size', '2', '--local_rank',
-                                 str(rank), '--dist_url', url], stdout=subprocess.PIPE) for rank in (0, 1)]
-    outputs = [process.communicate(timeout=120)[0].decode() for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    assert 'processes: 2 over gloo' in outputs[0] and outputs[1] == ''
+    first, second = together(lambda port: [
+        [sys.executable, ROOT / 'main_pretrain.py', '--data_path', images, *PRETRAIN, '--output_dir', tmp_path,
+         '--epochs', 1, '--world_size', 2, '--local_rank', rank, '--dist_url', 'tcp://127.0.0.1:{}'.format(port)]
+        for rank in (0, 1)])
+    assert first.status == 0 and 'processes: 2 over gloo' in first.output and second == (0, ''), (first, second)
 
 
 @pytest.mark.slow

@@ -1,15 +1,12 @@
 """Killed anywhere and resumed, a run ends as if nothing had happened: weights, moments, log.txt, best accuracy."""
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, call, execute, pretrain
+from conftest import FINETUNE, PRETRAIN, ROOT, call, execute, pretrain, together
 from test_end_to_end import epochs_of, moments_of, same, weights_of
-from test_launchers import both, by
-
-from util.tools.launch import free_port
+from test_launchers import supervised
 
 TIMES = ('FPS', 'data_wait')        # all that differs between two runs of the same course
 
@@ -60,68 +57,73 @@ def command(script, flags, processes, killer=None, at=None, rank=0):
 
 
 def results(folder):
-    """(weights, their average, moments, best, lines of log.txt but for times) of a run's end."""
-    state = weights_of(folder / 'checkpoint-2.pth')
+    """(weights, their average, moments, best, lines of log.txt but for times) of the end of a run of two epochs."""
+    state = weights_of(folder / 'checkpoint-1.pth')
     return (state['model'], state.get('model_ema'), moments_of(state), state.get('best'),
             [{name: value for name, value in record.items() if name not in TIMES} for record in epochs_of(folder)])
 
 
-def ends_alike(script, flags, tmp_path, killer, kills, processes=1):
-    """A run killed after each of `kills` iterations and resumed ends as the uninterrupted one."""
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    flags = [*flags, '--epochs', 3]
-    assert command(script, [*flags, '--output_dir', whole], processes).status == 0
-    flags = [*flags, '--output_dir', parts, '--save_every_minutes', 1e-9, '--resume', 'auto']
+def assert_alike(whole, parts):
+    for one, other in zip(results(whole), results(parts)):
+        assert same(one, other)
+
+
+def killed_and_resumed(script, flags, folder, killer, kills, processes=1):
+    """A run that is killed after each of `kills` iterations, and resumed."""
+    flags = [*flags, '--output_dir', folder, '--save_every_minutes', 1e-9, '--resume', 'auto']
     for number, (at, rank) in enumerate(kills):
         run = command(script, flags, processes, killer, at, rank)
         assert run.status in (-9, 137) and 'Traceback' not in run.output, run.output
         assert ("resuming" in run.output) == (number > 0), run.output
     run = command(script, flags, processes)
     assert run.status == 0 and 'resuming' in run.output, run.output
-    for one, other in zip(results(whole), results(parts)):
-        assert same(one, other)
 
 
 @pytest.mark.slow
 @pytest.mark.compat
 def test_a_killed_pretraining_ends_as_the_uninterrupted_one(images, tmp_path, killer):
-    """Within the first epoch twice, with a window open, then within the second."""
-    ends_alike('main_pretrain.py', ['--data_path', images, '--accum_iter', 3, '--num_workers', 1, '--batch_size', 4],
-               tmp_path, killer, [(4, 0), (3, 0), (5, 0)])
+    """Within the first epoch, and within the second, with a window open."""
+    flags = ['--data_path', images, '--accum_iter', 3, '--num_workers', 1, '--batch_size', 4, '--epochs', 2]
+    assert command('main_pretrain.py', [*flags, '--output_dir', tmp_path / 'whole'], 1).status == 0
+    killed_and_resumed('main_pretrain.py', flags, tmp_path / 'parts', killer, [(4, 0), (7, 0)])
+    assert_alike(tmp_path / 'whole', tmp_path / 'parts')
+
+
+@pytest.fixture(scope='module')
+def finetuned(images, pretrained, tmp_path_factory):
+    """(flags, output folder) of a fine-tuning by two processes."""
+    flags = ['--data_path', images, '--finetune', pretrained / 'checkpoint-0.pth', '--freeze', 2, '--ema', .9,
+             '--mixup', .8, '--cutmix', 1, '--drop_path', .2, '--batch_size', 2, '--accum_iter', 2, '--num_workers', 1,
+             '--dist_eval', '--epochs', 2]
+    folder = tmp_path_factory.mktemp('finetuned')
+    assert command('main_finetune.py', [*flags, '--output_dir', folder], 2).status == 0
+    return flags, folder
 
 
 @pytest.mark.slow
 @pytest.mark.compat
-def test_two_processes_of_which_any_is_killed_end_as_the_uninterrupted_ones(images, pretrained, tmp_path, killer):
-    ends_alike('main_finetune.py', ['--data_path', images, '--finetune', pretrained / 'checkpoint-0.pth', '--freeze', 2,
-                                    '--ema', .9, '--mixup', .8, '--cutmix', 1, '--drop_path', .2, '--batch_size', 2,
-                                    '--accum_iter', 2, '--num_workers', 1, '--dist_eval'],
-               tmp_path, killer, [(5, 1)], processes=2)
-    state, start = weights_of(tmp_path / 'whole' / 'checkpoint-2.pth'), weights_of(pretrained / 'checkpoint-0.pth')
-    assert state['ema_updates'] == 12 and not same(state['model_ema'], state['model'])
+def test_two_processes_of_which_any_is_killed_end_as_the_uninterrupted_ones(pretrained, finetuned, tmp_path, killer):
+    flags, whole = finetuned
+    killed_and_resumed('main_finetune.py', flags, tmp_path, killer, [(5, 1)], processes=2)
+    assert_alike(whole, tmp_path)
+    state, start = weights_of(whole / 'checkpoint-1.pth'), weights_of(pretrained / 'checkpoint-0.pth')
+    assert state['ema_updates'] == 8 and not same(state['model_ema'], state['model'])
     names = ['blocks.{}.attn.qkv.weight'.format(i) for i in range(3)]
     assert [same(state['model'][name], start['model'][name]) for name in names] == [True, True, False]
 
 
 @pytest.mark.slow
-@both
-def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_nothing_was(images, tmp_path, killer,
-                                                                                        supervisor):
-    flags = ['--data_path', images, '--epochs', 3, '--batch_size', 2, '--num_workers', 0]
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    assert command('main_finetune.py', [*flags, '--output_dir', whole], 2).status == 0
-    port = free_port()
-    nodes = [by(supervisor, '--nproc', 1, '--nnodes', 2, '--node_rank', node, '--master_port', port,
-                '--max_restarts', 1, killer, ROOT, ROOT / 'main_finetune.py', 1, 20, *FINETUNE, *flags,
-                '--output_dir', parts, '--save_every_minutes', 1e-9, '--start_epoch', 0) for node in range(2)]
-    nodes = [list(map(str, node)) for node in nodes]
-    nodes = [subprocess.Popen(node, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for node in nodes]
-    outputs = [node.communicate(timeout=300)[0].decode() for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert all('restart 1 of 1\n' in output for output in outputs), outputs
-    assert 'rank 1 was killed by SIGKILL' in outputs[1] and 'resuming epoch 2' in outputs[0], outputs
-    for one, other in zip(results(whole), results(parts)):
-        assert same(one, other)
+@pytest.mark.compat
+def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_nothing_was(finetuned, tmp_path, killer):
+    flags, whole = finetuned
+    first, second = together(lambda port: [supervised(
+        '--nproc', 1, '--nnodes', 2, '--node_rank', node, '--master_port', port, '--max_restarts', 1,
+        killer, ROOT, ROOT / 'main_finetune.py', 1, 12, *FINETUNE, *flags, '--output_dir', tmp_path / 'parts',
+        '--save_every_minutes', 1e-9, '--start_epoch', 0) for node in range(2)])
+    assert (first.status, second.status) == (0, 0), (first, second)
+    assert 'restart 1 of 1\n' in first.output and 'restart 1 of 1\n' in second.output
+    assert 'rank 1 was killed by SIGKILL' in second.output and 'resuming epoch 1' in first.output, (first, second)
+    assert_alike(whole, tmp_path / 'parts')
 
 
 @pytest.mark.slow

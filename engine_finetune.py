@@ -19,7 +19,7 @@ from util.reporting.confusion import ConfusionTracker
 from util.training.epoch_meter import PRINT_EVERY, Throughput, per_second
 from util.training.optimizer_step import OptimizerStep
 from util.training.session import Session, open_run_logger, write_result
-from util.training.setup import build_evaluation_loader, class_names, count_classes, warn_of_empty_classes
+from util.training.setup import build_evaluation_loader, class_names, count_classes
 from util.training.trainer import Trainer
 
 
@@ -46,7 +46,13 @@ def train_epochs(args: Namespace, session: Session, checkpointer: Checkpointer, 
             with optimizer_step.ema_weights(model):
                 result = evaluate(model, val_loader, optimizer_step.precision, session, normalize, confusion)
             trainer.stop_if_requested()                 # a signal may have interrupted the evaluation
-            close_epoch(trainer, epoch, stats, result)
+            if result['acc1'] > trainer.values['best']['acc1']:
+                trainer.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
+            best = trainer.values['best']
+            logger.info('Max accuracy: %.2f%% (epoch %d)', best['acc1'], best['epoch'])
+            trainer.close_epoch(stats, {'test_' + name: result[name] for name in ('acc1', 'acc5', 'loss')}, {
+                'acc1': result['acc1'], 'acc5': result['acc5'], 'best_acc1': best['acc1'],
+                'best_epoch': best['epoch']}, improved=best['epoch'] == epoch)
 
 
 def train_one_epoch(trainer: Trainer, criterion: Callable, augment: Callable) -> Dict[str, float]:
@@ -78,18 +84,6 @@ def train_one_epoch(trainer: Trainer, criterion: Callable, augment: Callable) ->
     return meter.finish()
 
 
-def close_epoch(trainer: Trainer, epoch: int, stats: Dict[str, Any], result: Dict[str, Any]) -> None:
-    """Update the best accuracy; log and save the epoch with its evaluation."""
-    improved = result['acc1'] > trainer.values['best']['acc1']
-    if improved:
-        trainer.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
-    best = trainer.values['best']
-    logger.info('Max accuracy: %.2f%% (epoch %d)', best['acc1'], best['epoch'])
-    tests = {'test_' + name: result[name] for name in ('acc1', 'acc5', 'loss')}
-    trainer.close_epoch(stats, tests, {'acc1': result['acc1'], 'acc5': result['acc5'], 'best_acc1': best['acc1'],
-                                       'best_epoch': best['epoch']}, improved)
-
-
 def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer,
                         build: Callable, prepare: Callable) -> None:
     """--eval: accuracy of the --resume checkpoint on the validation images.
@@ -100,7 +94,6 @@ def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecis
         raise UserError('--resume auto: no checkpoint in {}'.format(args.output_dir))
     loader = build_evaluation_loader(args, session, class_names(args, checkpointer), checkpointer.get('labels'))
     dataset = loader.dataset
-    warn_of_empty_classes(dataset)
     model = build(args, count_classes(args, dataset, checkpointer))
     adopt_statistics(args, checkpointer.get('args'), checkpointer.path)
     checkpointer.load_model(model, fit_positions=True, ema_weights=True)

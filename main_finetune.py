@@ -42,7 +42,7 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
     if args.freeze is not None and not (args.finetune or checkpointer.path):
         raise UserError('--freeze {}: would freeze random weights; give pre-trained ones with --finetune'
                         .format(args.freeze))
-    loaders = train_loader, val_loader = setup.build_loaders(args, session, build_transform(args),
+    loaders = train_loader, _ = setup.build_loaders(args, session, build_transform(args),
                                                              setup.class_names(args, checkpointer))
     classes = setup.count_classes(args, train_loader.dataset, checkpointer)
 
@@ -53,7 +53,7 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
     freeze(model, args.freeze)
 
     # optimizer
-    setup.log_training_summary(args, session.world, train_loader.dataset, model, val_loader.dataset)
+    setup.log_training_summary(args, session.world, train_loader.dataset, model)
     groups = layer_decay_groups(model, args.weight_decay, args.layer_decay)
     model, optimizer_step = setup.build_adamw_step(args, session, precision, checkpointer, model, groups,
                                                    betas=(.9, .999))

@@ -37,7 +37,7 @@ def main(args: Namespace) -> None:
 
 def train(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer) -> None:
     """Train the head, with an evaluation after each epoch."""
-    loaders = train_loader, val_loader = setup.build_loaders(args, session, build_transform(args),
+    loaders = train_loader, _ = setup.build_loaders(args, session, build_transform(args),
                                                              setup.class_names(args, checkpointer))
 
     # encoder in the run's precision, head in fp32
@@ -49,7 +49,7 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
     probe = LinearProbe(model, precision, session.world)
 
     # optimizer
-    setup.log_training_summary(args, session.world, train_loader.dataset, probe.head, val_loader.dataset)
+    setup.log_training_summary(args, session.world, train_loader.dataset, probe.head)
     optimizer = LARS(probe.head.parameters(), lr=peak_lr(args, session.world), weight_decay=args.weight_decay)
     optimizer_step = setup.build_optimizer_step(args, session, probe.precision, checkpointer, probe.head, optimizer)
 

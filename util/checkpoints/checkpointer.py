@@ -138,7 +138,7 @@ class Checkpointer:
         """Load util.training.ema.EMA, if training resumes; without saved EMA weights it starts from the model's."""
         if self.is_resume and 'model_ema' in self.state:
             with checkpoint_errors(self.path):
-                ema.load_state_dict(self.state, self.path)
+                ema.load_state_dict(self.state)
         elif self.is_resume:
             logger.info('--ema: no EMA weights in %s; the EMA starts from the weights', self.path)
 

@@ -26,7 +26,7 @@ def fetch(url: str) -> str:
     """
     name, expected = HASHED_URL.fullmatch(url).group('name', 'hash')
     try:
-        path = os.path.join(_folder(), name)
+        path = os.path.join(hub._get_torch_home(), 'hub', 'checkpoints', name)      # get_dir is newer than 1.5
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with file_lock(path + '.lock'):
             if not os.path.isfile(path):
@@ -40,10 +40,3 @@ def fetch(url: str) -> str:
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         raise UserError('{}: cannot be downloaded ({})'.format(url, first_line(error))) from error
     return path
-
-
-def _folder() -> str:
-    if hasattr(hub, 'get_dir'):
-        return os.path.join(hub.get_dir(), 'checkpoints')
-    cache = os.environ.get('XDG_CACHE_HOME', '~/.cache')            # PyTorch 1.5, without the level 'hub'
-    return os.path.join(os.path.expanduser(os.environ.get('TORCH_HOME', cache + '/torch')), 'checkpoints')

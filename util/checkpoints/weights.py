@@ -26,7 +26,7 @@ def load_strict(model: nn.Module, weights: Weights, path: str) -> None:
     _check_vit(own, weights, path)
     if 'decoder_embed.weight' in own and 'decoder_embed.weight' not in weights:
         raise UserError('{0}: no decoder; start from its encoder by --init_from {0}, without --resume'.format(path))
-    if _has_head(own) and not _has_head(weights):
+    if [any(name.startswith('head.') for name in names) for names in (own, weights)] == [True, False]:
         raise UserError('{0}: pre-trained weights without a classifier; train one first by --finetune {0}, without '
                         '--resume and --eval'.format(path))
     for name, script in (('head.weight', 'main_finetune.py'), ('head.1.weight', 'main_linprobe.py')):
@@ -125,10 +125,6 @@ def _trained_grid(table: Tensor, flags: Flags) -> Optional[Tuple[int, int]]:
     """(rows, columns) from the flags, if it matches the length of the table."""
     grid = grid_of(flags)
     return grid if grid and table.shape[1] == 1 + grid[0] * grid[1] else None
-
-
-def _has_head(weights: Weights) -> bool:
-    return any(name.startswith('head.') for name in weights)
 
 
 def _check_vit(own: Weights, weights: Weights, path: str) -> None:

@@ -4,8 +4,6 @@ from typing import Any, Dict, Iterator, Union
 
 import torch
 
-from util.errors import UserError
-
 
 class EMA:
     """fp32 average on the device of the weights, updated after every optimizer step that is not skipped.
@@ -51,13 +49,9 @@ class EMA:
         """'model_ema': the averages of the trained weights by name; 'ema_updates': number of updates."""
         return {'model_ema': dict(self._averages), 'ema_updates': int(self._updates)}
 
-    def load_state_dict(self, state: Dict[str, Any], path: str) -> None:
-        """Restore a state_dict, or a checkpoint with its keys; raise UserError if it is that of another model."""
-        saved = state['model_ema']
-        for name, average in self._averages.items():
-            if name not in saved or saved[name].shape != average.shape:
-                raise UserError('{}: its EMA weights (--ema) are of another model, {} differs'.format(path, name))
-        _copy(saved, self._averages)
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Restore a state_dict, or a checkpoint with its keys; KeyError or RuntimeError for that of another model."""
+        _copy(state['model_ema'], self._averages)
         self._updates.fill_(state.get('ema_updates') or 0)
 
 

@@ -129,11 +129,7 @@ def build_periodic_evaluation(args: Namespace, model: torch.nn.Module, normalize
     """
     if not args.knn_every:
         return lambda epoch, trainer: {}
-    try:
-        datasets = datasets_of(args.data_path, vars(args), args.knn_images, args.seed, args.val_fraction, args.val_seed)
-    except UserError as error:
-        raise UserError('--knn_every {}: {}; omit the flag for images without classes'.format(
-            args.knn_every, error)) from error
+    datasets = datasets_of(args.data_path, vars(args), args.knn_images, args.seed, args.val_fraction, args.val_seed)
 
     def evaluate_if_due(epoch, trainer):
         if (epoch + 1) % args.knn_every and epoch + 1 != args.epochs:

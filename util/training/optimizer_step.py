@@ -116,16 +116,13 @@ def layer_decay_groups(model: torch.nn.Module, weight_decay: float, layer_decay:
         if not parameter.requires_grad:
             continue
         no_decay = parameter.ndim == 1 or name in model.no_weight_decay()
-        layer = _layer_of(name, depth)
+        layer = depth + 1
+        if name.startswith('blocks.'):
+            layer = int(name.split('.')[1]) + 1
+        elif name.startswith(('pos_embed', 'cls_token', 'patch_embed.')):
+            layer = 0
         key = 'layer_{}_{}'.format(layer, 'no_decay' if no_decay else 'decay')
         group = groups.setdefault(key, {'name': key, 'params': [], 'weight_decay': 0. if no_decay else weight_decay,
                                         'lr_scale': layer_decay ** (depth + 1 - layer)})
         group['params'].append(parameter)
     return list(groups.values())
-
-
-def _layer_of(name, depth):
-    """Layer number of a VisionTransformer parameter, as in layer_decay_groups."""
-    if name.startswith('blocks.'):
-        return int(name.split('.')[1]) + 1
-    return 0 if name.startswith(('pos_embed', 'cls_token', 'patch_embed.')) else depth + 1

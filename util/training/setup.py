@@ -5,7 +5,7 @@ Weights are loaded first, then the precision prepared, then the optimizer's stat
 """
 import math
 from argparse import Namespace
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Callable, Iterator, List, Optional, Tuple
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from util.checkpoints import weights
 from util.checkpoints.checkpointer import Checkpointer
 from util.checkpoints.containers import listed
+from util.checkpoints.pth_file import checkpoint_errors
 from util.config.normalization import adopt_statistics
 from util.data.datasets import by_number, has_validation, labelled_set, read_class_names
 from util.data.loader import Batches, evaluation_loader, training_loader
@@ -50,8 +51,7 @@ def class_names(args: Namespace, checkpointer: Checkpointer) -> Optional[List[st
         return checkpointer.get('classes')
     names = read_class_names(args.class_names)
     if len(set(names)) < len(names):
-        raise UserError('--class_names {}: {!r} is there twice'.format(
-            args.class_names, next(name for name in names if names.count(name) > 1)))
+        raise UserError('--class_names {}: a name is there twice'.format(args.class_names))
     return names
 
 
@@ -114,14 +114,10 @@ def check_labels(args: Namespace, dataset: Dataset, checkpointer: Checkpointer) 
                                                                                       path, outputs))
     if stated or names == checkpointer.get('labels'):
         return
-    fault = ''
-    if len(names) != outputs:
-        fault = 'the data has {}'.format(len(names))
-    elif names != sorted(names, key=by_number):
-        fault = 'those of the data sort otherwise by their numbers than by name'
-    if fault:
-        raise UserError('{}: its {} classes have no names, and {}; state their names, one a line, in the order of the '
-                        'training, by --class_names FILE'.format(path, outputs, fault))
+    if len(names) != outputs or names != sorted(names, key=by_number):
+        raise UserError('{}: its {} classes have no names, and the {} of the data, {}, are others or sort otherwise by '
+                        'their numbers; state the names, one a line, in the order of the training, by --class_names '
+                        'FILE'.format(path, outputs, len(names), listed(names)))
     logger.info('%s: no class names; taking its outputs for the classes of the data in the order of their names, %s',
                 path, listed(names))
 
@@ -164,7 +160,7 @@ def build_optimizer_step(args: Namespace, session: Session, precision: FullPreci
                          model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerStep:
     """OptimizerStep for a prepared model; optimizer, loss scale, EMA and counters resume from the checkpoint."""
     checkpointer.load_training(optimizer, precision)
-    ema, lr = None, peak_lr(args, session.world)
+    ema = None
     if getattr(args, 'ema', None) is not None:          # main_linprobe.py has no --ema
         ema = EMA(args.ema, precision.trained_weights(model, optimizer))
         logger.info('--ema %g: evaluation uses the EMA weights', args.ema)
@@ -172,29 +168,30 @@ def build_optimizer_step(args: Namespace, session: Session, precision: FullPreci
     non_finite_steps = NonFiniteSteps(args.max_bad_steps)
     non_finite_steps.load_state_dict(checkpointer.state)
     report_schedule_change(args, session.world, checkpointer)
-    return OptimizerStep(session.wrap(model, precision), optimizer, precision,
-                         lambda epoch: warmup_cosine(epoch, lr, args.epochs, args.warmup_epochs, args.min_lr),
+    return OptimizerStep(session.wrap(model, precision), optimizer, precision, schedule(args, session.world),
                          args.accum_iter, args.clip_grad, non_finite_steps, ema)
+
+
+def schedule(args: Namespace, world: World) -> Callable[[float], float]:
+    """Fractional epoch -> learning rate."""
+    peak = peak_lr(args, world)
+    return lambda epoch: warmup_cosine(epoch, peak, args.epochs, args.warmup_epochs, args.min_lr)
 
 
 def report_schedule_change(args: Namespace, world: World, checkpointer: Checkpointer) -> None:
     """Log how the learning rate of a resumed run differs from that by the flags in the checkpoint, such as --epochs."""
     if not checkpointer.is_resume:
         return
-    saved = Namespace(**{**vars(args), **(checkpointer.get('args') or {})})
-    epoch, rates = checkpointer.start_epoch(args.start_epoch), []
-    with suppress(TypeError, ValueError, ArithmeticError):      # flags that another program has written
-        for flags, processes in ((saved, checkpointer.get('processes', world.size)), (args, world.size)):
-            rates.append(warmup_cosine(min(epoch, flags.epochs), peak_lr(flags, World(0, processes)), flags.epochs,
-                                       flags.warmup_epochs, flags.min_lr))
-        if not math.isclose(*rates, rel_tol=1e-3):
-            logger.info('warning: the learning rate at epoch %d is %.2g, with the flags of the checkpoint it was %.2g: '
-                        'the schedule follows the flags of this run from epoch 0 to %d (before: %d)', epoch, rates[1],
-                        rates[0], args.epochs, saved.epochs)
+    saved, epoch = {**vars(args), **(checkpointer.get('args') or {})}, checkpointer.start_epoch(args.start_epoch)
+    with checkpoint_errors(checkpointer.path):
+        before = schedule(Namespace(**saved), World(0, checkpointer.get('processes', world.size)))(epoch)
+    now = schedule(args, world)(epoch)
+    if not math.isclose(before, now, rel_tol=1e-3):
+        logger.info('warning: the learning rate at epoch %d is %.2g, with the flags of the checkpoint it was %.2g: the '
+                    'schedule follows the flags of this run from epoch 0 to %d', epoch, now, before, args.epochs)
 
 
-def log_training_summary(args: Namespace, world: World, dataset: Dataset, model: torch.nn.Module,
-                         val_set: Optional[Dataset] = None) -> None:
+def log_training_summary(args: Namespace, world: World, dataset: Dataset, model: torch.nn.Module) -> None:
     """Log dataset size, trained parameters, batch size and learning rate; warn of settings that would waste the run."""
     batch, lr = effective_batch_size(args, world), peak_lr(args, world)
     if args.lr is not None and args.auto_scale_lr:
@@ -211,14 +208,3 @@ def log_training_summary(args: Namespace, world: World, dataset: Dataset, model:
     if batch > len(dataset):
         logger.info('warning: the effective batch of %d exceeds the %d training images: an epoch is a single step; '
                     'lower --accum_iter', batch, len(dataset))
-    if val_set is not None:
-        warn_of_empty_classes(val_set)
-
-
-def warn_of_empty_classes(val_set: Dataset) -> None:
-    """Warn of classes without validation images."""
-    present = set(map(int, val_set.labels))
-    missing = [name for label, name in enumerate(val_set.classes) if label not in present]
-    if missing:
-        logger.info('warning: no validation images of %d of %d classes: %s%s', len(missing), len(val_set.classes),
-                    ', '.join(missing[:5]), ', ...' if len(missing) > 5 else '')

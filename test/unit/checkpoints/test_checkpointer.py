@@ -93,17 +93,9 @@ def test_a_published_checkpoint_is_read(tmp_path, new_format):
     validate(state, path)
 
 
-def test_weights_of_another_model_are_rejected():
-    with pytest.raises(UserError, match='^x.pth: .*--model'):
-        weights.load_pretrained(vit(), models_mae.mae_vit_tiny_patch16(**MAE).state_dict(), 'x.pth')
-    with pytest.raises(UserError, match='^x.pth: .*--model'):
-        weights.load_strict(vit(), vit(global_pool=False).state_dict(), 'x.pth')
-
-
 @pytest.mark.parametrize('model, other, flag', [
-    ('vit', 'mae', '--finetune x.pth'), ('vit', 'encoder', '--finetune x.pth'), ('probe', 'mae', '--finetune x.pth'),
-    ('mae', 'encoder', '--init_from x.pth'), ('mae', 'vit', '--init_from x.pth'), ('vit', 'probe', 'main_linprobe.py'),
-    ('probe', 'vit', 'main_finetune.py')])
+    ('vit', 'mae', '--finetune x.pth'), ('probe', 'encoder', '--finetune x.pth'), ('mae', 'vit', '--init_from x.pth'),
+    ('vit', 'probe', 'main_linprobe.py'), ('probe', 'vit', 'main_finetune.py')])
 def test_weights_for_another_flag_or_script_are_rejected_by_its_name(model, other, flag):
     mae, probe = models_mae.mae_vit_nano_patch16(**MAE), vit()
     probe.head = probing_head(128, 8)
@@ -144,9 +136,8 @@ def test_optimizer_state_is_loaded_with_the_hyperparameters_of_the_new_run(train
 
 
 @pytest.mark.parametrize('name, value', [
-    ('exp_avg', torch.zeros(1)), ('exp_avg', torch.zeros(3, 2)), ('exp_avg_sq', torch.zeros(2, 3).double()),
-    ('exp_avg', None), ('exp_avg', [0.] * 6), ('max_exp_avg_sq', torch.zeros(1)), ('step', -1), ('step', 1.5),
-    ('step', torch.tensor(-1.)), ('step', torch.zeros(2))])
+    ('exp_avg', torch.zeros(3, 2)), ('exp_avg_sq', torch.zeros(2, 3).double()), ('exp_avg', None),
+    ('max_exp_avg_sq', torch.zeros(1)), ('step', torch.tensor(-1.)), ('step', torch.zeros(2))])
 def test_moments_that_do_not_match_their_parameter_are_rejected(trained_layer, name, value):
     """Fused optimizers would write out of bounds."""
     _, optimizer, saved, moments = trained_layer
@@ -185,16 +176,11 @@ PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps':
 
 
 @pytest.mark.parametrize('odd', [
-    {'epoch': 'seven'}, {'epoch': -2}, {'images': {}}, {'images': -8}, {'processes': 0}, {'bad_steps_in_row': -1},
-    {'ema_updates': -1}, {'classes': 3}, {'classes': [3]}, {'log': {}}, {'log': ['{']}, {'log': ['{"epoch": "x"}']},
-    {'best': {'acc1': 1.}}, {'scaler': {'scale': 'x'}}, {'scaler': {'scale': -1.}}, {'optimizer': [1]},
-    {'optimizer': {}}, {'optimizer': {'state': {}, 'param_groups': []}}, {'progress': {**PROGRESS, 'lr': 'x'}},
-    {'progress': {**PROGRESS, 'lr': math.nan}},
-    {'progress': {**PROGRESS, 'skipped_steps': -1}}, {'reconstructions': [{'epoch': 0}]},
-    {'reconstructions': [{'epoch': 0, 'of': ['x'], 'jpegs': [3]}]}, {'args': {'val_fraction': 2}},
-    {'args': {'mean': [.5], 'std': [0.]}}, {'args': {'input_size': 'x'}}, {'args': {'patch_size': -8}},
-    {'args': {'input_size': [32, -48]}}, {'args': {'input_size': [32, 48, 64]}}, {'args': {'input_size': [True, 32]}},
-    {'args': {'in_chans': 2.}}, {'args': {'mask_ratio': 2.}}])
+    {'epoch': 'seven'}, {'epoch': -2}, {'images': {}}, {'processes': 0}, {'classes': [3]}, {'log': ['{']},
+    {'log': ['{"epoch": "x"}']}, {'best': {'acc1': 1.}}, {'scaler': {'scale': -1.}}, {'optimizer': {}},
+    {'optimizer': {'state': {}, 'param_groups': []}}, {'progress': {**PROGRESS, 'lr': math.nan}},
+    {'reconstructions': [{'epoch': 0, 'of': ['x'], 'jpegs': [3]}]}, {'args': {'mean': [.5], 'std': [0.]}},
+    {'args': {'input_size': [True, 32]}}, {'args': {'input_size': [32, 48, 64]}}, {'args': {'mask_ratio': 2.}}])
 def test_a_checkpoint_that_violates_the_schema_is_rejected_by_name(tmp_path, odd):
     pth_file.save(str(tmp_path / 'odd.pth'), {'model': {}, **odd})
     with pytest.raises(UserError, match='^{}: '.format(tmp_path / 'odd.pth')):
@@ -213,7 +199,7 @@ def fails(*_, **__):
     raise IndexError('unforeseen')
 
 
-@pytest.mark.parametrize('broken', ['model', 'optimizer', 'scaler', 'average', 'pretrained', 'tool'])
+@pytest.mark.parametrize('broken', ['model', 'optimizer', 'average', 'pretrained', 'tool'])
 def test_any_error_while_a_checkpoint_is_loaded_names_it(tmp_path, monkeypatch, broken):
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(tmp_path)])
     path, model, precision = str(tmp_path / 'x.pth'), vit(), FullPrecision()
@@ -224,7 +210,6 @@ def test_any_error_while_a_checkpoint_is_loaded_names_it(tmp_path, monkeypatch, 
     fill, load, arguments = {
         'model': (torch.nn.Module, resumed.load_model, [model]),
         'optimizer': (optimizer, resumed.load_training, [optimizer, precision]),
-        'scaler': (precision, resumed.load_training, [optimizer, precision]),
         'average': (torch.Tensor, resumed.load_ema, [EMA(.9, state['model'])]),
         'pretrained': (torch.nn.Module, weights.start_from, [path, model, args, weights.load_pretrained]),
         'tool': (torch.nn.Module, load_model.load_classifier, [path])}[broken]

@@ -9,7 +9,6 @@ import pytest
 import synthetic_dataset
 from conftest import FINETUNE, PRETRAIN, ROOT, call, execute
 
-from util import errors, log
 from util.checkpoints import pth_file
 
 STRANGE = os.fsdecode(b' \'a\' "b" $(touch ran)`touch ran`;touch ran;#&|<>!*?[x]\\ {0}%s\n\t\xe6\xb1\x89\xc3\xa9'
@@ -72,14 +71,3 @@ def test_an_error_in_them_is_one_line_from_python_and_launcher(place):
                      CHECKPOINT)):
         output = ends(2, *command)
         assert output.startswith('error: ') and output.count('\n') == 1 and r'[x]\ {0}%s\n' in output
-
-
-def test_any_text_fits_a_line_and_plain_text_stays_as_it_is():
-    assert errors.one_line('a\nb\r\x1b[0m\udcff\u2028\x85') == r'a\nb\r\x1b[0m\udcff\u2028\x85'
-    assert errors.one_line('it\'s 汉é😀 "x" \\n') == 'it\'s 汉é😀 "x" \\n'
-
-
-def test_a_value_that_is_logged_stays_within_its_line(capsys):
-    log.set_up(is_main=True)
-    log.logger.info('%s: %d of %.1f\n%s', STRANGE, 3, .5, ValueError('a\nb'))
-    assert capsys.readouterr().out.count('\n') == 2

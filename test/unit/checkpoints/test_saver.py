@@ -100,12 +100,3 @@ def test_log_lines_on_a_full_disk_are_kept_and_written_when_there_is_room(small_
     run_logger.log_epoch({'epoch': 3})
     assert (small_disk / 'log.txt').read_text() == ''.join('{{"epoch": {}}}\n'.format(i) for i in range(4))
     run_logger.close()
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_full_from_the_start_is_one_line(images, small_disk):
-    (small_disk / 'o').mkdir()
-    fill(small_disk)
-    run = pretrain('--data_path', images, '--output_dir', small_disk / 'o', '--epochs', 1)
-    assert run.status == 2 and 'error: --output_dir {}: '.format(small_disk / 'o') in run.output, run.output
-    assert os.listdir(str(small_disk / 'o')) == ['.lock']

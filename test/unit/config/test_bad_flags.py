@@ -1,12 +1,10 @@
 """User errors: one line, a non-zero status, earlier results untouched."""
-import shutil
 from argparse import Namespace
 
 import fuzzed_images
 import pytest
 import torch
-from conftest import FINETUNE, call, finetune, pretrain
-from synthetic_dataset import CLASSES
+from conftest import FINETUNE, call, pretrain
 
 from engine_finetune import evaluate_checkpoint
 from util.checkpoints.checkpointer import Checkpointer
@@ -86,16 +84,3 @@ def test_a_warmup_over_all_epochs_and_a_batch_over_all_images_warn(caplog, epoch
     log_training_summary(args, World(), range(1000), torch.nn.Linear(1, 1))
     warnings = [line for line in caplog.messages if line.startswith('warning: ')]
     assert len(warnings) == bool(named) and all(named in line for line in warnings)
-
-
-def test_training_and_evaluation_warn_before_the_first_epoch(images, tmp_path):
-    for name in CLASSES[:2]:
-        shutil.copytree(str(images / 'train' / name), str(tmp_path / 'data' / 'train' / name))
-    shutil.copytree(str(images / 'val' / CLASSES[0]), str(tmp_path / 'data' / 'val' / CLASSES[0]))
-    flags = ['--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 2, '--warmup_epochs', 2,
-             '--batch_size', 2, '--accum_iter', 8]
-    run = finetune(*flags)
-    head, _, rest = run.output.partition('Epoch: [0]')
-    assert run.status == 0 and '\nwarning: ' not in rest and head.count('\nwarning: ') == 3, run.output
-    run = finetune(*flags, '--eval', '--resume', tmp_path / 'o' / 'checkpoint-1.pth')
-    assert run.status == 0 and run.output.count('\nwarning: ') == 1, run.output

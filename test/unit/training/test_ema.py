@@ -12,7 +12,6 @@ from util.checkpoints import load_model, pth_file
 from util.checkpoints.checkpointer import Checkpointer
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
-from util.errors import UserError
 from util.training.ema import EMA
 from util.training.optimizer_step import OptimizerStep
 from util.training.trainer import model_state
@@ -60,12 +59,6 @@ def test_the_model_has_the_ema_weights_within_the_context_and_its_own_afterwards
     assert torch.equal(model.weight.float(), own.float())
 
 
-def test_ema_weights_of_another_model_are_refused():
-    for other in ({}, {'w': torch.zeros(4)}):
-        with pytest.raises(UserError, match='^x.pth: .*--ema'):
-            EMA(.9, {'w': torch.nn.Parameter(torch.zeros(3))}).load_state_dict({'model_ema': other}, 'x.pth')
-
-
 # In checkpoints
 
 @pytest.fixture
@@ -92,24 +85,6 @@ def test_tools_and_evaluation_load_the_ema_weights_and_resuming_the_raw_ones(che
         Checkpointer(None, path).load_model(model, ema_weights=ema_weights)
         assert torch.equal(model.head.bias, state[name]['head.bias'])
     assert not torch.equal(state['model']['head.bias'], state['model_ema']['head.bias'])
-
-
-def restored(path, weights):
-    """state_dict of an EMA of `weights` that is resumed from a checkpoint."""
-    ema = EMA(.9, weights)
-    Checkpointer(None, path).load_ema(ema)
-    return ema.state_dict()
-
-
-def test_a_resumed_ema_is_the_saved_one_and_a_new_one_starts_from_the_weights(checkpoint, tmp_path):
-    path, state = checkpoint
-    weights = {'head.bias': torch.nn.Parameter(torch.zeros(3))}
-    again = restored(path, weights)
-    assert torch.equal(again['model_ema']['head.bias'], state['model_ema']['head.bias']) and again['ema_updates'] == 1
-    state = {name: value for name, value in state.items() if name not in ('model_ema', 'ema_updates')}
-    pth_file.save(str(tmp_path / 'without.pth'), state)
-    fresh = restored(str(tmp_path / 'without.pth'), weights)
-    assert fresh['model_ema']['head.bias'].tolist() == [0, 0, 0] and fresh['ema_updates'] == 0
 
 
 @pytest.mark.parametrize('foreign', [{}, {'x': 7}])

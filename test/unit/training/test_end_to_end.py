@@ -1,10 +1,9 @@
 """End-to-end runs on tiny data: each script once, and a launcher with two processes."""
 import json
-import sys
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, call, finetune, launcher, linprobe, pretrain, together
+from conftest import FINETUNE, call, finetune, launcher, linprobe, pretrain
 from test_report import Page
 
 
@@ -113,15 +112,6 @@ def test_a_launcher_finetunes_on_two_processes_as_one_process_evaluates_and_repo
     classes = Page(tmp_path / 'eval.html').parts['All classes']
     assert classes == trained.parts['All classes'] and (tmp_path / 'report.html').read_bytes() == report
     assert result['images'] == sum(map(sum, classes['matrix']['counts'])) == 19
-
-
-@pytest.mark.slow
-def test_processes_started_by_hand_rendezvous_by_the_flags(images, tmp_path):
-    first, second = together(lambda port: [
-        [sys.executable, ROOT / 'main_pretrain.py', '--data_path', images, *PRETRAIN, '--output_dir', tmp_path,
-         '--epochs', 1, '--world_size', 2, '--local_rank', rank, '--dist_url', 'tcp://127.0.0.1:{}'.format(port)]
-        for rank in (0, 1)])
-    assert first.status == 0 and 'processes: 2 over gloo' in first.output and second == (0, ''), (first, second)
 
 
 @pytest.mark.slow

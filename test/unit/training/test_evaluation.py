@@ -113,15 +113,6 @@ def test_images_that_cannot_be_read_do_not_shift_the_others(images, folder):
     assert [kind for kind, _ in broken.report_sections()[0][1]] == ['pairs']
 
 
-def test_an_interrupted_evaluation_is_not_reported(images):
-    confusion = mistakes_of(images)
-    before = confusion.report_sections()
-    confusion.gather([], None, World(), torch.device('cpu'))
-    assert confusion.report_sections() == before
-    confusion.on_epoch_end(1, True, None)
-    assert confusion.report_sections() != before
-
-
 def test_few_classes_are_a_matrix_many_a_list_and_nothing_confused_is_said(images):
     confusion = mistakes_of(images)
     assert confusion.report_sections()[1][0] == 'All classes'

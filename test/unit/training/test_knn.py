@@ -19,7 +19,6 @@ from util.devices.accelerator import Cpu
 from util.devices.precision import FullPrecision
 from util.distributed.world import World
 from util.errors import UserError
-from util.log import logger
 from util.models import features
 from util.tools import knn as knn_tool
 from util.training import knn
@@ -104,12 +103,12 @@ def test_unreadable_images_are_skipped_but_not_all(images, pretrained, tmp_path,
         run_command(monkeypatch, capsys, *flags)
 
 
-def periodic(folder, pretrained, session=None, **changes):
+def periodic(folder, pretrained, **changes):
     """The evaluation that main_pretrain.py calls after each of five epochs."""
     model, flags, _ = load_model.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
     args = argparse.Namespace(**{**flags, 'data_path': str(folder), 'epochs': 5, 'knn_every': 1, **changes})
-    return knn.build_periodic_evaluation(args, model, Normalize(), session or Session(Cpu(), World()),
-                                         FullPrecision(), lambda model: nullcontext())
+    return knn.build_periodic_evaluation(args, model, Normalize(), Session(Cpu(), World()), FullPrecision(),
+                                         lambda model: nullcontext())
 
 
 @pytest.mark.parametrize('every, due', [(0, []), (2, [1, 3, 4]), (9, [4])])
@@ -119,19 +118,6 @@ def test_it_runs_every_knn_every_epochs_and_after_the_last_with_knn_images(image
     evaluation, trainer = periodic(images, pretrained, knn_every=every, knn_images=16), mock.Mock()
     assert [epoch for epoch in range(5) if evaluation(epoch, trainer) == {'knn_acc1': 16}] == due
     assert trainer.stop_if_requested.call_count == len(due)
-
-
-def test_pretraining_without_classes_is_a_user_error(images, pretrained):
-    flat = images / 'train' / 'cross_checks'
-    with pytest.raises(UserError, match='--knn_every 1: --data_path: {}'.format(flat)):
-        periodic(flat, pretrained)
-
-
-def test_an_evaluation_interrupted_by_a_signal_logs_no_accuracy(images, pretrained, monkeypatch):
-    session, lines = Session(Cpu(), World()), []
-    session.signals.requested = 'SIGTERM'
-    monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
-    assert periodic(images, pretrained, session)(0, mock.Mock(unreadable_images=None)) == {'knn_acc1': 0} and not lines
 
 
 @pytest.mark.slow
@@ -146,7 +132,3 @@ def test_two_processes_record_the_accuracy_of_one_and_train_as_without_it(images
     assert accuracies[2] == pytest.approx(expected(folders[0] / 'checkpoint-2.pth', images), abs=1e-3)
     assert json.loads((folders[0] / 'summary.json').read_text())['knn_acc1'] == accuracies[2]
     assert same(*(weights_of(folder / 'checkpoint-2.pth')['model'] for folder in folders))
-    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator').EventAccumulator(
-        str(folders[0]))
-    accumulator.Reload()
-    assert [event.step for event in accumulator.Scalars('perf/knn_acc1')] == [2000, 3000]

@@ -4,8 +4,7 @@ import json
 import pytest
 import torch
 from conftest import FINETUNE, linprobe
-from test_end_to_end import epochs_of, weights_of
-from test_resume import ends_alike, killer  # noqa: F401  (a fixture)
+from test_end_to_end import epochs_of, moments_of, same, weights_of
 
 import main_linprobe
 import models_vit
@@ -84,6 +83,14 @@ def test_a_checkpoint_is_enough_to_evaluate(images, probed, tmp_path):
     assert result['loss'] == pytest.approx(last['test_loss'], rel=1e-5) and result['images'] == 19
 
 
+def test_a_resumed_probing_ends_as_the_uninterrupted_one(images, probed, tmp_path):
+    run = linprobe('--data_path', images, '--output_dir', tmp_path, '--epochs', 2, '--lr', 3, '--weight_decay', .01,
+                   '--resume', probed / 'checkpoint-0.pth')
+    assert run.status == 0, run.output
+    ends = [weights_of(folder / 'checkpoint-1.pth') for folder in (probed, tmp_path)]
+    assert same(*([state['model'], moments_of(state), state['best']] for state in ends))
+
+
 @pytest.mark.compat
 def test_a_checkpoint_loads_as_an_ordinary_classifier(probed):
     path = str(probed / 'checkpoint-1.pth')
@@ -93,21 +100,6 @@ def test_a_checkpoint_loads_as_an_ordinary_classifier(probed):
     classifier, flags, classes = load_model.load_classifier(path)
     assert torch.allclose(classifier(imgs), model.eval()(imgs), atol=1e-4)
     assert not flags['global_pool'] and len(classes) == 8
-
-
-def test_a_malformed_probing_head_is_refused_in_one_line(probed, tmp_path):
-    state = pth_file.load(str(probed / 'checkpoint-1.pth'))
-    state['model']['head.0.running_mean'] = torch.zeros(64)
-    pth_file.save(str(tmp_path / 'x.pth'), state)
-    with pytest.raises(UserError, match='x.pth: '):
-        load_model.load_any(str(tmp_path / 'x.pth'))
-
-
-def test_checkpoints_of_fine_tuning_and_probing_are_distinguished():
-    plain = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=8)
-    for model, other, script in ((plain, vit(), 'main_linprobe.py'), (vit(), plain, 'main_finetune.py')):
-        with pytest.raises(UserError, match='x.pth: a classifier of {}'.format(script)):
-            weights.load_strict(model, other.state_dict(), 'x.pth')
 
 
 def test_a_classifier_of_the_mean_has_no_norm_for_the_class_token(images, tmp_path):
@@ -130,18 +122,3 @@ def test_in_half_precision_the_head_computes_in_fp32():
     probe.eval()
     logits = probe(torch.randn(4, 3, 32, 32))
     assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
-
-
-@pytest.mark.slow
-def test_two_processes_of_which_one_is_killed_end_as_uninterrupted_ones(images, pretrained, tmp_path,
-                                                                            killer):  # noqa: F811
-    flags = ['--data_path', images, '--batch_size', 4, '--accum_iter', 2, '--num_workers', 1, '--dist_eval', '--lr', 30,
-             '--finetune', pretrained / 'checkpoint-0.pth']
-    ends_alike('main_linprobe.py', flags, tmp_path, killer, [(5, 1)], processes=2)
-
-    # both evaluate with the first one's running statistics, which are in the checkpoint
-    run = linprobe('--eval', '--data_path', images, '--resume', tmp_path / 'whole' / 'checkpoint-2.pth', '--output_dir',
-                   tmp_path / 'eval')
-    assert run.status == 0, run.output
-    result, last = json.loads((tmp_path / 'eval' / 'eval.json').read_text()), epochs_of(tmp_path / 'whole')[-1]
-    assert result['loss'] == pytest.approx(last['test_loss'], rel=1e-5)

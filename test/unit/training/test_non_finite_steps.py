@@ -99,13 +99,6 @@ def test_a_fused_optimizer_decides_without_the_host(optimizer_step, monkeypatch)
     step(optimizer_step, math.nan)
 
 
-def test_a_resumed_run_continues_the_count():
-    non_finite_steps = NonFiniteSteps(3)
-    non_finite_steps.load_state_dict({'bad_steps_in_row': 2})
-    non_finite_steps.add(1)
-    assert non_finite_steps.limit_reached and non_finite_steps.skipped == 1
-
-
 def test_abort_names_the_first_skipped_iterations_their_losses_and_images(caplog):
     caplog.set_level('INFO', 'mae')
     non_finite_steps = NonFiniteSteps(2)

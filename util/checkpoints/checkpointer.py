@@ -139,8 +139,6 @@ class Checkpointer:
         if self.is_resume and 'model_ema' in self.state:
             with checkpoint_errors(self.path):
                 ema.load_state_dict(self.state)
-        elif self.is_resume:
-            logger.info('--ema: no EMA weights in %s; the EMA starts from the weights', self.path)
 
     def start_epoch(self, flag: Optional[int] = None) -> int:
         """Epoch, counted from 0, at which training starts; --start_epoch, if given, overrides the checkpoint."""

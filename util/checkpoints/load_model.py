@@ -1,7 +1,7 @@
 """Build a trained model from its checkpoint alone; the checkpoint keeps the flags of the training."""
 from typing import Any, Container, Dict, List, NamedTuple, Optional
 
-from torch import Tensor, nn
+from torch import nn
 
 from util.checkpoints import pth_file, schema, weights
 from util.checkpoints.containers import check_tokens
@@ -57,7 +57,13 @@ def _load(path: str, models: Container[str], scripts: str, input_size: Optional[
             raise UserError('{}: no mean and std for its {} channels; use the checkpoint of the training'
                             .format(path, flags['in_chans']))
         built = {**flags, 'input_size': input_size} if input_size else flags
-        model = _build(built, values.get('head.weight'), 'fc_norm.weight' in values)
+        if flags['model'] in PRETRAIN_MODELS:
+            model = build_autoencoder(built)
+        else:
+            head = values.get('head.weight')
+            model = build_classifier({**built, 'drop_path': 0., 'global_pool': 'fc_norm.weight' in values},
+                                     1 if head is None else len(head))
+            model.head = nn.Identity() if head is None else model.head
         if input_size:
             fault = size_fault(input_size, model.patch_embed.proj.kernel_size[0])
             if fault:
@@ -78,12 +84,3 @@ def _inferred_flags(values: Weights, path: str) -> Dict[str, Any]:
     logger.warning('%s: no training flags; inferred from the shapes: %s%s, input size %d, patch size %d', path,
                    flags['model'], assumed, flags['input_size'], flags['patch_size'])
     return flags
-
-
-def _build(flags: Dict[str, Any], head: Optional[Tensor], global_pool: bool) -> nn.Module:
-    if flags['model'] in PRETRAIN_MODELS:
-        return build_autoencoder(flags)
-    model = build_classifier({**flags, 'drop_path': 0., 'global_pool': global_pool}, 1 if head is None else len(head))
-    if head is None:
-        model.head = nn.Identity()
-    return model

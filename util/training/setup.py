@@ -93,8 +93,6 @@ def count_classes(args: Namespace, dataset: Dataset, checkpointer: Optional[Chec
     if wanted is not None and (wanted < found or outputs not in (None, wanted)):
         raise UserError('--nb_classes {}: {} has {} classes'.format(
             wanted, *((args.data_path, found) if wanted < found else (checkpointer.path, outputs))))
-    if wanted is not None and wanted > found:
-        logger.warning('--nb_classes %d: the data has only %d classes', wanted, found)
     return outputs or wanted or found
 
 

@@ -172,8 +172,6 @@ def test_the_table_holds_sines_then_cosines_of_column_then_row_and_zeros_for_the
     row, column = 1, 2
     half = [[math.sin(p), math.sin(p / 100), math.cos(p), math.cos(p / 100)] for p in (column, row)]
     assert table[0, 1 + row * 3 + column].tolist() == pytest.approx(half[0] + half[1], abs=1e-6)
-    with pytest.raises(ValueError):
-        sincos_2d(6, (2, 2))
 
 
 def test_interpolation_keeps_the_class_row_and_a_linear_ramp():

@@ -1,7 +1,7 @@
 """Trainer: iterates over the remaining epochs, decides when to checkpoint, stop or abort, and writes the results."""
 import time
 from argparse import Namespace
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 
@@ -101,17 +101,19 @@ class Trainer:
             if self._meter_state:
                 self.meter.load_state_dict(self._meter_state)
                 self._meter_state = None
+            if not len(self._loader) and not self._report:      # resumed after the last step of an epoch
+                self._enter_folder()
             yield self._epoch
 
-    def check(self, i: int) -> Tuple[bool, bool]:
-        """Count iteration `i`; about once a second, and at the end of an epoch, agree whether to (`save`, `stop`).
+    def check(self, i: int) -> None:
+        """Count iteration `i`; about once a second, and at the end of an epoch, `save_or_stop_if_due`.
 
         After the first optimizer step, enter the output folder.
         """
         self._bar.update()
         self._open_iterations += 1
         if not self.optimizer_step.due:
-            return False, False
+            return
         if not self._report:
             self._enter_folder()
         self._images += self._open_iterations * self._batch
@@ -119,11 +121,10 @@ class Trainer:
         single = self._session.world.size == 1          # no need to wait for the others
         if (self._steps >= self._check_every or i + 1 == self.meter.iterations
                 or single and (self._session.signals.requested or self._checkpointer.due)):
-            return self._check()
-        return False, False
+            self.save_or_stop_if_due()
 
-    def _check(self):
-        """Collective: whether a process has a checkpoint due or a signal to stop, which saves too; as (save, stop).
+    def save_or_stop_if_due(self) -> None:
+        """Collective: save if a process has a checkpoint due; `stop` if one was asked to.
 
         Raises:
             UserError: too many consecutive steps were skipped, or too many images are unreadable.
@@ -140,13 +141,10 @@ class Trainer:
             self.unreadable_images.sync(session.world, session.device)
         if abort:
             non_finite_steps.abort(session.world, self.optimizer_step.precision.loss_scale, self._files_of)
-        return bool(save and not stop), bool(stop)
-
-    def stop_if_requested(self) -> None:
-        """Collective, outside of the training loop: check, and `stop` if a process was asked to."""
-        _, stop = self._check()
         if stop:
             self.stop()
+        elif save:
+            self.save()
 
     def _files_of(self, rank, epoch, iteration):
         """Names of the images in an iteration of a process."""

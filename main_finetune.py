@@ -43,7 +43,7 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
         raise UserError('--freeze {}: would freeze random weights; give pre-trained ones with --finetune'
                         .format(args.freeze))
     loaders = train_loader, _ = setup.build_loaders(args, session, build_transform(args),
-                                                             setup.class_names(args, checkpointer))
+                                                    setup.class_names(args, checkpointer))
     classes = setup.count_classes(args, train_loader.dataset, checkpointer)
 
     # model

@@ -4,7 +4,6 @@ from util import errors
 errors.begin(__name__)
 
 from argparse import Namespace
-from typing import Callable
 
 from util.config.train_flags import parse_linprobe
 from util.errors import UserError
@@ -37,8 +36,9 @@ def main(args: Namespace) -> None:
 
 def train(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer) -> None:
     """Train the head, with an evaluation after each epoch."""
-    loaders = train_loader, _ = setup.build_loaders(args, session, build_transform(args),
-                                                             setup.class_names(args, checkpointer))
+    # random crops and flips, without further augmentation (arXiv:2111.06377, appendix A.1)
+    transform = pretraining_transform(args.input_size, args.in_chans, args.crop_min)
+    loaders = train_loader, _ = setup.build_loaders(args, session, transform, setup.class_names(args, checkpointer))
 
     # encoder in the run's precision, head in fp32
     session.seed(args.seed, epoch=-1)
@@ -57,11 +57,6 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
     normalize = Normalize.of(vars(args))
     train_epochs(args, session, checkpointer, optimizer_step, probe, loaders, CrossEntropyLoss(),
                  lambda images, labels: (probe.features(normalize(images)), labels))
-
-
-def build_transform(args: Namespace) -> Callable:
-    """Random crops and flips, without further augmentation (arXiv:2111.06377, appendix A.1)."""
-    return pretraining_transform(args.input_size, args.in_chans, args.crop_min)
 
 
 def build_model(args: Namespace, classes: int) -> torch.nn.Module:

@@ -101,6 +101,8 @@ class Trainer:
             if self._meter_state:
                 self.meter.load_state_dict(self._meter_state)
                 self._meter_state = None
+            if not (len(self._loader) or self._report):     # resumed after the last step of an epoch: none will do it
+                self._enter_folder()
             yield self._epoch
 
     def check(self, i: int) -> Tuple[bool, bool]:

@@ -70,7 +70,7 @@ def assert_alike(whole, parts):
 
 def killed_and_resumed(script, flags, folder, killer, kills, processes=1):
     """A run that is killed after each of `kills` iterations, and resumed."""
-    flags = [*flags, '--output_dir', folder, '--save_every_minutes', 1e-5, '--resume', 'auto']
+    flags = [*flags, '--output_dir', folder, '--save_every_minutes', 1e-9, '--resume', 'auto']
     for number, (at, rank) in enumerate(kills):
         run = command(script, flags, processes, killer, at, rank)
         assert run.status in (-9, 137) and 'Traceback' not in run.output, run.output
@@ -85,7 +85,7 @@ def test_a_killed_pretraining_ends_as_the_uninterrupted_one(images, tmp_path, ki
     """Within the first epoch, and within the second, with a window open."""
     flags = ['--data_path', images, '--accum_iter', 3, '--num_workers', 1, '--batch_size', 4, '--epochs', 2]
     assert command('main_pretrain.py', [*flags, '--output_dir', tmp_path / 'whole'], 1).status == 0
-    killed_and_resumed('main_pretrain.py', flags, tmp_path / 'parts', killer, [(4, 0), (7, 0)])
+    killed_and_resumed('main_pretrain.py', flags, tmp_path / 'parts', killer, [(4, 0), (9, 0)])
     assert_alike(tmp_path / 'whole', tmp_path / 'parts')
 
 
@@ -119,7 +119,7 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
     first, second = together(lambda port: [supervised(
         '--nproc', 1, '--nnodes', 2, '--node_rank', node, '--master_port', port, '--max_restarts', 1,
         killer, ROOT, ROOT / 'main_finetune.py', 1, 12, *FINETUNE, *flags, '--output_dir', tmp_path / 'parts',
-        '--save_every_minutes', 1e-5, '--start_epoch', 0) for node in range(2)])
+        '--save_every_minutes', 1e-9, '--start_epoch', 0) for node in range(2)])
     assert (first.status, second.status) == (0, 0), (first, second)
     assert 'restart 1 of 1\n' in first.output and 'restart 1 of 1\n' in second.output
     assert 'rank 1 was killed by SIGKILL' in second.output and 'resuming epoch 1' in first.output, (first, second)
@@ -129,7 +129,7 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
 @pytest.mark.slow
 def test_a_changed_batch_and_number_of_processes_go_on_with_the_unseen_images_and_say_what_changed(images, tmp_path,
                                                                                                    killer):
-    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-5, '--epochs', 2]
+    flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-9, '--epochs', 2]
     assert command('main_pretrain.py', flags, 1, killer, 2).status == -9           # 16 of 32 images
     run = command('main_pretrain.py', [*flags, '--resume', 'auto', '--batch_size', 4, '--accum_iter', 2], 2)
     assert run.status == 0, run.output

@@ -238,5 +238,5 @@ newest_beside() {
     "$base" -m venv --clear "$folder" && show_packages "$base" "$folder"
     "$folder/bin/python" -m pip install --disable-pip-version-check --quiet --upgrade "$@" ||
         die "pip could not install $*"
-    NEWEST=$folder/bin/python
+    export NEWEST=$folder/bin/python
 }

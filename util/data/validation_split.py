@@ -9,7 +9,6 @@ from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
 import numpy as np
 
-from util.distributed import hang_detector
 from util.log import logger
 
 VAL_FRACTION = .1       # of each class
@@ -31,8 +30,6 @@ def validation_mask(labels: Sequence[int], names: Iterable[str], fraction: float
     hashes = np.empty(len(labels), np.uint64)
     salt = '{}:'.format(seed).encode()
     for i, name in enumerate(names):
-        if i % 100000 == 0:
-            hang_detector.heartbeat('selecting validation images')
         text = salt + _stable_name(name).encode('utf-8', 'surrogateescape')
         hashes[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
     order = np.lexsort((hashes, labels))

@@ -116,13 +116,10 @@ def _pack_split(args, folder, split, dataset):
     loader.unreadable_images = SimpleNamespace(add=unreadable.extend)
     with progress_bar(os.path.normpath(os.path.join(args.target, split)), 'images', len(files)) as bar:
         samples = itertools.chain.from_iterable(zip(*batch) for batch in loader)
-        for number in itertools.count():
-            shard = list(itertools.islice(samples, 1))
-            if not shard:
-                break
+        for number, shard in itertools.groupby(enumerate(samples), lambda item: item[0] // args.images_per_shard):
             path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', number))
             with tarfile.open(path, 'w', format=tarfile.GNU_FORMAT) as tar:
-                for data, extension, i in itertools.chain(shard, itertools.islice(samples, args.images_per_shard - 1)):
+                for _, (data, extension, i) in shard:
                     stem, original = os.path.splitext(names[i])
                     _add(tar, stem + (extension or original), data)
                     if labelled:

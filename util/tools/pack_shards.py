@@ -1,15 +1,12 @@
 """Pack images into tar shards in WebDataset's layout: python -m util.tools.pack_shards SOURCE TARGET [flags]
 
-A few hundred tar files are faster to list, to copy and to read from a shared disk than millions of small files. They
-are written to a temporary folder, which is renamed to TARGET when it is complete.
+A few hundred tar files are faster to list, to copy and to read from a shared disk than millions of small files.
 """
 import io
 import itertools
 import os
-import shutil
 import signal
 import tarfile
-import time
 from argparse import Namespace
 from types import SimpleNamespace
 from typing import List, Optional, Sequence, Tuple
@@ -32,6 +29,7 @@ from util.devices.host import default_workers
 from util.distributed.world import World
 from util.errors import UserError, reworded, run
 from util.log import logger, progress_bar
+from util.tools.outputs import output_path
 
 UNREADABLE = 'unreadable.txt'
 
@@ -84,23 +82,13 @@ def load_splits(source: str, short_side: Optional[int] = None) -> List[Tuple[str
 
 
 def pack(args: Namespace, splits: Sequence[Tuple[str, ImageList]]) -> int:
-    """Pack the splits into TARGET, and count unreadable images; UserError if it is in use or cannot be written."""
-    target = os.path.normpath(args.target)
-    if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
-        raise UserError('TARGET: {} exists; choose a new folder'.format(target))
-    incomplete = '{}.incomplete-{:x}'.format(target, time.time_ns())
-    try:
-        os.makedirs(incomplete)
-        unreadable = sum([_pack_split(args, incomplete, split, dataset) for split, dataset in splits], [])
+    """Pack the splits into TARGET, and count unreadable images; UserError if it has files or cannot be written."""
+    with output_path(args.target) as folder:
+        unreadable = sum([_pack_split(args, folder, split, dataset) for split, dataset in splits], [])
         if unreadable:
-            with open(os.path.join(incomplete, UNREADABLE), 'w', encoding='utf-8', errors='surrogateescape') as file:
+            with open(os.path.join(folder, UNREADABLE), 'w', encoding='utf-8', errors='surrogateescape') as file:
                 file.writelines(unreadable)
         os.sync()           # else a power cut could leave empty files under the final name
-        os.rename(incomplete, target)
-    except OSError as error:
-        raise UserError('TARGET: {} cannot be written ({})'.format(target, error.strerror or error)) from error
-    finally:
-        shutil.rmtree(incomplete, ignore_errors=True)
     return len(unreadable)
 
 

@@ -12,7 +12,7 @@ from util.log import logger
 from util.text import one_line
 
 NAME = 'bad_images.txt'
-MAX_LOGGED = 10         # files with their own line in the log
+MAX_LOGGED = 10         # files with a line in the log, not only in the list
 
 
 class UnreadableTracker:
@@ -68,8 +68,6 @@ class UnreadableTracker:
             logger.warning('%s: cannot be written (%s); training continues', self._path, error.strerror)
         for path, reason in failures[:max(0, MAX_LOGGED - self._logged)]:
             logger.warning('%s: cannot be read (%s)', path, reason)
-        if self._logged <= MAX_LOGGED < self._logged + len(failures):
-            logger.warning('further unreadable images are listed in %s only', self._path)
         self._logged += len(failures)
 
 

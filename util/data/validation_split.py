@@ -27,9 +27,8 @@ def validation_mask(labels: np.ndarray, names: Iterable[str], fraction: float, s
     if fraction == 1:
         return np.ones(len(labels), bool)
     hashes = np.empty(len(labels), np.uint64)
-    salt = '{}:'.format(seed).encode()
     for i, name in enumerate(names):
-        text = salt + _stable_name(name).encode('utf-8', 'surrogateescape')
+        text = '{}:{}'.format(seed, _stable_name(name)).encode('utf-8', 'surrogateescape')
         hashes[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
     order = np.lexsort((hashes, labels))
     mask, first = np.zeros(len(labels), bool), 0

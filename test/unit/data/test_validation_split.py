@@ -115,7 +115,8 @@ def test_split_flags_default_to_the_checkpoints_and_overlap_is_warned_of(flags, 
 
 @pytest.mark.slow
 def test_evaluation_uses_the_split_of_the_training(folders, tmp_path):
-    run = finetune('--data_path', folders, '--output_dir', tmp_path / 'o', '--val_fraction', .5, '--val_seed', 7)
+    run = finetune('--data_path', folders, '--output_dir', tmp_path / 'o', '--epochs', 1, '--val_fraction', .5,
+                   '--val_seed', 7)
     assert run.status == 0, run.output
     run = finetune('--data_path', folders, '--output_dir', tmp_path / 'e', '--eval', '--resume',
                    tmp_path / 'o' / 'checkpoint-0.pth')

@@ -6,7 +6,7 @@ import socket
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Callable, Iterator
+from typing import Iterator
 
 from filelock import FileLock, Timeout
 
@@ -19,22 +19,16 @@ LOCK_TIMEOUT = 10.          # seconds; loader processes of a killed run hold its
 
 
 @contextmanager
-def file_lock(path: str, timeout: float = float('inf'), waiting: Callable = lambda: None) -> Iterator[None]:
+def file_lock(path: str, timeout: float = -1) -> Iterator[None]:
     """Hold the lock at `path`, a file that remains; without file system support, warn and run unlocked.
 
-    While another process holds it, up to `timeout` seconds, `waiting` is called about once a second.
     Raises:
-        filelock.Timeout: another process still holds it.
+        filelock.Timeout: another process still holds it after `timeout` seconds; -1: wait forever.
         OSError: the folder is not writable.
     """
-    lock, end, usable = FileLock(path), time.monotonic() + timeout, _supports_locks(os.path.dirname(path))
-    while usable and not lock.is_locked:
-        try:
-            lock.acquire(timeout=min(timeout, 1.))
-        except Timeout:
-            if time.monotonic() >= end:
-                raise
-            waiting()
+    lock = FileLock(path)
+    if _supports_locks(os.path.dirname(path)):
+        lock.acquire(timeout)
     try:
         yield
     finally:

@@ -3,15 +3,13 @@
 FOLDER gets features.npy, a row per image, or block-N.npy for each of --blocks; files.txt, the image of each row;
 labels.npy and classes.txt if the images have classes; and features.json, how the features were made.
 """
-import argparse
 import itertools
 import json
 import math
 import os
-import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Union
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -19,14 +17,13 @@ import torch
 from util import log
 from util.checkpoints import load_model
 from util.config.inference_flags import add_images, add_model, add_work
-from util.config.parser import Parser, positive_int
+from util.config.parser import Parser, positive_int, word_or
 from util.data.unreadable import NAME as BAD_IMAGES, escaped
 from util.errors import UserError, run
 from util.models import features
 from util.text import one_line
 from util.tools.inference import Inference
 from util.tools.outputs import output_path
-from util.training.epoch_meter import per_second
 
 
 def extract(model: torch.nn.Module, imgs: torch.Tensor, pool: str, blocks: Sequence[int]) -> List[torch.Tensor]:
@@ -40,13 +37,6 @@ def extract(model: torch.nn.Module, imgs: torch.Tensor, pool: str, blocks: Seque
     outputs = itertools.islice(features.block_outputs(model, imgs), max(blocks))
     return [tokens[:, 1:].mean(dim=1) if pool == 'mean' else tokens[:, 0]
             for number, tokens in enumerate(outputs, 1) if number in blocks]
-
-
-def _block(text: str) -> Union[str, int]:
-    if not (text == 'all' or text.isdigit()):
-        raise argparse.ArgumentTypeError("{!r} is neither a block number nor 'all'; name images before --blocks"
-                                         .format(text))
-    return text if text == 'all' else positive_int(text)
 
 
 @contextmanager
@@ -110,8 +100,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     add('--output', required=True, help='output folder; must be new or empty')
     add('--pool', choices=('mean', 'cls'),
         help='mean of the patch tokens, or class token; default: the input of the head, else mean')
-    add('--blocks', nargs='+', type=_block, metavar='N',
-        help='blocks to take features after, counted from 1, or all; default: the last, with the norm after it')
+    add('--blocks', nargs='+', type=word_or('all', 'all', positive_int), metavar='N',
+        help='after the images: blocks to take features after, from 1, or all; default: the last, with its norm')
     add('--dtype', default='float32', choices=('float32', 'float16'), help='data type of the features')
     add_work(parser)
     args = parser.parse_args(argv)
@@ -125,7 +115,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     inference = Inference(loaded, args.device, args.amp)
     dataset = inference.dataset(args.images)
     names = ['block-{}'.format(number) for number in blocks] or ['features']
-    width, start = loaded.model.pos_embed.shape[-1], time.monotonic()
+    width = loaded.model.pos_embed.shape[-1]
     batches = inference.run(dataset, partial(extract, pool=pool, blocks=blocks), args.batch_size, args.num_workers,
                             'features')
     with output_path(args.output) as folder:
@@ -137,11 +127,9 @@ def main(argv: Optional[List[str]] = None) -> None:
         settings = {'resume': args.resume, 'model': loaded.flags['model'],
                     'input_size': loaded.flags.get('input_size') or 224, 'pool': pool, 'blocks': blocks or None,
                     'dtype': args.dtype, 'images': count, 'width': width, 'unreadable': len(inference.unreadable)}
-        with open(os.path.join(folder, 'features.json'), 'w', encoding='utf-8') as file:
-            json.dump(settings, file, indent=1)
-    print('features of {:,} images, {} numbers each: {} ({:.0f} images/s)'.format(
-        count, width, one_line(', '.join(os.path.join(args.output, name + '.npy') for name in names)),
-        per_second(count, time.monotonic() - start)))
+        _write_lines(folder, 'features.json', [json.dumps(settings, indent=1)])
+    print('features of {:,} images, {} numbers each: {}'.format(
+        count, width, one_line(', '.join(os.path.join(args.output, name + '.npy') for name in names))))
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ from typing import List, Optional
 
 import torch
 from PIL import Image
+from torch.utils.data import Subset
 
 from util import log
 from util.checkpoints import load_model
@@ -17,7 +18,7 @@ from util.log import logger
 from util.model_sizes import MASK_RATIO
 from util.models.reconstruction import reconstruct
 from util.reporting import thumbnails
-from util.tools.inference import Inference, evenly_spaced
+from util.tools.inference import Inference
 from util.tools.outputs import open_output
 
 TITLES = ('masked', 'reconstruction', 'with visible patches', 'original')
@@ -30,7 +31,7 @@ def reconstruction_grid(model: torch.nn.Module, imgs: torch.Tensor, mask_ratio: 
     """Grid of masked, reconstructed and original images; imgs (N, C, H, W), normalised."""
     columns = [thumbnails.to_images(column, normalize, SIDE)
                for column in (*reconstruct(model, imgs, mask_ratio, seed), imgs)]
-    return thumbnails.grid(list(zip(*columns)), [TITLES], width=COLUMN)
+    return thumbnails.grid(list(zip(*columns)), TITLES, width=COLUMN)
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -47,13 +48,13 @@ def main(argv: Optional[List[str]] = None) -> None:
     loaded = load_model.load_autoencoder(args.resume)
     inference = Inference(loaded, 'cpu')
     mask_ratio = args.mask_ratio or loaded.flags.get('mask_ratio', MASK_RATIO)
-
-    def reconstructions(model, imgs):
-        return reconstruction_grid(model, imgs, mask_ratio, args.seed, inference.normalize)
-    dataset = evenly_spaced(inference.dataset(args.images), args.count)
+    dataset = inference.dataset(args.images)
+    count = min(args.count, len(dataset))
+    chosen = Subset(dataset, [i * len(dataset) // count for i in range(count)])
     with open_output(args.output) as file:
         # As one batch: masks depend on its size.
-        (_, image), = inference.run(dataset, reconstructions, args.count, num_workers=0)
+        (_, image), = inference.run(chosen, lambda model, imgs: reconstruction_grid(
+            model, imgs, mask_ratio, args.seed, inference.normalize), count, num_workers=0)
         image.save(file, 'PNG')
     logger.info('reconstructions: %s%s', args.output, NORM_PIX_NOTE if loaded.model.norm_pix_loss else '')
 

@@ -14,13 +14,6 @@ NEAREST, LANCZOS = 0, 1                 # by Pillow's numbers: release 9.1 warns
 FONT_SIZE, LINE, GAP = 13, 17, 4        # pixels: font size, if this Pillow has a choice; line height; between images
 
 
-def resize(image: Image.Image, side: int) -> Image.Image:
-    """Resize to `side` pixels on the longer side; enlarged pixels stay square."""
-    factor = side / max(image.size)
-    size = [max(1, round(length * factor)) for length in image.size]
-    return image.resize(size, NEAREST if factor > 1 else LANCZOS)
-
-
 def grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), width: int = 0) -> Image.Image:
     """Grid of images of one size on white, GAP pixels apart, in columns of at least `width` pixels with `titles`."""
     column_width, height = max(rows[0][0].size[0], width) + GAP, rows[0][0].size[1] + GAP
@@ -52,5 +45,8 @@ def jpeg_base64(image: Image.Image) -> str:
 
 
 def to_images(imgs: torch.Tensor, normalize: Normalize, side: int) -> List[Image.Image]:
-    """(N, C, H, W), normalised -> PIL images, `side` pixels on the longer side."""
-    return [resize(to_pil(pixels), side) for pixels in normalize.to_display(imgs)]
+    """(N, C, H, W), normalised -> PIL images, `side` pixels on the longer side; enlarged pixels stay square."""
+    factor = side / max(imgs.shape[2:])
+    height, width = (max(1, round(length * factor)) for length in imgs.shape[2:])
+    return [to_pil(pixels).resize((width, height), NEAREST if factor > 1 else LANCZOS)
+            for pixels in normalize.to_display(imgs)]

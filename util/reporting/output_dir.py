@@ -121,16 +121,11 @@ def set_log_aside(folder: str, records: Sequence[str]) -> List[str]:
 
 
 def save_flags(args: Namespace, processes: int, evaluation: bool = False) -> List[str]:
-    """Write all flags into the output folder in a form that --config takes; a file of other flags there is renamed.
+    """Write all flags into config.yaml, or eval_config.yaml of an `evaluation`, in a form that --config takes.
 
     A --resume within the same folder, and its --start_epoch, are not part of the recipe: a comment names it, and the
     file repeats the whole run. The effective batch that an absolute --lr was used with is put down.
-    Args:
-        args: the parsed flags.
-        processes: their number.
-        evaluation: they are not of a training: the file is eval_config.yaml, not config.yaml.
-    Returns:
-        list of the new names of files that were set aside.
+    Returns the new name of a file of other flags, which is renamed.
     """
     values = {flag: value for flag, value in vars(args).items() if flag != 'config'}
     head = '# All flags of a run; --config takes this file.\n'

@@ -7,9 +7,9 @@ import itertools
 import json
 import math
 import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Iterable, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from util.text import one_line
 from util.tools.inference import Inference
 from util.tools.outputs import output_path
 
+NPY_HEADER = 128        # bytes, for arrays of two dimensions
+
 
 def extract(model: torch.nn.Module, imgs: torch.Tensor, pool: str, blocks: Sequence[int]) -> List[torch.Tensor]:
     """(N, C, H, W), normalised -> [features (N, D) after each of `blocks`, counted from 1 in ascending order].
@@ -39,28 +41,6 @@ def extract(model: torch.nn.Module, imgs: torch.Tensor, pool: str, blocks: Seque
             for number, tokens in enumerate(outputs, 1) if number in blocks]
 
 
-@contextmanager
-def npy_writer(path: str, width: int, dtype: str) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield a function that appends rows (M, width) to a .npy file.
-
-    The rows need not fit into memory, and their number is known only at the end.
-    """
-    count = 0
-    with open(path, 'wb') as file:
-        def write_header():             # 128 bytes, whatever the count
-            file.seek(0)
-            np.lib.format.write_array_header_1_0(
-                file, {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': (count, width)})
-
-        def append(rows):
-            nonlocal count
-            file.write(np.ascontiguousarray(rows, dtype).tobytes())
-            count += len(rows)
-        write_header()
-        yield append
-        write_header()
-
-
 def write(folder: str, names: List[str], batches: Iterable, dataset: Any, dtype: str, width: int) -> int:
     """Write the features, names and labels of images into a folder, see the head of this module; returns their number.
 
@@ -72,14 +52,20 @@ def write(folder: str, names: List[str], batches: Iterable, dataset: Any, dtype:
     """
     indices = []
     with ExitStack() as stack:
-        appends = [stack.enter_context(npy_writer(os.path.join(folder, name + '.npy'), width, dtype)) for name in names]
+        files = [stack.enter_context(open(os.path.join(folder, name + '.npy'), 'wb')) for name in names]
+        for file in files:              # the header has the number of rows, which is known at the end
+            file.seek(NPY_HEADER)
         for batch, outputs in batches:
-            for append, rows in zip(appends, outputs):
+            for file, rows in zip(files, outputs):
                 if float(np.finfo(dtype).max) < float(rows.abs().max()) < math.inf:
                     raise UserError('--dtype {}: features of {} or one of the next images overflow; use float32'.format(
                         dtype, dataset.name_of(batch[0])))
-                append(rows.float().cpu().numpy())
+                file.write(rows.float().cpu().numpy().astype(dtype).tobytes())
             indices += batch
+        for file in files:
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(
+                file, {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': (len(indices), width)})
     _write_lines(folder, 'files.txt', (escaped(dataset.name_of(index)) for index in indices))
     if dataset.classes:
         np.save(os.path.join(folder, 'labels.npy'), np.asarray(dataset.labels)[indices].astype(np.int64))

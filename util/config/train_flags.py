@@ -139,7 +139,7 @@ def _add_run(parser):
     add('--local_rank', '--local-rank', type=flags.number(int, -1), default=-1,
         help='index of this process on its node, if no launcher sets it in the environment')
     add('--dist_on_itp', action='store_true', help='read rank and world size from OpenMPI')
-    add('--dist_url', type=_tcp_or_env_url, default='env://', help='rendezvous: env:// or tcp://host:port')
+    add('--dist_url', type=_dist_url, default='env://', help='rendezvous: env:// or tcp://host:port')
     add('--addr', help='address of the master, if MASTER_ADDR is not set')
 
 
@@ -277,12 +277,15 @@ def _parse(parser, argv):
     return parser, args
 
 
-def _tcp_or_env_url(text):
+def _dist_url(text):
     url = urlparse(text)
     # `port` raises ValueError too, as urlparse does for an IPv6 address without brackets.
     if text != 'env://' and not (url.scheme == 'tcp' and url.hostname and url.port and not url.path.strip('/')):
         raise ValueError
     return text
+
+
+_dist_url.__name__ = 'env:// or tcp://host:port'        # in argparse's message
 
 
 def is_csv(path: str) -> bool:

@@ -48,16 +48,17 @@ def _supports_locks(folder):
 
 
 class RunLock:
-    """Exclusive lock of an output folder, from construction to `release`; run.lock names host, pid and start time.
+    """Exclusive lock of an output folder, which it makes, until `release`; run.lock names host, pid and start time.
 
     Raises:
-        UserError: another run holds it, or the folder is not writable.
+        UserError: another run holds it, or the folder cannot be made or written.
     """
 
     def __init__(self, folder: str):
         self._folder, self._held = folder, ExitStack()
         owner = os.path.join(folder, OWNER)
         try:
+            os.makedirs(folder, exist_ok=True)
             self._held.enter_context(file_lock(os.path.join(folder, LOCKED), LOCK_TIMEOUT))
             write_atomically(owner, json.dumps({'host': socket.gethostname(), 'pid': os.getpid(),
                                                 'start': time.strftime('%Y-%m-%d %H:%M:%S')}).encode())

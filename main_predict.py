@@ -12,7 +12,7 @@ ARGS = parse_predict() if __name__ == '__main__' else None      # first: --help 
 import json
 import sys
 from argparse import Namespace
-from typing import Iterable, List, Optional, Sequence, Union
+from typing import Any, Iterable, List, Optional, Sequence
 
 from util import log
 from util.checkpoints import load_model
@@ -20,10 +20,8 @@ from util.data.datasets import read_class_names
 from util.tools.inference import Inference
 from util.tools.outputs import open_output
 
-Class = Union[str, int]
 
-
-def class_names(loaded: load_model.LoadedModel, path: Optional[str]) -> List[Class]:
+def class_names(loaded: load_model.LoadedModel, path: Optional[str]) -> List[Any]:
     """Class names by label: lines of the file at `path`, or those of the checkpoint if None; numbers without a name.
 
     UserError for a file that cannot be read or has not one line per class.
@@ -40,7 +38,7 @@ def class_names(loaded: load_model.LoadedModel, path: Optional[str]) -> List[Cla
     return names[:count] + list(range(len(names), count))
 
 
-def json_line(file: str, classes: Sequence[Class], probabilities: Iterable[float]) -> bytes:
+def json_line(file: str, classes: Sequence[Any], probabilities: Iterable[float]) -> bytes:
     """Line of JSON for an image: file, classes and probabilities."""
     rounded = [float('{:.6g}'.format(value)) for value in probabilities]
     line = json.dumps({'file': file, 'classes': classes, 'probabilities': rounded}, ensure_ascii=False)
@@ -48,7 +46,7 @@ def json_line(file: str, classes: Sequence[Class], probabilities: Iterable[float
     return line.encode('utf-8', 'backslashreplace') + b'\n'
 
 
-def text_lines(file: str, classes: Sequence[Class], probabilities: Iterable[float]) -> bytes:
+def text_lines(file: str, classes: Sequence[Any], probabilities: Iterable[float]) -> bytes:
     """The name of an image, and below it a line per class."""
     lines = [one_line(file), *('  {:6.1%}  {}'.format(*pair) for pair in zip(probabilities, map(one_line, classes)))]
     return ('\n'.join(lines) + '\n').encode(sys.stdout.encoding, 'backslashreplace')

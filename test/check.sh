@@ -93,6 +93,13 @@ test_all ${newest_first[@]+"${newest_first[@]}"}
 wait
 cat "$results/older"
 for ((i = 0; i <= last; i++)); do report+=("$(cat "$results/$i")"); done
+if [[ ${CI:-} == true ]]; then      # exchange of weights, with a transformers that nothing pins
+    newest_beside "${pythons[last]}" transformers
+    result=''
+    "$NEWEST" -m pytest "${passed_on[@]}" test/unit/models test/unit/checkpoints/test_foreign_weights.py \
+        test/unit/tools/test_export.py | tee "$results/newest.log" || result='FAILED, '
+    report+=("newest transformers: $result$(tail -n 1 "$results/newest.log" | tr -d =)")
+fi
 if [[ ${report[*]} == *FAILED* ]]; then status=1; fi
 printf '\n'
 printf '%s\n' "${report[@]}"

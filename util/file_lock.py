@@ -6,7 +6,7 @@ import socket
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Callable, Iterator
+from typing import Iterator
 
 from filelock import FileLock, Timeout
 
@@ -19,22 +19,16 @@ LOCK_TIMEOUT = 10.          # seconds; loader processes of a killed run hold its
 
 
 @contextmanager
-def file_lock(path: str, timeout: float = float('inf'), waiting: Callable = lambda: None) -> Iterator[None]:
+def file_lock(path: str, timeout: float = -1) -> Iterator[None]:
     """Hold the lock at `path`, a file that remains; without file system support, warn and run unlocked.
 
-    While another process holds it, up to `timeout` seconds, `waiting` is called about once a second.
     Raises:
-        filelock.Timeout: another process still holds it.
+        filelock.Timeout: another process still holds it after `timeout` seconds; -1: wait forever.
         OSError: the folder is not writable.
     """
-    lock, end, usable = FileLock(path), time.monotonic() + timeout, _supports_locks(os.path.dirname(path))
-    while usable and not lock.is_locked:
-        try:
-            lock.acquire(timeout=min(timeout, 1.))
-        except Timeout:
-            if time.monotonic() >= end:
-                raise
-            waiting()
+    lock = FileLock(path)
+    if _supports_locks(os.path.dirname(path)):
+        lock.acquire(timeout)
     try:
         yield
     finally:
@@ -54,16 +48,17 @@ def _supports_locks(folder):
 
 
 class RunLock:
-    """Exclusive lock of an output folder, from construction to `release`; run.lock names host, pid and start time.
+    """Exclusive lock of an output folder, which it makes, until `release`; run.lock names host, pid and start time.
 
     Raises:
-        UserError: another run holds it, or the folder is not writable.
+        UserError: another run holds it, or the folder cannot be made or written.
     """
 
     def __init__(self, folder: str):
         self._folder, self._held = folder, ExitStack()
         owner = os.path.join(folder, OWNER)
         try:
+            os.makedirs(folder, exist_ok=True)
             self._held.enter_context(file_lock(os.path.join(folder, LOCKED), LOCK_TIMEOUT))
             write_atomically(owner, json.dumps({'host': socket.gethostname(), 'pid': os.getpid(),
                                                 'start': time.strftime('%Y-%m-%d %H:%M:%S')}).encode())

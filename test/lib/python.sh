@@ -21,7 +21,8 @@ die() {
 as_paths() {
     local name
     for name in "$@"; do
-        if [[ ${!name}/ == \~/* ]]; then printf -v "$name" '%s' "$HOME${!name:1}"; fi
+        # shellcheck disable=SC2088     # the shell has left it alone
+        if [[ ${!name}/ == '~/'* ]]; then printf -v "$name" '%s' "$HOME${!name:1}"; fi
         if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi
     done
 }
@@ -227,4 +228,15 @@ for name in ('torch', 'torchvision', 'numpy'):
 if 'numpy' not in found and [int(part) for part in found.get('torch', '3.0').split('.')[:2]] < [2, 3]:
     print('numpy<2')
 EOF
+}
+
+# newest_beside PYTHON PACKAGE...: NEWEST, an interpreter that sees what PYTHON does, and the newest PACKAGEs of pip.
+newest_beside() {
+    local base=$1 folder
+    folder=$(cache_folder)/newest
+    shift
+    "$base" -m venv --clear "$folder" && show_packages "$base" "$folder"
+    "$folder/bin/python" -m pip install --disable-pip-version-check --quiet --upgrade "$@" ||
+        die "pip could not install $*"
+    export NEWEST=$folder/bin/python
 }

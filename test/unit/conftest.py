@@ -187,8 +187,10 @@ def process_unchanged():
 
 @pytest.fixture(scope='session', autouse=True)
 def caches(tmp_path_factory):
-    """Caches of these tests alone, which are empty at first."""
+    """Caches of these tests alone, which are empty at first, but for environments and wheels."""
+    kept = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae-pytorch')
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('MAE_CACHE', os.environ.get('MAE_CACHE') or kept)
         for name in ('XDG_CACHE_HOME', 'TORCHINDUCTOR_CACHE_DIR'):
             patch.setenv(name, str(tmp_path_factory.mktemp('cache')))
         yield

@@ -9,7 +9,7 @@ from util.config.weights_location import location_fault
 
 
 def predict_parser() -> Parser:
-    """Flags of main_predict.py."""
+    """Parser of main_predict.py."""
     parser = Parser(prog='main_predict.py', description='Classify images by a model of main_finetune.py.')
     add_model(parser, 'main_finetune.py')
     add_images(parser)

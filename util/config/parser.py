@@ -57,7 +57,12 @@ class Parser(argparse.ArgumentParser):
         path = _value_in_argv('--config', argv) if '--config' in self.flags else None
         if path is not None:
             self._config = ' and ' + path
-            argv = self._read_config(path) + argv       # of a flag given twice, the last value counts
+            try:
+                settings = read_config(path)
+            except UserError as error:
+                self.error(str(error))
+            # Of a flag given twice, the last value counts.
+            argv = [word for name, value in settings.items() for word in self._argv('--' + name, value)] + argv
         parsed, unknown = self.parse_known_args(argv, namespace)
         if unknown:
             self._unknown(unknown[0].split('=')[0])
@@ -66,14 +71,6 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, flag):
         close = difflib.get_close_matches(flag, self.flags, n=1, cutoff=.8)
         self.error('unknown argument {}{}'.format(flag, '; did you mean {}?'.format(close[0]) if close else ''))
-
-    def _read_config(self, path):
-        """The flags of a file as command-line arguments."""
-        try:
-            settings = read_config(path)
-        except UserError as error:
-            self.error(str(error))
-        return [word for name, value in settings.items() for word in self._argv('--' + name, value)]
 
     def _argv(self, flag, value):
         """A flag of a file as command-line arguments; `value` is read_config's."""
@@ -114,6 +111,11 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, excluded:
             raise argparse.ArgumentTypeError('{:.60} is not {}'.format(repr(text), expected.rstrip()))
         return value
     return parse
+
+
+def word_or(word: str, value: Any, number_type: Callable) -> Callable:
+    """argparse type: `word` for `value`, or a number."""
+    return lambda text: value if text.lower() == word else number_type(text)
 
 
 positive_int = number(int, 1)

@@ -9,11 +9,6 @@ from util.config.weights_location import location_fault
 from util.model_sizes import FINETUNE_MODELS, MASK_RATIO, PRETRAIN_MODELS, visible_patches
 
 
-def _or(word, value, number_type):
-    """argparse type: `word` for `value`, or a number."""
-    return lambda text: value if text.lower() == word else number_type(text)
-
-
 def pretrain_parser() -> flags.Parser:
     """Flags of main_pretrain.py."""
     parser = flags.Parser(prog='main_pretrain.py', description='Pre-train a masked autoencoder (arXiv:2111.06377).')
@@ -144,7 +139,7 @@ def _add_run(parser):
     add('--local_rank', '--local-rank', type=flags.number(int, -1), default=-1,
         help='index of this process on its node, if no launcher sets it in the environment')
     add('--dist_on_itp', action='store_true', help='read rank and world size from OpenMPI')
-    add('--dist_url', default='env://', help='rendezvous: env:// or tcp://host:port')
+    add('--dist_url', type=_dist_url, default='env://', help='rendezvous: env:// or tcp://host:port')
     add('--addr', help='address of the master, if MASTER_ADDR is not set')
 
 
@@ -161,8 +156,8 @@ def _add_precision(parser):
 
 def _add_full_training(parser):
     """Flags of pre-training and fine-tuning, not linear probing."""
-    _add_precision(parser)('--loss_scale', type=_or('dynamic', 'dynamic', flags.positive), default='dynamic',
-                           help="fp16 loss scale: 'dynamic' or a number")
+    _add_precision(parser)('--loss_scale', type=flags.word_or('dynamic', 'dynamic', flags.positive),
+                           default='dynamic', help="fp16 loss scale: 'dynamic' or a number")
     add = parser.adder(parser.add_argument_group('speed and memory'))
     add('--compile', action='store_true',
         help='compile the transformer blocks by torch.compile; slow first steps; runs uncompiled if it fails')
@@ -191,7 +186,7 @@ def _add_classification(parser, global_pool):
 
 def _add_finetuning(parser):
     add = parser.adder(parser.add_argument_group('fine-tuning'))
-    add('--freeze', type=_or('all', 'all', flags.non_negative_int), metavar='N',
+    add('--freeze', type=flags.word_or('all', 'all', flags.non_negative_int), metavar='N',
         help='freeze the patch embedding, class token, positions and the first N blocks; all: everything except the '
              'head and its norm; default: train all weights')
     add('--drop_path', type=flags.fraction_below_one, default=.1, help='stochastic depth of the last block')
@@ -199,7 +194,7 @@ def _add_finetuning(parser):
         help='learning rate of a layer, relative to the layer above')
 
     add = parser.adder(parser.add_argument_group('augmentation and regularisation'))
-    add('--color_jitter', type=_or('none', None, flags.non_negative),
+    add('--color_jitter', type=flags.word_or('none', None, flags.non_negative),
         help='strength of colour jitter; used if --aa is none')
     add('--aa', help="AutoAugment policy in timm's notation, or none; default: " + input_flags.RECIPE_AA +
         ', or none if --in_chans is neither 1 nor 3')
@@ -279,18 +274,18 @@ def _parse(parser, argv):
         parser.error('argument --output_dir: names no folder')
     if args.start_epoch is not None and args.start_epoch >= args.epochs:
         parser.error('argument --start_epoch: {} is not below --epochs {}'.format(args.start_epoch, args.epochs))
-    if not (args.dist_url == 'env://' or is_dist_url(args.dist_url)):
-        parser.error('argument --dist_url: {!r} is neither env:// nor tcp://host:port'.format(args.dist_url))
     return parser, args
 
 
-def is_dist_url(text: str) -> bool:
-    """Whether `text` is tcp://HOST:PORT."""
-    try:
-        url = urlparse(text)
-        return url.scheme == 'tcp' and bool(url.hostname and url.port) and not url.path.strip('/')
-    except ValueError:                  # of the port, or an IPv6 address without brackets
-        return False
+def _dist_url(text):
+    url = urlparse(text)
+    # `port` raises ValueError too, as urlparse does for an IPv6 address without brackets.
+    if text != 'env://' and not (url.scheme == 'tcp' and url.hostname and url.port and not url.path.strip('/')):
+        raise ValueError
+    return text
+
+
+_dist_url.__name__ = 'env:// or tcp://host:port'        # in argparse's message
 
 
 def is_csv(path: str) -> bool:

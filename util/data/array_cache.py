@@ -42,12 +42,10 @@ def load_or_build(what: str, root: str, sources_of: Callable[[Arrays], List[str]
     if time.time() - started > MIN_BUILD_SECONDS and mtime < started - MIN_AGE:
         content = io.BytesIO()
         np.savez(content, state=digest, **arrays)
-        try:
+        with suppress(OSError):
             os.makedirs(folder, exist_ok=True)
             write_atomically(path, content.getbuffer())
             logger.info('%s: cached in %s', label, path)
-        except OSError as error:
-            logger.info('%s: cannot be cached in %s (%s)', label, path, error.strerror)
     return arrays
 
 

@@ -13,16 +13,14 @@ from util.data.lazy_image import LazyImage, LazyImageDataset, Transform
 from util.errors import UserError
 from util.files import open_regular
 
-# title: for messages; markers: files that identify the folder; train, val: batch files of each split; meta: file of the
-# class names; labels_key, names_key: keys in the pickled dicts.
-CifarVersion = namedtuple('CifarVersion', 'title folder markers train val meta labels_key names_key')
-CIFAR_10 = CifarVersion('CIFAR-10', 'cifar-10-batches-py', ['data_batch_1'],
-                        ['data_batch_{}'.format(i) for i in range(1, 6)], ['test_batch'], 'batches.meta', b'labels',
-                        b'label_names')
-CIFAR_100 = CifarVersion('CIFAR-100', 'cifar-100-python', ['train', 'meta'], ['train'], ['test'], 'meta',
-                         b'fine_labels', b'fine_label_names')
+# title: for messages; train, val: batch files of each split; meta: file of the class names; labels_key, names_key: keys
+# in the pickled dicts.
+CifarVersion = namedtuple('CifarVersion', 'title folder train val meta labels_key names_key')
+CIFAR_10 = CifarVersion('CIFAR-10', 'cifar-10-batches-py', ['data_batch_{}'.format(i) for i in range(1, 6)],
+                        ['test_batch'], 'batches.meta', b'labels', b'label_names')
+CIFAR_100 = CifarVersion('CIFAR-100', 'cifar-100-python', ['train'], ['test'], 'meta', b'fine_labels',
+                         b'fine_label_names')
 _NUMPY = ('numpy.ndarray', 'numpy.dtype', 'numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct')
-MAX_BATCH_BYTES = 2 ** 29       # the largest official batch has 2 ** 27.2
 
 
 class CifarDataset(LazyImageDataset):
@@ -52,14 +50,11 @@ class CifarDataset(LazyImageDataset):
 def find_cifar(data_path: str) -> Optional[Tuple[str, CifarVersion]]:
     """(folder, version) of the CIFAR batches in a folder or its subfolder of the official name; UserError for both."""
     found = [(folder, version) for version in (CIFAR_10, CIFAR_100)
-             for folder in (data_path, os.path.join(data_path, version.folder)) if _has_files(folder, version.markers)]
+             for folder in (data_path, os.path.join(data_path, version.folder))
+             if all(os.path.isfile(os.path.join(folder, name)) for name in (version.train[0], version.meta))]
     if len({version.title for _, version in found}) > 1:
         raise UserError('--data_path: {} holds CIFAR-10 and CIFAR-100; name the folder of one'.format(data_path))
     return found[0] if found else None
-
-
-def _has_files(folder, names):
-    return all(os.path.isfile(os.path.join(folder, name)) for name in names)
 
 
 def _images_and_labels(batch, version):
@@ -77,7 +72,7 @@ def _read(folder, name, version, parse):
     """Result of `parse` for the dict in a file."""
     path = os.path.join(folder, name)
     with wrap_dataset_errors(path, 'is not a {} batch'.format(version.title)), open_regular(path) as file:
-        data = file.read(MAX_BATCH_BYTES)
+        data = file.read()
         # The unpickler allocates its memo by the largest index in the file; a valid file has at most one per byte.
         if any('PUT' in opcode.name and argument > len(data) for opcode, argument, _ in pickletools.genops(data)):
             raise ValueError('its memo is larger than the file')

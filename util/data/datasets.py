@@ -23,10 +23,10 @@ from util.data.validation_split import VAL_FRACTION, VAL_SEED, validation_mask
 from util.errors import UserError, reworded
 from util.log import logger
 
-SPLITS = ('train', 'val', 'test')       # folders of a dataset that are not classes
 SAMPLED = 32            # images that the range of values is chosen by
 NEARLY_CONSTANT = 16    # difference of the brightest and the darkest pixel, of 255
 VAL_NAMES = ('val', 'validation', 'valid', 'test')      # folders or CSV files of a validation set, by precedence
+SPLITS = ('train', *VAL_NAMES)          # folders of a dataset that are not classes
 
 
 class ImageList(LazyImageDataset):
@@ -71,7 +71,7 @@ def pretraining_set(data_path: str, transform: Transform = None, val_fraction: f
         return labelled_set(data_path, 'train', transform, None, val_fraction, val_seed)
     root = find_split(data_path, 'train', labelled=False) or data_path
     if root != data_path and os.path.isdir(root):
-        others = [name for name in _subfolders(data_path) if name not in ('train', *VAL_NAMES)]
+        others = [name for name in _subfolders(data_path) if name not in SPLITS]
         if others:
             logger.info('--data_path: using %s only; ignoring its sibling folders: %s', root, ', '.join(others[:9]))
     if os.path.isfile(root) or tar_files(root):
@@ -80,7 +80,7 @@ def pretraining_set(data_path: str, transform: Transform = None, val_fraction: f
     if root == data_path and splits and any('train' in name.lower() for name in _subfolders(root)):
         logger.info('warning: --data_path: %s has no train/; using all images below it, also those of %s', root,
                     ', '.join(splits))
-    return _unlabelled_folder(root, transform)
+    return _unlabelled(FileIndex(root), transform)
 
 
 def labelled_set(data_path: str, split: str, transform: Transform = None, classes: Optional[List[str]] = None,
@@ -153,7 +153,7 @@ def _unsplit_root(data_path):
     folders = [] if os.path.isfile(data_path) else _subfolders(data_path)
     for name in folders:
         inner = os.path.join(data_path, name)
-        if name.lower() in ('train', 'training') or {'train', *VAL_NAMES} & set(_subfolders(inner)):
+        if name.lower() in ('train', 'training') or set(SPLITS) & set(_subfolders(inner)):
             raise UserError('--data_path: {} has no train/, and {} is not a class; give the folder that contains '
                             'train/, or rename it to train/'.format(data_path, inner))
     return data_path if folders or os.path.isfile(data_path) or tar_files(data_path) else None
@@ -236,15 +236,10 @@ def _class_folders(root, transform):
     return ImageList(paths, labels, classes.tolist(), transform)
 
 
-def _unlabelled_folder(root, transform):
-    """All images below a folder, without labels."""
-    paths = FileIndex(root)
-    if not paths:
-        raise UserError('--data_path: {} contains no images'.format(root))
-    return _unlabelled(paths, transform)
-
-
 def _unlabelled(paths, transform):
+    """Images without labels, from a list of files or a FileIndex."""
+    if not paths:
+        raise UserError('--data_path: {} contains no images'.format(paths.root))
     return _choose_value_range(ImageList(paths, np.zeros(len(paths), np.int64), UNLABELLED, transform))
 
 
@@ -295,7 +290,7 @@ def _input_datasets(paths, transform):
             elif packed:
                 yield from (_tar_dataset(folder, transform) for folder in packed)
             else:
-                yield _with_folder_labels(_unlabelled_folder(path, transform))
+                yield _with_folder_labels(_unlabelled(FileIndex(path), transform))
 
 
 def _tar_dataset(path, transform):
@@ -306,7 +301,7 @@ def _tar_dataset(path, transform):
 
 
 def _with_folder_labels(dataset):
-    """Label the images of `_unlabelled_folder` by their class folders if each has one."""
+    """Label the images of a FileIndex by their class folders if each has one."""
     parts = [(*folder.split(os.sep), '') for folder in dataset.paths.folders]
     class_of = np.array([nfc(part[part[0] in SPLITS]) for part in parts])[dataset.paths.folder_of]
     if '' not in class_of:

@@ -71,9 +71,8 @@ def _relative_folder(root, folder):
 class FileIndex(PathArray):
     """Paths of the image files below `root`, sorted by name; the files of a folder come before its subfolders.
 
-    `folders` are relative to `root`, which is the first, '';
-    `folder_of` (N,) is the index there of each file's folder. Files directly in `root` count if `root_files`. One log
-    line counts what is ignored. Raises UserError if a folder cannot be listed.
+    `folders` are relative to `root`, which is the first, ''; `folder_of` (N,) is the index there of each file's folder.
+    Files directly in `root` count if `root_files`. A log line counts what is ignored. UserError for unlistable folders.
     """
 
     def __init__(self, root: str, root_files: bool = True):
@@ -203,8 +202,6 @@ def _rows(path):
         try:
             for row in reader:
                 cells = [cell.strip() for cell in row]
-                if reader.line_num % 10000 == 0:
-                    hang_detector.heartbeat('reading {}'.format(one_line(path)))
                 if any(cells) and not (first and [cell.lower() for cell in cells] in HEADERS):
                     yield reader.line_num, cells
                 first = first and not any(cells)

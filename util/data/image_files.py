@@ -98,14 +98,10 @@ def decode(data: bytes, white: int = 0) -> Tuple[np.ndarray, int]:
 
 
 def decode_npy(data: bytes) -> np.ndarray:
-    """(H, W, C) array from the bytes of an .npy file; (H, W) has one channel. ValueError as in check_array."""
+    """(H, W, C) array of uint8, uint16 or finite floats from the bytes of an .npy file; (H, W) has one channel."""
     # read_array reads a stream in pieces, so a header that claims more than the file has allocates no memory.
     pixels = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    return check_array(pixels[..., None] if pixels.ndim == 2 else pixels)
-
-
-def check_array(pixels: np.ndarray) -> np.ndarray:
-    """`pixels` if it is an (H, W, C) array of uint8, uint16 or finite floats; else ValueError."""
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise ValueError('an array of shape {}, not (height, width, channels)'.format(pixels.shape))
     if pixels.dtype.kind != 'f' and not (pixels.dtype.kind == 'u' and pixels.dtype.itemsize <= 2):

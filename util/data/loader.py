@@ -26,7 +26,6 @@ from util.log import logger
 
 MAX_SUBSTITUTES = 99        # if these are unreadable too, the cause is not single files
 GRACE = 2.                  # seconds
-_HAS_SIGTIMEDWAIT = hasattr(signal, 'sigtimedwait')         # not on macOS; it gives the sender of a signal
 _RAISED_IN_WORKER = re.compile(r'Caught \w+ in DataLoader worker process')      # which is still alive
 _HINTS = {signal.SIGKILL: 'most often memory ran out: lower --num_workers',
           signal.SIGBUS: 'most often shared memory ran out: enlarge /dev/shm or lower --num_workers'}
@@ -132,11 +131,9 @@ class Batches:
         if pin_memory and accelerator.is_accelerator:
             options.update(pin_memory=True, **supported(DataLoader, **accelerator.loader_options))
         if num_workers:
-            options.update(worker_init_fn=partial(init_worker, os.getpid()),
-                           **supported(DataLoader, persistent_workers=True))
-        if num_workers and sys.platform.startswith('linux'):
             # Spawned ones, the default of Python 3.14, take seconds to import their modules, and copy the dataset.
-            options['multiprocessing_context'] = 'fork'
+            options.update(worker_init_fn=partial(init_worker, os.getpid()), multiprocessing_context='fork',
+                           **supported(DataLoader, persistent_workers=True))
         self.loader = DataLoader(wrapped, batch_size=batch_size, sampler=sampler, collate_fn=collate,
                                  drop_last=sampler is not None, num_workers=num_workers, **options)
         self.dataset, self.sampler, self.workers = dataset, sampler, num_workers
@@ -207,8 +204,6 @@ def init_worker(parent: int, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if not _HAS_SIGTIMEDWAIT:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     sys.excepthook = lambda *error: None    # of the queue's thread, whose connection breaks when the parent dies
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
@@ -220,7 +215,7 @@ def _exit_with_parent(parent):
     a killed process held a lock.
     """
     while os.getppid() == parent:
-        received = signal.sigtimedwait([signal.SIGTERM], 1.) if _HAS_SIGTIMEDWAIT else time.sleep(1.)
+        received = signal.sigtimedwait([signal.SIGTERM], 1.)
         if received and received.si_pid == parent:
             break
     os._exit(1)
@@ -240,7 +235,7 @@ def iterate_loader(loader: DataLoader) -> Iterator[Any]:
         return _with_worker_failures(_iterator(loader), multiprocessing.active_children())
     except OSError as error:            # also of starting a process
         raise_if_exhausted(error)
-        raise SystemFailure('loader workers cannot start ({}); {}'.format(error, _HINTS[signal.SIGBUS])) from error
+        raise
 
 
 def _iterator(loader):

@@ -9,7 +9,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Iterator, List
 
 import numpy as np
@@ -104,9 +104,7 @@ class TarDataset(LazyImageDataset):
         return os.pread(_open_tar(os.path.join(self.root, self._tars[tar])).fileno(), check_size(size), offset)
 
 
-@lru_cache(_MAX_OPEN_FILES)
-def _open_tar(path):
-    return open_regular(path, buffering=0)      # closed when evicted from the cache
+_open_tar = lru_cache(_MAX_OPEN_FILES)(partial(open_regular, buffering=0))      # closed when evicted from the cache
 
 
 def tar_files(root: str) -> List[str]:

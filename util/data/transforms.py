@@ -126,8 +126,7 @@ def to_pil(pixels: torch.Tensor) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """PIL image -> (H, W, C) uint8 tensor."""
-    pixels = torch.from_numpy(np.array(image))
-    return pixels if pixels.dim() == 3 else pixels[..., None]
+    return torch.from_numpy(np.atleast_3d(np.array(image)))
 
 
 def to_grey(pixels: torch.Tensor) -> torch.Tensor:
@@ -155,8 +154,7 @@ class Normalize:
         return cls(flags.get('in_chans') or 3, flags.get('mean'), flags.get('std'))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        if self._scale.device != images.device:
-            self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
+        self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
         count, height, width, channels = images.shape
         normalized = torch.empty(count, channels, height, width, device=images.device)
         return normalized.copy_(images.permute(0, 3, 1, 2)).mul_(self._scale).sub_(self._shift)

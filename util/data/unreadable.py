@@ -12,7 +12,7 @@ from util.log import logger
 from util.text import one_line
 
 NAME = 'bad_images.txt'
-MAX_LOGGED = 10         # files with their own line in the log
+MAX_LOGGED = 10         # files with a line in the log, not only in the list
 
 
 class UnreadableTracker:
@@ -41,16 +41,13 @@ class UnreadableTracker:
         return len(self._pending)
 
     def sync(self, world: World, device: torch.device) -> None:
-        """Collective: record the pending files of all processes."""
-        gathered, self._pending = world.all_gather_object(list(self._pending.items()), device), {}
-        self.record([tuple(pair) for failures in gathered for pair in failures])
-
-    def record(self, failures: Failures) -> None:
-        """Count, log and list the files of all processes; each process must call it with the same files.
+        """Collective: count, log and list the pending files of all processes.
 
         Those listed before a resume may have been repaired, and count if they fail again. UserError above the limit.
         """
-        new = [pair for pair in dict(failures).items() if pair[0] not in self._recorded]
+        gathered, self._pending = world.all_gather_object(list(self._pending.items()), device), {}
+        found = dict(tuple(pair) for failures in gathered for pair in failures)
+        new = [pair for pair in found.items() if pair[0] not in self._recorded]
         self._recorded.update(path for path, _ in new)
         if self._path and new:
             self._list(new)
@@ -71,8 +68,6 @@ class UnreadableTracker:
             logger.warning('%s: cannot be written (%s); training continues', self._path, error.strerror)
         for path, reason in failures[:max(0, MAX_LOGGED - self._logged)]:
             logger.warning('%s: cannot be read (%s)', path, reason)
-        if self._logged <= MAX_LOGGED < self._logged + len(failures):
-            logger.warning('further unreadable images are listed in %s only', self._path)
         self._logged += len(failures)
 
 

@@ -5,35 +5,30 @@ resumed run, --eval and every tool select the same images, and a smaller fractio
 """
 import hashlib
 import os
-from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Optional, Tuple
 
 import numpy as np
 
-from util.distributed import hang_detector
 from util.log import logger
 
 VAL_FRACTION = .1       # of each class
 VAL_SEED = 0
 
 
-def validation_mask(labels: Sequence[int], names: Iterable[str], fraction: float, seed: int) -> np.ndarray:
+def validation_mask(labels: np.ndarray, names: Iterable[str], fraction: float, seed: int) -> np.ndarray:
     """(N,) boolean mask of the images in the validation split.
 
     Of a class with n images, fraction x n are selected, rounded; at least 1 and at most n - 1, so that a class of one
     image stays in training. A fraction of 1 selects all.
     Args:
-        labels: N class indices.
+        labels: (N,) class indices.
         names: N unique paths within the dataset.
     """
-    labels = np.asarray(labels)
     if fraction == 1:
         return np.ones(len(labels), bool)
     hashes = np.empty(len(labels), np.uint64)
-    salt = '{}:'.format(seed).encode()
     for i, name in enumerate(names):
-        if i % 100000 == 0:
-            hang_detector.heartbeat('selecting validation images')
-        text = salt + _stable_name(name).encode('utf-8', 'surrogateescape')
+        text = '{}:{}'.format(seed, _stable_name(name)).encode('utf-8', 'surrogateescape')
         hashes[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
     order = np.lexsort((hashes, labels))
     mask, first = np.zeros(len(labels), bool), 0

@@ -5,7 +5,7 @@ from typing import Any, List, Tuple
 import numpy as np
 import torch
 
-from util.data.transforms import Normalize, to_pil
+from util.data.transforms import Normalize
 from util.distributed.world import World
 from util.reporting import thumbnails
 
@@ -71,8 +71,8 @@ class ConfusionTracker:
 
     def _examples(self, indices):
         readable = itertools.islice(thumbnails.readable_images(self._dataset, indices), EXAMPLES)
-        imgs = [self._normalize.to_display(self._normalize(image[None]))[0] for _, image in readable]
-        return [thumbnails.jpeg_base64(thumbnails.resize(to_pil(img), SIDE)) for img in imgs]
+        return [thumbnails.jpeg_base64(thumbnails.to_images(self._normalize(image[None]), self._normalize, SIDE)[0])
+                for _, image in readable]
 
 
 def worst_pairs(labels: np.ndarray, guesses: np.ndarray, most: int = PAIRS) -> List[Tuple[int, int, np.ndarray]]:

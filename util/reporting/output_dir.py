@@ -52,10 +52,6 @@ def enter(folder: str, new: bool = False, log_dir: Optional[str] = None) -> Tupl
     Raises:
         UserError: the folder cannot be made or written, or another run holds it.
     """
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError('--output_dir {}: cannot be made ({})'.format(folder, error.strerror)) from error
     lock = RunLock(folder)
     try:
         moved = _move_earlier(folder, log_dir) if new else []
@@ -110,7 +106,9 @@ def _move_earlier(folder, log_dir):
 
 def report_no_checkpoint(folder: str) -> None:
     """Log that --resume auto has found none in `folder`, and the newest one that earlier results there hold."""
-    found = sorted(glob.glob(os.path.join(glob.escape(folder), 'earlier.*', 'checkpoint-*.pth')),
+    # Earlier releases renamed the whole folder, to FOLDER.DATE.
+    places = [os.path.join(glob.escape(folder), 'earlier.*'), glob.escape(folder.rstrip(os.sep)) + '.[12]*']
+    found = sorted((path for place in places for path in glob.glob(os.path.join(place, 'checkpoint-*.pth'))),
                    key=lambda path: os.lstat(path).st_mtime)
     logger.warning('--resume auto: no checkpoint in %s, training starts from the beginning%s', folder,
                    '; earlier results have {}'.format(found[-1]) if found else '')
@@ -123,16 +121,11 @@ def set_log_aside(folder: str, records: Sequence[str]) -> List[str]:
 
 
 def save_flags(args: Namespace, processes: int, evaluation: bool = False) -> List[str]:
-    """Write all flags into the output folder in a form that --config takes; a file of other flags there is renamed.
+    """Write all flags into config.yaml, or eval_config.yaml of an `evaluation`, in a form that --config takes.
 
     A --resume within the same folder, and its --start_epoch, are not part of the recipe: a comment names it, and the
     file repeats the whole run. The effective batch that an absolute --lr was used with is put down.
-    Args:
-        args: the parsed flags.
-        processes: their number.
-        evaluation: they are not of a training: the file is eval_config.yaml, not config.yaml.
-    Returns:
-        list of the new names of files that were set aside.
+    Returns the new name of a file of other flags, which is renamed.
     """
     values = {flag: value for flag, value in vars(args).items() if flag != 'config'}
     head = '# All flags of a run; --config takes this file.\n'

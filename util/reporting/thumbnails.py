@@ -9,44 +9,23 @@ from PIL import Image, ImageDraw, ImageFont
 from util.compat import supported
 from util.data.image_files import UnreadableImage
 from util.data.transforms import Normalize, to_pil
-from util.text import one_line
 
 NEAREST, LANCZOS = 0, 1                 # by Pillow's numbers: release 9.1 warns of the names
-FONT_SIZE, LINE, LETTER = 13, 17, 7     # pixels: font size, if this Pillow has a choice; line height; letter width
-GAP = 4                                 # pixels between images
+FONT_SIZE, LINE, GAP = 13, 17, 4        # pixels: font size, if this Pillow has a choice; line height; between images
 
 
-def resize(image: Image.Image, side: int) -> Image.Image:
-    """Resize to `side` pixels on the longer side; enlarged pixels stay square."""
-    factor = side / max(image.size)
-    size = [max(1, round(length * factor)) for length in image.size]
-    return image.resize(size, NEAREST if factor > 1 else LANCZOS)
-
-
-def grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[Sequence[str]] = (), width: int = 0) -> Image.Image:
-    """Grid of images of one size on white, GAP pixels apart, in columns of at least `width` pixels.
-
-    `titles` has, for each of the first rows, a line of text above each of its images.
-    """
-    column_width, height = max(rows[0][0].size[0], width), rows[0][0].size[1]
-    canvas = Image.new('RGB', (len(rows[0]) * (column_width + GAP) - GAP,
-                               len(titles) * LINE + len(rows) * (height + GAP) - GAP), 'white')
-    top = 0
+def grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), width: int = 0) -> Image.Image:
+    """Grid of images of one size on white, GAP pixels apart, in columns of at least `width` pixels with `titles`."""
+    column_width, height = max(rows[0][0].size[0], width) + GAP, rows[0][0].size[1] + GAP
+    top = LINE if titles else 0
+    canvas = Image.new('RGB', (len(rows[0]) * column_width - GAP, top + len(rows) * height - GAP), 'white')
+    font = ImageFont.load_default(**supported(ImageFont.load_default, size=FONT_SIZE))
+    for column, title in enumerate(titles):
+        ImageDraw.Draw(canvas).text((column * column_width, 0), title, 'black', font)
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
-            left = column * (column_width + GAP)
-            if row < len(titles):
-                _draw_text(canvas, left, top, titles[row][column], column_width)
-            canvas.paste(image, (left, top + LINE * (row < len(titles))))
-        top += height + GAP + LINE * (row < len(titles))
+            canvas.paste(image, (column * column_width, top + row * height))
     return canvas
-
-
-def _draw_text(canvas, left, top, text, width):
-    """Draw a line of text at most `width` pixels wide, cut at its beginning. The font has Latin letters alone."""
-    most, text = width // LETTER, one_line(text).encode('latin-1', 'replace').decode('latin-1')
-    font = ImageFont.load_default(**supported(ImageFont.load_default, size=FONT_SIZE))
-    ImageDraw.Draw(canvas).text((left, top), text if len(text) <= most else '...' + text[3 - most:], 'black', font)
 
 
 def readable_images(dataset: Any, indices: Iterable[int]) -> Iterator[Tuple[int, torch.Tensor]]:
@@ -66,5 +45,8 @@ def jpeg_base64(image: Image.Image) -> str:
 
 
 def to_images(imgs: torch.Tensor, normalize: Normalize, side: int) -> List[Image.Image]:
-    """(N, C, H, W), normalised -> PIL images, `side` pixels on the longer side."""
-    return [resize(to_pil(pixels), side) for pixels in normalize.to_display(imgs)]
+    """(N, C, H, W), normalised -> PIL images, `side` pixels on the longer side; enlarged pixels stay square."""
+    factor = side / max(imgs.shape[2:])
+    height, width = (max(1, round(length * factor)) for length in imgs.shape[2:])
+    return [to_pil(pixels).resize((width, height), NEAREST if factor > 1 else LANCZOS)
+            for pixels in normalize.to_display(imgs)]

@@ -5,7 +5,6 @@ Shapes: N images, C channels, L patches, p patch side, D width.
 """
 import importlib
 import json
-from argparse import Namespace
 from functools import partial
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -148,8 +147,7 @@ def write_safetensors(exported: ExportedModel, path: str) -> Tuple[Optional[Dict
     return None, 'safetensors.torch.load_file({})'
 
 
-def parse_export(argv: Optional[List[str]] = None) -> Namespace:
-    """Parse and check the flags; a bad one ends the process with one line."""
+def main(argv: Optional[List[str]] = None) -> None:
     parser = Parser(prog='python -m util.tools.export', description=__doc__.split('\n')[0])
     add = parser.add_argument
     add_checkpoint(parser, 'main_pretrain.py or main_finetune.py')
@@ -157,7 +155,10 @@ def parse_export(argv: Optional[List[str]] = None) -> Namespace:
     add('--output', required=True,
         help='file to write, an existing one is renamed; for hf a folder, which must be new or empty')
     add('--part', choices=tuple(OUTPUTS), help='part of the model to export; default: all of it')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    log.set_up(True, results=is_special(args.output))
+    for line in ['written: ' + args.output, *export(args.resume, args.to, args.output, args.part)]:
+        logger.info('%s', line)
 
 
 def export(resume: str, form: str, output: str, part: Optional[str] = None) -> List[str]:
@@ -186,11 +187,5 @@ def export(resume: str, form: str, output: str, part: Optional[str] = None) -> L
     return [compared, takes, 'to load it: ' + loaded_by.format(repr(output))]
 
 
-def main(args: Namespace) -> None:
-    log.set_up(True, results=is_special(args.output))
-    for line in ['written: ' + args.output, *export(args.resume, args.to, args.output, args.part)]:
-        logger.info('%s', line)
-
-
 if __name__ == '__main__':
-    run(main, parse_export())
+    run(main)

@@ -25,9 +25,6 @@ except ImportError:         # then outputs are not compared
 
 def write(exported: Any, path: str) -> Tuple[Optional[Dict[str, torch.Tensor]], str]:
     """Write the folder, and run it in transformers; returns and raises as util.tools.export.write_timm does."""
-    if exported.part == 'mae' and exported.size[0] != exported.size[1]:
-        raise UserError("--to hf: transformers' ViTMAE takes square inputs, and this one has {} x {}; give "
-                        '--part encoder'.format(*exported.size))
     name, model_type, prefix = _target(exported)
     os.mkdir(path)
     weights = hugging_face.their_names(exported.state_dict(), prefix)
@@ -50,7 +47,7 @@ def write(exported: Any, path: str) -> Tuple[Optional[Dict[str, torch.Tensor]], 
     transformers.logging.set_verbosity_error()
     try:
         return _outputs(exported, getattr(transformers, name).from_pretrained(path, **options).eval()), loaded_by
-    except (RuntimeError, ValueError) as error:         # e.g. BEiT of transformers 5 for inputs that are not square
+    except (RuntimeError, ValueError) as error:         # e.g. ViTMAE for inputs that are not square
         raise UserError('--to hf: {} of transformers {} cannot run this model with {} x {} inputs ({}); give --to timm '
                         'or --to onnx'.format(name, transformers.__version__, *exported.size, first_line(error))
                         ) from error

@@ -3,15 +3,13 @@
 FOLDER gets features.npy, a row per image, or block-N.npy for each of --blocks; files.txt, the image of each row;
 labels.npy and classes.txt if the images have classes; and features.json, how the features were made.
 """
-import argparse
 import itertools
 import json
 import math
 import os
-import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Union
+from typing import Any, Iterable, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -19,14 +17,15 @@ import torch
 from util import log
 from util.checkpoints import load_model
 from util.config.inference_flags import add_images, add_model, add_work
-from util.config.parser import Parser, positive_int
+from util.config.parser import Parser, positive_int, word_or
 from util.data.unreadable import NAME as BAD_IMAGES, escaped
 from util.errors import UserError, run
 from util.models import features
 from util.text import one_line
 from util.tools.inference import Inference
 from util.tools.outputs import output_path
-from util.training.epoch_meter import per_second
+
+NPY_HEADER = 128        # bytes, for arrays of two dimensions
 
 
 def extract(model: torch.nn.Module, imgs: torch.Tensor, pool: str, blocks: Sequence[int]) -> List[torch.Tensor]:
@@ -42,35 +41,6 @@ def extract(model: torch.nn.Module, imgs: torch.Tensor, pool: str, blocks: Seque
             for number, tokens in enumerate(outputs, 1) if number in blocks]
 
 
-def _block(text: str) -> Union[str, int]:
-    if not (text == 'all' or text.isdigit()):
-        raise argparse.ArgumentTypeError("{!r} is neither a block number nor 'all'; name images before --blocks"
-                                         .format(text))
-    return text if text == 'all' else positive_int(text)
-
-
-@contextmanager
-def npy_writer(path: str, width: int, dtype: str) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield a function that appends rows (M, width) to a .npy file.
-
-    The rows need not fit into memory, and their number is known only at the end.
-    """
-    count = 0
-    with open(path, 'wb') as file:
-        def write_header():             # 128 bytes, whatever the count
-            file.seek(0)
-            np.lib.format.write_array_header_1_0(
-                file, {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': (count, width)})
-
-        def append(rows):
-            nonlocal count
-            file.write(np.ascontiguousarray(rows, dtype).tobytes())
-            count += len(rows)
-        write_header()
-        yield append
-        write_header()
-
-
 def write(folder: str, names: List[str], batches: Iterable, dataset: Any, dtype: str, width: int) -> int:
     """Write the features, names and labels of images into a folder, see the head of this module; returns their number.
 
@@ -82,14 +52,20 @@ def write(folder: str, names: List[str], batches: Iterable, dataset: Any, dtype:
     """
     indices = []
     with ExitStack() as stack:
-        appends = [stack.enter_context(npy_writer(os.path.join(folder, name + '.npy'), width, dtype)) for name in names]
+        files = [stack.enter_context(open(os.path.join(folder, name + '.npy'), 'wb')) for name in names]
+        for file in files:              # the header has the number of rows, which is known at the end
+            file.seek(NPY_HEADER)
         for batch, outputs in batches:
-            for append, rows in zip(appends, outputs):
+            for file, rows in zip(files, outputs):
                 if float(np.finfo(dtype).max) < float(rows.abs().max()) < math.inf:
                     raise UserError('--dtype {}: features of {} or one of the next images overflow; use float32'.format(
                         dtype, dataset.name_of(batch[0])))
-                append(rows.float().cpu().numpy())
+                file.write(rows.float().cpu().numpy().astype(dtype).tobytes())
             indices += batch
+        for file in files:
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(
+                file, {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': (len(indices), width)})
     _write_lines(folder, 'files.txt', (escaped(dataset.name_of(index)) for index in indices))
     if dataset.classes:
         np.save(os.path.join(folder, 'labels.npy'), np.asarray(dataset.labels)[indices].astype(np.int64))
@@ -110,8 +86,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     add('--output', required=True, help='output folder; must be new or empty')
     add('--pool', choices=('mean', 'cls'),
         help='mean of the patch tokens, or class token; default: the input of the head, else mean')
-    add('--blocks', nargs='+', type=_block, metavar='N',
-        help='blocks to take features after, counted from 1, or all; default: the last, with the norm after it')
+    add('--blocks', nargs='+', type=word_or('all', 'all', positive_int), metavar='N',
+        help='after the images: blocks to take features after, from 1, or all; default: the last, with its norm')
     add('--dtype', default='float32', choices=('float32', 'float16'), help='data type of the features')
     add_work(parser)
     args = parser.parse_args(argv)
@@ -125,7 +101,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     inference = Inference(loaded, args.device, args.amp)
     dataset = inference.dataset(args.images)
     names = ['block-{}'.format(number) for number in blocks] or ['features']
-    width, start = loaded.model.pos_embed.shape[-1], time.monotonic()
+    width = loaded.model.pos_embed.shape[-1]
     batches = inference.run(dataset, partial(extract, pool=pool, blocks=blocks), args.batch_size, args.num_workers,
                             'features')
     with output_path(args.output) as folder:
@@ -137,11 +113,9 @@ def main(argv: Optional[List[str]] = None) -> None:
         settings = {'resume': args.resume, 'model': loaded.flags['model'],
                     'input_size': loaded.flags.get('input_size') or 224, 'pool': pool, 'blocks': blocks or None,
                     'dtype': args.dtype, 'images': count, 'width': width, 'unreadable': len(inference.unreadable)}
-        with open(os.path.join(folder, 'features.json'), 'w', encoding='utf-8') as file:
-            json.dump(settings, file, indent=1)
-    print('features of {:,} images, {} numbers each: {} ({:.0f} images/s)'.format(
-        count, width, one_line(', '.join(os.path.join(args.output, name + '.npy') for name in names)),
-        per_second(count, time.monotonic() - start)))
+        _write_lines(folder, 'features.json', [json.dumps(settings, indent=1)])
+    print('features of {:,} images, {} numbers each: {}'.format(
+        count, width, one_line(', '.join(os.path.join(args.output, name + '.npy') for name in names))))
 
 
 if __name__ == '__main__':

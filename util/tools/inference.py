@@ -3,13 +3,12 @@ import sys
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
-from PIL import Image
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from util.checkpoints.load_model import LoadedModel
 from util.data.datasets import InputImages
 from util.data.loader import evaluation_loader
-from util.data.transforms import preprocessing_of, to_pil
+from util.data.transforms import preprocessing_of
 from util.devices import accelerator as devices
 from util.devices.host import default_workers
 from util.devices.precision import choose_precision
@@ -32,10 +31,6 @@ class Inference:
     def dataset(self, paths: Sequence[str]) -> InputImages:
         """Dataset of the images of a command line, with the evaluation transform."""
         return InputImages(paths, self._transform)
-
-    def to_image(self, pixels: torch.Tensor) -> Image.Image:
-        """An image of `dataset` (H, W, C) -> PIL image."""
-        return to_pil(self.normalize.to_display(self.normalize(pixels[None]))[0])
 
     def run(self, dataset: Dataset, function: Callable[[torch.nn.Module, torch.Tensor], Any], batch_size: int,
             num_workers: Optional[int] = None, label: str = '') -> Iterator[Tuple[List[int], Any]]:
@@ -71,9 +66,3 @@ class Inference:
         for path, reason in found:
             logger.warning('%s: cannot be read (%s)', path, reason)
         self.unreadable += found
-
-
-def evenly_spaced(dataset: Dataset, count: int) -> Subset:
-    """At most `count` images of a dataset, evenly spaced."""
-    count = min(count, len(dataset))
-    return Subset(dataset, [i * len(dataset) // count for i in range(count)])

@@ -1,15 +1,12 @@
 """Pack images into tar shards in WebDataset's layout: python -m util.tools.pack_shards SOURCE TARGET [flags]
 
-A few hundred tar files are faster to list, to copy and to read from a shared disk than millions of small files. They
-are written to a temporary folder, which is renamed to TARGET when it is complete.
+A few hundred tar files are faster to list, to copy and to read from a shared disk than millions of small files.
 """
 import io
 import itertools
 import os
-import shutil
 import signal
 import tarfile
-import time
 from argparse import Namespace
 from types import SimpleNamespace
 from typing import List, Optional, Sequence, Tuple
@@ -32,6 +29,7 @@ from util.devices.host import default_workers
 from util.distributed.world import World
 from util.errors import UserError, reworded, run
 from util.log import logger, progress_bar
+from util.tools.outputs import output_path
 
 UNREADABLE = 'unreadable.txt'
 
@@ -84,23 +82,13 @@ def load_splits(source: str, short_side: Optional[int] = None) -> List[Tuple[str
 
 
 def pack(args: Namespace, splits: Sequence[Tuple[str, ImageList]]) -> int:
-    """Pack the splits into TARGET, and count unreadable images; UserError if it is in use or cannot be written."""
-    target = os.path.normpath(args.target)
-    if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
-        raise UserError('TARGET: {} exists; choose a new folder'.format(target))
-    incomplete = '{}.incomplete-{:x}'.format(target, time.time_ns())
-    try:
-        os.makedirs(incomplete)
-        unreadable = sum([_pack_split(args, incomplete, split, dataset) for split, dataset in splits], [])
+    """Pack the splits into TARGET, and count unreadable images; UserError if it has files or cannot be written."""
+    with output_path(args.target) as folder:
+        unreadable = sum([_pack_split(args, folder, split, dataset) for split, dataset in splits], [])
         if unreadable:
-            with open(os.path.join(incomplete, UNREADABLE), 'w', encoding='utf-8', errors='surrogateescape') as file:
+            with open(os.path.join(folder, UNREADABLE), 'w', encoding='utf-8', errors='surrogateescape') as file:
                 file.writelines(unreadable)
         os.sync()           # else a power cut could leave empty files under the final name
-        os.rename(incomplete, target)
-    except OSError as error:
-        raise UserError('TARGET: {} cannot be written ({})'.format(target, error.strerror or error)) from error
-    finally:
-        shutil.rmtree(incomplete, ignore_errors=True)
     return len(unreadable)
 
 
@@ -116,13 +104,10 @@ def _pack_split(args, folder, split, dataset):
     loader.unreadable_images = SimpleNamespace(add=unreadable.extend)
     with progress_bar(os.path.normpath(os.path.join(args.target, split)), 'images', len(files)) as bar:
         samples = itertools.chain.from_iterable(zip(*batch) for batch in loader)
-        for number in itertools.count():
-            shard = list(itertools.islice(samples, 1))
-            if not shard:
-                break
+        for number, shard in itertools.groupby(enumerate(samples), lambda item: item[0] // args.images_per_shard):
             path = os.path.join(folder, '{}-{:06d}.tar'.format(split or 'images', number))
             with tarfile.open(path, 'w', format=tarfile.GNU_FORMAT) as tar:
-                for data, extension, i in itertools.chain(shard, itertools.islice(samples, args.images_per_shard - 1)):
+                for _, (data, extension, i) in shard:
                     stem, original = os.path.splitext(names[i])
                     _add(tar, stem + (extension or original), data)
                     if labelled:

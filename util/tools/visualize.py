@@ -4,33 +4,23 @@ Each row is one image: masked, reconstructed, reconstructed with the visible pat
 """
 from typing import List, Optional
 
-import torch
-from PIL import Image
+from torch.utils.data import Subset
 
 from util import log
 from util.checkpoints import load_model
 from util.config.inference_flags import add_checkpoint, add_images
 from util.config.parser import Parser, non_negative_int, open_fraction, positive_int
-from util.data.transforms import Normalize
 from util.errors import run
 from util.log import logger
 from util.model_sizes import MASK_RATIO
 from util.models.reconstruction import reconstruct
 from util.reporting import thumbnails
-from util.tools.inference import Inference, evenly_spaced
+from util.tools.inference import Inference
 from util.tools.outputs import open_output
 
 TITLES = ('masked', 'reconstruction', 'with visible patches', 'original')
 NORM_PIX_NOTE = ' (mean and contrast of patches are those of the original: the model does not predict them)'
 SIDE, COLUMN = 160, 162         # pixels: longer side of an image, minimum width of a column
-
-
-def reconstruction_grid(model: torch.nn.Module, imgs: torch.Tensor, mask_ratio: float, seed: int,
-                        normalize: Normalize) -> Image.Image:
-    """Grid of masked, reconstructed and original images; imgs (N, C, H, W), normalised."""
-    columns = [thumbnails.to_images(column, normalize, SIDE)
-               for column in (*reconstruct(model, imgs, mask_ratio, seed), imgs)]
-    return thumbnails.grid(list(zip(*columns)), [TITLES], width=COLUMN)
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -47,14 +37,15 @@ def main(argv: Optional[List[str]] = None) -> None:
     loaded = load_model.load_autoencoder(args.resume)
     inference = Inference(loaded, 'cpu')
     mask_ratio = args.mask_ratio or loaded.flags.get('mask_ratio', MASK_RATIO)
-
-    def reconstructions(model, imgs):
-        return reconstruction_grid(model, imgs, mask_ratio, args.seed, inference.normalize)
-    dataset = evenly_spaced(inference.dataset(args.images), args.count)
+    dataset = inference.dataset(args.images)
+    count = min(args.count, len(dataset))
+    chosen = Subset(dataset, [i * len(dataset) // count for i in range(count)])
     with open_output(args.output) as file:
         # As one batch: masks depend on its size.
-        (_, image), = inference.run(dataset, reconstructions, args.count, num_workers=0)
-        image.save(file, 'PNG')
+        (_, columns), = inference.run(chosen, lambda model, imgs: [
+            thumbnails.to_images(column, inference.normalize, SIDE)
+            for column in (*reconstruct(model, imgs, mask_ratio, args.seed), imgs)], count, num_workers=0)
+        thumbnails.grid(list(zip(*columns)), TITLES, width=COLUMN).save(file, 'PNG')
     logger.info('reconstructions: %s%s', args.output, NORM_PIX_NOTE if loaded.model.norm_pix_loss else '')
 
 

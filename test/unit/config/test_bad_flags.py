@@ -1,10 +1,9 @@
 """User errors: one line, a non-zero status, earlier results untouched."""
 from argparse import Namespace
 
-import fuzzed_images
 import pytest
 import torch
-from conftest import FINETUNE, call, pretrain
+from conftest import FINETUNE, call
 
 from engine_finetune import evaluate_checkpoint
 from util.checkpoints.checkpointer import Checkpointer
@@ -17,30 +16,12 @@ from util.reporting import output_dir
 from util.training.setup import count_classes, log_training_summary
 
 
-def assert_user_error(run, words):
-    """The run ended with status 2, no traceback, and a last line that contains `words`."""
-    assert run.status == 2 and 'Traceback' not in run.output, run.output
-    last = run.output.strip().split('\n')[-1]
-    assert last.startswith('error: ') and str(words) in last, run.output
-
-
 @pytest.mark.parametrize('tool, argument', [('dataset_stats', 'DATA'), ('pack_shards', 'SOURCE')])
 def test_errors_of_a_tool_name_its_own_argument(tmp_path, tool, argument):
     (tmp_path / 'data').mkdir()
     paths = [tmp_path / 'data', *[tmp_path / 'x'] * (argument == 'SOURCE')]
     run = call('util.tools.' + tool, *paths)
-    assert_user_error(run, 'error: {}: {}'.format(argument, tmp_path / 'data'))
-
-
-def test_training_on_corrupt_images_prints_no_traceback(tmp_path):
-    (tmp_path / 'data').mkdir()
-    fuzzed_images.write(tmp_path / 'data', 150, seed=3)
-    run = pretrain('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 2, '--num_workers', 2,
-                   '--max_bad_images', 150)
-    assert run.status == 0, run.output
-    for words in ('Traceback', 'Warning', 'Exception'):
-        assert words not in run.output, run.output
-    assert run.output.count(': cannot be read (') == 10
+    assert run.status == 2 and run.output.startswith('error: {}: {}'.format(argument, tmp_path / 'data')), run.output
 
 
 def test_nb_classes_below_the_number_of_classes_is_rejected(images):
@@ -59,12 +40,6 @@ def test_evaluation_without_a_checkpoint_to_resume_is_rejected(tmp_path):
     args = parse_finetune([*FINETUNE, '--data_path', str(tmp_path), '--eval', '--resume', 'auto'])
     with pytest.raises(UserError, match='^--resume auto'):
         evaluate_checkpoint(args, None, None, Checkpointer(None), None, None)
-
-
-def test_an_error_after_the_parser_leaves_earlier_results_untouched(images, tmp_path):
-    (tmp_path / 'log.txt').write_text('{}\n')
-    assert_user_error(pretrain('--data_path', images, '--output_dir', tmp_path, '--batch_size', 99), '--batch_size 99')
-    assert [path.name for path in tmp_path.iterdir()] == ['log.txt']
 
 
 def test_an_unknown_augmentation_policy_is_rejected():

@@ -1,5 +1,4 @@
 """--config: flags from a YAML file, and config.yaml, which a run writes."""
-import os
 import sys
 from pathlib import Path
 
@@ -45,21 +44,12 @@ def test_the_command_line_takes_precedence_over_the_file(parsed):
     assert (args.batch_size, args.seed, args.global_pool) == (4, 1, False)
 
 
-def test_a_required_flag_missing_in_the_file_stays_required(tmp_path):
-    (tmp_path / 'x.yaml').write_text('seed: 1')
-    with pytest.raises(SystemExit):
-        parse_pretrain(['--config={}'.format(tmp_path / 'x.yaml')])
-
-
 @pytest.mark.compat
 @pytest.mark.parametrize('text, named', [
-    ('mask_ration: .5', '--mask_ration'), ('batch_size: many', '--batch_size'), ('batch_size: 8.5', '--batch_size'),
-    ('blr: [1, 2]', '--blr'), ('blr: {a: 1}', 'blr'), ('blr: [[1]]', 'blr'), ('mean: [1, --amp]', '--mean'),
-    ('model: resnet', '--model'), ('amp: maybe', '--amp'), ('amp: [true]', '--amp'),
-    ('seed: 1\n--seed: 1', 'seed'), ('input_size: 225', '--input_size'), ('config: x', '--config'),
-    ('help: true', '--help'), ('seed: !!python/object/apply:os.abort []', '--seed'), ('seed: 1\n input_size: 2', ''),
-    ('[' * 500, ''), (b'seed: \xff', ''), ('just words', ''), ('- seed', ''), ('[a]: 1', ''), ('&a {b: *a}', ''),
-    ('seed: 1\n---\nseed: 2', '')])
+    ('mask_ration: .5', '--mask_ration'), ('batch_size: many', '--batch_size'), ('blr: [1, 2]', '--blr'),
+    ('blr: {a: 1}', 'blr'), ('mean: [1, --amp]', '--mean'), ('amp: maybe', '--amp'), ('seed: 1\n--seed: 1', 'seed'),
+    ('config: x', '--config'), ('seed: !!python/object/apply:os.abort []', '--seed'), ('[' * 500, ''),
+    (b'seed: \xff', ''), ('just words', ''), ('[a]: 1', ''), ('&a {b: *a}', ''), ('seed: 1\n---\nseed: 2', '')])
 def test_an_error_is_one_line_with_flag_or_file(parsed, capsys, text, named):
     with pytest.raises(SystemExit) as ended:
         parsed(text)
@@ -89,12 +79,6 @@ def test_a_tilde_is_the_home_folder_on_the_command_line_and_in_the_file(tmp_path
     found = parse_predict(['--resume=~/c.pth', '--output=~/o', '--class_names=~/n', '~/i'])
     assert [found.resume, found.output, found.class_names, *found.images] == [
         '{}/{}'.format(tmp_path, name) for name in ('c.pth', 'o', 'n', 'i')]
-
-
-def test_a_fifo_instead_of_a_file_is_an_error_not_a_hang(tmp_path):
-    os.mkfifo(str(tmp_path / 'x.yaml'))
-    with pytest.raises(UserError, match='not a regular file'):
-        parser.read_config(str(tmp_path / 'x.yaml'))
 
 
 # config.yaml
@@ -137,21 +121,12 @@ def test_the_batch_size_of_an_absolute_lr_is_recorded(tmp_path):
 
 # Launchers
 
-@pytest.fixture
-def recipe(tmp_path):
-    (tmp_path / 'my recipe.yaml').write_text('blr: 1e-2\namp: false\nepochs: 3\nglobal_pool: true\n')
-    return tmp_path / 'my recipe.yaml'
-
-
-def test_the_file_overrides_the_launchers_recipe_and_flags_override_the_file(recipe, images):
+def test_the_file_overrides_the_launchers_recipe_and_flags_override_the_file(images, tmp_path):
+    recipe = tmp_path / 'my recipe.yaml'
+    recipe.write_text('blr: 1e-2\namp: false\nepochs: 3\nglobal_pool: true\n')
     run = launcher('linprobe_full_8p', '--data_path', images, '--finetune_pth', __file__, '--epochs=7', '--config',
                    recipe, DRY_RUN='1')
     words = run.output.split()
     assert run.status == 0 and not {'--blr', '--amp', '--epochs'} & set(words) and words[-1] == '--epochs=7'
     args = check_printed(run.output)[1]
     assert (args.blr, args.epochs, args.global_pool) == (1e-2, 7, True)
-
-
-def test_the_cifar10_launcher_rejects_a_file(recipe, tmp_path):
-    run = launcher('cifar10_1p', '--data_path', tmp_path, '--config', recipe)
-    assert run.status == 2 and run.output.startswith('error: --config: ')

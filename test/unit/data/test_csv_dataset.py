@@ -3,7 +3,6 @@ import os
 
 import pytest
 
-from util.data import file_index
 from util.data.datasets import labelled_set, pretraining_set
 from util.errors import UserError
 
@@ -61,34 +60,17 @@ def test_csv_labels_a_train_folder_without_class_folders(folder):
         labelled_set(str(folder), 'val', val_fraction=0)
 
 
-@pytest.mark.parametrize('text', ['a.jpg\nb.jpg\n', 'path\na.jpg\nb.jpg\n'])
-def test_pretraining_needs_paths_only(folder, text):
-    assert len(pretraining_set(write(folder, text))) == 2
+def test_pretraining_needs_paths_only(folder):
+    assert len(pretraining_set(write(folder, 'path\na.jpg\nb.jpg\n'))) == 2
     with pytest.raises(UserError, match='x.csv'):
         labelled_set(str(folder / 'x.csv'), 'train')
 
 
 @pytest.mark.parametrize('text, named', [
     ('a.jpg,cat\nno.jpg,dog\nb.jpg,dog\n', r'/no\.jpg is missing'), ('file,class\na.jpg,cat\n', '/file is missing'),
-    ('a.jpg;cat\n', 'line 1'), ('path,label\na.jpg,cat\nb.jpg\n', 'line 3'), ('a.jpg,1,2\n', 'line 1'),
-    ('a.jpg,cat\nb.jpg,\n', 'line 2'), ('a.jpg,cat\n\n"b.jpg,dog\n', 'line 3'),
+    ('a.jpg;cat\n', 'line 1'), ('path,label\na.jpg,cat\nb.jpg,\n', 'line 3'), ('a.jpg,cat\n\n"b.jpg,dog\n', 'line 3'),
     ('a.jpg,cat\nb.jpg,dog\na.jpg,dog\n', "line 3: 'a.jpg'"), ('\n\n', 'lists no images'),
-    ('a.jpg,cat\nb\0.jpg,dog\n', ''), ('path,label\na.jpg,cat\n'.encode('utf-16'), ''),
-    ('a.jpg,cat\n"' + 'x' * 140000 + '",dog\n', 'line 2'), ('a.jpg,cat\n' + 'x' * 5000 + '.jpg,dog\n', 'is missing')])
+    ('path,label\na.jpg,cat\n'.encode('utf-16'), ''), ('a.jpg,cat\n"' + 'x' * 140000 + '",dog\n', 'line 2')])
 def test_bad_row_is_reported_by_line(folder, text, named):
     with pytest.raises(UserError, match='^--data_path: .*x.csv.*' + named):
         labelled_set(write(folder, text), 'train')
-
-
-def test_pipe_does_not_block(tmp_path):
-    os.mkfifo(str(tmp_path / 'x.csv'))
-    with pytest.raises(UserError, match='x.csv'):
-        pretraining_set(str(tmp_path / 'x.csv'))
-
-
-def test_existence_is_checked_for_a_sample_of_a_large_file(folder, monkeypatch):
-    monkeypatch.setattr(file_index, 'MAX_PATH_CHECKS', 2)
-    checked = []
-    monkeypatch.setattr(file_index.os.path, 'exists', lambda path: checked.append(path) or True)
-    labelled_set(write(folder, ''.join('{}.jpg,a\n'.format(i) for i in range(100))), 'train')
-    assert [path for path in checked if path.endswith('.jpg')] == [str(folder / '0.jpg'), str(folder / '51.jpg')]

@@ -11,7 +11,6 @@ from synthetic_dataset import CLASSES
 
 from util.data import datasets
 from util.data.cifar import CIFAR_10
-from util.distributed import hang_detector
 from util.errors import UserError
 
 
@@ -67,13 +66,6 @@ def test_class_folders_are_sorted_and_files_outside_of_them_ignored(images, tmp_
         datasets.labelled_set(str(tmp_path), 'train')
 
 
-def test_listing_each_folder_counts_as_progress(images, monkeypatch):
-    places = []
-    monkeypatch.setattr(hang_detector, 'heartbeat', places.append)
-    datasets.labelled_set(str(images), 'val')
-    assert places == ['listing {}'.format(images / 'val' / name).rstrip('/') for name in ['', *sorted(CLASSES)]]
-
-
 @pytest.mark.compat
 def test_cifar_is_found_in_its_folder_or_the_parent_folder(cifar):
     for path in (str(cifar), str(cifar.parent)):
@@ -104,10 +96,8 @@ class Evil:
 
 @pytest.mark.compat
 @pytest.mark.parametrize('batch', [
-    {}, {b'data': np.zeros((1, 3072), np.uint8), b'labels': [1, 2]},
-    {b'data': np.zeros((1, 3072), 'f4'), b'labels': [1]}, Evil(),
-    b'\x80\x02]r\xff\xff\xff\x7f.', b'\x80\x03B\xff\xff\xff\xffx.',
-    b'\x80\x02c_codecs\nencode\n(U\x01xU\x03zipt' + b'R.'])
+    {}, {b'data': np.zeros((1, 3072), np.uint8), b'labels': [1, 2]}, Evil(), b'\x80\x02]r\xff\xff\xff\x7f.',
+    b'\x80\x03B\xff\xff\xff\xffx.'])
 def test_invalid_cifar_batch_is_rejected_by_name(cifar, tmp_path, batch):
     """Includes a pickle that runs code, one whose memo would take 32 GB and one that claims 4 GB of bytes."""
     shutil.copytree(str(cifar), str(tmp_path / 'c'))
@@ -115,16 +105,6 @@ def test_invalid_cifar_batch_is_rejected_by_name(cifar, tmp_path, batch):
     (tmp_path / 'c' / 'data_batch_1').write_bytes(data)
     with pytest.raises(UserError, match='data_batch_1 .*CIFAR-10 batch'):
         datasets.pretraining_set(str(tmp_path / 'c'))
-
-
-def test_pretraining_logs_ignored_siblings_of_train(images, tmp_path, caplog):
-    shutil.copytree(str(images / 'train' / 'star_checks'), str(tmp_path / 'train' / 'deep' / 'deeper'))
-    for name in ('val', 'b', 'a'):
-        (tmp_path / name).mkdir()
-    with caplog.at_level('INFO', 'mae'):
-        assert len(datasets.pretraining_set(str(tmp_path))) == 4
-    line, = caplog.messages
-    assert line.endswith(': a, b')
 
 
 def test_test_folder_substitutes_missing_val(images, tmp_path):
@@ -153,9 +133,7 @@ def test_class_names_are_one_a_line_in_utf_8(tmp_path, content, expected):
 
 
 @pytest.mark.parametrize('make', [
-    os.mkfifo, os.mkdir, lambda path: None, lambda path: path.write_bytes(b''),
-    lambda path: path.write_bytes(b'caf\xe9\n'), lambda path: path.write_bytes('cat\n'.encode('utf-16')),
-    lambda path: path.write_bytes(b'cat\n\ndog\n')])
+    os.mkfifo, os.mkdir, lambda path: path.write_bytes(b'caf\xe9\n'), lambda path: path.write_bytes(b'cat\n\ndog\n')])
 def test_class_names_that_cannot_be_read_are_one_line(tmp_path, make):
     make(tmp_path / 'names.txt')
     with pytest.raises(UserError, match='^--class_names .*names.txt: '):
@@ -170,8 +148,7 @@ def class_folders(root, names):
     return str(root.parent)
 
 
-@pytest.mark.parametrize('names, warned', [(['0', '1', '10', '2'], True), (['00', '01', '10'], False),
-                                           (['a1', 'a10', 'a2'], True), (['cat', 'dog2'], False)])
+@pytest.mark.parametrize('names, warned', [(['00', '01', '10'], False), (['a1', 'a10', 'a2'], True)])
 def test_classes_that_are_not_in_the_order_of_their_numbers_are_shown(tmp_path, caplog, names, warned):
     root = class_folders(tmp_path / 'train', names)
     with caplog.at_level('INFO', 'mae'):
@@ -210,11 +187,12 @@ def test_images_folder_without_classes_points_to_a_csv_file(tmp_path):
     assert datasets.labelled_set(root, 'val', classes=['cat', 'dog']).labels.tolist() == [1]
 
 
-def test_images_folder_with_splits_of_other_names_is_warned_of(tmp_path, caplog):
-    class_folders(tmp_path / 'data', ['train2017', 'val2017'])
+def test_pretraining_logs_ignored_siblings_of_train_and_splits_of_other_names(tmp_path, caplog):
+    class_folders(tmp_path / 'a', ['train2017', 'val2017'])
+    class_folders(tmp_path / 'b', ['train/deep/deeper', 'val', 'other'])
     with caplog.at_level('INFO', 'mae'):
-        assert len(datasets.pretraining_set(str(tmp_path / 'data'))) == 2
-    assert any('val2017' in line for line in caplog.messages)
+        assert [len(datasets.pretraining_set(str(tmp_path / name))) for name in 'ab'] == [2, 1]
+    assert 'val2017' in caplog.text and ': other\n' in caplog.text
 
 
 def range_line(caplog, function, *args, **options):
@@ -239,7 +217,7 @@ def test_range_of_integers_is_that_of_the_dataset_and_logged(tmp_path, caplog):
         assert len(lines) == 1 and '4095' in lines[0] and not constant
 
 
-@pytest.mark.parametrize('kind, low, high', [(np.int32, -1000, 65535), (np.int32, 0, 10 ** 6), (np.float32, -1, 1)])
+@pytest.mark.parametrize('kind, low, high', [(np.int32, -1000, 65535), (np.float32, -1, 1)])
 def test_range_of_images_with_other_values_is_their_own_and_logged(tmp_path, caplog, kind, low, high):
     Image.fromarray(np.linspace(low, high, 64).reshape(8, 8).astype(kind)).save(str(tmp_path / 'x.tif'))
     found, lines, constant = range_line(caplog, datasets.pretraining_set, str(tmp_path))

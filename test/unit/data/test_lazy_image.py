@@ -37,8 +37,8 @@ def difference(path, box, size):
 
 
 @pytest.mark.parametrize('name, mode, options', [
-    ('x.jpg', 'RGB', {'subsampling': 0}), ('x.jpg', 'RGB', {'subsampling': 1}), ('x.jpg', 'RGB', {'subsampling': 2}),
-    ('x.jpg', 'L', {}), ('x.jpg', 'CMYK', {}), ('x.png', 'RGB', {}), ('x.webp', 'RGB', {})])
+    ('x.jpg', 'RGB', {'subsampling': 0}), ('x.jpg', 'RGB', {'subsampling': 2}), ('x.jpg', 'L', {}),
+    ('x.jpg', 'CMYK', {}), ('x.webp', 'RGB', {})])
 def test_crop_equals_pillows(tmp_path, name, mode, options):
     path = saved(tmp_path, photo().convert(mode), name, **options)
     assert difference(path, (5, 11, 50, 61), (32, 40)) < LIKE_PILLOW
@@ -56,8 +56,7 @@ def test_crop_of_an_oriented_image(tmp_path, orientation, scale):
 
 
 @needs_simplejpeg
-@pytest.mark.parametrize('before', [b'\xff\xfe\0\x06\xff\xda\0\0', b'\xff\xe2\0\x02', b'\xff'],
-                         ids=['a comment', 'another segment', 'a byte of padding'])
+@pytest.mark.parametrize('before', [b'\xff\xfe\0\x06\xff\xda\0\0', b'\xff'], ids=['a comment', 'a byte of padding'])
 def test_exif_orientation_is_found_after_other_segments(tmp_path, before):
     path = tmp_path / 'x.jpg'
     saved(tmp_path, photo(), orientation=6)

@@ -67,16 +67,7 @@ def test_cls_files_may_hold_class_names_and_have_an_extension_of_their_own(tmp_p
         labelled_set(str(tmp_path), 'train')
 
 
-@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda path: path.write_bytes(b'caf\xe9\n')])
-def test_unreadable_classes_file_is_one_line(tmp_path, make):
-    tar(tmp_path / 'train' / 'a.tar', {'a.jpg': jpeg(10), 'a.cls': b'0'})
-    make(tmp_path / 'train' / 'classes.txt')
-    with pytest.raises(UserError, match='^--data_path: .*classes.txt'):
-        labelled_set(str(tmp_path), 'train')
-
-
-@pytest.mark.parametrize('names', [('in-train-0000.tar', 'in-validation-0000.tar'), ('train.tar', 'val.tar'),
-                                   ('shard_000.tar', 'test_000.tar'), ('a_train_0.tar', 'a_VAL_0.tar')])
+@pytest.mark.parametrize('names', [('in-train-0.tar', 'in-validation-0.tar'), ('shard_0.tar', 'a_VAL_0.tar')])
 def test_shards_of_different_splits_in_one_folder_are_an_error(tmp_path, names):
     for name in names:
         tar(tmp_path / name, {'{}/x.jpg'.format(split): jpeg(10) for split in ('cat', 'dog')})
@@ -121,8 +112,7 @@ def test_unreadable_image_is_named_by_tar_file_and_member(tmp_path):
     ({'0.jpg': b'x', '1.jpg': b'x', '0.cls': b'cat'}, r'x\.tar.*1\.jpg'),
     ({'0.jpg': b'x', '1.jpg': b'x', '0.cls': b'cat', '1.cls': b'7'}, r'x\.tar.*0\.jpg'),
     ({'0.jpg': b'x', '0.cls': b'x' * 300}, r'x\.tar.*0\.cls'), ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0.*\.cls'),
-    ({'0.jpg': b'x', '0.cls': b'1' * 12}, r'x\.tar.*0.*\.cls'),
-    ({'0.cls': b'x', '0.jpg': 10 ** 12}, r'x\.tar'), ({'0.jpg': b'x', '0.cls': 10 ** 12}, r'x\.tar')])
+    ({'0.jpg': b'x', '0.cls': b'1' * 12}, r'x\.tar.*0.*\.cls'), ({'0.cls': b'x', '0.jpg': 10 ** 12}, r'x\.tar')])
 def test_invalid_tar_files_are_rejected(tmp_path, members, named):
     tar(tmp_path / 'train' / 'x.tar', members)
     with pytest.raises(UserError, match='^--data_path: .*' + named):

@@ -10,16 +10,12 @@ from util.devices import host
 FOUR_NODES = [list(range(24 * i, 24 * (i + 1))) for i in range(4)]
 
 
-@pytest.mark.parametrize('nodes, rank, size, expected', [
-    (FOUR_NODES, 7, 8, list(range(84, 96))), ([[0, 2, 4, 6], [1, 3, 5, 7]], 1, 2, [1, 3, 5, 7]),
-    ([[0, 1]], 5, 8, [0, 1])])
-def test_shares_follow_the_numa_nodes_and_too_few_cores_are_shared(nodes, rank, size, expected):
-    assert host.cores_of_rank(nodes, range(sum(map(len, nodes))), rank, size) == expected
-
-
-def test_only_allowed_cores_are_assigned():
-    shares = [host.cores_of_rank(FOUR_NODES, {1, 2, 30, 31, 200}, rank, 2) for rank in (0, 1)]
-    assert shares == [[1, 2], [30, 31]]
+@pytest.mark.parametrize('nodes, allowed, rank, size, expected', [
+    (FOUR_NODES, range(96), 7, 8, list(range(84, 96))), ([[0, 2, 4, 6], [1, 3, 5, 7]], range(8), 1, 2, [1, 3, 5, 7]),
+    ([[0, 1]], range(2), 5, 8, [0, 1]), (FOUR_NODES, {1, 2, 30, 31, 200}, 1, 2, [30, 31])])
+def test_shares_follow_the_numa_nodes_within_the_allowed_cores_and_too_few_are_shared(nodes, allowed, rank, size,
+                                                                                      expected):
+    assert host.cores_of_rank(nodes, allowed, rank, size) == expected
 
 
 def test_nodes_are_read_in_the_order_of_their_numbers(tmp_path):

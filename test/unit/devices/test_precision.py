@@ -58,12 +58,6 @@ def test_an_unsupported_precision_is_an_error_that_names_the_flag(apex, device, 
         precision.choose_precision(device, **flags)
 
 
-def test_an_apex_without_amp_is_one_clear_error_if_requested(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'apex', types.ModuleType("PyPI's"))
-    with pytest.raises(UserError, match='--amp_backend apex'):
-        precision.choose_precision(Chip('cuda', True), backend='apex')
-
-
 def old_chip(type='npu', **amp):
     """A device with an autocast of its own, which torch.autocast does not support."""
     chip = Chip(type, False)
@@ -80,11 +74,13 @@ def test_older_npu_builds_use_their_own_autocast_with_bf16_if_it_takes_a_dtype()
     assert factory(of_1_11, torch.bfloat16)() == torch.bfloat16
 
 
-def test_an_npu_without_autocast_or_apex_trains_in_fp32_unless_the_backend_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'apex', None)
+@pytest.mark.parametrize('package', [None, types.ModuleType("PyPI's")])         # the latter has no amp
+def test_an_npu_without_autocast_or_apex_trains_in_fp32_unless_the_backend_is_named(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, 'apex', package)
     assert precision.choose_precision(old_chip(), amp=True).name == 'fp32'
-    with pytest.raises(UserError, match='--amp_backend native'):
-        precision.choose_precision(old_chip(), backend='native')
+    for backend in ('native', 'apex'):
+        with pytest.raises(UserError, match='--amp_backend ' + backend):
+            precision.choose_precision(old_chip(), backend=backend)
 
 
 @pytest.mark.compat

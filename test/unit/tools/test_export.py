@@ -107,13 +107,12 @@ def test_different_values_nan_or_shapes_are_an_error_and_nothing_is_written(chec
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_without_the_library_the_file_is_written_but_not_compared(
-        checkpoints, tmp_path, monkeypatch, capsys):
+def test_without_the_library_the_file_is_written_but_not_compared(checkpoints, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export_hf, 'transformers', None)
     monkeypatch.setattr(export_onnx, 'onnxruntime', None)
     for form, written in (('hf', 'x/model.safetensors'), ('onnx', 'x.onnx')):
         path = str(tmp_path / FILES[form])
-        export.main(export.parse_export(['--resume', str(checkpoints / 'cls'), '--to', form, '--output', path]))
+        export.main(['--resume', str(checkpoints / 'cls'), '--to', form, '--output', path])
         printed = capsys.readouterr().out.split('\n')
         assert (tmp_path / written).exists() and path in printed[-5] and printed[-4].startswith('not compared')
 
@@ -123,18 +122,6 @@ def test_an_export_that_needs_a_missing_library_is_one_line(checkpoints, tmp_pat
     with pytest.raises(UserError, match='pip install onnx onnxruntime'):
         export.export(str(checkpoints / 'cls'), 'onnx', str(tmp_path / 'x.onnx'))
     assert os.listdir(str(tmp_path)) == []
-
-
-@pytest.mark.parametrize('flags, flag', [
-    (['--to', 'torchscript', '--output', 'x.pt'], '--to'),
-    (['--to', 'hf', '--output', 'x', '--resume', 'none.pth'], '--resume')])
-def test_a_bad_flag_is_one_line(tmp_path, monkeypatch, capsys, flags, flag):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'c.pth').write_bytes(b'')
-    with pytest.raises(SystemExit) as ended:
-        export.parse_export(['--resume', 'c.pth', *flags])
-    error = capsys.readouterr().err
-    assert ended.value.code == 2 and error.count('\n') == 1 and 'argument {}: '.format(flag) in error, error
 
 
 @pytest.mark.parametrize('source, form, part, flag', [

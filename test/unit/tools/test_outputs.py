@@ -67,6 +67,13 @@ def test_a_redirected_standard_output_keeps_what_it_holds(tmp_path, write):
     assert (tmp_path / 'log').read_text() == 'before\nnew' and os.listdir(str(tmp_path)) == ['log']
 
 
+def test_a_reader_that_closes_the_pipe_has_enough():
+    reading, writing = os.pipe()
+    os.close(reading)
+    write('/dev/fd/{}'.format(writing))                     # as `| head`
+    os.close(writing)
+
+
 @both
 def test_a_link_stays(tmp_path, write):
     os.symlink('target', str(tmp_path / 'link'))

@@ -85,7 +85,7 @@ def test_a_killed_pretraining_ends_as_the_uninterrupted_one(images, tmp_path, ki
     """Within the first epoch, and within the second, with a window open."""
     flags = ['--data_path', images, '--accum_iter', 3, '--num_workers', 1, '--batch_size', 4, '--epochs', 2]
     assert command('main_pretrain.py', [*flags, '--output_dir', tmp_path / 'whole'], 1).status == 0
-    killed_and_resumed('main_pretrain.py', flags, tmp_path / 'parts', killer, [(4, 0), (7, 0)])
+    killed_and_resumed('main_pretrain.py', flags, tmp_path / 'parts', killer, [(4, 0), (7, 0)])     # 7: an epoch's last
     assert_alike(tmp_path / 'whole', tmp_path / 'parts')
 
 
@@ -127,11 +127,13 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
 
 
 @pytest.mark.slow
-def test_a_changed_batch_and_number_of_processes_go_on_with_the_unseen_images(images, tmp_path, killer):
+def test_a_changed_batch_and_number_of_processes_go_on_with_the_unseen_images_and_say_what_changed(images, tmp_path,
+                                                                                                   killer):
     flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-9, '--epochs', 2]
     assert command('main_pretrain.py', flags, 1, killer, 2).status == -9           # 16 of 32 images
     run = command('main_pretrain.py', [*flags, '--resume', 'auto', '--batch_size', 4, '--accum_iter', 2], 2)
     assert run.status == 0, run.output
+    assert 'accum_iter 1 -> 2, batch_size 8 -> 4, processes 1 -> 2' in run.output
     assert 'Epoch: [0]  [4/4]' in run.output and 'Epoch: [1]  [4/4]' in run.output, run.output
 
 
@@ -159,7 +161,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_its_log_anew(images
     run = pretrain('--data_path', images, '--output_dir', folder, '--epochs', 1, *flags, **again)
     assert run.status == 0 and ('--resume auto: no checkpoint' in run.output) == bool(flags), run.output
     record, = (folder / 'log.txt').read_text().splitlines()
-    old, = folder.glob('log.*.txt') if again else folder.glob('earlier.*/log.txt')
+    old, = folder.glob('log.*.txt' if again else 'earlier.*/log.txt')
     assert json.loads(record)['train_loss'] != json.loads(old.read_text())['train_loss'] == 7
 
 

@@ -45,7 +45,7 @@ def train_epochs(args: Namespace, session: Session, checkpointer: Checkpointer, 
             stats = train_one_epoch(trainer, criterion, augment)
             with optimizer_step.ema_weights(model):
                 result = evaluate(model, val_loader, optimizer_step.precision, session, normalize, confusion)
-            trainer.save_or_stop_if_due()                 # a signal may have interrupted the evaluation
+            trainer.stop_if_requested()                 # a signal may have interrupted the evaluation
             if result['acc1'] > trainer.values['best']['acc1']:
                 trainer.values['best'] = {'acc1': result['acc1'], 'epoch': epoch}
             best = trainer.values['best']
@@ -76,7 +76,11 @@ def train_one_epoch(trainer: Trainer, criterion: Callable, augment: Callable) ->
         if optimizer_step.due:
             optimizer_step.update()
         meter.log(i, loss, len(images))
-        trainer.check(i)                                                # saves, or saves and stops
+        save, stop = trainer.check(i)                                   # agreed by all processes
+        if save:
+            trainer.save()
+        if stop:
+            trainer.stop()
     return meter.finish()
 
 

@@ -27,5 +27,9 @@ def train_one_epoch(trainer: Trainer, mask_ratio: float, normalize: Normalize) -
         if optimizer_step.due:
             optimizer_step.update()
         meter.log(i, loss, len(images))
-        trainer.check(i)                                                # saves, or saves and stops
+        save, stop = trainer.check(i)                                   # agreed by all processes
+        if save:
+            trainer.save()
+        if stop:
+            trainer.stop()
     return meter.finish()

@@ -5,6 +5,7 @@ import os
 import re
 import threading
 import time
+from argparse import Namespace
 from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
@@ -21,6 +22,10 @@ from util.files import lines, set_aside
 from util.log import logger
 from util.text import first_line
 
+# Flags that do not affect the result: `report_changes` skips them.
+PLACES = ('data_path', 'output_dir', 'log_dir', 'resume', 'num_workers', 'pin_mem', 'local_rank', 'dist_url', 'addr',
+          'prof', 'report_every', 'config', 'save_every', 'save_every_minutes', 'keep_last', 'hang_timeout', 'finetune',
+          'init_from', 'start_epoch', 'class_names')
 BEST = 'checkpoint-best.pth'            # highest accuracy
 
 
@@ -159,6 +164,15 @@ class Checkpointer:
         kept = os.path.realpath(self.path)
         return [set_aside(path) for path in numbered(self._folder)
                 if _place(path) > start and os.path.realpath(path) != kept]
+
+    def report_changes(self, args: Namespace, processes: int) -> None:
+        """Log which flags differ from those in the checkpoint."""
+        before = {'processes': self.get('processes', processes), **(self.get('args') or {})}
+        now = dict(vars(args), processes=processes)
+        changed = ['{} {} -> {}'.format(name, before[name], now[name]) for name in sorted(now)
+                   if name in before and before[name] != now[name] and name not in PLACES]
+        if self.is_resume and changed:
+            logger.info('changed since the checkpoint: %s', ', '.join(changed))
 
     def begin(self) -> None:
         """Training begins: free the loaded tensors, which the model and the optimizer have copied; reset the timer."""

@@ -121,7 +121,7 @@ def build_periodic_evaluation(args: Namespace, model: torch.nn.Module, normalize
                               precision: FullPrecision, ema_weights: Callable) -> Callable:
     """--knn_every: function (epoch, trainer) -> {'knn_acc1': percent} every N epochs and after the last, else {}.
 
-    It raises what Trainer.save_or_stop_if_due does.
+    It raises what Trainer.stop_if_requested does.
     Args:
         ema_weights: see OptimizerStep.
     Raises:
@@ -138,7 +138,7 @@ def build_periodic_evaluation(args: Namespace, model: torch.nn.Module, normalize
             accuracy = evaluate(model, normalize, session, precision, datasets,
                                 (args.batch_size, args.num_workers, args.pin_mem),
                                 unreadable_images=trainer.unreadable_images)
-        trainer.save_or_stop_if_due()         # a signal may have interrupted the evaluation
+        trainer.stop_if_requested()         # a signal may have interrupted the evaluation
         return {'knn_acc1': accuracy}
     return evaluate_if_due
 

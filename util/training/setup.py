@@ -76,6 +76,10 @@ def build_evaluation_loader(args: Namespace, session: Session, classes: Optional
     dataset = load(classes)
     if labels and not classes and set(dataset.classes) <= set(labels) and len(set(labels)) == len(labels):
         dataset = load(labels)
+    empty = sorted(set(range(len(dataset.classes))) - set(map(int, dataset.labels)))
+    if empty:
+        logger.info('warning: no validation images of %d of %d classes: %s', len(empty), len(dataset.classes),
+                    listed([dataset.classes[label] for label in empty]))
     return evaluation_loader(dataset, args.batch_size, session.world, args.dist_eval, args.num_workers, args.pin_mem,
                              session.accelerator)
 

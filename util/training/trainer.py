@@ -1,7 +1,7 @@
 """Trainer: iterates over the remaining epochs, decides when to checkpoint, stop or abort, and writes the results."""
 import time
 from argparse import Namespace
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 
@@ -49,6 +49,7 @@ class Trainer:
                             'add --start_epoch to begin an epoch'.format(checkpointer.path, self._images,
                                                                          len(loader.dataset)))
         session.check_same_start(self._epoch, self._images)
+        checkpointer.report_changes(args, session.world.size)
         self._first_epoch = self._epoch
         self._batch = args.batch_size * session.world.size      # images per iteration, all processes
         self._check_every, self._steps, self._since = 1, 0, time.monotonic()    # steps and time since the last check
@@ -105,15 +106,15 @@ class Trainer:
                 self._enter_folder()
             yield self._epoch
 
-    def check(self, i: int) -> None:
-        """Count iteration `i`; about once a second, and at the end of an epoch, `save_or_stop_if_due`.
+    def check(self, i: int) -> Tuple[bool, bool]:
+        """Count iteration `i`; about once a second, and at the end of an epoch, agree whether to (`save`, `stop`).
 
         After the first optimizer step, enter the output folder.
         """
         self._bar.update()
         self._open_iterations += 1
         if not self.optimizer_step.due:
-            return
+            return False, False
         if not self._report:
             self._enter_folder()
         self._images += self._open_iterations * self._batch
@@ -121,10 +122,11 @@ class Trainer:
         single = self._session.world.size == 1          # no need to wait for the others
         if (self._steps >= self._check_every or i + 1 == self.meter.iterations
                 or single and (self._session.signals.requested or self._checkpointer.due)):
-            self.save_or_stop_if_due()
+            return self._check()
+        return False, False
 
-    def save_or_stop_if_due(self) -> None:
-        """Collective: save if a process has a checkpoint due; `stop` if one was asked to.
+    def _check(self):
+        """Collective: whether a process has a checkpoint due or a signal to stop, which saves too; as (save, stop).
 
         Raises:
             UserError: too many consecutive steps were skipped, or too many images are unreadable.
@@ -141,10 +143,13 @@ class Trainer:
             self.unreadable_images.sync(session.world, session.device)
         if abort:
             non_finite_steps.abort(session.world, self.optimizer_step.precision.loss_scale, self._files_of)
+        return bool(save and not stop), bool(stop)
+
+    def stop_if_requested(self) -> None:
+        """Collective, outside of the training loop: check, and `stop` if a process was asked to."""
+        _, stop = self._check()
         if stop:
             self.stop()
-        elif save:
-            self.save()
 
     def _files_of(self, rank, epoch, iteration):
         """Names of the images in an iteration of a process."""

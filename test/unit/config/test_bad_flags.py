@@ -1,9 +1,11 @@
 """User errors: one line, a non-zero status, earlier results untouched."""
+import shutil
 from argparse import Namespace
 
 import pytest
 import torch
-from conftest import FINETUNE, call
+from conftest import FINETUNE, call, finetune
+from synthetic_dataset import CLASSES
 
 from engine_finetune import evaluate_checkpoint
 from util.checkpoints.checkpointer import Checkpointer
@@ -59,3 +61,10 @@ def test_a_warmup_over_all_epochs_and_a_batch_over_all_images_warn(caplog, epoch
     log_training_summary(args, World(), range(1000), torch.nn.Linear(1, 1))
     warnings = [line for line in caplog.messages if line.startswith('warning: ')]
     assert len(warnings) == bool(named) and all(named in line for line in warnings)
+
+
+def test_classes_without_validation_images_are_named(images, tmp_path):
+    shutil.copytree(str(images / 'train'), str(tmp_path / 'data' / 'train'))
+    shutil.copytree(str(images / 'val' / CLASSES[0]), str(tmp_path / 'data' / 'val' / CLASSES[0]))
+    run = finetune('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 1, '--warmup_epochs', 0)
+    assert run.status == 0 and 'warning: ' in run.output and CLASSES[1] in run.output, run.output

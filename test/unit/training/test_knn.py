@@ -117,7 +117,7 @@ def test_it_runs_every_knn_every_epochs_and_after_the_last_with_knn_images(image
     monkeypatch.setattr(knn, 'evaluate', lambda *args, **options: len(args[4][0]))
     evaluation, trainer = periodic(images, pretrained, knn_every=every, knn_images=16), mock.Mock()
     assert [epoch for epoch in range(5) if evaluation(epoch, trainer) == {'knn_acc1': 16}] == due
-    assert trainer.save_or_stop_if_due.call_count == len(due)
+    assert trainer.stop_if_requested.call_count == len(due)
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """Profiler traces of a few iterations (--prof), for chrome://tracing."""
 import os
-import shutil
-import tempfile
 from typing import Optional
 
 import torch
@@ -41,9 +39,6 @@ class Profiler:
         self._accelerator.synchronize()
         self._trace.__exit__(None, None, None)
         os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:       # torch accepts UTF-8 paths only
-            trace = os.path.join(folder, 'trace.json')
-            self._trace.export_chrome_trace(trace)
-            shutil.move(trace, self._path)
+        self._trace.export_chrome_trace(self._path)
         self._trace = None
         logger.info('profiler trace: %s (open in chrome://tracing)', self._path)

@@ -25,9 +25,7 @@ DEFAULT_PORT = 29500
 HANG_TIMEOUT = 600.         # seconds
 NOTICE = 10.                # seconds of waiting for other processes until a line names them
 COLLECTIVE_MARGIN = 60.     # seconds from the hang timeout to that of collectives: the hang detector reports first
-# Additional seconds for the rendezvous after a restart: until the collectives of the other nodes time out, their
-# launchers end the remaining processes, and PyTorch is imported.
-RESTART_MARGIN = COLLECTIVE_MARGIN + 120.
+RESTART_MARGIN = COLLECTIVE_MARGIN + 120.   # more for the rendezvous after a restart, which others notice late
 
 
 class World:

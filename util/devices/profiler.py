@@ -32,8 +32,7 @@ class Profiler:
     def finish(self) -> None:
         """Write the trace unless it is written already; it is shorter where the run ends early."""
         if self._path and self._iterations < WARMUP_ITERATIONS:
-            logger.warning('--prof: the run ended after %d iterations, before the trace starts (iteration %d): no '
-                           'trace written', self._iterations, WARMUP_ITERATIONS)
+            logger.warning('--prof: the run ended before iteration %d: no trace written', WARMUP_ITERATIONS)
         if self._trace is None:
             return
         self._accelerator.synchronize()

@@ -1,7 +1,6 @@
 """Hang detection: a thread aborts the process with all stack traces if the main thread makes no progress for too long.
 
-Each process monitors itself and opens no connection. If one rank hangs, the others wait for it in a collective
-operation until their own timeout, and each reports its own phase. On one node the launcher ends the remaining ones.
+If one rank hangs, the others wait for it in a collective operation until their own timeout; each reports its own phase.
 """
 import faulthandler
 import os

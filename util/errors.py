@@ -34,8 +34,8 @@ SHORTAGES = (
     (r'too many open files|items of ancdata', 'raise the limit (ulimit -n) or lower --num_workers'),
     (r'shared memory|/torch_[0-9]|unable to (mmap|open|resize|write to) .*file',
      'enlarge /dev/shm (docker run --shm-size=16g) or lower --num_workers'),
-    (r"out of memory|can.?t allocate|cannot allocate memory|^memoryerror", 'lower --batch_size or --num_workers'),
-    (r'failed to map segment', 'raise the limit of memory (ulimit -v, or that of the container)'),
+    (r"out of memory|can.?t allocate|cannot allocate memory|^memoryerror|failed to map segment",
+     'lower --batch_size or --num_workers, or raise the limit of memory'),
     (r"can't start new thread|resource temporarily unavailable", 'raise the limit of processes (ulimit -u)'),
     (r'no space left|quota exceeded', 'free disk space, or enlarge /dev/shm if that is meant'))
 DEVICE_ERROR = re.compile(r'\w+ error\b|.*error code', re.IGNORECASE)      # RuntimeErrors of CUDA and CANN

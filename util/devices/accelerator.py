@@ -204,8 +204,6 @@ def probe(kind: str) -> Tuple[Optional[Accelerator], Optional[str]]:
             if getattr(error, 'name', None) == 'torch_npu':
                 return None, 'no NPU (torch_npu is not installed)'
             return None, 'torch_npu is installed but does not load ({}): {}'.format(first_line(error), advice)
-        if not hasattr(torch, 'npu'):
-            return None, 'torch_npu is installed but does not add torch.npu: ' + advice
-    if not torch.npu.is_available():
+    if not hasattr(torch, 'npu') or not torch.npu.is_available():
         return None, 'torch_npu is installed but finds no NPU (see npu-smi info and ASCEND_RT_VISIBLE_DEVICES)'
     return Npu(torch.npu), None

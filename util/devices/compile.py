@@ -12,8 +12,8 @@ from util.text import first_line
 def compile_blocks(model: nn.Module, device: torch.device) -> None:
     """Compile the transformer blocks of a model in place; state_dict and hooks are unaffected.
 
-    The blocks are most of the compute and share their shape, so one compilation serves all. A small module is compiled
-    on `device` first, since a broken compiler raises only at the first batch.
+    The blocks share their shape, so one compilation serves all. A small module is compiled on `device` first, since a
+    broken compiler raises only at the first batch.
     """
     if not hasattr(nn.Module, 'compile'):
         logger.warning('--compile: torch %s cannot compile modules; continuing in eager mode', torch.__version__)

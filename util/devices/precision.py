@@ -105,15 +105,12 @@ class NativeAmp(FullPrecision):
 
     def __init__(self, accelerator: Cpu, dtype: torch.dtype, loss_scale: Union[str, float] = 'dynamic'):
         self.name = 'native ' + ('bf16' if dtype == torch.bfloat16 else 'fp16')
-        self._autocast = _autocast_factory(accelerator, dtype)
+        self.autocast = _autocast_factory(accelerator, dtype)
         self._scaler = None
         self._fixed_scale = None if loss_scale == 'dynamic' else float(loss_scale)
         if dtype == torch.float16:
             self._scaler = _new_scaler(accelerator, self._fixed_scale)
             self.name += ', loss scale {}'.format(loss_scale)
-
-    def autocast(self) -> ContextManager:
-        return self._autocast()
 
     def backward(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
         (self._scaler.scale(loss) if self._scaler else loss).backward()

@@ -1,7 +1,5 @@
 """Profiler traces of a few iterations (--prof), for chrome://tracing."""
 import os
-import shutil
-import tempfile
 from typing import Optional
 
 import torch
@@ -34,16 +32,12 @@ class Profiler:
     def finish(self) -> None:
         """Write the trace unless it is written already; it is shorter where the run ends early."""
         if self._path and self._iterations < WARMUP_ITERATIONS:
-            logger.warning('--prof: the run ended after %d iterations, before the trace starts (iteration %d): no '
-                           'trace written', self._iterations, WARMUP_ITERATIONS)
+            logger.warning('--prof: the run ended before iteration %d: no trace written', WARMUP_ITERATIONS)
         if self._trace is None:
             return
         self._accelerator.synchronize()
         self._trace.__exit__(None, None, None)
         os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:       # torch accepts UTF-8 paths only
-            trace = os.path.join(folder, 'trace.json')
-            self._trace.export_chrome_trace(trace)
-            shutil.move(trace, self._path)
+        self._trace.export_chrome_trace(self._path)
         self._trace = None
         logger.info('profiler trace: %s (open in chrome://tracing)', self._path)

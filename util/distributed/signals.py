@@ -84,11 +84,9 @@ class SignalHandler:
         os.close(self._sender)
 
     def _listen(self):
-        number = os.read(self._pipe, 1)[0]
-        while number != 0:              # from __exit__
+        for number in iter(lambda: os.read(self._pipe, 1)[0], 0):       # 0: from __exit__
             if number in STOP_SIGNALS:
                 self._handle(number)
-            number = os.read(self._pipe, 1)[0]
 
     def _handle(self, number):
         if not self.graceful:

@@ -3,7 +3,6 @@ import gc
 import json
 import os
 import re
-import threading
 import time
 from contextlib import nullcontext
 from datetime import timedelta
@@ -22,14 +21,11 @@ from util.errors import SystemFailure, UserError, report_once_per_node
 from util.log import logger
 from util.text import first_line
 
-DEFAULT_PORT, MAX_PORT = 29500, 2 ** 16 - 1
-MAX_PROCESSES = 2 ** 16
+DEFAULT_PORT = 29500
 HANG_TIMEOUT = 600.         # seconds
 NOTICE = 10.                # seconds of waiting for other processes until a line names them
 COLLECTIVE_MARGIN = 60.     # seconds from the hang timeout to that of collectives: the hang detector reports first
-# Additional seconds for the rendezvous after a restart: until the collectives of the other nodes time out, their
-# launchers end the remaining processes, and PyTorch is imported.
-RESTART_MARGIN = COLLECTIVE_MARGIN + 120.
+RESTART_MARGIN = COLLECTIVE_MARGIN + 120.   # more for the rendezvous after a restart, which others notice late
 
 
 class World:
@@ -53,23 +49,17 @@ class World:
             return
         limit, seconds = hang_timeout + COLLECTIVE_MARGIN, rendezvous_timeout(hang_timeout)
         accelerator.prepare_network(urlparse(dist_url).hostname or os.environ['MASTER_ADDR'], limit)
-        self._missing = range(not self.is_main)       # until it connects to rank 0
-        notice = threading.Timer(NOTICE, self._report_missing)
-        notice.daemon = True
-        notice.start()
         try:
             # With world size 1: otherwise rank 0 would block here and could not report which ranks are missing.
             self._store, _, _ = next(rendezvous(dist_url, self.rank, 1, timeout=timedelta(seconds=seconds)))
             self._store.add('arrived/{}'.format(self.rank), 1)
-            self._missing = [rank for rank in range(self.size) if rank != self.rank]
-            deadline = time.monotonic() + seconds
-            while self._missing and time.monotonic() < deadline:
-                time.sleep(.1)
-                self._missing = [rank for rank in self._missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
-            if self._missing:
+            if self._missing(min(NOTICE, seconds)) and self.local_rank == 0:
+                logger.warning('waiting for rank %s of %d; %s', self._missing(0.), self.size, self.start_hint)
+            missing = self._missing(seconds - NOTICE)
+            if missing:
                 report_once_per_node()
                 raise SystemFailure('no connection from rank {} of {} within {:.0f} s; {}; see --hang_timeout'.format(
-                    ', '.join(map(str, self._missing)), self.size, seconds, self.start_hint))
+                    missing, self.size, seconds, self.start_hint))
             hang_detector.start(hang_timeout, self.rank, self.size)
             dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
                                     world_size=self.size, timeout=timedelta(seconds=limit))
@@ -78,13 +68,15 @@ class World:
             address = urlparse(dist_url).netloc or '{MASTER_ADDR}, port {MASTER_PORT}'.format(**os.environ)
             raise SystemFailure('rank {} of {} cannot connect to the others at {} ({})'.format(
                 self.rank, self.size, address, first_line(error))) from error
-        finally:
-            notice.cancel()
 
-    def _report_missing(self):
-        if self.local_rank == 0:
-            logger.warning('waiting for rank %s of %d; %s', ', '.join(map(str, self._missing)), self.size,
-                           self.start_hint)
+    def _missing(self, seconds):
+        """'1, 2': the ranks that have not arrived after `seconds`, or ''."""
+        missing, deadline = range(self.size), time.monotonic() + seconds
+        while True:
+            missing = [rank for rank in missing if self._store.add('arrived/{}'.format(rank), 0) == 0]
+            if not missing or time.monotonic() >= deadline:
+                return ', '.join(map(str, missing))
+            time.sleep(.1)
 
     def broadcast_parameters(self, model: nn.Module) -> None:
         """Copy the weights of rank 0 to all processes, whose random initialization may differ."""
@@ -149,16 +141,16 @@ def world_from_environment(world_size: Optional[int] = None, local_rank: int = -
     """Ranks from OpenMPI, torchrun, Slurm or the flags; adds MASTER_ADDR and MASTER_PORT to `environ` if missing.
 
     The flags `world_size` and `local_rank` count if the environment sets no ranks. UserError for what is not a rank,
-    size, port or address, and for contradictions.
+    size or port, and for contradictions.
     """
     if dist_on_itp:
         names = ('OMPI_COMM_WORLD_' + name for name in ('RANK', 'SIZE', 'LOCAL_RANK'))
-        world = _world(environ, '--dist_on_itp', *names)
+        world = _world(environ, *names)
     elif 'RANK' in environ or 'WORLD_SIZE' in environ:
         local = {**environ, 'LOCAL_RANK': environ.get('LOCAL_RANK', str(max(local_rank, 0)))}
-        world = _world(local, 'RANK and WORLD_SIZE', 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
+        world = _world(local, 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
     elif 'SLURM_PROCID' in environ and environ.get('SLURM_NTASKS', '1') != '1':
-        world = _world(environ, 'Slurm', *('SLURM_' + name for name in ('PROCID', 'NTASKS', 'LOCALID')))
+        world = _world(environ, *('SLURM_' + name for name in ('PROCID', 'NTASKS', 'LOCALID')))
         world.start_hint = ('this Slurm job has {} tasks: start the script with srun, which starts one process for each'
                             .format(world.size))
         nodes = environ.get('SLURM_STEP_NODELIST') or environ.get('SLURM_JOB_NODELIST', '127.0.0.1')
@@ -177,34 +169,28 @@ def world_from_environment(world_size: Optional[int] = None, local_rank: int = -
     if world.size > 1 and dist_url == 'env://':
         environ['MASTER_ADDR'] = environ.get('MASTER_ADDR') or addr or '127.0.0.1'
         environ.setdefault('MASTER_PORT', str(DEFAULT_PORT))
-        _number(environ, 'MASTER_PORT', 1, MAX_PORT)
+        _number(environ, 'MASTER_PORT', 1, 2 ** 16 - 1)
     return world
 
 
-def _world(environ, needed_by, rank, size, local_rank, local_size=''):
+def _world(environ, rank, size, local_rank, local_size=''):
     """World by the environment variables of these names."""
-    for name in (rank, size, local_rank):
-        if name not in environ:
-            raise UserError('{}: {} is not set in the environment; set both or none, or use a launcher'
-                            .format(needed_by, name))
-    count = _number(environ, size, 1, MAX_PROCESSES)
+    count = _number(environ, size, 1, 2 ** 16)
     local_count = _number(environ, local_size, 1, count) if local_size in environ else count
     return World(_number(environ, rank, 0, count - 1), count, _number(environ, local_rank, 0, local_count - 1))
 
 
 def _number(environ, name, low, high):
     """An integer of the environment, from `low` to `high`."""
-    if not (re.match('[0-9]{1,9}$', environ[name]) and low <= int(environ[name]) <= high):
-        raise UserError('{}={} in the environment: not a number from {} to {}'.format(name, environ[name], low, high))
-    return int(environ[name])
+    value = environ.get(name, 'unset')
+    if not (re.match('[0-9]{1,9}$', value) and low <= int(value) <= high):
+        raise UserError('{}={} in the environment: not a number from {} to {}'.format(name, value, low, high))
+    return int(value)
 
 
 def first_slurm_host(nodelist: str) -> str:
     """The first host of a Slurm node list: 'node[03-07,12],gpu1' -> 'node03'."""
-    found = re.match(r'([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?', nodelist)
-    if not found:
-        raise UserError('SLURM_JOB_NODELIST={}: not a list of hosts'.format(nodelist))
-    return ''.join(found.groups(''))
+    return ''.join(re.match(r'([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,]*))?', nodelist).groups(''))
 
 
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:

@@ -66,5 +66,5 @@ def test_a_warmup_over_all_epochs_and_a_batch_over_all_images_warn(caplog, epoch
 def test_classes_without_validation_images_are_named(images, tmp_path):
     shutil.copytree(str(images / 'train'), str(tmp_path / 'data' / 'train'))
     shutil.copytree(str(images / 'val' / CLASSES[0]), str(tmp_path / 'data' / 'val' / CLASSES[0]))
-    run = finetune('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 1, '--warmup_epochs', 0)
+    run = finetune('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 1)
     assert run.status == 0 and 'warning: ' in run.output and CLASSES[1] in run.output, run.output

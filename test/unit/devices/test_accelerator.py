@@ -81,15 +81,6 @@ def test_hccl_gets_the_address_that_reaches_the_master_unless_it_is_set(monkeypa
     assert (os.environ['HCCL_IF_IP'], os.environ['HCCL_EXEC_TIMEOUT']) == ('192.168.1.1', '100')
 
 
-def test_accelerators_are_named_in_few_modules_only():
-    allowed = {'accelerator.py', 'precision.py', 'check_env.py'}         # the last lists what an NPU host has and lacks
-    lines = {'parser.py': "choices=|help=|'--", '__init__.py': 'torch_npu'}    # which PyTorch is not to load by itself
-    for path in [*ROOT.glob('*.py'), *ROOT.glob('util/**/*.py')]:
-        for line in path.read_text(encoding='utf-8').split('\n'):
-            if path.name not in allowed and re.search(r'(?<![a-z])(cuda|npu|hccl|nccl)(?![a-z])', line):
-                assert re.search(lines.get(path.name, '(?!)'), line), '{}: {}'.format(path, line)
-
-
 @pytest.mark.compat
 def test_an_older_npu_build_is_profiled_by_autograds_profiler(monkeypatch):
     """Ascend's builds of 1.5, 1.8 and 1.11 add use_npu to autograd's profiler; torch_npu.profiler came later."""

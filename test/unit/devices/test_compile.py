@@ -29,13 +29,6 @@ def lines(monkeypatch):
     return logged
 
 
-def train(images, folder, *flags):
-    """Loss of one epoch, as `pretrained` has it."""
-    run = pretrain('--data_path', images, '--output_dir', folder, '--epochs', 1, *flags)
-    assert run.status == 0, run.output
-    return epochs_of(folder)[0]['train_loss']
-
-
 @pytest.mark.slow
 def test_gradients_and_names_equal_those_of_the_eager_model(lines):
     plain, fast = small_model(), small_model()
@@ -51,14 +44,17 @@ def test_gradients_and_names_equal_those_of_the_eager_model(lines):
 
 
 @pytest.mark.slow
-def test_a_run_with_compile_has_the_same_loss(images, pretrained, tmp_path, monkeypatch):
+def test_a_run_with_compiled_and_checkpointed_blocks_has_the_same_loss(images, pretrained, tmp_path, monkeypatch):
     """Traced as by default, then executed by PyTorch: generating C++ takes a minute."""
-    compile_module, calls = getattr(nn.Module, 'compile', None), []
+    compile_module, calls, used = getattr(nn.Module, 'compile', None), [], []
+    monkeypatch.setattr('util.training.setup.checkpointed', lambda *words: used.append(1) or checkpointed(*words))
     if compile_module:
         monkeypatch.setattr(nn.Module, 'compile', lambda module: calls.append(module)
                             or compile_module(module, backend='aot_eager'))
-    loss = train(images, tmp_path, '--compile')
-    assert loss == pytest.approx(epochs_of(pretrained)[0]['train_loss'], rel=1e-5)
+    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--compile', '--grad_checkpoint')
+    assert run.status == 0, run.output
+    loss, expected = (epochs_of(folder)[0]['train_loss'] for folder in (tmp_path, pretrained))
+    assert loss == pytest.approx(expected, rel=1e-5) and used
     assert len(calls) == (9 if compile_module else 0)       # a probe, 6 and 2 blocks
 
 
@@ -137,9 +133,3 @@ def test_a_device_that_does_not_preserve_its_rng_is_refused_with_drop_path():
     enable_activation_checkpointing(small_model(), session)
     with pytest.raises(UserError, match='--grad_checkpoint'):
         enable_activation_checkpointing(small_model(drop_path_rate=.1), session)
-
-
-def test_a_run_with_checkpointing_has_the_same_loss(images, pretrained, tmp_path, monkeypatch):
-    used = []
-    monkeypatch.setattr('util.training.setup.checkpointed', lambda *words: used.append(1) or checkpointed(*words))
-    assert train(images, tmp_path, '--grad_checkpoint') == epochs_of(pretrained)[0]['train_loss'] and used

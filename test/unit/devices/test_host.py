@@ -1,9 +1,8 @@
-"""Core binding, and the memory allocator."""
+"""Core binding."""
 import os
-import sys
 
 import pytest
-from conftest import execute, pretrain
+from conftest import pretrain
 
 from util.devices import host
 
@@ -38,23 +37,3 @@ def test_a_run_binds_its_process_and_logs_the_share(images, tmp_path, monkeypatc
     run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1)
     core = min(os.sched_getaffinity(0))
     assert run.status == 0 and ', cores {} of this one\n'.format(core) in run.output, run.output
-
-
-PAGE_FAULTS = '''
-import resource, torch
-from util.devices import host
-def page_faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2 ** 24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-default = sum(page_faults() for _ in range(3))
-supported = host.keep_freed_memory()
-print(int(supported), default, [page_faults() for _ in range(9)] and sum(page_faults() for _ in range(3)))
-'''
-
-
-def test_a_tensor_reuses_the_memory_of_a_freed_one():
-    supported, default, kept = map(int, execute([sys.executable, '-c', PAGE_FAULTS]).output.split())
-    if not supported:
-        pytest.skip('this C library has no mallopt')
-    assert kept < default / 10

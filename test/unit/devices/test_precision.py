@@ -34,12 +34,10 @@ def apex(monkeypatch):
     ('cuda', True, {'amp': True}, 'native bf16'),
     ('cuda', False, {'amp': True}, 'native fp16, loss scale dynamic'),
     ('cuda', True, {'dtype': 'fp16', 'loss_scale': 2048.}, 'native fp16, loss scale 2048.0'),
-    ('cuda', True, {'amp': True, 'backend': 'none'}, 'fp32'),
     ('npu', False, {'amp': True}, 'apex O2, loss scale dynamic'),
     ('cuda', True, {'backend': 'apex', 'loss_scale': 128.}, 'apex O2, loss scale 128.0'),
     ('cpu', False, {'amp': True}, 'fp32'),
     ('cpu', True, {'amp': True}, 'native bf16'),
-    ('cpu', False, {'dtype': 'bf16'}, 'native bf16'),
 ])
 def test_the_flags_and_the_device_choose(apex, monkeypatch, device, bf16, flags, name):
     monkeypatch.setattr(precision, '_autocast_factory', lambda accelerator, dtype: nullcontext)
@@ -58,9 +56,9 @@ def test_an_unsupported_precision_is_an_error_that_names_the_flag(apex, device, 
         precision.choose_precision(device, **flags)
 
 
-def old_chip(type='npu', **amp):
+def old_chip(**amp):
     """A device with an autocast of its own, which torch.autocast does not support."""
-    chip = Chip(type, False)
+    chip = Chip('npu', False)
     chip.module = types.SimpleNamespace(amp=types.SimpleNamespace(**amp))
     return chip
 
@@ -81,12 +79,6 @@ def test_an_npu_without_autocast_or_apex_trains_in_fp32_unless_the_backend_is_na
     for backend in ('native', 'apex'):
         with pytest.raises(UserError, match='--amp_backend ' + backend):
             precision.choose_precision(old_chip(), backend=backend)
-
-
-@pytest.mark.compat
-def test_a_gpu_without_autocast_uses_apex_if_installed(apex):
-    gpu = old_chip('a GPU that torch.autocast does not support')
-    assert precision.choose_precision(gpu, amp=True).name.startswith('apex O2')
 
 
 def train(chosen, steps=30):

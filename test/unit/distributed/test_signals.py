@@ -44,31 +44,6 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(images,
     assert process.returncode == 75 and output.count(b'stopped by ') == 1, output
 
 
-# Runs a main script whose checkpoints are never finished.
-SLOW = """
-import runpy, sys, time
-import util
-from util.checkpoints import pth_file
-pth_file.save = lambda path, state: time.sleep(1000)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name='__main__')
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.compat
-def test_a_second_signal_stops_at_once(images, tmp_path):
-    script = tmp_path / 'slow.py'
-    script.write_text(SLOW)
-    process = start(images, tmp_path / 'o', script)
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(FORWARDED + signal.SIGTERM)
-    time.sleep(3.)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
-
-
 @pytest.mark.compat
 @pytest.mark.parametrize('numbers, requests', [
     ([15, FORWARDED + 15], 1), ([FORWARDED + 2, 2], 1), ([15, FORWARDED + 15, 15, FORWARDED + 15], 2),
@@ -91,7 +66,7 @@ def test_torchrun_repeats_a_signal():
 
 # As a launcher starts its processes: signals are blocked.
 SCRIPT = """
-import os, signal, threading
+import os, signal, threading, time
 from util import errors
 from util.distributed.signals import SignalHandler
 signal.pthread_sigmask(signal.SIG_BLOCK, errors.STOP_SIGNALS)
@@ -114,6 +89,18 @@ def test_signals_are_handled_before_anything_else_is_imported(script):
     first, second, *_ = ast.parse((ROOT / (script + '.py')).read_text()).body[1:]
     assert isinstance(first, ast.ImportFrom) and ast.dump(second) == ast.dump(
         ast.parse('errors.begin(__name__)').body[0])
+
+
+@pytest.mark.compat
+def test_a_second_signal_stops_at_once():
+    code = """handler = SignalHandler().__enter__()
+handler.graceful = True
+for number in (errors.FORWARDED + 15, 15, errors.FORWARDED + 2):
+    time.sleep(.5)
+    print(handler.requested, flush=True)
+    os.kill(os.getpid(), number)"""
+    run = execute([sys.executable, '-c', SCRIPT.format(0, code)])
+    assert run.status == 128 + signal.SIGINT and run.output.startswith('\nSIGTERM\nSIGTERM\nstopped at once'), run
 
 
 @pytest.mark.slow

@@ -25,11 +25,11 @@ newest = pytest.mark.skipif(sys.version_info < (3, 10), reason='the linters of c
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 tasks=() status=0
+trap 'signalled=yes; builtin kill -USR1 "${tasks[@]}"' USR1
 for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do
     SLURM_NODEID=$node SLURM_PROCID=$node SLURM_NTASKS=$SLURM_JOB_NUM_NODES "$@" >"$0.$node" 2>&1 &
     tasks+=($!)
 done
-trap 'signalled=yes; builtin kill -USR1 "${tasks[@]}"' USR1
 for task in "${tasks[@]}"; do
     signalled=yes
     while [[ $signalled ]]; do

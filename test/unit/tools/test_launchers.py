@@ -51,16 +51,12 @@ def test_nproc_overrides_the_number_of_devices(images):
 @pytest.mark.parametrize('name, flags, named', [
     ('pretrain_performance_1p', [], '--data_path'),
     ('pretrain_performance_1p', ['--data_path=/no/where'], '--data_path: /no/where'),
-    ('pretrain_performance_1p', ['--data_path'], '--data_path'),
-    ('pretrain_performance_1p', ['--data_path=/', '--nproc=two'], '--nproc: two'),
     ('pretrain_performance_1p', ['--data_path=/', '--max_restarts=-1'], '--max_restarts: -1'),
     ('pretrain_performance_1p', ['--data_path=/', '--nproc=18446744073709551617'], '--nproc: '),     # 2 ** 64 + 1
-    ('pretrain_performance_1p', ['--data_path=/', '--nnodes=2', '--node_rank=x', '--master_addr=h'], '--node_rank: x'),
     ('finetune_full_large_16p', ['--data_path=/', '--finetune_pth=' + __file__], '--node_rank=0 .* --master_addr'),
     *(('pretrain_full_8p', ['--data_path=/', '--nnodes=2', '--master_addr=n', '--node_rank=' + rank], '--node_rank')
-      for rank in ('x', '-1', '2', '9' * 400)),
+      for rank in ('-1', '2')),
     ('pretrain_full_8p', ['--data_path=/', '--master_port=x'], '--master_port: x'),
-    ('pretrain_full_8p', ['--data_path=/', '--nproc=' + '9' * 400], '--nproc'),
     ('finetune_full_8p', ['--data_path=/', '--finetune_pth=/no.pth'], '--finetune_pth: /no.pth'),
     ('pretrain_full_8p', ['--data_path=/', '--finetune_pth=x'], '--finetune_pth'),
     ('finetune_eval_8p', ['--data_path=/'], '--resume_pth'),

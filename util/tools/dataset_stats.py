@@ -67,13 +67,14 @@ def main() -> None:
     add('data', metavar='DATA', help='--data_path of main_pretrain.py; of train/ and val/, only train/')
     add('--in_chans', type=positive_int, default=3, help='channels of the images, as in training')
     add('--images', type=positive_int, help='number of images, drawn at random; default: all')
+    add('--seed', type=non_negative_int, default=0, help='seed of this draw')
     add('--num_workers', type=non_negative_int, default=default_workers(), help='loader processes')
     args = parser.parse_args()
     log.set_up(True)
     torch.set_num_threads(1)
     with reworded('--data_path', 'DATA'):
         dataset = pretraining_set(args.data, partial(channel_moments, args.in_chans))
-    indices = np.random.RandomState(0).permutation(len(dataset))[:args.images]
+    indices = np.random.RandomState(args.seed).permutation(len(dataset))[:args.images]
     mean, std, count = measure(Subset(dataset, indices), args.num_workers)
     logger.info('%d of %d images measured', count, len(dataset))
     print(flags_text(mean, std))

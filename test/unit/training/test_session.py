@@ -1,10 +1,10 @@
-"""A run leaves its process as it was."""
+"""A run leaves its process as it was, and the next one there does what one in a process of its own does."""
 import pytest
 import torch
-from conftest import PRETRAIN, assert_unchanged, process_state
+from conftest import PRETRAIN, assert_unchanged, finetune, process_state
+from test_end_to_end import moments_of, same, weights_of
 
 from util.config.train_flags import parse_pretrain
-from util.distributed import hang_detector
 from util.training.session import start_session
 
 pytestmark = pytest.mark.compat
@@ -25,4 +25,16 @@ def test_a_session_undoes_what_it_changed_even_after_a_failure(tmp_path, failure
     except ValueError:
         pass
     assert_unchanged(before)
-    assert torch.equal(noise, torch.random.get_rng_state()) and hang_detector._detector is None
+    assert torch.equal(noise, torch.random.get_rng_state())
+
+
+def test_runs_in_one_process_equal_each_other_and_one_in_a_process_of_its_own(images, tmp_path):
+    results = []
+    for process in (False, False, True):
+        folder = tmp_path / str(len(results))
+        run = finetune('--data_path', images, '--output_dir', folder, '--epochs', 1, '--drop_path', .2, '--mixup', .8,
+                       '--cutmix', 1, '--reprob', .5, process=process)
+        assert run.status == 0, run.output
+        state = weights_of(folder / 'checkpoint-0.pth')
+        results.append([state['model'], moments_of(state), state['best']])
+    assert same(results[0], results[1]) and same(results[0], results[2])

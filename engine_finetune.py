@@ -18,7 +18,7 @@ from util.reporting import report
 from util.reporting.confusion import ConfusionTracker
 from util.training.epoch_meter import PRINT_EVERY, Throughput, per_second
 from util.training.optimizer_step import OptimizerStep
-from util.training.session import Session, open_run_logger, write_result
+from util.training.session import Session, enter_output_folder, write_result
 from util.training.setup import build_evaluation_loader, class_names, count_classes
 from util.training.trainer import Trainer
 
@@ -97,7 +97,7 @@ def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecis
     model = build(args, count_classes(args, dataset, checkpointer))
     adopt_statistics(args, checkpointer.get('args'), checkpointer.path)
     checkpointer.load_model(model, fit_positions=True, ema_weights=True)
-    run_logger = open_run_logger(args, session)
+    run_logger = enter_output_folder(args, session)
     model = prepare(model.to(session.device), precision)
     precision = getattr(model, 'precision', precision)          # a LinearProbe has its own
     loader.unreadable_images = UnreadableTracker.of_run(args.output_dir, args.max_bad_images, dataset, session.world)

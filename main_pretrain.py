@@ -70,7 +70,7 @@ def train(args: Namespace, session: Session, precision: FullPrecision) -> None:
         for epoch in trainer.epochs():
             stats = train_one_epoch(trainer, args.mask_ratio, normalize)
             accuracy = evaluate_knn(epoch, trainer)
-            trainer.close_epoch(stats, accuracy, accuracy)
+            trainer.close_epoch(stats, tests=accuracy, result=accuracy)
 
 
 def build_data(args: Namespace) -> Dataset:

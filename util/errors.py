@@ -14,7 +14,7 @@ from util.text import first_line, one_line
 USER_ERROR_STATUS = 2           # the same command fails the same way
 FAILURE_STATUS = 70             # a process died or hangs, or memory or files ran out: a restart may succeed
 SAVE_FAILED_STATUS = 74         # trained to the end, but the last checkpoint could not be written
-PREEMPTED_STATUS = 75           # stopped by a signal, checkpoint saved: resume with --resume auto
+PREEMPTED_STATUS = 75           # stopped by a signal; once training has begun, a checkpoint is saved
 DELAY = 3.                      # seconds for the launcher to notice which process ended first
 
 # Launchers mark the signals that they forward, as real-time signal FORWARDED + n for signal n: a signal to all

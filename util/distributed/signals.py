@@ -1,8 +1,10 @@
 """Stop signals of a training process: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 (Slurm's warning), and its launcher's death.
 
-The first signal is a request: the trainer polls `requested`, finishes the step and saves. A second signal ends the
-process at once. A thread receives them, since Python runs signal handlers between bytecodes of the main thread only,
-which never happens while that waits in a collective operation. Until a session starts, see errors.begin.
+The launcher forwards a signal to every training process. The first one sets `requested`; Trainer.check sees it at the
+end of a step, all processes agree, and the loop calls Trainer.stop: it saves, waits for the file and raises Preempted,
+which errors.run turns into a line and status 75. A second signal ends the process at once. A thread receives them,
+since Python runs signal handlers between bytecodes of the main thread only, which never happens while that waits in a
+collective operation. Until a session starts, see errors.begin.
 """
 import ctypes
 import os

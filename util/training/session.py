@@ -119,7 +119,7 @@ def start_session(args: Namespace) -> Iterator[Session]:
         world.shutdown()
 
 
-def open_run_logger(args: Namespace, session: Session, checkpointer: Optional[Checkpointer] = None,
+def enter_output_folder(args: Namespace, session: Session, checkpointer: Optional[Checkpointer] = None,
                     start: Tuple[int, int] = (0, 0), begin: Optional[float] = None) -> Union[RunLogger, NullRunLogger]:
     """Collective: enter the output folder on the main process, which gets a RunLogger.
 

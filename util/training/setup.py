@@ -1,4 +1,4 @@
-"""Setup of training and evaluation: session, loaders, weights, precision and optimizer.
+"""Setup of training and evaluation: loaders, classes, weights, optimizer and its learning-rate schedule.
 
 Weights are loaded first, then the precision prepared, then the optimizer's state loaded. apex O2 requires this order:
 `precision.prepare` makes fp32 master weights from the weights of the model, and the moments belong to these.

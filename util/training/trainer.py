@@ -15,7 +15,7 @@ from util.reporting.report import Report
 from util.training.ema import EMA
 from util.training.epoch_meter import EpochMeter
 from util.training.optimizer_step import OptimizerStep
-from util.training.session import Session, open_run_logger, write_result
+from util.training.session import Session, enter_output_folder, write_result
 
 # Processes check for save and stop requests together: about once a second, and after this many steps at the latest.
 CHECK_SECONDS, CHECK_STEPS = 1., 50
@@ -85,8 +85,8 @@ class Trainer:
     def _enter_folder(self):
         """Collective: enter the output folder; earlier results move away unless the run continues there."""
         started, begin = time.perf_counter(), self._epoch + self._images / len(self._loader.dataset)
-        self._run_logger = open_run_logger(self._args, self._session, self._checkpointer, (self._epoch, self._images),
-                                           begin)
+        self._run_logger = enter_output_folder(self._args, self._session, self._checkpointer,
+                                               (self._epoch, self._images), begin)
         self._checkpointer.begin()
         self._report = Report(self._args, self._session, self.optimizer_step.precision, len(self._loader.dataset),
                               self._run_logger, self._report_part)

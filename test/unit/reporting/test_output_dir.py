@@ -14,7 +14,7 @@ import main_pretrain
 from util.config.train_flags import parse_pretrain
 from util.errors import SaveFailed, UserError
 from util.reporting import output_dir
-from util.training.session import open_run_logger
+from util.training.session import enter_output_folder
 
 pytestmark = pytest.mark.compat
 
@@ -121,7 +121,7 @@ def test_another_node_names_its_log_after_the_main_process_has_moved_what_was_th
     for local_rank in (1, 0):
         assert starting.exists()
         world = SimpleNamespace(is_main=False, local_rank=local_rank)
-        open_run_logger(None, SimpleNamespace(world=world, all_reduce=lambda _: starting.exists() or pytest.fail()))
+        enter_output_folder(None, SimpleNamespace(world=world, all_reduce=lambda _: starting.exists() or pytest.fail()))
     assert (tmp_path / 'x_node1.log').exists() and not starting.exists()
 
 

@@ -16,7 +16,7 @@ from typing import Any, Iterable, List, Optional, Sequence
 
 from util import log
 from util.checkpoints import load_model
-from util.data.datasets import read_class_names
+from util.data.file_index import read_class_names
 from util.tools.inference import Inference
 from util.tools.outputs import open_output
 

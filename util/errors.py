@@ -86,8 +86,9 @@ def raise_if_exhausted(error: BaseException) -> None:
 
     Not for a MemoryError: the header of a damaged file may claim more than fits.
     """
-    if isinstance(error, SystemFailure) or not isinstance(error, MemoryError) and _shortage(error):
-        raise SystemFailure(_shortage(error) or error) from error
+    line = '' if isinstance(error, MemoryError) else _shortage(error)
+    if line or isinstance(error, SystemFailure):
+        raise SystemFailure(line or error) from error
 
 
 def _shortage(error):

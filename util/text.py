@@ -1,4 +1,5 @@
-"""Text formatting: values on one line, reasons of errors, durations."""
+"""Text formatting: values on one line, lists of names, reasons of errors, durations."""
+from typing import Any, Sequence
 
 
 def one_line(text: object) -> str:
@@ -12,6 +13,12 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, SystemExit) and not isinstance(error.code, str):
         return 'its import ends the program'            # some packages print the reason and exit
     return str(error).strip().split('\n')[0].rstrip('.') or type(error).__name__
+
+
+def listed(names: Sequence[Any], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = ' and {} more'.format(len(names) - most) if len(names) > most else ''
+    return ', '.join(map(str, names[:most])) + more or 'nothing'
 
 
 def duration(seconds: float) -> str:

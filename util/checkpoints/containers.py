@@ -5,10 +5,10 @@ from typing import Any, Dict, Iterator, List, Tuple
 from util.checkpoints.schema import State, Weights, is_state_dict
 from util.errors import UserError
 from util.log import logger
+from util.text import listed
 
 PREFERRED = ('model', 'state_dict', 'teacher', 'target_encoder')        # if a file has several containers
 MOST_LEVELS = 3             # of containers within containers
-LISTED = 5                  # names in a message
 # The weight that every ViT has: in this program, timm and the published code, and in transformers.
 ANCHOR = re.compile(r'(.*?)(patch_embed\.proj\.weight|((vit|beit)\.)?embeddings\.patch_embeddings\.projection\.weight)')
 SAVE_WEIGHTS = 'save the weights alone: torch.save({"model": model.state_dict()}, FILE)'
@@ -46,12 +46,6 @@ def unwrap(content: Dict[str, Any], path: str) -> State:
 def not_a_vit(path: str, names: Dict[str, Any]) -> UserError:
     """The error for a file whose content has other names than a ViT."""
     return UserError('{}: not a checkpoint of a ViT: it has {}; {}'.format(path, listed(list(names)), SAVE_WEIGHTS))
-
-
-def listed(names: List[Any]) -> str:
-    """The first names, and how many more there are."""
-    more = ' and {} more'.format(len(names) - LISTED) if len(names) > LISTED else ''
-    return ', '.join(map(str, names[:LISTED])) + more or 'nothing'
 
 
 def check_tokens(weights: Weights, path: str) -> None:

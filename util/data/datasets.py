@@ -15,13 +15,14 @@ from torch.utils import data
 
 from util.config.train_flags import is_csv
 from util.data import cifar
-from util.data.file_index import UNLABELLED, FileIndex, has_labels, nfc, read_class_names, read_csv  # noqa: F401
+from util.data.file_index import UNLABELLED, FileIndex, has_labels, nfc, read_csv
 from util.data.image_files import UnreadableImage, ignored_as
 from util.data.lazy_image import LazyImage, LazyImageDataset, Transform, open_image
 from util.data.tar_dataset import VALIDATION, TarDataset, tar_files
 from util.data.validation_split import VAL_FRACTION, VAL_SEED, validation_mask
 from util.errors import UserError, reworded
 from util.log import logger
+from util.text import listed
 
 SAMPLED = 32            # images that the range of values is chosen by
 NEARLY_CONSTANT = 16    # difference of the brightest and the darkest pixel, of 255
@@ -73,7 +74,7 @@ def pretraining_set(data_path: str, transform: Transform = None, val_fraction: f
     if root != data_path and os.path.isdir(root):
         others = [name for name in _subfolders(data_path) if name not in SPLITS]
         if others:
-            logger.info('--data_path: using %s only; ignoring its sibling folders: %s', root, ', '.join(others[:9]))
+            logger.info('--data_path: using %s only; ignoring its sibling folders: %s', root, listed(others, 9))
     if os.path.isfile(root) or tar_files(root):
         return _load_split(root, transform, labelled=False)
     splits = [name for name in _subfolders(root) if VALIDATION.search(name)]
@@ -182,15 +183,14 @@ def _load_split(root, transform, labelled, classes=None):
         counts = Counter(map(nfc, classes))
         wrong = [name for name in dataset.classes if counts[name] != 1]
         if wrong:
-            raise UserError('--data_path: {} has the class {!r}, which is {} among the {} of the model: {}{}'.format(
-                root, wrong[0], 'twice' if counts[wrong[0]] else 'not', len(classes), ', '.join(classes[:5]),
-                ', ...' * (len(classes) > 5)))
+            raise UserError('--data_path: {} has the class {!r}, which is {} among the {} of the model: {}'.format(
+                root, wrong[0], 'twice' if counts[wrong[0]] else 'not', len(classes), listed(classes)))
         dataset.labels = np.array([label_of[name] for name in dataset.classes], np.int64)[dataset.labels]
         dataset.classes = classes
     elif sorted(dataset.classes, key=by_number) != list(dataset.classes):
-        logger.info('warning: the classes of %s are in the order of their names, not of the numbers in them: %s%s; a '
+        logger.info('warning: the classes of %s are in the order of their names, not of the numbers in them: %s; a '
                     'model whose checkpoint has no class names may count them otherwise (--class_names)', root,
-                    ', '.join(dataset.classes[:12]), ', ...' * (len(dataset.classes) > 12))
+                    listed(dataset.classes, 12))
     return _choose_value_range(dataset)
 
 

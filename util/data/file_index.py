@@ -19,7 +19,7 @@ from util.distributed import hang_detector
 from util.errors import SystemFailure, UserError, raise_if_exhausted
 from util.files import open_regular
 from util.log import logger, progress_bar
-from util.text import first_line, one_line
+from util.text import first_line, listed, one_line
 
 UNLABELLED = ['unlabelled']         # class names of a dataset without labels
 CSV_FAULT = 'cannot be read as rows of path,label in UTF-8'
@@ -89,7 +89,7 @@ def log_ignored(root: str, counts: np.ndarray, outside: int = 0) -> None:
     """Log what is not an image: the `ignored` of image_arrays, and the number of images `outside` of class folders."""
     parts = ['{} images outside of class folders'.format(outside)] * bool(outside) + list(map(os.fsdecode, counts))
     if parts:
-        logger.info('%s: ignoring %s', root, ', '.join(parts[:9] + ['...'] * (len(parts) > 9)))
+        logger.info('%s: ignoring %s', root, listed(parts, 9))
 
 
 def image_arrays(names: List[str], ignored: Counter, **columns: list) -> array_cache.Arrays:

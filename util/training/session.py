@@ -120,7 +120,8 @@ def start_session(args: Namespace) -> Iterator[Session]:
 
 
 def enter_output_folder(args: Namespace, session: Session, checkpointer: Optional[Checkpointer] = None,
-                    start: Tuple[int, int] = (0, 0), begin: Optional[float] = None) -> Union[RunLogger, NullRunLogger]:
+                        start: Tuple[int, int] = (0, 0),
+                        begin: Optional[float] = None) -> Union[RunLogger, NullRunLogger]:
     """Collective: enter the output folder on the main process, which gets a RunLogger.
 
     Called last before training starts, so that a mistake found earlier leaves earlier results where they are; without a

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 
 from util.checkpoints import weights
 from util.checkpoints.checkpointer import Checkpointer
-from util.checkpoints.containers import listed
 from util.checkpoints.pth_file import checkpoint_errors
 from util.config.normalization import adopt_statistics
-from util.data.datasets import by_number, has_validation, labelled_set, read_class_names
+from util.data.datasets import by_number, has_validation, labelled_set
+from util.data.file_index import read_class_names
 from util.data.loader import Batches, evaluation_loader, training_loader
 from util.data.transforms import evaluation_transform
 from util.data.validation_split import resolve_split
@@ -26,6 +26,7 @@ from util.distributed.world import World
 from util.errors import UserError
 from util.log import logger
 from util.models.activation_checkpointing import checkpointed
+from util.text import listed
 from util.training.ema import EMA
 from util.training.non_finite_steps import NonFiniteSteps
 from util.training.optimizer_step import OptimizerStep, effective_batch_size, peak_lr, warmup_cosine

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from synthetic_dataset import CLASSES
 
-from util.data import datasets
+from util.data import datasets, file_index
 from util.data.cifar import CIFAR_10
 from util.errors import UserError
 
@@ -129,7 +129,7 @@ def test_val_uses_the_labels_of_train_and_rejects_other_classes(images, tmp_path
     ('cafe\u0301\ncrane\ncrane'.encode(), ['caf\u00e9', 'crane', 'crane'])])
 def test_class_names_are_one_a_line_in_utf_8(tmp_path, content, expected):
     (tmp_path / 'names.txt').write_bytes(content)
-    assert datasets.read_class_names(str(tmp_path / 'names.txt')) == expected
+    assert file_index.read_class_names(str(tmp_path / 'names.txt')) == expected
 
 
 @pytest.mark.parametrize('make', [
@@ -137,7 +137,7 @@ def test_class_names_are_one_a_line_in_utf_8(tmp_path, content, expected):
 def test_class_names_that_cannot_be_read_are_one_line(tmp_path, make):
     make(tmp_path / 'names.txt')
     with pytest.raises(UserError, match='^--class_names .*names.txt: '):
-        datasets.read_class_names(str(tmp_path / 'names.txt'))
+        file_index.read_class_names(str(tmp_path / 'names.txt'))
 
 
 def class_folders(root, names):

@@ -9,7 +9,7 @@ import shutil
 from functools import lru_cache
 
 import pytest
-from conftest import ROOT, call, launcher
+from conftest import ROOT, call, launcher, succeeded
 from test_baseline import help_of
 
 DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')])
@@ -166,8 +166,7 @@ def test_readme_commands_run(images, tmp_path, monkeypatch):
             if '--epochs' in words:
                 words += ['--epochs', 1, '--warmup_epochs', 0]
             name = words.pop(0) if script == '-m' else script[:-3]
-            run = call(name, *words)
-            assert run.status == 0, run.output
+            succeeded(call(name, *words))
             done.append(name)
     assert done == ['main_pretrain', 'util.tools.visualize', 'main_finetune', 'main_predict', 'main_finetune',
                     'util.tools.export']

@@ -76,21 +76,12 @@ def test_training_continues_on_a_full_disk_and_exits_with_74(images, small_disk)
     assert len((small_disk / 'o' / 'log.txt').read_text().splitlines()) == 2
 
 
-def fill(folder):
-    """Fill the disk."""
-    handle = os.open(str(folder / 'filler'), os.O_CREAT | os.O_WRONLY)
-    try:
-        while os.write(handle, b'x' * 4096):
-            pass
-    except OSError as error:
-        assert error.errno == errno.ENOSPC
-    os.close(handle)
-
-
 def test_log_lines_on_a_full_disk_are_kept_and_written_when_there_is_room(small_disk):
     run_logger = RunLogger(str(small_disk), None, RunLock(str(small_disk)))
     run_logger.log_epoch({'epoch': 0})
-    fill(small_disk)
+    with open(str(small_disk / 'filler'), 'wb', buffering=0) as file, pytest.raises(OSError, match='No space left'):
+        while file.write(b'x' * 4096):
+            pass
     for epoch in (1, 2):
         run_logger.log_scalars(epoch, {'loss': 1.})
         run_logger.log_epoch({'epoch': epoch})

@@ -1,7 +1,7 @@
 """Each flag is validated and takes effect; test_baseline.py checks names and defaults."""
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, finetune
+from conftest import FINETUNE, PRETRAIN, finetune, succeeded
 
 import main_finetune
 import main_pretrain
@@ -153,8 +153,7 @@ def test_an_lr_for_another_batch_size_is_scaled_on_request_else_warned_of(tmp_pa
 
 
 def test_layer_decay_takes_effect_in_training(images, tmp_path):
-    run = finetune('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--layer_decay', .5)
-    assert run.status == 0, run.output
+    succeeded(finetune('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--layer_decay', .5))
     groups = torch.load(str(tmp_path / 'checkpoint-0.pth'))['optimizer']['param_groups']
     assert min(group['lr_scale'] for group in groups) == .5 ** 7
 

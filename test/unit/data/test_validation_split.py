@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import finetune
+from conftest import finetune, succeeded
 from PIL import Image
 from synthetic_dataset import CLASSES
 
@@ -115,9 +115,8 @@ def test_split_flags_default_to_the_checkpoints_and_overlap_is_warned_of(flags, 
 
 @pytest.mark.slow
 def test_evaluation_uses_the_split_of_the_training(folders, tmp_path):
-    run = finetune('--data_path', folders, '--output_dir', tmp_path / 'o', '--epochs', 1, '--val_fraction', .5,
-                   '--val_seed', 7)
-    assert run.status == 0, run.output
+    succeeded(finetune('--data_path', folders, '--output_dir', tmp_path / 'o', '--epochs', 1, '--val_fraction', .5,
+                       '--val_seed', 7))
     run = finetune('--data_path', folders, '--output_dir', tmp_path / 'e', '--eval', '--resume',
                    tmp_path / 'o' / 'checkpoint-0.pth')
     assert 'using 16 of its 32 images (--val_fraction 0.5, --val_seed 7)' in run.output, run.output

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import pretrain
+from conftest import pretrain, succeeded
 
 import models_mae
 from util.config.train_flags import parse_finetune, parse_linprobe, parse_pretrain
@@ -198,8 +198,7 @@ def test_a_resumed_run_keeps_earlier_snapshots_of_the_same_mask_ratio(images):
 @pytest.mark.slow
 def test_a_resumed_pretraining_continues_its_report(images, pretrained, tmp_path):
     shutil.copytree(str(pretrained), str(tmp_path / 'o'))
-    run = pretrain('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', 'auto')
-    assert run.status == 0, run.output
+    succeeded(pretrain('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', 'auto'))
     strips = Page(tmp_path / 'o' / 'report.html').parts['Reconstructions']['strips']
     assert [what for what, _ in strips] == ['masked', 'after epoch 0', 'after epoch 1', 'original']
 

@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import NANO, finetune
+from conftest import NANO, finetune, succeeded
 from test_end_to_end import epochs_of
 
 import models_vit
@@ -77,9 +77,8 @@ def test_a_file_that_does_not_fit_is_rejected(images, tmp_path, lines):
 def test_training_by_a_file_of_names_labels_by_it_and_keeps_it(images, tmp_path):
     names = ['absent', *sorted((path.name for path in (images / 'train').iterdir()), reverse=True)]
     (tmp_path / 'names.txt').write_text('\n'.join(names))
-    run = finetune('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 1, '--class_names',
-                   tmp_path / 'names.txt')
-    assert run.status == 0, run.output
+    succeeded(finetune('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 1, '--class_names',
+                       tmp_path / 'names.txt'))
     state = pth_file.load(str(tmp_path / 'o' / 'checkpoint-0.pth'))
     assert state['classes'] == names and len(state['model']['head.weight']) == 9
     flags = ['--data_path', images, '--output_dir', tmp_path / 'o', '--resume', 'auto', '--epochs', 2]

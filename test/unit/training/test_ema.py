@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from conftest import NANO, finetune
+from conftest import NANO, finetune, succeeded
 from test_end_to_end import epochs_of
 from test_optimizer_step import Linear
 
@@ -96,14 +96,13 @@ def test_a_foreign_model_ema_that_is_not_a_state_dict_is_ignored(tmp_path, forei
 # In runs; test_resume.py has one with --ema
 
 def test_log_best_checkpoint_and_evaluation_are_of_the_ema_weights(images, tmp_path):
-    run = finetune('--data_path', images, '--output_dir', tmp_path, '--ema', .9, '--lr', .01, '--warmup_epochs', 0,
-                   '--epochs', 2, '--mixup', .8)
-    assert run.status == 0, run.output
+    succeeded(finetune('--data_path', images, '--output_dir', tmp_path, '--ema', .9, '--lr', .01, '--warmup_epochs', 0,
+                       '--epochs', 2, '--mixup', .8))
     records = epochs_of(tmp_path)
     best = pth_file.load(str(tmp_path / 'checkpoint-best.pth'))['best']
     assert best['acc1'] == max(record['test_acc1'] for record in records)
-    run = finetune('--data_path', images, '--eval', '--resume', tmp_path / 'checkpoint-1.pth', '--output_dir', tmp_path)
-    assert run.status == 0, run.output
+    succeeded(finetune('--data_path', images, '--output_dir', tmp_path, '--eval', '--resume',
+                       tmp_path / 'checkpoint-1.pth'))
     result = json.loads((tmp_path / 'eval.json').read_text())
     assert result['acc1'] == records[-1]['test_acc1']
     assert result['loss'] == pytest.approx(records[-1]['test_loss'], rel=1e-5)

@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import PRETRAIN, ROOT, two_processes
+from conftest import PRETRAIN, ROOT, succeeded, two_processes
 from test_end_to_end import epochs_of, same, weights_of
 
 from util.checkpoints import load_model
@@ -124,9 +124,8 @@ def test_it_runs_every_knn_every_epochs_and_after_the_last_with_knn_images(image
 def test_two_processes_record_the_accuracy_of_one_and_train_as_without_it(images, tmp_path):
     folders = [tmp_path / str(every) for every in (2, 0)]
     for folder in folders:
-        run = two_processes(ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', folder,
-                            '--epochs', 3, '--knn_every', folder.name, '--batch_size', 4)
-        assert run.status == 0, run.output
+        succeeded(two_processes(ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', folder,
+                                '--epochs', 3, '--knn_every', folder.name, '--batch_size', 4))
     accuracies = [record.get('knn_acc1') for record in epochs_of(folders[0])]
     assert accuracies[0] is None and accuracies[1] is not None
     assert accuracies[2] == pytest.approx(expected(folders[0] / 'checkpoint-2.pth', images), abs=1e-3)

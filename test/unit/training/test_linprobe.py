@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from conftest import FINETUNE, linprobe
+from conftest import FINETUNE, linprobe, succeeded
 from test_end_to_end import epochs_of, moments_of, same, weights_of
 
 import main_linprobe
@@ -68,17 +68,16 @@ def test_the_class_token_is_classified_unless_global_pool_is_given(tmp_path):
 
 
 def test_a_checkpoint_is_enough_to_evaluate(images, probed, tmp_path):
-    run = linprobe('--eval', '--data_path', images, '--resume', probed / 'checkpoint-1.pth', '--output_dir', tmp_path)
-    assert run.status == 0, run.output
+    succeeded(linprobe('--data_path', images, '--output_dir', tmp_path, '--eval', '--resume',
+                       probed / 'checkpoint-1.pth'))
     result, last = json.loads((tmp_path / 'eval.json').read_text()), epochs_of(probed)[-1]
     assert (result['acc1'], result['acc5']) == (last['test_acc1'], last['test_acc5'])
     assert result['loss'] == pytest.approx(last['test_loss'], rel=1e-5) and result['images'] == 19
 
 
 def test_a_resumed_probing_ends_as_the_uninterrupted_one(images, probed, tmp_path):
-    run = linprobe('--data_path', images, '--output_dir', tmp_path, '--epochs', 2, '--lr', 3, '--weight_decay', .01,
-                   '--resume', probed / 'checkpoint-0.pth')
-    assert run.status == 0, run.output
+    succeeded(linprobe('--data_path', images, '--output_dir', tmp_path, '--epochs', 2, '--lr', 3, '--weight_decay', .01,
+                       '--resume', probed / 'checkpoint-0.pth'))
     ends = [weights_of(folder / 'checkpoint-1.pth') for folder in (probed, tmp_path)]
     assert same(*([state['model'], moments_of(state), state['best']] for state in ends))
 

@@ -20,13 +20,12 @@ class Linear(torch.nn.Module):
         return (self.weight * x).mean()
 
 
-def run(values, accum_iter, clip_grad=None, lr=1., schedule=None):
-    """Weights after each iteration of plain SGD over inputs `values`."""
-    model = Linear()
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    optimizer_step = OptimizerStep(model, optimizer, FullPrecision(), schedule or (lambda epoch: lr), accum_iter,
-                                   clip_grad)
-    weights = []
+def run(values, accum_iter, clip_grad=None, schedule=lambda epoch: 1., ema=lambda weights: None):
+    """Weights after each iteration of plain SGD over inputs `values`; `ema` makes an EMA of them."""
+    model, weights = Linear(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    optimizer_step = OptimizerStep(model, optimizer, FullPrecision(), schedule, accum_iter, clip_grad,
+                                   ema=ema(FullPrecision().trained_weights(model, None)))
     for i, value in enumerate(values):
         optimizer_step.set_lr(0, i, len(values))
         with optimizer_step.gradient_sync():

@@ -6,12 +6,28 @@ import shutil
 
 import numpy as np
 import pytest
+import synthetic_dataset
+from conftest import call
 from PIL import Image
 from synthetic_dataset import CLASSES
 
 from util.data import datasets, file_index
 from util.data.cifar import CIFAR_10
 from util.errors import UserError
+
+
+def test_synthetic_images_depend_on_the_seed_alone(images, tmp_path):
+    for name, seed in (('again', 0), ('other', 1)):
+        synthetic_dataset.write(str(tmp_path / name), train=8, val=0, seed=seed)
+    for path in (tmp_path / 'again' / 'train').glob('*/*.jpg'):
+        name = path.relative_to(tmp_path / 'again')
+        assert path.read_bytes() == (images / name).read_bytes() != (tmp_path / 'other' / name).read_bytes()
+
+
+def test_a_synthetic_dataset_is_not_written_into_a_folder_with_files(tmp_path):
+    (tmp_path / 'file').write_text('')
+    run = call('synthetic_dataset', tmp_path, '--train', 8)
+    assert (run.status, run.output.count('\n')) == (2, 1) and os.listdir(str(tmp_path)) == ['file'], run.output
 
 
 def pickled(value):

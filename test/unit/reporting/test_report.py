@@ -12,9 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import pretrain, succeeded
+from conftest import nano_mae, pretrain, succeeded
 
-import models_mae
 from util.config.train_flags import parse_finetune, parse_linprobe, parse_pretrain
 from util.data import datasets
 from util.data.transforms import Normalize, evaluation_transform
@@ -164,10 +163,9 @@ def test_other_ranks_write_nothing(tmp_path):
 
 
 def snapshots(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, eval_weights=nullcontext):
-    torch.manual_seed(0)
-    model = models_mae.mae_vit_nano_patch16(norm_pix_loss=norm_pix_loss, img_size=32, patch_size=8).eval()
     return ReconstructionSnapshots(
-        model, datasets.pretraining_set(str(images)), evaluation_transform(32), Normalize(), mask_ratio,
+        nano_mae(norm_pix_loss=norm_pix_loss).eval(), datasets.pretraining_set(str(images)),
+        evaluation_transform(32), Normalize(), mask_ratio,
         precision.FullPrecision(), torch.device('cpu'), epochs, earlier, start, eval_weights)
 
 

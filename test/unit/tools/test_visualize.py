@@ -2,19 +2,12 @@
 import numpy as np
 import pytest
 import torch
+from conftest import nano_mae
 from PIL import Image
 
-import models_mae
 from util.errors import UserError
 from util.models.reconstruction import reconstruct
 from util.tools import visualize
-
-SIZE = {'img_size': 32, 'patch_size': 8}
-
-
-def autoencoder(**options):
-    torch.manual_seed(0)
-    return models_mae.mae_vit_nano_patch16(**{**SIZE, **options}).eval()
 
 
 def drawn(command, output, *flags):
@@ -28,7 +21,7 @@ def drawn(command, output, *flags):
 @pytest.mark.compat
 def test_visible_patches_are_the_originals_and_masked_ones_grey():
     imgs = torch.randn(2, 3, 32, 32)
-    masked, predicted, reconstructed = reconstruct(autoencoder(), imgs, .75)
+    masked, predicted, reconstructed = reconstruct(nano_mae().eval(), imgs, .75)
     shown = masked != 0
     assert shown.float().mean() == pytest.approx(.25)
     assert torch.equal(reconstructed[shown], imgs[shown])
@@ -38,7 +31,7 @@ def test_visible_patches_are_the_originals_and_masked_ones_grey():
 
 @pytest.mark.compat
 def test_norm_pix_loss_predictions_are_denormalised_by_patch_statistics():
-    net, imgs = autoencoder(norm_pix_loss=True), torch.randn(2, 3, 32, 32) * 5 + 3
+    net, imgs = nano_mae(norm_pix_loss=True).eval(), torch.randn(2, 3, 32, 32) * 5 + 3
     for parameter in net.decoder_pred.parameters():
         torch.nn.init.zeros_(parameter)
     _, _, reconstructed = reconstruct(net, imgs, .75)

@@ -3,10 +3,9 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import NANO, finetune, succeeded
+from conftest import NANO, finetune, nano_vit, succeeded
 from test_end_to_end import epochs_of
 
-import models_vit
 from util.checkpoints import pth_file
 from util.checkpoints.checkpointer import Checkpointer
 from util.config.train_flags import parse_finetune
@@ -31,8 +30,7 @@ def folders(root, images, names):
 
 def labels(tmp_path, data, lines=None, eval=True, **names):
     """{folder: label} of a classifier of 12 classes, with `names` in its checkpoint, `lines` in --class_names."""
-    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=12)
-    pth_file.save(str(tmp_path / 'x.pth'), {'model': model.state_dict(), **names})
+    pth_file.save(str(tmp_path / 'x.pth'), {'model': nano_vit(num_classes=12).state_dict(), **names})
     flags = ['--model', 'vit_nano_patch16', *NANO, '--data_path', data, '--resume', tmp_path / 'x.pth',
              '--num_workers', 0, '--batch_size', 2, *['--eval'] * eval]
     if lines:

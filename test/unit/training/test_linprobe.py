@@ -3,11 +3,10 @@ import json
 
 import pytest
 import torch
-from conftest import FINETUNE, linprobe, succeeded
+from conftest import FINETUNE, linprobe, nano_vit, succeeded
 from test_end_to_end import epochs_of, moments_of, same, weights_of
 
 import main_linprobe
-import models_vit
 from util.checkpoints import load_model, pth_file, weights
 from util.config.train_flags import parse_linprobe
 from util.devices import precision
@@ -29,8 +28,7 @@ def probed(images, pretrained, tmp_path_factory):
 
 
 def vit(**options):
-    torch.manual_seed(0)
-    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=8, **options)
+    model = nano_vit(**options)
     model.head = probing_head(128, 8)
     return model
 
@@ -94,9 +92,7 @@ def test_a_checkpoint_loads_as_an_ordinary_classifier(probed):
 
 
 def test_a_classifier_of_the_mean_has_no_norm_for_the_class_token(images, tmp_path):
-    torch.manual_seed(0)
-    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=5, global_pool=True)
-    path = str(tmp_path / 'fine.pth')
+    model, path = nano_vit(num_classes=5, global_pool=True), str(tmp_path / 'fine.pth')
     pth_file.save(path, {'model': model.state_dict()})
     args = parse_linprobe([*FINETUNE, '--data_path', str(tmp_path), '--finetune', path])
     with pytest.raises(UserError, match='^{}: .*--global_pool'.format(path)):

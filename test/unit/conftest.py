@@ -192,6 +192,13 @@ def nano_mae(**options):
     return models_mae.mae_vit_nano_patch16(**{'img_size': 32, 'patch_size': 8, **options})
 
 
+@pytest.fixture
+def caplog(caplog):
+    """pytest's, from INFO on."""
+    caplog.set_level('INFO', 'mae')
+    return caplog
+
+
 @pytest.fixture(autouse=True)
 def process_unchanged():
     """A test leaves the process as it was; the logger is restored here, since commands that tests call set it up."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_file
 
 
 def shell(code, folder, **environ):
@@ -22,11 +22,6 @@ def script(path, text):
     """Write a program in sh, in which {} is this interpreter."""
     path.write_text('#!/bin/sh\n' + text.replace('{}', sys.executable))
     path.chmod(0o755)
-
-
-def write_file(path, text=''):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 def with_torch(folder, version):

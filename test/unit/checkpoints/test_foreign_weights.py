@@ -131,7 +131,6 @@ def prefixed(values, prefix):
      ['teacher', 'backbone.', 'left out: student, proj.weight']),
     (lambda vit: {'net': {'weights_of_mine': vit}, 'global_step': 7}, ['weights_of_mine'])], ids=range(4))
 def test_weights_are_found_in_containers_and_without_the_prefix_of_a_wrapper(tmp_path, caplog, content, words):
-    caplog.set_level('INFO', 'mae')
     model, path = nano_vit(num_classes=7).eval(), str(tmp_path / 'x.pth')
     torch.save(content(model.state_dict()), path)
     imgs = torch.randn(2, 3, 32, 32)

@@ -147,7 +147,6 @@ def test_random_erasing_flags_take_effect(tmp_path, flags, expected):
     (['--lr', '.1', '--base_batch_size', '64'], .1, 1),
     (['--lr', '.1', '--base_batch_size', '64', '--auto_scale_lr'], .05, 1)])
 def test_an_lr_for_another_batch_size_is_scaled_on_request_else_warned_of(tmp_path, caplog, flags, expected, lines):
-    caplog.set_level('INFO', 'mae')
     args = parsed(parse_pretrain, PRETRAIN, tmp_path, '--accum_iter', 2, *flags)
     world = World(0, 2)
     assert (effective_batch_size(args, world), peak_lr(args, world)) == (32, pytest.approx(expected))
@@ -188,7 +187,6 @@ def test_a_flag_that_does_not_fit_is_one_line_before_training(images, tmp_path, 
     (400, 40, 1000, ''), (1, 40, 1000, ''), (10, 10, 1000, '--warmup_epochs 10'), (10, 40, 1000, '--warmup_epochs 40'),
     (10, 1, 1001, '--accum_iter')])
 def test_a_warmup_over_all_epochs_and_a_batch_over_all_images_warn(tmp_path, caplog, epochs, warmup, batch, named):
-    caplog.set_level('INFO', 'mae')
     args = parsed(parse_pretrain, [], tmp_path, '--epochs', epochs, '--warmup_epochs', warmup, '--batch_size', batch)
     log_training_summary(args, World(), range(1000), torch.nn.Linear(1, 1))
     warnings = [line for line in caplog.messages if line.startswith('warning: ')]
@@ -196,7 +194,6 @@ def test_a_warmup_over_all_epochs_and_a_batch_over_all_images_warn(tmp_path, cap
 
 
 def test_classes_without_validation_images_are_named(images, tmp_path, caplog):
-    caplog.set_level('INFO', 'mae')
     shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
     shutil.copytree(str(images / 'val' / CLASSES[0]), str(tmp_path / 'val' / CLASSES[0]))
     data(tmp_path)

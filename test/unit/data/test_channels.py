@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import FINETUNE
+from conftest import FINETUNE, call
 from PIL import Image
 
 from util.checkpoints import load_model, weights
@@ -139,7 +139,6 @@ def test_default_mean_and_std_are_imagenets():
     (None, [.3], [.3], '--mean 0.3 --std 0.3'), ([.3] * 3, [.3], [.3] * 3, ''),
     ([.4], None, [.4], '--mean 0.485 0.456 0.406')])
 def test_mean_and_std_default_to_the_checkpoints(caplog, given, saved_as, expected, message):
-    caplog.set_level('INFO', 'mae')
     args = Namespace(in_chans=3, mean=given, std=given)
     adopt_statistics(args, {'in_chans': 3, 'mean': saved_as, 'std': saved_as}, 'x.pth')
     assert args.mean == expected and args.std == expected
@@ -175,11 +174,9 @@ def test_unmeasurable_data_is_a_user_error(bands, tmp_path):
         dataset_stats.measure(pretraining_set(str(tmp_path), partial(dataset_stats.channel_moments, 2)))
 
 
-def test_printed_flags_are_those_of_a_training(bands, monkeypatch, capsys):
-    monkeypatch.setattr('sys.argv', ['x', str(bands), '--in_chans', '5', '--num_workers', '0', '--images', '12'])
-    monkeypatch.setattr(torch, 'set_num_threads', lambda count: None)
-    dataset_stats.main()
-    flags, numbers = capsys.readouterr().out.strip().split('\n')[-2:]
+def test_printed_flags_are_those_of_a_training(bands):
+    run = call('util.tools.dataset_stats', bands, '--in_chans', 5, '--num_workers', 0, '--images', 12)
+    flags, numbers = run.output.strip().split('\n')[-2:]
     args = parse_finetune([*FINETUNE, '--data_path', str(bands), '--in_chans', '5', *flags.split()])
     numbers = json.loads(numbers)
     assert args.mean == pytest.approx(numbers['mean'], rel=1e-5) and numbers['images'] == 12

@@ -167,12 +167,11 @@ def class_folders(root, names):
 @pytest.mark.parametrize('names, warned', [(['00', '01', '10'], False), (['a1', 'a10', 'a2'], True)])
 def test_classes_that_are_not_in_the_order_of_their_numbers_are_shown(tmp_path, caplog, names, warned):
     root = class_folders(tmp_path / 'train', names)
-    with caplog.at_level('INFO', 'mae'):
-        assert datasets.labelled_set(root, 'train', val_fraction=0).classes == names
-        assert any(', '.join(names) in line for line in caplog.messages) == warned
-        caplog.clear()
-        given = datasets.labelled_set(root, 'train', classes=names[::-1], val_fraction=0)
-        assert not any('--class_names' in line for line in caplog.messages)
+    assert datasets.labelled_set(root, 'train', val_fraction=0).classes == names
+    assert any(', '.join(names) in line for line in caplog.messages) == warned
+    caplog.clear()
+    given = datasets.labelled_set(root, 'train', classes=names[::-1], val_fraction=0)
+    assert not any('--class_names' in line for line in caplog.messages)
     assert given.classes == names[::-1] and given.labels.tolist() == list(range(len(names)))[::-1]
 
 
@@ -206,16 +205,14 @@ def test_images_folder_without_classes_points_to_a_csv_file(tmp_path):
 def test_pretraining_logs_ignored_siblings_of_train_and_splits_of_other_names(tmp_path, caplog):
     class_folders(tmp_path / 'a', ['train2017', 'val2017'])
     class_folders(tmp_path / 'b', ['train/deep/deeper', 'val', 'other'])
-    with caplog.at_level('INFO', 'mae'):
-        assert [len(datasets.pretraining_set(str(tmp_path / name))) for name in 'ab'] == [2, 1]
+    assert [len(datasets.pretraining_set(str(tmp_path / name))) for name in 'ab'] == [2, 1]
     assert 'val2017' in caplog.text and ': other\n' in caplog.text
 
 
 def range_line(caplog, function, *args, **options):
     """(result of a function, its log line of the value range, whether it warned of constant images)."""
     caplog.clear()
-    with caplog.at_level('INFO', 'mae'):
-        result = function(*args, **options)
+    result = function(*args, **options)
     return (result, [line for line in caplog.messages if line.startswith('value range: ')],
             any('nearly constant' in line for line in caplog.messages))
 

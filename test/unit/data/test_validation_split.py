@@ -104,12 +104,11 @@ def test_split_folders_are_not_taken_for_classes(images, tmp_path, made, words):
     ((None, None), None, (.1, 0), False), ((.2, None), (.3, 5), (.2, 5), False), ((.4, 6), (.3, 5), (.4, 6), True)])
 def test_split_flags_default_to_the_checkpoints_and_overlap_is_warned_of(flags, trained, expected, warned, caplog):
     saved = trained and dict(zip(('val_fraction', 'val_seed'), trained))
-    with caplog.at_level('INFO', 'mae'):
-        assert resolve_split(*flags, False, False, saved) == expected
-        assert bool(caplog.messages) == warned
-        caplog.clear()
-        assert resolve_split(*flags, True, False, saved) == (0., 0)        # the dataset has its own
-        assert bool(caplog.messages) == bool(flags[0])
+    assert resolve_split(*flags, False, False, saved) == expected
+    assert bool(caplog.messages) == warned
+    caplog.clear()
+    assert resolve_split(*flags, True, False, saved) == (0., 0)        # the dataset has its own
+    assert bool(caplog.messages) == bool(flags[0])
     assert resolve_split(None, None, False, True, None) == (0., 0)         # --eval of a checkpoint without a split
 
 

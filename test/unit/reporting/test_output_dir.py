@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import PRETRAIN, launcher
+from conftest import PRETRAIN, launcher, write_file
 from test_launchers import LOGS
 
 import main_pretrain
@@ -27,8 +27,7 @@ USER = {'notes.txt', 'my.json', 'my.log', 'sub/checkpoint-1.pth', 'checkpoint-0.
 
 def fill(folder, names):
     for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
+        write_file(folder / name, name)
         os.utime(str(folder / name), (1e9, 1e9))
     return folder
 

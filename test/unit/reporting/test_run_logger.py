@@ -3,6 +3,7 @@ import resource
 import sys
 
 import pytest
+from conftest import write_file
 
 from util.file_lock import RunLock
 from util.reporting.run_logger import RunLogger
@@ -52,11 +53,9 @@ def test_a_full_disk_is_one_line_and_no_thread_prints_a_traceback(run_logger, ca
 
 @pytest.mark.parametrize('error', ['TypeError', 'AttributeError', 'ImportError'])
 def test_a_tensorboard_that_does_not_load_is_one_line(run_logger, tmp_path, monkeypatch, caplog, error):
-    caplog.set_level('INFO', 'mae')
     for name in [name for name in sys.modules if name.split('.')[0] == 'tensorboard' or 'utils.tensorboard' in name]:
         monkeypatch.delitem(sys.modules, name)
-    (tmp_path / 'tensorboard').mkdir()
-    (tmp_path / 'tensorboard' / '__init__.py').write_text('raise {}("no descriptors")'.format(error))
+    write_file(tmp_path / 'tensorboard' / '__init__.py', 'raise {}("no descriptors")'.format(error))
     monkeypatch.syspath_prepend(str(tmp_path))
     logger = run_logger()
     logger.log_scalars(1, {'loss': 1.})

@@ -102,7 +102,6 @@ def test_three_steps_of_lars_follow_the_formula_and_resume(shape, zeros):
 @pytest.mark.parametrize('saved, words', [
     ({'epochs': 100}, ('0.00085', '0.0005', '200')), ({'epochs': 200, 'seed': 1}, ()), (None, ())])
 def test_resuming_with_another_schedule_is_one_line_with_both_learning_rates(caplog, saved, words):
-    caplog.set_level('INFO', 'mae')
     args = Namespace(epochs=200, warmup_epochs=0, min_lr=0., lr=None, blr=1e-3, batch_size=256, accum_iter=1,
                      base_batch_size=None, auto_scale_lr=False, start_epoch=None)
     checkpointer = SimpleNamespace(is_resume=True, path='x.pth', start_epoch=lambda flag: 50,

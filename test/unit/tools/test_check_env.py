@@ -6,9 +6,14 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, environment, write_file as write
+from conftest import ROOT, environment
 
 from util.tools import check_env
+
+
+def write(path, text=''):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def cann(base, kind='ascend-toolkit', version='8.0.RC2'):

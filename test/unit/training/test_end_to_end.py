@@ -1,13 +1,10 @@
-"""End-to-end runs on tiny data: each script once, a launcher with two processes, several runs in one process."""
+"""End-to-end runs on tiny data: each script once, and a launcher with two processes."""
 import json
 
 import pytest
 import torch
-from conftest import FINETUNE, assert_unchanged, call, finetune, launcher, linprobe, pretrain, process_state, succeeded
+from conftest import FINETUNE, call, finetune, launcher, linprobe, pretrain, succeeded
 from test_report import Page
-
-from util.config.train_flags import parse_pretrain
-from util.training.session import start_session
 
 
 def epochs_of(folder):
@@ -106,37 +103,6 @@ def test_a_launcher_finetunes_on_two_processes_as_one_process_evaluates_and_repo
     classes = Page(tmp_path / 'eval.html').parts['All classes']
     assert classes == trained.parts['All classes'] and (tmp_path / 'report.html').read_bytes() == report
     assert result['images'] == sum(map(sum, classes['matrix']['counts'])) == 19
-
-
-@pytest.mark.compat
-@pytest.mark.parametrize('failure', [None, ValueError])
-def test_a_session_undoes_what_it_changed_even_after_a_failure(tmp_path, failure):
-    args, before = parse_pretrain(['--data_path', str(tmp_path), '--device', 'cpu']), process_state()
-    noise = torch.random.get_rng_state()
-    try:
-        with start_session(args) as session:
-            changed = process_state()
-            assert all(changed[part] != before[part] for part in ('signal handlers', 'wake-up descriptor', 'logger'))
-            assert changed['threads'] - before['threads'] == {'stop signals', 'hang detector'}
-            session.seed(3, 2)
-            if failure:
-                raise failure
-    except ValueError:
-        pass
-    assert_unchanged(before)
-    assert torch.equal(noise, torch.random.get_rng_state())
-
-
-@pytest.mark.compat
-def test_runs_in_one_process_equal_each_other_and_one_in_a_process_of_its_own(images, tmp_path):
-    results = []
-    for process in (False, False, True):
-        folder = tmp_path / str(len(results))
-        succeeded(finetune('--data_path', images, '--output_dir', folder, '--epochs', 1, '--drop_path', .2,
-                           '--mixup', .8, '--cutmix', 1, '--reprob', .5, process=process))
-        state = weights_of(folder / 'checkpoint-0.pth')
-        results.append([state['model'], moments_of(state), state['best']])
-    assert same(results[0], results[1]) and same(results[0], results[2])
 
 
 @pytest.mark.slow

@@ -1,0 +1,40 @@
+"""A run leaves its process as it was, and the next one there does what one in a process of its own does."""
+import pytest
+import torch
+from conftest import PRETRAIN, assert_unchanged, finetune, process_state
+from test_end_to_end import moments_of, same, weights_of
+
+from util.config.train_flags import parse_pretrain
+from util.training.session import start_session
+
+pytestmark = pytest.mark.compat
+
+
+@pytest.mark.parametrize('failure', [None, ValueError])
+def test_a_session_undoes_what_it_changed_even_after_a_failure(tmp_path, failure):
+    args, before = parse_pretrain(['--data_path', str(tmp_path), *PRETRAIN]), process_state()
+    noise = torch.random.get_rng_state()
+    try:
+        with start_session(args) as session:
+            changed = process_state()
+            assert all(changed[part] != before[part] for part in ('signal handlers', 'wake-up descriptor', 'logger'))
+            assert changed['threads'] - before['threads'] == {'stop signals', 'hang detector'}
+            session.seed(3, 2)
+            if failure:
+                raise failure
+    except ValueError:
+        pass
+    assert_unchanged(before)
+    assert torch.equal(noise, torch.random.get_rng_state())
+
+
+def test_runs_in_one_process_equal_each_other_and_one_in_a_process_of_its_own(images, tmp_path):
+    results = []
+    for process in (False, False, True):
+        folder = tmp_path / str(len(results))
+        run = finetune('--data_path', images, '--output_dir', folder, '--epochs', 1, '--drop_path', .2, '--mixup', .8,
+                       '--cutmix', 1, '--reprob', .5, process=process)
+        assert run.status == 0, run.output
+        state = weights_of(folder / 'checkpoint-0.pth')
+        results.append([state['model'], moments_of(state), state['best']])
+    assert same(results[0], results[1]) and same(results[0], results[2])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import NANO, finetune, succeeded
 from test_end_to_end import epochs_of
-from test_optimizer_step import Linear, run
+from test_optimization import Linear, run
 
 import main_finetune
 from util.checkpoints import load_model, pth_file

@@ -6,16 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, write_file
+from conftest import ROOT, execute, write_file
 
 
 def shell(code, folder, **environ):
     """Run bash code with test/lib/python.sh: an empty cache, no Python but the system's and those in `folder`."""
     settings = {'PATH': '{}:/usr/bin:/bin'.format(folder), 'MAE_CACHE': str(folder / 'cache'), 'PYTHON': '',
                 'PYENV_ROOT': str(folder / 'pyenv')}
-    run = subprocess.run(['bash', '-c', 'set -euo pipefail; source "$0"; ' + code, str(ROOT / 'test/lib/python.sh')],
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **settings, **environ})
-    return run.returncode, run.stdout.decode()
+    return execute(['bash', '-c', 'set -euo pipefail; source "$0"; ' + code, ROOT / 'test/lib/python.sh'],
+                   **{**settings, **environ})
 
 
 def script(path, text):

@@ -184,12 +184,19 @@ def test_a_checkpoint_that_violates_the_schema_is_rejected_by_name(tmp_path, odd
         Checkpointer(None, str(tmp_path / 'odd.pth'))
 
 
-@pytest.mark.parametrize('flags', [{'input_size': 10 ** 9}, {'model': '__builtins__'}, {'model': ['x']}, 7])
+@pytest.mark.parametrize('flags', [
+    {'input_size': 10 ** 9}, {'model': '__builtins__'}, {'model': ['x']}, 7, {'mean': [.5, .5], 'std': [1.]}])
 def test_a_model_of_invalid_flags_is_rejected(tmp_path, flags):
     flags = {'model': 'mae_vit_nano_patch16', **flags} if isinstance(flags, dict) else flags
     pth_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': flags})
     with pytest.raises(UserError, match='x.pth: '):
         load_model.load_autoencoder(str(tmp_path / 'x.pth'))
+
+
+def test_pretrained_weights_of_an_invalid_mean_are_rejected(tmp_path):
+    pth_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': {'mean': [.5]}})
+    with pytest.raises(UserError, match='x.pth: .*--mean'):
+        weights.start_from(str(tmp_path / 'x.pth'), None, argparse.Namespace(in_chans=3, mean=None, std=None), None)
 
 
 def fails(*_, **__):

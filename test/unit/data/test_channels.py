@@ -9,8 +9,6 @@ import torch
 from conftest import FINETUNE, call
 from PIL import Image
 
-from util.checkpoints import load_model, weights
-from util.checkpoints.pth_file import save
 from util.config.normalization import adopt_statistics, number_text, statistics
 from util.config.train_flags import parse_finetune
 from util.data import lazy_image
@@ -143,15 +141,6 @@ def test_mean_and_std_default_to_the_checkpoints(caplog, given, saved_as, expect
     adopt_statistics(args, {'in_chans': 3, 'mean': saved_as, 'std': saved_as}, 'x.pth')
     assert args.mean == expected and args.std == expected
     assert len(caplog.messages) == bool(message) and message in ''.join(caplog.messages)
-
-
-@pytest.mark.parametrize('flags', [{'mean': [.5]}, {'mean': [.5], 'std': [0.]}, {'mean': [.5, .5], 'std': [1.]}])
-def test_checkpoint_with_invalid_mean_or_std_is_rejected(tmp_path, flags):
-    save(str(tmp_path / 'x.pth'), {'model': {}, 'args': {'model': 'mae_vit_nano_patch16', **flags}})
-    with pytest.raises(UserError, match='x.pth: .*--mean'):
-        weights.start_from(str(tmp_path / 'x.pth'), None, Namespace(in_chans=3, mean=None, std=None), None)
-    with pytest.raises(UserError, match='x.pth: .*--mean'):
-        load_model.load_autoencoder(str(tmp_path / 'x.pth'))
 
 
 @pytest.mark.parametrize('kind, unit', [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])

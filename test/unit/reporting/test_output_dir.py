@@ -12,7 +12,7 @@ from test_launchers import LOGS
 
 import main_pretrain
 from util.config.train_flags import parse_pretrain
-from util.errors import SaveFailed, UserError
+from util.errors import UserError
 from util.reporting import output_dir
 from util.training.session import enter_output_folder
 
@@ -196,17 +196,3 @@ def test_a_new_training_moves_away_whatever_has_the_name_of_a_log_or_checkpoint(
     place, = entered(tmp_path)
     assert set(os.listdir(place)) == {'log.txt', 'checkpoint-7.pth'}
     output_dir.report_no_checkpoint(str(tmp_path))
-
-
-def test_an_output_folder_that_vanishes_is_a_failed_save(images, tmp_path, monkeypatch):
-    train = main_pretrain.train_one_epoch
-
-    def then_vanish(*args):
-        stats = train(*args)
-        shutil.rmtree(str(tmp_path / 'o'))
-        return stats
-    monkeypatch.setattr(main_pretrain, 'train_one_epoch', then_vanish)
-    with pytest.raises(SaveFailed):
-        main_pretrain.main(parse_pretrain(['--data_path', str(images), '--output_dir', str(tmp_path / 'o'), '--epochs',
-                                           '1', *PRETRAIN]))
-    assert not (tmp_path / 'o').exists()

@@ -6,13 +6,12 @@ import json
 import math
 import os
 import re
-import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import nano_mae, pretrain, succeeded
+from conftest import nano_mae
 
 from util.config.train_flags import parse_finetune, parse_linprobe, parse_pretrain
 from util.data import datasets
@@ -191,14 +190,6 @@ def test_a_resumed_run_keeps_earlier_snapshots_of_the_same_mask_ratio(images):
     for one in (resumed, other):
         one.on_epoch_end(2, False, NullRunLogger())
     assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
-
-
-@pytest.mark.slow
-def test_a_resumed_pretraining_continues_its_report(images, pretrained, tmp_path):
-    shutil.copytree(str(pretrained), str(tmp_path / 'o'))
-    succeeded(pretrain('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', 'auto'))
-    strips = Page(tmp_path / 'o' / 'report.html').parts['Reconstructions']['strips']
-    assert [what for what, _ in strips] == ['masked', 'after epoch 0', 'after epoch 1', 'original']
 
 
 def test_tensorboard_has_images_and_hyperparameters_in_the_run_itself(pretrained):

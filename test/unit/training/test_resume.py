@@ -57,9 +57,10 @@ def command(script, flags, processes, killer=None, at=None, rank=0):
 
 
 def results(folder):
-    """(weights, their average, moments, best, lines of log.txt but for times) of the end of a run of two epochs."""
+    """(weights, their average, moments, best, reconstructions in the report, lines of log.txt but for times) of the end
+    of a run of two epochs."""
     state = weights_of(folder / 'checkpoint-1.pth')
-    return (state['model'], state.get('model_ema'), moments_of(state), state.get('best'),
+    return (state['model'], state.get('model_ema'), moments_of(state), state.get('best'), state.get('reconstructions'),
             [{name: value for name, value in record.items() if name not in TIMES} for record in epochs_of(folder)])
 
 

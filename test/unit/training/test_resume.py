@@ -57,10 +57,9 @@ def command(script, flags, processes, killer=None, at=None, rank=0):
 
 
 def results(folder):
-    """(weights, their average, moments, best, reconstructions in the report, lines of log.txt but for times) of the end
-    of a run of two epochs."""
+    """(weights, their average, moments, best, lines of log.txt but for times) of the end of a run of two epochs."""
     state = weights_of(folder / 'checkpoint-1.pth')
-    return (state['model'], state.get('model_ema'), moments_of(state), state.get('best'), state.get('reconstructions'),
+    return (state['model'], state.get('model_ema'), moments_of(state), state.get('best'),
             [{name: value for name, value in record.items() if name not in TIMES} for record in epochs_of(folder)])
 
 
@@ -148,6 +147,7 @@ def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(images, tmp
     aside, = tmp_path.glob('checkpoint-2.*.pth')
     assert aside.read_bytes() == newest != (tmp_path / 'checkpoint-2.pth').read_bytes()
     assert len((tmp_path / 'log.txt').read_text().splitlines()) == 3
+    assert [shot['epoch'] for shot in weights_of(tmp_path / 'checkpoint-2.pth')['reconstructions']] == [0, 1, 2]
     old, = tmp_path.glob('log.*.txt')
     assert len(old.read_text().splitlines()) == 3
 

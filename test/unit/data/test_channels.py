@@ -21,22 +21,17 @@ from util.errors import UserError
 from util.tools import dataset_stats, pack_shards
 
 
-def array_folders(folder, per_class=8, channels=5, kind=np.uint16):
-    """An ImageFolder of .npy arrays: two classes of different brightness."""
-    rng = np.random.RandomState(0)
-    for split, count in (('train', per_class), ('val', 3)):
+@pytest.fixture(scope='module')
+def bands(tmp_path_factory):
+    """Class folders of 5-channel uint16 arrays: two classes of different brightness."""
+    folder, rng = tmp_path_factory.mktemp('bands'), np.random.RandomState(0)
+    for split, count in (('train', 8), ('val', 3)):
         for label, name in enumerate(('dark', 'light')):
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = 2000 * (1 + label) + 1000 * rng.rand(36, 44, channels)
-                np.save(str(folder / split / name / '{}.npy'.format(i)), pixels.astype(kind))
+                pixels = 2000 * (1 + label) + 1000 * rng.rand(36, 44, 5)
+                np.save(str(folder / split / name / '{}.npy'.format(i)), pixels.astype(np.uint16))
     return folder
-
-
-@pytest.fixture(scope='module')
-def bands(tmp_path_factory):
-    """Class folders of 5-channel uint16 arrays."""
-    return array_folders(tmp_path_factory.mktemp('bands'))
 
 
 def saved(folder, pixels, name='x.npy'):

@@ -62,15 +62,6 @@ def cifar(tmp_path_factory):
         {'batches.meta': {b'label_names': names}})
 
 
-@pytest.fixture
-def cifar_100(tmp_path):
-    """CIFAR-100 folder with 7 training and 3 test images."""
-    return write_cifar(tmp_path / 'cifar-100-python', {
-        name: {b'fine_labels': list(range(90, 90 + count)), b'coarse_labels': [0] * count, b'filenames': [b'x'] * count}
-        for name, count in (('train', 7), ('test', 3))}, {
-        'meta': {b'fine_label_names': [b'fine %d' % i for i in range(100)], b'coarse_label_names': [b'coarse']}})
-
-
 def test_class_folders_are_sorted_and_files_outside_of_them_ignored(images, tmp_path):
     shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
     shutil.copy(str(next(images.glob('val/*/*.jpg'))), str(tmp_path / 'train' / '0.jpg'))
@@ -96,7 +87,11 @@ def test_cifar_is_found_in_its_folder_or_the_parent_folder(cifar):
     assert label == 1
 
 
-def test_cifar_100_has_fine_labels_and_is_ambiguous_next_to_cifar_10(cifar, cifar_100):
+def test_cifar_100_has_fine_labels_and_is_ambiguous_next_to_cifar_10(cifar, tmp_path):
+    cifar_100 = write_cifar(tmp_path / 'cifar-100-python', {
+        name: {b'fine_labels': list(range(90, 90 + count)), b'coarse_labels': [0] * count, b'filenames': [b'x'] * count}
+        for name, count in (('train', 7), ('test', 3))}, {
+        'meta': {b'fine_label_names': [b'fine %d' % i for i in range(100)], b'coarse_label_names': [b'coarse']}})
     train, val = (datasets.labelled_set(str(cifar_100.parent), split) for split in ('train', 'val'))
     assert (len(val), len(datasets.pretraining_set(str(cifar_100)))) == (3, 7)
     assert train.classes[92] == 'fine 92' and [train[i][1] for i in range(7)] == list(range(90, 97))

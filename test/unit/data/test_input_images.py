@@ -2,8 +2,8 @@
 import shutil
 
 import pytest
-from test_datasets import cifar  # noqa: F401
 from test_csv_and_tar import tar
+from test_datasets import cifar  # noqa: F401
 
 from util.data.datasets import InputImages
 from util.data.image_files import UnreadableImage

@@ -57,14 +57,10 @@ def predict(*flags):
     main_predict.main(parse_predict(['--device', 'cpu', '--num_workers', '0', *[str(flag) for flag in flags]]))
 
 
-def objects(path):
-    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-
-
 @pytest.mark.compat
 def test_probabilities_equal_those_of_an_evaluation_in_file_order(images, named, tmp_path):
     predict('--resume', named, images / 'val', '--batch_size', 8, '--output', tmp_path / 'p.jsonl', '--top', 3)
-    found = objects(tmp_path / 'p.jsonl')
+    found = [json.loads(line) for line in (tmp_path / 'p.jsonl').read_text().splitlines()]
     assert [one['file'] for one in found] == sorted(str(path) for path in images.glob('val/*/*'))
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(images), '--batch_size', '19'])
     (pixels, _), = build_evaluation_loader(args, Session(Cpu(), World()))

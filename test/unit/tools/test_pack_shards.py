@@ -1,6 +1,5 @@
 """Packing of image folders into tar shards."""
 import os
-import shutil
 import tarfile
 
 import pytest

@@ -50,9 +50,7 @@ def test_the_model_has_the_ema_weights_within_the_context_and_its_own_afterwards
 
 # In checkpoints
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    """(path, state) of a classifier whose EMA weights differ from its own."""
+def test_tools_and_evaluation_load_the_ema_weights_and_resuming_the_raw_ones(tmp_path):
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(tmp_path)])
     model, precision = main_finetune.build_model(args, 3), FullPrecision()
     ema = EMA(.9, precision.trained_weights(model, None))
@@ -60,13 +58,8 @@ def checkpoint(tmp_path):
         parameter.data += 1
     ema.update(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.)
-    state = {**model_state(model, optimizer, precision, ema), 'epoch': 4, 'args': vars(args)}
-    pth_file.save(str(tmp_path / 'x.pth'), state)
-    return str(tmp_path / 'x.pth'), state
-
-
-def test_tools_and_evaluation_load_the_ema_weights_and_resuming_the_raw_ones(checkpoint):
-    path, state = checkpoint
+    path, state = str(tmp_path / 'x.pth'), model_state(model, optimizer, precision, ema)
+    pth_file.save(path, {**state, 'epoch': 4, 'args': vars(args)})
     assert set(state['model_ema']) == set(state['model'])
     model = load_model.load_classifier(path).model
     assert torch.equal(model.head.bias, state['model_ema']['head.bias'])

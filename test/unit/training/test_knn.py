@@ -96,19 +96,14 @@ def test_unreadable_images_are_skipped_but_not_all(images, pretrained, tmp_path)
     assert last_line(*flags).startswith('error: --data_path: none of the training images')
 
 
-def periodic(folder, pretrained, **changes):
-    """The evaluation that main_pretrain.py calls after each of five epochs."""
-    model, flags, _ = load_model.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
-    args = argparse.Namespace(**{**flags, 'data_path': str(folder), 'epochs': 5, 'knn_every': 1, **changes})
-    return knn.build_periodic_evaluation(args, model, Normalize(), Session(Cpu(), World()), FullPrecision(),
-                                         lambda model: nullcontext())
-
-
 @pytest.mark.parametrize('every, due', [(0, []), (2, [1, 3, 4]), (9, [4])])
 def test_it_runs_every_knn_every_epochs_and_after_the_last_with_knn_images(images, pretrained, monkeypatch,
                                                                                     every, due):
     monkeypatch.setattr(knn, 'evaluate', lambda *args, **options: len(args[4][0]))
-    evaluation, trainer = periodic(images, pretrained, knn_every=every, knn_images=16), mock.Mock()
+    model, flags, _ = load_model.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
+    args = argparse.Namespace(**{**flags, 'data_path': str(images), 'epochs': 5, 'knn_every': every, 'knn_images': 16})
+    evaluation, trainer = knn.build_periodic_evaluation(args, model, Normalize(), Session(Cpu(), World()),
+                                                        FullPrecision(), lambda model: nullcontext()), mock.Mock()
     assert [epoch for epoch in range(5) if evaluation(epoch, trainer) == {'knn_acc1': 16}] == due
     assert trainer.stop_if_requested.call_count == len(due)
 

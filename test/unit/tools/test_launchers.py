@@ -126,36 +126,25 @@ def wait_for(path, process):
         time.sleep(.05)
 
 
-@pytest.fixture
-def long_run(images, tmp_path):
-    """Starts an endless run by a bash launcher; returns its process and output folder once it trains."""
-    started = []
-
-    def start(nproc):
-        folder = tmp_path / 'out'
-        # If the test process ignores SIGINT, a shell cannot trap it.
-        started.append(subprocess.Popen(
-            ['bash', str(ROOT / 'test' / 'pretrain_performance_8p.sh'), '--nproc={}'.format(nproc), '--data_path',
-             str(images), '--output_dir', str(folder), *PRETRAIN, '--epochs', '100000', '--num_workers', '1'],
-            env=environment(PYTHON=sys.executable), stdout=subprocess.DEVNULL, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)))
-        wait_for(folder / 'log.txt', started[0])
-        return started[0], folder
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.compat
 @pytest.mark.parametrize('end, nproc, status', [
     (lambda pid: os.killpg(pid, signal.SIGINT), 2, 75),         # Ctrl-C, as a terminal or a batch system sends it
     *((lambda pid: os.kill(pid, signal.SIGKILL), nproc, -signal.SIGKILL) for nproc in (1, 2))])
-def test_the_processes_of_a_stopped_or_killed_launcher_save_and_exit(long_run, end, nproc, status):
-    process, folder = long_run(nproc)
-    end(process.pid)
-    assert process.wait(timeout=TIMEOUT) == status and all_exited(str(folder))
+def test_the_processes_of_a_stopped_or_killed_launcher_save_and_exit(images, tmp_path, end, nproc, status):
+    folder = tmp_path / 'out'
+    process = subprocess.Popen(         # if the test process ignores SIGINT, a shell cannot trap it
+        ['bash', str(ROOT / 'test' / 'pretrain_performance_8p.sh'), '--nproc={}'.format(nproc), '--data_path',
+         str(images), '--output_dir', str(folder), *PRETRAIN, '--epochs', '100000', '--num_workers', '1'],
+        env=environment(PYTHON=sys.executable), stdout=subprocess.DEVNULL, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        wait_for(folder / 'log.txt', process)
+        end(process.pid)
+        assert process.wait(timeout=TIMEOUT) == status and all_exited(str(folder))
+    finally:
+        process.kill()
+        process.wait()
     log = (folder / LOGS['pretrain_performance_8p']).read_text()
     assert 'Traceback' not in log and (folder / re.findall(r'(checkpoint-\S+) is saved', log)[-1]).exists(), log
 

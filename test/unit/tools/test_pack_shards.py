@@ -1,5 +1,6 @@
 """Packing of image folders into tar shards."""
 import os
+import shutil
 import tarfile
 
 import pytest
@@ -100,3 +101,8 @@ def test_csv_files_are_packed_with_their_classes(images, tmp_path):
         assert ours.classes == theirs.classes and sorted(ours.labels) == sorted(theirs.labels)
         assert all(os.pardir not in ours.name_of(i) and ours.classes[ours.labels[i]] in ours.name_of(i)
                    for i in range(len(ours)))
+
+
+def test_without_val_all_images_are_packed(images, tmp_path):
+    shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
+    assert [(split, len(found)) for split, found in pack_shards.load_splits(str(tmp_path))] == [('train', 32)]

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), *(str(ROOT / 'test' / name) for name in ('lib', 'unit/data'))]
+sys.path[:0] = [str(ROOT), str(ROOT / 'test' / 'lib')]
 
 import fuzzed_images
 import synthetic_dataset

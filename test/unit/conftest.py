@@ -12,6 +12,7 @@ import threading
 import time
 from collections import namedtuple
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,8 @@ import util  # noqa: F401, I001  (before torch: it keeps `import torch` from loa
 import torch
 from torch import distributed
 
+import models_mae
+import models_vit
 from util.errors import status_of
 from util.log import logger
 import synthetic_dataset
@@ -132,26 +135,22 @@ def signal_when_trapped(process, signum):
     process.send_signal(signum)
 
 
-def run_script(name, words, process, environ):
-    """A script in this process, or in one of its own if asked to or if `environ` holds variables for it."""
+def succeeded(run):
+    """The output of a run, whose status must be 0."""
+    assert run.status == 0, run.output
+    return run.output
+
+
+def run_script(name, base, *flags, process=False, **environ):
+    """A script with a nano model on the CPU: in this process, or in one of its own if asked to or with `environ`."""
     if process or environ:
-        return execute([sys.executable, ROOT / (name + '.py'), *words], **environ)
-    return call(name, *words)
+        return execute([sys.executable, ROOT / (name + '.py'), *base, *flags], **environ)
+    return call(name, *base, *flags)
 
 
-def pretrain(*flags, process=False, **environ):
-    """main_pretrain.py with a nano model on the CPU."""
-    return run_script('main_pretrain', [*PRETRAIN, *flags], process, environ)
-
-
-def finetune(*flags, process=False, **environ):
-    """main_finetune.py with a nano model on the CPU."""
-    return run_script('main_finetune', [*FINETUNE, *flags], process, environ)
-
-
-def linprobe(*flags, process=False, **environ):
-    """main_linprobe.py with a nano model on the CPU."""
-    return run_script('main_linprobe', [*FINETUNE, *flags], process, environ)
+pretrain = partial(run_script, 'main_pretrain', PRETRAIN)
+finetune = partial(run_script, 'main_finetune', FINETUNE)
+linprobe = partial(run_script, 'main_linprobe', FINETUNE)
 
 
 def two_processes(script, *flags, **environ):
@@ -173,6 +172,31 @@ def together(commands):
 def launcher(name, *flags, **environ):
     """bash test/<name>.sh with this interpreter."""
     return execute(['bash', ROOT / 'test' / (name + '.sh'), *flags], PYTHON=sys.executable, **environ)
+
+
+def write_file(path, content=''):
+    """Write text or bytes to a file, whose folder need not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def nano_vit(**options):
+    """A classifier for images of 32 x 32 pixels."""
+    torch.manual_seed(0)
+    return models_vit.vit_nano_patch16(**{'img_size': 32, 'patch_size': 8, 'num_classes': 8, **options})
+
+
+def nano_mae(**options):
+    """An autoencoder for images of 32 x 32 pixels."""
+    torch.manual_seed(0)
+    return models_mae.mae_vit_nano_patch16(**{'img_size': 32, 'patch_size': 8, **options})
+
+
+@pytest.fixture
+def caplog(caplog):
+    """pytest's, from INFO on."""
+    caplog.set_level('INFO', 'mae')
+    return caplog
 
 
 @pytest.fixture(autouse=True)
@@ -208,8 +232,7 @@ def images(tmp_path_factory):
 def pretrained(images, tmp_path_factory):
     """The output folder of a pre-training of one epoch."""
     folder = tmp_path_factory.mktemp('pretrained')
-    run = pretrain('--data_path', images, '--output_dir', folder, '--epochs', 1)
-    assert run.status == 0, run.output
+    succeeded(pretrain('--data_path', images, '--output_dir', folder, '--epochs', 1))
     return folder
 
 

@@ -6,27 +6,21 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, execute, write_file
 
 
 def shell(code, folder, **environ):
     """Run bash code with test/lib/python.sh: an empty cache, no Python but the system's and those in `folder`."""
     settings = {'PATH': '{}:/usr/bin:/bin'.format(folder), 'MAE_CACHE': str(folder / 'cache'), 'PYTHON': '',
                 'PYENV_ROOT': str(folder / 'pyenv')}
-    run = subprocess.run(['bash', '-c', 'set -euo pipefail; source "$0"; ' + code, str(ROOT / 'test/lib/python.sh')],
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **settings, **environ})
-    return run.returncode, run.stdout.decode()
+    return execute(['bash', '-c', 'set -euo pipefail; source "$0"; ' + code, ROOT / 'test/lib/python.sh'],
+                   **{**settings, **environ})
 
 
 def script(path, text):
     """Write a program in sh, in which {} is this interpreter."""
     path.write_text('#!/bin/sh\n' + text.replace('{}', sys.executable))
     path.chmod(0o755)
-
-
-def write_file(path, text=''):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 def with_torch(folder, version):
@@ -83,20 +77,14 @@ def test_the_environment_beside_a_pytorch_imports_and_pins_it(tmp_path):
     assert status == 0 and output.splitlines()[-3:] == ['2.1.0', 'torch==2.1.0', 'numpy<2'], output
 
 
-@pytest.fixture
-def lonely(tmp_path):
-    """A folder by which no Python is found."""
-    for version in ('', '3', '3.7', '3.10', '3.11', '3.12', '3.13'):
-        script(tmp_path / ('python' + version), 'exit 1')
-    return tmp_path
-
-
-def test_a_python_that_cannot_make_environments_is_passed_over(lonely):
+def test_a_python_that_cannot_make_environments_is_passed_over(tmp_path):
     """Debian's has no ensurepip before python3-venv is installed."""
-    script(lonely / 'python3', 'case "$*" in *ensurepip*) exit 1 ;; *) echo 3.11 ;; esac')
-    script(lonely / 'python3.7', 'echo 3.7')
-    assert shell('python_for 1.11', lonely) == (0, '{}\n'.format(lonely / 'python3.7'))
-    assert shell('generation_for_here', lonely) == (0, '1.11\n')
+    for version in ('', '3.10', '3.11', '3.12', '3.13'):
+        script(tmp_path / ('python' + version), 'exit 1')
+    script(tmp_path / 'python3', 'case "$*" in *ensurepip*) exit 1 ;; *) echo 3.11 ;; esac')
+    script(tmp_path / 'python3.7', 'echo 3.7')
+    assert shell('python_for 1.11', tmp_path) == (0, '{}\n'.format(tmp_path / 'python3.7'))
+    assert shell('generation_for_here', tmp_path) == (0, '1.11\n')
 
 
 def test_the_requirement_files_name_no_torch_so_that_none_replaces_it():

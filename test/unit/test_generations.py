@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import FINETUNE, PRETRAIN, ROOT, execute
+from conftest import FINETUNE, PRETRAIN, ROOT, execute, succeeded
 from test_end_to_end import epochs_of
 from twenty_steps import SAVED_AT
 
@@ -20,9 +20,7 @@ if len(PYTHONS) < 2:
 
 def succeed(generation, program, *flags):
     """Output of a program, which must exit with status 0."""
-    run = execute([PYTHONS[generation], ROOT / program, *flags])
-    assert run.status == 0, run.output
-    return run.output
+    return succeeded(execute([PYTHONS[generation], ROOT / program, *flags]))
 
 
 def steps(generation, mode, *checkpoints):

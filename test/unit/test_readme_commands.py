@@ -3,12 +3,13 @@
 A command is a line of a ```bash block, or inline code that begins with `python` or `bash`.
 """
 import re
+import runpy
 import shlex
 import shutil
 from functools import lru_cache
 
 import pytest
-from conftest import ROOT, call, launcher
+from conftest import ROOT, call, launcher, succeeded
 from test_baseline import help_of
 
 DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')])
@@ -18,7 +19,8 @@ BLOCK = re.compile(r'^( *)```(\w*)[^\n]*\n(.*?)^\1```', re.S | re.M)
 INLINE = re.compile(r'(?<!`)`([^`]+)`(?!`)')
 CURRENT = [name for name in DOCUMENTS if not name.startswith('CHANGELOG')]       # which names earlier commands too
 OTHERS = {'--name', '--build-arg', '--gpus', '--ipc', '--runtime', '--signal'}      # of docker and Slurm, in the prose
-README_ONLY = ('README.md', 'README.en.md')
+WITH_LAUNCHERS = ('README.md', 'README.en.md', 'docs/zh/recipes.md', 'docs/en/recipes.md')
+FLAGS_PAGE = runpy.run_path(str(ROOT / 'test' / 'lib' / 'flags_page.py'))        # writes docs/*/flags.md
 
 
 def text_of(name):
@@ -124,7 +126,7 @@ def test_links_between_documents_lead_somewhere(name):
             assert not anchor or anchor in anchors_of(linked.relative_to(ROOT).as_posix()), target
 
 
-@pytest.mark.parametrize('name', README_ONLY)
+@pytest.mark.parametrize('name', WITH_LAUNCHERS)
 def test_the_table_of_launchers_is_complete(name):
     """A row has devices, epochs and log as the launcher declares them."""
     rows = {row[0]: row for row in (re.split(r' *\| *', line)[1:-1] for line in text_of(name).splitlines())
@@ -134,8 +136,20 @@ def test_the_table_of_launchers_is_complete(name):
     for path in launchers:
         declared = dict(re.findall(r'^(\w+) +(\S+)$', path.read_text(), re.M))
         _, devices, epochs, *_, log = rows['`{}`'.format(path.name)]
-        assert int(re.match(r'\d+', devices).group()) == int(declared['devices']) * int(declared.get('nodes', 1))
+        nodes, devices = re.match(r'(?:(\d+) × )?(\d+)', devices).groups('1')
+        assert int(nodes) * int(devices) == int(declared['devices']) * int(declared.get('nodes', 1))
         assert (epochs, log) == (declared.get('epochs', '-'), '`{}`'.format(declared['output'])), path.name
+
+
+@pytest.mark.parametrize('path, words', FLAGS_PAGE['PAGES'], ids=['en', 'zh'])
+def test_the_flags_pages_are_current(path, words):
+    text = path.read_text(encoding='utf-8')
+    assert FLAGS_PAGE['page'](path, words) == text, 'run python test/lib/flags_page.py'
+    tables = [(heading, {row[0] for row in FLAGS_PAGE['ROW'].findall(rows)}) for _, heading, rows in
+              FLAGS_PAGE['TABLE'].findall(text)]
+    for script, parser in FLAGS_PAGE['PARSERS'].items():
+        assert set().union(*(flags for heading, flags in tables if script in heading)) == {
+            action.option_strings[0] for action in parser.flags.values() if action.dest != 'help'}
 
 
 def test_readme_commands_run(images, tmp_path, monkeypatch):
@@ -152,8 +166,7 @@ def test_readme_commands_run(images, tmp_path, monkeypatch):
             if '--epochs' in words:
                 words += ['--epochs', 1, '--warmup_epochs', 0]
             name = words.pop(0) if script == '-m' else script[:-3]
-            run = call(name, *words)
-            assert run.status == 0, run.output
+            succeeded(call(name, *words))
             done.append(name)
     assert done == ['main_pretrain', 'util.tools.visualize', 'main_finetune', 'main_predict', 'main_finetune',
                     'util.tools.export']

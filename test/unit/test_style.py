@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, execute
+from conftest import ROOT, execute, succeeded
 
 
 def tool(name):
@@ -31,8 +31,7 @@ def test_ruff():
     """The public functions and classes of the program, but for `main`, also have docstrings and type annotations."""
     documented = ['--select', 'D100,D101,D103,ANN201,ANN206', '--per-file-ignores', 'main_*:D103,util/tools/*:D103']
     for words in ([ROOT], [*documented, ROOT / 'util', *ROOT.glob('*.py')]):
-        run = execute([tool('ruff'), 'check', '--no-cache', *words])
-        assert run.status == 0, run.output
+        succeeded(execute([tool('ruff'), 'check', '--no-cache', *words]))
 
 
 def test_shellcheck():
@@ -41,8 +40,7 @@ def test_shellcheck():
     launchers = [path for path in scripts if re.search('^launch ', path.read_text(), re.M)]
     assert len(launchers) == 11
     for words in (['-e', 'SC1091', *launchers], ['-x', '-P', 'SCRIPTDIR', *sorted({*scripts} - {*launchers})]):
-        run = execute([tool('shellcheck'), *words])
-        assert run.status == 0, run.output
+        succeeded(execute([tool('shellcheck'), *words]))
 
 
 def test_files_have_at_most_350_lines_and_functions_60():

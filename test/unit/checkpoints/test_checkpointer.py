@@ -1,32 +1,32 @@
-"""Finding the newest checkpoint, resuming, and starting from pre-trained weights."""
+"""Finding the newest checkpoint, resuming, starting from pre-trained weights, and saving."""
 import argparse
 import errno
 import math
 import os
+import subprocess
+import threading
+from functools import partial
 
 import pytest
 import torch
-from conftest import NANO
+from conftest import NANO, nano_mae, nano_vit, pretrain
+from test_end_to_end import same
 
-import models_mae
-import models_vit
 from util.checkpoints import checkpointer, load_model, pth_file, weights
 from util.checkpoints.checkpointer import Checkpointer
 from util.checkpoints.schema import CHECKPOINT, validate
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
 from util.errors import SystemFailure, UserError
+from util.file_lock import RunLock
 from util.models.linear_probe import probing_head
+from util.reporting.run_logger import RunLogger
 from util.training.ema import EMA
 from util.training.trainer import model_state
 
 pytestmark = pytest.mark.compat
 
-MAE = {'img_size': 32, 'patch_size': 8}
-
-
-def vit(**options):
-    return models_vit.vit_nano_patch16(**{'global_pool': True, 'num_classes': 8, **MAE, **options})
+vit = partial(nano_vit, global_pool=True)
 
 
 def adamw(model, **options):
@@ -97,7 +97,7 @@ def test_a_published_checkpoint_is_read(tmp_path, new_format):
     ('vit', 'mae', '--finetune x.pth'), ('probe', 'encoder', '--finetune x.pth'), ('mae', 'vit', '--init_from x.pth'),
     ('vit', 'probe', 'main_linprobe.py'), ('probe', 'vit', 'main_finetune.py')])
 def test_weights_for_another_flag_or_script_are_rejected_by_its_name(model, other, flag):
-    mae, probe = models_mae.mae_vit_nano_patch16(**MAE), vit()
+    mae, probe = nano_mae(), vit()
     probe.head = probing_head(128, 8)
     models = {'mae': mae, 'vit': vit(), 'probe': probe}
     states = {**{name: built.state_dict() for name, built in models.items()}, 'encoder': {
@@ -168,8 +168,10 @@ def test_optimizer_state_of_other_parameters_is_rejected(trained_layer):
             checkpointer.load_optimizer(optimizer, {**saved, **odd}, 'x.pth')
 
 
-def test_every_key_of_a_checkpoint_is_in_the_schema(pretrained):
-    assert set(pth_file.load(str(pretrained / 'checkpoint-0.pth'), as_trained=True)) <= set(CHECKPOINT)
+def test_a_checkpoint_has_the_documented_keys_and_none_that_is_not_in_the_schema(pretrained):
+    state = torch.load(str(pretrained / 'checkpoint-0.pth'))
+    assert {'model', 'optimizer', 'epoch', 'scaler', 'args'} <= set(state) <= set(CHECKPOINT)
+    assert type(state['args']) is dict and state['args']['model'] == 'mae_vit_nano_patch16'
 
 
 PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps': 0, 'lr': .1}
@@ -187,12 +189,19 @@ def test_a_checkpoint_that_violates_the_schema_is_rejected_by_name(tmp_path, odd
         Checkpointer(None, str(tmp_path / 'odd.pth'))
 
 
-@pytest.mark.parametrize('flags', [{'input_size': 10 ** 9}, {'model': '__builtins__'}, {'model': ['x']}, 7])
+@pytest.mark.parametrize('flags', [
+    {'input_size': 10 ** 9}, {'model': '__builtins__'}, {'model': ['x']}, 7, {'mean': [.5, .5], 'std': [1.]}])
 def test_a_model_of_invalid_flags_is_rejected(tmp_path, flags):
     flags = {'model': 'mae_vit_nano_patch16', **flags} if isinstance(flags, dict) else flags
     pth_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': flags})
     with pytest.raises(UserError, match='x.pth: '):
         load_model.load_autoencoder(str(tmp_path / 'x.pth'))
+
+
+def test_pretrained_weights_of_an_invalid_mean_are_rejected(tmp_path):
+    pth_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': {'mean': [.5]}})
+    with pytest.raises(UserError, match='x.pth: .*--mean'):
+        weights.start_from(str(tmp_path / 'x.pth'), None, argparse.Namespace(in_chans=3, mean=None, std=None), None)
 
 
 def fails(*_, **__):
@@ -216,3 +225,82 @@ def test_any_error_while_a_checkpoint_is_loaded_names_it(tmp_path, monkeypatch, 
     monkeypatch.setattr(fill, 'copy_' if broken == 'average' else 'load_state_dict', fails)
     with pytest.raises(UserError, match='^{}: .*IndexError'.format(path)):
         load(*arguments)
+
+
+# Background saving; on a full or read-only disk the old checkpoint stays and the reason is logged
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1.5 MB."""
+    folder = tmp_path / 'small disk'
+    folder.mkdir()
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1500k', 'tmpfs', str(folder)],
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if mounted.returncode:
+        pytest.skip('a small disk takes the right to mount: ' + mounted.stdout.decode().strip())
+    yield folder
+    subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def state(value, size=1000):
+    return {'model': {'w': torch.full((size,), float(value))}, 'epoch': value}
+
+
+def test_a_background_save_writes_the_state_at_the_time_of_the_call(tmp_path, monkeypatch):
+    gate, save = threading.Event(), pth_file.save
+    monkeypatch.setattr(checkpointer, 'save', lambda path, content: (gate.wait(30), save(path, content)))
+    saver, weights = Checkpointer(str(tmp_path), every_minutes=1e-9), state(1)
+    saver.failed = True                     # the previous save
+    saver.save(weights, ['checkpoint-0.pth'])
+    weights['model']['w'] += 1              # the next step, while the thread has not written yet
+    assert not list(tmp_path.iterdir()) and not saver.due
+    gate.set()
+    assert saver.wait() and saver.due
+    assert same(pth_file.load(str(tmp_path / 'checkpoint-0.pth')), state(1))
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept_and_keep_last_0_keeps_all(tmp_path):
+    for keep_last, left in ((0, {0, 1, 2, 3}), (2, {2, 3})):
+        saver = Checkpointer(str(tmp_path), keep_last=keep_last)
+        for epoch in range(4):
+            saver.save(state(epoch), [checkpointer.name_after(epoch), checkpointer.BEST])
+        names = {checkpointer.BEST, *map(checkpointer.name_after, left)}
+        assert saver.wait() and set(os.listdir(str(tmp_path))) == names
+
+
+@pytest.mark.parametrize('room', range(0, 1500, 450))
+def test_a_disk_that_fills_up_at_any_stage_of_a_save_leaves_the_old_checkpoint(small_disk, room):
+    path = str(small_disk / 'checkpoint-0.pth')
+    pth_file.save(path, state(0))
+    before = (small_disk / 'checkpoint-0.pth').read_bytes()
+    (small_disk / 'filler').write_bytes(b'x' * 1024 * (1400 - room))
+    with pytest.raises(OSError) as caught:
+        pth_file.save(path, state(1, 400000))
+    assert caught.value.errno == errno.ENOSPC       # PyTorch 1.8 and 1.11 abort if a write of theirs fails
+    assert (small_disk / 'checkpoint-0.pth').read_bytes() == before
+    assert sorted(os.listdir(str(small_disk))) == ['checkpoint-0.pth', 'filler']
+
+
+@pytest.mark.slow
+def test_training_continues_on_a_full_disk_and_exits_with_74(images, small_disk):
+    run = pretrain('--data_path', images, '--output_dir', small_disk / 'o', '--epochs', 2, '--save_every', 1)
+    assert run.status == 74 and 'Traceback' not in run.output, run.output
+    assert '{}: '.format(small_disk / 'o' / 'checkpoint-0.pth') in run.output
+    assert len((small_disk / 'o' / 'log.txt').read_text().splitlines()) == 2
+
+
+def test_log_lines_on_a_full_disk_are_kept_and_written_when_there_is_room(small_disk):
+    run_logger = RunLogger(str(small_disk), None, RunLock(str(small_disk)))
+    run_logger.log_epoch({'epoch': 0})
+    with open(str(small_disk / 'filler'), 'wb', buffering=0) as file, pytest.raises(OSError, match='No space left'):
+        while file.write(b'x' * 4096):
+            pass
+    for epoch in (1, 2):
+        run_logger.log_scalars(epoch, {'loss': 1.})
+        run_logger.log_epoch({'epoch': epoch})
+    assert (small_disk / 'log.txt').read_text() == '{"epoch": 0}\n'
+    run_logger.write_result('summary', {'task': 'Training', 'duration_sec': 1})
+    (small_disk / 'filler').unlink()
+    run_logger.log_epoch({'epoch': 3})
+    assert (small_disk / 'log.txt').read_text() == ''.join('{{"epoch": {}}}\n'.format(i) for i in range(4))
+    run_logger.close()

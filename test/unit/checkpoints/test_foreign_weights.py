@@ -11,17 +11,15 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from conftest import finetune, pretrain
+from conftest import finetune, nano_mae, nano_vit, pretrain, write_file
 from test_hostile_checkpoints import rejected
 
-import models_mae
-import models_vit
+from models_mae import gather_tokens
 from util.checkpoints import hugging_face, load_model, pth_file, weights
 from util.config.train_flags import parse_finetune
 from util.models import features
 from util.tools import export
 
-SMALL = {'img_size': 32, 'patch_size': 8}
 SIZES = {'hidden_size': 128, 'num_hidden_layers': 6, 'num_attention_heads': 4, 'intermediate_size': 512,
          'image_size': 32, 'patch_size': 8}
 DECODER = {'decoder_hidden_size': 64, 'decoder_num_hidden_layers': 2, 'decoder_num_attention_heads': 2,
@@ -32,10 +30,6 @@ NO_VIT = pytest.mark.skipif(not hasattr(torch.nn.init, 'trunc_normal_'), reason=
 def write(path, tensors, **metadata):
     pth_file.save_safetensors(str(path), tensors, **metadata)
     return str(path)
-
-
-def autoencoder(**options):
-    return models_mae.mae_vit_nano_patch16(**{**SMALL, **options})
 
 
 def raw(header, data=b''):
@@ -85,14 +79,14 @@ def test_a_hostile_or_damaged_safetensors_file_is_rejected_in_one_line(tmp_path,
 # -- models without flags ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('pools_mean', [True, False])
 def test_a_classifier_without_flags_is_recognised_by_its_shapes(tmp_path, pools_mean):
-    model = models_vit.vit_nano_patch16(global_pool=pools_mean, num_classes=7, in_chans=1, **SMALL).eval()
+    model = nano_vit(global_pool=pools_mean, num_classes=7, in_chans=1).eval()
     found = load_model.load_classifier(write(tmp_path / 'x.safetensors', model.state_dict())).model
     imgs = torch.randn(2, 1, 32, 32)
     assert torch.equal(found(imgs), model(imgs))
 
 
 def test_an_autoencoder_without_flags_is_recognised(tmp_path):
-    model, imgs, noise = autoencoder().eval(), torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    model, imgs, noise = nano_mae().eval(), torch.randn(2, 3, 32, 32), torch.rand(2, 16)
     torch.save(model.state_dict(), str(tmp_path / 'x.bin'))
     found = load_model.load_autoencoder(str(tmp_path / 'x.bin')).model
     assert torch.equal(found(imgs, .75, noise)[1], model(imgs, .75, noise)[1])
@@ -105,11 +99,11 @@ def encoder_of(model):
 
 
 def test_an_encoder_alone_gives_features_and_is_rejected_as_a_complete_model(tmp_path):
-    mae = autoencoder().eval()
+    mae = nano_mae().eval()
     path = write(tmp_path / 'x.safetensors', encoder_of(mae))
     imgs = torch.randn(2, 3, 32, 32)
     latent, _, ids_restore = mae.forward_encoder(imgs, 0)
-    latent = torch.cat([latent[:, :1], models_mae.gather_tokens(latent[:, 1:], ids_restore)], dim=1)
+    latent = torch.cat([latent[:, :1], gather_tokens(latent[:, 1:], ids_restore)], dim=1)
     assert torch.allclose(load_model.load_any(path).model(imgs), latent[:, 0], atol=1e-5)
     assert torch.allclose(features.pooled(mae, imgs, 'cls'), latent[:, 0], atol=1e-5)
     assert torch.allclose(features.pooled(mae, imgs), latent[:, 1:].mean(dim=1), atol=1e-5)
@@ -118,7 +112,7 @@ def test_an_encoder_alone_gives_features_and_is_rejected_as_a_complete_model(tmp
 
 
 def test_weights_of_other_channels_without_a_mean_are_rejected(tmp_path):
-    model = autoencoder(in_chans=4)
+    model = nano_mae(in_chans=4)
     assert 'mean and std' in rejected(write(tmp_path / 'x.safetensors', model.state_dict()), load_model.load_any)
 
 
@@ -137,8 +131,7 @@ def prefixed(values, prefix):
      ['teacher', 'backbone.', 'left out: student, proj.weight']),
     (lambda vit: {'net': {'weights_of_mine': vit}, 'global_step': 7}, ['weights_of_mine'])], ids=range(4))
 def test_weights_are_found_in_containers_and_without_the_prefix_of_a_wrapper(tmp_path, caplog, content, words):
-    caplog.set_level('INFO', 'mae')
-    model, path = models_vit.vit_nano_patch16(num_classes=7, **SMALL).eval(), str(tmp_path / 'x.pth')
+    model, path = nano_vit(num_classes=7).eval(), str(tmp_path / 'x.pth')
     torch.save(content(model.state_dict()), path)
     imgs = torch.randn(2, 3, 32, 32)
     assert torch.equal(load_model.load_classifier(path).model(imgs), model(imgs))
@@ -147,7 +140,7 @@ def test_weights_are_found_in_containers_and_without_the_prefix_of_a_wrapper(tmp
 
 
 def test_the_prefix_of_a_wrapper_is_removed_from_ema_weights_too(tmp_path):
-    values = models_vit.vit_nano_patch16(num_classes=7, **SMALL).state_dict()
+    values = nano_vit(num_classes=7).state_dict()
     pth_file.save(str(tmp_path / 'x.pth'), {
         'model': prefixed(values, 'module.'), 'model_ema': {'module.head.bias': values['head.bias'] + 1}})
     assert torch.equal(pth_file.load(str(tmp_path / 'x.pth'))['model']['head.bias'], values['head.bias'] + 1)
@@ -161,10 +154,10 @@ def test_the_prefix_of_a_wrapper_is_removed_from_ema_weights_too(tmp_path):
     (lambda vit: {'model': vit, 'path': pathlib.PosixPath('x')}, ['PosixPath']),
     (lambda vit: {'model': vit, 'acc1': np.float64(3)}, ['scalar'])], ids=range(5))
 def test_other_content_is_named_with_what_to_save(tmp_path, content, words):
-    torch.save(content(models_vit.vit_nano_patch16(num_classes=7, **SMALL).state_dict()), str(tmp_path / 'x.pth'))
+    torch.save(content(nano_vit(num_classes=7).state_dict()), str(tmp_path / 'x.pth'))
     args = parse_finetune(['--data_path', str(tmp_path)])
     line = rejected(tmp_path / 'x.pth', lambda path: weights.start_from(
-        path, models_vit.vit_nano_patch16(**SMALL), args, weights.load_pretrained))
+        path, nano_vit(), args, weights.load_pretrained))
     assert all(word in line for word in [*words, 'model.state_dict()'])
 
 
@@ -172,7 +165,7 @@ def test_other_content_is_named_with_what_to_save(tmp_path, content, words):
     ({}, slice(1, None), 'no class token.*16 positions'), ({'cls_token': None}, slice(1, None), 'no class token'),
     ({'dist_token': torch.zeros(1, 1, 128)}, [0, *range(17)], 'distillation token.*18 positions')])
 def test_a_vit_without_class_token_or_with_a_distillation_token_is_rejected_by_its_name(tmp_path, more, rows, words):
-    model = models_vit.vit_nano_patch16(num_classes=7, **SMALL)
+    model = nano_vit(num_classes=7)
     values = {**model.state_dict(), **more, 'pos_embed': model.pos_embed.data[:, rows]}
     values = {name: value for name, value in values.items() if value is not None}
     torch.save(values, str(tmp_path / 'x.pth'))
@@ -181,8 +174,8 @@ def test_a_vit_without_class_token_or_with_a_distillation_token_is_rejected_by_i
 
 
 def test_a_number_of_positions_that_is_a_square_by_chance_is_no_fault_of_a_known_grid():
-    values = models_vit.vit_nano_patch16(img_size=(24, 40), patch_size=8).state_dict()      # 3 x 5 patches
-    left_out, _ = weights.load_pretrained(models_vit.vit_nano_patch16(**SMALL), values, 'x.pth', {
+    values = nano_vit(img_size=(24, 40)).state_dict()      # 3 x 5 patches
+    left_out, _ = weights.load_pretrained(nano_vit(), values, 'x.pth', {
         'input_size': [24, 40], 'patch_size': 8})
     assert not left_out
 
@@ -197,7 +190,8 @@ def test_the_id_of_a_model_on_the_hub_is_answered_by_how_to_download_it(tmp_path
 # -- timm -------------------------------------------------------------------------------------------------------------
 @pytest.mark.compat
 def test_weights_of_timm_give_the_same_logits(tmp_path):
-    model = export.VisionTransformer(num_classes=4, embed_dim=128, depth=6, num_heads=4, **SMALL).eval()
+    model = export.VisionTransformer(
+        img_size=32, patch_size=8, num_classes=4, embed_dim=128, depth=6, num_heads=4).eval()
     torch.save(model.state_dict(), str(tmp_path / 'pytorch_model.bin'))
     (tmp_path / 'config.json').write_text(json.dumps({
         'architecture': 'vit', 'pretrained_cfg': {'mean': [.5] * 3, 'std': [.5] * 3}}))
@@ -271,24 +265,19 @@ def test_a_config_of_an_unsupported_model_is_rejected_in_one_line(tmp_path, mae_
     rejected(tmp_path / 'x', load_model.load_any)
 
 
-def index(places):
-    return 'pytorch_model.bin.index.json', json.dumps({'weight_map': places}).encode()
+MAE = '{"model_type": "vit_mae"}'
 
 
-@pytest.mark.parametrize('name, content', [
-    index({'a': '../x.bin'}), index([]), ('config.json', b'\xff'), ('config.json', b'[' * 100000)], ids=range(4))
-def test_a_folder_that_is_damaged_or_names_files_elsewhere_is_rejected_in_one_line(tmp_path, name, content):
+@pytest.mark.parametrize('config, weight_map', [
+    (None, None), (MAE, None), (b'\xff', {'a': 'model.bin'}), ('[' * 100000, {'a': 'model.bin'}),
+    (MAE, {'a': '../x.bin'}), (MAE, {'a': 'pipe'}), (MAE, [])], ids=range(7))
+def test_a_folder_that_is_damaged_or_names_files_elsewhere_is_rejected_in_one_line(tmp_path, config, weight_map):
     torch.save({'a': torch.zeros(1)}, str(tmp_path / 'model.bin'))
-    for path, text in (('config.json', b'{"model_type": "vit_mae"}'), index({'a': 'model.bin'}), (name, content)):
-        (tmp_path / path).write_bytes(text)
-    rejected(tmp_path)
-
-
-def test_a_folder_of_anything_else_is_rejected_in_one_line(tmp_path):
-    rejected(tmp_path)
-    (tmp_path / 'config.json').write_text('{"model_type": "vit_mae"}')
-    assert 'model.safetensors' in rejected(tmp_path)
-    os.mkfifo(str(tmp_path / 'pytorch_model.bin'))
+    os.mkfifo(str(tmp_path / 'pipe'))
+    if config is not None:
+        write_file(tmp_path / 'config.json', config)
+    if weight_map is not None:
+        write_file(tmp_path / 'pytorch_model.bin.index.json', json.dumps({'weight_map': weight_map}))
     rejected(tmp_path)
 
 
@@ -305,7 +294,7 @@ def taken(model, values):
 
 @pytest.mark.parametrize('change', ['without', 'other width', 'incomplete'])
 def test_a_decoder_that_does_not_fit_keeps_its_random_weights(change):
-    values, model = shifted(autoencoder(decoder_embed_dim=32 if change == 'other width' else 64)), autoencoder()
+    values, model = shifted(nano_mae(decoder_embed_dim=32 if change == 'other width' else 64)), nano_mae()
     encoder_names = set(encoder_of(model))
     if change == 'without':
         values = {name: values[name] for name in encoder_names}
@@ -319,8 +308,8 @@ def test_a_decoder_that_does_not_fit_keeps_its_random_weights(change):
 
 @pytest.mark.parametrize('pool, fresh', [(True, ['norm.weight', 'norm.bias']), (False, [])])
 def test_the_encoder_of_a_classifier_is_loaded(pool, fresh):
-    values = shifted(models_vit.vit_nano_patch16(global_pool=pool, num_classes=4, **SMALL))
-    model = autoencoder()
+    values = shifted(nano_vit(global_pool=pool, num_classes=4))
+    model = nano_mae()
     left_out, fresh_names = weights.load_for_pretraining(model, values, 'x.pth')
     assert [name for name in fresh_names if 'decoder' not in name and name != 'mask_token'] == fresh
     assert left_out == ['head.weight', 'head.bias'] + ['fc_norm.weight', 'fc_norm.bias'] * pool
@@ -334,7 +323,7 @@ def test_init_from_starts_a_new_run_and_a_checkpoint_to_resume_from_takes_preced
     run = pretrain(*flags, 1)
     assert run.status == 0 and 'loaded {}; left out: nothing\n'.format(path) in run.output, run.output
     before, after = (pth_file.load(str(folder / 'checkpoint-0.pth')) for folder in (pretrained, tmp_path))
-    assert after['epoch'] == 0 and torch.equal(after['model']['pos_embed'], autoencoder(img_size=48).pos_embed)
+    assert after['epoch'] == 0 and torch.equal(after['model']['pos_embed'], nano_mae(img_size=48).pos_embed)
     assert all(torch.allclose(value, before['model'][name], atol=1e-6)
                for name, value in after['model'].items() if 'pos_embed' not in name)
     run = pretrain(*flags, 2)

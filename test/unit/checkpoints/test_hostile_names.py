@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import synthetic_dataset
-from conftest import FINETUNE, PRETRAIN, ROOT, call, execute
+from conftest import FINETUNE, PRETRAIN, ROOT, call, execute, succeeded
 
 from util.checkpoints import pth_file
 
@@ -50,13 +50,11 @@ def test_every_step_accepts_them(place):
     """From pre-training on two processes, by a launcher, to a picture."""
     ends(0, 'bash', ROOT / 'test/pretrain_performance_8p.sh', '--nproc=2', '--data_path', DATA, '--output_dir', OUT,
          *PRETRAIN)
-    run = call('main_pretrain', '--data_path=' + DATA, '--output_dir=' + OUT, *PRETRAIN, '--epochs', '2', '--resume',
-               'auto', '--num_workers', '1')
-    assert run.status == 0, run.output
+    succeeded(call('main_pretrain', '--data_path=' + DATA, '--output_dir=' + OUT, *PRETRAIN, '--epochs', '2',
+                   '--resume', 'auto', '--num_workers', '1'))
     shutil.copy(str(place / OUT / 'checkpoint-1.pth'), str(place / CHECKPOINT))
-    run = call('main_finetune', '--data_path=' + DATA, '--output_dir=' + OTHER, *FINETUNE, '--epochs', '1',
-               '--finetune=' + CHECKPOINT)
-    assert run.status == 0, run.output
+    succeeded(call('main_finetune', '--data_path=' + DATA, '--output_dir=' + OTHER, *FINETUNE, '--epochs', '1',
+                   '--finetune=' + CHECKPOINT))
     assert pth_file.load(str(place / OTHER / 'checkpoint-0.pth'))['classes'] == sorted(CLASSES)
     lines = (place / OUT / 'log.txt').read_text('utf-8').splitlines()
     assert [json.loads(line)['epoch'] for line in lines] == [0, 1]

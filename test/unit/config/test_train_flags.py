@@ -1,7 +1,10 @@
 """Each flag is validated and takes effect; test_baseline.py checks names and defaults."""
+import shutil
+
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, finetune
+from conftest import FINETUNE, PRETRAIN, call, finetune, succeeded
+from synthetic_dataset import CLASSES
 
 import main_finetune
 import main_pretrain
@@ -144,7 +147,6 @@ def test_random_erasing_flags_take_effect(tmp_path, flags, expected):
     (['--lr', '.1', '--base_batch_size', '64'], .1, 1),
     (['--lr', '.1', '--base_batch_size', '64', '--auto_scale_lr'], .05, 1)])
 def test_an_lr_for_another_batch_size_is_scaled_on_request_else_warned_of(tmp_path, caplog, flags, expected, lines):
-    caplog.set_level('INFO', 'mae')
     args = parsed(parse_pretrain, PRETRAIN, tmp_path, '--accum_iter', 2, *flags)
     world = World(0, 2)
     assert (effective_batch_size(args, world), peak_lr(args, world)) == (32, pytest.approx(expected))
@@ -153,8 +155,7 @@ def test_an_lr_for_another_batch_size_is_scaled_on_request_else_warned_of(tmp_pa
 
 
 def test_layer_decay_takes_effect_in_training(images, tmp_path):
-    run = finetune('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--layer_decay', .5)
-    assert run.status == 0, run.output
+    succeeded(finetune('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--layer_decay', .5))
     groups = torch.load(str(tmp_path / 'checkpoint-0.pth'))['optimizer']['param_groups']
     assert min(group['lr_scale'] for group in groups) == .5 ** 7
 
@@ -164,6 +165,39 @@ def test_an_ipv6_address_is_accepted_and_an_index_of_a_device_names_the_variable
     with pytest.raises(SystemExit):
         parsed(parse_pretrain, [], tmp_path, '--device', 'npu:3')
     assert 'ASCEND_RT_VISIBLE_DEVICES=3' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('tool, argument', [('dataset_stats', 'DATA'), ('pack_shards', 'SOURCE')])
+def test_errors_of_a_tool_name_its_own_argument(tmp_path, tool, argument):
+    (tmp_path / 'data').mkdir()
+    paths = [tmp_path / 'data', *[tmp_path / 'x'] * (argument == 'SOURCE')]
+    run = call('util.tools.' + tool, *paths)
+    assert run.status == 2 and run.output.startswith('error: {}: {}'.format(argument, tmp_path / 'data')), run.output
+
+
+@pytest.mark.parametrize('flags', [
+    '--nb_classes 3', '--aa rand-m9-foo1', '--resume auto --eval', '--freeze 1', '--output_dir /dev/null/o'])
+def test_a_flag_that_does_not_fit_is_one_line_before_training(images, tmp_path, flags):
+    run = finetune('--data_path', images, '--output_dir', tmp_path / 'o', *flags.split())
+    assert run.status == 2 and not (tmp_path / 'o').exists(), run.output
+    assert run.output.splitlines()[-1].startswith('error: ' + ' '.join(flags.split()[:2])), run.output
+
+
+@pytest.mark.parametrize('epochs, warmup, batch, named', [
+    (400, 40, 1000, ''), (1, 40, 1000, ''), (10, 10, 1000, '--warmup_epochs 10'), (10, 40, 1000, '--warmup_epochs 40'),
+    (10, 1, 1001, '--accum_iter')])
+def test_a_warmup_over_all_epochs_and_a_batch_over_all_images_warn(tmp_path, caplog, epochs, warmup, batch, named):
+    args = parsed(parse_pretrain, [], tmp_path, '--epochs', epochs, '--warmup_epochs', warmup, '--batch_size', batch)
+    log_training_summary(args, World(), range(1000), torch.nn.Linear(1, 1))
+    warnings = [line for line in caplog.messages if line.startswith('warning: ')]
+    assert len(warnings) == bool(named) and all(named in line for line in warnings)
+
+
+def test_classes_without_validation_images_are_named(images, tmp_path, caplog):
+    shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
+    shutil.copytree(str(images / 'val' / CLASSES[0]), str(tmp_path / 'val' / CLASSES[0]))
+    data(tmp_path)
+    assert [CLASSES[1] in line for line in caplog.messages if line.startswith('warning: ')] == [True]
 
 
 @pytest.mark.parametrize('flag, meant', [('--mask_ration', '--mask_ratio'), ('--workers', '--num_workers'),

@@ -2,16 +2,35 @@
 import os
 import pickle
 import pickletools
+import re
 import shutil
 
 import numpy as np
 import pytest
+import synthetic_dataset
+from conftest import call, finetune, succeeded
 from PIL import Image
 from synthetic_dataset import CLASSES
 
 from util.data import datasets, file_index
 from util.data.cifar import CIFAR_10
+from util.data.validation_split import resolve_split, validation_mask
 from util.errors import UserError
+from util.tools import pack_shards
+
+
+def test_synthetic_images_depend_on_the_seed_alone(images, tmp_path):
+    for name, seed in (('again', 0), ('other', 1)):
+        synthetic_dataset.write(str(tmp_path / name), train=8, val=0, seed=seed)
+    for path in (tmp_path / 'again' / 'train').glob('*/*.jpg'):
+        name = path.relative_to(tmp_path / 'again')
+        assert path.read_bytes() == (images / name).read_bytes() != (tmp_path / 'other' / name).read_bytes()
+
+
+def test_a_synthetic_dataset_is_not_written_into_a_folder_with_files(tmp_path):
+    (tmp_path / 'file').write_text('')
+    run = call('synthetic_dataset', tmp_path, '--train', 8)
+    assert (run.status, run.output.count('\n')) == (2, 1) and os.listdir(str(tmp_path)) == ['file'], run.output
 
 
 def pickled(value):
@@ -43,15 +62,6 @@ def cifar(tmp_path_factory):
         {'batches.meta': {b'label_names': names}})
 
 
-@pytest.fixture
-def cifar_100(tmp_path):
-    """CIFAR-100 folder with 7 training and 3 test images."""
-    return write_cifar(tmp_path / 'cifar-100-python', {
-        name: {b'fine_labels': list(range(90, 90 + count)), b'coarse_labels': [0] * count, b'filenames': [b'x'] * count}
-        for name, count in (('train', 7), ('test', 3))}, {
-        'meta': {b'fine_label_names': [b'fine %d' % i for i in range(100)], b'coarse_label_names': [b'coarse']}})
-
-
 def test_class_folders_are_sorted_and_files_outside_of_them_ignored(images, tmp_path):
     shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
     shutil.copy(str(next(images.glob('val/*/*.jpg'))), str(tmp_path / 'train' / '0.jpg'))
@@ -77,7 +87,11 @@ def test_cifar_is_found_in_its_folder_or_the_parent_folder(cifar):
     assert label == 1
 
 
-def test_cifar_100_has_fine_labels_and_is_ambiguous_next_to_cifar_10(cifar, cifar_100):
+def test_cifar_100_has_fine_labels_and_is_ambiguous_next_to_cifar_10(cifar, tmp_path):
+    cifar_100 = write_cifar(tmp_path / 'cifar-100-python', {
+        name: {b'fine_labels': list(range(90, 90 + count)), b'coarse_labels': [0] * count, b'filenames': [b'x'] * count}
+        for name, count in (('train', 7), ('test', 3))}, {
+        'meta': {b'fine_label_names': [b'fine %d' % i for i in range(100)], b'coarse_label_names': [b'coarse']}})
     train, val = (datasets.labelled_set(str(cifar_100.parent), split) for split in ('train', 'val'))
     assert (len(val), len(datasets.pretraining_set(str(cifar_100)))) == (3, 7)
     assert train.classes[92] == 'fine 92' and [train[i][1] for i in range(7)] == list(range(90, 97))
@@ -151,12 +165,11 @@ def class_folders(root, names):
 @pytest.mark.parametrize('names, warned', [(['00', '01', '10'], False), (['a1', 'a10', 'a2'], True)])
 def test_classes_that_are_not_in_the_order_of_their_numbers_are_shown(tmp_path, caplog, names, warned):
     root = class_folders(tmp_path / 'train', names)
-    with caplog.at_level('INFO', 'mae'):
-        assert datasets.labelled_set(root, 'train', val_fraction=0).classes == names
-        assert any(', '.join(names) in line for line in caplog.messages) == warned
-        caplog.clear()
-        given = datasets.labelled_set(root, 'train', classes=names[::-1], val_fraction=0)
-        assert not any('--class_names' in line for line in caplog.messages)
+    assert datasets.labelled_set(root, 'train', val_fraction=0).classes == names
+    assert any(', '.join(names) in line for line in caplog.messages) == warned
+    caplog.clear()
+    given = datasets.labelled_set(root, 'train', classes=names[::-1], val_fraction=0)
+    assert not any('--class_names' in line for line in caplog.messages)
     assert given.classes == names[::-1] and given.labels.tolist() == list(range(len(names)))[::-1]
 
 
@@ -190,16 +203,14 @@ def test_images_folder_without_classes_points_to_a_csv_file(tmp_path):
 def test_pretraining_logs_ignored_siblings_of_train_and_splits_of_other_names(tmp_path, caplog):
     class_folders(tmp_path / 'a', ['train2017', 'val2017'])
     class_folders(tmp_path / 'b', ['train/deep/deeper', 'val', 'other'])
-    with caplog.at_level('INFO', 'mae'):
-        assert [len(datasets.pretraining_set(str(tmp_path / name))) for name in 'ab'] == [2, 1]
+    assert [len(datasets.pretraining_set(str(tmp_path / name))) for name in 'ab'] == [2, 1]
     assert 'val2017' in caplog.text and ': other\n' in caplog.text
 
 
 def range_line(caplog, function, *args, **options):
     """(result of a function, its log line of the value range, whether it warned of constant images)."""
     caplog.clear()
-    with caplog.at_level('INFO', 'mae'):
-        result = function(*args, **options)
+    result = function(*args, **options)
     return (result, [line for line in caplog.messages if line.startswith('value range: ')],
             any('nearly constant' in line for line in caplog.messages))
 
@@ -241,3 +252,113 @@ def test_nearly_constant_images_are_warned_of(tmp_path, caplog, kind, level, con
         pixels = np.linspace(0, level, 64).reshape(8, 8).astype(kind)
         Image.fromarray(pixels).save(str(tmp_path / '{}.tif'.format(i)))
     assert range_line(caplog, datasets.pretraining_set, str(tmp_path))[2] == constant
+
+
+# Validation split of datasets without their own: size, reproducibility, disjoint from training
+
+@pytest.fixture(scope='module')
+def folders(images, tmp_path_factory):
+    """32 images in 8 class folders, without train/ and val/."""
+    folder = tmp_path_factory.mktemp('own') / 'data'
+    shutil.copytree(str(images / 'train'), str(folder))
+    return folder
+
+
+def names(dataset):
+    return {dataset.name_of(i).split('/data/')[-1] for i in range(len(dataset))}
+
+
+def split_sizes(counts, fraction, seed=0):
+    """Size of the validation split of classes with `counts` images each."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    mask = validation_mask(labels, map(str, range(len(labels))), fraction, seed)
+    return np.bincount(labels[mask], minlength=len(counts))
+
+
+def test_each_class_contributes_its_fraction_at_least_one_and_never_all():
+    assert split_sizes([100, 24, 25, 3, 2, 1], .1).tolist() == [10, 2, 3, 1, 1, 0]
+    assert split_sizes([100, 3, 1], .9).tolist() == [90, 2, 0] and split_sizes([5, 1], 1).tolist() == [5, 1]
+
+
+def test_split_depends_on_names_and_seed_and_is_nested_in_larger_fractions():
+    labels, texts = np.arange(200) % 3, np.array(['x/{}.jpg'.format(i) for i in range(200)])
+    order = np.random.RandomState(1).permutation(200)
+    small, large = validation_mask(labels, texts, .1, 0), validation_mask(labels, texts, .4, 0)
+    assert np.array_equal(small[order], validation_mask(labels[order], texts[order], .1, 0))
+    assert not (small & ~large).any() and small.sum() == 21
+    assert not np.array_equal(small, validation_mask(labels, texts, .1, 1))
+    assert np.flatnonzero(small)[:5].tolist() == [7, 12, 16, 19, 30]     # on every machine
+
+
+def test_split_is_the_same_for_packed_shrunk_and_csv_images(tmp_path):
+    root, pixels = tmp_path / 'data', np.zeros((40, 48, 3), np.uint8)
+    rows = {}
+    for i in range(40):
+        path = root / 'class.{}'.format(i % 2) / 'IMG.{:02d}.png'.format(i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels + i).save(str(path))
+        rows[i] = [path, '{},{}\n'.format(path, path.parent.name)]
+    (root / 'absolute.csv').write_text(''.join(row for _, row in rows.values()))
+    (root / 'relative.csv').write_text(''.join(row.replace(str(root), '.') for _, row in rows.values()))
+    for name, flags in (('whole', []), ('shrunk', ['--short_side', '32'])):
+        args = pack_shards.parse_flags([str(root), str(tmp_path / name), *flags, '--num_workers', '0'])
+        assert pack_shards.pack(args, pack_shards.load_splits(args.source, args.short_side)) == 0
+    sources = [root, root / 'absolute.csv', root / 'relative.csv', tmp_path / 'whole', tmp_path / 'shrunk']
+    found = [datasets.labelled_set(str(source), 'val') for source in sources]
+    numbers = [sorted(re.search(r'IMG.(\d+)', part.name_of(i)).group(1) for i in range(len(part))) for part in found]
+    assert len(numbers[0]) == 4 and numbers == numbers[:1] * 5
+    assert all(part.classes == ['class.0', 'class.1'] and part[i][1] == ('class.1' in part.name_of(i))
+               for part in found for i in range(len(part)))
+
+
+@pytest.mark.parametrize('inside', ['', 'train'])
+def test_train_and_val_are_disjoint_and_complete(folders, tmp_path, inside):
+    root = tmp_path / 'data'
+    shutil.copytree(str(folders), str(root / inside))
+    train, val = (datasets.labelled_set(str(root), split, val_fraction=.3) for split in ('train', 'val'))
+    assert not names(train) & names(val) and len(train) == 24 and len(val) == 8
+    assert names(train) | names(val) == {('train/' if inside else '') + str(path.relative_to(folders))
+                                         for path in folders.glob('*/*.jpg')}
+    assert train.classes == val.classes == sorted(CLASSES) and set(val.labels) == set(range(8))
+    assert names(datasets.pretraining_set(str(root), None, .3, 0)) == names(train)
+    assert len(datasets.pretraining_set(str(root))) == 32
+    for part in (train, val):
+        assert all(part.classes[part[i][1]] in part.name_of(i) for i in range(len(part)))
+
+
+def test_val_folder_is_used_and_test_folder_without_classes_is_not(images, folders, tmp_path):
+    assert len(datasets.labelled_set(str(images), 'train', val_fraction=.5)) == 32
+    assert len(datasets.labelled_set(str(images), 'val', val_fraction=.5)) == 19
+    shutil.copytree(str(folders), str(tmp_path / 'data' / 'train'))
+    shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / 'data' / 'test'))
+    assert len(datasets.labelled_set(str(tmp_path / 'data'), 'val')) == 8
+
+
+@pytest.mark.parametrize('made, words', [
+    (['Train/a', 'Val/a'], 'Train'), (['x/test/a'], '/x '), (['val/a'], '/train is missing')])
+def test_split_folders_are_not_taken_for_classes(images, tmp_path, made, words):
+    for name in made:
+        shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / name))
+    with pytest.raises(UserError, match='^--data_path: .*' + words):
+        datasets.labelled_set(str(tmp_path), 'train')
+
+
+@pytest.mark.parametrize('flags, trained, expected, warned', [
+    ((None, None), None, (.1, 0), False), ((.2, None), (.3, 5), (.2, 5), False), ((.4, 6), (.3, 5), (.4, 6), True)])
+def test_split_flags_default_to_the_checkpoints_and_overlap_is_warned_of(flags, trained, expected, warned, caplog):
+    saved = trained and dict(zip(('val_fraction', 'val_seed'), trained))
+    assert resolve_split(*flags, False, False, saved) == expected
+    assert bool(caplog.messages) == warned
+    caplog.clear()
+    assert resolve_split(*flags, True, False, saved) == (0., 0)        # the dataset has its own
+    assert bool(caplog.messages) == bool(flags[0])
+    assert resolve_split(None, None, False, True, None) == (0., 0)         # --eval of a checkpoint without a split
+
+
+@pytest.mark.slow
+def test_evaluation_uses_the_split_of_the_training(folders, tmp_path):
+    succeeded(finetune('--data_path', folders, '--output_dir', tmp_path / 'o', '--epochs', 1, '--val_fraction', .5,
+                       '--val_seed', 7))
+    run = finetune('--data_path', folders, '--output_dir', tmp_path / 'e', '--eval', '--resume',
+                   tmp_path / 'o' / 'checkpoint-0.pth')
+    assert 'using 16 of its 32 images (--val_fraction 0.5, --val_seed 7)' in run.output, run.output

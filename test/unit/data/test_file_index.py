@@ -6,6 +6,7 @@ import shutil
 import time
 
 import pytest
+from conftest import write_file
 from test_datasets import Evil
 
 from util.data import array_cache
@@ -26,9 +27,7 @@ def cache(tmp_path, monkeypatch):
 def tree(tmp_path):
     """Folder of images and other files, last changed an hour ago."""
     for name in ('b/2.JPG', 'b/1.png', 'a/x/3.jpg', 'a/notes.txt', '0.jpg', 'c/.keep'):
-        path = tmp_path / 'tree' / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b'x')
+        write_file(tmp_path / 'tree' / name)
     for folder, _, _ in os.walk(str(tmp_path / 'tree')):
         os.utime(folder, (time.time() - 3600,) * 2)
     return tmp_path / 'tree'
@@ -106,17 +105,14 @@ def test_all_that_pillow_reads_counts_and_the_rest_is_counted_by_extension(tmp_p
     ignored = ['a/notes.txt', 'a/more.TXT', 'a/README', 'b/page.pdf', 'b/video.mpg', 'b/mask.npy', 'a/._1.jpg',
                'b/.ipynb_checkpoints/5-checkpoint.png', '__MACOSX/a/1.jpg', 'b/Thumbs.db']
     for name in kept + ignored:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b'x')
-    with caplog.at_level('INFO', 'mae'):
-        assert names(tmp_path) == kept
+        write_file(tmp_path / name)
+    assert names(tmp_path) == kept
     line, = caplog.messages
     assert {'2 .txt', '1 without extension', '1 .pdf', '1 .mpg', '1 .npy', '4 hidden'} == set(
         line.split('ignoring ')[1].split(', '))
     caplog.clear()
     (tmp_path / '0.jpg').write_bytes(b'x')
-    with caplog.at_level('INFO', 'mae'):
-        assert names(tmp_path, root_files=False) == kept
+    assert names(tmp_path, root_files=False) == kept
     assert '1 images outside of class folders' in caplog.text
 
 

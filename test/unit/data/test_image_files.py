@@ -1,4 +1,4 @@
-"""Decoding of image files: correct pixels, or UnreadableImage with the path."""
+"""Decoding of image files and crops of them: correct pixels by every decoder, or UnreadableImage with the path."""
 import errno
 import os
 import struct
@@ -10,13 +10,17 @@ import pytest
 from PIL import Image
 
 from util.data import image_files, lazy_image
-from util.data.image_files import UnreadableImage
-from util.data.lazy_image import open_image
+from util.data.image_files import UnreadableImage, decode, read_bytes
+from util.data.lazy_image import LazyImage, LazyJpeg, open_image
 from util.errors import SystemFailure
 
 SLOPE = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024 + 255        # 16 bits, from 255 to 64767
 pytestmark = [pytest.mark.compat,           # other generations have other releases of Pillow
               pytest.mark.filterwarnings('ignore::UserWarning:PIL')]    # pytest undoes the program's own filters
+needs_simplejpeg = pytest.mark.skipif(lazy_image.simplejpeg is None, reason='simplejpeg is not installed')
+LIKE_PILLOW = 2     # grey levels; 0.1 except for Pillow 8, which has a different JPEG library
+
+
 def saved(path, image, **options):
     image.save(str(path), **options)
     return str(path)
@@ -35,9 +39,10 @@ def failure_reason(path):
     return caught.value.reason
 
 
-def photo(size=(64, 48)):
-    noise = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
-    return Image.fromarray(noise).resize(size, 3)
+def photo(width=96, height=72):
+    """Smooth colours, as in photographs; JPEG compression would distort noise."""
+    noise = np.random.RandomState(0).randint(0, 256, (9, 12, 3)).astype(np.uint8)
+    return Image.fromarray(noise).resize((width, height), 3)
 
 
 def png(width, height, bits, colours, rows):
@@ -56,10 +61,7 @@ def test_modes_convert_to_rgb_without_transparency(tmp_path):
 
 def test_16_bit_and_wider_integers_are_scaled_not_clipped(tmp_path):
     (tmp_path / 'x.pgm').write_bytes(b'P5 8 8 65535\n' + SLOPE.astype('>u2').tobytes())
-    paths = [saved(tmp_path / 'x.png', Image.fromarray(SLOPE)), saved(tmp_path / 'x.tif', Image.fromarray(SLOPE)),
-             saved(tmp_path / 'b.tif', Image.fromarray(SLOPE.astype('>u2'))), str(tmp_path / 'x.pgm'),
-             saved(tmp_path / 'i.tif', Image.fromarray(SLOPE.astype(np.int32)))]
-    for path in paths:
+    for path in (saved(tmp_path / 'b.tif', Image.fromarray(SLOPE.astype('>u2'))), str(tmp_path / 'x.pgm')):
         assert (pixels(path) == (SLOPE >> 8)[..., None]).all(), path
     rows = b''.join(b'\0' + np.stack([row, row[::-1], row], axis=1).astype('>u2').tobytes() for row in SLOPE)
     (tmp_path / 'c.png').write_bytes(png(8, 8, 16, 2, rows))
@@ -117,7 +119,7 @@ def test_exif_orientation_is_applied(tmp_path, name, orientation, corner):
 
 def test_damaged_exif_is_ignored(tmp_path):
     for i, data in enumerate([b'Exif\0\0MM\0*\xff\xff\xff\xff', b'Exif\0\0nonsense', exif(6)[:20]]):
-        assert pixels(saved(tmp_path / '{}.jpg'.format(i), photo(), exif=data)).shape == (48, 64, 3)
+        assert pixels(saved(tmp_path / '{}.jpg'.format(i), photo(), exif=data)).shape == (72, 96, 3)
 
 
 @pytest.mark.parametrize('content', [b'', b'<html>404</html>', b'\xff\xd8\xff no picture', png(0, 5, 8, 0, b'\0' * 5),
@@ -181,3 +183,98 @@ def test_fuzzed_files_decode_alike_with_and_without_simplejpeg_and_leak_no_memor
         assert outcomes[:150] == outcomes[150:] and 15 < sum(outcomes[150:]) < 75
         before = before or resident_bytes()
     assert resident_bytes() - before < 10 ** 7
+
+
+# Crops, compared with Pillow's
+
+def difference(path, box, size):
+    """Mean difference in grey levels between a crop and Pillow's crop and resize."""
+    crop, (top, left, height, width) = open_image(path).resized_crop(*box, size=size), box
+    assert tuple(crop.shape) == (*size, 3) and crop.is_contiguous()
+    whole = Image.fromarray(decode(read_bytes(path))[0])
+    expected = whole.crop((left, top, left + width, top + height)).resize(size[::-1], 3)
+    return abs(crop.numpy().astype(int) - np.asarray(expected).astype(int)).mean()
+
+
+@pytest.mark.parametrize('name, mode, options', [
+    ('x.jpg', 'RGB', {'subsampling': 0}), ('x.jpg', 'RGB', {'subsampling': 2}), ('x.jpg', 'L', {}),
+    ('x.jpg', 'CMYK', {}), ('x.webp', 'RGB', {})])
+def test_crop_equals_pillows(tmp_path, name, mode, options):
+    path = saved(tmp_path / name, photo().convert(mode), quality=90, **options)
+    assert difference(path, (5, 11, 50, 61), (32, 40)) < LIKE_PILLOW
+    if lazy_image.simplejpeg and name == 'x.jpg' and mode != 'CMYK':
+        assert isinstance(open_image(path), LazyJpeg)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('scale', [1, 4])
+def test_crop_of_an_oriented_image(tmp_path, orientation, scale):
+    path = saved(tmp_path / 'x.jpg', photo(96 * scale, 72 * scale), quality=90, exif=exif(orientation))
+    image = open_image(path)
+    assert (image.height, image.width) == decode(read_bytes(path))[0].shape[:2]
+    assert difference(path, (8 * scale, 4 * scale, 40 * scale, 60 * scale), (20, 30)) < 2
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize('before', [b'\xff\xfe\0\x06\xff\xda\0\0', b'\xff'], ids=['a comment', 'a byte of padding'])
+def test_exif_orientation_is_found_after_other_segments(tmp_path, before):
+    path = tmp_path / 'x.jpg'
+    saved(path, photo(), exif=exif(6))
+    path.write_bytes(path.read_bytes()[:2] + before + path.read_bytes()[2:])
+    image = open_image(str(path))
+    assert isinstance(image, LazyJpeg) and (image.width, image.height) == (72, 96)
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize('scale', [2, 4, 8])
+def test_crop_at_reduced_scale_is_within_two_grey_levels(tmp_path, scale):
+    path = saved(tmp_path / 'x.jpg', photo(101 * scale, 75 * scale), quality=90)
+    box = (3 * scale, 5 * scale, 68 * scale, 72 * scale)
+    denominator = open_image(path).scale_denominator
+    assert denominator(*box[2:], size=(32, 32)) == scale == 2 * denominator(63 * scale, 72 * scale, size=(32, 32))
+    assert difference(path, box, (32, 32)) < 2
+
+
+def decoded(path, box, size, monkeypatch):
+    """A crop, and the shape of the array that was decoded for it."""
+    seen, decode = [], lazy_image.simplejpeg.decode_jpeg
+    with monkeypatch.context() as patch:
+        patch.setattr(lazy_image.simplejpeg, 'decode_jpeg',
+                      lambda *args, **options: seen.append(decode(*args, **options)) or seen[-1])
+        crop = open_image(path).resized_crop(*box, size=size)
+    return crop, seen[0].shape
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize('options, scale', [({'subsampling': 0}, 1), ({'subsampling': 2}, 2),
+                                            ({'exif': b'Exif\0\0', 'optimize': True}, 1)])
+def test_rows_below_the_crop_are_not_decoded(tmp_path, monkeypatch, options, scale):
+    path, size = saved(tmp_path / 'x.jpg', photo(960, 720), quality=90, **options), (192 // scale, 256 // scale)
+    box = (64, 100, 384, 512)
+    crop, shape = decoded(path, box, size, monkeypatch)
+    assert shape == (448 // scale, 960 // scale, 3)
+    monkeypatch.setattr(lazy_image, '_parse_segments', lambda data: (None, True))
+    whole, shape = decoded(path, box, size, monkeypatch)
+    assert shape == (720 // scale, 960 // scale, 3) and (crop == whole).all()
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize('options, ending', [({'progressive': True}, b''), ({}, b'appended')])
+def test_progressive_files_and_trailing_bytes_are_decoded_completely(tmp_path, monkeypatch, options, ending):
+    path = tmp_path / 'x.jpg'
+    saved(path, photo(), **options)
+    path.write_bytes(path.read_bytes() + ending)
+    assert decoded(str(path), (0, 0, 20, 20), (20, 20), monkeypatch)[1] == (72, 96, 3)
+
+
+@pytest.mark.parametrize('orientation', [1, 3])
+@pytest.mark.parametrize('box', [(0, 0, 757, 1003), (1, 2, 750, 1000), (8, 16, 744, 984)])
+def test_crop_edges_that_are_not_multiples_of_the_scale(tmp_path, orientation, box):
+    path = saved(tmp_path / 'x.jpg', photo(1003, 757), quality=90, exif=exif(orientation))
+    assert difference(path, box, (24, 32)) < LIKE_PILLOW
+
+
+def test_pillow_decodes_jpeg_without_simplejpeg(tmp_path, monkeypatch):
+    monkeypatch.setattr(lazy_image, 'simplejpeg', None)
+    path = saved(tmp_path / 'x.jpg', photo(), quality=90)
+    assert type(open_image(path)) is LazyImage and difference(path, (5, 11, 50, 61), (32, 40)) < 1

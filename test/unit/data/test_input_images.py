@@ -1,8 +1,8 @@
 """Images from paths on a command line."""
 import shutil
-import tarfile
 
 import pytest
+from test_csv_and_tar import tar
 from test_datasets import cifar  # noqa: F401
 
 from util.data.datasets import InputImages
@@ -18,14 +18,6 @@ def names_and_classes(found):
     return [(found.name_of(i), found.classes[found.labels[i]]) for i in range(len(found))]
 
 
-def tar(path, *members):
-    """Write a tar file of (path, name) pairs."""
-    path.parent.mkdir(exist_ok=True)
-    with tarfile.open(str(path), 'w') as file:
-        for member, name in members:
-            file.add(str(member), str(name))
-
-
 def test_paths_keep_their_order(images, tmp_path):
     first, second, *_ = sorted(images.glob('train/*/*'))
     shutil.copy(str(first), str(tmp_path / 'odd name'))
@@ -37,11 +29,11 @@ def test_paths_keep_their_order(images, tmp_path):
 
 def test_folders_and_tar_files_have_classes_unless_an_image_has_none(images, tmp_path):
     paths = sorted(images.glob('val/*/*'))
-    tar(tmp_path / 'a.tar', *((path, path.relative_to(images / 'val')) for path in paths))
+    tar(tmp_path / 'a.tar', {str(path.relative_to(images / 'val')): path.read_bytes() for path in paths})
     for whole, folder in ((images / 'val', images / 'val'), (tmp_path, tmp_path / 'a.tar')):
         assert names_and_classes(inputs(whole)) == [
             (str(folder / path.relative_to(images / 'val')), path.parent.name) for path in paths]
-    tar(tmp_path / 'b.tar', (paths[0], 'x.jpg'))
+    tar(tmp_path / 'b.tar', {'x.jpg': paths[0].read_bytes()})
     shutil.copytree(str(images / 'val'), str(tmp_path / 'plain' / 'val'))
     shutil.copy(str(paths[0]), str(tmp_path / 'plain' / 'val' / 'x.jpg'))
     for folder in (tmp_path, tmp_path / 'plain' / 'val'):
@@ -50,7 +42,8 @@ def test_folders_and_tar_files_have_classes_unless_an_image_has_none(images, tmp
 
 def test_train_and_val_are_not_classes(images, tmp_path):
     for split in ('train', 'val'):
-        tar(tmp_path / split / 'a.tar', (images / split, ''))
+        tar(tmp_path / split / 'a.tar', {str(path.relative_to(images / split)): path.read_bytes()
+                                         for path in images.glob(split + '/*/*')})
     for folder in (images, tmp_path):
         assert len(inputs(folder)) == 32 + 19 and len(inputs(folder).classes) == 8
 

@@ -6,11 +6,15 @@ import pytest
 import timm
 import torch
 import transformers
+from conftest import nano_vit
 
 import models_mae
 import models_vit
+from main_finetune import freeze
 from util.checkpoints import hugging_face, pth_file
 from util.compat import accepts
+from util.errors import UserError
+from util.models import features
 from util.models.activation_checkpointing import checkpointed, directly
 from util.models.build import build_autoencoder
 from util.models.positions import resize_positions, sincos_2d
@@ -181,3 +185,53 @@ def test_interpolation_keeps_the_class_row_and_a_linear_ramp():
     assert resized.shape == (1, 65, 1) and resized[0, 0] == 5
     inner = resized[0, 1:, 0].reshape(16, 4)[4:12, 0]
     assert torch.allclose(inner[2:] - inner[:-2], torch.full((6,), 1 / 7), atol=1e-5)
+
+
+# --freeze
+
+def frozen(flag, **options):
+    """A nano classifier of 6 blocks in training mode, with --freeze `flag`."""
+    model = nano_vit(drop_path_rate=.5, **options).train()
+    freeze(model, flag)
+    return model
+
+
+def trained(model):
+    """Blocks, and layers outside of blocks, with trainable parameters."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return {'.'.join(name.split('.')[:2]) if name.startswith('blocks.') else name.rsplit('.', 1)[0] for name in names}
+
+
+BLOCKS = ['blocks.{}'.format(i) for i in range(6)]
+
+
+@pytest.mark.parametrize('flag, pool, expected', [
+    (None, True, {'cls_token', 'pos_embed', 'patch_embed.proj', *BLOCKS, 'head', 'fc_norm'}),
+    (0, True, {*BLOCKS, 'head', 'fc_norm'}), (4, True, {*BLOCKS[4:], 'head', 'fc_norm'}),
+    ('all', True, {'head', 'fc_norm'}), ('all', False, {'head', 'norm'})])
+def test_the_flag_decides_what_trains(flag, pool, expected):
+    assert trained(frozen(flag, global_pool=pool)) == expected
+
+
+def test_frozen_blocks_drop_no_paths_and_autograd_keeps_none_of_their_activations():
+    model, images = frozen(4), torch.randn(64, 3, 32, 32)
+    first, second = (list(features.block_outputs(model, images)) for _ in range(2))
+    assert [torch.equal(a, b) for a, b in zip(first, second)] == [True] * 4 + [False] * 2
+    assert [output.requires_grad for output in first] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize('flag', [0, 'all'])
+def test_activation_checkpointing_gives_the_same_gradients(flag):
+    gradients = []
+    for run_block in (directly, checkpointed):
+        model = frozen(flag)
+        model.run_block = run_block
+        torch.manual_seed(1)
+        model(torch.ones(4, 3, 32, 32)).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert all(map(torch.equal, *gradients))
+
+
+def test_more_blocks_than_the_model_has_are_rejected():
+    with pytest.raises(UserError, match='^--freeze 7: '):
+        frozen(7)

@@ -1,19 +1,28 @@
-"""Earlier results move when training is about to start, never before, and never a file that is not a run's."""
+"""The output folder: earlier results move when training starts, not before; one run at a time; TensorBoard files."""
+import errno
+import fcntl
 import os
 import re
+import resource
 import shutil
+import signal
+import sys
+import threading
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
-from conftest import PRETRAIN, launcher
+from conftest import PRETRAIN, launcher, pretrain, write_file
 from test_launchers import LOGS
 
 import main_pretrain
+from util import file_lock
 from util.config.train_flags import parse_pretrain
-from util.errors import SaveFailed, UserError
+from util.errors import UserError
+from util.file_lock import RunLock
 from util.reporting import output_dir
+from util.reporting.run_logger import RunLogger
 from util.training.session import enter_output_folder
 
 pytestmark = pytest.mark.compat
@@ -27,8 +36,7 @@ USER = {'notes.txt', 'my.json', 'my.log', 'sub/checkpoint-1.pth', 'checkpoint-0.
 
 def fill(folder, names):
     for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
+        write_file(folder / name, name)
         os.utime(str(folder / name), (1e9, 1e9))
     return folder
 
@@ -146,12 +154,6 @@ def test_a_first_step_without_enough_memory_leaves_the_folder_as_it_was(images, 
     assert content(tmp_path / 'o') == before and os.listdir(str(tmp_path)) == ['o']
 
 
-def test_a_folder_that_cannot_be_made_is_one_line_of_a_launcher(images, tmp_path):
-    (tmp_path / 'file').write_text('')
-    run = launcher('pretrain_performance_1p', '--data_path', images, '--output_dir', tmp_path / 'file' / 'o')
-    assert (run.status, run.output.count('\n')) == (2, 1) and '--output_dir' in run.output
-
-
 # Leftovers, and names that hold something else
 
 def test_leftovers_of_dead_runs_go_and_those_of_tools_and_running_processes_stay(tmp_path):
@@ -199,15 +201,93 @@ def test_a_new_training_moves_away_whatever_has_the_name_of_a_log_or_checkpoint(
     output_dir.report_no_checkpoint(str(tmp_path))
 
 
-def test_an_output_folder_that_vanishes_is_a_failed_save(images, tmp_path, monkeypatch):
-    train = main_pretrain.train_one_epoch
+# One run at a time; a run that died does not hold the folder
 
-    def then_vanish(*args):
-        stats = train(*args)
-        shutil.rmtree(str(tmp_path / 'o'))
-        return stats
-    monkeypatch.setattr(main_pretrain, 'train_one_epoch', then_vanish)
-    with pytest.raises(SaveFailed):
-        main_pretrain.main(parse_pretrain(['--data_path', str(images), '--output_dir', str(tmp_path / 'o'), '--epochs',
-                                           '1', *PRETRAIN]))
-    assert not (tmp_path / 'o').exists()
+def test_a_lock_that_another_process_holds_a_little_longer_is_waited_for(tmp_path):
+    held = os.open(str(tmp_path / '.lock'), os.O_CREAT | os.O_RDWR)     # as a loader process whose run was killed
+    fcntl.flock(held, fcntl.LOCK_EX)
+    threading.Timer(.3, os.close, (held,)).start()
+    RunLock(str(tmp_path)).release()
+
+
+def test_where_the_file_system_has_no_locks_runs_go_on_with_a_warning(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOTSUP, 'Operation not supported')
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    for _ in range(2):
+        lock = RunLock(str(tmp_path))
+    assert len(caplog.records) == 2 and str(tmp_path) in caplog.records[0].getMessage()
+    lock.release()
+
+
+def test_a_folder_in_use_is_left_alone_and_a_run_that_is_killed_holds_nothing(images, tmp_path, monkeypatch):
+    (tmp_path / 'log.txt').write_text('of the run')
+    ours, theirs = os.pipe()
+    running = os.fork()
+    if running == 0:
+        lock = RunLock(str(tmp_path))
+        os.write(theirs, b'x')
+        signal.pause()
+        lock.release()
+    os.read(ours, 1)
+    monkeypatch.setattr(file_lock, 'LOCK_TIMEOUT', .1)
+    run = pretrain('--data_path', images, '--output_dir', tmp_path)
+    assert run.status == 2 and 'process {} on '.format(running) in run.output
+    assert (tmp_path / 'log.txt').read_text() == 'of the run'
+    os.kill(running, signal.SIGKILL)
+    os.waitpid(running, 0)
+    RunLock(str(tmp_path)).release()
+    assert not (tmp_path / 'run.lock').exists()
+
+
+# TensorBoard files: what SummaryWriter would write, and what happens when they cannot be written
+
+@pytest.fixture
+def run_logger(tmp_path):
+    """A function that makes the logger of a folder."""
+    made = []
+
+    def make(**options):
+        made.append(RunLogger(str(tmp_path), None, RunLock(str(tmp_path)), **options))
+        return made[-1]
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_tensorboard_reads_scalars_and_drops_what_a_resumed_run_repeats(run_logger, tmp_path):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    first = run_logger()
+    for epoch in (1, 2, 3):
+        first.log_scalars(epoch, {'loss': epoch})
+    first.close()
+    resumed = run_logger(begin=2.)
+    resumed.log_scalars(2, {'loss': 20.})
+    events = accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(one.step, one.value) for one in events.Scalars('loss')] == [(1000, 1.), (2000, 20.)]
+
+
+def test_a_full_disk_is_one_line_and_no_thread_prints_a_traceback(run_logger, capfd, caplog):
+    logger = run_logger()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        for epoch in range(3):
+            logger.log_scalars(epoch, {'loss': 1.})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    logger.close()
+    assert len(caplog.messages) == 1 and 'TensorBoard' in caplog.messages[0]
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('error', ['TypeError', 'AttributeError', 'ImportError'])
+def test_a_tensorboard_that_does_not_load_is_one_line(run_logger, tmp_path, monkeypatch, caplog, error):
+    for name in [name for name in sys.modules if name.split('.')[0] == 'tensorboard' or 'utils.tensorboard' in name]:
+        monkeypatch.delitem(sys.modules, name)
+    write_file(tmp_path / 'tensorboard' / '__init__.py', 'raise {}("no descriptors")'.format(error))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    logger = run_logger()
+    logger.log_scalars(1, {'loss': 1.})
+    assert len(caplog.messages) == 1 and 'no descriptors' in caplog.messages[0]

@@ -6,15 +6,13 @@ import json
 import math
 import os
 import re
-import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import pretrain
+from conftest import nano_mae
 
-import models_mae
 from util.config.train_flags import parse_finetune, parse_linprobe, parse_pretrain
 from util.data import datasets
 from util.data.transforms import Normalize, evaluation_transform
@@ -164,10 +162,9 @@ def test_other_ranks_write_nothing(tmp_path):
 
 
 def snapshots(images, epochs=400, earlier=None, start=0, norm_pix_loss=False, mask_ratio=.75, eval_weights=nullcontext):
-    torch.manual_seed(0)
-    model = models_mae.mae_vit_nano_patch16(norm_pix_loss=norm_pix_loss, img_size=32, patch_size=8).eval()
     return ReconstructionSnapshots(
-        model, datasets.pretraining_set(str(images)), evaluation_transform(32), Normalize(), mask_ratio,
+        nano_mae(norm_pix_loss=norm_pix_loss).eval(), datasets.pretraining_set(str(images)),
+        evaluation_transform(32), Normalize(), mask_ratio,
         precision.FullPrecision(), torch.device('cpu'), epochs, earlier, start, eval_weights)
 
 
@@ -193,15 +190,6 @@ def test_a_resumed_run_keeps_earlier_snapshots_of_the_same_mask_ratio(images):
     for one in (resumed, other):
         one.on_epoch_end(2, False, NullRunLogger())
     assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
-
-
-@pytest.mark.slow
-def test_a_resumed_pretraining_continues_its_report(images, pretrained, tmp_path):
-    shutil.copytree(str(pretrained), str(tmp_path / 'o'))
-    run = pretrain('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', 'auto')
-    assert run.status == 0, run.output
-    strips = Page(tmp_path / 'o' / 'report.html').parts['Reconstructions']['strips']
-    assert [what for what, _ in strips] == ['masked', 'after epoch 0', 'after epoch 1', 'original']
 
 
 def test_tensorboard_has_images_and_hyperparameters_in_the_run_itself(pretrained):

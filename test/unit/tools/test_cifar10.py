@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, environment, launcher
+from conftest import ROOT, environment, launcher, succeeded
 from test_datasets import cifar  # noqa: F401  (a fixture)
 
 SMALL = ['--model=vit_nano_patch16', '--patch_size=8', '--device=cpu', '--num_workers=0', '--warmup_epochs=1',
@@ -56,9 +56,8 @@ def test_all_stages_run_and_the_same_command_goes_on_where_it_was_stopped(cifar,
 def test_a_part_of_a_folder_with_train_and_test_is_enough_to_try_it(images, tmp_path):
     shutil.copytree(str(images / 'train'), str(tmp_path / 'data' / 'train'))
     shutil.copytree(str(images / 'val'), str(tmp_path / 'data' / 'test'))
-    run = launcher('cifar10_1p', '--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--quick',
-                   '--images=40', *SMALL)
-    assert run.status == 0, run.output
+    succeeded(launcher('cifar10_1p', '--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--quick',
+                       '--images=40', *SMALL))
     assert len(list((tmp_path / 'o' / 'images' / 'train').glob('*/*.png'))) == 32
     assert len(list((tmp_path / 'o' / 'images' / 'val').glob('*/*.png'))) == 8
     run = launcher('cifar10_1p', '--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'p', '--images=7', *SMALL)

@@ -16,9 +16,9 @@ from test_baseline import RECORD
 from util.tools import launch
 from util.training.session import process_state_restored
 
-RECIPES = (ROOT / 'docs/zh/recipes.md').read_text(encoding='utf-8')
-OUTPUTS = dict(re.findall(r'^\| `(\w+)\.sh` .* `(output\S+)` \|$', RECIPES, re.M))
-LOGS = {name: output.split('/')[1] for name, output in OUTPUTS.items()}
+# {launcher: name of its log}
+LOGS = {path.stem: log for path in ROOT.glob('test/*.sh')
+        for log in re.findall(r'^output +\S+/(\S+)$', path.read_text(), re.M)}
 
 
 def dry_run(name, images, *flags):
@@ -27,11 +27,9 @@ def dry_run(name, images, *flags):
     return run.output.strip()
 
 
-def test_each_launcher_has_its_output_folder_and_log_and_a_recorded_command(images):
-    """test_baseline.py compares the commands with the records; docs/zh/recipes.md lists the logs."""
-    assert set(OUTPUTS) == set(RECORD['dry run']) - {'cifar10_1p'}
-    for name, output in OUTPUTS.items():
-        assert re.search(r'^output +{}$'.format(output), (ROOT / 'test' / (name + '.sh')).read_text(), re.M), name
+def test_each_launcher_has_a_recorded_command_and_an_output_folder(images):
+    """test_baseline.py compares the commands with the records."""
+    assert set(LOGS) == set(RECORD['dry run']) - {'cifar10_1p'}
     folder = ROOT / 'output_pretrain_full_8p'
     assert ' --output_dir {} '.format(folder) in dry_run('pretrain_full_8p', images)
 
@@ -52,6 +50,7 @@ def test_nproc_overrides_the_number_of_devices(images):
 @pytest.mark.parametrize('name, flags, named', [
     ('pretrain_performance_1p', [], '--data_path'),
     ('pretrain_performance_1p', ['--data_path=/no/where'], '--data_path: /no/where'),
+    ('pretrain_performance_1p', ['--data_path=/', '--output_dir=/dev/null/o'], '--output_dir'),
     ('pretrain_performance_1p', ['--data_path=/', '--max_restarts=-1'], '--max_restarts: -1'),
     ('pretrain_performance_1p', ['--data_path=/', '--nproc=18446744073709551617'], '--nproc: '),     # 2 ** 64 + 1
     ('finetune_full_large_16p', ['--data_path=/', '--finetune_pth=' + __file__], '--node_rank=0 .* --master_addr'),
@@ -74,12 +73,6 @@ def test_a_mistake_of_all_processes_is_reported_once(images, tmp_path):
                    '--batch_size=30')
     error, = [line for line in run.output.splitlines() if 'error' in line.lower()]
     assert run.status == 2 and '--batch_size' in error
-
-
-def test_help_lists_the_flags_of_the_launcher():
-    for name, takes_checkpoint in (('finetune_full_8p', True), ('pretrain_full_8p', False)):
-        run = launcher(name, '--help')
-        assert run.status == 0 and ('--finetune_pth=FILE' in run.output) == takes_checkpoint, run.output
 
 
 def test_a_tilde_is_the_home_folder(images, tmp_path):
@@ -133,51 +126,27 @@ def wait_for(path, process):
         time.sleep(.05)
 
 
-@pytest.fixture
-def long_run(images, tmp_path):
-    """Starts an endless run by a bash launcher; returns its process and output folder once it trains."""
-    started = []
-
-    def start(nproc):
-        folder = tmp_path / 'out'
-        # If the test process ignores SIGINT, a shell cannot trap it.
-        started.append(subprocess.Popen(
-            ['bash', str(ROOT / 'test' / 'pretrain_performance_8p.sh'), '--nproc={}'.format(nproc), '--data_path',
-             str(images), '--output_dir', str(folder), *PRETRAIN, '--epochs', '100000', '--num_workers', '1'],
-            env=environment(PYTHON=sys.executable), stdout=subprocess.DEVNULL, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)))
-        wait_for(folder / 'log.txt', started[0])
-        return started[0], folder
-    yield start
-    for process in started:
+@pytest.mark.slow
+@pytest.mark.compat
+@pytest.mark.parametrize('end, nproc, status', [
+    (lambda pid: os.killpg(pid, signal.SIGINT), 2, 75),         # Ctrl-C, as a terminal or a batch system sends it
+    *((lambda pid: os.kill(pid, signal.SIGKILL), nproc, -signal.SIGKILL) for nproc in (1, 2))])
+def test_the_processes_of_a_stopped_or_killed_launcher_save_and_exit(images, tmp_path, end, nproc, status):
+    folder = tmp_path / 'out'
+    process = subprocess.Popen(         # if the test process ignores SIGINT, a shell cannot trap it
+        ['bash', str(ROOT / 'test' / 'pretrain_performance_8p.sh'), '--nproc={}'.format(nproc), '--data_path',
+         str(images), '--output_dir', str(folder), *PRETRAIN, '--epochs', '100000', '--num_workers', '1'],
+        env=environment(PYTHON=sys.executable), stdout=subprocess.DEVNULL, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        wait_for(folder / 'log.txt', process)
+        end(process.pid)
+        assert process.wait(timeout=TIMEOUT) == status and all_exited(str(folder))
+    finally:
         process.kill()
         process.wait()
-
-
-def saved_and_exited(folder):
-    """Check that the processes of a run have saved and exited."""
-    assert all_exited(str(folder))
     log = (folder / LOGS['pretrain_performance_8p']).read_text()
     assert 'Traceback' not in log and (folder / re.findall(r'(checkpoint-\S+) is saved', log)[-1]).exists(), log
-
-
-@pytest.mark.slow
-@pytest.mark.compat
-def test_ctrl_c_stops_and_saves_all_processes(long_run):
-    process, folder = long_run(2)
-    os.killpg(process.pid, signal.SIGINT)       # as a terminal or a batch system does
-    assert process.wait(timeout=TIMEOUT) == 75
-    saved_and_exited(folder)
-
-
-@pytest.mark.slow
-@pytest.mark.compat
-@pytest.mark.parametrize('nproc', [1, 2])
-def test_the_processes_of_a_killed_launcher_save_and_exit(long_run, nproc):
-    process, folder = long_run(nproc)
-    process.kill()
-    process.wait()
-    saved_and_exited(folder)
 
 
 def test_a_run_that_exits_before_the_signalling_shell_waits_keeps_its_status(tmp_path):
@@ -226,24 +195,7 @@ def test_our_supervisor_kills_even_processes_that_ignore_its_signal(tmp_path, mo
     assert all_exited(str(script))
 
 
-FLAKY = """
-import os, sys
-with open(sys.argv[1] + os.environ['RANK'], 'a') as attempts:
-    attempts.write(os.environ.get('MAE_RESTART', 'first') + ' ')
-    if attempts.tell() < 8:
-        os._exit(70)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.compat
-def test_a_failed_run_is_restarted_with_its_restart_count(tmp_path):
-    (tmp_path / 'flaky.py').write_text(FLAKY)
-    run = execute(supervised('--nproc', 2, '--max_restarts', 3, tmp_path / 'flaky.py', tmp_path / 'attempts-'),
-                  TMPDIR='/no/where')
-    assert run.status == 0 and (tmp_path / 'attempts-0').read_text() == 'first 1 ', run.output
-
-
+# test_resume.py restarts a run of two nodes.
 @pytest.mark.compat
 @pytest.mark.parametrize('status, restarts', [(70, 3), (1, 3), (0, 0), (2, 0), (74, 0), (75, 0)])
 def test_only_failures_that_may_not_recur_are_restarted(monkeypatch, status, restarts):

@@ -6,6 +6,7 @@ import tempfile
 import threading
 
 import pytest
+from conftest import write_file
 
 from util.errors import UserError
 from util.tools.outputs import open_output, output_path
@@ -82,8 +83,7 @@ def test_a_link_stays(tmp_path, write):
 
 
 def test_a_folder_with_files_is_refused_at_once(tmp_path):
-    (tmp_path / 'f').mkdir()
-    (tmp_path / 'f' / 'thesis.tex').write_text('')
+    write_file(tmp_path / 'f' / 'thesis.tex')
     for opened in (open_output, output_path):
         with pytest.raises(UserError, match='/f: '), opened(str(tmp_path / 'f')):
             pytest.fail()

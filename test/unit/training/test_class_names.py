@@ -1,12 +1,11 @@
 """Which output is which class: by the names in a checkpoint or in --class_names, else only where it is certain."""
-import shutil
 
 import numpy as np
 import pytest
-from conftest import NANO, finetune
+from conftest import NANO, finetune, nano_vit, succeeded
+from test_datasets import class_folders
 from test_end_to_end import epochs_of
 
-import models_vit
 from util.checkpoints import pth_file
 from util.checkpoints.checkpointer import Checkpointer
 from util.config.train_flags import parse_finetune
@@ -19,20 +18,16 @@ from util.training.session import Session
 NUMBERS = ['%02d' % number for number in range(12)]         # class names of the training
 
 
-def folders(root, images, names):
+def folders(root, names):
     """A data set of an image in each of these class folders."""
-    image = next(images.glob('val/*/*'))
     for split in ('train', 'val'):
-        for name in names:
-            (root / split / name).mkdir(parents=True)
-            shutil.copy(str(image), str(root / split / name))
+        class_folders(root / split, names)
     return root
 
 
 def labels(tmp_path, data, lines=None, eval=True, **names):
     """{folder: label} of a classifier of 12 classes, with `names` in its checkpoint, `lines` in --class_names."""
-    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=12)
-    pth_file.save(str(tmp_path / 'x.pth'), {'model': model.state_dict(), **names})
+    pth_file.save(str(tmp_path / 'x.pth'), {'model': nano_vit(num_classes=12).state_dict(), **names})
     flags = ['--model', 'vit_nano_patch16', *NANO, '--data_path', data, '--resume', tmp_path / 'x.pth',
              '--num_workers', 0, '--batch_size', 2, *['--eval'] * eval]
     if lines:
@@ -51,7 +46,7 @@ def labels(tmp_path, data, lines=None, eval=True, **names):
 @pytest.mark.parametrize('eval', [True, False])
 @pytest.mark.parametrize('present', [[str(number) for number in range(12)], ['2', '10', '11']])
 def test_names_that_may_be_in_another_order_or_a_part_of_them_need_a_stated_order(images, tmp_path, present, eval):
-    data = folders(tmp_path / 'data', images, present)
+    data = folders(tmp_path / 'data', present)
     with pytest.raises(UserError, match='^{}: .*--class_names'.format(tmp_path / 'x.pth')) as caught:
         labels(tmp_path, data, eval=eval)
     assert 'nb_classes' not in str(caught.value)
@@ -59,17 +54,17 @@ def test_names_that_may_be_in_another_order_or_a_part_of_them_need_a_stated_orde
 
 
 def test_names_in_the_checkpoint_and_an_order_that_is_certain_need_no_file(images, tmp_path):
-    data = folders(tmp_path / 'data', images, NUMBERS[3:6])
+    data = folders(tmp_path / 'data', NUMBERS[3:6])
     for key in ('classes', 'labels'):
         assert labels(tmp_path, data, **{key: NUMBERS[::-1]}) == {'03': 8, '04': 7, '05': 6}
-    data = folders(tmp_path / 'all', images, NUMBERS)
+    data = folders(tmp_path / 'all', NUMBERS)
     assert labels(tmp_path, data) == {name: int(name) for name in NUMBERS}
 
 
 @pytest.mark.parametrize('lines', [
     NUMBERS[:11], [*NUMBERS, '12'], ['x', *NUMBERS[1:]], [*NUMBERS[:11], *NUMBERS[:1]]], ids=str)
 def test_a_file_that_does_not_fit_is_rejected(images, tmp_path, lines):
-    data = folders(tmp_path / 'data', images, NUMBERS)
+    data = folders(tmp_path / 'data', NUMBERS)
     with pytest.raises(UserError, match='--class_names|--data_path'):
         labels(tmp_path, data, lines=lines)
 
@@ -77,9 +72,8 @@ def test_a_file_that_does_not_fit_is_rejected(images, tmp_path, lines):
 def test_training_by_a_file_of_names_labels_by_it_and_keeps_it(images, tmp_path):
     names = ['absent', *sorted((path.name for path in (images / 'train').iterdir()), reverse=True)]
     (tmp_path / 'names.txt').write_text('\n'.join(names))
-    run = finetune('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 1, '--class_names',
-                   tmp_path / 'names.txt')
-    assert run.status == 0, run.output
+    succeeded(finetune('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 1, '--class_names',
+                       tmp_path / 'names.txt'))
     state = pth_file.load(str(tmp_path / 'o' / 'checkpoint-0.pth'))
     assert state['classes'] == names and len(state['model']['head.weight']) == 9
     flags = ['--data_path', images, '--output_dir', tmp_path / 'o', '--resume', 'auto', '--epochs', 2]

@@ -3,9 +3,9 @@ import json
 
 import pytest
 import torch
-from conftest import NANO, finetune
+from conftest import NANO, finetune, succeeded
 from test_end_to_end import epochs_of
-from test_optimizer_step import Linear
+from test_optimization import Linear, run
 
 import main_finetune
 from util.checkpoints import load_model, pth_file
@@ -13,7 +13,6 @@ from util.checkpoints.checkpointer import Checkpointer
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
 from util.training.ema import EMA
-from util.training.optimizer_step import OptimizerStep
 from util.training.trainer import model_state
 
 
@@ -28,25 +27,15 @@ def expected(values, decay):
 
 @pytest.mark.compat
 @pytest.mark.parametrize('inputs, decay, accum_iter, steps', [
-    ([1., 2., -3., 4., 5.], .3, 1, 5), ([1., 2., -3., 4., 5.], .9999, 1, 5), ([1., 2., 3., 4., 5.], .5, 2, 3),
-    ([1., float('nan'), 2.], .5, 1, 2)])        # a skipped step
+    ([1, 2, -3, 4, 5], .3, 1, range(5)), ([1, 2, -3, 4, 5], .9999, 1, range(5)), ([1, 2, 3, 4, 5], .5, 2, [1, 3, 4]),
+    ([1, float('nan'), 2], .5, 1, [0, 2])])         # a skipped step
 def test_each_step_that_is_not_skipped_updates_the_ema_by_the_decay_after_warm_up(inputs, decay, accum_iter, steps):
-    model = Linear()
-    ema = EMA(decay, FullPrecision().trained_weights(model, None))
-    optimizer_step = OptimizerStep(model, torch.optim.SGD(model.parameters(), lr=1.), FullPrecision(), lambda epoch: 1.,
-                                   accum_iter, ema=ema)
-    weights = []
-    for i, value in enumerate(inputs):
-        optimizer_step.set_lr(0, i, len(inputs))
-        with optimizer_step.gradient_sync():
-            optimizer_step.backward(model(torch.tensor([value])))
-        if optimizer_step.due:
-            optimizer_step.update()
-        if optimizer_step.due and value == value:
-            weights.append(model.weight[0].item())
-    state = ema.state_dict()
-    assert state['model_ema']['weight'].tolist() == pytest.approx([expected(weights, decay)], rel=1e-5)
-    assert len(weights) == state['ema_updates'] == steps
+    made = []
+    weights = run(inputs, accum_iter, ema=lambda weights: made.append(EMA(decay, weights)) or made[0])
+    state = made[0].state_dict()
+    average = expected([weights[step] for step in steps], decay)
+    assert state['model_ema']['weight'].tolist() == pytest.approx([average], rel=1e-5)
+    assert state['ema_updates'] == len(steps)
 
 
 def test_the_model_has_the_ema_weights_within_the_context_and_its_own_afterwards():
@@ -61,9 +50,7 @@ def test_the_model_has_the_ema_weights_within_the_context_and_its_own_afterwards
 
 # In checkpoints
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    """(path, state) of a classifier whose EMA weights differ from its own."""
+def test_tools_and_evaluation_load_the_ema_weights_and_resuming_the_raw_ones(tmp_path):
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(tmp_path)])
     model, precision = main_finetune.build_model(args, 3), FullPrecision()
     ema = EMA(.9, precision.trained_weights(model, None))
@@ -71,13 +58,8 @@ def checkpoint(tmp_path):
         parameter.data += 1
     ema.update(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.)
-    state = {**model_state(model, optimizer, precision, ema), 'epoch': 4, 'args': vars(args)}
-    pth_file.save(str(tmp_path / 'x.pth'), state)
-    return str(tmp_path / 'x.pth'), state
-
-
-def test_tools_and_evaluation_load_the_ema_weights_and_resuming_the_raw_ones(checkpoint):
-    path, state = checkpoint
+    path, state = str(tmp_path / 'x.pth'), model_state(model, optimizer, precision, ema)
+    pth_file.save(path, {**state, 'epoch': 4, 'args': vars(args)})
     assert set(state['model_ema']) == set(state['model'])
     model = load_model.load_classifier(path).model
     assert torch.equal(model.head.bias, state['model_ema']['head.bias'])
@@ -96,14 +78,13 @@ def test_a_foreign_model_ema_that_is_not_a_state_dict_is_ignored(tmp_path, forei
 # In runs; test_resume.py has one with --ema
 
 def test_log_best_checkpoint_and_evaluation_are_of_the_ema_weights(images, tmp_path):
-    run = finetune('--data_path', images, '--output_dir', tmp_path, '--ema', .9, '--lr', .01, '--warmup_epochs', 0,
-                   '--epochs', 2, '--mixup', .8)
-    assert run.status == 0, run.output
+    succeeded(finetune('--data_path', images, '--output_dir', tmp_path, '--ema', .9, '--lr', .01, '--warmup_epochs', 0,
+                       '--epochs', 2, '--mixup', .8))
     records = epochs_of(tmp_path)
     best = pth_file.load(str(tmp_path / 'checkpoint-best.pth'))['best']
     assert best['acc1'] == max(record['test_acc1'] for record in records)
-    run = finetune('--data_path', images, '--eval', '--resume', tmp_path / 'checkpoint-1.pth', '--output_dir', tmp_path)
-    assert run.status == 0, run.output
+    succeeded(finetune('--data_path', images, '--output_dir', tmp_path, '--eval', '--resume',
+                       tmp_path / 'checkpoint-1.pth'))
     result = json.loads((tmp_path / 'eval.json').read_text())
     assert result['acc1'] == records[-1]['test_acc1']
     assert result['loss'] == pytest.approx(records[-1]['test_loss'], rel=1e-5)

@@ -69,7 +69,6 @@ def test_durations_read_as_hours_minutes_seconds():
 
 
 def test_more_loader_processes_are_suggested_if_the_device_waits(caplog):
-    caplog.set_level('INFO', 'mae')
     optimizer_step = SimpleNamespace(lr=.1, non_finite_steps=NonFiniteSteps(3))
     meter = EpochMeter(mock.MagicMock(workers=2), Session(Cpu(), World()), optimizer_step, 'loss', 0)
     for waited, suggested in ((0., False), (.2, True)):

@@ -2,14 +2,13 @@
 import argparse
 import json
 import shutil
-import sys
 from contextlib import nullcontext
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from conftest import PRETRAIN, ROOT, two_processes
+from conftest import PRETRAIN, ROOT, call, succeeded, two_processes
 from test_end_to_end import epochs_of, same, weights_of
 
 from util.checkpoints import load_model
@@ -18,9 +17,7 @@ from util.data.transforms import Normalize, evaluation_transform
 from util.devices.accelerator import Cpu
 from util.devices.precision import FullPrecision
 from util.distributed.world import World
-from util.errors import UserError
 from util.models import features
-from util.tools import knn as knn_tool
 from util.training import knn
 from util.training.session import Session
 
@@ -71,51 +68,42 @@ def expected(path, folder, pool='mean', k=20, temperature=.07, input_size=32):
     return 100 * float((by_formula(queries, bank, labels, 8, k, temperature) == truth).mean())
 
 
-def run_command(monkeypatch, capsys, *flags):
-    """(accuracy, the line) of `python -m util.tools.knn`, in this process."""
-    monkeypatch.setattr(sys, 'argv', ['knn', '--device', 'cpu', '--num_workers', '0', *[str(flag) for flag in flags]])
-    knn_tool.main()
-    line = capsys.readouterr().out.strip().split('\n')[-1]
-    return float(line.split()[3]), line
+def last_line(*flags):
+    """Of the output of `python -m util.tools.knn`, in this process."""
+    run = call('util.tools.knn', '--device', 'cpu', '--num_workers', 0, *flags)
+    return run.output.strip().split('\n')[-1]
 
 
 @pytest.mark.parametrize('flags', [{}, {'pool': 'cls', 'k': 32, 'temperature': 5., 'input_size': 48}])
-def test_the_command_agrees_with_the_formula(images, pretrained, monkeypatch, capsys, flags):
+def test_the_command_agrees_with_the_formula(images, pretrained, flags):
     path = pretrained / 'checkpoint-0.pth'
     words = ['--resume', path, '--data_path', images, '--batch_size', 7]
     words += [word for name, value in flags.items() for word in ('--' + name, value)]
-    accuracy, line = run_command(monkeypatch, capsys, *words)
-    assert accuracy == pytest.approx(expected(path, images, **flags), abs=1e-3)
+    line = last_line(*words)
+    assert float(line.split()[3]) == pytest.approx(expected(path, images, **flags), abs=1e-3)
     assert line.endswith('(k {}, 19 validation images among 32 training images)'.format(flags.get('k', 20)))
-    _, line = run_command(monkeypatch, capsys, *words, '--images', 8, '--seed', 1)
-    assert line.endswith('among 8 training images)')
+    assert last_line(*words, '--images', 8, '--seed', 1).endswith('among 8 training images)')
 
 
-def test_unreadable_images_are_skipped_but_not_all(images, pretrained, tmp_path, monkeypatch, capsys):
+def test_unreadable_images_are_skipped_but_not_all(images, pretrained, tmp_path):
     shutil.copytree(str(images), str(tmp_path / 'data'))
     flags = ['--resume', pretrained / 'checkpoint-0.pth', '--data_path', tmp_path / 'data']
     for path in sorted(tmp_path.glob('data/*/*/*.jpg'))[::3]:
         path.write_bytes(b'no picture')
-    assert run_command(monkeypatch, capsys, *flags)[1].endswith(' 13 validation images among 21 training images)')
+    assert last_line(*flags).endswith(' 13 validation images among 21 training images)')
     for path in tmp_path.glob('data/train/*/*.jpg'):
         path.write_bytes(b'no picture')
-    with pytest.raises(UserError, match='--data_path: none of the training images'):
-        run_command(monkeypatch, capsys, *flags)
-
-
-def periodic(folder, pretrained, **changes):
-    """The evaluation that main_pretrain.py calls after each of five epochs."""
-    model, flags, _ = load_model.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
-    args = argparse.Namespace(**{**flags, 'data_path': str(folder), 'epochs': 5, 'knn_every': 1, **changes})
-    return knn.build_periodic_evaluation(args, model, Normalize(), Session(Cpu(), World()), FullPrecision(),
-                                         lambda model: nullcontext())
+    assert last_line(*flags).startswith('error: --data_path: none of the training images')
 
 
 @pytest.mark.parametrize('every, due', [(0, []), (2, [1, 3, 4]), (9, [4])])
 def test_it_runs_every_knn_every_epochs_and_after_the_last_with_knn_images(images, pretrained, monkeypatch,
                                                                                     every, due):
     monkeypatch.setattr(knn, 'evaluate', lambda *args, **options: len(args[4][0]))
-    evaluation, trainer = periodic(images, pretrained, knn_every=every, knn_images=16), mock.Mock()
+    model, flags, _ = load_model.load_autoencoder(str(pretrained / 'checkpoint-0.pth'))
+    args = argparse.Namespace(**{**flags, 'data_path': str(images), 'epochs': 5, 'knn_every': every, 'knn_images': 16})
+    evaluation, trainer = knn.build_periodic_evaluation(args, model, Normalize(), Session(Cpu(), World()),
+                                                        FullPrecision(), lambda model: nullcontext()), mock.Mock()
     assert [epoch for epoch in range(5) if evaluation(epoch, trainer) == {'knn_acc1': 16}] == due
     assert trainer.stop_if_requested.call_count == len(due)
 
@@ -124,9 +112,8 @@ def test_it_runs_every_knn_every_epochs_and_after_the_last_with_knn_images(image
 def test_two_processes_record_the_accuracy_of_one_and_train_as_without_it(images, tmp_path):
     folders = [tmp_path / str(every) for every in (2, 0)]
     for folder in folders:
-        run = two_processes(ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', folder,
-                            '--epochs', 3, '--knn_every', folder.name, '--batch_size', 4)
-        assert run.status == 0, run.output
+        succeeded(two_processes(ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', folder,
+                                '--epochs', 3, '--knn_every', folder.name, '--batch_size', 4))
     accuracies = [record.get('knn_acc1') for record in epochs_of(folders[0])]
     assert accuracies[0] is None and accuracies[1] is not None
     assert accuracies[2] == pytest.approx(expected(folders[0] / 'checkpoint-2.pth', images), abs=1e-3)

@@ -3,11 +3,10 @@ import json
 
 import pytest
 import torch
-from conftest import FINETUNE, linprobe
+from conftest import FINETUNE, linprobe, nano_vit, succeeded
 from test_end_to_end import epochs_of, moments_of, same, weights_of
 
 import main_linprobe
-import models_vit
 from util.checkpoints import load_model, pth_file, weights
 from util.config.train_flags import parse_linprobe
 from util.devices import precision
@@ -29,8 +28,7 @@ def probed(images, pretrained, tmp_path_factory):
 
 
 def vit(**options):
-    torch.manual_seed(0)
-    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=8, **options)
+    model = nano_vit(**options)
     model.head = probing_head(128, 8)
     return model
 
@@ -68,17 +66,16 @@ def test_the_class_token_is_classified_unless_global_pool_is_given(tmp_path):
 
 
 def test_a_checkpoint_is_enough_to_evaluate(images, probed, tmp_path):
-    run = linprobe('--eval', '--data_path', images, '--resume', probed / 'checkpoint-1.pth', '--output_dir', tmp_path)
-    assert run.status == 0, run.output
+    succeeded(linprobe('--data_path', images, '--output_dir', tmp_path, '--eval', '--resume',
+                       probed / 'checkpoint-1.pth'))
     result, last = json.loads((tmp_path / 'eval.json').read_text()), epochs_of(probed)[-1]
     assert (result['acc1'], result['acc5']) == (last['test_acc1'], last['test_acc5'])
     assert result['loss'] == pytest.approx(last['test_loss'], rel=1e-5) and result['images'] == 19
 
 
 def test_a_resumed_probing_ends_as_the_uninterrupted_one(images, probed, tmp_path):
-    run = linprobe('--data_path', images, '--output_dir', tmp_path, '--epochs', 2, '--lr', 3, '--weight_decay', .01,
-                   '--resume', probed / 'checkpoint-0.pth')
-    assert run.status == 0, run.output
+    succeeded(linprobe('--data_path', images, '--output_dir', tmp_path, '--epochs', 2, '--lr', 3, '--weight_decay', .01,
+                       '--resume', probed / 'checkpoint-0.pth'))
     ends = [weights_of(folder / 'checkpoint-1.pth') for folder in (probed, tmp_path)]
     assert same(*([state['model'], moments_of(state), state['best']] for state in ends))
 
@@ -95,9 +92,7 @@ def test_a_checkpoint_loads_as_an_ordinary_classifier(probed):
 
 
 def test_a_classifier_of_the_mean_has_no_norm_for_the_class_token(images, tmp_path):
-    torch.manual_seed(0)
-    model = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=5, global_pool=True)
-    path = str(tmp_path / 'fine.pth')
+    model, path = nano_vit(num_classes=5, global_pool=True), str(tmp_path / 'fine.pth')
     pth_file.save(path, {'model': model.state_dict()})
     args = parse_linprobe([*FINETUNE, '--data_path', str(tmp_path), '--finetune', path])
     with pytest.raises(UserError, match='^{}: .*--global_pool'.format(path)):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import FINETUNE, PRETRAIN, ROOT, call, execute, pretrain, together
+from conftest import FINETUNE, PRETRAIN, ROOT, call, execute, pretrain, succeeded, together
 from test_end_to_end import epochs_of, moments_of, same, weights_of
 from test_launchers import supervised
 
@@ -142,12 +142,12 @@ def test_going_on_from_an_older_checkpoint_sets_the_newer_ones_aside(images, tmp
     flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every', 1, '--epochs', 3]
     assert pretrain(*flags).status == 0
     newest = (tmp_path / 'checkpoint-2.pth').read_bytes()
-    run = pretrain(*flags, '--resume', tmp_path / 'checkpoint-0.pth', '--lr', 1e-3)
-    assert run.status == 0, run.output
+    succeeded(pretrain(*flags, '--resume', tmp_path / 'checkpoint-0.pth', '--lr', 1e-3))
     assert all(len(list(tmp_path.glob(name + '.*.*'))) == 1 for name in ('checkpoint-1', 'config', 'log', 'report'))
     aside, = tmp_path.glob('checkpoint-2.*.pth')
     assert aside.read_bytes() == newest != (tmp_path / 'checkpoint-2.pth').read_bytes()
     assert len((tmp_path / 'log.txt').read_text().splitlines()) == 3
+    assert [shot['epoch'] for shot in weights_of(tmp_path / 'checkpoint-2.pth')['reconstructions']] == [0, 1, 2]
     old, = tmp_path.glob('log.*.txt')
     assert len(old.read_text().splitlines()) == 3
 

@@ -24,8 +24,7 @@ PACKAGES = {'npu': 'npu/__init__.py', 'npu/amp': 'npu/amp.py', 'npu/utils': 'npu
 INHERITED = [('npu/amp', 'GradScaler', method, ()) for method in
              ('unscale_', 'step', 'update', 'state_dict', 'load_state_dict')] + [
                 ('optim', 'NpuFusedAdamW', '__init__', ('params', 'lr', 'betas')),
-                ('optim', 'NpuFusedAdamW', 'step', ()), ('optim', 'NpuFusedAdamW', 'zero_grad', ()),
-                ('profiler', 'profile', 'export_chrome_trace', ())]
+                ('optim', 'NpuFusedAdamW', 'step', ()), ('optim', 'NpuFusedAdamW', 'zero_grad', ())]
 
 
 def emulated():

@@ -19,12 +19,12 @@ def bind_cores(local_rank: int, local_world_size: int, near_cores: Callable = li
     """If MAE_BIND_CORES=1, bind this process and what it starts from now on to its share of the cores.
 
     `near_cores` returns the cores near the device of each local rank, which processes near the same ones share; nothing
-    if unknown. Returns the binding in words, or ''.
+    if unknown. Returns the share ('0-2,8'), or ''.
     """
     if os.environ.get('MAE_BIND_CORES') != '1' or local_world_size < 2 or not hasattr(os, 'sched_setaffinity'):
         return ''
-    if 'CPU_AFFINITY_CONF' in os.environ:
-        return 'cores bound by CPU_AFFINITY_CONF'       # by the library of the device
+    if os.environ.get('CPU_AFFINITY_CONF'):
+        return 'set by CPU_AFFINITY_CONF'       # which the device's library reads
     allowed, near = os.sched_getaffinity(0), near_cores()
     if len(near) < local_world_size or not allowed.intersection(near[local_rank]):
         near = [allowed] * local_world_size
@@ -32,7 +32,7 @@ def bind_cores(local_rank: int, local_world_size: int, near_cores: Callable = li
     os.sched_setaffinity(0, cores_of_rank(numa_nodes(), allowed.intersection(near[local_rank]),
                                           peers.index(local_rank), len(peers)))
     with open('/proc/self/status', encoding='ascii', errors='replace') as file:
-        return 'cores {} of this one'.format(re.search(r'^Cpus_allowed_list:\s*(.*)$', file.read(), re.M).group(1))
+        return re.search(r'^Cpus_allowed_list:\s*(.*)$', file.read(), re.M).group(1)
 
 
 def cores_of_rank(nodes: List[list], allowed: Collection[int], local_rank: int, local_world_size: int) -> List[int]:

@@ -36,7 +36,7 @@ class Session:
         self.accelerator, self.world = accelerator, world
         self.device = accelerator.use(world.local_rank)
         self.profiler = Profiler(accelerator, profiling_folder if world.is_main else None)
-        self.cores = ''         # what the process is bound to, in words
+        self.cores = ''         # that the process is bound to
         self.signals = SimpleNamespace(requested='')      # signals have their default actions
         self._started = time.time()
 
@@ -167,7 +167,7 @@ def setup_precision(args: Namespace, session: Session) -> FullPrecision:
     logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)
     logger.info('processes: %d%s, %d loader processes each%s', world.size,
                 ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers,
-                ', ' + session.cores if session.cores else '')
+                ', cores of this one: {}'.format(session.cores) if session.cores else '')
     if accelerator.settings:
         logger.info('%s: %s', accelerator.type, accelerator.settings)
     logger.info('precision: %s', precision.name)

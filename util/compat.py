@@ -2,9 +2,13 @@
 import glob
 import inspect
 import os
+import subprocess
 import sys
+import traceback
 from importlib.util import find_spec
 from typing import Any, Callable, Dict
+
+from util.text import first_line
 
 REQUIRED = ('torch', 'torchvision', 'timm', 'PIL', 'numpy', 'tqdm', 'filelock', 'safetensors')
 
@@ -19,10 +23,42 @@ def supported(function: Callable, **options: Any) -> Dict[str, Any]:
     return {name: value for name, value in options.items() if accepts(function, name)}
 
 
-def report_missing_package(kind: type, error: BaseException, trace: Any) -> None:
-    """sys.excepthook: one line and status 2 if required packages are missing; names an interpreter that has them."""
+def import_aborts(package: str) -> bool:
+    """Whether an installed package aborts the interpreter beside a CUDA build of torch, tried in a child process.
+
+    The result is kept in the environment, for the processes that this one starts.
+    """
+    cuda = getattr(getattr(sys.modules.get('torch'), 'version', None), 'cuda', None)
+    if not cuda or package in sys.modules or find_spec(package) is None:
+        return False
+    known = 'MAE_ABORTS_' + package.upper()
+    if not os.environ.get(known):
+        code = 'import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); import ' + package   # no core dump
+        child = subprocess.run([sys.executable, '-c', code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
+        os.environ[known] = str(int(child.returncode < 0))
+    return os.environ[known] == '1'
+
+
+def torchvision_fault(error: BaseException) -> str:
+    """What to install if `error` comes from importing torchvision beside another release or build of torch, else ''."""
+    torch, frames = sys.modules.get('torch'), traceback.walk_tb(error.__traceback__)
+    if not torch or not any(frame.f_code.co_name == '<module>' and frame.f_globals['__name__'].startswith('torchvision')
+                            for frame, _ in frames):
+        return ''
+    release, _, build = torch.__version__.partition('+')
+    major, minor = map(int, release.split('.')[:2])
+    return ('torchvision does not load beside torch {} ({}); install the pair: pip install torch=={} '
+            'torchvision==0.{}.* --index-url https://download.pytorch.org/whl/{}'.format(
+                torch.__version__, first_line(error), release, minor + (15 if major > 1 else 1),
+                build if build.startswith('cu') else 'cpu'))
+
+
+def report_import_error(kind: type, error: BaseException, trace: Any) -> None:
+    """sys.excepthook: one line and status 2 if required packages are missing or torchvision does not match torch."""
     missing = [name for name in REQUIRED if find_spec(name) is None] if kind is ModuleNotFoundError else []
-    if not missing:
+    fault = '' if missing else torchvision_fault(error)
+    if not missing and not fault:
         sys.__excepthook__(kind, error, trace)
         return
     # Environments that the launchers have made, see test/lib/python.sh.
@@ -30,8 +66,8 @@ def report_missing_package(kind: type, error: BaseException, trace: Any) -> None
         os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae-pytorch')
     made = glob.glob(os.path.join(glob.escape(cache), 'env-*', 'complete'))
     newest = max(made, key=lambda path: ('env-2' in path, os.path.getmtime(path)), default='')
-    print('error: {} has no {}; {}'.format(
+    print('error: ' + (fault or '{} has no {}; {}'.format(
         sys.executable, ', '.join(missing), 'use ' + newest.replace('complete', 'bin/python') if newest else
-        'install the *_requirements.txt for your PyTorch, or run bash test/demo.sh, which makes an environment'),
+        'install the *_requirements.txt for your PyTorch, or run bash test/demo.sh, which makes an environment')),
         file=sys.stderr, flush=True)
     os._exit(2)

@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'test' / 'lib')]
 sys.path += sorted({str(test.parent) for test in Path(__file__).parent.glob('[!n]*/test_*.py')})     # helpers in them
 os.environ['OMP_NUM_THREADS'] = '1'     # of tests and of what they run: small work, and much of it side by side
 os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = '1'      # else it starts processes, which stay
+os.environ['MAE_ABORTS_TORCH_NPU'] = '0'        # else each emulated run tries this in a child process first
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 import util  # noqa: F401, I001  (before torch: it keeps `import torch` from loading a broken torch_npu)

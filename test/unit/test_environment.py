@@ -92,8 +92,8 @@ def test_the_requirement_files_name_no_torch_so_that_none_replaces_it():
     assert 'timm' in ''.join(lines) and not [line for line in lines if re.match(r'torch\b', line)]
 
 
-SETTINGS = ('HCCL_WHITELIST_DISABLE', 'HCCL_CONNECT_TIMEOUT', 'TASK_QUEUE_ENABLE', 'COMBINED_ENABLE',
-            'ASCEND_GLOBAL_LOG_LEVEL', 'ASCEND_SLOG_PRINT_TO_STDOUT', 'MAE_BIND_CORES')
+SETTINGS = ('HCCL_WHITELIST_DISABLE', 'HCCL_CONNECT_TIMEOUT', 'COMBINED_ENABLE', 'ASCEND_GLOBAL_LOG_LEVEL',
+            'ASCEND_SLOG_PRINT_TO_STDOUT', 'MAE_BIND_CORES')
 ASCEND = 'usr/local/Ascend'
 
 

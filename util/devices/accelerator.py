@@ -1,20 +1,28 @@
 """Accelerators, which only this module and precision.py name: choosing between NPU, GPU and CPU, and what differs."""
+import glob
 import importlib
 import math
 import os
+import re
+import subprocess
 import sys
-from typing import Any, Dict, Optional, Tuple
+from contextlib import contextmanager
+from typing import Any, ContextManager, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.utils.checkpoint
 from torch import distributed as dist
 
-from util.compat import supported
+from util.compat import import_aborts, supported
 from util.devices import host
 from util.devices.flat_adamw import FlatAdamW
 from util.devices.host_to_device import StreamCopy, inline_copy
 from util.errors import UserError
 from util.text import first_line
+
+# Below $ASCEND_OPP_PATH, for the 910A: a kernel of CANN's package "kernels" ("ops" since 8.5, with a folder more).
+KERNELS = 'built-in/op_impl/ai_core/tbe/kernel/ascend910/**/add/*.o'
+TOPOLOGY_SECONDS = 10.          # limit of npu-smi
 
 
 class Cpu:
@@ -26,6 +34,9 @@ class Cpu:
     supports_bucket_view = True     # False if the optimizer requires gradients to keep their first memory
     loader_options = {}             # DataLoader keywords that this device adds to pin_memory
     checkpoint_preserves_rng = True     # torch.utils.checkpoint restores the device's random state (for drop path)
+    first_iteration = 0.    # seconds that the first iteration may take instead of --hang_timeout
+    settings = ''           # what `use` has configured, for the head of the log
+    deterministic_environment = {}      # variables that make the device's libraries deterministic
 
     def __init__(self, reason: str = ''):
         self.reason = reason                # why this device was chosen
@@ -39,6 +50,18 @@ class Cpu:
         """Make the device of `local_rank` the current one and return it."""
         host.keep_freed_memory()
         return torch.device(self.type)
+
+    def near_cores(self) -> List[List[int]]:
+        """The CPU cores of each visible device's NUMA node; empty if unknown."""
+        return []
+
+    def make_deterministic(self) -> None:
+        """Call before `use`: deterministic operators and collectives; UserError if PyTorch has none."""
+        if not hasattr(torch, 'use_deterministic_algorithms'):
+            raise UserError('--deterministic: torch {} has no deterministic mode; omit it'.format(torch.__version__))
+        for name, value in self.deterministic_environment.items():
+            os.environ.setdefault(name, value)
+        torch.use_deterministic_algorithms(True)
 
     def seed(self, value: int) -> None:
         """Seed the random generators of the devices."""
@@ -83,16 +106,18 @@ class Cpu:
         """Versions of the software between PyTorch and the device, by name."""
         return {}
 
-    def profile(self) -> Any:
-        """Profiler of host and device: a context manager with export_chrome_trace(path) after its exit."""
+    def profile(self, folder: str) -> ContextManager:
+        """Context that profiles host and device and writes the trace to `folder` at its end."""
         modern = getattr(getattr(torch, 'profiler', None), 'profile', None)
         # acc_events keeps the events after the exit; newer releases warn without it.
-        return modern(**supported(modern, acc_events=True)) if modern else torch.autograd.profiler.profile()
+        return _exported(modern(**supported(modern, acc_events=True)) if modern else torch.autograd.profiler.profile(),
+                         folder)
 
 
 class Accelerator(Cpu):
     """Common base of NPUs and GPUs; `module` is torch.npu or torch.cuda, which have the same interface."""
     is_accelerator = True
+    status_tool = ''        # the vendor's program that lists devices and who uses them
 
     def __init__(self, module: Any, reason: str = ''):
         super().__init__(reason)
@@ -111,10 +136,19 @@ class Accelerator(Cpu):
             raise UserError('local rank {} has no {} device: {} found; pass --nproc={} to the launcher'
                             .format(local_rank, self.type, self.count(), self.count()))
         device = torch.device('{}:{}'.format(self.type, local_rank))
-        self.module.set_device(device)
+        try:
+            self.module.set_device(device)      # initializes the device
+        except RuntimeError as error:
+            raise UserError('--device {}: {} cannot be used ({}); see {}: it may be busy or not permitted, or driver '
+                            'and toolkit do not match'.format(self.type, device, first_line(error), self.status_tool)
+                            ) from None
+        self.configure()
         if hasattr(self.module, 'Stream'):      # otherwise there is one stream only
             self.to_device = StreamCopy(self.module, self.module.Stream())
         return device
+
+    def configure(self) -> None:
+        """Set up the library of the current device, before its first stream is created."""
 
     def seed(self, value: int) -> None:
         self.module.manual_seed_all(value)
@@ -136,6 +170,8 @@ class Cuda(Accelerator):
     """NVIDIA GPUs: torch.cuda and NCCL."""
     type = 'cuda'
     backend = 'nccl'
+    status_tool = 'nvidia-smi'
+    deterministic_environment = {'CUBLAS_WORKSPACE_CONFIG': ':4096:8'}
 
     def supports_bf16(self) -> bool:
         # PyTorch also reports support where it emulates bf16, slowly; it is native from Ampere (8.0) on.
@@ -149,10 +185,36 @@ class Npu(Accelerator):
     """Ascend NPUs: torch.npu (of torch_npu, or built into Ascend's torch 1.5) and HCCL."""
     type = 'npu'
     backend = 'hccl'
+    status_tool = 'npu-smi info'
+    deterministic_environment = {'HCCL_DETERMINISTIC': 'true'}
+    first_iteration = 1800.     # some chips compile each operator then
     supports_bucket_view = False      # FlatAdamW has the gradients in a buffer of its own
     loader_options = {'pin_memory_device': type}
     # Older releases preserve the random state of CPU and CUDA only.
     checkpoint_preserves_rng = hasattr(torch.utils.checkpoint, 'DefaultDeviceType')
+
+    def configure(self) -> None:
+        if re.match(r'Ascend(910B\d|910_|950)', self.name):      # A2, A3, A5; Ascend910B without a digit is older
+            # Read by torch_npu when it creates its first stream.
+            self.settings = 'TASK_QUEUE_ENABLE=' + os.environ.setdefault('TASK_QUEUE_ENABLE', '2')
+        elif hasattr(self.module, 'set_compile_mode') and glob.glob(
+                os.path.join(glob.escape(os.environ.get('ASCEND_OPP_PATH', '/')), KERNELS), recursive=True):
+            self.module.set_compile_mode(jit_compile=False)
+            self.settings = 'operators from the installed binary kernels (jit_compile=False)'
+        else:
+            self.settings = 'operators are compiled online in the first steps (no binary kernels in ASCEND_OPP_PATH)'
+
+    def near_cores(self) -> List[List[int]]:
+        try:
+            table = subprocess.run(['npu-smi', 'info', '-t', 'topo'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                   timeout=TOPOLOGY_SECONDS).stdout.decode(errors='replace')
+        except (OSError, subprocess.TimeoutExpired):
+            return []
+        # A row for each device, such as: NPU1  HCCS  X  HCCS  24-47. X stands for itself; some systems list no cores.
+        rows = [line.split() for line in table.splitlines()]
+        near = [host.core_list(row[-1]) for row in rows if 'X' in row[1:]]
+        visible = re.findall(r'\d+', os.environ.get('ASCEND_RT_VISIBLE_DEVICES', '')) or range(len(near))
+        return [near[int(index)] if int(index) < len(near) else [] for index in visible]
 
     def prepare_network(self, master_addr: str, timeout: float) -> None:
         # In seconds; the 910A rounds down to a multiple of 68 and accepts at most 17340.
@@ -187,12 +249,19 @@ class Npu(Accelerator):
             dist.all_reduce(status)
         return (status == 0) & super().all_finite(norm)
 
-    def profile(self) -> Any:
+    def profile(self, folder: str) -> ContextManager:
         modern = getattr(sys.modules.get('torch_npu'), 'profiler', None)
-        if hasattr(modern, 'profile'):
-            return modern.profile()
+        if hasattr(modern, 'tensorboard_trace_handler'):        # without it, raw data go to the current folder
+            return modern.profile(on_trace_ready=modern.tensorboard_trace_handler(folder))
         legacy = torch.autograd.profiler.profile        # with use_npu in Ascend's builds
-        return legacy(**supported(legacy, use_npu=True))
+        return _exported(legacy(**supported(legacy, use_npu=True)), folder)
+
+
+@contextmanager
+def _exported(profiler, folder) -> Iterator[None]:
+    with profiler:
+        yield
+    profiler.export_chrome_trace(os.path.join(folder, 'trace.json'))
 
 
 def select(requested: str) -> Cpu:
@@ -224,6 +293,10 @@ def probe(kind: str) -> Tuple[Optional[Accelerator], Optional[str]]:
     if not hasattr(torch, 'npu'):       # built into Ascend's torch 1.5, otherwise added by torch_npu
         advice = ('source set_env.sh of the CANN toolkit first, by default /usr/local/Ascend/ascend-toolkit/set_env.sh'
                   ', or install the torch_npu release for torch ' + torch.__version__)
+        if import_aborts('torch_npu'):
+            return None, ('torch_npu is installed but aborts Python beside the CUDA build of torch: install the CPU '
+                          'build, pip install torch=={} torchvision --index-url https://download.pytorch.org/whl/cpu'.format(
+                              torch.__version__.split('+')[0]))
         try:
             importlib.import_module('torch_npu')
         except (Exception, SystemExit) as error:        # of any type, above all with a mismatched torch

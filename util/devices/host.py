@@ -6,7 +6,7 @@ import platform
 import re
 import socket
 from contextlib import suppress
-from typing import Collection, Dict, List, Optional, Set
+from typing import Callable, Collection, Dict, List, Optional, Set
 
 
 def default_workers(local_world_size: int = 1, most: int = 10) -> int:
@@ -15,11 +15,22 @@ def default_workers(local_world_size: int = 1, most: int = 10) -> int:
     return max(1, min(most, cores // local_world_size))
 
 
-def bind_cores(local_rank: int, local_world_size: int) -> str:
-    """If MAE_BIND_CORES=1, bind this process and its loaders to its share of the cores; returns it ('0-2,8'), or ''."""
+def bind_cores(local_rank: int, local_world_size: int, near_cores: Callable = list) -> str:
+    """If MAE_BIND_CORES=1, bind this process and what it starts from now on to its share of the cores.
+
+    `near_cores` returns the cores near the device of each local rank, which processes near the same ones share; nothing
+    if unknown. Returns the share ('0-2,8'), or ''.
+    """
     if os.environ.get('MAE_BIND_CORES') != '1' or local_world_size < 2 or not hasattr(os, 'sched_setaffinity'):
         return ''
-    os.sched_setaffinity(0, cores_of_rank(numa_nodes(), os.sched_getaffinity(0), local_rank, local_world_size))
+    if os.environ.get('CPU_AFFINITY_CONF'):
+        return 'set by CPU_AFFINITY_CONF'       # which the device's library reads
+    allowed, near = os.sched_getaffinity(0), near_cores()
+    if len(near) < local_world_size or not allowed.intersection(near[local_rank]):
+        near = [allowed] * local_world_size
+    peers = [rank for rank in range(local_world_size) if near[rank] == near[local_rank]]
+    os.sched_setaffinity(0, cores_of_rank(numa_nodes(), allowed.intersection(near[local_rank]),
+                                          peers.index(local_rank), len(peers)))
     with open('/proc/self/status', encoding='ascii', errors='replace') as file:
         return re.search(r'^Cpus_allowed_list:\s*(.*)$', file.read(), re.M).group(1)
 
@@ -41,9 +52,14 @@ def numa_nodes(root: str = '/sys/devices/system/node') -> List[List[int]]:
     nodes = []
     for path in sorted(glob.glob(os.path.join(root, 'node[0-9]*', 'cpulist')), key=lambda path: (len(path), path)):
         with open(path, encoding='ascii') as file:
-            ranges = [part.split('-') for part in file.read().strip().split(',') if part]         # such as 0-2,8
-        nodes.append([core for ends in ranges for core in range(int(ends[0]), int(ends[-1]) + 1)])
+            nodes.append(core_list(file.read()))
     return nodes
+
+
+def core_list(text: str) -> List[int]:
+    """'0-2,8' -> [0, 1, 2, 8]; empty for other text."""
+    ranges = [part.split('-') for part in text.strip().split(',') if re.match(r'\d+(-\d+)?$', part)]
+    return [core for ends in ranges for core in range(int(ends[0]), int(ends[-1]) + 1)]
 
 
 def cpu_flags() -> Set[str]:

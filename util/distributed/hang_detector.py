@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, Iterable, Iterator, Tuple
+from typing import Any, Callable, Iterable, Iterator, Optional, Tuple
 
 from util.errors import FAILURE_STATUS
 
@@ -17,11 +17,20 @@ SAVING = 60.            # additional seconds while a checkpoint is being written
 
 _watcher, _stopped = None, threading.Event()
 _progress = 'starting', 0.      # phase and time of the last heartbeat
+_first_limit, _synchronize = 0., None       # see start
+_begun, _is_first = set(), False            # kinds of loops so far; whether the first iteration of one is running
 
 
-def start(hang_timeout: float, rank: int = 0, world_size: int = 1) -> None:
-    """Monitor this process until `stop`; without a heartbeat for `hang_timeout` seconds it exits with status 70."""
-    global _watcher
+def start(hang_timeout: float, rank: int = 0, world_size: int = 1, first_iteration: float = 0.,
+          synchronize: Optional[Callable] = None) -> None:
+    """Monitor this process until `stop`; without a heartbeat for `hang_timeout` seconds it exits with status 70.
+
+    The first iteration of each kind of loop may take `first_iteration` seconds, if that is more: some devices compile
+    operators then. `synchronize`, which waits for the device, ends it: the wait is not to come in a later iteration.
+    """
+    global _watcher, _first_limit, _synchronize, _is_first
+    _first_limit, _synchronize, _is_first = first_iteration, synchronize, False
+    _begun.clear()
     process = 'rank {} of {} (host {}, pid {})'.format(rank, world_size, socket.gethostname(), os.getpid())
     _stopped.clear()
     heartbeat('starting')
@@ -33,12 +42,13 @@ def _watch(hang_timeout, process):
     while not _stopped.wait(TICK):
         # Re-armed at each tick, as a fallback: an extension that hangs while it holds the GIL blocks this thread, but
         # not faulthandler's, which is written in C.
-        faulthandler.dump_traceback_later(hang_timeout + SAVING, exit=True, file=sys.__stderr__)
+        limit = max(hang_timeout, _first_limit * _is_first)
+        faulthandler.dump_traceback_later(limit + SAVING, exit=True, file=sys.__stderr__)
         phase, last_heartbeat = _progress
         idle = time.monotonic() - last_heartbeat
         # Checkpoints are written by a non-daemon thread.
         saving = any(not each.daemon and each is not threading.main_thread() for each in threading.enumerate())
-        if idle >= hang_timeout + SAVING * saving:
+        if idle >= limit + SAVING * saving:
             line = 'error: {}: no progress for {:.0f} s while {}; see --hang_timeout; stack traces:\n'.format(
                 process, idle, phase)
             os.write(sys.__stderr__.fileno(), line.encode())    # the main thread may hold the lock of sys.stderr
@@ -62,9 +72,18 @@ def heartbeat(phase: str) -> None:
 
 def monitored(batches: Iterable, loop: str, start: int = 0) -> Iterator[Tuple[int, Any]]:
     """enumerate(batches, start) with heartbeats; `loop` names the loop in error messages, such as 'epoch 3'."""
+    global _is_first
+    kind = loop.split()[0]
+    first, _is_first = kind not in _begun, False
+    _begun.add(kind)
     heartbeat('waiting for data ({}, iteration {})'.format(loop, start))
     for i, batch in enumerate(batches, start):
+        _is_first = first
         heartbeat('computing ({}, iteration {})'.format(loop, i))
         yield i, batch
+        if first and _first_limit:
+            _synchronize()
+        first = _is_first = False
         heartbeat('waiting for data ({}, iteration {})'.format(loop, i + 1))
+    _is_first = first       # without a batch, this process waits for the first iteration of others
     heartbeat('finishing {}'.format(loop))

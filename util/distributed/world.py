@@ -24,7 +24,7 @@ from util.text import first_line
 DEFAULT_PORT = 29500
 HANG_TIMEOUT = 600.         # seconds
 NOTICE = 10.                # seconds of waiting for other processes until a line names them
-COLLECTIVE_MARGIN = 60.     # seconds from the hang timeout to that of collectives: the hang detector reports first
+COLLECTIVE_MARGIN = 60.     # seconds from the hang detector's limit to that of collectives: it reports first
 RESTART_MARGIN = COLLECTIVE_MARGIN + 120.   # more for the rendezvous after a restart, which others notice late
 
 
@@ -44,10 +44,12 @@ class World:
         Raises:
             SystemFailure: not all processes connect in time.
         """
+        first = accelerator.first_iteration
         if self.size == 1:
-            hang_detector.start(hang_timeout)
+            hang_detector.start(hang_timeout, 0, 1, first, accelerator.synchronize)
             return
-        limit, seconds = hang_timeout + COLLECTIVE_MARGIN, rendezvous_timeout(hang_timeout)
+        # The first iteration of another process may take longer, where operators are compiled.
+        limit, seconds = max(hang_timeout, first) + COLLECTIVE_MARGIN, rendezvous_timeout(hang_timeout)
         accelerator.prepare_network(urlparse(dist_url).hostname or os.environ['MASTER_ADDR'], limit)
         try:
             # With world size 1: otherwise rank 0 would block here and could not report which ranks are missing.
@@ -60,7 +62,7 @@ class World:
                 report_once_per_node()
                 raise SystemFailure('no connection from rank {} of {} within {:.0f} s; {}; see --hang_timeout'.format(
                     missing, self.size, seconds, self.start_hint))
-            hang_detector.start(hang_timeout, self.rank, self.size)
+            hang_detector.start(hang_timeout, self.rank, self.size, first, accelerator.synchronize)
             dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
                                     world_size=self.size, timeout=timedelta(seconds=limit))
         except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError

@@ -21,7 +21,7 @@ from util.text import one_line
 EVENTS = 'events.out.tfevents.*'
 # What runs and their launchers write; other files in the folder are the user's and stay.
 RUN_FILES = ('log.txt', 'summary.json', 'checkpoint-*.pth', 'report.html', 'eval.json', 'eval.html', 'eval_config.yaml',
-             'bad_images.txt', 'bad_steps.json', 'prof/trace.json', '910[AB]_*.log', EVENTS)
+             'bad_images.txt', 'bad_steps.json', 'prof/trace.json', 'prof/*_ascend_pt', '910[AB]_*.log', EVENTS)
 DATED = re.compile(r'\.\d{8}-\d{6}\b')     # in the name of what has been set aside already
 
 

@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import List, Sequence
 
-from util.compat import REQUIRED
+from util.compat import REQUIRED, import_aborts, torchvision_fault
 from util.config.parser import Parser
 from util.devices.host import default_workers
 from util.errors import run
@@ -40,12 +40,15 @@ def check_software(to_fix: List[str]) -> bool:
     for name in REQUIRED + OPTIONAL:
         label = name.replace('torch.utils.', '')        # which imports more of tensorboard than its own name
         try:
+            if name == 'torch_npu' and import_aborts(name):     # check_devices says what to do
+                raise ImportError('aborts Python')
             _row(label, getattr(importlib.import_module(name), '__version__', 'installed'))
         except (Exception, SystemExit) as error:        # of any type in a broken package
             problem = 'does not load: ' + first_line(error)
             _row(label, problem)
-            if name in REQUIRED:
-                to_fix.append('{} {}; install the *_requirements.txt for your PyTorch'.format(name, problem))
+            fault = torchvision_fault(error)        # timm imports it, too
+            if name in REQUIRED and fault not in to_fix:
+                to_fix.append(fault or '{} {}; install the *_requirements.txt for your PyTorch'.format(name, problem))
     return 'torch' in sys.modules
 
 
@@ -76,6 +79,8 @@ def check_devices(to_fix: List[str], chips: bool) -> None:
     from util.devices import accelerator as devices, precision  # here, since they require torch
     for kind in ('npu', 'cuda'):
         found, why_not = devices.probe(kind)
+        if found:
+            found.use(0)        # raises UserError if it is busy or not permitted
         _row(kind.upper(), '{} x {}'.format(found.count(), found.name) if found else why_not)
         if kind == 'npu' and not found and (chips or importlib.util.find_spec('torch_npu')):
             to_fix.append(why_not)

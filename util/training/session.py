@@ -94,7 +94,7 @@ def process_state_restored() -> Iterator[ExitStack]:
 
 @contextmanager
 def start_session(args: Namespace) -> Iterator[Session]:
-    """Select the device, join the process group and bind cores by the flags; UserError if that is not possible.
+    """Select the device, bind cores and join the process group by the flags; UserError if that is not possible.
 
     The end of the block undoes what it and the run have changed in the process.
     """
@@ -103,14 +103,19 @@ def start_session(args: Namespace) -> Iterator[Session]:
                                                    args.addr)
         log.set_up(world.is_main)
         signals = undo.enter_context(SignalHandler())
-        session = Session(device.select(args.device), world, args.output_dir if args.prof else None)
-        session.signals = signals
+        accelerator = device.select(args.device)
+        if args.deterministic:
+            accelerator.make_deterministic()
+            undo.callback(torch.use_deterministic_algorithms, False)
+        local_size = distributed.local_world_size()
+        if args.num_workers is None:
+            args.num_workers = host.default_workers(local_size)     # of all cores that the processes share
+        cores = host.bind_cores(world.local_rank, local_size, accelerator.near_cores)
+        session = Session(accelerator, world, args.output_dir if args.prof else None)
+        session.signals, session.cores = signals, cores
         undo.callback(hang_detector.stop)
         world.join(session.accelerator, args.dist_url, args.hang_timeout)
         session.all_reduce(0)   # rank 0 holds the store of the rendezvous: it must not end before all have joined
-        if args.num_workers is None:
-            args.num_workers = host.default_workers(distributed.local_world_size())
-        session.cores = host.bind_cores(world.local_rank, distributed.local_world_size())
         if output_dir.restarted() and not getattr(args, 'eval', False) and numbered(args.output_dir):
             args.resume, args.start_epoch = 'auto', None        # the launcher has restarted the run after a failure
         hang_detector.heartbeat('setting up')
@@ -162,7 +167,9 @@ def setup_precision(args: Namespace, session: Session) -> FullPrecision:
     logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)
     logger.info('processes: %d%s, %d loader processes each%s', world.size,
                 ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers,
-                ', cores {} of this one'.format(session.cores) if session.cores else '')
+                ', cores of this one: {}'.format(session.cores) if session.cores else '')
+    if accelerator.settings:
+        logger.info('%s: %s', accelerator.type, accelerator.settings)
     logger.info('precision: %s', precision.name)
     return precision
 

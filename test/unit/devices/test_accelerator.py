@@ -67,6 +67,29 @@ def test_a_missing_npu_is_one_line_that_names_the_tool_or_flag_to_use(monkeypatc
         accelerator.select('cuda')
 
 
+TOPOLOGY = """cat << END
+           NPU0       NPU1       NPU2       CPU Affinity
+NPU0       X          HCCS       HCCS       0-1,8
+NPU1       HCCS       X          HCCS       2-3
+NPU2       HCCS       HCCS       X
+  X    = Self
+END
+"""
+
+
+@pytest.mark.parametrize('visible, program, expected', [
+    ('', TOPOLOGY, [[0, 1, 8], [2, 3], []]), ('1,0', TOPOLOGY, [[2, 3], [0, 1, 8]]),
+    ('', 'exec sleep 60', []), ('', 'echo no topology; exit 1', []), ('', None, [])])
+def test_npu_smi_tells_the_cores_near_each_visible_npu(monkeypatch, tmp_path, visible, program, expected):
+    if program:
+        (tmp_path / 'npu-smi').write_text('#!/bin/sh\nPATH=/usr/bin:/bin\n' + program)
+        (tmp_path / 'npu-smi').chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.setenv('ASCEND_RT_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr(accelerator, 'TOPOLOGY_SECONDS', .5 if not expected else 10.)
+    assert accelerator.Npu(fake_npu()).near_cores() == expected
+
+
 def test_hccl_gets_the_address_that_reaches_the_master_unless_it_is_set(monkeypatch):
     npu = accelerator.Npu(fake_npu())
     monkeypatch.setattr(os, 'environ', {})
@@ -90,7 +113,7 @@ def test_an_older_npu_build_is_profiled_by_autograds_profiler(monkeypatch):
         asked.append(use_npu)
     monkeypatch.setattr(torch.autograd.profiler, 'profile', profile)
     monkeypatch.delitem(sys.modules, 'torch_npu', raising=False)
-    accelerator.Npu(fake_npu()).profile()
+    accelerator.Npu(fake_npu()).profile('')
     assert asked == [True]
 
 

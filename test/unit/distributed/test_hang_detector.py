@@ -52,6 +52,23 @@ def test_batches_are_heartbeats_and_a_stopped_detector_ends_nothing():
     assert monitored(code + '\nhang_detector.stop(); time.sleep(3)') == (0, '')
 
 
+FIRST = """
+hang_detector.stop()
+hang_detector.start(1., 0, 1, 4., lambda: time.sleep(queue.pop() if queue else 0))
+queue = []
+for loop, slow in {}:
+    for i, _ in hang_detector.monitored(range(2), loop):
+        queue += [1.5] * (i == slow)        # of the device, which the second iteration waits for
+        time.sleep(sum(queue) * i)
+"""
+
+
+@pytest.mark.parametrize('loops, status', [
+    ([('epoch 0', 0), ('evaluation', 0)], 0), ([('epoch 0', 1)], 70), ([('epoch 0', 2), ('epoch 1', 0)], 70)])
+def test_only_the_first_iteration_of_a_kind_of_loop_may_take_longer_with_what_it_has_queued(loops, status):
+    assert monitored(FIRST.format(loops)).status == status
+
+
 def test_a_checkpoint_is_written_to_the_end_first():
     status, output = monitored('threading.Thread(target=write_checkpoint).start(); wait_for_ever()')
     assert status == 70 and output.startswith('written\nerror: ')

@@ -93,6 +93,21 @@ def test_the_local_world_size_is_read_from_the_environment():
     assert [local_world_size(environ) for environ in environments] == [1, 8, 1, 1]
 
 
+def test_collectives_wait_for_the_first_iteration_of_another_process(monkeypatch):
+    found, store = {}, torch.distributed.HashStore()
+    store.add('arrived/1', 1)
+    monkeypatch.setattr(distributed, 'rendezvous', lambda *where, **limits: iter([(store, 0, 1)]))
+    monkeypatch.setattr(distributed.hang_detector, 'start', lambda *limits: found.update(detector=limits))
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend, **given: found.update(given))
+    accelerator = Cpu()
+    accelerator.first_iteration = 1800.
+    accelerator.prepare_network = lambda master, limit: found.update(network=limit)
+    for hang_timeout, limit in ((600., 1860.), (7200., 7260.)):
+        distributed.World(0, 2).join(accelerator, 'tcp://10.0.0.1:1', hang_timeout)
+        assert found['timeout'].total_seconds() == found['network'] == limit
+        assert found['detector'][::3] == (hang_timeout, 1800.)
+
+
 SCRIPT = '''
 import json, sys
 import torch

@@ -35,13 +35,41 @@ def test_skipped_steps_are_in_the_log_line_and_the_record(images, tmp_path):
     output = on_npu('--data_path', images, '--epochs', 1, '--amp_backend', 'native', '--amp_dtype', 'fp16',
                     '--loss_scale', 1e9, '--output_dir', tmp_path)
     assert '  skipped steps: 4\n' in output and epochs_of(tmp_path)[0]['skipped_steps'] == 4
+    assert output.count('\nnpu: ') == 1        # the compile mode, in the head
 
 
-def test_a_profile_of_bf16_training_is_taken_by_torch_npus_own_profiler(images, tmp_path):
+def test_a_profile_goes_to_the_output_folder_and_nothing_to_the_current_one(images, tmp_path, monkeypatch):
+    """Taken by torch_npu's own profiler."""
+    (tmp_path / 'current').mkdir()
+    monkeypatch.chdir(tmp_path / 'current')
     output = on_npu('--data_path', images, '--epochs', 1, '--batch_size', 2, '--prof', '--amp_backend', 'native',
                     '--output_dir', tmp_path, chip='910B')
     assert 'emulated torch_npu.profiler' in output and 'precision: native bf16\n' in output
-    assert (tmp_path / 'prof' / 'trace.json').stat().st_size > 10000
+    trace, = (tmp_path / 'prof').glob('*_ascend_pt/ASCEND_PROFILER_OUTPUT/trace_view.json')
+    assert trace.stat().st_size > 10000 and not list((tmp_path / 'current').iterdir())
+
+
+@pytest.mark.parametrize('chip, kernels, expected', [
+    ('910B', '', 'False 2 TASK_QUEUE_ENABLE=2'), ('910A', '', 'True 1 operators are compiled online'),
+    ('910A', 'add', 'False 1 operators from'), ('910A', 'ops_math/add', 'False 1 operators from')])
+def test_the_compile_mode_and_the_queue_suit_the_chip(tmp_path, monkeypatch, chip, kernels, expected):
+    """The queue's level is read when the first stream is created."""
+    folder = tmp_path / 'built-in/op_impl/ai_core/tbe/kernel/ascend910' / kernels
+    folder.mkdir(parents=True)
+    (folder / ('Add_1.o' if kernels else 'none')).write_text('')
+    monkeypatch.delenv('TASK_QUEUE_ENABLE', raising=False)
+    code = ('from util.devices import accelerator; npu = accelerator.select("npu"); npu.use(1); '
+            'print(npu.module._jit_compile, npu.module._queue_level, npu.settings)')
+    run = execute([sys.executable, '-c', code], EMULATED_NPU_CHIP=chip, ASCEND_OPP_PATH=str(tmp_path), **WITH_STAND_INS)
+    assert run.status == 0 and run.output.startswith(expected), run.output
+
+
+def test_a_device_that_is_busy_is_one_line_also_in_check_env(images, tmp_path):
+    environ = {'EMULATED_NPU_FAULT': 'NPU function error: aclrtSetDevice, error code is 507033', **WITH_STAND_INS}
+    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--device', 'npu', **environ)
+    assert (run.status, run.output.count('\n')) == (2, 1) and '507033' in run.output and 'npu-smi info' in run.output
+    run = execute([sys.executable, '-m', 'util.tools.check_env'], **environ)
+    assert run.status == 1 and '507033' in run.output.split('to fix:')[1], run.output
 
 
 def test_linear_probing_saves_the_encoder_unchanged_though_apex_casts_it_to_fp16(images, pretrained, tmp_path):

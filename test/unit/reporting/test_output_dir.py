@@ -28,8 +28,8 @@ from util.training.session import enter_output_folder
 pytestmark = pytest.mark.compat
 
 RUN = {'log.txt', 'summary.json', 'checkpoint-0.pth', 'checkpoint-0-16.pth', 'checkpoint-best.pth', 'config.yaml',
-       'eval.json', 'events.out.tfevents.1.host', 'prof/trace.json', 'report.html', *LOGS.values(),
-       '910B_16p_finetune_full_large_node1.log'}
+       'eval.json', 'events.out.tfevents.1.host', 'prof/trace.json', 'prof/h_ascend_pt', 'report.html',
+       *LOGS.values(), '910B_16p_finetune_full_large_node1.log'}
 USER = {'notes.txt', 'my.json', 'my.log', 'sub/checkpoint-1.pth', 'checkpoint-0.20240131-142530.pth',
         '910A_1p_pretrain.20240131-142530-2.log', '910A_1p_pretrain.log.starting'}
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, environment
+from conftest import ROOT, environment, execute
 
 from util.tools import check_env
 
@@ -108,6 +108,27 @@ def test_a_torch_that_does_not_load_is_to_fix_and_the_rest_is_still_listed(tmp_p
     status, table, to_fix = read(run.returncode, run.stdout.decode())
     assert status == 1 and table['torch'].startswith('does not load: libcudart.so.9') and table['numpy'][0].isdigit()
     assert any(line.startswith('torch does not load') for line in to_fix)
+
+
+def test_a_torchvision_for_another_torch_is_one_line_that_names_the_pair(tmp_path, packages, check, monkeypatch):
+    write(packages / 'torchvision' / '__init__.py', 'raise RuntimeError("operator torchvision::nms does not exist")')
+    environ = {'PYTHONPATH': os.pathsep.join([str(packages), str(ROOT)])}
+    run = execute([sys.executable, ROOT / 'main_pretrain.py', '--data_path', tmp_path], **environ)
+    pair = 'pip install torch=={} torchvision==0.'.format(torch.__version__.split('+')[0])
+    assert (run.status, run.output.count('\n')) == (2, 1) and pair in run.output, run.output
+    for name in [name for name in sys.modules if name.split('.')[0] in ('torchvision', 'timm')]:
+        monkeypatch.delitem(sys.modules, name)
+    status, _, to_fix = check()
+    assert status == 1 and len(to_fix) == 1 and pair in to_fix[0]
+
+
+def test_a_torch_npu_that_aborts_beside_a_cuda_build_is_named_and_tried_once(packages, check, monkeypatch):
+    write(packages / 'torch_npu' / '__init__.py', 'import os; open({!r}, "a").write("x"); os.abort()'.format(
+        str(packages / 'tries')))
+    monkeypatch.setattr(torch.version, 'cuda', '12.8')
+    status, table, to_fix = check(MAE_ABORTS_TORCH_NPU='')
+    assert status == 1 and len(to_fix) == 1 and 'https://download.pytorch.org/whl/cpu' in to_fix[0]
+    assert table['torch_npu'] == 'does not load: aborts Python' and (packages / 'tries').read_text() == 'x'
 
 
 def test_a_tensorboard_that_does_not_load_is_named(packages, check, monkeypatch):

@@ -1,10 +1,14 @@
 """A run leaves its process as it was, and the next one there does what one in a process of its own does."""
+import os
+
 import pytest
 import torch
 from conftest import PRETRAIN, assert_unchanged, finetune, process_state
 from test_end_to_end import moments_of, same, weights_of
 
 from util.config.train_flags import parse_pretrain
+from util.devices.accelerator import Cpu
+from util.errors import UserError
 from util.training.session import start_session
 
 pytestmark = pytest.mark.compat
@@ -26,6 +30,18 @@ def test_a_session_undoes_what_it_changed_even_after_a_failure(tmp_path, failure
         pass
     assert_unchanged(before)
     assert torch.equal(noise, torch.random.get_rng_state())
+
+
+def test_deterministic_algorithms_are_for_the_session_only_and_refused_by_a_pytorch_without(tmp_path, monkeypatch):
+    args = parse_pretrain(['--data_path', str(tmp_path), *PRETRAIN, '--deterministic'])
+    if hasattr(torch, 'use_deterministic_algorithms'):
+        monkeypatch.setattr(Cpu, 'deterministic_environment', {'HCCL_DETERMINISTIC': 'true'})
+        with start_session(args):
+            assert torch.are_deterministic_algorithms_enabled() and os.environ['HCCL_DETERMINISTIC'] == 'true'
+        assert not torch.are_deterministic_algorithms_enabled()
+        monkeypatch.delattr(torch, 'use_deterministic_algorithms')
+    with pytest.raises(UserError, match='--deterministic'), start_session(args):
+        pass
 
 
 def test_runs_in_one_process_equal_each_other_and_one_in_a_process_of_its_own(images, tmp_path):

@@ -1,4 +1,8 @@
-"""torch.npu: the device module."""
+"""torch.npu: the device module.
+
+EMULATED_NPU_FAULT in the environment is what set_device raises, as on an NPU that is busy or not permitted.
+"""
+import os
 import resource
 
 import torch
@@ -8,6 +12,8 @@ from . import utils  # noqa: F401
 from .utils import clear_npu_overflow_flag, get_npu_overflow_flag, is_bf16_supported  # noqa: F401
 
 _current = 0
+_jit_compile = _chip.NAME == 'Ascend910A'       # the default of the other chips is off
+_queue_level = None                             # read once, when the first stream is created
 
 
 def is_available():
@@ -28,7 +34,14 @@ def current_device():
 
 def set_device(device):
     global _current
+    if 'EMULATED_NPU_FAULT' in os.environ:
+        raise RuntimeError(os.environ['EMULATED_NPU_FAULT'] + '\n[ERROR] further lines')
     _current = torch.device(device).index
+
+
+def set_compile_mode(jit_compile=False):
+    global _jit_compile
+    _jit_compile = jit_compile
 
 
 def get_device_name(device_name=None):
@@ -54,6 +67,10 @@ def manual_seed_all(seed):
 
 class Stream:
     """Everything happens at once."""
+
+    def __init__(self):
+        global _queue_level
+        _queue_level = _queue_level or os.environ.get('TASK_QUEUE_ENABLE', '1')
 
     def wait_stream(self, stream):
         pass

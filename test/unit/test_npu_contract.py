@@ -21,7 +21,6 @@ RELEASES = {'2.1': ('2.1.0.post17', '3.10', 'manylinux2014_x86_64'),
             '2.11': ('2.11.0.post3', '3.11', 'manylinux_2_28_x86_64'),
             '2.13': ('2.13.0', '3.11', 'manylinux_2_28_x86_64'), '2.14': ('2.14.0', '3.11', 'manylinux_2_28_x86_64')}
 EMULATED = ROOT / 'test' / 'unit' / 'npu' / 'torch_npu'
-SCHEMAS = 'csrc/aten/npu_native_functions_by_codegen.yaml'      # of the operators, which libtorch_npu.so defines
 PACKAGES = {'operators': '__init__.py', 'npu': 'npu/__init__.py', 'npu/amp': 'npu/amp.py', 'npu/utils': 'npu/utils.py',
             'optim': 'optim.py', 'profiler': 'profiler.py'}
 # What the program uses of classes whose emulated twins inherit it.
@@ -57,9 +56,7 @@ def parameters(function):
 def trees(release):
     """{path within torch_npu: syntax tree}. The wheel is fetched once, whole or not at all."""
     version, python, platform = RELEASES[release]
-    cache = os.environ.get('MAE_CACHE') or os.path.join(
-        os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae-pytorch')
-    folder = Path(cache) / 'torch_npu-{}-cp{}-{}'.format(version, python.replace('.', ''), platform)
+    folder = Path(os.environ['MAE_CACHE']) / 'torch_npu-{}-cp{}-{}'.format(version, python.replace('.', ''), platform)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=str(folder.parent)) as part:
@@ -74,7 +71,7 @@ def trees(release):
             found = {name.split('/', 1)[1]: ast.parse(wheel.read(name)) for name in wheel.namelist()
                      if name.endswith('.py') and name.startswith(tuple('torch_npu/' + package for package in PACKAGES))}
             exposed = ast.literal_eval(wheel.read('torch_npu/utils/exposed_api.py').decode().split('=', 1)[1].strip())
-            schemas = wheel.read('torch_npu/' + SCHEMAS).decode()
+            schemas = wheel.read('torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml').decode()
     except SyntaxError as error:
         pytest.skip('this Python cannot parse the sources of torch_npu {}: {}'.format(release, error))
     # The operators as a module: their schemas as functions, and in __all__ what torch_npu itself offers.

@@ -10,7 +10,7 @@ ENV PIP_NO_CACHE_DIR=1
 WORKDIR /mae
 COPY 2.x_requirements.txt .
 # PyTorch's CPU index, as torch_npu's guide has it: torch of the usual index is a CUDA build, gigabytes larger, beside
-# which several releases of torch_npu abort. torch_npu imports yaml and setuptools.
+# which torch_npu 2.11.0.post3, 2.12.0.post3, 2.13.0 and 2.14.0 abort. torch_npu imports yaml and setuptools.
 RUN pip install torch==2.11.0 torchvision==0.26.0 --index-url https://download.pytorch.org/whl/cpu && \
     pip install pyyaml==6.0.3 setuptools==80.9.0 && \
     pip install --no-deps torch-npu==2.11.0 && \

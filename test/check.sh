@@ -4,8 +4,8 @@
 #   bash test/check.sh [--torch=GENERATION] [pytest arguments]      e.g. bash test/check.sh -m 'not slow'
 #
 # --torch=1.5, 1.8, 1.11 or 2.x tests with that generation of PyTorch, in an environment of its own unless the PyTorch at
-# hand is of it; --torch=all with the newest, runs the tests marked "compat" with the others, and checks that their losses
-# agree and that each reads the others' checkpoints.
+# hand is of it, --torch=2.1 always in one of its own; --torch=all with the newest, runs the tests marked "compat" with
+# the others and 2.1, and checks that their losses agree and that each reads the others' checkpoints.
 # Without --torch: with the PyTorch at hand; where there is none, with the newest that a Python at hand can run.
 # The files of tests are spread over two cores, if there are as many; -n 0 runs one test after the other.
 # shellcheck source=lib/python.sh
@@ -41,16 +41,16 @@ if ((cores > 2)); then cores=2; fi
 # By file, since what its tests share is made once.
 passed_on=(-n "$cores" --dist loadfile ${passed_on[@]+"${passed_on[@]}"})
 if [[ $wanted != all ]]; then
-    announce "lint and tests with ${wanted:+PyTorch $wanted, }${PYTHON:-the PyTorch at hand}" \
+    announce "lint and tests with ${wanted:+PyTorch }${wanted:-${PYTHON:-the PyTorch at hand}}" \
         "about 7 minutes (1 with -m 'not slow')"
     environment "$wanted"
     exec "$PYTHON" -m pytest "${passed_on[@]}"
 fi
-announce 'lint and tests with PyTorch 2.x, and a part of them with 1.5, 1.8 and 1.11' 'about 9 minutes'
+announce 'lint and tests with PyTorch 2.x, and a part of them with 1.5, 1.8, 1.11 and 2.1' 'about 11 minutes'
 
 export MAE_PYTHONS=''      # for test_generations.py; what the last run alone has is named below
 chosen=${PYTHON:-} found=() pythons=() report=() status=0
-for generation in 1.5 1.8 1.11 2.x; do
+for generation in 1.5 1.8 1.11 2.1 2.x; do
     PYTHON=$chosen
     if python_with_torch "$generation" >/dev/null || python_for "$generation" >/dev/null; then
         environment "$generation"
@@ -102,5 +102,5 @@ if [[ ${CI:-} == true ]]; then      # exchange of weights, with a transformers t
 fi
 if [[ ${report[*]} == *FAILED* ]]; then status=1; fi
 printf '\n'
-printf '%s\n' "${report[@]}"
+printf '%s\n' "${report[@]}" "in all: $((SECONDS / 60)) minutes"
 exit "$status"

@@ -10,12 +10,12 @@ set -euo pipefail
 source "$ROOT/test/lib/env_npu.sh"
 source "$ROOT/test/lib/stages.sh"
 
-output=$ROOT/demo_output seed=0 train=4000 val=800 pretrain_epochs=14 finetune_epochs=3
+output=$ROOT/demo_output seed=0 train=4000 val=800 pretrain_epochs=14 finetune_epochs=3 needs='4 minutes'
 while (($#)); do
     case $1 in
         --output_dir=*) output=${1#*=} ;;
         --seed=*) seed=${1#*=} ;;
-        --quick) train=128 val=64 pretrain_epochs=1 finetune_epochs=1 ;;
+        --quick) train=128 val=64 pretrain_epochs=1 finetune_epochs=1 needs='a minute' ;;
         --help | -h) sed -n '2,/^# shellcheck/{/^# shellcheck/d; s/^# \{0,1\}//p}' "$0" && exit 0 ;;
         *) die "unknown argument $1 (see --help)" ;;
     esac
@@ -24,11 +24,12 @@ done
 as_paths output
 [[ $seed =~ ^[0-9]{1,9}$ ]] || die "--seed: $seed is not a number"
 
+echo "demo: pre-training a small MAE on drawn images, fine-tuning it, training the same network from scratch to compare;"
+echo "about $needs on 2 quiet cores, a few more where a Python environment is made first; results in $output"
 make_environment '' 'torch torchvision timm PIL simplejpeg numpy tensorboard yaml tqdm filelock safetensors'
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 source_npu_environment
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + 1) / 2))}      # two runs train side by side
-SECONDS=0
 log=$output/demo.log
 if [[ -e $log ]]; then      # of an earlier demo
     earlier=$output/earlier.$(date -r "$log" +%Y%m%d-%H%M%S)
@@ -77,4 +78,5 @@ reconstructions   $output/reconstructions.png
 pre-training      $output/pretrain   (report.html, log.txt, checkpoints, TensorBoard)
 fine-tuning       $output/finetune
 from scratch      $output/scratch
+time              $(minutes "$SECONDS") (minutes)
 EOF

@@ -33,10 +33,11 @@ release_of() {
     VERSIONS=(3.7)
     case $1 in
         2.x) TORCH=(torch==2.11.0 torchvision==0.26.0) VERSIONS=(3.13 3.12 3.11 3.10) ;;
+        2.1) TORCH=(torch==2.1.0 torchvision==0.16.0 'numpy<2') VERSIONS=(3.11 3.10) ;;      # the oldest 2.x, for tests
         1.11) TORCH=(torch==1.11.0) ;;
         1.8) TORCH=(torch==1.8.1) ;;
         1.5) TORCH=(torch==1.5.1) ;;
-        *) die "--torch $1: give one of ${GENERATIONS[*]}, or all" ;;
+        *) die "--torch $1: give one of ${GENERATIONS[*]} 2.1, or all" ;;
     esac
 }
 
@@ -114,7 +115,7 @@ make_environment() {
             "(python3-venv on Debian and Ubuntu), which is not found: install one, or set PYTHON=/path/to/python"
         torch=("${TORCH[@]}")
     fi
-    requirements=$ROOT/${generation}_requirements.txt
+    requirements=$ROOT/${generation/2.1/2.x}_requirements.txt
     folder=$(cache_folder)/env-$generation-$({
         "$base" -c 'import sys; print(sys.version, sys.prefix)'
         torch_version "$base" || echo "${torch[@]}"

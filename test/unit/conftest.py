@@ -159,11 +159,12 @@ def two_processes(script, *flags, **environ):
     return execute([sys.executable, ROOT / 'util' / 'tools' / 'launch.py', '--nproc', 2, script, *flags], **environ)
 
 
-def together(commands):
+def together(commands, **environ):
     """Runs of commands(port), which start side by side; with another port if somebody has taken that meanwhile."""
     for _ in range(3):
         running = [subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                    env=environment(PYTHON=sys.executable)) for words in commands(free_port())]
+                                    env=environment(PYTHON=sys.executable, **environ))
+                   for words in commands(free_port())]
         outputs = [process.communicate(timeout=TIMEOUT)[0].decode() for process in running]
         if not any('in use' in output for output in outputs):
             break

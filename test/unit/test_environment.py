@@ -54,7 +54,7 @@ def test_the_newest_environment_that_is_complete_is_found(tmp_path):
 @pytest.mark.parametrize('version, generation', [('1.11.0a0+gitbc2c6ed', '1.11'), ('2.1.0+cpu', '2.x')])
 def test_the_generation_of_an_installed_pytorch_is_known_without_importing_it(tmp_path, version, generation):
     with_torch(tmp_path, version)
-    assert shell('generation_of python3; python_with_torch 1.8', tmp_path) == (1, generation + '\n')
+    assert shell('generation_of python3; python_with_torch 2.1', tmp_path) == (1, generation + '\n')
 
 
 def test_beside_a_pytorch_without_a_requirement_file_nothing_is_installed(tmp_path):

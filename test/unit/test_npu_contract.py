@@ -1,11 +1,12 @@
 """The emulated NPU offers no name and no parameter that the real torch_npu lacks.
 
 So a name that the program uses on the emulator exists on every NPU. No NPU is needed: the wheels are downloaded once
-(70 MB, into the cache folder) and their sources read, never imported, which would need CANN.
+(160 MB, into the cache folder) and their sources read, never imported, which would need CANN.
 """
 import ast
 import functools
 import os
+import re
 import sys
 import tempfile
 import zipfile
@@ -14,11 +15,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, execute
 
-# The oldest and the newest PyTorch 2.x: version of torch_npu, of Python, and the wheel's platform.
+# The PyTorch that most hosts have, the one of the Dockerfile, and the newest: version of torch_npu, of Python, and the
+# wheel's platform.
 RELEASES = {'2.1': ('2.1.0.post17', '3.10', 'manylinux2014_x86_64'),
-            '2.11': ('2.11.0.post3', '3.11', 'manylinux_2_28_x86_64')}
+            '2.11': ('2.11.0.post3', '3.11', 'manylinux_2_28_x86_64'),
+            '2.13': ('2.13.0', '3.11', 'manylinux_2_28_x86_64'), '2.14': ('2.14.0', '3.11', 'manylinux_2_28_x86_64')}
 EMULATED = ROOT / 'test' / 'unit' / 'npu' / 'torch_npu'
-PACKAGES = {'npu': 'npu/__init__.py', 'npu/utils': 'npu/utils.py', 'profiler': 'profiler.py'}
+PACKAGES = {'operators': '__init__.py', 'npu': 'npu/__init__.py', 'npu/utils': 'npu/utils.py',
+            'profiler': 'profiler.py'}
 
 
 def emulated():
@@ -28,9 +32,11 @@ def emulated():
             for target in getattr(node, 'targets', ()):
                 if isinstance(target, ast.Name) and not target.id.startswith('_'):
                     yield package, target.id, None, ()
+            if isinstance(node, ast.ImportFrom) and node.level and node.module:     # else packages or modules
+                yield from ((package, name.asname or name.name, None, ()) for name in node.names)
             if isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
                 yield package, node.name, None, parameters(node)
-            elif isinstance(node, ast.ClassDef):
+            elif isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
                 for part in node.body:
                     if isinstance(part, ast.FunctionDef) and (part.name == '__init__' or part.name[0] != '_'):
                         yield package, node.name, part.name, parameters(part)[1:]
@@ -44,9 +50,7 @@ def parameters(function):
 def trees(release):
     """{path within torch_npu: syntax tree}. The wheel is fetched once, whole or not at all."""
     version, python, platform = RELEASES[release]
-    cache = os.environ.get('MAE_CACHE') or os.path.join(
-        os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mae-pytorch')
-    folder = Path(cache) / 'torch_npu-{}-cp{}-{}'.format(version, python.replace('.', ''), platform)
+    folder = Path(os.environ['MAE_CACHE']) / 'torch_npu-{}-cp{}-{}'.format(version, python.replace('.', ''), platform)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=str(folder.parent)) as part:
@@ -58,11 +62,17 @@ def trees(release):
             os.rename(os.path.join(part, 'wheels'), str(folder))
     try:
         with zipfile.ZipFile(str(next(folder.glob('*.whl')))) as wheel:
-            return {name.split('/', 1)[1]: ast.parse(wheel.read(name)) for name in wheel.namelist()
-                    if name.endswith('.py') and name.startswith(tuple('torch_npu/' + package for package in PACKAGES))
-                    or name == 'torch_npu/utils/exposed_api.py'}
+            found = {name.split('/', 1)[1]: ast.parse(wheel.read(name)) for name in wheel.namelist()
+                     if name.endswith('.py') and name.startswith(tuple('torch_npu/' + package for package in PACKAGES))}
+            exposed = ast.literal_eval(wheel.read('torch_npu/utils/exposed_api.py').decode().split('=', 1)[1].strip())
+            schemas = wheel.read('torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml').decode()
     except SyntaxError as error:
         pytest.skip('this Python cannot parse the sources of torch_npu {}: {}'.format(release, error))
+    # The operators as a module: their schemas as functions, and in __all__ what torch_npu itself offers.
+    lines = ['def {}({}): pass'.format(name, ', '.join(re.findall(r' ([a-z_]\w*)(?=[,=]|$)', words)))
+             for name, words in re.findall(r'func: (\w+)[.\w]*\((.*)\) ->', schemas) if name in exposed]
+    found['operators.py'] = ast.parse('\n'.join(['__all__ = {}'.format(exposed), *lines]))
+    return found
 
 
 def exported(release, package):
@@ -95,5 +105,3 @@ def is_offered(release, package, name, method, words):
 @pytest.mark.parametrize('release', RELEASES)
 def test_what_the_emulator_offers_the_real_package_has(release):
     assert not [what for what in emulated() if not is_offered(release, *what)]
-    operators = ast.dump(trees(release)['utils/exposed_api.py'])
-    assert "'npu_clear_float_status'" in operators and "'npu_get_float_status'" in operators

@@ -84,3 +84,26 @@ def test_a_hang_that_holds_the_gil_ends_with_stack_traces():
 def test_a_missing_peer_is_reported(rank, missing):
     with pytest.raises(SystemFailure, match=missing):
         World(rank, 2).join(Cpu(), 'tcp://127.0.0.1:{}'.format(free_port()), hang_timeout=1.)
+
+
+FROZEN = """
+import os, signal, sys
+import util, torch
+from util.devices.accelerator import Cpu
+from util.distributed.signals import signal_on_exit_of_parent
+from util.distributed.world import World
+first, rank = os.getpid(), int(os.fork() == 0)
+if rank:
+    signal_on_exit_of_parent(signal.SIGKILL, first)
+world = World(rank, 2)
+world.join(Cpu(), sys.argv[1], hang_timeout=5.)
+if rank:
+    os.kill(os.getpid(), signal.SIGSTOP)
+world.all_reduce(torch.zeros(1))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_a_frozen_one_is_reported():
+    status, output = execute([sys.executable, '-c', FROZEN, 'tcp://127.0.0.1:{}'.format(free_port())])
+    assert status == 70 and 'rank 0 of 2' in output and 'in all_reduce' in output, output

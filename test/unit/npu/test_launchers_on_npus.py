@@ -1,14 +1,10 @@
 """Launchers on emulated NPUs: all eight devices, two nodes, and losses like those of CPU processes."""
 import json
-import subprocess
-import sys
 
 import pytest
-from conftest import FINETUNE, PRETRAIN, ROOT, environment, launcher
+from conftest import FINETUNE, PRETRAIN, ROOT, launcher, together
 from test_end_to_end import epochs_of
 from test_launchers import LOGS
-
-from util.tools.launch import free_port
 
 from .conftest import WITH_STAND_INS, require_emulator
 
@@ -64,15 +60,13 @@ def test_npus_have_the_losses_of_cpu_processes(images, pretrained, finetuned, tm
 
 
 def test_two_nodes_train_together(images, pretrained, tmp_path):
-    name, port = 'finetune_full_large_16p', free_port()
-    environ = environment(PYTHON=sys.executable, EMULATED_NPU_CHIP='910B', **WITH_STAND_INS)
-    nodes = [subprocess.Popen(
-        ['bash', str(ROOT / 'test' / (name + '.sh')), *FINE, '--nproc=2', '--data_path={}'.format(images),
-         '--output_dir={}'.format(tmp_path), '--finetune_pth={}'.format(pretrained / 'checkpoint-0.pth'),
-         '--node_rank={}'.format(rank), '--master_addr=127.0.0.1', '--master_port={}'.format(port)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ) for rank in (0, 1)]
-    outputs = [node.communicate(timeout=600)[0].decode() for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
+    name = 'finetune_full_large_16p'
+    runs = together(lambda port: [
+        ['bash', ROOT / 'test' / (name + '.sh'), *FINE, '--nproc=2', '--data_path', images, '--output_dir', tmp_path,
+         '--finetune_pth', pretrained / 'checkpoint-0.pth', '--node_rank', rank, '--master_addr=127.0.0.1',
+         '--master_port', port] for rank in (0, 1)], EMULATED_NPU_CHIP='910B', **WITH_STAND_INS)
+    assert [run.status for run in runs] == [0, 0], runs
+    outputs = [run.output for run in runs]
     assert 'device: Ascend910B1 (npu; found)' in outputs[0] and 'processes: 4 over hccl' in outputs[0]
     assert 'precision: apex O2, loss scale 2048.0\n' in outputs[0] and 'effective batch size: 16,' in outputs[0]
     assert outputs[0].count('Final result') == 1 and 'Final result' not in outputs[1]

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT, environment, launcher, succeeded
@@ -28,13 +27,13 @@ def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, flags, words
 def test_all_stages_run_and_the_same_command_goes_on_where_it_was_stopped(cifar, tmp_path):  # noqa: F811
     out = tmp_path / 'o'
     flags = ['--data_path', str(cifar), '--output_dir', str(out), '--pretrain_epochs=40', '--finetune_epochs=1']
-    running = subprocess.Popen(['bash', str(ROOT / 'test' / 'cifar10_1p.sh'), *flags, *SMALL], stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, env=environment(PYTHON=sys.executable))
-    while not (out / 'pretrain' / 'log.txt').exists():
-        assert running.poll() is None
-        time.sleep(.05)
+    # Slowed down by a checkpoint after every step, it is far from its end when the signal comes.
+    running = subprocess.Popen(['bash', str(ROOT / 'test' / 'cifar10_1p.sh'), *flags, *SMALL,
+                                '--save_every_minutes=1e-9'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               env=environment(PYTHON=sys.executable))
+    assert any(b'Epoch: [1]' in line for line in running.stdout)
     running.send_signal(signal.SIGTERM)
-    assert 'status 75' in running.communicate(timeout=600)[1].decode()
+    assert b'status 75' in running.communicate(timeout=600)[0]
     assert running.returncode == 75
     epochs = (out / 'pretrain' / 'log.txt').read_text().count('\n')
 

@@ -1,5 +1,6 @@
 """End-to-end runs on tiny data; linear probing and predictions have some in their own files."""
 import json
+import shutil
 
 import pytest
 import torch
@@ -46,6 +47,15 @@ def test_the_log_has_progress_lines_and_closes_with_the_final_result(images, tmp
     record, = epochs_of(tmp_path)
     assert record['epoch'] == 1 and record['train_loss'] == summary['loss'] and summary['images_per_sec'] > 0
     assert list((tmp_path / 'tb').glob('events.out.tfevents.*')) and (tmp_path / 'prof' / 'trace.json').is_file()
+
+
+def test_a_training_goes_on_without_an_unreadable_image_and_lists_it(images, tmp_path):
+    shutil.copytree(str(images), str(tmp_path / 'data'))
+    broken = next(tmp_path.glob('data/train/*/*.jpg'))
+    broken.write_bytes(b'')
+    run = pretrain('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 1)
+    assert run.status == 0, run.output
+    assert (tmp_path / 'o' / 'bad_images.txt').read_text() == '{}\tan empty file\n'.format(broken)
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ class stream:
         pass
 
     def __enter__(self):
-        _record.begin_step()
+        _record.next_step()
 
     def __exit__(self, *raised):
         pass

@@ -1,5 +1,5 @@
 """torch.npu.utils: what the chip can do."""
-from .. import _chip
+from .. import _chip, _record
 
 
 def is_support_inf_nan():
@@ -13,6 +13,7 @@ def is_bf16_supported():
 
 def get_npu_overflow_flag():
     """Whether anything has overflowed since the flag was cleared; never set on a chip that gives inf."""
+    _record.wait('read')
     return _chip.SATURATES and _chip.Flag.raised
 
 

@@ -92,7 +92,7 @@ class MaskedAutoencoderViT(nn.Module):
         """Pixels (N, L, p * p * C) and indices of visible patches (N, K) -> latent (N, 1 + K, D)."""
         weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)             # (D, p * p * C)
         x = F.linear(gather_tokens(patches, ids_keep), weight, self.patch_embed.proj.bias)
-        x = x + gather_tokens(self.pos_embed[:, 1:].expand(ids_keep.shape[0], -1, -1), ids_keep)
+        x = x + gather_tokens(self.pos_embed[:, 1:], ids_keep)
 
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(ids_keep.shape[0], -1, -1)
         x = torch.cat([cls_token.to(x.dtype), x], dim=1)
@@ -111,7 +111,7 @@ class MaskedAutoencoderViT(nn.Module):
         visible = x.shape[1]
         hidden = self.mask_token.to(x.dtype).expand(ids.shape[0], ids.shape[1] + 1 - visible, -1)
         cls_position = self.decoder_pos_embed[:, :1].expand(ids.shape[0], -1, -1)
-        positions = gather_tokens(self.decoder_pos_embed[:, 1:].expand(ids.shape[0], -1, -1), ids)
+        positions = gather_tokens(self.decoder_pos_embed[:, 1:], ids)
         x = torch.cat([x, hidden], dim=1) + torch.cat([cls_position, positions], dim=1)
         for block in self.decoder_blocks[:-1]:
             x = self.run_block(block, x)
@@ -174,8 +174,11 @@ class MaskedAutoencoderViT(nn.Module):
 
 
 def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
-    """x (N, L, D), ids (N, K) -> (N, K, D)."""
-    return torch.gather(x, 1, ids[..., None].expand(-1, -1, x.shape[-1]))
+    """x (N or 1, L, D), ids (N, K) -> (N, K, D)."""
+    if x.requires_grad:         # else by whole rows, without an index for each element
+        return torch.gather(x.expand(len(ids), -1, -1), 1, ids[..., None].expand(-1, -1, x.shape[-1]))
+    first = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=ids.device)[:, None]
+    return x.flatten(0, 1).index_select(0, (ids + first).flatten()).view(*ids.shape, -1)
 
 
 def _mae(size: Size, **options: Any) -> MaskedAutoencoderViT:

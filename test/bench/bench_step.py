@@ -172,6 +172,7 @@ class Baseline(Step):
         half = accelerator.is_accelerator
         self.precision = choose_precision(accelerator, half, backend='native' if half else 'auto',
                                           dtype='fp16' if half else 'auto')
+        self.scaler = accelerator.module.amp.GradScaler() if half else None
         self.images = self.normalize(self.pixels)
         self.mix, self.criterion = Mixup(.8, 1., label_smoothing=.1, num_classes=1000), SoftTargetCrossEntropy()
 
@@ -192,13 +193,12 @@ class Baseline(Step):
             raise SystemExit('the loss is {}'.format(value))
         for group in self.optimizer.param_groups:
             group['lr'] = LR
-        self.precision.backward(loss, self.optimizer)
-        scaler = getattr(self.precision, '_scaler', None)
-        if scaler is None:
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+        if self.scaler is None:
             self.optimizer.step()
         else:
-            scaler.step(self.optimizer)
-            scaler.update()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad()
         self.accelerator.synchronize()
 

@@ -13,7 +13,7 @@ Step = namedtuple('Step', 'operators new waits')
 
 
 def recorded(run, path, loop, *flags, chip='910A', **environ):
-    """Steps of a loop, which is a function of the program, in a run of `pretrain` or `finetune`, which the tests have."""
+    """Steps of a loop, which is a function of the program, in a `run` by pretrain or finetune of the tests."""
     done = run(*flags, '--device', 'npu', EMULATED_NPU_CHIP=chip, EMULATED_NPU_RECORD=str(path), **environ)
     assert done.status == 0, done.output
     seen, steps = set(), []

@@ -18,14 +18,10 @@ from conftest import ROOT, execute
 RELEASES = {'2.1': ('2.1.0.post17', '3.10', 'manylinux2014_x86_64'),
             '2.11': ('2.11.0.post3', '3.11', 'manylinux_2_28_x86_64')}
 EMULATED = ROOT / 'test' / 'unit' / 'npu' / 'torch_npu'
-PACKAGES = {'npu': 'npu/__init__.py', 'npu/amp': 'npu/amp.py', 'npu/utils': 'npu/utils.py', 'optim': 'optim.py',
-            'profiler': 'profiler.py'}
+PACKAGES = {'npu': 'npu/__init__.py', 'npu/utils': 'npu/utils.py', 'profiler': 'profiler.py'}
 # What the program uses of classes whose emulated twins inherit it.
-INHERITED = [('npu/amp', 'GradScaler', method, ()) for method in
-             ('unscale_', 'step', 'update', 'state_dict', 'load_state_dict')] + [
-                ('optim', 'NpuFusedAdamW', '__init__', ('params', 'lr', 'betas')),
-                ('optim', 'NpuFusedAdamW', 'step', ()), ('optim', 'NpuFusedAdamW', 'zero_grad', ()),
-                ('profiler', 'profile', 'export_chrome_trace', ())]
+INHERITED = [('profiler', 'profile', 'export_chrome_trace', ())]
+OPERATORS = {'npu_clear_float_status', 'npu_get_float_status'}     # of torch_npu itself
 
 
 def emulated():
@@ -66,7 +62,8 @@ def trees(release):
     try:
         with zipfile.ZipFile(str(next(folder.glob('*.whl')))) as wheel:
             return {name.split('/', 1)[1]: ast.parse(wheel.read(name)) for name in wheel.namelist()
-                    if name.endswith('.py') and name.startswith(tuple('torch_npu/' + package for package in PACKAGES))}
+                    if name.endswith('.py') and name.startswith(tuple('torch_npu/' + package for package in PACKAGES))
+                    or name == 'torch_npu/utils/exposed_api.py'}
     except SyntaxError as error:
         pytest.skip('this Python cannot parse the sources of torch_npu {}: {}'.format(release, error))
 
@@ -76,6 +73,12 @@ def exported(release, package):
     body = trees(release).get(package + '/__init__.py', trees(release).get(package + '.py')).body
     return next(ast.literal_eval(node.value) for node in body
                 if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__')
+
+
+def operators(release):
+    """Names of Ascend's own operators."""
+    return next(ast.literal_eval(node.value) for node in trees(release)['utils/exposed_api.py'].body
+                if isinstance(node, ast.Assign) and node.targets[0].id == 'public_npu_functions')
 
 
 def definitions(release, package, name):
@@ -101,3 +104,4 @@ def is_offered(release, package, name, method, words):
 @pytest.mark.parametrize('release', RELEASES)
 def test_what_the_emulator_offers_the_real_package_has(release):
     assert not [what for what in [*emulated(), *INHERITED] if not is_offered(release, *what)]
+    assert not OPERATORS - set(operators(release))

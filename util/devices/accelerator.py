@@ -7,9 +7,11 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.utils.checkpoint
+from torch import distributed as dist
 
 from util.compat import supported
 from util.devices import host
+from util.devices.flat_adamw import FlatAdamW
 from util.devices.host_to_device import StreamCopy, inline_copy
 from util.errors import UserError
 from util.text import first_line
@@ -69,6 +71,13 @@ class Cpu:
         except RuntimeError:
             fused = {}                  # some releases support it on some devices only
         return torch.optim.AdamW(param_groups, **options, **fused)
+
+    def clear_overflow(self) -> None:
+        """Let earlier overflows not count for the next all_finite."""
+
+    def all_finite(self, norm: torch.Tensor) -> torch.Tensor:
+        """Whether gradients of this 2-norm are finite, as a bool tensor on the device; collective on some."""
+        return torch.isfinite(norm)
 
     def versions(self) -> Dict[str, str]:
         """Versions of the software between PyTorch and the device, by name."""
@@ -140,7 +149,7 @@ class Npu(Accelerator):
     """Ascend NPUs: torch.npu (of torch_npu, or built into Ascend's torch 1.5) and HCCL."""
     type = 'npu'
     backend = 'hccl'
-    supports_bucket_view = False      # NpuFusedAdamW collects the gradients in one buffer at the first step
+    supports_bucket_view = False      # FlatAdamW has the gradients in a buffer of its own
     loader_options = {'pin_memory_device': type}
     # Older releases preserve the random state of CPU and CUDA only.
     checkpoint_preserves_rng = hasattr(torch.utils.checkpoint, 'DefaultDeviceType')
@@ -158,8 +167,25 @@ class Npu(Accelerator):
         return {'torch_npu': getattr(sys.modules.get('torch_npu'), '__version__', "PyTorch's own")}
 
     def adamw(self, param_groups: Any, **options: Any) -> torch.optim.Optimizer:
-        optimizers = getattr(sys.modules.get('torch_npu'), 'optim', None)
-        return getattr(optimizers, 'NpuFusedAdamW', torch.optim.AdamW)(param_groups, **options)
+        return FlatAdamW(param_groups, **options)       # torch_npu's own waits for the device in every step
+
+    @property
+    def _saturating(self):
+        """Ascend's operators if inf becomes the largest number and NaN 0, as before the 910B; a status shows it."""
+        has_inf = getattr(getattr(self.module, 'utils', None), 'is_support_inf_nan', lambda: False)()
+        return None if has_inf else sys.modules.get('torch_npu', torch)         # Ascend's torch 1.5 has its own
+
+    def clear_overflow(self) -> None:
+        if self._saturating:
+            self._saturating.npu_clear_float_status(torch.zeros(8, device=self.type))
+
+    def all_finite(self, norm: torch.Tensor) -> torch.Tensor:
+        if not self._saturating:
+            return super().all_finite(norm)
+        status = self._saturating.npu_get_float_status(torch.zeros(8, device=self.type))[0].float()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(status)
+        return (status == 0) & super().all_finite(norm)
 
     def profile(self) -> Any:
         modern = getattr(sys.modules.get('torch_npu'), 'profiler', None)

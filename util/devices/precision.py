@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from util.compat import accepts
 from util.devices.accelerator import Cpu
+from util.devices.flat_adamw import FlatAdamW, LossScale
 from util.errors import UserError
 
 
@@ -20,6 +21,7 @@ class FullPrecision:
     supports_no_sync = True
     supports_bucket_view = True     # False if gradients must keep their first memory
     _step_guard = None              # a gradient scaler of scale 1: lets a fused optimizer skip steps on the device
+    _accelerator = Cpu()
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> Tuple[nn.Module, Optimizer]:
         """Convert a model on its device and its optimizer, before DistributedDataParallel wraps the model."""
@@ -31,6 +33,7 @@ class FullPrecision:
 
     def adamw(self, accelerator: Cpu, param_groups: Any, **options: Any) -> Optimizer:
         """AdamW for this precision and device."""
+        self._accelerator = accelerator
         optimizer = accelerator.adamw(param_groups, **options)
         if accelerator.is_accelerator and optimizer.defaults.get('fused'):
             self._step_guard = _new_scaler(accelerator, 1.)
@@ -40,6 +43,10 @@ class FullPrecision:
         """Context of the forward pass."""
         return nullcontext()
 
+    def open_window(self) -> None:
+        """Begin an accumulation window, before its first forward pass: earlier overflows do not count."""
+        self._accelerator.clear_overflow()
+
     def backward(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
         """Accumulate the gradients of `loss`."""
         loss.backward()
@@ -47,12 +54,15 @@ class FullPrecision:
     def step(self, optimizer: Optimizer, clip_grad: Optional[float] = None) -> Union[int, torch.Tensor]:
         """Clip the gradients to a 2-norm of `clip_grad` if given, update the weights, clear the gradients.
 
-        Returns 1 if the update is skipped, since a gradient is not finite, else 0; a tensor on the device where a fused
-        optimizer decides, so that the host never waits.
+        Returns 1 if the update is skipped, since a gradient is not finite, else 0; a tensor on the device where a flat
+        or fused optimizer decides, so that the host never waits.
         """
         norm = self._clip(optimizer, clip_grad)
-        finite = torch.isfinite(norm)
-        if self._step_guard is not None:
+        finite = self._accelerator.all_finite(norm)
+        if isinstance(optimizer, FlatAdamW):
+            skipped = (~finite).int()
+            optimizer.step(finite)
+        elif self._step_guard is not None:
             skipped = (~finite).int()
             # The scaler checks the gradients, not their norm: make one of them NaN if the norm is not finite.
             next(p.grad for p in _parameters(optimizer) if p.grad is not None).add_(norm * 0)
@@ -68,6 +78,8 @@ class FullPrecision:
 
     def _clip(self, optimizer: Optimizer, clip_grad: Optional[float]) -> torch.Tensor:
         """Clip if requested; returns the 2-norm before, a 0-dimensional tensor, not finite if a gradient is not."""
+        if isinstance(optimizer, FlatAdamW):
+            return optimizer.clip_grad_norm_(clip_grad)
         parameters = _parameters(optimizer)
         if clip_grad is not None:
             return nn.utils.clip_grad_norm_(parameters, clip_grad)
@@ -119,15 +131,15 @@ class NativeAmp(FullPrecision):
         if self._scaler is None:
             return super().step(optimizer, clip_grad)
         self._scaler.unscale_(optimizer)
+        if isinstance(self._scaler, LossScale):
+            skipped = super().step(optimizer, clip_grad)
+            self._scaler.update(skipped)
+            return skipped
         norm = self._clip(optimizer, clip_grad)
-        fused = optimizer.defaults.get('fused')
-        before = 0 if fused else _steps_taken(optimizer)
         self._scaler.step(optimizer)
-        # On chips that saturate instead of producing inf only the scaler detects overflows: compare the step count.
-        skipped = (~torch.isfinite(norm)).int() if fused else 1 - (_steps_taken(optimizer) - before)
         self._scaler.update(self._fixed_scale)
         optimizer.zero_grad()
-        return skipped
+        return (~torch.isfinite(norm)).int()
 
     @property
     def loss_scale(self) -> float:
@@ -152,6 +164,7 @@ class ApexO2(FullPrecision):
         self._names, self._frozen, self._zero_filled = [], {}, []
 
     def adamw(self, accelerator: Cpu, param_groups: Any, **options: Any) -> Optimizer:
+        self._accelerator = accelerator
         optimizers = getattr(self._apex, 'optimizers', None)
         return getattr(optimizers, 'NpuFusedAdamW', torch.optim.AdamW)(param_groups, **options)
 
@@ -282,8 +295,9 @@ def _autocast_factory(accelerator, dtype):
 
 
 def _new_scaler(accelerator, fixed_scale):
+    if accelerator.type == 'npu':       # torch_npu's own waits for the device in every step
+        return LossScale(torch.device(accelerator.type), fixed_scale)
     options = {} if fixed_scale is None else {'init_scale': fixed_scale}
-    # torch_npu's scaler also detects overflows of chips that saturate instead of producing inf.
-    if accelerator.type != 'npu' and hasattr(getattr(torch, 'amp', None), 'GradScaler'):
+    if hasattr(getattr(torch, 'amp', None), 'GradScaler'):
         return torch.amp.GradScaler(accelerator.type, **options)
     return accelerator.module.amp.GradScaler(**options)

@@ -36,12 +36,13 @@ class OptimizerStep:
         self._loss_weight, self._place = 1., (0, 0)
 
     def set_lr(self, epoch: int, i: int, iterations: int) -> None:
-        """Begin iteration `i` of `iterations` in `epoch`, from 0; set the learning rate if it opens a window."""
+        """Begin iteration `i` of `iterations` in `epoch`, from 0; if it opens a window, set the learning rate."""
         opened = i - (i - self.first_iteration) % self.accum_iter
         size = min(self.accum_iter, iterations - opened)
         self.due = i == opened + size - 1
         self._loss_weight, self._place = 1. / size, (epoch, i)
         if i == opened:
+            self.precision.open_window()
             self.lr = self.schedule(epoch + i / iterations)
             for group in self.optimizer.param_groups:
                 group['lr'] = self.lr * group.get('lr_scale', 1.)       # layer-wise decay
@@ -53,10 +54,9 @@ class OptimizerStep:
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of this iteration's loss."""
         self.non_finite_steps.record_iteration(*self._place, loss)
-        finite = torch.isfinite(loss.detach())
         # A non-finite loss can have finite gradients: make them NaN, so that the all-reduce informs all processes.
-        weight = torch.where(finite, torch.full_like(loss, self._loss_weight), torch.full_like(loss, math.nan))
-        self.precision.backward(loss * weight.detach(), self.optimizer)
+        weight = loss.detach() * 0 + self._loss_weight
+        self.precision.backward(loss * weight, self.optimizer)
 
     def update(self) -> None:
         """Step the optimizer and update the EMA, or skip the step; clear the gradients."""

@@ -97,7 +97,7 @@ def nvidias(apex):
                                                state_dict=apex.amp.state_dict))
 
 
-@pytest.mark.parametrize('kind, optimizer', [(lambda apex: apex, 'FusedAdamW'), (nvidias, 'AdamW')],
+@pytest.mark.parametrize('kind, optimizer', [(lambda apex: apex, 'NpuFusedAdamW'), (nvidias, 'AdamW')],
                          ids=['ascend', 'nvidia'])
 def test_apex_o2_starts_with_the_exact_weights_and_follows_fp32_training(apex, kind, optimizer):
     run, plain = Training(ApexO2(kind(apex))), Training(FullPrecision())

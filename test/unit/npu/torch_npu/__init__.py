@@ -5,7 +5,7 @@ training program needs and no others, so that using a name which the real one la
 
 Settings, in the environment:
     ASCEND_RT_VISIBLE_DEVICES   the devices that a process sees, e.g. 0,1, as on the real one; 8 by default
-    EMULATED_NPU_CHIP           910A (no bf16, fp16 saturates) or 910B
+    EMULATED_NPU_CHIP           910A (no bf16, saturates: the largest number for inf, 0 for NaN) or 910B
     EMULATED_NPU_GELU           tanh: that form of GELU whatever is asked for, as real NPUs do; exact by default
     EMULATED_NPU_RECORD         file for the record of operators and of waits for the device, see _record
 
@@ -14,7 +14,8 @@ meant to use one. Needs torch 2.10 or later: PrivateUse1Hooks in Python.
 """
 import torch
 
-from . import _autocast, _dispatch, _hccl, npu, optim, profiler  # noqa: F401
+from . import _autocast, _dispatch, _hccl, npu, profiler  # noqa: F401
+from ._chip import npu_clear_float_status, npu_get_float_status  # noqa: F401
 
 
 class _Hooks(torch._C._acc.PrivateUse1Hooks):

@@ -5,9 +5,8 @@ import torch
 
 KIND = os.environ.get('EMULATED_NPU_CHIP', '910A')
 NAME = {'910A': 'Ascend910A', '910B': 'Ascend910B1'}[KIND]
-SATURATES = KIND == '910A'          # gives the largest number instead of inf, and raises the flag
+SATURATES = KIND == '910A'          # gives the largest number for inf and 0 for NaN, and raises the flag
 HAS_BF16 = KIND == '910B'
-LARGEST = torch.finfo(torch.float16).max
 VISIBLE = len(os.environ.get('ASCEND_RT_VISIBLE_DEVICES', '0,1,2,3,4,5,6,7').split(','))
 
 
@@ -22,6 +21,17 @@ def check(results):
         if isinstance(result, torch.Tensor) and result.is_floating_point():
             if result.dtype == torch.bfloat16 and not HAS_BF16:
                 raise RuntimeError(NAME + ' computes no bf16')
-            if result.dtype == torch.float16 and SATURATES and torch.isinf(result).any():
+            if SATURATES and not torch.isfinite(result).all():
                 Flag.raised = True
-                result.clamp_(-LARGEST, LARGEST)
+                result.nan_to_num_()
+
+
+# Operators of torch_npu. On the device both take 8 numbers, and the status is the first of them.
+
+def npu_clear_float_status(self, mode=0):
+    Flag.raised = False
+    return torch.zeros_like(self)
+
+
+def npu_get_float_status(self, mode=0):
+    return self.fill_(float(SATURATES and Flag.raised))

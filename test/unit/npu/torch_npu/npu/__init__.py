@@ -4,7 +4,7 @@ import resource
 import torch
 
 from .. import _chip, _dispatch, _record
-from . import amp, utils  # noqa: F401
+from . import utils  # noqa: F401
 from .utils import clear_npu_overflow_flag, get_npu_overflow_flag, is_bf16_supported  # noqa: F401
 
 _current = 0

@@ -12,9 +12,11 @@ def is_bf16_supported():
 
 
 def get_npu_overflow_flag():
-    """Whether anything has overflowed since the flag was cleared; never set on a chip that gives inf."""
+    """Whether anything has overflowed since the flag was cleared."""
+    if not _chip.SATURATES:
+        raise RuntimeError('Unsupported api when soc_version >= Ascend910B1, please use npu_check_overflow')
     _record.wait('read')
-    return _chip.SATURATES and _chip.Flag.raised
+    return _chip.Flag.raised
 
 
 def clear_npu_overflow_flag():

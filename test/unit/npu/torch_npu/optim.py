@@ -1,2 +1,0 @@
-"""torch_npu.optim, as far as tests need it."""
-from _fused_adamw import FusedAdamW as NpuFusedAdamW  # noqa: F401

@@ -15,7 +15,7 @@ from util.distributed import hang_detector
 from util.errors import UserError
 from util.log import logger, progress_bar
 from util.reporting import report
-from util.reporting.confusion import ConfusionTracker
+from util.reporting.confusion import NO_IMAGE, ConfusionTracker
 from util.training.epoch_meter import PRINT_EVERY, Throughput, per_second
 from util.training.optimizer_step import OptimizerStep
 from util.training.session import Session, enter_output_folder, write_result
@@ -124,22 +124,26 @@ def evaluate(model: torch.nn.Module, loader: Batches, precision: FullPrecision, 
         UserError: no image is readable.
     """
     model.eval()
-    totals, predictions = torch.zeros(4, device=session.device), []     # correct@1, correct@5, loss, images
+    totals, predictions, seen = torch.zeros(3, device=session.device), [], 0       # correct@1, correct@5, loss
     clock = Throughput(len(loader), warmup=0, synchronize=session.accelerator.synchronize)
     batches = progress_bar('evaluation', 'batches', len(loader), items=clock.batches(loader))
     for i, (images, labels) in hang_detector.monitored(batches, 'evaluation'):
         if session.signals.requested:
             break                               # the caller stops before using the result
+        seen += len(images)
+        missing = loader.loader.batch_size - len(images)
+        if missing and session.accelerator.is_accelerator:          # NPUs compile operators for each new shape
+            images, labels = F.pad(images, (0, 0) * 3 + (0, missing)), F.pad(labels, (0, missing), value=NO_IMAGE)
         images, labels = session.accelerator.to_device((images, labels), session.device)
         images = normalize(images)
         with precision.autocast():
             logits = model(images)
         predictions.append(torch.stack([labels, logits.argmax(dim=1)]))
-        loss = F.cross_entropy(logits.float(), labels, reduction='sum')
-        totals += torch.cat([count_correct(logits, labels), torch.stack([loss, torch.full_like(loss, len(images))])])
+        loss = F.cross_entropy(logits.float(), labels, ignore_index=NO_IMAGE, reduction='sum')
+        totals += torch.cat([count_correct(logits, labels), loss[None]])
         if (i + 1) % PRINT_EVERY == 0:
             logger.info('Test:  [%d/%d]', i + 1, len(loader))
-    totals = torch.cat([totals, totals.new_tensor([loader.unreadable, bool(session.signals.requested)])])
+    totals = torch.cat([totals, totals.new_tensor([seen, loader.unreadable, bool(session.signals.requested)])])
     correct1, correct5, loss, images, unreadable, stopped = session.world.all_reduce(totals).tolist()
     if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images is readable; is the disk mounted?'

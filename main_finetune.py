@@ -18,11 +18,12 @@ from engine_finetune import evaluate_checkpoint, train_epochs
 from util.checkpoints import weights
 from util.checkpoints.checkpointer import Checkpointer
 from util.config.input_flags import COLOURED
+from util.data.batch_augmentation import Mixup, RandomErasing
 from util.data.transforms import Normalize, finetuning_transform
 from util.devices.precision import FullPrecision
 from util.log import logger
 from util.models.build import build_classifier
-from util.models.timm_adapter import LabelSmoothingCrossEntropy, Mixup, RandomErasing, SoftTargetCrossEntropy
+from util.models.timm_adapter import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from util.training import setup
 from util.training.optimizer_step import layer_decay_groups
 from util.training.session import Session
@@ -60,8 +61,7 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
 
     # epochs
     criterion, mix = build_loss(args, classes)
-    train_epochs(args, session, checkpointer, optimizer_step, model, loaders, criterion,
-                 build_augmentation(args, mix, session.device))
+    train_epochs(args, session, checkpointer, optimizer_step, model, loaders, criterion, build_augmentation(args, mix))
 
 
 def build_transform(args: Namespace) -> Callable:
@@ -87,11 +87,10 @@ def build_loss(args: Namespace, classes: int) -> Tuple[Callable, Callable]:
         lambda images, labels: (images, labels))
 
 
-def build_augmentation(args: Namespace, mix: Callable, device: torch.device) -> Callable:
+def build_augmentation(args: Namespace, mix: Callable) -> Callable:
     """(uint8 images, labels) -> (normalized images, mixed labels), on the device."""
     normalize = Normalize.of(vars(args))
-    erase = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount, num_splits=2 * args.resplit,
-                          device=device)
+    erase = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount, num_splits=2 * args.resplit)
     return lambda images, labels: mix(erase(normalize(images)), labels)
 
 

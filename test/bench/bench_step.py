@@ -35,13 +35,14 @@ from torch import nn
 
 import models_mae
 import models_vit
+from util.data.batch_augmentation import Mixup, RandomErasing
 from util.data.loader import seed_generators
 from util.data.transforms import Normalize
 from util.devices import accelerator as devices
 from util.devices.compile import compile_blocks
 from util.devices.precision import choose_precision
 from util.models.activation_checkpointing import checkpointed
-from util.models.timm_adapter import Mixup, RandomErasing, SoftTargetCrossEntropy
+from util.models.timm_adapter import SoftTargetCrossEntropy
 from util.training.optimizer_step import OptimizerStep, decay_groups, layer_decay_groups
 
 SIDES = ('ours', 'baseline')
@@ -143,8 +144,7 @@ class Ours(Step):
         if args.compile:
             compile_blocks(model, place)
         self.optimizer_step = OptimizerStep(model, optimizer, self.precision, lambda epoch: LR)
-        self.mix = Mixup(.8, 1., label_smoothing=.1, num_classes=1000)
-        self.erase, self.criterion = RandomErasing(.25, mode='pixel', device=place), SoftTargetCrossEntropy()
+        self.erase, self.mix, self.criterion = RandomErasing(.25), Mixup(.8, 1.), SoftTargetCrossEntropy()
 
     def __call__(self):
         images, self.i = self.normalize(self.pixels), self.i + 1

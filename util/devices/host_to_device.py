@@ -1,7 +1,19 @@
 """Host-to-device copies of batches."""
 from typing import Any, List, Sequence
 
+import numpy as np
 import torch
+from torch.utils.data import DataLoader
+
+from util.compat import accepts
+
+
+def copy_small(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy what the host has just computed; from pinned memory, since other copies wait for all queued work."""
+    tensor = torch.from_numpy(values)
+    if device.type != 'cpu':        # some releases pin for CUDA unless the device is named, here as in the loader
+        tensor = tensor.pin_memory(*[device.type] * accepts(DataLoader, 'pin_memory_device'))
+    return tensor.to(device, non_blocking=True)
 
 
 def inline_copy(tensors: Sequence[torch.Tensor], device: torch.device) -> List[torch.Tensor]:

@@ -12,6 +12,7 @@ from util.reporting import thumbnails
 PAIRS, EXAMPLES, SIDE = 12, 4, 128      # pairs in the report, images of each, longer side of an image in pixels
 MAX_MATRIX_CLASSES = 16     # with more classes, the report lists the hardest ones instead of the whole matrix
 HARDEST = 10
+NO_IMAGE = -1   # label where there is no image
 MATRIX_NOTE = 'Validation images by true class (rows) and predicted class (columns); the diagonal is correct.'
 
 
@@ -29,14 +30,15 @@ class ConfusionTracker:
         """Collective: combine the predictions of all ranks.
 
         Args:
-            batches: (2, N) labels and predictions of each batch of this rank, on the device.
+            batches: (2, N) labels and predictions of each batch of this rank, on the device; NO_IMAGE is padding.
             loader: the Batches that produced them.
         """
-        combined = torch.zeros(2, len(self._dataset), device=device)    # label and prediction + 1; 0: not evaluated
+        combined = torch.zeros(2, len(self._dataset))       # label and prediction + 1; 0: not evaluated
         if batches:
-            pairs = torch.cat(batches, dim=1)
-            indices = torch.tensor(loader.evaluated_indices(), device=device)[:pairs.shape[1]]
-            combined[:, indices] = (pairs + 1).float()
+            pairs = torch.cat(batches, dim=1).cpu()
+            pairs = pairs[:, pairs[0] != NO_IMAGE]
+            combined[:, loader.evaluated_indices()[:pairs.shape[1]]] = (pairs + 1).float()
+        combined = combined.to(device)
         self._latest = world.all_reduce(combined).cpu().numpy().astype(np.int64) - 1
 
     def on_epoch_end(self, epoch: int, report_due: bool, run_logger: Any) -> None:

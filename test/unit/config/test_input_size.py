@@ -1,23 +1,18 @@
 """Non-square inputs, and patches that do not tile the input."""
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import mixup
 
 import models_vit
 from util.checkpoints import load_model, weights
 from util.checkpoints.checkpointer import Checkpointer
 from util.checkpoints.pth_file import save
-from util.compat import accepts
 from util.config.input_flags import grid_of, parse_size
 from util.config.train_flags import parse_pretrain
 from util.data.lazy_image import LazyImage
 from util.data.transforms import preprocessing_of
 from util.errors import UserError
-from util.models.timm_adapter import Mixup
 
 WIDE = ['--input_size', '32', '48']
 
@@ -41,23 +36,6 @@ def test_mask_ratio_is_checked_on_the_actual_patch_grid(tmp_path):
 def noise(width, height):
     pixels = np.random.RandomState(0).randint(0, 256, (9, 12, 3)).astype(np.uint8)
     return Image.fromarray(pixels).resize((width, height), 3)
-
-
-@pytest.mark.compat         # timm for PyTorch 1.x makes targets on a GPU by default
-@pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])
-@pytest.mark.parametrize('options', [{'mixup_alpha': .8, 'cutmix_alpha': 1., 'switch_prob': .4}, {'mixup_alpha': .8},
-                                     {'cutmix_alpha': .7}, {'cutmix_minmax': (.2, .6)}])
-def test_mixup_and_cutmix_equal_those_of_timm(monkeypatch, mode, options):
-    target, results = mixup.mixup_target, []
-    if accepts(target, 'device'):
-        monkeypatch.setattr(mixup, 'mixup_target', partial(target, device='cpu'))
-    options = {'mixup_alpha': 0., 'cutmix_alpha': 0., 'prob': .7, 'mode': mode, 'num_classes': 5, **options}
-    for kind in (mixup.Mixup, Mixup):
-        torch.manual_seed(0)
-        np.random.seed(0)
-        mix = kind(**options)
-        results.append([mix(torch.randn(6, 3, 16, 24), torch.randint(5, (6,))) for _ in range(10)])
-    assert all(torch.equal(*pair) for one, other in zip(*results) for pair in zip(one, other))
 
 
 def test_positions_are_interpolated_between_non_square_grids_by_the_flags_of_the_source():

@@ -133,7 +133,7 @@ def test_colour_augmentation_flags_take_effect_on_colour_images_only():
     (['--reprob', '1', '--resplit'], [0, 0, 1, 1])])
 def test_random_erasing_flags_take_effect(tmp_path, flags, expected):
     args = parsed(parse_finetune, FINETUNE, tmp_path, '--mixup', '0', '--cutmix', '0', *flags)
-    augment = main_finetune.build_augmentation(args, main_finetune.build_loss(args, 8)[1], torch.device('cpu'))
+    augment = main_finetune.build_augmentation(args, main_finetune.build_loss(args, 8)[1])
     images, _ = augment(torch.full((4, 32, 32, 3), 255, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
     assert [int(image[0].max() - image[0].min() > .1) for image in images] == expected
     assert '--remode' not in flags or all((image == 0).any() for image in images)

@@ -42,11 +42,11 @@ def break_some(folder, every):
     return broken
 
 
-def evaluated(folder, model, batch_size=4, signal='', world=None):
+def evaluated(folder, model, batch_size=4, signal='', world=None, accelerator=False):
     """(result, ConfusionTracker) of an evaluation; of one process of `world`, before the all-reduce."""
     dataset = datasets.labelled_set(str(folder), 'val', evaluation_transform(32))
     run = session.Session(Cpu(), World())
-    run.signals.requested = signal
+    run.signals.requested, run.accelerator.is_accelerator = signal, accelerator
     loader = evaluation_loader(dataset, batch_size, world or World(), True, 0, True, Cpu())
     confusion = ConfusionTracker(dataset, Normalize())
     result = evaluate(model, loader, precision.FullPrecision(), run, Normalize(), confusion)
@@ -80,6 +80,21 @@ def test_unreadable_images_are_skipped_and_counted(folder, monkeypatch, batch_si
         path.unlink()
     whole = result_of(folder)
     assert result == pytest.approx(whole) and 'unreadable' not in whole and '7' not in lines[-1].split('(')[-1]
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize('world', [World(0, 1), World(1, 2)])
+@pytest.mark.parametrize('every', [19, 3])          # one image of the validation set is unreadable, or several are
+def test_batches_padded_for_an_accelerator_give_the_same_result(folder, world, every):
+    break_some(folder, every)
+    torch.manual_seed(0)
+    model, sizes = models_vit.vit_nano_patch16(img_size=32, patch_size=8, num_classes=8), []
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    (plain, guesses), (padded, others) = (evaluated(folder, model, world=world, accelerator=pad)
+                                          for pad in (False, True))
+    batches = len(sizes) // 2
+    assert padded == pytest.approx(plain) and np.array_equal(guesses._reported, others._reported)
+    assert 0 < min(sizes[:batches]) < 4 and set(sizes[batches:]) == {4}
 
 
 def test_an_evaluation_without_a_readable_image_is_a_user_error(folder):

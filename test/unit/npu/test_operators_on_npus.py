@@ -59,7 +59,7 @@ def test_the_last_batch_of_an_evaluation_needs_no_operators_of_its_own(images, t
     assert len(steps) == 6 and not [entry for step in steps[1:] for entry in step.new if entry[1] in batches]
 
 
-@pytest.mark.parametrize('run, flags', [(pretrain, []), (finetune, [*FULL_RECIPE, '--clip_grad', 1.])])
+@pytest.mark.parametrize('run, flags', [(pretrain, []), (finetune, [*FULL_RECIPE, '--clip_grad', 1., '--ema', .9])])
 @pytest.mark.parametrize('chip, precision', PRECISIONS)
 def test_the_host_does_not_read_from_the_device_in_a_step(images, tmp_path, chip, precision, run, flags):
     steps = recorded(run, tmp_path / 'record', 'train_one_epoch', '--data_path', images, '--epochs', 1, '--output_dir',
@@ -73,7 +73,7 @@ def test_augmenting_128_images_launches_as_many_operators_as_augmenting_16(mode)
 import main_finetune
 from util.config.train_flags import parse_finetune
 size, args = int(sys.argv[1]), parse_finetune(sys.argv[2:])
-augment = main_finetune.build_augmentation(args, main_finetune.build_loss(args, 8)[1], torch.device('npu'))
+augment = main_finetune.build_augmentation(args, main_finetune.build_loss(args, 8)[1])
 images = torch.zeros(size, 32, 32, 3, dtype=torch.uint8, device='npu:0')
 steps = [_record.start() for _ in range(5) if augment(images, images[:, 0, 0, 0].long())]
 print(json.dumps(sorted({sum(step['operators'].values()) for step in steps[:-1]})))

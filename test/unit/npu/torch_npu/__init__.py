@@ -6,6 +6,8 @@ training program needs and no others, so that using a name which the real one la
 Settings, in the environment:
     ASCEND_RT_VISIBLE_DEVICES   the devices that a process sees, e.g. 0,1, as on the real one; 8 by default
     EMULATED_NPU_CHIP           910A (no bf16, saturates: the largest number for inf, 0 for NaN) or 910B
+    EMULATED_NPU_GELU           tanh: that form of GELU whatever is asked for, as real NPUs do; exact by default
+    EMULATED_NPU_RECORD         file for the record of operators and of waits for the device, see _record
 
 Limits: a tensor's device is always npu:0, because PyTorch's Python device guard knows one device; each process is
 meant to use one. Needs torch 2.10 or later: PrivateUse1Hooks in Python.

@@ -2,15 +2,19 @@
 
 One boxed fallback serves all operations; a few that make, reshape or copy memory have kernels of their own.
 """
+import os
+from functools import partial
+
 import torch
 from torch._C import DispatchKey
 from torch.utils import _pytree as pytree
 
-from . import _chip, _memory
+from . import _chip, _memory, _record
 from ._memory import contiguous_strides, from_host, is_on_npu, on_host
 
 aten = torch.ops.aten
 KEY = 'PrivateUse1'
+TANH_GELU = os.environ.get('EMULATED_NPU_GELU') == 'tanh'
 # Operations that take indices or values from the host beside npu tensors, as on the device.
 MIXES_DEVICES = {'aten::index', 'aten::index_put_', 'aten::_index_put_impl_', 'aten::index_put'}
 
@@ -63,7 +67,9 @@ class Call:
 
 def fallback(op, *args, **kwargs):
     """Any operation without a kernel of its own."""
-    call = Call(op)
+    if TANH_GELU and op._schema.name in ('aten::gelu', 'aten::gelu_backward'):
+        kwargs = {**kwargs, 'approximate': 'tanh'}
+    call, given = Call(op), (args, kwargs)
     args, kwargs = call.arguments(args, kwargs)
     if torch.Tag.nondeterministic_seeded in op.tags:
         host = torch.get_rng_state()
@@ -75,7 +81,9 @@ def fallback(op, *args, **kwargs):
         results = op(*args, **kwargs)
     _chip.check(results if isinstance(results, (tuple, list)) else [results])
     call.fill_outs()
-    return pytree.tree_map(call.from_host, results)
+    results = pytree.tree_map(call.from_host, results)
+    _record.operator(op, *given, results)
+    return results
 
 
 def _on_cpu_key(op):
@@ -89,7 +97,17 @@ def copy_from(source, target, non_blocking=False):
     written.copy_(on_host(source) if is_on_npu(source) else source)
     if is_on_npu(target):
         _chip.check([written])
+    if is_on_npu(source) and is_on_npu(target):
+        _record.operator(aten._copy_from.default, (source, target), {}, target)
+    elif not non_blocking or is_on_npu(source):
+        _record.wait('write' if is_on_npu(target) else 'read later' if non_blocking else 'read')
     return target
+
+
+def read(self):
+    """A value, as a Python number."""
+    _record.wait('read')
+    return on_host(self).item()
 
 
 def empty(size, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
@@ -120,9 +138,10 @@ def register():
     every.fallback(fallback, KEY)
     for name, kernel in {
             '_copy_from': copy_from, 'empty.memory_format': empty, 'empty_strided': empty_strided, 'resize_': resize_,
-            '_local_scalar_dense': lambda self: on_host(self).item(), 'record_stream': lambda self, stream: None,
+            '_local_scalar_dense': read, 'record_stream': lambda self, stream: None,
             'convolution_overrideable': lambda *args: fallback(aten.convolution.default, *args),
             'convolution_backward_overrideable': convolution_backward,
+            'native_layer_norm': partial(fallback, aten.native_layer_norm.default),     # else written out
             '_fused_sdp_choice': lambda *args, **kwargs: 0}.items():        # 0: attention written out in products
         single.impl(name, kernel, KEY)
     for op in (aten.as_strided.default, aten.view.default, aten.view.dtype, aten._reshape_alias.default,

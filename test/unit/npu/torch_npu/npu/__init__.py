@@ -7,7 +7,7 @@ import resource
 
 import torch
 
-from .. import _chip, _dispatch
+from .. import _chip, _dispatch, _record
 from . import utils  # noqa: F401
 from .utils import clear_npu_overflow_flag, get_npu_overflow_flag, is_bf16_supported  # noqa: F401
 
@@ -53,7 +53,7 @@ def get_amp_supported_dtype():
 
 
 def synchronize(device=None):
-    pass
+    _record.wait('synchronize')
 
 
 def max_memory_allocated(device=None):
@@ -90,7 +90,7 @@ class stream:
         pass
 
     def __enter__(self):
-        pass
+        _record.next_step()
 
     def __exit__(self, *raised):
         pass

@@ -1,0 +1,92 @@
+"""Operators that a training launches on the emulated NPU, and what makes the host wait for it."""
+import json
+import shutil
+import sys
+
+import pytest
+from conftest import execute, finetune, pretrain
+from npu_operators import FULL_RECIPE, PRECISIONS, recorded
+from PIL import Image
+
+from .conftest import WITH_STAND_INS, require_emulator
+
+require_emulator()
+pytestmark = pytest.mark.slow
+
+
+def on_npu(code, *words, **environ):
+    """What Python code prints last."""
+    prelude = 'import json, sys, torch, torch_npu\nfrom torch_npu import _record\n'
+    run = execute([sys.executable, '-c', prelude + code, *words], **WITH_STAND_INS, **environ)
+    assert run.status == 0, run.output
+    return json.loads(run.output.split('\n')[-2])
+
+
+def test_the_record_has_signatures_and_waits():
+    """Statements, how many different operators they launch, and what they wait for."""
+    expected = {'x.t()[1:].expand(2, 2, 4); x[0].view(3, 1)': (0, []), 'x * .5; x * .6; x + 1; x + 2': (2, []),
+                'x[:2].zero_(); x[1:3].zero_(); x[:, 1:].zero_(); x[:, :2].zero_()': (3, []),
+                'x[x > 0] = 0': (3, ['read']), 'bool(x[0, 0])': (0, ['read']), 'x.new_tensor([1.])': (0, ['write']),
+                'torch.arange(3, device="npu"); torch.arange(4, device="npu")': (2, []), 'x.sum() > 0': (2, []),
+                'x.cpu(); x.tolist()': (0, 2 * ['read'])}
+    found = on_npu("""
+x, found = torch.zeros(4, 3, device='npu:0'), []
+for statement in sys.argv[1:]:
+    step = _record.start()
+    exec(statement)
+    found.append([len(step['operators']), [*map(str.strip, step['waits'].elements())]])
+print(json.dumps(found))""", *expected)
+    assert dict(zip(expected, map(tuple, found))) == expected
+
+
+@pytest.mark.parametrize('run, flags', [(pretrain, []), (finetune, FULL_RECIPE)])
+@pytest.mark.parametrize('backend', ['none', 'native'])
+def test_no_new_operators_from_the_fourth_step_on(images, tmp_path, run, flags, backend):
+    shutil.copytree(images, tmp_path / 'images')
+    for i, path in enumerate(sorted((tmp_path / 'images').glob('*/*/*.jpg'))):
+        Image.open(path).resize((40 + i, 96 - i)).save(path)
+    steps = recorded(run, tmp_path / 'record', 'train_one_epoch', '--data_path', tmp_path / 'images', '--epochs', 3,
+                     '--batch_size', 4, '--amp_backend', backend, '--output_dir', tmp_path / 'out', *flags,
+                     **WITH_STAND_INS)
+    assert len(steps) == 24 and not [step.new for step in steps[3:] if step.new]
+
+
+def test_the_last_batch_of_an_evaluation_needs_no_operators_of_its_own(images, tmp_path):
+    """Its 19 images are no multiple of 8. What follows the batches is in other places than the batch before."""
+    steps = recorded(finetune, tmp_path / 'record', ' evaluate', '--data_path', images, '--epochs', 2,
+                     '--output_dir', tmp_path / 'out', **WITH_STAND_INS)
+    batches = {place for _, place, _ in steps[1].operators}
+    assert len(steps) == 6 and not [entry for step in steps[1:] for entry in step.new if entry[1] in batches]
+
+
+@pytest.mark.parametrize('run, flags', [(pretrain, []), (finetune, [*FULL_RECIPE, '--clip_grad', 1., '--ema', .9])])
+@pytest.mark.parametrize('chip, precision', PRECISIONS)
+def test_the_host_does_not_read_from_the_device_in_a_step(images, tmp_path, chip, precision, run, flags):
+    steps = recorded(run, tmp_path / 'record', 'train_one_epoch', '--data_path', images, '--epochs', 1, '--output_dir',
+                     tmp_path / 'out', *precision, *flags, chip=chip, **WITH_STAND_INS)
+    assert len(steps) == 4 and not [place for step in steps for kind, place, _ in step.waits if kind == 'read']
+
+
+@pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])
+def test_augmenting_128_images_launches_as_many_operators_as_augmenting_16(mode):
+    small, large = (on_npu('''
+import main_finetune
+from util.config.train_flags import parse_finetune
+size, args = int(sys.argv[1]), parse_finetune(sys.argv[2:])
+augment = main_finetune.build_augmentation(args, main_finetune.build_loss(args, 8)[1])
+images = torch.zeros(size, 32, 32, 3, dtype=torch.uint8, device='npu:0')
+steps = [_record.start() for _ in range(5) if augment(images, images[:, 0, 0, 0].long())]
+print(json.dumps(sorted({sum(step['operators'].values()) for step in steps[:-1]})))
+''', size, '--data_path', '.', *FULL_RECIPE, '--mixup_mode', mode) for size in (16, 128))
+    assert small == large and len(small) == 1
+
+
+def test_the_loss_with_tanh_gelu_is_within_its_bound_of_the_exact_one():
+    exact, tanh = (on_npu('''
+import models_mae
+torch.manual_seed(0)
+model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8)
+images, noise = torch.randn(8, 3, 32, 32), torch.rand(8, 16)
+print(model.to('npu')(images.to('npu'), noise=noise.to('npu'))[0].item())
+''', EMULATED_NPU_GELU=form) for form in ('', 'tanh'))
+    assert 0 < abs(tanh - exact) < 5e-4

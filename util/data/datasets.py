@@ -71,10 +71,6 @@ def pretraining_set(data_path: str, transform: Transform = None, val_fraction: f
     if val_fraction or cifar.find_cifar(data_path):
         return labelled_set(data_path, 'train', transform, None, val_fraction, val_seed)
     root = find_split(data_path, 'train', labelled=False) or data_path
-    if root != data_path and os.path.isdir(root):
-        others = [name for name in _subfolders(data_path) if name not in SPLITS]
-        if others:
-            logger.info('--data_path: using %s only; ignoring its sibling folders: %s', root, listed(others, 9))
     if os.path.isfile(root) or tar_files(root):
         return _load_split(root, transform, labelled=False)
     splits = [name for name in _subfolders(root) if VALIDATION.search(name)]

@@ -113,8 +113,6 @@ def _pack_split(args, folder, split, dataset):
                     if labelled:
                         _add(tar, stem + '.cls', str(dataset.labels[i]).encode())
                     bar.update()
-            if bar.disable:
-                logger.info('%s is complete', os.path.basename(path))
     return ['{}\t{}\n'.format(*pair) for pair in unreadable]
 
 

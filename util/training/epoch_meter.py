@@ -32,7 +32,7 @@ class EpochMeter:
 
     def __init__(self, loader: Batches, session: Session, optimizer_step: OptimizerStep, loss_tag: str, seed: int):
         self.loader, self.session, self.optimizer_step = loader, session, optimizer_step
-        self._run_logger, self._scalars, self._loss_tag, self._seed = None, [], loss_tag, seed
+        self._run_logger, self._loss_tag, self._seed = None, loss_tag, seed
         self._images, self._seconds = 0., 0.    # of all epochs
         self._warmup = WARMUP_ITERATIONS
 
@@ -76,19 +76,14 @@ class EpochMeter:
                     duration(per_iteration * (self.iterations - i - 1)), loss, self.optimizer_step.lr, per_iteration,
                     self._waited / count, '' if peak is None else '  max mem: {:.0f} MiB'.format(peak),
                     '  skipped steps: {}'.format(skipped) if skipped else '')
-        self._scalars.append((self.epoch + (i + 1) / self.iterations,
-                              {self._loss_tag: loss, 'lr': self.optimizer_step.lr}))
-        self._log_scalars()
+        if self._run_logger:
+            self._run_logger.log_scalars(self.epoch + (i + 1) / self.iterations,
+                                         {self._loss_tag: loss, 'lr': self.optimizer_step.lr})
         self._since, self._waited, self._last_line = now, 0., i + 1
 
-    def _log_scalars(self):
-        while self._run_logger and self._scalars:
-            self._run_logger.log_scalars(*self._scalars.pop(0))
-
     def start_logging(self, run_logger: RunLogger, seconds: float) -> None:
-        """Log scalars to `run_logger`, also those up to now; log lines exclude the `seconds` of opening it."""
+        """Log scalars to `run_logger` from now on; log lines exclude the `seconds` of opening it."""
         self._run_logger, self._since = run_logger, self._since + seconds
-        self._log_scalars()
 
     def state_dict(self) -> Dict[str, Any]:
         """Collective: state within an epoch, in plain values."""

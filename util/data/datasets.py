@@ -203,9 +203,6 @@ def _choose_value_range(dataset):
     if dataset.white:
         logger.info('value range: 0 to %d, by %d images of integers of more than 8 bits, such as %s', dataset.white,
                     len(ranges), dataset.name_of(0))
-    if min(whites) < 0:
-        logger.info('value range: the own minimum to maximum of images with values below 0 or above 65535, such as %s',
-                    dataset.name_of(0))
     if 2 * flat > len(ranges):
         logger.info('warning: %d of %d images, such as %s, are nearly constant, within %d of 255 grey levels: do they '
                     'use a part of the range of their type? Convert them, or measure --mean and --std',

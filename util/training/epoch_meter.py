@@ -165,14 +165,12 @@ class Throughput:
         iterations: length of the pass.
         warmup: leading iterations to leave out; at most a third of all, so that 3 iterations still leave 2.
         synchronize: waits for the device; called only at the start and the end of the timing.
-        now: a clock in seconds.
     """
 
-    def __init__(self, iterations: int, warmup: int, synchronize: Callable[[], None],
-                 now: Callable[[], float] = time.perf_counter):
+    def __init__(self, iterations: int, warmup: int, synchronize: Callable[[], None]):
         self.skip = min(warmup, iterations // 3)
         self.images, self.waited, self.last_wait = 0, 0., 0.
-        self._synchronize, self._now = synchronize, now
+        self._synchronize = synchronize
         self._started, self._ended = None, None
 
     def batches(self, loader: Iterable) -> Iterator:
@@ -181,9 +179,9 @@ class Throughput:
             self._start()
         iterator, done = iter(loader), 0
         while True:
-            before = self._now()
+            before = time.perf_counter()
             batch = next(iterator, None)
-            self.last_wait = self._now() - before
+            self.last_wait = time.perf_counter() - before
             if self._started is not None:
                 self.waited += self.last_wait
             if batch is None:
@@ -193,12 +191,12 @@ class Throughput:
             if done == self.skip:
                 self._start()
         self._synchronize()
-        self._ended = self._now()
+        self._ended = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Seconds timed so far."""
-        return 0. if self._started is None else (self._ended or self._now()) - self._started
+        return 0. if self._started is None else (self._ended or time.perf_counter()) - self._started
 
     def add(self, images: int) -> None:
         """Count the images of the current batch."""
@@ -207,7 +205,7 @@ class Throughput:
 
     def _start(self):
         self._synchronize()
-        self._started = self._now()
+        self._started = time.perf_counter()
 
 
 def per_second(images: float, seconds: float) -> float:

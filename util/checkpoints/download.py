@@ -4,7 +4,6 @@ name-HASH.pth, where HASH begins the SHA-256. Files are kept in Hub's folder, $T
 """
 import http.client
 import os
-import socket
 import sys
 
 from torch import hub
@@ -14,8 +13,6 @@ from util.errors import UserError
 from util.file_lock import file_lock
 from util.log import logger
 from util.text import first_line
-
-SILENCE = 60.       # seconds without data before the download fails
 
 
 def fetch(url: str) -> str:
@@ -31,12 +28,7 @@ def fetch(url: str) -> str:
         with file_lock(path + '.lock'):
             if not os.path.isfile(path):
                 logger.info('downloading %s to %s', url, path)
-                timeout = socket.getdefaulttimeout()
-                socket.setdefaulttimeout(SILENCE)
-                try:
-                    hub.download_url_to_file(url, path, hash_prefix=expected, progress=sys.stderr.isatty())
-                finally:
-                    socket.setdefaulttimeout(timeout)
+                hub.download_url_to_file(url, path, hash_prefix=expected, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         raise UserError('{}: cannot be downloaded ({})'.format(url, first_line(error))) from error
     return path

@@ -1,5 +1,4 @@
 """Outputs of the tools: files and folders appear when they are complete, and an earlier file is renamed."""
-import errno
 import os
 import shutil
 import sys
@@ -63,10 +62,8 @@ def open_output(path: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _write_errors(path):
-    """Report an OSError as that of the output, unless it is that of a system without files or memory."""
+    """Report an OSError as that of the output."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise
         raise UserError('{}: cannot be written ({})'.format(path, error.strerror or error)) from error

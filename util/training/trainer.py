@@ -46,7 +46,6 @@ class Trainer:
             self.load_state_dict(checkpointer.state)
         session.check_same_start(self._epoch, self._images)
         checkpointer.report_changes(args, session.world.size)
-        self._first_epoch = self._epoch
         self._batch = args.batch_size * session.world.size      # images per iteration, all processes
         self._check_every, self._steps, self._since = 1, 0, time.monotonic()    # steps and time since the last check
         self._open_iterations = 0                               # of the current accumulation window
@@ -202,13 +201,10 @@ class Trainer:
             SaveFailed: the last checkpoint could not be written.
         """
         epoch, step = self._epoch, self.optimizer_step
-        scalars = {'perf/' + name: value for name, value in tests.items()}
         trained = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
         self._run_logger.log_epoch({**stats, **tests, 'n_parameters': trained, 'epoch': epoch,
                                     'device': self._session.accelerator.name, 'precision': step.precision.name})
-        self._run_logger.log_scalars(epoch + 1, scalars)
-        if epoch == self._first_epoch:
-            self._run_logger.log_hyperparameters(vars(self._args), [self._loss_tag, *scalars])
+        self._run_logger.log_scalars(epoch + 1, {'perf/' + name: value for name, value in tests.items()})
         self._report.on_epoch_end(epoch)
         self._epoch, self._images = epoch + 1, 0
         last = self._epoch == self._args.epochs

@@ -201,13 +201,10 @@ def test_a_resumed_pretraining_continues_its_report(images, pretrained, tmp_path
     assert [what for what, _ in strips] == ['masked', 'after epoch 0', 'after epoch 1', 'original']
 
 
-def test_tensorboard_has_images_and_hyperparameters_in_the_run_itself(pretrained):
+def test_tensorboard_has_images_in_the_run_itself(pretrained):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     assert [path for path in pretrained.iterdir() if path.is_dir()] == []
     events = accumulator.EventAccumulator(str(pretrained), size_guidance={'images': 0})
     events.Reload()
     assert events.Tags()['images'] == ['reconstructions'] and 'train_loss' in events.Tags()['scalars']
     assert [image.step for image in events.Images('reconstructions')] == [1000]
-    found = events.PluginTagToContent('hparams')
-    assert {'_hparams_/experiment', '_hparams_/session_start_info'} == set(found)
-    assert b'mae_vit_nano_patch16' in found['_hparams_/session_start_info']

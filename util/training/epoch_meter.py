@@ -1,7 +1,7 @@
 """Meters of an epoch: loss, learning rate, images/s and data-wait share, with a log line every 20 iterations."""
 import math
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -32,7 +32,8 @@ class EpochMeter:
 
     def __init__(self, loader: Batches, session: Session, optimizer_step: OptimizerStep, loss_tag: str, seed: int):
         self.loader, self.session, self.optimizer_step = loader, session, optimizer_step
-        self._run_logger, self._loss_tag, self._seed = None, loss_tag, seed
+        self._loss_tag, self._seed = loss_tag, seed
+        self.run_logger: Optional[RunLogger] = None     # of the scalars, once the output folder is entered
         self._images, self._seconds = 0., 0.    # of all epochs
         self._warmup = WARMUP_ITERATIONS
 
@@ -76,14 +77,10 @@ class EpochMeter:
                     duration(per_iteration * (self.iterations - i - 1)), loss, self.optimizer_step.lr, per_iteration,
                     self._waited / count, '' if peak is None else '  max mem: {:.0f} MiB'.format(peak),
                     '  skipped steps: {}'.format(skipped) if skipped else '')
-        if self._run_logger:
-            self._run_logger.log_scalars(self.epoch + (i + 1) / self.iterations,
-                                         {self._loss_tag: loss, 'lr': self.optimizer_step.lr})
+        if self.run_logger:
+            self.run_logger.log_scalars(self.epoch + (i + 1) / self.iterations,
+                                        {self._loss_tag: loss, 'lr': self.optimizer_step.lr})
         self._since, self._waited, self._last_line = now, 0., i + 1
-
-    def start_logging(self, run_logger: RunLogger, seconds: float) -> None:
-        """Log scalars to `run_logger` from now on; log lines exclude the `seconds` of opening it."""
-        self._run_logger, self._since = run_logger, self._since + seconds
 
     def state_dict(self) -> Dict[str, Any]:
         """Collective: state within an epoch, in plain values."""

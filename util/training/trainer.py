@@ -79,13 +79,12 @@ class Trainer:
 
     def _enter_folder(self):
         """Collective: enter the output folder; earlier results move away unless the run continues there."""
-        started, begin = time.perf_counter(), self._epoch + self._images / len(self._loader.dataset)
-        self._run_logger = enter_output_folder(self._args, self._session, self._checkpointer,
-                                               (self._epoch, self._images), begin)
+        begin = self._epoch + self._images / len(self._loader.dataset)
+        self._run_logger = self.meter.run_logger = enter_output_folder(
+            self._args, self._session, self._checkpointer, (self._epoch, self._images), begin)
         self._checkpointer.begin()
         self._report = Report(self._args, self._session, self.optimizer_step.precision, len(self._loader.dataset),
                               self._run_logger, self._report_part)
-        self.meter.start_logging(self._run_logger, time.perf_counter() - started)
 
     def epochs(self) -> Iterator[int]:
         """Each remaining epoch, counted from 0; the caller trains it, then calls close_epoch."""

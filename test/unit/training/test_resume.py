@@ -3,6 +3,7 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, call, execute, pretrain, together
 from test_end_to_end import epochs_of, moments_of, same, weights_of
 from test_launchers import supervised
@@ -162,3 +163,10 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_its_log_anew(images
     record, = (folder / 'log.txt').read_text().splitlines()
     old, = folder.glob('log.*.txt' if again else 'earlier.*/log.txt')
     assert json.loads(record)['train_loss'] != json.loads(old.read_text())['train_loss'] == 7
+
+
+def test_more_images_than_the_data_has_are_refused(images, pretrained, tmp_path):
+    state = weights_of(pretrained / 'checkpoint-0.pth')
+    torch.save({**state, 'images': 10 ** 9}, str(tmp_path / 'x.pth'))
+    run = pretrain('--data_path', images, '--output_dir', tmp_path / 'o', '--epochs', 2, '--resume', tmp_path / 'x.pth')
+    assert run.status == 2 and '--resume' in run.output and not (tmp_path / 'o' / 'log.txt').exists(), run.output

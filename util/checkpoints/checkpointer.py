@@ -14,7 +14,7 @@ from torch import nn
 from util.checkpoints import schema
 from util.checkpoints.pth_file import checkpoint_errors, load, plain_copy, prefer_ema_weights, save
 from util.checkpoints.schema import State
-from util.checkpoints.weights import load_strict, with_positions_for
+from util.checkpoints.weights import check_grid, load_strict, with_positions_for
 from util.devices.precision import FullPrecision
 from util.distributed import hang_detector
 from util.errors import UserError
@@ -119,10 +119,12 @@ class Checkpointer:
         if not self.path:
             return
         state = prefer_ema_weights(self.state, self.path) if ema_weights else self.state
-        weights = state['model']
+        weights, flags = state['model'], state.get('args')
         with checkpoint_errors(self.path):
             if fit_positions:
-                weights = with_positions_for(model, weights, state.get('args'))
+                weights = with_positions_for(model, weights, flags)
+            else:
+                check_grid(model, weights, flags, self.path)
             load_strict(model, weights, self.path)
         logger.info('loaded the weights of %s', self.path)
 

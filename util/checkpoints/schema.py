@@ -1,5 +1,7 @@
-"""Checkpoint schema: every key of a checkpoint (CHECKPOINT, FLAGS), and validation of the types."""
-from typing import Any, Dict, List, Tuple
+"""Checkpoint schema: every key of a checkpoint (CHECKPOINT, FLAGS), and validation of the values."""
+import json
+import sys
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
@@ -7,6 +9,8 @@ from util.config.normalization import valid_statistics
 from util.errors import UserError
 
 State, Weights = Dict[str, Any], Dict[str, torch.Tensor]
+Check = Callable[[Any], bool]
+LARGEST_SIZE = 2 ** 13              # pixels of an input side
 
 
 def validate(state: State, path: str) -> None:
@@ -38,11 +42,8 @@ def validate_optimizer(optimizer: torch.optim.Optimizer, saved: State, path: str
         raise UserError('{}: inconsistent parameter indices in the optimizer state'.format(path))
     for key, moments in saved['state'].items():
         for name, value in moments.items():
-            if name == 'step':
-                fits = int(value) >= 0
-            else:
-                fits = value is None or torch.is_tensor(value) and (
-                    value.shape, value.dtype) == (parameters[key].shape, parameters[key].dtype)
+            fits = _is_step(value) if name == 'step' else value is None or torch.is_tensor(value) and (
+                value.shape, value.dtype) == (parameters[key].shape, parameters[key].dtype)
             if not fits:
                 raise UserError('{}: {} in the optimizer state does not match a parameter of shape {}'.format(
                     path, name, tuple(parameters[key].shape)))
@@ -53,29 +54,73 @@ def is_state_dict(value: Any) -> bool:
     return type(value) is dict and all(type(name) is str and torch.is_tensor(tensor) for name, tensor in value.items())
 
 
-def _violations(values: State, types: Dict[str, Any]) -> List[Tuple[str, Any]]:
-    return [(name, values[name]) for name, kinds in types.items()
-            if values.get(name) is not None and not isinstance(values[name], kinds)]
+def _violations(values: State, checks: Dict[str, Check]) -> List[Tuple[str, Any]]:
+    return [(name, values[name]) for name, check in checks.items()
+            if values.get(name) is not None and not check(values[name])]
 
 
-# Types of all keys, of which only 'model' is required.
+def _number(*types: type, least: float = -sys.float_info.max, most: float = sys.float_info.max) -> Check:
+    """Check for a finite number of one of these types within these bounds."""
+    return lambda value: type(value) in types and least <= value <= most
+
+
+def _text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _list(check: Check, length: Optional[int] = None) -> Check:
+    return lambda value: type(value) in (list, tuple) and length in (None, len(value)) and all(map(check, value))
+
+
+def _dict(**checks: Check) -> Check:
+    return lambda value: type(value) is dict and all(name in value and check(value[name])
+                                                     for name, check in checks.items())
+
+
+COUNT, EPOCH = _number(int, least=0, most=2 ** 63 - 1), _number(int, least=-1, most=2 ** 63 - 1)
+NUMBER, FRACTION = _number(int, float), _number(float, least=1e-30, most=1 - 1e-9)
+SIDE = _number(int, least=0, most=LARGEST_SIZE)         # pixels; 0 means not given
+
+
+def _is_step(value: Any) -> bool:
+    return COUNT(int(value)) if torch.is_tensor(value) and value.numel() == 1 else COUNT(value)
+
+
+def _is_moments(value: Any) -> bool:
+    return type(value) is dict and all(type(moments) is dict for moments in value.values())
+
+
+def _is_scaler(value: Any) -> bool:
+    return all(map(_is_scaler, value.values())) if type(value) is dict else _number(int, float, least=0)(value)
+
+
+def _is_record(line: Any) -> bool:
+    record = json.loads(line) if _text(line) else None
+    return type(record) is dict and COUNT(record.get('epoch', 0))
+
+
+# All keys but 'model' are optional.
 CHECKPOINT = {
-    'model': dict,                  # weights in fp32
-    'model_ema': dict,              # --ema: averaged weights, under the names of 'model'
-    'ema_updates': int,             # optimizer steps that 'model_ema' has averaged
-    'optimizer': dict,              # its state_dict
-    'scaler': dict,                 # loss scale
-    'epoch': int,                   # last complete epoch, counted from 0
-    'images': int,                  # images done in the next epoch
-    'progress': dict,               # EpochMeter of the next epoch, if it has begun
-    'args': dict,                   # flags of the training; FLAGS are validated
-    'processes': int,               # world size
-    'bad_steps_in_row': int,        # consecutive non-finite steps
-    'log': list,                    # lines of log.txt
-    'best': dict,                   # acc1, epoch
-    'classes': list,                # names by label
-    'labels': list,                 # as 'classes', but from another library
-    'reconstructions': list}        # {epoch, of, jpegs} each, for the report
+    'model': is_state_dict,                         # weights in fp32
+    'model_ema': is_state_dict,                     # --ema: averaged weights, under the names of 'model'
+    'ema_updates': COUNT,                           # optimizer steps that 'model_ema' has averaged
+    'optimizer': _dict(state=_is_moments, param_groups=_list(_dict(params=_list(COUNT)))),
+    'scaler': _is_scaler,                           # loss scale
+    'epoch': EPOCH,                                 # last complete epoch, counted from 0
+    'images': COUNT,                                # images done in the next epoch
+    'progress': _dict(                              # EpochMeter of the next epoch, if it has begun
+        loss=_dict(total=_list(NUMBER, 2), windows=_list(_list(NUMBER, 2))), skipped_steps=COUNT, lr=NUMBER),
+    'args': _dict(),                                # flags of the training; FLAGS are validated
+    'processes': _number(int, least=1),             # world size
+    'bad_steps_in_row': COUNT,                      # consecutive non-finite steps
+    'log': _list(_is_record),                       # lines of log.txt
+    'best': _dict(acc1=NUMBER, epoch=EPOCH),
+    'classes': _list(_text),                        # names by label
+    'labels': _list(_text),                         # as 'classes', but from another library
+    'reconstructions': _list(_dict(epoch=COUNT, of=_list(_text), jpegs=_list(_text)))}      # for the report
 # Entries of 'args' that are read again.
-FLAGS = {'model': str, 'patch_size': int, 'in_chans': int, 'mask_ratio': float, 'layer_norm_eps': float,
-         'input_size': (int, list), 'freeze': (str, int), 'val_fraction': (int, float), 'val_seed': int}
+FLAGS = {
+    'model': _text, 'patch_size': SIDE, 'in_chans': SIDE, 'mask_ratio': FRACTION, 'layer_norm_eps': FRACTION,
+    'input_size': lambda value: SIDE(value) or type(value) is list and _list(SIDE, 2)(value),
+    'freeze': lambda value: value == 'all' or COUNT(value),
+    'val_fraction': _number(int, float, least=0, most=1), 'val_seed': _number(int)}

@@ -2,7 +2,7 @@
 from argparse import Namespace
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from util.checkpoints import schema
 from util.checkpoints.containers import check_tokens, not_a_vit
@@ -102,9 +102,7 @@ def with_positions_for(model: nn.Module, weights: Weights, flags: Flags = None) 
     table, own = weights.get('pos_embed'), model.pos_embed
     if table is None or table.dim() != 3 or not table.numel():
         return weights
-    grid = grid_of(flags)
-    if grid and table.shape[1] != 1 + grid[0] * grid[1]:
-        grid = None
+    grid = _trained_grid(table, flags)
     if grid == model.grid_size or grid is None and table.shape == own.shape:
         return weights
     grid = grid or (round((table.shape[1] - 1) ** .5),) * 2
@@ -112,6 +110,21 @@ def with_positions_for(model: nn.Module, weights: Weights, flags: Flags = None) 
         return weights
     logger.info('positions interpolated from %d x %d to %d x %d patches', *grid, *model.grid_size)
     return {**weights, 'pos_embed': resize_positions(table.float(), grid, model.grid_size)}
+
+
+def check_grid(model: nn.Module, weights: Weights, flags: Flags, path: str) -> None:
+    """Raise UserError if weights have the model's number of patches but another grid."""
+    table = weights.get('pos_embed')
+    grid = None if table is None or table.shape != model.pos_embed.shape else _trained_grid(table, flags)
+    if grid not in (None, model.grid_size):
+        raise UserError('{}: trained on {} x {} patches, but this run has {} x {}; see --input_size'
+                        .format(path, *grid, *model.grid_size))
+
+
+def _trained_grid(table: Tensor, flags: Flags) -> Optional[Tuple[int, int]]:
+    """(rows, columns) from the flags, if it matches the length of the table."""
+    grid = grid_of(flags)
+    return grid if grid and table.shape[1] == 1 + grid[0] * grid[1] else None
 
 
 def _check_vit(own: Weights, weights: Weights, path: str) -> None:

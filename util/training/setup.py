@@ -48,7 +48,12 @@ def start_classifier(args: Namespace) -> Iterator[Tuple[Session, FullPrecision, 
 
 def class_names(args: Namespace, checkpointer: Checkpointer) -> Optional[List[str]]:
     """Class names by label: of --class_names, else of the --resume checkpoint; None: those of the data, sorted."""
-    return read_class_names(args.class_names) if args.class_names else checkpointer.get('classes')
+    if not args.class_names:
+        return checkpointer.get('classes')
+    names = read_class_names(args.class_names)
+    if len(set(names)) < len(names):
+        raise UserError('--class_names {}: a name is there twice'.format(args.class_names))
+    return names
 
 
 def build_loaders(args: Namespace, session: Session, transform: Callable,

@@ -9,7 +9,7 @@ from util.checkpoints.checkpointer import BEST, Checkpointer, name_after, name_w
 from util.data.loader import Batches
 from util.data.unreadable import UnreadableTracker
 from util.devices.precision import FullPrecision
-from util.errors import Preempted, SaveFailed
+from util.errors import Preempted, SaveFailed, UserError
 from util.log import logger, progress_bar
 from util.reporting.report import Report
 from util.training.ema import EMA
@@ -33,7 +33,7 @@ class Trainer:
         report_part: ReconstructionSnapshots or ConfusionTracker.
         values: further plain values to keep in checkpoints, such as classes.
     Raises:
-        UserError: processes start at different places.
+        UserError: the checkpoint does not fit the data, or differs between processes.
     """
 
     def __init__(self, args: Namespace, session: Session, optimizer_step: OptimizerStep, model: torch.nn.Module,
@@ -44,6 +44,10 @@ class Trainer:
         self._epoch, self._images, self._meter_state = args.start_epoch or 0, 0, None
         if checkpointer.is_resume and args.start_epoch is None:
             self.load_state_dict(checkpointer.state)
+        if self._images > len(loader.dataset):
+            raise UserError('--resume {}: was saved after {} images of an epoch, but --data_path has only {}; '
+                            'add --start_epoch to begin an epoch'.format(checkpointer.path, self._images,
+                                                                         len(loader.dataset)))
         session.check_same_start(self._epoch, self._images)
         checkpointer.report_changes(args, session.world.size)
         self._batch = args.batch_size * session.world.size      # images per iteration, all processes

@@ -1,6 +1,7 @@
 """Finding the newest checkpoint, resuming, and starting from pre-trained weights."""
 import argparse
 import errno
+import math
 import os
 
 import pytest
@@ -135,8 +136,8 @@ def test_optimizer_state_is_loaded_with_the_hyperparameters_of_the_new_run(train
 
 
 @pytest.mark.parametrize('name, value', [
-    ('exp_avg', torch.zeros(3, 2)), ('exp_avg_sq', torch.zeros(2, 3).double()),
-    ('max_exp_avg_sq', torch.zeros(1)), ('step', torch.tensor(-1.))])
+    ('exp_avg', torch.zeros(3, 2)), ('exp_avg_sq', torch.zeros(2, 3).double()), ('exp_avg', None),
+    ('max_exp_avg_sq', torch.zeros(1)), ('step', torch.tensor(-1.)), ('step', torch.zeros(2))])
 def test_moments_that_do_not_match_their_parameter_are_rejected(trained_layer, name, value):
     """Fused optimizers would write out of bounds."""
     _, optimizer, saved, moments = trained_layer
@@ -170,16 +171,22 @@ def test_every_key_of_a_checkpoint_is_in_the_schema(pretrained):
     assert set(pth_file.load(str(pretrained / 'checkpoint-0.pth'), as_trained=True)) <= set(CHECKPOINT)
 
 
+PROGRESS = {'loss': {'total': [1., 2.], 'windows': [[0., 0.]]}, 'skipped_steps': 0, 'lr': .1}
+
+
 @pytest.mark.parametrize('odd', [
-    {'epoch': 'seven'}, {'images': {}}, {'classes': 'cat'}, {'best': 1.}, {'optimizer': {}},
-    {'args': {'mean': [.5], 'std': [0.]}}, {'args': {'input_size': '32'}}, {'args': {'mask_ratio': '.5'}}])
+    {'epoch': 'seven'}, {'epoch': -2}, {'images': {}}, {'processes': 0}, {'classes': [3]}, {'log': ['{']},
+    {'log': ['{"epoch": "x"}']}, {'best': {'acc1': 1.}}, {'scaler': {'scale': -1.}}, {'optimizer': {}},
+    {'optimizer': {'state': {}, 'param_groups': []}}, {'progress': {**PROGRESS, 'lr': math.nan}},
+    {'reconstructions': [{'epoch': 0, 'of': ['x'], 'jpegs': [3]}]}, {'args': {'mean': [.5], 'std': [0.]}},
+    {'args': {'input_size': [True, 32]}}, {'args': {'input_size': [32, 48, 64]}}, {'args': {'mask_ratio': 2.}}])
 def test_a_checkpoint_that_violates_the_schema_is_rejected_by_name(tmp_path, odd):
     pth_file.save(str(tmp_path / 'odd.pth'), {'model': {}, **odd})
     with pytest.raises(UserError, match='^{}: '.format(tmp_path / 'odd.pth')):
         Checkpointer(None, str(tmp_path / 'odd.pth'))
 
 
-@pytest.mark.parametrize('flags', [{'model': '__builtins__'}, {'model': ['x']}, 7])
+@pytest.mark.parametrize('flags', [{'input_size': 10 ** 9}, {'model': '__builtins__'}, {'model': ['x']}, 7])
 def test_a_model_of_invalid_flags_is_rejected(tmp_path, flags):
     flags = {'model': 'mae_vit_nano_patch16', **flags} if isinstance(flags, dict) else flags
     pth_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': flags})

@@ -4,6 +4,7 @@ name-HASH.pth, where HASH begins the SHA-256. Files are kept in Hub's folder, $T
 """
 import http.client
 import os
+import socket
 import sys
 
 from torch import hub
@@ -13,6 +14,8 @@ from util.errors import UserError
 from util.file_lock import file_lock
 from util.log import logger
 from util.text import first_line
+
+SILENCE = 60.       # seconds without data before the download fails
 
 
 def fetch(url: str) -> str:
@@ -28,7 +31,12 @@ def fetch(url: str) -> str:
         with file_lock(path + '.lock'):
             if not os.path.isfile(path):
                 logger.info('downloading %s to %s', url, path)
-                hub.download_url_to_file(url, path, hash_prefix=expected, progress=sys.stderr.isatty())
+                timeout = socket.getdefaulttimeout()
+                socket.setdefaulttimeout(SILENCE)
+                try:
+                    hub.download_url_to_file(url, path, hash_prefix=expected, progress=sys.stderr.isatty())
+                finally:
+                    socket.setdefaulttimeout(timeout)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         raise UserError('{}: cannot be downloaded ({})'.format(url, first_line(error))) from error
     return path

@@ -36,6 +36,9 @@ def validate_optimizer(optimizer: torch.optim.Optimizer, saved: State, path: str
     if [len(group['params']) for group in groups] != [len(group['params']) for group in saved['param_groups']]:
         raise UserError('{}: the optimizer has different parameter groups, as with another --freeze; pass it to '
                         '--finetune instead of --resume'.format(path))
+    # Entries that this program's optimizers read from a non-empty state.
+    needed = ('step', 'exp_avg', 'exp_avg_sq') if 'betas' in optimizer.defaults else \
+        ('mu',) if 'trust_coefficient' in optimizer.defaults else ()
     keys = [key for group in saved['param_groups'] for key in group['params']]
     parameters = dict(zip(keys, (parameter for group in groups for parameter in group['params'])))
     if len(parameters) != len(keys) or not set(saved['state']) <= set(parameters):
@@ -47,6 +50,9 @@ def validate_optimizer(optimizer: torch.optim.Optimizer, saved: State, path: str
             if not fits:
                 raise UserError('{}: {} in the optimizer state does not match a parameter of shape {}'.format(
                     path, name, tuple(parameters[key].shape)))
+        missing = [name for name in needed if moments and moments.get(name) is None]
+        if missing:
+            raise UserError('{}: the optimizer state lacks {}'.format(path, missing[0]))
 
 
 def is_state_dict(value: Any) -> bool:

@@ -27,6 +27,7 @@ from util.text import one_line
 CLASSES = 'classes.txt'
 VALIDATION = re.compile(r'(?<![a-z])(val|valid|validation|test|testing|eval)(?![a-z])', re.I)     # in names of splits
 MAX_CLASSES = 2 ** 20
+_MAX_CLS_BYTES = 256        # of a .cls file
 _MAX_OPEN_FILES = 128       # per process
 
 
@@ -159,6 +160,8 @@ def _members(path, ignored):
             if not reason:
                 images.append((member.name, member.offset_data, member.size))
             elif reason == '.cls':
+                if member.size > _MAX_CLS_BYTES:
+                    raise ValueError('{} is not the number or name of a class'.format(member.name))
                 classes[member.name[:-4]] = os.pread(file.fileno(), member.size, member.offset_data).strip()
             else:
                 ignored[reason] += 1

@@ -1,4 +1,5 @@
 """Outputs of the tools: files and folders appear when they are complete, and an earlier file is renamed."""
+import errno
 import os
 import shutil
 import sys
@@ -62,8 +63,10 @@ def open_output(path: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _write_errors(path):
-    """Report an OSError as that of the output."""
+    """Report an OSError as that of the output, unless it is that of a system without files or memory."""
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         raise UserError('{}: cannot be written ({})'.format(path, error.strerror or error)) from error

@@ -156,12 +156,13 @@ def test_moments_are_made_contiguous(trained_layer):
 
 
 def test_optimizer_state_of_other_parameters_is_rejected(trained_layer):
-    _, optimizer, saved, _ = trained_layer
+    _, optimizer, saved, moments = trained_layer
     other = torch.optim.AdamW(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)).parameters())
     with pytest.raises(UserError, match='x.pth: .*--finetune'):
         checkpointer.load_optimizer(other, saved, 'x.pth')
     key = saved['param_groups'][0]['params'][0]
-    for odd in ({'state': {**saved['state'], 7: {}}},
+    lacking = {'step': 1, 'exp_avg': moments['exp_avg']}
+    for odd in ({'state': {**saved['state'], key: lacking}}, {'state': {**saved['state'], 7: {}}},
                 {'param_groups': [{'params': [key, key]}]}):
         with pytest.raises(UserError, match='^x.pth: '):
             checkpointer.load_optimizer(optimizer, {**saved, **odd}, 'x.pth')

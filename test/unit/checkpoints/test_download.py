@@ -2,6 +2,7 @@
 import functools
 import hashlib
 import http.server
+import socket
 import threading
 
 import pytest
@@ -75,14 +76,19 @@ def test_processes_that_need_the_same_file_download_it_once(server, published, t
 
 
 @pytest.mark.parametrize('url, words', [
-    ('{}a-00000000.pth', 'HTTP Error 404'), ('http://127.0.0.1:1/a-00000000.pth', 'refused'),
+    ('{}a-00000000.pth', 'HTTP Error 404'), ('http://127.0.0.1:1/a-00000000.pth', 'refused'), ('{silent}', 'timed out'),
     ('http://no.invalid/a-00000000.pth', ''), ('http://[/a-00000000.pth', '')])
-def test_a_server_without_the_file_is_one_line(server, url, words):
-    url = url.format(server.url)
-    with pytest.raises(UserError) as caught:
-        download.fetch(url)
+def test_a_server_without_the_file_is_one_line(server, monkeypatch, url, words):
+    monkeypatch.setattr(download, 'SILENCE', .2)
+    with socket.socket() as silent:
+        silent.bind(('127.0.0.1', 0))
+        silent.listen(1)
+        url = url.format(server.url, silent='http://127.0.0.1:{}/a-00000000.pth'.format(silent.getsockname()[1]))
+        with pytest.raises(UserError) as caught:
+            download.fetch(url)
     line = str(caught.value)
     assert line.startswith(url + ': cannot be downloaded (') and words in line and '\n' not in line
+    assert socket.getdefaulttimeout() is None           # later sockets wait as before
 
 
 @pytest.mark.parametrize('url', [

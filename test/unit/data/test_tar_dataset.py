@@ -111,7 +111,7 @@ def test_unreadable_image_is_named_by_tar_file_and_member(tmp_path):
     ({'a/0.jpg': b'x', '1.jpg': b'x', '1.cls': b'0'}, 'class'), ({'0.txt': b'x'}, 'images'),
     ({'0.jpg': b'x', '1.jpg': b'x', '0.cls': b'cat'}, r'x\.tar.*1\.jpg'),
     ({'0.jpg': b'x', '1.jpg': b'x', '0.cls': b'cat', '1.cls': b'7'}, r'x\.tar.*0\.jpg'),
-    ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0.*\.cls'),
+    ({'0.jpg': b'x', '0.cls': b'x' * 300}, r'x\.tar.*0\.cls'), ({'0.jpg': b'x', '0.cls': b'-1'}, r'x\.tar.*0.*\.cls'),
     ({'0.jpg': b'x', '0.cls': b'1' * 12}, r'x\.tar.*0.*\.cls'), ({'0.cls': b'x', '0.jpg': 10 ** 12}, r'x\.tar')])
 def test_invalid_tar_files_are_rejected(tmp_path, members, named):
     tar(tmp_path / 'train' / 'x.tar', members)

@@ -1,6 +1,8 @@
 """Outputs of the tools: complete files, nothing lost, and devices that stay devices."""
+import errno
 import os
 import stat
+import tempfile
 import threading
 
 import pytest
@@ -94,3 +96,12 @@ def test_what_a_killed_tool_has_left_stops_nobody(tmp_path, monkeypatch, write):
         (tmp_path / name).mkdir()
     write(tmp_path / 'x')
     assert (tmp_path / 'x').read_bytes() == b'new' and len(os.listdir(str(tmp_path))) == 3
+
+
+@both
+def test_a_system_without_open_files_is_no_fault_of_the_output(tmp_path, monkeypatch, write):
+    def refused(*args, **options):
+        raise OSError(errno.EMFILE, 'Too many open files')
+    monkeypatch.setattr(tempfile, 'TemporaryDirectory', refused)
+    with pytest.raises(OSError, match='Too many open files'):
+        write(tmp_path / 'x')

@@ -1,6 +1,7 @@
 """Flags of main_predict.py, and those that the tools for trained models share."""
 import os
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
+from typing import Optional, Sequence
 
 from util.config.input_flags import parse_size
 from util.config.parser import Parser, add_device, non_negative_int, positive_int
@@ -19,6 +20,11 @@ def predict_parser() -> Parser:
     add('--class_names', help="text file with one class name per line, in label order; default: the checkpoint's")
     add_work(parser)
     return parser
+
+
+def parse_predict(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse and check the flags of main_predict.py; an error ends the process with one line."""
+    return predict_parser().parse_args(argv)
 
 
 def add_checkpoint(parser: Parser, scripts: str) -> None:

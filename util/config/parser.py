@@ -16,6 +16,7 @@ from util.text import one_line
 
 LARGEST = 2 ** 31 - 1       # integer: of seeds, and of counts on a device
 NULL = ('', '~', 'null', 'Null', 'NULL')        # YAML's null: the flag keeps its default
+VISIBLE = {'npu': 'ASCEND_RT_VISIBLE_DEVICES', 'cuda': 'CUDA_VISIBLE_DEVICES'}     # environment variables
 SWITCH = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}     # YAML's booleans
 
 
@@ -129,8 +130,16 @@ open_fraction = number(float, 0, 1, excluded=[0, 1])
 
 def add_device(add: Callable) -> None:
     """Add --device by `add`, add_argument of a parser or group."""
-    add('--device', default='auto', choices=('auto', 'npu', 'cuda', 'cpu'),
+    add('--device', type=_device_type, default='auto', choices=('auto', *VISIBLE, 'cpu'),
         help='device type; auto: NPU, then CUDA, then CPU')
+
+
+def _device_type(text):
+    kind, colon, index = text.partition(':')
+    if colon and kind in VISIBLE:
+        raise argparse.ArgumentTypeError('{!r} is not a type of device; give {}, and choose one by {}={} in the '
+                                         'environment'.format(text, kind, VISIBLE[kind], index))
+    return text
 
 
 def read_config(path: str) -> Dict[str, Union[str, List[str], None]]:
@@ -141,17 +150,29 @@ def read_config(path: str) -> Dict[str, Union[str, List[str], None]]:
         raise UserError('--config {}: requires PyYAML: pip install pyyaml'.format(path)) from error
     try:
         with open_regular(os.path.expanduser(path), 'r', encoding='utf-8') as file:
-            values = yaml.load(file, Loader=yaml.BaseLoader) or {}      # scalars stay text
-        if not isinstance(values, dict):
+            # Nodes, unlike values, keep duplicate keys and distinguish "null" from null.
+            root = yaml.compose(file, Loader=yaml.BaseLoader)
+        if root and not isinstance(root, yaml.MappingNode):
             raise ValueError('not lines "flag: value"')
         flags = {}
-        for name, value in values.items():
-            if not all(isinstance(text, str) for text in (name, *(value if isinstance(value, list) else [value]))):
-                raise ValueError('{} is neither a scalar nor a list of scalars'.format(name))
-            flags[name[2:] if name.startswith('--') else name] = None if value in NULL else value
+        for key, value in root.value if root else ():
+            name = _text(key, 'a key')
+            name = name[2:] if name.startswith('--') else name
+            if name in flags:
+                raise ValueError(name + ' is set twice')
+            if isinstance(value, yaml.SequenceNode):
+                flags[name] = [_text(item, name) for item in value.value]
+            else:
+                flags[name] = None if value.value in NULL and value.style is None else _text(value, name)
         return flags
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError('--config {}: {}'.format(path, ' '.join(str(error).split()))) from error
+
+
+def _text(node, name):
+    if not isinstance(node.value, str):
+        raise ValueError(name + ' is neither a scalar nor a list of scalars')
+    return node.value
 
 
 def _value_in_argv(flag, argv):

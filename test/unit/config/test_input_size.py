@@ -16,6 +16,7 @@ from util.config.input_flags import grid_of, parse_size
 from util.config.train_flags import parse_pretrain
 from util.data.lazy_image import LazyImage
 from util.data.transforms import preprocessing_of
+from util.errors import UserError
 from util.models.timm_adapter import Mixup
 
 WIDE = ['--input_size', '32', '48']
@@ -70,10 +71,12 @@ def test_positions_are_interpolated_between_non_square_grids_by_the_flags_of_the
     assert (table[1:, 0, 0] > table[:-1, 0, 0]).all()
 
 
-def test_height_and_width_swapped_interpolate_in_evaluation(tmp_path):
+def test_height_and_width_swapped_fail_on_resume_and_interpolate_in_evaluation(tmp_path):
     source = vit([32, 48])
     save(str(tmp_path / 'x.pth'), {'model': source.state_dict(), 'args': flags_of([32, 48])})
     resumed, model = Checkpointer(None, str(tmp_path / 'x.pth')), vit([48, 32])
+    with pytest.raises(UserError, match='4 x 6 .* 6 x 4.*--input_size'):
+        resumed.load_model(model)
     resumed.load_model(model, fit_positions=True)
     assert not torch.equal(model.pos_embed, source.pos_embed)
 

@@ -159,8 +159,11 @@ def test_layer_decay_takes_effect_in_training(images, tmp_path):
     assert min(group['lr_scale'] for group in groups) == .5 ** 7
 
 
-def test_an_ipv6_address_is_accepted(tmp_path):
+def test_an_ipv6_address_is_accepted_and_an_index_of_a_device_names_the_variable(tmp_path, capsys):
     assert parsed(parse_pretrain, [], tmp_path, '--dist_url', 'tcp://[fe80::1]:9/').dist_url == 'tcp://[fe80::1]:9/'
+    with pytest.raises(SystemExit):
+        parsed(parse_pretrain, [], tmp_path, '--device', 'npu:3')
+    assert 'ASCEND_RT_VISIBLE_DEVICES=3' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('flag, meant', [('--mask_ration', '--mask_ratio'), ('--workers', '--num_workers'),

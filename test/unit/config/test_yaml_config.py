@@ -7,7 +7,7 @@ from conftest import launcher
 from test_clusters import check_printed
 
 from util.config import parser
-from util.config.inference_flags import predict_parser
+from util.config.inference_flags import parse_predict
 from util.config.train_flags import parse_finetune, parse_pretrain
 from util.errors import UserError
 from util.reporting import output_dir
@@ -29,7 +29,7 @@ def parsed(tmp_path):
     ('"--batch_size": "8"', 'batch_size', 8), ('{"seed": 8}', 'seed', 8), ('blr: 1e-3', 'blr', 1e-3),
     ('seed: 010', 'seed', 10), ('norm_pix_loss: true', 'norm_pix_loss', True), ('amp: no', 'amp', False),
     ('no_pin_mem: on', 'pin_mem', False), ('no_pin_mem: False', 'pin_mem', True), ('pin_mem: off', 'pin_mem', False),
-    ('input_size: [32, 64]', 'input_size', [32, 64]),
+    ('input_size: [32, 64]', 'input_size', [32, 64]), ('log_dir: "null"', 'log_dir', 'null'),
     ('mean:\n- 0.5\n- -.5\n- .5\nstd: [1]', 'mean', [.5, -.5, .5]), ('lr:', 'lr', None), ('blr: null', 'blr', 1e-3),
     ('local-rank: -1', 'local_rank', -1), ('output_dir: on', 'output_dir', 'on'), ('addr: -x=1', 'addr', '-x=1'),
     ('', 'batch_size', 64)])
@@ -47,7 +47,7 @@ def test_the_command_line_takes_precedence_over_the_file(parsed):
 @pytest.mark.compat
 @pytest.mark.parametrize('text, named', [
     ('mask_ration: .5', '--mask_ration'), ('batch_size: many', '--batch_size'), ('blr: [1, 2]', '--blr'),
-    ('blr: {a: 1}', 'blr'), ('mean: [1, --amp]', '--mean'), ('amp: maybe', '--amp'),
+    ('blr: {a: 1}', 'blr'), ('mean: [1, --amp]', '--mean'), ('amp: maybe', '--amp'), ('seed: 1\n--seed: 1', 'seed'),
     ('config: x', '--config'), ('seed: !!python/object/apply:os.abort []', '--seed'), ('[' * 500, ''),
     (b'seed: \xff', ''), ('just words', ''), ('[a]: 1', ''), ('&a {b: *a}', ''), ('seed: 1\n---\nseed: 2', '')])
 def test_an_error_is_one_line_with_flag_or_file(parsed, capsys, text, named):
@@ -76,7 +76,7 @@ def test_a_tilde_is_the_home_folder_on_the_command_line_and_in_the_file(tmp_path
     assert {name: getattr(args, name) for name in expected} == {
         name: '{}/{}'.format(tmp_path, path) for name, path in expected.items()}
     assert parser.value_of('--log_dir', ['--config=~/x.yaml']) == '~/log'
-    found = predict_parser().parse_args(['--resume=~/c.pth', '--output=~/o', '--class_names=~/n', '~/i'])
+    found = parse_predict(['--resume=~/c.pth', '--output=~/o', '--class_names=~/n', '~/i'])
     assert [found.resume, found.output, found.class_names, *found.images] == [
         '{}/{}'.format(tmp_path, name) for name in ('c.pth', 'o', 'n', 'i')]
 
@@ -86,7 +86,7 @@ def test_a_tilde_is_the_home_folder_on_the_command_line_and_in_the_file(tmp_path
 def test_config_yaml_restores_all_flags_of_a_run(tmp_path):
     odd = 'a "b" \\ \n\t#: \x7f\u2028\udc80é\U0001f600'
     args = parse_finetune(['--data_path', str(tmp_path), '--output_dir', str(tmp_path), '--addr', odd, '--blr', '1e-6',
-                           '--log_dir', 'x y', '--cls_token', '--no_pin_mem', '--cutmix_minmax', '.2', '.4',
+                           '--log_dir', 'null', '--cls_token', '--no_pin_mem', '--cutmix_minmax', '.2', '.4',
                            '--freeze', '3', '--aa', 'none', '--finetune', ''])
     assert output_dir.save_flags(args, 1) == []
     again = parse_finetune(['--config', str(tmp_path / 'config.yaml')])

@@ -33,6 +33,9 @@ class CifarDataset(LazyImageDataset):
         self._sources = [(os.path.join(folder, name), i) for name, (_, batch_labels) in zip(files, batches)
                          for i in range(len(batch_labels))]
         classes = _read(folder, version.meta, version, lambda meta: [name.decode() for name in meta[version.names_key]])
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+            raise UserError('--data_path: {} names {} classes, but some labels are out of range'.format(
+                os.path.join(folder, version.meta), len(classes)))
         super().__init__(labels, classes, transform)
 
     def name_of(self, index: int) -> str:

@@ -71,6 +71,10 @@ def pretraining_set(data_path: str, transform: Transform = None, val_fraction: f
     if val_fraction or cifar.find_cifar(data_path):
         return labelled_set(data_path, 'train', transform, None, val_fraction, val_seed)
     root = find_split(data_path, 'train', labelled=False) or data_path
+    if root != data_path and os.path.isdir(root):
+        others = [name for name in _subfolders(data_path) if name not in SPLITS]
+        if others:
+            logger.info('--data_path: using %s only; ignoring its sibling folders: %s', root, listed(others, 9))
     if os.path.isfile(root) or tar_files(root):
         return _load_split(root, transform, labelled=False)
     splits = [name for name in _subfolders(root) if VALIDATION.search(name)]
@@ -203,6 +207,9 @@ def _choose_value_range(dataset):
     if dataset.white:
         logger.info('value range: 0 to %d, by %d images of integers of more than 8 bits, such as %s', dataset.white,
                     len(ranges), dataset.name_of(0))
+    if min(whites) < 0:
+        logger.info('value range: the own minimum to maximum of images with values below 0 or above 65535, such as %s',
+                    dataset.name_of(0))
     if 2 * flat > len(ranges):
         logger.info('warning: %d of %d images, such as %s, are nearly constant, within %d of 255 grey levels: do they '
                     'use a part of the range of their type? Convert them, or measure --mean and --std',

@@ -79,7 +79,8 @@ def decode(data: bytes, white: int = 0) -> Tuple[np.ndarray, int]:
     """Decode a file's bytes: (upright (H, W, 3) uint8 RGB array, white).
 
     Transparency is dropped. The returned white is the level of grey integer images of more than 8 bits that becomes
-    255, at least `white`; 0 for other images. Raises whatever Pillow raises for damaged bytes or too many pixels.
+    255, at least `white`; 0 for other images, -1 for one that is scaled from its minimum to its maximum. Raises
+    whatever Pillow raises for damaged bytes or too many pixels.
     """
     if not data:
         raise ValueError('an empty file')
@@ -149,6 +150,6 @@ def _to_8_bits(image, white):
         # For 65535 the high byte, which Pillow keeps of 16-bit colours too.
         values = values / 256 if high == 65535 else values * (255 / high) + .5
     else:
-        white = 0
+        white = -1
         values = (values - low) * (255 / ((high - low) or 1)) + .5
     return Image.fromarray(values.astype(np.uint8)).convert('RGB'), white

@@ -5,6 +5,7 @@ labels.npy and classes.txt if the images have classes; and features.json, how th
 """
 import itertools
 import json
+import math
 import os
 from contextlib import ExitStack
 from functools import partial
@@ -47,7 +48,7 @@ def write(folder: str, names: List[str], batches: Iterable, dataset: Any, dtype:
         names: of the arrays, without extension; batches: (indices, [features (M, width) for each array]).
         dataset: InputImages.
     Raises:
-        OSError: a file cannot be written.
+        UserError: a feature overflows `dtype`. OSError: a file cannot be written.
     """
     indices = []
     with ExitStack() as stack:
@@ -56,6 +57,9 @@ def write(folder: str, names: List[str], batches: Iterable, dataset: Any, dtype:
             file.seek(NPY_HEADER)
         for batch, outputs in batches:
             for file, rows in zip(files, outputs):
+                if float(np.finfo(dtype).max) < float(rows.abs().max()) < math.inf:
+                    raise UserError('--dtype {}: features of {} or one of the next images overflow; use float32'.format(
+                        dtype, dataset.name_of(batch[0])))
                 file.write(rows.float().cpu().numpy().astype(dtype).tobytes())
             indices += batch
         for file in files:

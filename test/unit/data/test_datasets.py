@@ -84,6 +84,9 @@ def test_cifar_100_has_fine_labels_and_is_ambiguous_next_to_cifar_10(cifar, cifa
     shutil.copytree(str(cifar), str(cifar_100.parent / cifar.name))
     with pytest.raises(UserError, match='CIFAR-10 and CIFAR-100'):
         datasets.pretraining_set(str(cifar_100.parent))
+    (cifar_100 / 'meta').write_bytes(pickled({b'fine_label_names': [b'cat']}))
+    with pytest.raises(UserError, match='meta'):
+        datasets.labelled_set(str(cifar_100), 'train')
 
 
 class Evil:
@@ -213,11 +216,11 @@ def test_range_of_integers_is_that_of_the_dataset_and_logged(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('kind, low, high', [(np.int32, -1000, 65535), (np.float32, -1, 1)])
-def test_range_of_images_with_other_values_is_their_own(tmp_path, caplog, kind, low, high):
+def test_range_of_images_with_other_values_is_their_own_and_logged(tmp_path, caplog, kind, low, high):
     Image.fromarray(np.linspace(low, high, 64).reshape(8, 8).astype(kind)).save(str(tmp_path / 'x.tif'))
     found, lines, constant = range_line(caplog, datasets.pretraining_set, str(tmp_path))
     pixels = found[0][0].resized_crop(0, 0, 8, 8, (8, 8))
-    assert (int(pixels.min()), int(pixels.max()), len(lines), constant) == (0, 255, 0, False) and found.white == 0
+    assert (int(pixels.min()), int(pixels.max()), len(lines), constant) == (0, 255, 1, False) and found.white == 0
 
 
 def test_range_of_validation_images_is_that_of_the_training_images(tmp_path):

@@ -2,9 +2,11 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from util.checkpoints import load_model
 from util.errors import UserError
@@ -65,3 +67,9 @@ def test_without_a_readable_image_nothing_is_written(pretrained, tmp_path):
     with pytest.raises(UserError, match='none of the 1 images'):
         extract('--resume', pretrained / 'checkpoint-0.pth', '--output', tmp_path / 'f', tmp_path / 'broken.jpg')
     assert os.listdir(str(tmp_path)) == ['broken.jpg']
+
+
+def test_a_float16_overflow_is_an_error(tmp_path):
+    images = SimpleNamespace(classes=None, name_of='image {}.jpg'.format)
+    with pytest.raises(UserError, match='--dtype float16: .*image 0.jpg'):
+        extract_features.write(str(tmp_path), ['features'], [([0], [torch.tensor([[1e5, 0.]])])], images, 'float16', 2)

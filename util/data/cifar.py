@@ -1,6 +1,8 @@
 """CIFAR-10 and CIFAR-100 in their official python batches (Krizhevsky, 2009)."""
+import io
 import os
 import pickle
+import pickletools
 from collections import namedtuple
 from typing import List, Optional, Tuple
 
@@ -70,7 +72,11 @@ def _read(folder, name, version, parse):
     """Result of `parse` for the dict in a file."""
     path = os.path.join(folder, name)
     with wrap_dataset_errors(path, 'is not a {} batch'.format(version.title)), open_regular(path) as file:
-        return parse(_Unpickler(file, encoding='bytes').load())
+        data = file.read()
+        # The unpickler allocates its memo by the largest index in the file; a valid file has at most one per byte.
+        if any('PUT' in opcode.name and argument > len(data) for opcode, argument, _ in pickletools.genops(data)):
+            raise ValueError('its memo is larger than the file')
+        return parse(_Unpickler(io.BytesIO(data), encoding='bytes').load())
 
 
 class _Unpickler(pickle.Unpickler):

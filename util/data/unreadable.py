@@ -7,6 +7,7 @@ import torch
 from util.data.image_files import Failures
 from util.distributed.world import World
 from util.errors import UserError
+from util.files import open_regular
 from util.log import logger
 from util.text import one_line
 
@@ -55,8 +56,12 @@ class UnreadableTracker:
                             .format(len(self._recorded), 's'[:len(self._recorded) - 1], self.limit, NAME, *new[-1]))
 
     def _list(self, failures):
-        """Append files, one `escaped path TAB reason` per line; log the first MAX_LOGGED."""
+        """Append files that are not listed yet, one `escaped path TAB reason` per line; log the first MAX_LOGGED."""
         try:
+            if os.path.lexists(self._path):         # also from before a resume
+                with open_regular(self._path, 'r', encoding='utf-8', errors='replace') as file:
+                    listed = {line.split('\t')[0] for line in file}
+                failures = [pair for pair in failures if escaped(pair[0]) not in listed]
             with open(self._path, 'a', encoding='utf-8', errors='backslashreplace') as file:
                 file.writelines('{}\t{}\n'.format(escaped(path), reason) for path, reason in failures)
         except OSError as error:

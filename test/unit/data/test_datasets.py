@@ -96,9 +96,10 @@ class Evil:
 
 @pytest.mark.compat
 @pytest.mark.parametrize('batch', [
-    {}, {b'data': np.zeros((1, 3072), np.uint8), b'labels': [1, 2]}, Evil(), b'\x80\x03B\xff\xff\xff\xffx.'])
+    {}, {b'data': np.zeros((1, 3072), np.uint8), b'labels': [1, 2]}, Evil(), b'\x80\x02]r\xff\xff\xff\x7f.',
+    b'\x80\x03B\xff\xff\xff\xffx.'])
 def test_invalid_cifar_batch_is_rejected_by_name(cifar, tmp_path, batch):
-    """Includes a pickle that runs code, and one that claims 4 GB of bytes."""
+    """Includes a pickle that runs code, one whose memo would take 32 GB and one that claims 4 GB of bytes."""
     shutil.copytree(str(cifar), str(tmp_path / 'c'))
     data = batch if isinstance(batch, bytes) else pickled(batch)
     (tmp_path / 'c' / 'data_batch_1').write_bytes(data)
@@ -186,11 +187,12 @@ def test_images_folder_without_classes_points_to_a_csv_file(tmp_path):
     assert datasets.labelled_set(root, 'val', classes=['cat', 'dog']).labels.tolist() == [1]
 
 
-def test_pretraining_warns_of_splits_of_other_names(tmp_path, caplog):
+def test_pretraining_logs_ignored_siblings_of_train_and_splits_of_other_names(tmp_path, caplog):
     class_folders(tmp_path / 'a', ['train2017', 'val2017'])
+    class_folders(tmp_path / 'b', ['train/deep/deeper', 'val', 'other'])
     with caplog.at_level('INFO', 'mae'):
-        assert len(datasets.pretraining_set(str(tmp_path / 'a'))) == 2
-    assert 'val2017' in caplog.text
+        assert [len(datasets.pretraining_set(str(tmp_path / name))) for name in 'ab'] == [2, 1]
+    assert 'val2017' in caplog.text and ': other\n' in caplog.text
 
 
 def range_line(caplog, function, *args, **options):

@@ -46,7 +46,7 @@ def test_each_file_counts_once_over_all_passes_and_processes(tmp_path):
     assert lines(tmp_path) == ['/data/{}.jpg\tan empty file'.format(n) for n in (1, 2, 3, 4)]
 
 
-def test_names_are_escaped_and_files_of_an_earlier_run_do_not_count(tmp_path, caplog):
+def test_resumed_run_lists_and_logs_each_file_once(tmp_path, caplog):
     record(UnreadableTracker(str(tmp_path), 99), [(name, 'why') for name in NAMES])
     paths = [line.split('\t')[0] for line in lines(tmp_path)]
     assert paths == [escaped(name) for name in NAMES] and len(caplog.records) == len(NAMES)
@@ -54,6 +54,8 @@ def test_names_are_escaped_and_files_of_an_earlier_run_do_not_count(tmp_path, ca
     resumed = UnreadableTracker(str(tmp_path), 1)       # earlier files do not count: they may have been repaired
     record(resumed, pairs(1))
     assert lines(tmp_path)[-1] == '/data/1.jpg\tan empty file'
+    record(UnreadableTracker(str(tmp_path), 99), [(name, 'why') for name in NAMES])
+    assert len(caplog.records) == len(NAMES) + 1
 
 
 def test_exceeding_the_limit_fails_on_every_process_after_listing_all(tmp_path, caplog):
@@ -64,7 +66,10 @@ def test_exceeding_the_limit_fails_on_every_process_after_listing_all(tmp_path, 
     assert len(lines(tmp_path)) == 4 == len(caplog.records)         # the main process logs
 
 
-def test_failed_write_is_logged(tmp_path, caplog):
+@pytest.mark.parametrize('make', [lambda path: None,
+                                  lambda path: (path.mkdir(), os.mkfifo(str(path / 'bad_images.txt')))])
+def test_failed_write_is_logged(tmp_path, caplog, make):
+    make(tmp_path / 'x')
     bad = UnreadableTracker(str(tmp_path / 'x'), 99)
     record(bad, pairs(*range(12)))
     record(bad, pairs(20))

@@ -1,11 +1,10 @@
 """Atomic writes, and opening regular files only."""
 import errno
-import io
 import os
 import stat
 import time
 from contextlib import contextmanager, suppress
-from typing import IO, BinaryIO, Iterator, List
+from typing import IO, Iterator, List
 
 from util.errors import UserError
 from util.text import first_line
@@ -71,18 +70,6 @@ def open_regular(path: str, mode: str = 'rb', **options) -> IO:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, 'not a regular file', path)
     return open(path, mode, **options)
-
-
-class _WithoutFileno(io.BufferedReader):
-    """A file that torch.load reads through Python: with a file number, torch would first try it as a tar archive."""
-
-    def fileno(self):
-        raise io.UnsupportedOperation('fileno')
-
-
-def regular_file(path: str) -> BinaryIO:
-    """open_regular in binary mode for torch.load, without a file number."""
-    return _WithoutFileno(open_regular(path, buffering=0))
 
 
 def lines(path: str) -> List[str]:

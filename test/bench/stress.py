@@ -30,7 +30,6 @@ import torch
 from util.checkpoints import checkpointer, pth_file
 from util.errors import UserError
 from util.data.image_files import UnreadableImage
-from util.tools.launch import child_pids
 from util.data.lazy_image import open_image
 
 NANO = ['--model', 'mae_vit_nano_patch16', '--input_size', '32', '--patch_size', '8', '--batch_size', '8',
@@ -188,7 +187,7 @@ def damaged_checkpoints(work, rng, count):
 
 def trained_by(launcher):
     """Process ids of the training processes of a launcher."""
-    return sorted(pid for supervisor in child_pids(launcher) for pid in child_pids(supervisor))
+    return sorted(map(int, Path('/proc/{0}/task/{0}/children'.format(launcher)).read_text().split()))
 
 
 def stops(data, work, rng, count):

@@ -15,7 +15,7 @@ from util.checkpoints.schema import State, Weights
 from util.config import normalization
 from util.config.input_flags import normalised_size
 from util.errors import UserError
-from util.files import regular_file
+from util.files import open_regular
 from util.log import logger
 from util.model_sizes import FINETUNE_MODELS, MASK_RATIO, infer_size
 
@@ -140,7 +140,7 @@ def _join_qkv(weights: Weights) -> Weights:
 
 def _json(folder: str, name: str) -> Any:
     """Content of a JSON file in a folder."""
-    with regular_file(os.path.join(folder, name)) as file:
+    with open_regular(os.path.join(folder, name)) as file:
         return json.loads(file.read().decode('utf-8'))
 
 

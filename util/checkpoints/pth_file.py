@@ -1,28 +1,22 @@
 """Checkpoint files: dicts of tensors and plain values, written atomically, read without executing their content."""
 import argparse
-import itertools
 import json
 import os
 import struct
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator
 
-import numpy as np
 import safetensors.numpy  # safetensors.torch cannot be imported under torch 1.5 and 1.8
 import torch
 
 from util.checkpoints import containers, download, hugging_face, pth_format
 from util.checkpoints.schema import State, Weights, is_state_dict
-from util.compat import supported
 from util.config.weights_location import is_url
 from util.errors import SystemFailure, UserError, is_system_failure
-from util.files import atomic_file, regular_file, write_atomically
+from util.files import atomic_file, open_regular, write_atomically
 from util.log import logger
 
 MOST_HEADER = 2 ** 24       # bytes of a safetensors header, about 100000 tensors
-DTYPES = {'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': 'u2', 'I64': 'i8', 'I32': 'i4', 'I16': 'i2', 'I8': 'i1',
-          'U8': 'u1', 'BOOL': 'u1'}              # numpy's; BF16, which it lacks, is the upper half of a float32
-MOST_VALUES, MOST_LEVELS = 10 ** 6, 100     # a hundred nested lists that share items can expand without end
 
 
 @contextmanager
@@ -56,33 +50,27 @@ def save_safetensors(path: str, tensors: Weights, **metadata: str) -> None:
     write_atomically(path, safetensors.numpy.save(values, {'format': 'pt', **metadata}))
 
 
-def plain_copy(value: Any, leaf: Callable[[Any], Any], levels: int = MOST_LEVELS,
-               counter: Optional[Iterator[int]] = None) -> Any:
+def plain_copy(value: Any, leaf: Callable[[Any], Any]) -> Any:
     """Copy nested values into plain dicts, lists, tuples, numbers, strings and None; a Namespace becomes a dict.
 
-    `leaf` converts any other value, such as a tensor, or raises. Raises ValueError for too many values or levels, as
-    a self-reference has, and for other dict keys.
+    `leaf` converts any other value, such as a tensor, or raises. Raises ValueError for other dict keys.
     """
-    counter = counter or itertools.count()
-    if next(counter) == MOST_VALUES or not levels:
-        raise ValueError('too many values or nesting levels')
     if value is None or type(value) in (str, int, float, bool):
         return value
     value = vars(value) if type(value) is argparse.Namespace else value
-    if isinstance(value, dict):             # not value.items(), which a file can override on an OrderedDict
-        if not all(key is None or type(key) in (str, int, float, bool) for key in dict.keys(value)):
+    if isinstance(value, dict):
+        if not all(key is None or type(key) in (str, int, float, bool) for key in value):
             raise ValueError('a dict key that is neither a string nor a number')
-        return {key: plain_copy(item, leaf, levels - 1, counter) for key, item in dict.items(value)}
+        return {key: plain_copy(item, leaf) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         kind = list if isinstance(value, list) else tuple
-        return kind(plain_copy(item, leaf, levels - 1, counter) for item in value)
+        return kind(plain_copy(item, leaf) for item in value)
     return str(value) if isinstance(value, torch.device) else leaf(value)
 
 
 def load(path: str, as_trained: bool = False) -> State:
     """Read a checkpoint of this program, a published one, or another library's weights; raises as checkpoint_errors.
 
-    A file written by torch.save is read twice: its structure and checksums are validated first (0.3 s per GB).
     Args:
         path: file written by torch.save or safetensors, Hugging Face folder, or URL with a hash (see download.py).
         as_trained: keep 'model' and 'model_ema'; by default EMA weights (--ema) replace 'model', as in evaluation.
@@ -117,16 +105,14 @@ def prefer_ema_weights(state: State, path: str) -> State:
 
 def _read(path: str) -> State:
     """Content of a file; a bare state_dict, or the tensors of a safetensors file, are under 'model'."""
-    with regular_file(path) as file:
-        size, head = os.stat(file.raw.fileno()).st_size, file.read(9)
+    with open_regular(path) as file:
+        size, head = os.fstat(file.fileno()).st_size, file.read(9)
         file.seek(0)
         if size > os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'):
             raise ValueError('{:.0f} GB, more than the memory of this machine'.format(size / 1e9))
         if head[8:] == b'{' and struct.unpack('<Q', head[:8])[0] <= MOST_HEADER:
             return _read_safetensors(file.read(size))
-        pth_format.inspect(file, size)
-        file.seek(0)
-        state = plain_copy(_torch_load(file), torch.Tensor.detach)
+        state = plain_copy(*pth_format.parse(file, size))
     if type(state) is not dict:
         return {}
     return {'model': state} if 'model' not in state and state and is_state_dict(state) else state
@@ -139,18 +125,5 @@ def _read_safetensors(data: bytes) -> State:
     # Metadata of util.tools.export: the flags that build the model, and its classes.
     metadata = {name: json.loads(text) for name, text in header.get('__metadata__', {}).items()
                  if name in ('args', 'classes')}
-    return {'model': {name: _tensor(**entry) for name, entry in found}, **metadata}
-
-
-def _tensor(dtype, shape, data):
-    values = np.frombuffer(data, DTYPES[dtype])
-    if dtype == 'BF16':
-        return torch.from_numpy((values.astype(np.uint32) << 16).view(np.float32).reshape(shape)).to(torch.bfloat16)
-    return torch.from_numpy((values != 0 if dtype == 'BOOL' else values).reshape(shape))
-
-
-def _torch_load(file):
-    if hasattr(torch.serialization, 'safe_globals'):
-        with torch.serialization.safe_globals([argparse.Namespace]):      # used by published checkpoints
-            return torch.load(file, map_location='cpu', weights_only=True)
-    return torch.load(file, map_location='cpu', pickle_module=pth_format, **supported(torch.load, weights_only=False))
+    return {'model': {name: pth_format.elements(entry['dtype'], entry['data']).reshape(entry['shape'])
+                      for name, entry in found}, **metadata}

@@ -120,8 +120,8 @@ def collate(items: List[Tuple[Any, Failures]]) -> Tuple[Any, Failures]:
 class Batches:
     """DataLoader that skips empty batches and reports unreadable files.
 
-    If `unreadable_images` (see UnreadableTracker) is set, its `add` gets them; otherwise they are logged. `unreadable`
-    counts those of the last pass in this process; `workers` is the number of loader workers.
+    If `unreadable_images` (see UnreadableTracker) is set, its `add` gets them; otherwise they are logged. `failures`,
+    `unreadable` of them, are those of the last pass in this process; `workers` is the number of loader workers.
     """
 
     def __init__(self, dataset: Dataset, wrapped: Dataset, sampler: Optional[Sampler], batch_size: int,
@@ -137,21 +137,24 @@ class Batches:
         self.loader = DataLoader(wrapped, batch_size=batch_size, sampler=sampler, collate_fn=collate,
                                  drop_last=sampler is not None, num_workers=num_workers, **options)
         self.dataset, self.sampler, self.workers = dataset, sampler, num_workers
-        self.unreadable_images, self.unreadable, self._skipped = None, 0, set()
+        self.unreadable_images, self.failures = None, []
 
     def __len__(self):
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
         """Raises SystemFailure if a loader worker has died."""
-        self.unreadable, self._skipped = 0, set()
+        self.failures.clear()
         return self._readable(iterate_loader(self.loader))
+
+    @property
+    def unreadable(self) -> int:
+        return len(self.failures)
 
     def _readable(self, batches):
         for batch, failures in batches:
             failures = [tuple(pair) for pair in failures]       # memory pinning converts tuples to lists
-            self.unreadable += len(failures)
-            self._skipped.update(path for path, _ in failures)
+            self.failures += failures
             if self.unreadable_images is not None:
                 self.unreadable_images.add(failures)
             else:
@@ -162,8 +165,8 @@ class Batches:
 
     def evaluated_indices(self) -> List[int]:
         """Dataset indices of the images in the last evaluation pass, in order."""
-        indices = self.loader.dataset.dataset.indices
-        return [i for i in indices if not self._skipped or self.dataset.name_of(i) not in self._skipped]
+        indices, skipped = self.loader.dataset.dataset.indices, {path for path, _ in self.failures}
+        return [i for i in indices if not skipped or self.dataset.name_of(i) not in skipped]
 
 
 def seed_generators(seed: int) -> None:

@@ -6,14 +6,14 @@ of a square, or height and width.
 """
 import math
 import random
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision import transforms
 
-from util.config.input_flags import COLOURED, RECIPE_AA, sides
+from util.config.input_flags import COLOURED, RECIPE_AA, InputSize, sides
 from util.config.normalization import MEAN, STD, statistics
 from util.data.lazy_image import LazyImage
 from util.errors import UserError
@@ -25,7 +25,6 @@ MAX_TRIES = 10              # to sample a crop inside the image
 MIN_DISPLAY_STD, DISPLAY_STDS = .1, 2.5     # display mean +- 2.5 deviations if the deviation is below 0.1 (of 0..1)
 EVAL_CROP = .875            # fraction of the short side that evaluation keeps, up to 224 pixels
 
-InputSize = Union[int, Sequence[int]]
 Statistics = Optional[Sequence[float]]
 Transform = Callable[[LazyImage], torch.Tensor]
 

@@ -2,7 +2,6 @@
 
 The page is the template report.html of this folder with its data embedded as JSON: see `render_page`.
 """
-import html
 import json
 import math
 import os
@@ -23,7 +22,7 @@ from util.files import set_aside, write_atomically
 from util.log import logger
 from util.text import duration, first_line, one_line
 
-TEMPLATE, PLACEHOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html'), '<!-- report -->'
+TEMPLATE, PLACEHOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html'), '/* report */'
 _LABELS = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',
            'knn_acc1': 'k-NN', 'train_lr': 'lr', 'data_wait': 'data wait'}
 # Title, substring of the keys of log.txt in the chart, whether the vertical axis begins at 0.
@@ -32,24 +31,19 @@ _CHARTS = (('Loss', 'loss', False), ('Accuracy, %', 'acc', False), ('Learning ra
 
 
 def render_page(title: str, state: str, detail: str, subtitle: str, metrics: list, sections: list) -> bytes:
-    """Render the page. All text from users is either JSON data or escaped.
+    """Render the page. All text from users is JSON data.
 
     Args:
         title, detail, subtitle: plain text: heading, progress of the run, its data and folder.
         state: 'running', 'finished', 'stopped' or 'ended'.
-        metrics: [(name, text)] of the key metrics, which are shown without JavaScript too.
+        metrics: [(name, text)] of the key metrics.
         sections: [(heading, [(kind, content)])]; kinds are those of `render` in report.html.
     """
     data = json.dumps(_jsonable({'title': title, 'state': state, 'detail': detail, 'subtitle': subtitle,
                                  'metrics': metrics, 'sections': [part for part in sections if part[1]]}),
                       allow_nan=False)
-    rows = ['<tr><th scope="row">{}</th><td>{}</td></tr>\n'.format(*(html.escape(one_line(text)) for text in row))
-            for row in metrics]
-    caption = html.escape(one_line('{}, {} {}. {}'.format(title, state, detail, subtitle)))
-    content = '<table class="facts">\n<caption>{}</caption>\n{}</table>\n<script type="application/json" id="data">' \
-              '{}</script>'.format(caption, ''.join(rows), data.replace('<', '\\u003c'))
     with open(TEMPLATE, encoding='utf-8') as file:
-        return file.read().replace(PLACEHOLDER, content).encode()
+        return file.read().replace(PLACEHOLDER, data.replace('<', '\\u003c')).encode()
 
 
 def _jsonable(value):

@@ -11,7 +11,7 @@ from PIL import Image
 from util.file_lock import RunLock
 from util.files import set_aside, write_atomically
 from util.log import logger
-from util.text import first_line, one_line
+from util.text import first_line
 
 STEPS_PER_EPOCH = 1000      # TensorBoard's step is epoch x 1000, so that runs of any batch size share an axis
 # Lines of the Final result block, each with the key that it needs.
@@ -64,13 +64,6 @@ class RunLogger:
     def log_image(self, epoch: float, tag: str, image: Image.Image) -> None:
         """Write an image to TensorBoard at a fractional epoch."""
         self._log(epoch, lambda summary: [summary.image(tag, np.array(image.convert('RGB')), dataformats='HWC')])
-
-    def log_hyperparameters(self, flags: Dict[str, Any], tags: Sequence[str]) -> None:
-        """Write the flags to TensorBoard's HParams table, with the scalars named `tags`."""
-        plain = {name: value if isinstance(value, (bool, int, float)) else one_line(value)
-                 for name, value in flags.items()}
-        # Without the third summary, which would end the run.
-        self._log(0, lambda summary: summary.hparams(plain, dict.fromkeys(tags, 0.))[:2])
 
     def _log(self, epoch, summarise):
         """Write to TensorBoard what `summarise` returns, given torch.utils.tensorboard.summary."""

@@ -14,7 +14,7 @@ from util.devices.host import default_workers
 from util.devices.precision import choose_precision
 from util.distributed.world import World
 from util.errors import UserError
-from util.log import logger, progress_bar
+from util.log import progress_bar
 
 
 class Inference:
@@ -45,7 +45,7 @@ class Inference:
         if num_workers is None:             # a single batch loads as fast in this process
             num_workers = min(default_workers(), (len(dataset) - 1) // batch_size)
         loader = evaluation_loader(dataset, batch_size, World(), False, num_workers, True, self._accelerator)
-        loader.unreadable_images = self
+        self.unreadable = loader.failures
         with progress_bar(label, 'images', len(dataset)) as bar:
             for pixels, indices in loader:
                 pixels, = self._accelerator.to_device([pixels], self._device)
@@ -60,9 +60,3 @@ class Inference:
             raise UserError('none of the {:,} images can be read'.format(total))
         if bad:
             print('{:,} of {:,} images cannot be read'.format(bad, total), file=sys.stderr)
-
-    def add(self, found: Sequence[Tuple[str, str]]) -> None:
-        """Log unreadable files, (path, reason) each; called by the loader, as UnreadableTracker.add is."""
-        for path, reason in found:
-            logger.warning('%s: cannot be read (%s)', path, reason)
-        self.unreadable += found

@@ -1,14 +1,10 @@
 """Launcher, one process per device: python util/tools/launch.py --devices 8 main_pretrain.py --data_path ...
 
-A child of this process supervises the workers: torch.distributed.run if available, else a small loop. The first worker
-that fails ends the others on this node, and the launcher exits with its status. This process forwards stop signals to
-the workers directly, not through the supervisor.
+The first worker that fails ends the others on this node, and the launcher exits with its status. Stop signals are
+forwarded to the workers, which torch.distributed.run does not do for SIGUSR1.
 """
 import argparse
-import glob
-import logging
 import math
-import multiprocessing
 import os
 import signal
 import socket
@@ -29,12 +25,13 @@ errors.begin(__name__)
 from util.config.parser import Parser, non_negative_int, port, positive_int, value_of
 from util.devices import accelerator as devices
 from util.devices.host import default_workers
-from util.distributed.signals import StopRequests, signal_on_exit_of_parent, watch_launcher
-from util.distributed.world import DEFAULT_PORT, HANG_TIMEOUT, rendezvous_timeout
+from util.distributed.signals import StopRequests, watch_launcher
+from util.distributed.world import DEFAULT_PORT
 from util.errors import FAILURE_STATUS, FORWARDED, PREEMPTED_STATUS, STOP_SIGNALS, UserError, run
 from util.text import first_line
 
 SIGNALS = [*STOP_SIGNALS, signal.SIGHUP]
+GRACE = 30.         # seconds from a failure until the other workers are killed
 FINAL_STATUSES = (0, errors.USER_ERROR_STATUS, errors.SAVE_FAILED_STATUS, PREEMPTED_STATUS)      # not restarted
 
 
@@ -115,56 +112,53 @@ def _attempts(flags, command, processes):
 
 
 def run_once(flags: argparse.Namespace, command: list, processes: int, port: int, signals: 'SignalForwarder') -> int:
-    """Run the workers under a supervisor process and report which one failed, unless it reports that itself.
+    """Run the workers until one fails or all have ended, and report which one failed, unless it reports that itself.
 
     Returns the exit status; 128 + n for signal n, as in a shell.
     """
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    # A separate process, since PyTorch 1.11 holds the GIL while it waits for other nodes; forked, since importing
-    # PyTorch takes seconds.
-    supervisor = multiprocessing.get_context('fork').Process(
-        target=_supervise, args=(os.getpid(), flags, command, processes, port, sender))
-    supervisor.start()
-    sender.close()
-    started = False
-    while supervisor.is_alive():
-        # Listing all processes of the host takes milliseconds: not at each poll of a long run.
-        started = started or bool(child_pids(supervisor.pid))
-        if signals.received and not started:        # it may be waiting for other nodes
-            supervisor.kill()
-        signals.forward(supervisor.pid)
-        supervisor.join(.2)
+    workers = {}
     try:
-        rank, status = receiver.recv()
-        name = 'rank {}'.format(rank)
-    except EOFError:                                # killed
-        name, status = 'the supervisor', supervisor.exitcode
-    if not started and signals.received:
-        print('stopped before training; nothing to save', file=sys.stderr)
-        return PREEMPTED_STATUS
-    if status not in (*FINAL_STATUSES, FAILURE_STATUS) and not signals.received:
-        what = 'exited with status {}'.format(status) if status > 0 else 'was killed by ' + signal.Signals(-status).name
-        what += ' (out of memory?)' * (status == -signal.SIGKILL)
-        print('error: {} {}; the others were stopped'.format(name, what), file=sys.stderr, flush=True)
+        # Blocked in the workers until they handle them, see errors.begin: a signal to all processes of a job would end
+        # them without a line.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for local_rank in range(processes):
+            rank = flags.node_rank * processes + local_rank
+            environ = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(processes),
+                           WORLD_SIZE=str(flags.nnodes * processes), MASTER_ADDR=flags.master_addr,
+                           MASTER_PORT=str(port), MAE_LAUNCHER=str(os.getpid()))
+            workers[rank] = subprocess.Popen([sys.executable, '-u'] + command, env=environ)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        status = _wait(workers, signals)
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+        deadline = time.monotonic() + GRACE
+        for worker in workers.values():
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(max(0, deadline - time.monotonic()))
+            worker.kill()
+            worker.wait()
     return status if status >= 0 else 128 - status
 
 
-def _supervise(launcher, flags, command, processes, port, sender):
-    """Supervisor process: sends (rank, exit status) of the first failed worker, or (None, status) if none failed.
-
-    Signals stay blocked here and, until they handle them, in the workers: a signal to all processes of a job would make
-    torch.distributed.run kill the workers after 30 seconds, and would end those without one of the program's lines.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    signal_on_exit_of_parent(signal.SIGKILL, launcher)
-    os.environ['MAE_LAUNCHER'] = str(os.getpid())       # watched by the workers
-    try:
-        from torch.distributed.run import main as torchrun
-    except ImportError:
-        outcome = _run_workers(command, processes, flags, port)
-    else:
-        outcome = _torchrun(torchrun, command, processes, flags, port)
-    sender.send(outcome)
+def _wait(workers, signals):
+    """Wait until all workers, {rank: Popen}, have ended or one fails; returns its status, which may be negative."""
+    running = dict(workers)
+    while running:
+        time.sleep(.2)
+        signals.forward(list(running.values()))
+        for rank, worker in list(running.items()):
+            status = worker.poll()
+            if status is not None:
+                del running[rank]
+            if status and status not in (*FINAL_STATUSES, FAILURE_STATUS) and not signals.received:
+                what = 'exited with status {}'.format(status) if status > 0 else \
+                    'was killed by ' + signal.Signals(-status).name
+                what += ' (out of memory?)' * (status == -signal.SIGKILL)
+                print('error: rank {} {}; the others were stopped'.format(rank, what), file=sys.stderr, flush=True)
+            if status:
+                return status
+    return 0
 
 
 class SignalForwarder:
@@ -175,7 +169,7 @@ class SignalForwarder:
 
     def __init__(self, stop_timeout: float):
         self._stop_timeout, self._requests = stop_timeout, StopRequests()
-        self._deadline, self._sent = None, {}
+        self._deadline, self._sent = None, 0
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:       # ignored under nohup
                 signal.signal(number, lambda number, frame: self._requests.add(number))
@@ -186,38 +180,23 @@ class SignalForwarder:
         """Whether a stop has been requested."""
         return bool(self._requests.numbers)
 
-    def forward(self, supervisor: int) -> None:
-        """Send received signals to the children of `supervisor`, also later ones; kill them after the timeout."""
+    def forward(self, workers: Sequence[subprocess.Popen]) -> None:
+        """Send received signals to the running workers, also later ones; kill them after the timeout."""
         if not self.received:
             return
         if self._deadline is None:
             self._deadline = time.monotonic() + self._stop_timeout
-        workers, late = child_pids(supervisor), time.monotonic() > self._deadline
-        if late and workers:
-            print('error: still running {} s after the signal, killed: processes {}; see --stop_timeout'
-                  .format(self._stop_timeout, ', '.join(map(str, workers))), file=sys.stderr)
+        late, unsent = time.monotonic() > self._deadline, self._requests.numbers[self._sent:]
+        self._sent += len(unsent)
+        if late:
+            print('error: still running {} s after the signal, killed: processes {}; see --stop_timeout'.format(
+                self._stop_timeout, ', '.join(str(worker.pid) for worker in workers)), file=sys.stderr)
             self._deadline = math.inf
-        for pid in workers or [supervisor] * late:
-            unsent = [signal.SIGKILL] if late else self._requests.numbers[self._sent.get(pid, 0):]
-            self._sent[pid] = self._sent.get(pid, 0) + len(unsent)
-            for number in unsent:
-                number = signal.SIGTERM if number == signal.SIGHUP else number
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number if late or number > FORWARDED else FORWARDED + number)
-
-
-def child_pids(parent: int) -> List[int]:
-    """Pids of the running child processes of a process."""
-    found = []
-    for path in glob.glob('/proc/[0-9]*/stat'):
-        try:
-            with open(path, 'rb') as file:
-                state, ppid = file.read().rsplit(b')', 1)[1].split()[:2]
-        except OSError:
-            continue                    # it has just exited
-        if int(ppid) == parent and state not in (b'Z', b'X'):
-            found.append(int(path.split('/')[2]))
-    return found
+            unsent = [signal.SIGKILL]
+        for number in unsent:
+            number = signal.SIGTERM if number == signal.SIGHUP else number
+            for worker in workers:
+                worker.send_signal(number if late or number > FORWARDED else FORWARDED + number)
 
 
 def free_port() -> int:
@@ -225,58 +204,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
-
-
-def _torchrun(torchrun, command, processes, flags, port):
-    """Run the workers under torch.distributed.run; returns (rank, exit status)."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    logging.disable(logging.ERROR)      # the launcher reports a failure in one line
-    hang_timeout = HANG_TIMEOUT
-    with suppress(ValueError):          # reported by the workers
-        hang_timeout = float(value_of('--hang_timeout', command) or HANG_TIMEOUT)
-    seconds = math.ceil(rendezvous_timeout(hang_timeout))
-    # Its own restarts would also repeat user errors and requested stops.
-    arguments = ['--max_restarts', 0, '--monitor_interval', 1, '--nproc_per_node', processes,
-                 '--nnodes', flags.nnodes, '--node_rank', flags.node_rank, '--master_addr', flags.master_addr,
-                 '--master_port', port, '--rdzv_conf', 'timeout={}'.format(seconds), *command]
-    try:
-        torchrun([str(argument) for argument in arguments])
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        return rank, failure.exitcode
-    except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
-        print('error: node {} cannot connect to the others at {}, port {}, within {} s ({})'.format(
-            flags.node_rank, flags.master_addr, port, seconds, first_line(error)), file=sys.stderr, flush=True)
-        return None, FAILURE_STATUS
-    return None, 0
-
-
-def _run_workers(command, processes, flags, port):
-    """As _torchrun, before PyTorch 1.9, whose torch.distributed.launch waits for rank 0 before it checks the others."""
-    ranks = {}
-    for local_rank in range(processes):
-        rank = flags.node_rank * processes + local_rank
-        environ = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(processes),
-                       WORLD_SIZE=str(flags.nnodes * processes), MASTER_ADDR=flags.master_addr, MASTER_PORT=str(port))
-        ranks[rank] = subprocess.Popen([sys.executable, '-u'] + command, env=environ)
-    try:
-        while ranks:
-            time.sleep(.2)
-            for rank, process in list(ranks.items()):
-                if process.poll() is not None:
-                    del ranks[rank]
-                    if process.returncode:
-                        return rank, process.returncode
-        return None, 0
-    finally:
-        for process in ranks.values():
-            process.terminate()
-        deadline = time.monotonic() + 10        # nothing to save after a failure
-        for process in ranks.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0, deadline - time.monotonic()))
-            process.kill()
-            process.wait()
 
 
 if __name__ == '__main__':

@@ -8,7 +8,6 @@ import os
 import signal
 import tarfile
 from argparse import Namespace
-from types import SimpleNamespace
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -94,14 +93,13 @@ def pack(args: Namespace, splits: Sequence[Tuple[str, ImageList]]) -> int:
 
 def _pack_split(args, folder, split, dataset):
     """Write the tar files and class names of a split; returns the lines of unreadable.txt."""
-    folder, labelled, unreadable = os.path.join(folder, split), dataset.classes != UNLABELLED, []
+    folder, labelled = os.path.join(folder, split), dataset.classes != UNLABELLED
     os.makedirs(folder, exist_ok=True)
     if labelled:
         with open(os.path.join(folder, tar_dataset.CLASSES), 'w', encoding='utf-8', errors='backslashreplace') as file:
             file.writelines(name.replace('\n', ' ') + '\n' for name in dataset.classes)
     names, files = member_names(dataset.paths), _Files(dataset, args.short_side, args.quality)
     loader = evaluation_loader(files, 8, World(), False, args.num_workers, False, Cpu())
-    loader.unreadable_images = SimpleNamespace(add=unreadable.extend)
     with progress_bar(os.path.normpath(os.path.join(args.target, split)), 'images', len(files)) as bar:
         samples = itertools.chain.from_iterable(zip(*batch) for batch in loader)
         for number, shard in itertools.groupby(enumerate(samples), lambda item: item[0] // args.images_per_shard):
@@ -113,9 +111,7 @@ def _pack_split(args, folder, split, dataset):
                     if labelled:
                         _add(tar, stem + '.cls', str(dataset.labels[i]).encode())
                     bar.update()
-            if bar.disable:
-                logger.info('%s is complete', os.path.basename(path))
-    return ['{}\t{}\n'.format(*pair) for pair in unreadable]
+    return ['{}\t{}\n'.format(*pair) for pair in loader.failures]
 
 
 def _add(tar, name, data):

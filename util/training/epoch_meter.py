@@ -1,7 +1,7 @@
 """Meters of an epoch: loss, learning rate, images/s and data-wait share, with a log line every 20 iterations."""
 import math
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -32,7 +32,8 @@ class EpochMeter:
 
     def __init__(self, loader: Batches, session: Session, optimizer_step: OptimizerStep, loss_tag: str, seed: int):
         self.loader, self.session, self.optimizer_step = loader, session, optimizer_step
-        self._run_logger, self._scalars, self._loss_tag, self._seed = None, [], loss_tag, seed
+        self._loss_tag, self._seed = loss_tag, seed
+        self.run_logger: Optional[RunLogger] = None     # of the scalars, once the output folder is entered
         self._images, self._seconds = 0., 0.    # of all epochs
         self._warmup = WARMUP_ITERATIONS
 
@@ -76,19 +77,10 @@ class EpochMeter:
                     duration(per_iteration * (self.iterations - i - 1)), loss, self.optimizer_step.lr, per_iteration,
                     self._waited / count, '' if peak is None else '  max mem: {:.0f} MiB'.format(peak),
                     '  skipped steps: {}'.format(skipped) if skipped else '')
-        self._scalars.append((self.epoch + (i + 1) / self.iterations,
-                              {self._loss_tag: loss, 'lr': self.optimizer_step.lr}))
-        self._log_scalars()
+        if self.run_logger:
+            self.run_logger.log_scalars(self.epoch + (i + 1) / self.iterations,
+                                        {self._loss_tag: loss, 'lr': self.optimizer_step.lr})
         self._since, self._waited, self._last_line = now, 0., i + 1
-
-    def _log_scalars(self):
-        while self._run_logger and self._scalars:
-            self._run_logger.log_scalars(*self._scalars.pop(0))
-
-    def start_logging(self, run_logger: RunLogger, seconds: float) -> None:
-        """Log scalars to `run_logger`, also those up to now; log lines exclude the `seconds` of opening it."""
-        self._run_logger, self._since = run_logger, self._since + seconds
-        self._log_scalars()
 
     def state_dict(self) -> Dict[str, Any]:
         """Collective: state within an epoch, in plain values."""
@@ -170,14 +162,12 @@ class Throughput:
         iterations: length of the pass.
         warmup: leading iterations to leave out; at most a third of all, so that 3 iterations still leave 2.
         synchronize: waits for the device; called only at the start and the end of the timing.
-        now: a clock in seconds.
     """
 
-    def __init__(self, iterations: int, warmup: int, synchronize: Callable[[], None],
-                 now: Callable[[], float] = time.perf_counter):
+    def __init__(self, iterations: int, warmup: int, synchronize: Callable[[], None]):
         self.skip = min(warmup, iterations // 3)
         self.images, self.waited, self.last_wait = 0, 0., 0.
-        self._synchronize, self._now = synchronize, now
+        self._synchronize = synchronize
         self._started, self._ended = None, None
 
     def batches(self, loader: Iterable) -> Iterator:
@@ -186,9 +176,9 @@ class Throughput:
             self._start()
         iterator, done = iter(loader), 0
         while True:
-            before = self._now()
+            before = time.perf_counter()
             batch = next(iterator, None)
-            self.last_wait = self._now() - before
+            self.last_wait = time.perf_counter() - before
             if self._started is not None:
                 self.waited += self.last_wait
             if batch is None:
@@ -198,12 +188,12 @@ class Throughput:
             if done == self.skip:
                 self._start()
         self._synchronize()
-        self._ended = self._now()
+        self._ended = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Seconds timed so far."""
-        return 0. if self._started is None else (self._ended or self._now()) - self._started
+        return 0. if self._started is None else (self._ended or time.perf_counter()) - self._started
 
     def add(self, images: int) -> None:
         """Count the images of the current batch."""
@@ -212,7 +202,7 @@ class Throughput:
 
     def _start(self):
         self._synchronize()
-        self._started = self._now()
+        self._started = time.perf_counter()
 
 
 def per_second(images: float, seconds: float) -> float:

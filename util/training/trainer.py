@@ -50,7 +50,6 @@ class Trainer:
                                                                          len(loader.dataset)))
         session.check_same_start(self._epoch, self._images)
         checkpointer.report_changes(args, session.world.size)
-        self._first_epoch = self._epoch
         self._batch = args.batch_size * session.world.size      # images per iteration, all processes
         self._check_every, self._steps, self._since = 1, 0, time.monotonic()    # steps and time since the last check
         self._open_iterations = 0                               # of the current accumulation window
@@ -84,13 +83,12 @@ class Trainer:
 
     def _enter_folder(self):
         """Collective: enter the output folder; earlier results move away unless the run continues there."""
-        started, begin = time.perf_counter(), self._epoch + self._images / len(self._loader.dataset)
-        self._run_logger = enter_output_folder(self._args, self._session, self._checkpointer,
-                                               (self._epoch, self._images), begin)
+        begin = self._epoch + self._images / len(self._loader.dataset)
+        self._run_logger = self.meter.run_logger = enter_output_folder(
+            self._args, self._session, self._checkpointer, (self._epoch, self._images), begin)
         self._checkpointer.begin()
         self._report = Report(self._args, self._session, self.optimizer_step.precision, len(self._loader.dataset),
                               self._run_logger, self._report_part)
-        self.meter.start_logging(self._run_logger, time.perf_counter() - started)
 
     def epochs(self) -> Iterator[int]:
         """Each remaining epoch, counted from 0; the caller trains it, then calls close_epoch."""
@@ -206,13 +204,10 @@ class Trainer:
             SaveFailed: the last checkpoint could not be written.
         """
         epoch, step = self._epoch, self.optimizer_step
-        scalars = {'perf/' + name: value for name, value in tests.items()}
         trained = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
         self._run_logger.log_epoch({**stats, **tests, 'n_parameters': trained, 'epoch': epoch,
                                     'device': self._session.accelerator.name, 'precision': step.precision.name})
-        self._run_logger.log_scalars(epoch + 1, scalars)
-        if epoch == self._first_epoch:
-            self._run_logger.log_hyperparameters(vars(self._args), [self._loss_tag, *scalars])
+        self._run_logger.log_scalars(epoch + 1, {'perf/' + name: value for name, value in tests.items()})
         self._report.on_epoch_end(epoch)
         self._epoch, self._images = epoch + 1, 0
         last = self._epoch == self._args.epochs

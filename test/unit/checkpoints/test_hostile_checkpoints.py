@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_end_to_end import same
 
-from util.checkpoints import pth_file, pth_format
+from util.checkpoints import pth_file
 from util.checkpoints.pth_format import MAGIC_NUMBER, PROTOCOL
 from util.errors import SystemFailure, UserError
 
@@ -100,30 +100,10 @@ def test_other_files_are_rejected(tmp_path, content):
     rejected(tmp_path / 'x.pth')
 
 
-LAUGHS = b'\x80\x02]q\x00' + b''.join(b'](h%ch%ceq%c' % (i, i, i + 1) for i in range(60)) + b'.'
-EXHAUSTING = {
-    'a tuple too deep to hash, as a key': b'\x80\x02})' + b'\x85' * 500000 + b'Ns.',
-    'lists within lists': b'\x80\x02' + b']' * 10000 + b'a' * 9999 + b'.',
-    'a list that holds itself': b'\x80\x02]q\x00h\x00a.',
-    'each list holds the one before twice': LAUGHS,
-    'the last place of the memo': b'\x80\x02]r\xff\xff\xff\xff.',
-    'decimals without end': b'I' + b'9' * 1000000 + b'\n.',
-    'a string of 4 GB that is not there': b'\x80\x02X\xff\xff\xff\xff' + b'x' * 100 + b'.',
-}
-
-
-@pytest.mark.parametrize('kind', EXHAUSTING)
-def test_a_pickle_made_to_exhaust_memory_or_time_is_rejected(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(pth_file, 'MOST_VALUES', 10 ** 4)
-    rejected(zipped(tmp_path / 'evil.pth', EXHAUSTING[kind]))
-
-
-@pytest.mark.parametrize('module, limit', [(pth_file, 'MOST_VALUES'), (pth_format, 'MOST_OPERATIONS')])
-def test_more_values_than_a_checkpoint_has_are_rejected(tmp_path, monkeypatch, module, limit):
-    path = zipped(tmp_path / 'x.pth', pickle.dumps({'model': {}, 'x': [None] * 1000}, 2))
-    assert len(pth_file.load(path)['x']) == 1000
-    monkeypatch.setattr(module, limit, 1000)
-    rejected(path)
+@pytest.mark.parametrize('content', [b'\x80\x02' + b']' * 10000 + b'a' * 9999 + b'.', b'\x80\x02]q\x00h\x00a.',
+                                     b'\x80\x02X\xff\xff\xff\xff' + b'x' * 100 + b'.'])
+def test_values_nested_without_end_and_truncated_pickles_are_rejected(tmp_path, content):
+    rejected(zipped(tmp_path / 'evil.pth', content))
 
 
 class Storage:
@@ -169,8 +149,8 @@ LYING = {
     'before its storage': {'offset': -1}, 'a step back': {'stride': (-1,), 'offset': 1},
     'larger than its data by steps of 0': {'size': (10 ** 12,), 'stride': (0,)},
     'more dimensions than torch supports': {'size': (1,) * 100, 'stride': (1,) * 100}, 'no numbers': {'size': ('2',)},
-    'hooks': {'hooks': {'x': 1}}, 'another key': {'key': '1'}, 'no type': {'kind': 'FloatStorage'},
-    'a type of larger elements': {'kind': torch.DoubleStorage}, 'an invalid location': {'location': 5},
+    'another key': {'key': '1'}, 'no type': {'kind': 'FloatStorage'},
+    'a type of larger elements': {'kind': torch.DoubleStorage},
     'another shape afterwards': {'attributes': ((SAME, 1, (1,), (1,)),)},
 }
 
@@ -194,29 +174,18 @@ def changed(at, value):
     return lambda content: content[:at] + value + content[at + len(value):]
 
 
-ARCHIVES = {
-    'a second one behind it': lambda content: 2 * content,
-    'a zip within the comment': lambda content: content[:-2] + struct.pack('<H', len(content)) + content,
-    'a directory of gigabytes': lambda content: content[:-10] + struct.pack('<L', 2 ** 31) + content[-6:],
-    'more records than it has': lambda content: content[:-12] + struct.pack('<H', 60000) + content[-10:],
-    'two names for a record': changed(30, b'ARCHIVE'), 'an encrypted record': changed(6, b'\1'),
-    'a record that is a directory': lambda content: changed(content.rfind(b'PK\1\2') + 38, b'\x10')(content),
-}
-
-
-@pytest.mark.parametrize('kind', ARCHIVES)
-def test_an_archive_that_can_be_read_in_two_ways_is_rejected(tmp_path, kind):
+@pytest.mark.parametrize('change', [
+    lambda content: content[:-10] + struct.pack('<L', 2 ** 31) + content[-6:], changed(30, b'ARCHIVE')])
+def test_a_damaged_directory_of_an_archive_is_rejected(tmp_path, change):
     path = tmp_path / 'zip.pth'
     zipped(path, tensors({}), [('data/0', DATA)])
-    path.write_bytes(ARCHIVES[kind](path.read_bytes()))
+    path.write_bytes(change(path.read_bytes()))
     rejected(path)
 
 
-@pytest.mark.parametrize('name, content', [
-    ('data/0', DATA), ('DATA/0', DATA), ('byteorder', b'big'), ('code/x.py', b''), ('constants.pkl', b'')])
-@pytest.mark.filterwarnings('ignore:Duplicate name')
-def test_duplicate_records_another_byte_order_and_torchscript_are_rejected(tmp_path, name, content):
-    rejected(zipped(tmp_path / 'zip.pth', tensors({}), [('data/0', DATA), (name, content)]))
+def test_torchscript_is_rejected(tmp_path):
+    torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1)).save(str(tmp_path / 'traced.pth'))
+    rejected(tmp_path / 'traced.pth')
 
 
 def test_records_that_share_their_bytes_are_rejected(tmp_path):

@@ -14,7 +14,6 @@ from test_launchers import wait_for
 from util.distributed import signals
 from util.distributed.signals import StopRequests
 from util.errors import FORWARDED, LAUNCHER_EXITED, signal_name
-from util.tools.launch import child_pids
 
 
 def start(images, folder, *words):
@@ -29,9 +28,9 @@ def start(images, folder, *words):
 def wait_for_worker(launcher, rank):
     """Pid of the process of `rank` that util/tools/launch.py has started."""
     while launcher.poll() is None:
-        for pid in [pid for supervisor in child_pids(launcher.pid) for pid in child_pids(supervisor)]:
-            if 'RANK={}'.format(rank).encode() in Path('/proc', str(pid), 'environ').read_bytes().split(b'\0'):
-                return pid
+        for pid in Path('/proc/{0}/task/{0}/children'.format(launcher.pid)).read_text().split():
+            if 'RANK={}'.format(rank).encode() in Path('/proc', pid, 'environ').read_bytes().split(b'\0'):
+                return int(pid)
         time.sleep(.05)
 
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from itertools import count
 from types import SimpleNamespace
 
@@ -159,13 +158,9 @@ def test_a_run_that_exits_before_the_signalling_shell_waits_keeps_its_status(tmp
     assert running.wait(timeout=TIMEOUT) == 75 and (tmp_path / 'log').read_text() == 'at work\n'
 
 
-def supervised(*words, without_torchrun=False):
-    """util/tools/launch.py, with torchrun where PyTorch has it, or else with our supervisor of processes."""
-    if not without_torchrun:
-        return [sys.executable, ROOT / 'util' / 'tools' / 'launch.py', *words]
-    code = ("import sys; sys.modules['torch.distributed.run'] = None; from util.tools import launch; "
-            'launch.main(sys.argv[1:])')
-    return [sys.executable, '-c', code, *words]
+def supervised(*words):
+    """util/tools/launch.py."""
+    return [sys.executable, ROOT / 'util' / 'tools' / 'launch.py', *words]
 
 
 FAILING = """
@@ -185,13 +180,14 @@ def test_a_failed_rank_is_named_and_ends_the_others(tmp_path):
 
 
 @pytest.mark.compat
-def test_our_supervisor_kills_even_processes_that_ignore_its_signal(tmp_path, monkeypatch):
+def test_processes_that_ignore_the_signal_to_end_are_killed(tmp_path, monkeypatch):
     script, clock = tmp_path / 'failing.py', count(0, 100)          # the time to end passes at once
     script.write_text(FAILING)
     monkeypatch.setattr(launch, 'time', SimpleNamespace(monotonic=clock.__next__, sleep=time.sleep))
     waits, fails = 'signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)', 'sys.exit(7)'
     flags, _ = launch.parse(['--nproc', '2', str(script)])
-    assert launch._run_workers([str(script), waits, fails], 2, flags, launch.DEFAULT_PORT) == (1, 7)
+    no_signals = SimpleNamespace(received=False, forward=lambda workers: None)
+    assert launch.run_once(flags, [str(script), waits, fails], 2, launch.DEFAULT_PORT, no_signals) == 7
     assert all_exited(str(script))
 
 
@@ -241,20 +237,10 @@ time.sleep(100)
 def test_processes_that_take_longer_than_the_stop_timeout_are_killed(tmp_path):
     script, ready = tmp_path / 'stubborn.py', tmp_path / 'ready'
     script.write_text(STUBBORN)
-    command = supervised('--nproc', 1, '--stop_timeout', 1, '--max_restarts', 2, script, ready, without_torchrun=True)
+    command = supervised('--nproc', 1, '--stop_timeout', 1, '--max_restarts', 2, script, ready)
     running = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(ready, running)
     running.send_signal(signal.SIGUSR1)
     output = running.communicate(timeout=TIMEOUT)[0].decode()
     assert running.returncode == 137 and '--stop_timeout' in output and output.count('\n') == 1, output
     assert (tmp_path / 'ready-signalled').exists() and all_exited(str(script))
-
-
-@pytest.mark.compat
-@pytest.mark.skipif(find_spec('torch.distributed.run') is None, reason='without torchrun, no launcher waits for nodes')
-def test_a_signal_during_the_rendezvous_ends_the_launcher_at_once():
-    running = subprocess.Popen([str(word) for word in supervised(      # node 0 is not there
-        '--nproc', 1, '--nnodes', 2, '--node_rank', 1, '--master_port', 9, ROOT / 'main_pretrain.py')])
-    time.sleep(1)
-    signal_when_trapped(running, signal.SIGTERM)
-    assert running.wait(timeout=TIMEOUT) == 75

@@ -37,10 +37,11 @@ def timed_pass(sizes, step, wait=0., warmup=10, slow_first=0.):
             clock.time += wait
             yield [0] * size
 
-    throughput = Throughput(len(sizes), warmup, clock.synchronize, clock)
-    for i, batch in enumerate(throughput.batches(loader())):
-        clock.time += step + (slow_first if i == 0 else 0)
-        throughput.add(len(batch))
+    throughput = Throughput(len(sizes), warmup, clock.synchronize)
+    with mock.patch('time.perf_counter', clock):
+        for i, batch in enumerate(throughput.batches(loader())):
+            clock.time += step + (slow_first if i == 0 else 0)
+            throughput.add(len(batch))
     return throughput, clock
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from util.config.input_flags import InputSize, sides
-from util.model_sizes import MASK_RATIO, PRETRAIN_MODELS, Size, visible_patches
+from util.model_sizes import MASK_RATIO, PRETRAIN_MODELS, Size, predicted_patches, visible_patches
 from util.models.activation_checkpointing import directly
 from util.models.positions import sincos_2d
 from util.models.reconstruction import patch_statistics
@@ -24,14 +24,17 @@ class MaskedAutoencoderViT(nn.Module):
         img_size: input side in pixels, or (height, width).
         patch_size: patch side in pixels; divides img_size.
         norm_pix_loss: predict pixels normalised by mean and variance of their patch (section 4.1).
+        predict_ratio: share of the hidden patches that a training step predicts, a random subset that is drawn anew in
+            each step (partial reconstruction, CrossMAE, arXiv:2401.14391); the others stay out of decoder and loss.
     """
 
     def __init__(self, img_size: InputSize = 224, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 1024,
                  depth: int = 24, num_heads: int = 16, decoder_embed_dim: int = 512, decoder_depth: int = 8,
                  decoder_num_heads: int = 16, mlp_ratio: float = 4., norm_layer: Callable = nn.LayerNorm,
-                 norm_pix_loss: bool = False):
+                 norm_pix_loss: bool = False, predict_ratio: float = 1.):
         super().__init__()
-        self.patch_size, self.in_chans, self.norm_pix_loss = patch_size, in_chans, norm_pix_loss
+        self.patch_size, self.in_chans = patch_size, in_chans
+        self.norm_pix_loss, self.predict_ratio = norm_pix_loss, predict_ratio
         self.run_block = directly     # or util.models.activation_checkpointing.checkpointed
         height, width = img_size = sides(img_size)
         self.grid_size = (height // patch_size, width // patch_size)
@@ -69,7 +72,7 @@ class MaskedAutoencoderViT(nn.Module):
             imgs: (N, C, H, W), normalised.
             mask_ratio: fraction of patches to hide.
             noise: (N, L): the patches with the smallest noise stay visible; default: uniform.
-            loss_only: compute and return only the loss, as in training.
+            loss_only: compute and return only the loss, as in training: over `predict_ratio` of the hidden patches.
         Returns:
             loss: scalar, mean squared error over hidden patches.
             pred: (N, L, p * p * C), predicted pixels (normalised per patch with norm_pix_loss).
@@ -81,10 +84,11 @@ class MaskedAutoencoderViT(nn.Module):
         keep = visible_patches(ids.shape[1], mask_ratio)
         patches = self.patchify(imgs)
         latent = self.encode_visible(patches, ids[:, :keep])
-        pred = self.decode_shuffled(latent, ids, hidden_only=loss_only)
-        loss = self.loss_of_hidden(patches, pred[:, keep - ids.shape[1]:], ids[:, keep:])
         if loss_only:
-            return loss
+            ids = ids[:, :keep + predicted_patches(ids.shape[1] - keep, self.predict_ratio)]
+            return self.loss_of_hidden(patches, self.decode_shuffled(latent, ids, hidden_only=True), ids[:, keep:])
+        pred = self.decode_all(latent, ids)
+        loss = self.loss_of_hidden(patches, pred[:, keep:], ids[:, keep:])
         ids_restore = ids.sort(dim=1)[1]
         return loss, gather_tokens(pred, ids_restore), (ids_restore >= keep).float()
 
@@ -100,12 +104,22 @@ class MaskedAutoencoderViT(nn.Module):
             x = self.run_block(block, x)
         return self.norm(x)
 
+    def decode_all(self, latent: Tensor, ids: Tensor) -> Tensor:
+        """Like decode_shuffled for all patches: the hidden ones in groups, of as many as a training step predicts."""
+        visible, length = latent.shape[1] - 1, ids.shape[1]
+        size, parts = predicted_patches(length - visible, self.predict_ratio), []
+        for first in range(visible, max(length, visible + 1), size):
+            start = max(visible, min(first, length - size))         # the last group is filled with patches before it
+            pred = self.decode_shuffled(latent, torch.cat([ids[:, :visible], ids[:, start:start + size]], dim=1))
+            parts.append(pred[:, visible + first - start:] if parts else pred)
+        return torch.cat(parts, dim=1)
+
     def decode_shuffled(self, latent: Tensor, ids: Tensor, hidden_only: bool = False) -> Tensor:
-        """Latent (N, 1 + K, D) -> predicted pixels (N, L, p * p * C) in the order of `ids` (N, L), visible ones first.
+        """Latent (N, 1 + K, D) -> predicted pixels (N, M, p * p * C) of the patches `ids` (N, M), visible ones first.
 
         The order is not restored, since attention is permutation-equivariant.
         Args:
-            hidden_only: the last block and the prediction skip the visible patches: (N, L - K, p * p * C).
+            hidden_only: the last block and the prediction skip the visible patches: (N, M - K, p * p * C).
         """
         x = self.decoder_embed(latent)                                                   # (N, 1 + K, E)
         visible = x.shape[1]
@@ -145,7 +159,7 @@ class MaskedAutoencoderViT(nn.Module):
 
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
         """Latent (N, 1 + K, D) -> predicted pixels (N, L, p * p * C), patches in the order of the image."""
-        return gather_tokens(self.decode_shuffled(latent, ids_restore.sort(dim=1)[1]), ids_restore)
+        return gather_tokens(self.decode_all(latent, ids_restore.sort(dim=1)[1]), ids_restore)
 
     def forward_loss(self, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error in fp32 between pred (N, L, p * p * C) and imgs, over patches of mask (N, L) 1."""

@@ -1,6 +1,6 @@
 """Model sizes, one row each: for the constructors, --model and the recognition of weights by their shapes."""
 import re
-from typing import Any, Dict, List, NamedTuple, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from util.errors import UserError
 
@@ -42,6 +42,33 @@ def visible_patches(patches: int, mask_ratio: float) -> int:
     return int(patches * (1 - mask_ratio))
 
 
+def decoder_fault(flags: Dict[str, Any]) -> Optional[str]:
+    """What is wrong with the decoder's flags, as an error message that begins with the flag; None if nothing is."""
+    width, _, heads = PRETRAIN_MODELS[flags['model']].decoder
+    width, heads = flags.get('decoder_embed_dim') or width, flags.get('decoder_num_heads') or heads
+    if width % 4:
+        return '--decoder_embed_dim: {} is not a multiple of 4, which the position embedding needs'.format(width)
+    if width % heads:
+        return '--decoder_num_heads: {} does not divide the width {} of the decoder'.format(heads, width)
+    return None
+
+
+def predicted_patches(hidden: int, predict_ratio: float) -> int:
+    """Number of `hidden` patches that a training step predicts, at least 1 (arXiv:2401.14391)."""
+    return max(1, int(hidden * predict_ratio))
+
+
+def decoder_flags(weights: Dict[str, Any]) -> Dict[str, Optional[int]]:
+    """decoder_embed_dim and decoder_depth, by the weights of the decoder; None each without a decoder."""
+    embedding = weights.get('decoder_embed.weight')
+    return {'decoder_embed_dim': None if embedding is None else len(embedding),
+            'decoder_depth': _depth(weights, 'decoder_blocks') or None}
+
+
+def _depth(weights, blocks):
+    return len({match.group(1) for match in map(re.compile(blocks + r'\.(\d+)\.').match, weights) if match})
+
+
 def infer_size(weights: Dict[str, Any], path: str, input_size: Union[int, List[int], None] = None) -> Dict[str, Any]:
     """The flags that build the model of `weights`, inferred from their names and shapes.
 
@@ -49,8 +76,8 @@ def infer_size(weights: Dict[str, Any], path: str, input_size: Union[int, List[i
         weights: tensors by the names of this program.
         input_size: pixels, if known; default: that of the position embedding, as a square.
     Returns:
-        model (a classifier's name for an encoder without decoder and head), input_size, patch_size, in_chans and
-        global_pool.
+        model (a classifier's name for an encoder without decoder and head), input_size, patch_size, in_chans,
+        global_pool, and decoder_flags of an autoencoder.
     Raises:
         UserError: no model has these shapes.
     """
@@ -58,8 +85,7 @@ def infer_size(weights: Dict[str, Any], path: str, input_size: Union[int, List[i
     if embedding is None or embedding.dim() != 4 or positions is None or positions.dim() != 3:
         raise UserError('{}: neither a checkpoint of this program nor the weights of a ViT'.format(path))
     width, in_chans, patch, columns = embedding.shape
-    blocks = [re.match(r'blocks\.(\d{1,4})\.', name) for name in weights]
-    encoder = width, max((int(match.group(1)) + 1 for match in blocks if match), default=0)
+    encoder = width, _depth(weights, 'blocks')
     name = next((name for name, size in FINETUNE_MODELS.items() if (size.width, size.depth) == encoder), None)
     side = round(max(positions.shape[1] - 1, 0) ** .5)
     if name is None or patch != columns or not (input_size or side ** 2 == positions.shape[1] - 1):
@@ -68,4 +94,4 @@ def infer_size(weights: Dict[str, Any], path: str, input_size: Union[int, List[i
     if 'decoder_embed.weight' in weights:
         name = 'mae_' + name
     return {'model': name, 'input_size': input_size or side * patch, 'patch_size': patch, 'in_chans': in_chans,
-            'global_pool': 'fc_norm.weight' in weights}
+            'global_pool': 'fc_norm.weight' in weights, **decoder_flags(weights)}

@@ -14,7 +14,7 @@ from torch import nn
 from util.checkpoints import schema
 from util.checkpoints.pth_file import checkpoint_errors, load, plain_copy, prefer_ema_weights, save
 from util.checkpoints.schema import State
-from util.checkpoints.weights import check_grid, load_strict, with_positions_for
+from util.checkpoints.weights import check_hidden_differences, load_strict, with_positions_for
 from util.devices.precision import FullPrecision
 from util.distributed import hang_detector
 from util.errors import UserError
@@ -124,7 +124,7 @@ class Checkpointer:
             if fit_positions:
                 weights = with_positions_for(model, weights, flags)
             else:
-                check_grid(model, weights, flags, self.path)
+                check_hidden_differences(model, weights, flags, self.path)
             load_strict(model, weights, self.path)
         logger.info('loaded the weights of %s', self.path)
 

@@ -9,7 +9,7 @@ from util.checkpoints.schema import Weights
 from util.config.input_flags import COLOURED, InputSize, size_fault
 from util.errors import UserError
 from util.log import logger
-from util.model_sizes import FINETUNE_MODELS, PRETRAIN_MODELS, infer_size
+from util.model_sizes import FINETUNE_MODELS, PRETRAIN_MODELS, decoder_fault, decoder_flags, infer_size
 from util.models import linear_probe
 from util.models.build import build_autoencoder, build_classifier
 
@@ -56,8 +56,13 @@ def _load(path: str, models: Container[str], scripts: str, input_size: Optional[
         if flags.get('mean') is None and (flags.get('in_chans') or 3) not in COLOURED:
             raise UserError('{}: no mean and std for its {} channels; use the checkpoint of the training'
                             .format(path, flags['in_chans']))
+        # The decoder is that of the weights: the flags of a damaged file could ask for any amount of memory.
+        flags = {**flags, **decoder_flags(values)}
         built = {**flags, 'input_size': input_size} if input_size else flags
         if flags['model'] in PRETRAIN_MODELS:
+            fault = decoder_fault(flags)
+            if fault:
+                raise UserError('{}: {}'.format(path, fault))
             model = build_autoencoder(built)
         else:
             head = values.get('head.weight')

@@ -12,12 +12,14 @@ from util.config.input_flags import grid_of
 from util.config.normalization import adopt_statistics
 from util.errors import UserError
 from util.log import logger
+from util.model_sizes import PRETRAIN_MODELS
 from util.models.positions import resize_positions
 
 Flags = Optional[Dict[str, Any]]        # of the training that the weights come from, if known
 Names = List[str]
 CLASSIFIER_FLAGS = '--model, --global_pool and --cls_token'
 SHAPE_FLAGS = '--model, --input_size, --patch_size and --in_chans'
+DECODER_FLAGS = '--model, --decoder_embed_dim and --decoder_depth'
 
 
 def load_strict(model: nn.Module, weights: Weights, path: str) -> None:
@@ -112,8 +114,12 @@ def with_positions_for(model: nn.Module, weights: Weights, flags: Flags = None) 
     return {**weights, 'pos_embed': resize_positions(table.float(), grid, model.grid_size)}
 
 
-def check_grid(model: nn.Module, weights: Weights, flags: Flags, path: str) -> None:
-    """Raise UserError if weights have the model's number of patches but another grid."""
+def check_hidden_differences(model: nn.Module, weights: Weights, flags: Flags, path: str) -> None:
+    """Raise UserError if weights have the model's shapes but another patch grid or number of heads in the decoder."""
+    size = PRETRAIN_MODELS.get((flags or {}).get('model'))
+    heads = size and hasattr(model, 'decoder_blocks') and (flags.get('decoder_num_heads') or size.decoder[2])
+    if heads and heads != model.decoder_blocks[0].attn.num_heads:
+        raise UserError('{}: trained with --decoder_num_heads {}'.format(path, heads))
     table = weights.get('pos_embed')
     grid = None if table is None or table.shape != model.pos_embed.shape else _trained_grid(table, flags)
     if grid not in (None, model.grid_size):
@@ -139,14 +145,16 @@ def _check_vit(own: Weights, weights: Weights, path: str) -> None:
 
 def _reject_any(names: Names, verb: str, path: str, flags: str = '--model') -> None:
     if names:
-        raise UserError('{}: weights of another model, it {} {}; see {}'.format(path, verb, names[0], flags))
+        raise UserError('{}: weights of another model, it {} {}; see {}'.format(
+            path, verb, names[0], DECODER_FLAGS if _in_decoder(names[0]) else flags))
 
 
 def _check_shapes(own: Weights, weights: Weights, path: str) -> None:
     for name, value in own.items():
         if name in weights and weights[name].shape != value.shape:
             raise UserError('{}: weights of another model, {} is {} instead of {}; see {}'.format(
-                path, name, tuple(weights[name].shape), tuple(value.shape), SHAPE_FLAGS))
+                path, name, tuple(weights[name].shape), tuple(value.shape),
+                DECODER_FLAGS if _in_decoder(name) else SHAPE_FLAGS))
 
 
 def _listed(names: Names) -> str:

@@ -6,7 +6,7 @@ from urllib.parse import urlparse
 
 from util.config import input_flags, parser as flags
 from util.config.weights_location import location_fault
-from util.model_sizes import FINETUNE_MODELS, MASK_RATIO, PRETRAIN_MODELS, visible_patches
+from util.model_sizes import FINETUNE_MODELS, MASK_RATIO, PRETRAIN_MODELS, decoder_fault, visible_patches
 
 
 def pretrain_parser() -> flags.Parser:
@@ -21,6 +21,10 @@ def pretrain_parser() -> flags.Parser:
     add('--mask_ratio', type=flags.open_fraction, default=MASK_RATIO, help='share of patches to hide, between 0 and 1')
     add('--norm_pix_loss', action='store_true',
         help='normalise the target pixels of each patch by its own mean and variance')
+    add('--predict_ratio', type=flags.number(float, 0, 1, excluded=[0]), default=1.,
+        help='share of the hidden patches that a step predicts, a new random subset each time (arXiv:2401.14391)')
+    for name, what in (('depth', 'blocks'), ('embed_dim', 'width'), ('num_heads', 'attention heads')):
+        add('--decoder_' + name, type=flags.positive_int, help=what + " of the decoder; default: the model's own")
     add('--init_from', default='', help='initial weights of the encoder, and of the decoder if it has one: a '
         'checkpoint as for --finetune of main_finetune.py; default: random weights')
     add = parser.adder(parser.add_argument_group('representation evaluation'))
@@ -224,6 +228,9 @@ def parse_pretrain(argv: Optional[Sequence[str]] = None) -> Namespace:
     if not 0 < visible < patches:
         parser.error('argument --mask_ratio: {} hides {} of {} patches; at least one must be hidden and one visible'
                      .format(args.mask_ratio, patches - visible, patches))
+    fault = decoder_fault(vars(args))
+    if fault:
+        parser.error('argument ' + fault)
     return args
 
 

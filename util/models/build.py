@@ -7,10 +7,13 @@ from torch import nn
 import models_mae
 import models_vit
 
+DECODER_FLAGS = ('decoder_embed_dim', 'decoder_depth', 'decoder_num_heads', 'predict_ratio')
+
 
 def build_autoencoder(flags: Dict[str, Any]) -> models_mae.MaskedAutoencoderViT:
     """Randomly initialized masked autoencoder from the flags of main_pretrain.py or a checkpoint."""
-    return getattr(models_mae, flags['model'])(norm_pix_loss=bool(flags.get('norm_pix_loss')), **_sizes(flags))
+    options = {**_sizes(flags), **{name: flags[name] for name in DECODER_FLAGS if flags.get(name)}}
+    return getattr(models_mae, flags['model'])(norm_pix_loss=bool(flags.get('norm_pix_loss')), **options)
 
 
 def build_classifier(flags: Dict[str, Any], classes: int) -> models_vit.VisionTransformer:

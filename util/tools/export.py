@@ -23,6 +23,7 @@ from util.config.parser import Parser
 from util.errors import UserError, run
 from util.log import logger
 from util.model_sizes import MASK_RATIO
+from util.models.build import DECODER_FLAGS
 from util.models.features import block_outputs, pool_tokens
 from util.text import first_line
 from util.tools.outputs import is_special, output_path
@@ -34,7 +35,7 @@ OUTPUTS = {'encoder': ('features', 'tokens'), 'classifier': ('logits',), 'mae': 
 TOLERANCE, FLOOR = 1e-4, .01
 EXAMPLES = 3        # images to compare outputs on; graphs are traced with one less
 MODEL_FLAGS = ('model', 'input_size', 'patch_size', 'in_chans', 'global_pool', 'norm_pix_loss', 'mask_ratio', 'mean',
-               'std', 'layer_norm_eps')
+               'std', 'layer_norm_eps', *DECODER_FLAGS)
 
 
 class ExportedModel:

@@ -15,6 +15,7 @@ from util.config.input_flags import normalised_size
 from util.data.transforms import EVAL_CROP
 from util.errors import UserError
 from util.files import write_atomically
+from util.log import logger
 from util.text import first_line
 
 try:
@@ -26,6 +27,11 @@ except ImportError:         # then outputs are not compared
 def write(exported: Any, path: str) -> Tuple[Optional[Dict[str, torch.Tensor]], str]:
     """Write the folder, and run it in transformers; returns and raises as util.tools.export.write_timm does."""
     name, model_type, prefix = _target(exported)
+    if exported.part == 'mae' and exported.model.predict_ratio < 1:
+        logger.warning('transformers predicts all hidden patches at once, the training with --predict_ratio %g did not',
+                       exported.model.predict_ratio)
+        exported.model.predict_ratio = 1.
+        exported.expected = dict(zip(exported.output_names, exported.forward(*exported.inputs.values())))
     os.mkdir(path)
     weights = hugging_face.their_names(exported.state_dict(), prefix)
     if model_type == 'beit':
@@ -79,6 +85,7 @@ def _config(exported, name, model_type):
     if exported.part == 'mae':
         block = model.decoder_blocks[0]
         config.update(decoder_hidden_size=model.decoder_embed.out_features, mask_ratio=exported.mask_ratio,
+                      predict_ratio=exported.flags.get('predict_ratio', 1.),
                       decoder_num_hidden_layers=len(model.decoder_blocks), norm_pix_loss=model.norm_pix_loss,
                       decoder_num_attention_heads=block.attn.num_heads,
                       decoder_intermediate_size=block.mlp.fc1.out_features)

@@ -190,7 +190,8 @@ def test_a_checkpoint_that_violates_the_schema_is_rejected_by_name(tmp_path, odd
 
 
 @pytest.mark.parametrize('flags', [
-    {'input_size': 10 ** 9}, {'model': '__builtins__'}, {'model': ['x']}, 7, {'mean': [.5, .5], 'std': [1.]}])
+    {'input_size': 10 ** 9}, {'decoder_depth': 10 ** 9}, {'decoder_num_heads': 5},
+    {'model': '__builtins__'}, {'model': ['x']}, 7, {'mean': [.5, .5], 'std': [1.]}])
 def test_a_model_of_invalid_flags_is_rejected(tmp_path, flags):
     flags = {'model': 'mae_vit_nano_patch16', **flags} if isinstance(flags, dict) else flags
     pth_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': flags})
@@ -202,6 +203,18 @@ def test_pretrained_weights_of_an_invalid_mean_are_rejected(tmp_path):
     pth_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': {'mean': [.5]}})
     with pytest.raises(UserError, match='x.pth: .*--mean'):
         weights.start_from(str(tmp_path / 'x.pth'), None, argparse.Namespace(in_chans=3, mean=None, std=None), None)
+
+
+def test_a_decoder_of_other_heads_is_rejected_though_its_weights_fit(tmp_path):
+    model, path = models_mae.mae_vit_nano_patch16(**MAE), str(tmp_path / 'x.pth')
+    for heads, fits in ((2, True), (4, False), (None, True)):
+        pth_file.save(path, {'model': model.state_dict(), 'args': {'model': 'mae_vit_nano_patch16',
+                                                                    'decoder_num_heads': heads}})
+        if fits:
+            Checkpointer(None, path).load_model(model)
+        else:
+            with pytest.raises(UserError, match='x.pth: .*--decoder_num_heads 4'):
+                Checkpointer(None, path).load_model(model)
 
 
 def fails(*_, **__):

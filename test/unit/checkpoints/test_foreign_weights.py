@@ -256,7 +256,7 @@ def test_the_names_of_transformers_5_are_known(mae_folder):
 
 
 @pytest.mark.parametrize('config', [
-    {'num_attention_heads': 8}, {'decoder_num_attention_heads': 4}, {'layer_norm_eps': 'x'}, {'image_size': [32, 'x']},
+    {'num_attention_heads': 8}, {'decoder_num_attention_heads': 5}, {'layer_norm_eps': 'x'}, {'image_size': [32, 'x']},
     {'model_type': ['vit']}, {'use_mean_pooling': False, 'model_type': 'beit'}], ids=str)
 def test_a_config_of_an_unsupported_model_is_rejected_in_one_line(tmp_path, mae_folder, config):
     shutil.copytree(str(mae_folder), str(tmp_path / 'x'))

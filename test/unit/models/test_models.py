@@ -98,6 +98,66 @@ def test_encoder_decoder_and_loss_of_the_published_class_compute_in_turn_what_fo
     assert relative(found, pred) < 1e-5 and relative(model.forward_loss(imgs, found, mask), loss) < 1e-5
 
 
+@pytest.mark.parametrize('norm_pix_loss', [False, True])
+def test_predict_ratio_takes_the_loss_over_the_next_patches_of_the_same_order(norm_pix_loss):
+    model, (imgs, noise) = autoencoder(predict_ratio=.5, norm_pix_loss=norm_pix_loss), drawn()
+    loss = model(imgs, .75, noise, loss_only=True)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for parameter in model.parameters():
+        parameter.grad = None
+    total = 0.
+    for img, order in zip(imgs, noise.argsort(dim=1).tolist()):        # by hand, one image after the other
+        visible, predicted = order[:4], order[4:10]                    # 6 of the 12 hidden patches
+        patches = model.patchify(img[None])[0]
+        x = model.norm(in_blocks(model.blocks, torch.cat([
+            model.cls_token[0] + model.pos_embed[0, :1],
+            model.patch_embed(img[None])[0, visible] + model.pos_embed[0, 1:][visible]])))
+        x = torch.cat([model.decoder_embed(x), model.mask_token[0].expand(6, -1)])
+        x = x + model.decoder_pos_embed[0, [0] + [1 + i for i in visible + predicted]]
+        pred = model.decoder_pred(model.decoder_norm(in_blocks(model.decoder_blocks, x)))[5:]
+        target = patches[predicted]
+        if norm_pix_loss:
+            target = (target - target.mean(1, keepdim=True)) / (target.var(1, keepdim=True) + 1e-6) ** .5
+        total = total + ((pred - target) ** 2).mean() / len(imgs)
+    total.backward()
+    assert relative(loss, total) < 1e-5
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert (parameter.grad - gradients[name]).abs().max() <= 1e-4 * gradients[name].abs().max(), name
+
+
+def in_blocks(blocks, x):
+    for block in blocks:
+        x = block(x[None])[0]
+    return x
+
+
+def test_predict_ratio_1_is_the_default_and_no_ratio_draws_more_numbers():
+    imgs, _ = drawn()
+    found = []
+    for options in ({}, {'predict_ratio': 1.}, {'predict_ratio': .5}):
+        model = autoencoder(**options)
+        torch.manual_seed(1)
+        found.append((model(imgs, loss_only=True).item(), torch.rand(1).item()))
+    assert found[0] == found[1] and found[1][0] != found[2][0] and found[1][1] == found[2][1]
+
+
+@pytest.mark.parametrize('ratio, size', [(.5, 6), (.45, 5), (.01, 1)])
+def test_all_patches_are_predicted_in_groups_of_the_size_of_a_training_step(ratio, size):
+    model, (imgs, noise) = autoencoder(predict_ratio=ratio), drawn()
+    _, pred, mask = model(imgs, .75, noise)
+    ids = noise.argsort(dim=1)
+    assert pred.shape == (4, 16, 192) and mask.sum(dim=1).tolist() == [12] * 4
+    latent = model.encode_visible(model.patchify(imgs), ids[:, :4])
+    for first in range(4, 16 - size + 1, size):
+        group = ids[:, first:first + size]
+        alone = model.decode_shuffled(latent, torch.cat([ids[:, :4], group], dim=1), hidden_only=True)
+        assert relative(models_mae.gather_tokens(pred, group), alone) < 1e-5
+    last = model.decode_shuffled(latent, torch.cat([ids[:, :4], ids[:, -size:]], dim=1), hidden_only=True)
+    assert relative(models_mae.gather_tokens(pred, ids[:, -1:]), last[:, -1:]) < 1e-5
+
+
 def test_random_masking_keeps_the_tokens_that_its_mask_says():
     model, x = autoencoder(), torch.randn(3, 9, 5)
     kept, mask, ids_restore = model.random_masking(x, .75)

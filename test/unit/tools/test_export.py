@@ -33,6 +33,9 @@ def perturbed(model):
     return model.eval()
 
 
+DECODER = {'decoder_embed_dim': 32, 'decoder_depth': 1, 'decoder_num_heads': 4, 'predict_ratio': .5}
+
+
 @pytest.fixture(scope='module')
 def checkpoints(tmp_path_factory):
     """A folder of an autoencoder, classifiers of the mean, of the class token, of a wide grey input with an epsilon,
@@ -41,8 +44,8 @@ def checkpoints(tmp_path_factory):
     folder, names = tmp_path_factory.mktemp('checkpoints'), {'classes': ['cat', 'cow', 'dog']}
     mean, three = {'global_pool': True}, {'num_classes': 3}
     for name, model, flags, more in (
-            ('mae', models_mae.mae_vit_nano_patch16(norm_pix_loss=True, **SIZE),
-             {'model': 'mae_vit_nano_patch16', 'norm_pix_loss': True, 'mask_ratio': .5}, {}),
+            ('mae', models_mae.mae_vit_nano_patch16(norm_pix_loss=True, **DECODER, **SIZE),
+             {'model': 'mae_vit_nano_patch16', 'norm_pix_loss': True, 'mask_ratio': .5, **DECODER}, {}),
             ('mean', models_vit.vit_nano_patch16(**mean, **three, **SIZE), mean, names),
             ('cls', models_vit.vit_nano_patch16(**three, **SIZE), {'global_pool': False}, names),
             ('wide', models_vit.vit_nano_patch16(img_size=(16, 32), patch_size=8, in_chans=1, **mean, **three),

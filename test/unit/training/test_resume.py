@@ -83,7 +83,8 @@ def killed_and_resumed(script, flags, folder, killer, kills, processes=1):
 @pytest.mark.compat
 def test_a_killed_pretraining_ends_as_the_uninterrupted_one(images, tmp_path, killer):
     """Within the first epoch, and within the second, with a window open."""
-    flags = ['--data_path', images, '--accum_iter', 3, '--num_workers', 1, '--batch_size', 4, '--epochs', 2]
+    flags = ['--data_path', images, '--accum_iter', 3, '--num_workers', 1, '--batch_size', 4, '--epochs', 2,
+             '--predict_ratio', .5, '--decoder_depth', 1]
     assert command('main_pretrain.py', [*flags, '--output_dir', tmp_path / 'whole'], 1).status == 0
     killed_and_resumed('main_pretrain.py', flags, tmp_path / 'parts', killer, [(4, 0), (7, 0)])     # 7: an epoch's last
     assert_alike(tmp_path / 'whole', tmp_path / 'parts')

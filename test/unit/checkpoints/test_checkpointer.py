@@ -206,7 +206,7 @@ def test_pretrained_weights_of_an_invalid_mean_are_rejected(tmp_path):
 
 
 def test_a_decoder_of_other_heads_is_rejected_though_its_weights_fit(tmp_path):
-    model, path = models_mae.mae_vit_nano_patch16(**MAE), str(tmp_path / 'x.pth')
+    model, path = nano_mae(), str(tmp_path / 'x.pth')
     for heads, fits in ((2, True), (4, False), (None, True)):
         pth_file.save(path, {'model': model.state_dict(), 'args': {'model': 'mae_vit_nano_patch16',
                                                                     'decoder_num_heads': heads}})

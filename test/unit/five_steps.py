@@ -1,15 +1,12 @@
 """Five optimizer steps on the emulated NPU, two of which overflow in the last process, in each precision of the chip.
 
-    python five_steps.py RANK PROCESSES STORE
-
-Prints JSON, by precision: see `five_steps`. test_skipped_steps.py runs it.
+    python five_steps.py RANK PROCESSES STORE       prints JSON, by precision
 """
 import json
 import sys
 
 import torch
-from host_reads import HostReads
-from torch import distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from util.devices import accelerator
 from util.devices.precision import choose_precision
@@ -24,28 +21,33 @@ PRECISIONS = {'fp32': {}, 'fp32 clipped': {'clip_grad': .1}, 'bf16': {'dtype': '
               'apex static': {'backend': 'apex', 'loss_scale': 128.}}
 
 
+class HostReads(TorchDispatchMode):
+    """Context that counts item(), bool(), float() and nonzero(), where the host waits for the device."""
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **kwargs or {})
+
+
 def state_of(precision, model, optimizer):
     """Copies of weights, moments and step counts."""
-    held = [*precision.model_state(model, optimizer).values(),
-            *(value for state in optimizer.state_dict()['state'].values() for value in state.values())]
-    return [torch.as_tensor(value).cpu().clone() for value in held]
+    states = [precision.model_state(model, optimizer), *optimizer.state_dict()['state'].values()]
+    return [torch.as_tensor(value).cpu().clone() for state in states for value in state.values()]
 
 
 def five_steps(npu, world, device, clip_grad=None, **flags):
-    """Steps skipped, updates of the EMA, iterations whose loss is finite, steps that left the state as it was, reads by
-    the host, and the loss scale at the end."""
+    """[steps skipped, updates of the EMA, finite losses, steps that changed nothing, reads by the host, loss scale]."""
     torch.manual_seed(0)
     precision = choose_precision(npu, **flags)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 1)).to(device)
-    optimizer = precision.adamw(npu, decay_groups(model, .05), lr=1e-2, betas=(.9, .95))
-    model, optimizer = precision.prepare(model, optimizer)
+    model, optimizer = precision.prepare(model, precision.adamw(npu, decay_groups(model, .05)))
     wrapped = world.wrap_ddp(model, device, precision.supports_bucket_view and npu.supports_bucket_view)
     ema = EMA(.9, precision.trained_weights(model, optimizer))
-    step = OptimizerStep(wrapped, optimizer, precision, lambda epoch: 1e-2, accum_iter=2, clip_grad=clip_grad, ema=ema)
+    step = OptimizerStep(wrapped, optimizer, precision, lambda epoch: .01, accum_iter=2, clip_grad=clip_grad, ema=ema)
     reads, finite, unchanged = HostReads(), 0, []
     for i in range(10):
-        images = torch.randn(4, 8, generator=torch.Generator().manual_seed(i)).to(device)
-        before = state_of(precision, model, optimizer)
+        images, before = torch.randn(4, 8).to(device), state_of(precision, model, optimizer)
         if i % 2 == 0:
             torch.full((), HUGE, device=device) * HUGE      # does not count: as in an evaluation between two steps
         with reads:
@@ -53,7 +55,7 @@ def five_steps(npu, world, device, clip_grad=None, **flags):
             with step.gradient_sync():
                 with precision.autocast():
                     loss = wrapped(images).float().pow(2).mean()
-                if i % 2 == 0 and i // 2 in BAD_STEPS and world.rank == world.size - 1:
+                if i in [2 * bad for bad in BAD_STEPS] and world.rank == world.size - 1:
                     loss = loss * HUGE * HUGE
                 step.backward(loss)
             if step.due:
@@ -61,13 +63,14 @@ def five_steps(npu, world, device, clip_grad=None, **flags):
         finite += int(torch.isfinite(loss))
         if step.due and all(map(torch.equal, before, state_of(precision, model, optimizer))):
             unchanged.append(i // 2)
-    return {'skipped': step.non_finite_steps.skipped, 'ema': ema.state_dict()['ema_updates'], 'finite': finite,
-            'unchanged': unchanged, 'reads': reads.count, 'scale': precision.loss_scale}
+    return [step.non_finite_steps.skipped, ema.state_dict()['ema_updates'], finite, unchanged, reads.count,
+            precision.loss_scale]
 
 
 if __name__ == '__main__':
     world, npu = World(int(sys.argv[1]), int(sys.argv[2])), accelerator.select('npu')
     device = npu.use(world.rank)
-    dist.init_process_group('hccl', init_method='file://' + sys.argv[3], rank=world.rank, world_size=world.size)
+    torch.distributed.init_process_group('hccl', init_method='file://' + sys.argv[3], rank=world.rank,
+                                         world_size=world.size)
     print(json.dumps({name: five_steps(npu, world, device, **flags) for name, flags in PRECISIONS.items()
                       if name != 'bf16' or npu.supports_bf16()}))

@@ -22,8 +22,7 @@ class FlatAdamW(torch.optim.Optimizer):
         size, device = sum(p.numel() for group in groups for p in group), groups[0][0].device
         buffers = [torch.zeros(size, device=device) for _ in range(4)]
         self._weights, self.gradients, self._first, self._second = buffers
-        self._step = torch.zeros((), device=device)
-        self._betas = torch.tensor(betas, device=device)
+        self._step, self._betas = torch.zeros((), device=device), torch.tensor(betas, device=device)
         self._log_betas = torch.tensor([math.log(beta) for beta in betas], device=device)
         self._slices, end = [], 0           # of the groups
         for group in groups:
@@ -48,10 +47,7 @@ class FlatAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, finite: Tensor) -> None:
-        """Update the weights if `finite`, a 0-dimensional bool tensor that the host does not read.
-
-        Else weights, moments and step count keep their values, to the bit; the gradients become 0.
-        """
+        """Update weights, moments and step count if `finite`, a 0-dimensional bool tensor; else clear the gradients."""
         beta1, beta2 = self.defaults['betas']
         gradients = self.gradients.masked_fill_(~finite, 0.)        # not a product: inf * 0 is NaN
         decay1, decay2 = self._betas.masked_fill(~finite, 1.)
@@ -63,8 +59,7 @@ class FlatAdamW(torch.optim.Optimizer):
         update = self._second.sqrt().mul_(bias1 / bias2.sqrt()).add_(bias1 * self.defaults['eps'])
         torch.div(self._first, update, out=update)
         for part, group in zip(self._slices, self.param_groups):
-            if group['weight_decay']:
-                update[part].add_(self._weights[part], alpha=group['weight_decay'])
+            update[part].add_(self._weights[part], alpha=group['weight_decay'])
         update.mul_(finite)
         for part, group in zip(self._slices, self.param_groups):
             self._weights[part].add_(update[part], alpha=-group['lr'])

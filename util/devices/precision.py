@@ -44,7 +44,7 @@ class FullPrecision:
         return nullcontext()
 
     def open_window(self) -> None:
-        """Begin an accumulation window, before its first forward pass: earlier overflows do not count."""
+        """Begin an accumulation window: overflows before its first forward pass do not count."""
         self._accelerator.clear_overflow()
 
     def backward(self, loss: torch.Tensor, optimizer: Optimizer) -> None:

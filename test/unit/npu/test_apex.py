@@ -66,27 +66,6 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-# Loss scale
-
-def test_an_overflow_halves_the_dynamic_scale_and_skips_the_step_of_its_window(apex):
-    run = Training(ApexO2(apex))
-    run.optimizer_step.accum_iter = 2
-    run.steps(0, 2)
-    before = run.weights_and_moments()
-    run.steps(2, 4, overflow=2)
-    assert run.precision.state_dict() == {'loss_scaler0': {'loss_scale': 2. ** 15, 'unskipped': 1}}
-    assert same(before, run.weights_and_moments()) and run.optimizer_step.non_finite_steps.skipped == 1
-    run.steps(4, 6)
-    assert run.optimizer_step.non_finite_steps.skipped == 1 and not same(before, run.weights_and_moments())
-
-
-def test_a_static_scale_is_kept_and_a_non_finite_step_is_skipped(apex):
-    run = Training(ApexO2(apex, 2048.))
-    losses = run.steps(0, 3, overflow=1)
-    assert run.precision.loss_scale == 2048. and run.optimizer_step.non_finite_steps.skipped == 1
-    assert losses[2] == losses[2]       # apex itself would step, and make the weights NaN
-
-
 # Training
 
 def nvidias(apex):

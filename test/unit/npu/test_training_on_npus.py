@@ -31,10 +31,9 @@ def test_resume_is_bit_equal(images, tmp_path, flags, name):
     assert epochs_of(whole)[-1]['train_loss'] == epochs_of(parts)[-1]['train_loss']
 
 
-@pytest.mark.parametrize('chip', ['910A', '910B'])      # overflow is a flag on one, inf on the other
-def test_skipped_steps_are_in_the_log_line_and_the_record(images, tmp_path, chip):
+def test_skipped_steps_are_in_the_log_line_and_the_record(images, tmp_path):
     output = on_npu('--data_path', images, '--epochs', 1, '--amp_backend', 'native', '--amp_dtype', 'fp16',
-                    '--loss_scale', 1e9, '--output_dir', tmp_path, chip=chip)
+                    '--loss_scale', 1e9, '--output_dir', tmp_path)
     assert '  skipped steps: 4\n' in output and epochs_of(tmp_path)[0]['skipped_steps'] == 4
 
 

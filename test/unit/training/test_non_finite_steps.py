@@ -94,7 +94,7 @@ def test_only_consecutive_steps_count_towards_the_limit(optimizer_step):
 @pytest.mark.parametrize('clip_grad', [None, 1.])
 @pytest.mark.parametrize('optimizer_step, reads', [(Cpu, 3), (Device, 0)], indirect=['optimizer_step'])
 def test_a_fused_optimizer_decides_without_the_host(optimizer_step, reads, clip_grad):
-    from host_reads import HostReads  # not in old releases
+    from five_steps import HostReads  # which old releases of torch cannot import
 
     optimizer_step.clip_grad = clip_grad
     with HostReads() as found:

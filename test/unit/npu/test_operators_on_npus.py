@@ -67,20 +67,6 @@ def test_the_host_does_not_read_from_the_device_in_a_step(images, tmp_path, chip
     assert len(steps) == 4 and not [place for step in steps for kind, place, _ in step.waits if kind == 'read']
 
 
-@pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])
-def test_augmenting_128_images_launches_as_many_operators_as_augmenting_16(mode):
-    small, large = (on_npu('''
-import main_finetune
-from util.config.train_flags import parse_finetune
-size, args = int(sys.argv[1]), parse_finetune(sys.argv[2:])
-augment = main_finetune.build_augmentation(args, main_finetune.build_loss(args, 8)[1])
-images = torch.zeros(size, 32, 32, 3, dtype=torch.uint8, device='npu:0')
-steps = [_record.start() for _ in range(5) if augment(images, images[:, 0, 0, 0].long())]
-print(json.dumps(sorted({sum(step['operators'].values()) for step in steps[:-1]})))
-''', size, '--data_path', '.', *FULL_RECIPE, '--mixup_mode', mode) for size in (16, 128))
-    assert small == large and len(small) == 1
-
-
 def test_the_loss_with_tanh_gelu_is_within_its_bound_of_the_exact_one():
     exact, tanh = (on_npu('''
 import models_mae

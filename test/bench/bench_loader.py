@@ -146,12 +146,12 @@ def timed(work):
     return time.process_time() - begun if result is None else result
 
 
-def one_pass(loader, count, finish, accelerator):
-    """Seconds per image from the first batch, which starts the workers, to the last of `count` images."""
-    seen, begun = 0, None
-    for images, _ in loader:
+def one_pass(loader, count, finish, accelerator, skip=1):
+    """Seconds per image, of `count` images after the first `skip` batches, which start the workers."""
+    seen = 0
+    for i, (images, _) in enumerate(loader):
         finish(images)
-        if begun is None:
+        if i < skip:
             begun = time.perf_counter()
         else:
             seen += len(images)

@@ -145,9 +145,6 @@ def main(args):
         return
     report = start_processes(args)
     show(args, report)
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(report, file, indent=1)
 
 
 def parsed():
@@ -161,7 +158,6 @@ def parsed():
     parser.add_argument('--rounds', type=count, default=7, help='rounds of measurements')
     parser.add_argument('--device', default='cpu', help='auto, npu, cuda or cpu')
     parser.add_argument('--options', type=json.loads, default={}, help='options of the wrapper to compare, JSON')
-    parser.add_argument('--json', help='output file for the results')
     parser.add_argument('flags', nargs='*', help='further flags of main_pretrain.py, after --')
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0)) if args.device == 'cpu' else []

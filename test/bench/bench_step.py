@@ -18,7 +18,6 @@ with L patches of P values, of which K are visible and R = L - K masked, and dec
 """
 import argparse
 import gc
-import json
 import os
 import statistics
 import sys
@@ -87,7 +86,7 @@ def peak(accelerator, place):
     side = PEAK_SIDE.get(accelerator.type, 8192)
     dtype = torch.bfloat16 if accelerator.is_accelerator and accelerator.supports_bf16() else (
         torch.float16 if accelerator.is_accelerator else torch.float32)
-    a, b = (torch.randn(side, side).to(place, dtype) for _ in range(2))
+    a, b = (torch.randn(side, side, device=place).to(dtype) for _ in range(2))
     paces = []
     for _ in range(5):
         accelerator.synchronize()
@@ -102,11 +101,11 @@ def measure(args, accelerator, place, names, against='baseline'):
     """{'peak', 'flops', and for each name: images/s, share of the peak, MiB, ratios to `against`}, or why it failed."""
     sides, found, peaks, needed = {}, {name: {} for name in names}, [], flops(args)
     for name in names:
+        gc.collect()                    # memory of earlier models
         try:
             sides[name] = Side({**SIDES, **EACH[args.task]}[name], args, accelerator, place)
         except Exception as error:      # such as no memory, or what this PyTorch or device lacks
             found[name]['failed'] = first_line(error)
-            gc.collect()
     for _ in range(args.rounds):
         for side in sides.values():
             side.window(args.window)
@@ -147,7 +146,6 @@ def parse(words=None):
     parser.add_argument('--window', type=float, default=3., help='seconds of a window, at least a step')
     parser.add_argument('--warmup', type=int, default=3, help='warm-up steps')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--json', help='output file for the results')
     parser.set_defaults(amp_backend='auto')
     return parser.parse_args(words)
 
@@ -160,13 +158,9 @@ def main():
     print('{}, {} threads, Python {}, torch {}, timm {}'.format(
         found['device'], torch.get_num_threads(), sys.version.split()[0], torch.__version__, timm.__version__))
     print('{0.task} {0.model}, batches of {0.batch_size} at {0.input_size} x {0.input_size}; medians of {0.rounds} '
-          'windows of {0.window:g} s; peak {1:.4g} TFLOP/s, {2:.4g} GFLOP per image'.format(
+          'windows of {0.window:g} s; peak {1:.4g} TFLOP/s, {2:.4g} GFLOP per image\n'.format(
               args, found['peak'] / 1e12, found['flops'] / 1e9))
-    print()
     print(table([{'': name, **values} for name, values in found['sides'].items()]))
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump({**vars(args), **found}, file, indent=1)
 
 
 if __name__ == '__main__':

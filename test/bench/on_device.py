@@ -37,15 +37,17 @@ from util.devices import accelerator as devices, host
 from util.devices.precision import choose_precision
 from util.distributed.world import World
 from util.errors import UserError
+from util.files import atomic_file
 
 PRETRAIN = str(ROOT / 'main_pretrain.py')
 # curve: side, batch and steps of the loss curves; loaded: images per worker; steps: of the real run
 FULL = {'models': ('base_patch16', 'large_patch16'), 'input_size': 224, 'batch': {'pretrain': 256, 'finetune': 128},
-        'window': 3., 'rounds': 2, 'curve': (112, 32, 200), 'pictures': 256, 'workers': (1, 4, 8, 16), 'loaded': 2000, 'steps': 60}
+        'window': 3., 'rounds': 2, 'curve': (112, 32, 200), 'pictures': 256, 'workers': (1, 4, 8, 16), 'loaded': 2000,
+        'steps': 60}
 SMALL = {**FULL, 'models': ('tiny_patch16', 'small_patch16'), 'batch': {'pretrain': 16, 'finetune': 8},
          'curve': (48, 16, 200), 'workers': (1, 2), 'steps': 30}
-QUICK = {**SMALL, 'models': ('nano_patch16', 'nano_patch16'), 'input_size': 32, 'window': .05, 'rounds': 1, 'curve': (32, 4, 6),
-         'pictures': 40, 'workers': (1,), 'loaded': 64, 'steps': 3}
+QUICK = {**SMALL, 'models': ('nano_patch16', 'nano_patch16'), 'input_size': 32, 'window': .05, 'rounds': 1,
+         'curve': (32, 4, 6), 'pictures': 40, 'workers': (1,), 'loaded': 64, 'steps': 3}
 LIMITS = {'fp32': 5e-3, 'fp16': .02, 'bf16': .06}       # of relative differences from fp32 on the CPU; fp32 may be TF32
 LOSS_SCALE = 1024.
 RATIO, SHARE, MEMORY = {'pretrain': 2., 'finetune': 1.8}, (.4, .5), .7      # targets on an H200
@@ -55,9 +57,8 @@ class Results:
     """NAME.json and NAME.md: whole after each row, so that a run which is cut off keeps them."""
 
     def __init__(self, name, part, accelerator):
-        self.name, self.begun, self.found = name, time.time(), {'head': head(accelerator), 'parts': {}}
-        if os.path.exists(name + '.json'):
-            self.found = json.loads(Path(name + '.json').read_text())
+        self.name, self.begun, earlier = name, time.time(), Path(name + '.json')
+        self.found = json.loads(earlier.read_text()) if earlier.exists() else {'head': head(accelerator), 'parts': {}}
         self.part = self.found['parts'].setdefault(part, {'rows': []})
         self.save()
 
@@ -71,14 +72,13 @@ class Results:
 
     def save(self, complete=False):
         self.part.update(complete=complete, seconds=round(time.time() - self.begun, 1))
-        text = '# Measured by on_device.sh\n\n{}\n'.format(
-            '\n'.join('- {}: {}'.format(*pair) for pair in self.found['head'].items()))
+        text = '# Measured by on_device.sh\n\n'
+        text += ''.join('- {}: {}\n'.format(*pair) for pair in self.found['head'].items())
         for name, part in self.found['parts'].items():
-            text += '\n## {}: {} s{}\n\n{}'.format(name, part['seconds'], '' if part['complete'] else ', not complete',
-                                                   table(part['rows']))
+            text += '\n## {}: {seconds} s, complete: {complete}\n\n{}'.format(name, table(part['rows']), **part)
         for suffix, content in (('.json', json.dumps(self.found, indent=1) + '\n'), ('.md', text)):
-            Path(self.name + suffix + '.tmp').write_text(content)
-            os.replace(self.name + suffix + '.tmp', self.name + suffix)
+            with atomic_file(self.name + suffix) as file:
+                file.write(content.encode())
 
 
 def head(accelerator):
@@ -87,8 +87,7 @@ def head(accelerator):
     driver = re.search(r'Version: *(\S+)', output_of('nvidia-smi') or output_of('npu-smi', 'info'))
     return {'device': accelerator.name, 'driver': driver.group(1) if driver else 'none',
             'host': '{} cores of {}'.format(host.default_workers(most=10000), cpu.group(1) if cpu else 'a CPU'),
-            'versions': ', '.join('{} {}'.format(*pair) for pair in
-                                  {**host.software(), **accelerator.versions()}.items()),
+            'versions': ', '.join(map(' '.join, {**host.software(), **accelerator.versions()}.items())),
             'date': time.strftime('%Y-%m-%d %H:%M'),
             'commit': output_of('git', '-C', str(ROOT), 'describe', '--always', '--dirty').strip(),
             'flags': ' '.join(sys.argv[6:])}         # after those of on_device.sh
@@ -204,14 +203,13 @@ def step(args, results, accelerator, place):
 
 def loader(args, results, accelerator, place):
     """From JPEG files to normalised batches on the device, and a real run on them."""
-    few, many, packed = (args.work / name for name in ('few', 'many', 'packed'))
+    drawn, few, many, packed = (args.work / name for name in ('drawn', 'few', 'many', 'packed'))
     few.mkdir()
     many.mkdir()
-    if args.data_path:
-        for i, path in enumerate(pretraining_set(args.data_path).paths[:args.pictures]):
-            os.symlink(os.path.abspath(path), str(few / '{}.jpg'.format(i)))
-    else:
-        draw_pictures(few, args.pictures)
+    if not args.data_path:
+        draw_pictures(drawn, args.pictures)
+    for i, path in zip(range(args.pictures), pretraining_set(args.data_path or str(drawn)).paths):
+        os.symlink(os.path.abspath(path), str(few / '{}.jpg'.format(i)))
     paths = list(pretraining_set(str(few)).paths)
     subprocess.run([sys.executable, '-m', 'util.tools.pack_shards', str(few), str(packed)], check=True, cwd=str(ROOT))
     normalize = Normalize()
@@ -234,6 +232,7 @@ def loader(args, results, accelerator, place):
 
 def draw_pictures(folder, count):
     """Noisy JPEG files of 500 x 375 pixels and about 110 kB, as photographs have."""
+    folder.mkdir()
     rng = np.random.RandomState(0)
     for i in range(count):
         picture = synthetic_dataset.draw(synthetic_dataset.CLASSES[i % 8], rng).resize((500, 375), BICUBIC)
@@ -243,43 +242,40 @@ def draw_pictures(folder, count):
 
 def lesson(args, results, accelerator, place):
     """Pre-train, fine-tune, train from scratch: accuracy against seconds."""
-    words, folder, seen, begun = ['demo.sh', *['--quick'] * args.quick], args.work / 'lesson', {}, time.time()
+    words, folder, seen, running = ['demo.sh', *['--quick'] * args.quick], args.work / 'lesson', {}, True
     if args.cifar10:
         words = ['cifar10_1p.sh', '--data_path=' + args.cifar10, '--pretrain_epochs=6', '--finetune_epochs=3']
     child = subprocess.Popen(['bash', str(ROOT / 'test' / words[0]), *words[1:], '--output_dir={}'.format(folder)],
                              stdout=subprocess.DEVNULL, env={**os.environ, 'PYTHON': sys.executable})
-    running = True
     while running:
         time.sleep(.2)
         running = child.poll() is None
-        for run in ('pretrain', 'finetune', 'scratch'):
-            log = folder / run / 'log.txt'
-            lines = log.read_text().split('\n')[:-1] if log.exists() else []
-            for line in map(json.loads, lines[seen.get(run, 0):]):
-                results.add(run=run, epoch=line['epoch'] + 1, seconds=round(time.time() - begun, 1),
+        for log in folder.glob('*/log.txt'):
+            lines = log.read_text().split('\n')[:-1]
+            for line in map(json.loads, lines[seen.get(log, 0):]):
+                results.add(run=log.parent.name, epoch=line['epoch'] + 1, seconds=round(time.time() - results.begun, 1),
                             loss=line['train_loss'], images_per_sec=line['FPS'], accuracy=line.get('test_acc1', ''))
-            seen[run] = len(lines)
+            seen[log] = len(lines)
     finish(child)
 
 
 def main():
-    parser = argparse.ArgumentParser(prog='on_device.sh', description=__doc__.split('\n')[0])
-    parts = {part.__name__: part for part in (correctness, step, loader, lesson)}
-    parser.add_argument('part', choices=parts)
-    for name in ('results', 'work', 'data_path', 'cifar10'):
-        parser.add_argument('--' + name)
-    for name in ('each', 'small', 'quick'):
-        parser.add_argument('--' + name, action='store_true')
+    parser = argparse.ArgumentParser(prog='on_device.sh')
+    parser.add_argument('part', type=globals().get)
+    for name in ('--results', '--work', '--data_path', '--cifar10'):
+        parser.add_argument(name)
+    for name in ('--each', '--small', '--quick'):
+        parser.add_argument(name, action='store_true')
     args = parser.parse_args()
     vars(args).update(QUICK if args.quick else SMALL if args.small else FULL, work=Path(args.work))
     if args.quick and hasattr(nn.Module, 'compile'):        # traced, but not translated
         nn.Module.compile = functools.partialmethod(nn.Module.compile, backend='aot_eager')
     accelerator = devices.select('auto')
     place = accelerator.use(0)
-    results = Results(args.results, args.part, accelerator)
-    failed = parts[args.part](args, results, accelerator, place)
+    results = Results(args.results, args.part.__name__, accelerator)
+    failed = args.part(args, results, accelerator, place)
     results.save(complete=True)
-    sys.exit(bool(failed))
+    sys.exit(failed)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """The training steps that bench_step.py compares: ours, with and without each means, and the baseline."""
+import atexit
 import copy
 import sys
 from functools import lru_cache, partial
@@ -182,22 +183,15 @@ class ByElement(Ours):
         models_mae.gather_rows = rows
 
 
-class ProductEmbedding(nn.Module):
-    """timm's patch embedding as a matrix product of the pixels instead of a convolution."""
-
-    def __init__(self, embedding):
-        super().__init__()
-        self.proj = embedding.proj
-
-    def forward(self, x):
-        p = self.proj.kernel_size[0]
-        n, c, rows, columns = x.shape[0], x.shape[1], x.shape[2] // p, x.shape[3] // p
-        x = x.reshape(n, c, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, c * p * p)
-        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
-
-
 def with_product_embedding(model):
-    model.patch_embed = ProductEmbedding(model.patch_embed)
+    """The patch embedding as a matrix product of the pixels instead of a convolution."""
+    def product(x):
+        n, c, height, width = x.shape
+        x = x.reshape(n, c, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5).reshape(n, -1, c * p * p)
+        return F.linear(x, proj.weight.flatten(1), proj.bias)
+
+    proj = model.patch_embed.proj
+    p, model.patch_embed.forward = proj.kernel_size[0], product
     return model
 
 
@@ -218,6 +212,7 @@ def in_ddp(step, model, **options):
         accelerator.prepare_network('127.0.0.1', 60.)
         dist.init_process_group(accelerator.backend, init_method='tcp://127.0.0.1:{}'.format(free_port()), rank=0,
                                 world_size=1)
+        atexit.register(dist.destroy_process_group)
     may_move = step.precision.supports_bucket_view and accelerator.supports_bucket_view
     options = {**supported(DistributedDataParallel, gradient_as_bucket_view=may_move), **options}
     return DistributedDataParallel(model, device_ids=None if place.type == 'cpu' else [place.index],
@@ -261,8 +256,8 @@ class Baseline(Step):
 
 
 SIDES = {'ours': Ours, 'ours --compile': partial(Ours, wrap=compiled), 'baseline': Baseline}
-EACH = {'AdamW not fused': partial(Ours, adamw=not_fused), 'CUDA graph': Graph,
-        'DDP of one': partial(Ours, wrap=in_ddp),
+EACH = {'AdamW not fused': partial(Ours, adamw=not_fused), 'DDP of one': partial(Ours, wrap=in_ddp),
         'DDP of one, static_graph': partial(Ours, wrap=partial(in_ddp, static_graph=True))}
-EACH = {'pretrain': {**EACH, 'gather by element': ByElement},
-        'finetune': {**EACH, 'patch embedding as a product': partial(Ours, changed=with_product_embedding)}}
+EACH = {'pretrain': {**EACH, 'gather by element': ByElement, 'CUDA graph': Graph},
+        'finetune': {**EACH, 'patch embedding as a product': partial(Ours, changed=with_product_embedding),
+                     'CUDA graph': Graph}}

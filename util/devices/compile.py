@@ -12,8 +12,8 @@ from util.text import first_line
 def compile_blocks(model: nn.Module, device: torch.device) -> None:
     """Compile the transformer blocks of a model in place; state_dict and hooks are unaffected.
 
-    The blocks share their shape, so one compilation serves all, also with stochastic depth. A small module is compiled on `device` first, since a
-    broken compiler raises only at the first batch.
+    The blocks share their shape, so one compilation serves all, also of those with stochastic depth. A small module is
+    compiled on `device` first, since a broken compiler raises only at the first batch.
     """
     if not hasattr(nn.Module, 'compile'):
         logger.warning('--compile: torch %s cannot compile modules; continuing in eager mode', torch.__version__)

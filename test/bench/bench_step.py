@@ -59,6 +59,7 @@ class Side:
 
     def __init__(self, build, args, accelerator, place):
         module = getattr(accelerator, 'module', None)       # torch.cuda or torch.npu; a CPU's memory is not measured
+        module = module if hasattr(module, 'reset_peak_memory_stats') else None
         before = module.memory_allocated() if module else 0
         self.accelerator, self.images, self.paces = accelerator, args.batch_size, []
         self.step = build(args, accelerator, place)

@@ -44,8 +44,8 @@ PRETRAIN = str(ROOT / 'main_pretrain.py')
 FULL = {'models': ('base_patch16', 'large_patch16'), 'input_size': 224, 'batch': {'pretrain': 256, 'finetune': 128},
         'window': 3., 'rounds': 2, 'curve': (112, 32, 200), 'pictures': 256, 'workers': (1, 4, 8, 16), 'loaded': 2000,
         'steps': 60}
-SMALL = {**FULL, 'models': ('tiny_patch16', 'small_patch16'), 'batch': {'pretrain': 16, 'finetune': 8},
-         'curve': (48, 16, 200), 'workers': (1, 2), 'steps': 30}
+SMALL = {**FULL, 'models': ('tiny_patch16', 'small_patch16'), 'input_size': 96, 'batch': {'pretrain': 8, 'finetune': 4},
+         'window': 1., 'curve': (48, 8, 200), 'workers': (1, 2), 'steps': 30}
 QUICK = {**SMALL, 'models': ('nano_patch16', 'nano_patch16'), 'input_size': 32, 'window': .05, 'rounds': 1,
          'curve': (32, 4, 6), 'pictures': 40, 'workers': (1,), 'loaded': 64, 'steps': 3}
 LIMITS = {'fp32': 5e-3, 'fp16': .02, 'bf16': .06}       # of relative differences from fp32 on the CPU; fp32 may be TF32

@@ -46,7 +46,7 @@ FULL = {'models': ('base_patch16', 'large_patch16'), 'input_size': 224, 'batch':
         'steps': 60}
 SMALL = {**FULL, 'models': ('tiny_patch16', 'small_patch16'), 'input_size': 96, 'batch': {'pretrain': 8, 'finetune': 4},
          'window': 1., 'curve': (48, 8, 200), 'workers': (1, 2), 'steps': 30}
-QUICK = {**SMALL, 'models': ('nano_patch16', 'nano_patch16'), 'input_size': 32, 'window': .05, 'rounds': 1,
+QUICK = {**SMALL, 'models': ('nano_patch16',), 'input_size': 32, 'window': .05, 'rounds': 1,
          'curve': (32, 4, 6), 'pictures': 40, 'workers': (1,), 'loaded': 64, 'steps': 3}
 LIMITS = {'fp32': 5e-3, 'fp16': .02, 'bf16': .06}       # of relative differences from fp32 on the CPU; fp32 may be TF32
 LOSS_SCALE = 1024.
@@ -185,7 +185,7 @@ def step(args, results, accelerator, place):
     groups = [(0, task, ('ours', 'ours --compile', 'baseline')) for task in tasks]
     groups += [(1, task, (ours, 'baseline')) for ours in ('ours', 'ours --compile') for task in tasks]
     groups += [(0, task, ('ours', *EACH[task])) for task in tasks] if args.each else []
-    for size, task, names in groups:
+    for size, task, names in (group for group in groups if group[0] < len(args.models)):
         bench, against = parse([]), 'baseline' if 'baseline' in names else 'ours'
         for halvings in range(6):
             vars(bench).update(task=task, model=args.models[size], batch_size=args.batch[task] >> halvings,

@@ -78,7 +78,7 @@ class PublishedMae(nn.Module):
         return (((pred - target) ** 2).mean(dim=-1) * mask).sum() / mask.sum()
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=None)
 def built(task, name, input_size):
     """Model on the CPU, to be copied: initialising ViT-L takes seconds."""
     if task == 'pretrain':

@@ -271,9 +271,8 @@ def main():
     if args.quick and hasattr(nn.Module, 'compile'):        # traced, but not translated
         nn.Module.compile = functools.partialmethod(nn.Module.compile, backend='aot_eager')
     accelerator = devices.select('auto')
-    place = accelerator.use(0)
     results = Results(args.results, args.part.__name__, accelerator)
-    failed = args.part(args, results, accelerator, place)
+    failed = args.part(args, results, accelerator, accelerator.use(0))
     results.save(complete=True)
     sys.exit(failed)
 

@@ -13,7 +13,7 @@
 #   --cifar10=FOLDER       the CIFAR-10 python batches for part 4, instead of drawn images
 #   --each                 in part 2 each means alone: two minutes more
 #   --small                small models and few workers, for a CPU
-#   --quick                the least of everything, which measures nothing: tries the machine
+#   --quick                the least of everything: tries the machine, measures nothing
 # A part that takes too long is cut off; its results so far are kept. The status is 1 if a check failed or a part is not
 # complete; missed targets do not count.
 # shellcheck source=../lib/python.sh
@@ -27,7 +27,10 @@ for word in "$@"; do
         --output_dir=*) output=${word#*=} ;;
         --each) flags+=("$word") more=150 ;;
         --small | --quick) flags+=("$word") times=9 ;;
-        --data_path=* | --cifar10=*) flags+=("$word") ;;
+        --data_path=* | --cifar10=*)
+            folder=${word#*=} && as_paths folder && flags+=("${word%%=*}=$folder")
+            [[ -d $folder ]] || die "${word%%=*}: $folder is not a folder"
+            ;;
         --help | -h) sed -n '2,/^# shellcheck/{/^# shellcheck/d; s/^# \{0,1\}//p}' "$0" && exit 0 ;;
         *) die "unknown argument $word (see --help)" ;;
     esac

@@ -43,6 +43,22 @@ def test_gradients_and_names_equal_those_of_the_eager_model(lines):
         assert name == other_name and torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5), name
 
 
+def test_blocks_with_different_drop_rates_are_compiled_once(monkeypatch):
+    if not hasattr(nn.Module, 'compile'):
+        pytest.skip('this torch cannot compile modules')
+    graphs, compile_module = [], nn.Module.compile
+    backend = lambda graph, inputs: graphs.append(1) or graph.forward  # noqa: E731
+    monkeypatch.setattr(nn.Module, 'compile', lambda module: compile_module(module, backend=backend))
+    torch.compiler.reset()
+    model = small_model(drop_path_rate=.5).train()
+    compile_blocks(model, torch.device('cpu'))
+    model(torch.randn(4, 3, 16, 16))
+    assert len(graphs) == 2         # a probe, and the blocks
+    kept = model.blocks[2].drop_path1(torch.ones(1000, 1, 1))
+    assert set(kept.flatten().tolist()) == {0., 2.} and .9 < kept.mean() < 1.1
+    assert torch.equal(model.blocks[2].eval().drop_path1(kept), kept)
+
+
 @pytest.mark.slow
 def test_a_run_with_compiled_and_checkpointed_blocks_has_the_same_loss(images, pretrained, tmp_path, monkeypatch):
     """Traced as by default, then executed by PyTorch: generating C++ takes a minute."""

@@ -178,10 +178,10 @@ class ByElement(Ours):
     """torch.gather, with an index for each element, where ours gathers rows."""
 
     def backward(self, *inputs):
-        rows, models_mae.gather_rows = models_mae.gather_rows, lambda x, ids: models_mae.gather_tokens(
-            x.expand(len(ids), -1, -1), ids)
+        by_row, models_mae.gather_tokens = models_mae.gather_tokens, lambda x, ids: torch.gather(
+            x.expand(len(ids), -1, -1), 1, ids[..., None].expand(-1, -1, x.shape[-1]))
         super().backward(*inputs)
-        models_mae.gather_rows = rows
+        models_mae.gather_tokens = by_row
 
 
 def with_product_embedding(model):

@@ -1,7 +1,7 @@
 """Image transforms in the loader workers, and normalization on the device.
 
 A transform maps a LazyImage to an (H, W, C) uint8 tensor; batches of these are a quarter of the size of float ones.
-Only arrays of more than 8 bits (ArrayImage) become floats earlier. Sizes are those of util.config.input_flags: the side
+Only arrays of more than 8 bits (.npy) become floats earlier. Sizes are those of util.config.input_flags: the side
 of a square, or height and width.
 """
 import math

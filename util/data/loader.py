@@ -7,9 +7,9 @@ import re
 import signal
 import sys
 import threading
-import time
 import warnings
 from functools import partial
+from multiprocessing import connection
 from typing import Any, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -261,14 +261,12 @@ def _with_worker_failures(iterator, workers):
         yield from iterator
     except (RuntimeError, OSError, EOFError, SystemFailure) as error:
         raise_if_exhausted(error)
-        deadline = time.monotonic() + GRACE     # the error may precede the exit code of the worker
-        while workers and not _RAISED_IN_WORKER.match(str(error)):
-            dead = [worker for worker in workers if worker.exitcode is not None]
-            if dead:
-                raise SystemFailure(_describe_exit(dead[0])) from error
-            if time.monotonic() > deadline:
-                break
-            time.sleep(.02)
+        if workers and not _RAISED_IN_WORKER.match(str(error)):
+            ended = connection.wait([worker.sentinel for worker in workers], GRACE)     # the error may precede its end
+            for worker in workers:
+                if worker.sentinel in ended:
+                    worker.join()
+                    raise SystemFailure(_describe_exit(worker)) from error
         raise
 
 

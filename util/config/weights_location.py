@@ -1,6 +1,7 @@
 """Locations of weights: a file, a Hugging Face folder, or a URL with a hash."""
 import os
 import re
+from argparse import ArgumentTypeError
 from typing import Optional
 
 HASHED_URL = re.compile(
@@ -12,7 +13,16 @@ def is_url(path: str) -> bool:
     return bool(re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', path))
 
 
-def location_fault(location: str) -> Optional[str]:
+def weights(text: str) -> str:
+    """argparse type: location of weights, 'auto' or ''."""
+    location = os.path.expanduser(text)
+    fault = None if text in ('', 'auto') else _fault(location)
+    if fault:
+        raise ArgumentTypeError('{} {}'.format(location, fault))
+    return location
+
+
+def _fault(location: str) -> Optional[str]:
     """Why weights cannot be loaded from a path or URL, as the end of a sentence; None if the location is valid."""
     if is_url(location):
         if not re.match('https?://', location):

@@ -14,7 +14,7 @@ from PIL import Image
 import main_finetune
 import main_predict
 from util.checkpoints import load_model, pth_file
-from util.config.inference_flags import parse_predict
+from util.config.inference_flags import predict_parser
 from util.config.train_flags import parse_finetune
 from util.data import transforms
 from util.devices.accelerator import Cpu
@@ -54,7 +54,7 @@ def nameless(tmp_path_factory):
 
 def predict(*flags):
     """python main_predict.py, in this process."""
-    main_predict.main(parse_predict(['--device', 'cpu', '--num_workers', '0', *[str(flag) for flag in flags]]))
+    main_predict.main(predict_parser().parse_args(['--device', 'cpu', '--num_workers', '0', *map(str, flags)]))
 
 
 @pytest.mark.compat

@@ -83,8 +83,6 @@ def load(path: str, as_trained: bool = False) -> State:
         folder = hugging_face.folder_of(local)
         state = containers.unwrap(hugging_face.read_folder(folder, lambda part: _read(part).get('model')) if folder
                                   else _read(local), path)
-        if not folder and hugging_face.is_foreign(state['model']):
-            state = hugging_face.translate(state['model'], path)
     if type(state.get('args')) is not dict:
         state.pop('args', None)
     broken = [name for name, value in state['model'].items() if not torch.isfinite(value.sum(dtype=torch.float64))]

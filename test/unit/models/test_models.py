@@ -77,7 +77,8 @@ def test_loss_prediction_mask_and_gradients_equal_those_of_transformers(tmp_path
     expected.loss.backward()
     assert relative(found, expected.loss) < 1e-5
     gradients = hugging_face.translate({name: torch.zeros_like(p) if p.grad is None else p.grad
-                                        for name, p in other.named_parameters()}, 'x')['model']
+                                        for name, p in other.named_parameters()}, 'x',
+                                       {'model_type': 'vit_mae'})['model']
     assert gradients.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

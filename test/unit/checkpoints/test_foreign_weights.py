@@ -27,8 +27,8 @@ DECODER = {'decoder_hidden_size': 64, 'decoder_num_hidden_layers': 2, 'decoder_n
 NO_VIT = pytest.mark.skipif(not hasattr(torch.nn.init, 'trunc_normal_'), reason="transformers' ViT needs trunc_normal_")
 
 
-def write(path, tensors, **metadata):
-    pth_file.save_safetensors(str(path), tensors, **metadata)
+def write(path, tensors):
+    pth_file.save_safetensors(str(path), tensors)
     return str(path)
 
 
@@ -48,7 +48,7 @@ def test_tensors_of_every_type_survive_safetensors_and_its_library_reads_them(tm
     saved = {'f': torch.randn(2, 3), 'd': torch.randn(2).double(), 'h': torch.randn(5).half(), 's': torch.tensor(2.),
              'i': torch.arange(3), 'o': torch.tensor([True, False]), 'u': torch.arange(3, dtype=torch.uint8),
              'none': torch.zeros(0, 3)}
-    path = write(tmp_path / 'x.safetensors', saved, a='b')
+    path = write(tmp_path / 'x.safetensors', saved)
     found = [pth_file.load(path)['model']]
     if hasattr(torch, 'frombuffer'):        # which the library's own reader needs
         found.append(safetensors.torch.load_file(path))
@@ -74,6 +74,14 @@ def test_bfloat16_is_read(tmp_path):
 def test_a_hostile_or_damaged_safetensors_file_is_rejected_in_one_line(tmp_path, content):
     (tmp_path / 'x.safetensors').write_bytes(content)
     rejected(tmp_path / 'x.safetensors')
+
+
+def test_the_flags_and_classes_in_a_safetensors_file_are_read(tmp_path):
+    state = {'args': {'mean': [.5], 'std': [.5]}, 'classes': ['cat']}
+    (tmp_path / 'x').write_bytes(raw({'patch_embed.proj.weight': entry(0, 4), '__metadata__': {
+        name: json.dumps(value) for name, value in state.items()}}, b'1234'))
+    found = pth_file.load(str(tmp_path / 'x'))
+    assert {name: found[name] for name in state} == state
 
 
 # -- models without flags ---------------------------------------------------------------------------------------------

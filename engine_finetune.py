@@ -143,7 +143,7 @@ def evaluate(model: torch.nn.Module, loader: Batches, precision: FullPrecision, 
         totals += torch.cat([count_correct(logits, labels), loss[None]])
         if (i + 1) % PRINT_EVERY == 0:
             logger.info('Test:  [%d/%d]', i + 1, len(loader))
-    totals = torch.cat([totals, totals.new_tensor([seen, loader.unreadable, bool(session.signals.requested)])])
+    totals = torch.cat([totals, totals.new_tensor([seen, len(loader.failures), bool(session.signals.requested)])])
     correct1, correct5, loss, images, unreadable, stopped = session.world.all_reduce(totals).tolist()
     if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images is readable; is the disk mounted?'

@@ -120,8 +120,8 @@ def collate(items: List[Tuple[Any, Failures]]) -> Tuple[Any, Failures]:
 class Batches:
     """DataLoader that skips empty batches and reports unreadable files.
 
-    If `unreadable_images` (see UnreadableTracker) is set, its `add` gets them; otherwise they are logged. `failures`,
-    `unreadable` of them, are those of the last pass in this process; `workers` is the number of loader workers.
+    If `unreadable_images` (see UnreadableTracker) is set, its `add` gets them; otherwise they are logged. `failures`:
+    those of the last pass in this process; `workers`: number of loader workers.
     """
 
     def __init__(self, dataset: Dataset, wrapped: Dataset, sampler: Optional[Sampler], batch_size: int,
@@ -146,10 +146,6 @@ class Batches:
         """Raises SystemFailure if a loader worker has died."""
         self.failures.clear()
         return self._readable(iterate_loader(self.loader))
-
-    @property
-    def unreadable(self) -> int:
-        return len(self.failures)
 
     def _readable(self, batches):
         for batch, failures in batches:

@@ -22,7 +22,7 @@ from util.config.parser import Parser
 from util.errors import UserError, run
 from util.log import logger
 from util.model_sizes import MASK_RATIO
-from util.models.features import block_outputs, pool_tokens
+from util.models.features import last_tokens, pool_tokens
 from util.text import first_line
 from util.tools.outputs import is_special, output_path
 
@@ -80,7 +80,7 @@ class ExportedModel:
             return self._model_forward(imgs, self.mask_ratio, noise)
         if self.part == 'classifier':
             return (self._model_forward(imgs),)
-        tokens = list(block_outputs(self.model, imgs))[-1]
+        tokens = last_tokens(self.model, imgs)
         features = pool_tokens(self.model, tokens, 'mean' if self.global_pool else 'cls')
         return features, tokens if self.global_pool else self.model.norm(tokens)
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from util.checkpoints.checkpointer import Checkpointer
-from util.config.normalization import adopt_statistics
+from util.config.input_flags import adopt_statistics
 from util.data.loader import Batches
 from util.data.transforms import Normalize
 from util.data.unreadable import UnreadableTracker

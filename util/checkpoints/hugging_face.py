@@ -12,8 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from util.checkpoints.schema import State, Weights
-from util.config import normalization
-from util.config.input_flags import normalised_size
+from util.config.input_flags import normalised_size, valid_statistics
 from util.errors import UserError
 from util.files import open_regular
 from util.log import logger
@@ -187,5 +186,5 @@ def _statistics(folder: str, config: Config) -> Dict[str, Any]:
     elif type(config.get('pretrained_cfg')) is dict:            # timm's
         source, names = config['pretrained_cfg'], ('mean', 'std')
     flags = dict(zip(('mean', 'std'), map(source.get, names)))
-    known = None not in flags.values() and normalization.valid_statistics({**flags, 'in_chans': len(flags['mean'])})
+    known = None not in flags.values() and valid_statistics({**flags, 'in_chans': len(flags['mean'])})
     return flags if known else {}

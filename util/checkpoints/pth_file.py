@@ -11,7 +11,7 @@ import torch
 
 from util.checkpoints import containers, download, hugging_face, pth_format
 from util.checkpoints.schema import State, Weights, is_state_dict
-from util.config.weights_location import is_url
+from util.config.parser import is_url
 from util.errors import SystemFailure, UserError, is_system_failure
 from util.files import atomic_file, open_regular, write_atomically
 from util.log import logger

@@ -5,8 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
-from util.config.input_flags import MAX_SIDE
-from util.config.normalization import valid_statistics
+from util.config.input_flags import MAX_SIDE, valid_statistics
 from util.errors import UserError
 
 State, Weights = Dict[str, Any], Dict[str, torch.Tensor]

@@ -1,7 +1,6 @@
 """Flags of main_predict.py, and those that the tools for trained models share."""
 from util.config.input_flags import parse_size
-from util.config.parser import Parser, add_device, non_negative_int, positive_int
-from util.config.weights_location import weights
+from util.config.parser import Parser, add_device, non_negative_int, positive_int, weights
 
 
 def predict_parser() -> Parser:

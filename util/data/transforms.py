@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from util.config.input_flags import COLOURED, RECIPE_AA, InputSize, sides
-from util.config.normalization import MEAN, STD, statistics
+from util.config.input_flags import COLOURED, MEAN, RECIPE_AA, STD, InputSize, sides, statistics
 from util.data.lazy_image import LazyImage
 from util.errors import UserError
 from util.models.timm_adapter import color_augmentation
@@ -137,7 +136,7 @@ class Normalize:
     """Channel normalization on the images' device: (N, H, W, C) of 0..255 -> (N, C, H, W) float32.
 
     Args:
-        mean, std: per channel, in units of 0..1; see util.config.normalization.statistics.
+        mean, std: per channel, in units of 0..1; see util.config.input_flags.statistics.
     Raises:
         UserError: there are no defaults for `in_chans`.
     """

@@ -16,8 +16,7 @@ from util import log
 from util.checkpoints import load_model, pth_file
 from util.compat import accepts
 from util.config.inference_flags import add_checkpoint
-from util.config.input_flags import sides
-from util.config.normalization import flags_text, statistics
+from util.config.input_flags import flags_text, sides, statistics
 from util.config.parser import Parser
 from util.errors import UserError, run
 from util.log import logger

@@ -151,9 +151,12 @@ def test_measured_statistics_weight_each_image_equally(tmp_path, kind, unit):
     assert std == pytest.approx(repeated.std(axis=0), rel=1e-4)
 
 
-def test_unmeasurable_data_is_a_user_error(bands):
+def test_unmeasurable_data_is_a_user_error(bands, tmp_path):
     with pytest.raises(UserError, match='none of the 16 images can be read'):
         dataset_stats.measure(pretraining_set(str(bands), partial(dataset_stats.channel_moments, 4)))
+    saved(tmp_path, np.dstack([ramp(1), np.full((40, 30), 51, np.uint8)]))
+    with pytest.raises(UserError, match=r'channel 1 \(counted from 0\) is 0.2 in all'):
+        dataset_stats.measure(pretraining_set(str(tmp_path), partial(dataset_stats.channel_moments, 2)))
 
 
 def test_printed_flags_are_those_of_a_training(bands):

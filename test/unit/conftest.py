@@ -88,6 +88,7 @@ def call(name, *words):
     """
     before, module = process_state(), importlib.import_module(name)
     parse = getattr(module, 'parse_' + re.split('[._]', name)[-1], None)
+    parse = module.predict_parser().parse_args if name == 'main_predict' else parse
     arguments = [parse] if parse else [lambda: sys.argv[1:]] if signature(module.main).parameters else []
     own_session = hasattr(module, 'setup')      # the tools leave the logger set up
     output = io.TextIOWrapper(io.BytesIO(), 'utf-8', 'backslashreplace', write_through=True)

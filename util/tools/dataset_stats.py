@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from util import log
-from util.config.normalization import flags_text, number_text
+from util.config.input_flags import flags_text, number_text
 from util.config.parser import Parser, non_negative_int, positive_int
 from util.data.datasets import Subset, pretraining_set
 from util.data.lazy_image import LazyImage

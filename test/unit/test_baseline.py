@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, call, finetune, launcher, pretrain
+from conftest import ROOT, call, finetune, launcher, pretrain, succeeded
 
 BASELINE = Path(__file__).with_name('baseline')
 RECORD = json.loads((BASELINE / 'results.json').read_text())
@@ -69,10 +69,9 @@ def help_of(command):
     name, *words = command.replace('-m ', '').replace('.py ', ' ').replace('/', '.').split()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('COLUMNS', '10000')
-        run = call(name, *words)
-    assert run.status == 0, run.output
+        output = succeeded(call(name, *words))
     found = {}
-    for option in re.split(r'\n(?=  -)', run.output)[1:]:
+    for option in re.split(r'\n(?=  -)', output)[1:]:
         default = re.search(r'\(default: (.*)\)', option)
         for flag in re.findall(r'--[\w-]+', re.split(r'\s{2,}', option.strip())[0]):
             found[flag] = default and default.group(1)
@@ -89,9 +88,7 @@ def commands_of(name, images, folder):
     elif not name.startswith('pretrain'):
         flags += [('--resume_pth=' if 'eval' in name else '--finetune_pth=') + str(pth)]
     nodes = {'NODE_RANK': '1', 'MASTER_ADDR': 'first', 'MASTER_PORT': '29501'} if '16p' in name else {}
-    run = launcher(name, *flags, DRY_RUN='1', **nodes)
-    assert run.status == 0, run.output
-    text = run.output
+    text = succeeded(launcher(name, *flags, DRY_RUN='1', **nodes))
     for place, word in ((sys.executable, 'PYTHON'), (images, 'DATA'), (folder, 'FOLDER'), (ROOT, 'ROOT')):
         text = text.replace(str(place), word)
     return text.splitlines()
@@ -99,8 +96,7 @@ def commands_of(name, images, folder):
 
 @pytest.mark.parametrize('task', ['pretrain', 'finetune', 'resume'])
 def test_a_run_has_the_losses_and_files_of_the_record(images, tmp_path, task):
-    run = run_of(task, images, tmp_path / 'out')
-    assert run.status == 0, run.output
+    succeeded(run_of(task, images, tmp_path / 'out'))
     # 2.1 has losses of its own: initialization and resizing differ between releases.
     expected, found = RECORD['log'].get(VERSION, RECORD['log'].get(GENERATION))[task], log_of(tmp_path / 'out')
     assert len(found) == len(expected)

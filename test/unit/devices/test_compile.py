@@ -1,7 +1,7 @@
 """torch.compile (--compile) and activation checkpointing (--grad_checkpoint)."""
 import pytest
 import torch
-from conftest import pretrain
+from conftest import pretrain, succeeded
 from test_end_to_end import epochs_of
 from torch import distributed, nn
 
@@ -44,8 +44,8 @@ def test_a_run_with_compiled_and_checkpointed_blocks_has_the_same_loss(images, p
     if compile_module:
         monkeypatch.setattr(nn.Module, 'compile', lambda module: calls.append(module)
                             or compile_module(module, backend='aot_eager'))
-    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--compile', '--grad_checkpoint')
-    assert run.status == 0, run.output
+    succeeded(pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--compile',
+                       '--grad_checkpoint'))
     loss, expected = (epochs_of(folder)[0]['train_loss'] for folder in (tmp_path, pretrained))
     assert loss == pytest.approx(expected, rel=1e-5) and used
     assert len(calls) == (9 if compile_module else 0)       # a probe, 6 and 2 blocks

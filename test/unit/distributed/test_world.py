@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, execute
+from conftest import execute, succeeded, two_processes
 
 from util.devices.accelerator import Cpu
 from util.distributed import world as distributed
@@ -147,9 +147,7 @@ world.shutdown()
 def losses_and_weights(folder, processes):
     script, result = folder / 'script.py', folder / 'result-{}.json'.format(processes)
     script.write_text(SCRIPT)
-    start = [ROOT / 'util' / 'tools' / 'launch.py', '--nproc', processes] if processes > 1 else []
-    run = execute([sys.executable, *start, script, result])
-    assert run.status == 0, run.output
+    succeeded(two_processes(script, result) if processes > 1 else execute([sys.executable, script, result]))
     return [torch.tensor(values) for values in json.loads(result.read_text())]
 
 

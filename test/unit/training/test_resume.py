@@ -132,10 +132,10 @@ def test_a_changed_batch_and_number_of_processes_go_on_with_the_unseen_images_an
                                                                                                    killer):
     flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-9, '--epochs', 2]
     assert command('main_pretrain.py', flags, 1, killer, 2).status == -9           # 16 of 32 images
-    run = command('main_pretrain.py', [*flags, '--resume', 'auto', '--batch_size', 4, '--accum_iter', 2], 2)
-    assert run.status == 0, run.output
-    assert 'accum_iter 1 -> 2, batch_size 8 -> 4, processes 1 -> 2' in run.output
-    assert 'Epoch: [0]  [4/4]' in run.output and 'Epoch: [1]  [4/4]' in run.output, run.output
+    flags += ['--resume', 'auto', '--batch_size', 4, '--accum_iter', 2]
+    output = succeeded(command('main_pretrain.py', flags, 2))
+    assert 'accum_iter 1 -> 2, batch_size 8 -> 4, processes 1 -> 2' in output
+    assert 'Epoch: [0]  [4/4]' in output and 'Epoch: [1]  [4/4]' in output, output
 
 
 @pytest.mark.slow

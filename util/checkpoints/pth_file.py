@@ -1,10 +1,11 @@
 """Checkpoint files: dicts of tensors and plain values, written atomically, read without executing their content."""
 import argparse
+import itertools
 import json
 import os
 import struct
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Optional
 
 import safetensors.numpy  # safetensors.torch cannot be imported under torch 1.5 and 1.8
 import torch
@@ -17,6 +18,7 @@ from util.files import atomic_file, open_regular, write_atomically
 from util.log import logger
 
 MOST_HEADER = 2 ** 24       # bytes of a safetensors header, about 100000 tensors
+MOST_VALUES, MOST_LEVELS = 10 ** 6, 100     # a hundred nested lists that share items can expand without end
 
 
 @contextmanager
@@ -50,21 +52,26 @@ def save_safetensors(path: str, tensors: Weights, **metadata: str) -> None:
     write_atomically(path, safetensors.numpy.save(values, {'format': 'pt', **metadata}))
 
 
-def plain_copy(value: Any, leaf: Callable[[Any], Any]) -> Any:
+def plain_copy(value: Any, leaf: Callable[[Any], Any], levels: int = MOST_LEVELS,
+               counter: Optional[Iterator[int]] = None) -> Any:
     """Copy nested values into plain dicts, lists, tuples, numbers, strings and None; a Namespace becomes a dict.
 
-    `leaf` converts any other value, such as a tensor, or raises. Raises ValueError for other dict keys.
+    `leaf` converts any other value, such as a tensor, or raises. Raises ValueError for too many values or levels, as
+    a self-reference has, and for other dict keys.
     """
+    counter = counter or itertools.count()
+    if next(counter) == MOST_VALUES or not levels:
+        raise ValueError('too many values or nesting levels')
     if value is None or type(value) in (str, int, float, bool):
         return value
     value = vars(value) if type(value) is argparse.Namespace else value
     if isinstance(value, dict):
         if not all(key is None or type(key) in (str, int, float, bool) for key in value):
             raise ValueError('a dict key that is neither a string nor a number')
-        return {key: plain_copy(item, leaf) for key, item in value.items()}
+        return {key: plain_copy(item, leaf, levels - 1, counter) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         kind = list if isinstance(value, list) else tuple
-        return kind(plain_copy(item, leaf) for item in value)
+        return kind(plain_copy(item, leaf, levels - 1, counter) for item in value)
     return str(value) if isinstance(value, torch.device) else leaf(value)
 
 

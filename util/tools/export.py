@@ -94,6 +94,7 @@ class ExportedModel:
         flags = {name: self.flags[name] for name in MODEL_FLAGS if self.flags.get(name) is not None}
         if self.part == 'encoder':
             flags.update(model=flags['model'].replace('mae_', ''), global_pool=self.global_pool)
+            return {name: value for name, value in flags.items() if name not in DECODER_FLAGS}
         return flags
 
     def compare(self, outputs: Dict[str, Any], library: str) -> str:

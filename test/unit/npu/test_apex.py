@@ -10,11 +10,6 @@ from util.checkpoints import pth_file
 from util.devices.accelerator import Cpu
 from util.devices.precision import ApexO2, FullPrecision
 
-from .conftest import require_emulator
-
-require_emulator()          # older releases of torch do not train in fp16 on the CPU
-
-
 # Training
 
 def nvidias(apex):

@@ -6,9 +6,8 @@ from conftest import FINETUNE, PRETRAIN, ROOT, launcher, succeeded, together
 from test_end_to_end import epochs_of
 from test_launchers import LOGS
 
-from .conftest import WITH_STAND_INS, require_emulator
+from .conftest import WITH_STAND_INS
 
-require_emulator()
 pytestmark = pytest.mark.slow
 
 ACCUMULATE = ['--batch_size=2', '--accum_iter=2', '--device=auto']

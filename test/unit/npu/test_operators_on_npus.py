@@ -8,9 +8,8 @@ from conftest import execute, finetune, pretrain, succeeded
 from npu_operators import FULL_RECIPE, PRECISIONS, recorded
 from PIL import Image
 
-from .conftest import WITH_STAND_INS, require_emulator
+from .conftest import WITH_STAND_INS
 
-require_emulator()
 pytestmark = pytest.mark.slow
 
 

@@ -6,9 +6,8 @@ import sys
 import pytest
 from conftest import ROOT, TIMEOUT, environment
 
-from .conftest import WITH_STAND_INS, require_emulator
+from .conftest import WITH_STAND_INS
 
-require_emulator()
 pytestmark = pytest.mark.slow
 
 

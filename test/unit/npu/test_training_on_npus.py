@@ -6,9 +6,8 @@ import torch
 from conftest import execute, linprobe, pretrain, succeeded
 from test_end_to_end import epochs_of, moments_of, same, weights_of
 
-from .conftest import WITH_STAND_INS, require_emulator
+from .conftest import WITH_STAND_INS
 
-require_emulator()
 pytestmark = pytest.mark.slow
 
 

@@ -196,6 +196,15 @@ def nano_mae(**options):
 
 
 @pytest.fixture
+def apex(monkeypatch):
+    """The emulated apex, unloaded after the test."""
+    monkeypatch.syspath_prepend(str(ROOT / 'test' / 'unit' / 'npu'))
+    yield importlib.import_module('apex')
+    for name in [name for name in sys.modules if name.split('.')[0] == 'apex']:
+        del sys.modules[name]
+
+
+@pytest.fixture
 def caplog(caplog):
     """pytest's, from INFO on."""
     caplog.set_level('INFO', 'mae')

@@ -4,22 +4,20 @@ import shutil
 import sys
 
 import pytest
-from conftest import execute, finetune, pretrain
+from conftest import execute, finetune, pretrain, succeeded
 from npu_operators import FULL_RECIPE, PRECISIONS, recorded
 from PIL import Image
 
-from .conftest import WITH_STAND_INS, require_emulator
+from .conftest import WITH_STAND_INS
 
-require_emulator()
 pytestmark = pytest.mark.slow
 
 
 def on_npu(code, *words, **environ):
     """What Python code prints last."""
     prelude = 'import json, sys, torch, torch_npu\nfrom torch_npu import _record\n'
-    run = execute([sys.executable, '-c', prelude + code, *words], **WITH_STAND_INS, **environ)
-    assert run.status == 0, run.output
-    return json.loads(run.output.split('\n')[-2])
+    return json.loads(succeeded(execute([sys.executable, '-c', prelude + code, *words], **WITH_STAND_INS, **environ))
+                      .split('\n')[-2])
 
 
 def test_the_record_has_signatures_and_waits():

@@ -3,7 +3,7 @@ import os
 
 import pytest
 import torch
-from conftest import PRETRAIN, assert_unchanged, finetune, process_state
+from conftest import PRETRAIN, assert_unchanged, finetune, process_state, succeeded
 from test_end_to_end import moments_of, same, weights_of
 
 from util.config.train_flags import parse_pretrain
@@ -48,9 +48,8 @@ def test_runs_in_one_process_equal_each_other_and_one_in_a_process_of_its_own(im
     results = []
     for process in (False, False, True):
         folder = tmp_path / str(len(results))
-        run = finetune('--data_path', images, '--output_dir', folder, '--epochs', 1, '--drop_path', .2, '--mixup', .8,
-                       '--cutmix', 1, '--reprob', .5, process=process)
-        assert run.status == 0, run.output
+        succeeded(finetune('--data_path', images, '--output_dir', folder, '--epochs', 1, '--drop_path', .2, '--mixup',
+                           .8, '--cutmix', 1, '--reprob', .5, process=process))
         state = weights_of(folder / 'checkpoint-0.pth')
         results.append([state['model'], moments_of(state), state['best']])
     assert same(results[0], results[1]) and same(results[0], results[2])

@@ -88,9 +88,7 @@ class Cpu:
         """The fastest exact AdamW of this device."""
         fused = supported(torch.optim.AdamW, fused=True)
         try:
-            probe = torch.nn.Parameter(torch.zeros(1, device=self.type))
-            probe.grad = torch.zeros_like(probe)
-            torch.optim.AdamW([probe], **fused).step()
+            torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1, device=self.type))], **fused)
         except RuntimeError:
             fused = {}                  # some releases support it on some devices only
         return torch.optim.AdamW(param_groups, **options, **fused)

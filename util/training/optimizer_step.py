@@ -42,7 +42,7 @@ class OptimizerStep:
         self.due = i == opened + size - 1
         self._loss_weight, self._place = 1. / size, (epoch, i)
         if i == opened:
-            self.precision.open_window()
+            self.precision.accelerator.clear_overflow()     # of what was computed since the last step
             self.lr = self.schedule(epoch + i / iterations)
             for group in self.optimizer.param_groups:
                 group['lr'] = self.lr * group.get('lr_scale', 1.)       # layer-wise decay

@@ -1,14 +1,11 @@
 """Session of a run: device, processes, profiler and signals, set up once; output folder; head and end of the log."""
 import json
-import os
-import random
 import time
 from argparse import Namespace
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
-import numpy as np
 import torch
 
 from util import log
@@ -22,6 +19,7 @@ from util.distributed.signals import SignalHandler
 from util.errors import UserError
 from util.log import logger
 from util.reporting import output_dir
+from util.reporting.report import environment
 from util.reporting.run_logger import NullRunLogger, RunLogger
 
 
@@ -38,7 +36,7 @@ class Session:
         self.profiler = Profiler(accelerator, profiling_folder if world.is_main else None)
         self.cores = ''         # that the process is bound to
         self.signals = SimpleNamespace(requested='')      # signals have their default actions
-        self._started = time.time()
+        self.started = time.time()
 
     def place(self, model: torch.nn.Module) -> None:
         """Move `model` to the device and broadcast its weights from rank 0."""
@@ -70,50 +68,25 @@ class Session:
         seed_generators(value % 2 ** 63)
         self.accelerator.seed(value % 2 ** 63)
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the start of the run."""
-        return time.time() - self._started
-
-
-@contextmanager
-def process_state_restored() -> Iterator[ExitStack]:
-    """Restore random generators, logger, core binding and environment at the end of the block, after its ExitStack."""
-    with ExitStack() as undo:
-        undo.enter_context(torch.random.fork_rng(devices=[]))
-        undo.callback(random.setstate, random.getstate())
-        undo.callback(np.random.set_state, np.random.get_state())
-        undo.callback(vars(logger).update, handlers=logger.handlers[:], propagate=logger.propagate)
-        undo.callback(logger.setLevel, logger.level)
-        if hasattr(os, 'sched_setaffinity'):
-            undo.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
-        undo.callback(os.environ.update, dict(os.environ))
-        undo.callback(os.environ.clear)
-        yield undo
-
 
 @contextmanager
 def start_session(args: Namespace) -> Iterator[Session]:
-    """Select the device, bind cores and join the process group by the flags; UserError if that is not possible.
-
-    The end of the block undoes what it and the run have changed in the process.
-    """
-    with process_state_restored() as undo:
+    """Select the device, bind cores and join the process group by the flags; UserError if that is not possible."""
+    with ExitStack() as stack:
         world = distributed.world_from_environment(args.world_size, args.local_rank, args.dist_on_itp, args.dist_url,
                                                    args.addr)
         log.set_up(world.is_main)
-        signals = undo.enter_context(SignalHandler())
+        signals = stack.enter_context(SignalHandler())
         accelerator = device.select(args.device)
         if args.deterministic:
             accelerator.make_deterministic()
-            undo.callback(torch.use_deterministic_algorithms, False)
         local_size = distributed.local_world_size()
         if args.num_workers is None:
             args.num_workers = host.default_workers(local_size)     # of all cores that the processes share
         cores = host.bind_cores(world.local_rank, local_size, accelerator.near_cores)
         session = Session(accelerator, world, args.output_dir if args.prof else None)
         session.signals, session.cores = signals, cores
-        undo.callback(hang_detector.stop)
+        stack.callback(hang_detector.stop)
         world.join(session.accelerator, args.dist_url, args.hang_timeout)
         session.all_reduce(0)   # rank 0 holds the store of the rendezvous: it must not end before all have joined
         if output_dir.restarted() and not getattr(args, 'eval', False) and numbered(args.output_dir):
@@ -158,26 +131,19 @@ def enter_output_folder(args: Namespace, session: Session, checkpointer: Optiona
 
 def setup_precision(args: Namespace, session: Session) -> FullPrecision:
     """Choose the precision; log flags, versions, device, processes and precision."""
-    accelerator, world = session.accelerator, session.world
-    precision = choose_precision(accelerator, args.amp, args.amp_backend, args.amp_dtype,
+    precision = choose_precision(session.accelerator, args.amp, args.amp_backend, args.amp_dtype,
                                  getattr(args, 'loss_scale', 'dynamic'))
     hang_detector.heartbeat('building data and model')
     logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
-    logger.info('software: %s', ', '.join('{} {}'.format(*pair) for pair in host.software().items()))
-    logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)
-    logger.info('processes: %d%s, %d loader processes each%s', world.size,
-                ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers,
-                ', cores of this one: {}'.format(session.cores) if session.cores else '')
-    if accelerator.settings:
-        logger.info('%s: %s', accelerator.type, accelerator.settings)
-    logger.info('precision: %s', precision.name)
+    for fact in environment(args, session, precision):
+        logger.info('%s: %s', *fact)
     return precision
 
 
 def write_result(session: Session, run_logger: RunLogger, name: str, result: Dict[str, Any]) -> Dict[str, Any]:
     """Write NAME.json and print the Final result; returns it with duration, processes and device."""
     session.profiler.finish()
-    result = {**result, 'duration_sec': round(session.elapsed, 1), 'processes': session.world.size,
+    result = {**result, 'duration_sec': round(time.time() - session.started, 1), 'processes': session.world.size,
               'device': session.accelerator.name}
     run_logger.write_result(name, result)
     return result

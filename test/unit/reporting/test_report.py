@@ -117,7 +117,7 @@ def test_a_report_is_written_every_report_every_epochs_and_at_the_end(tmp_path, 
         running.on_epoch_end(epoch)
         found.append(path.exists())
     assert found == expected and (not any(found) or Page(path).data['state'] == 'running')
-    running.set_result({'loss': .5, 'images_per_sec': 10., 'duration_sec': 3.})
+    running.result = {'loss': .5, 'images_per_sec': 10., 'duration_sec': 3.}
     running.close()
     assert Page(path).data['state'] == 'finished' and ['loss', .5] in Page(path).parts['Final result']['facts']
 

@@ -9,7 +9,6 @@ import torch
 from engine_finetune import count_correct
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
-from util.text import duration
 from util.training.epoch_meter import DeviceMean, EpochMeter, Throughput
 from util.training.non_finite_steps import NonFiniteSteps
 from util.training.session import Session
@@ -63,10 +62,6 @@ def test_waiting_for_data_is_part_of_the_time_and_counted_separately():
 def test_the_device_is_synchronized_only_at_start_and_end():
     _, clock = timed_pass([8] * 60, step=.1)
     assert clock.synchronized == 2
-
-
-def test_durations_read_as_hours_minutes_seconds():
-    assert duration(3725.9) == '1:02:05'
 
 
 def test_more_loader_processes_are_suggested_if_the_device_waits(caplog):

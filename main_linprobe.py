@@ -28,7 +28,7 @@ from util.training.session import Session
 
 
 def main(args: Namespace) -> None:
-    with setup.start_classifier(args) as (session, precision, checkpointer):
+    with setup.start_run(args) as (session, precision, checkpointer):
         if args.eval:
             evaluate_checkpoint(args, session, precision, checkpointer, build_model, LinearProbe)
         else:

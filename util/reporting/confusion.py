@@ -41,7 +41,7 @@ class ConfusionTracker:
         combined = combined.to(device)
         self._reported = world.all_reduce(combined).cpu().numpy().astype(np.int64) - 1
 
-    def on_epoch_end(self, epoch: int, report_due: bool, run_logger: Any) -> None:
+    def on_epoch_end(self, epoch: int, report_due: bool) -> None:
         """Nothing: the evaluation at the end of an epoch has called `gather`."""
 
     def report_sections(self) -> List[Tuple[str, list]]:

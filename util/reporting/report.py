@@ -79,7 +79,7 @@ class Report:
         """Update the report part, and write the report every --report_every epochs."""
         every, last = self._args.report_every, epoch + 1 == self._args.epochs
         due = last or bool(every) and (epoch + 1) % every == 0
-        _log_failure(self._session, self._path, lambda: self._report_part.on_epoch_end(epoch, due, self._run_logger))
+        _log_failure(self._session, self._path, lambda: self._report_part.on_epoch_end(epoch, due))
         if due and not last:
             self._write('running', 'epoch {} of {} is done'.format(epoch + 1, self._args.epochs))
 

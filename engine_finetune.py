@@ -88,13 +88,13 @@ def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecis
                         build: Callable, prepare: Callable) -> None:
     """--eval: accuracy of the --resume checkpoint on the validation images.
 
-    `build`: (args, classes) -> classifier; `prepare`: (classifier on the device, precision) -> model to evaluate.
+    `build`: (flags, classes) -> classifier; `prepare`: (classifier on the device, precision) -> model to evaluate.
     """
     if checkpointer.path is None:
         raise UserError('--resume auto: no checkpoint in {}'.format(args.output_dir))
     loader = build_evaluation_loader(args, session, class_names(args, checkpointer), checkpointer.get('labels'))
     dataset = loader.dataset
-    model = build(args, count_classes(args, dataset, checkpointer))
+    model = build(vars(args), count_classes(args, dataset, checkpointer))
     adopt_statistics(args, checkpointer.get('args'), checkpointer.path)
     checkpointer.load_model(model, fit_positions=True, ema_weights=True)
     run_logger = enter_output_folder(args, session)
@@ -104,7 +104,6 @@ def evaluate_checkpoint(args: Namespace, session: Session, precision: FullPrecis
     normalize = Normalize.of(vars(args))
     confusion = ConfusionTracker(dataset, normalize)
     result = evaluate(model, loader, precision, session, normalize, confusion)
-    confusion.on_epoch_end(0, True, run_logger)
     loader.unreadable_images.sync(session.world, session.device)
     result = write_result(session, run_logger, 'eval', {
         'task': 'Evaluation', 'images_per_sec': result.pop('FPS'), **result, 'checkpoint': checkpointer.path})
@@ -148,13 +147,13 @@ def evaluate(model: torch.nn.Module, loader: Batches, precision: FullPrecision, 
     if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images is readable; is the disk mounted?'
                         .format(unreadable))
-    confusion.gather(predictions, loader, session.world, session.device)
     count = max(images, 1)                      # 0 only if all processes were stopped
     result = {'acc1': 100 * correct1 / count, 'acc5': 100 * correct5 / count, 'loss': loss / count,
               'images': int(images), 'FPS': round(per_second(images, clock.seconds), 2)}
     if unreadable:
         result['unreadable'] = int(unreadable)
     if not stopped:
+        confusion.gather(predictions, loader, session.world, session.device)
         logger.info('* Acc@1 %.3f Acc@5 %.3f loss %.4f  (%d images%s)', result['acc1'], result['acc5'], result['loss'],
                     result['images'], ', {:.0f} more unreadable'.format(unreadable) if unreadable else '')
     return result

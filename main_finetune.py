@@ -30,9 +30,9 @@ from util.training.session import Session
 
 
 def main(args: Namespace) -> None:
-    with setup.start_classifier(args) as (session, precision, checkpointer):
+    with setup.start_run(args) as (session, precision, checkpointer):
         if args.eval:
-            evaluate_checkpoint(args, session, precision, checkpointer, build_model,
+            evaluate_checkpoint(args, session, precision, checkpointer, build_classifier,
                                 lambda model, precision: precision.prepare_inference(model))
         else:
             train(args, session, precision, checkpointer)
@@ -49,7 +49,7 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
 
     # model
     session.seed(args.seed, epoch=-1)
-    model = build_model(args, classes)
+    model = build_classifier(vars(args), classes)
     setup.load_initial_weights(args, session, checkpointer, model, args.finetune, weights.load_pretrained)
     freeze(model, args.freeze)
 
@@ -69,11 +69,6 @@ def build_transform(args: Namespace) -> Callable:
     if args.in_chans not in COLOURED:
         logger.info('no colour augmentation: not defined for %d channels', args.in_chans)
     return finetuning_transform(args.input_size, args.in_chans, args.color_jitter, args.aa, args.crop_min)
-
-
-def build_model(args: Namespace, classes: int) -> torch.nn.Module:
-    """The classifier of the flags."""
-    return build_classifier(vars(args), classes)
 
 
 def build_loss(args: Namespace, classes: int) -> Tuple[Callable, Callable]:

@@ -4,6 +4,7 @@ from util import errors
 errors.begin(__name__)
 
 from argparse import Namespace
+from typing import Any, Dict
 
 from util.config.train_flags import parse_linprobe
 from util.errors import UserError
@@ -27,7 +28,7 @@ from util.training.session import Session
 
 
 def main(args: Namespace) -> None:
-    with setup.start_classifier(args) as (session, precision, checkpointer):
+    with setup.start_run(args) as (session, precision, checkpointer):
         if args.eval:
             evaluate_checkpoint(args, session, precision, checkpointer, build_model, LinearProbe)
         else:
@@ -42,7 +43,7 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
 
     # encoder in the run's precision, head in fp32
     session.seed(args.seed, epoch=-1)
-    model = build_model(args, setup.count_classes(args, train_loader.dataset, checkpointer))
+    model = build_model(vars(args), setup.count_classes(args, train_loader.dataset, checkpointer))
     if not (args.finetune or checkpointer.path):
         logger.warning('--finetune is not given: the features are those of random weights')
     setup.load_initial_weights(args, session, checkpointer, model, args.finetune, load_encoder)
@@ -59,9 +60,9 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
                  lambda images, labels: (probe.features(normalize(images)), labels))
 
 
-def build_model(args: Namespace, classes: int) -> torch.nn.Module:
+def build_model(flags: Dict[str, Any], classes: int) -> torch.nn.Module:
     """The encoder with a probing head."""
-    model = build_classifier(vars(args), classes)
+    model = build_classifier(flags, classes)
     model.head = probing_head(model.head.in_features, classes)
     return model
 

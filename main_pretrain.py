@@ -14,37 +14,31 @@ from torch.utils.data import Dataset
 from engine_pretrain import train_one_epoch
 from util.checkpoints import weights
 from util.checkpoints.checkpointer import Checkpointer
-from util.data.datasets import has_validation, pretraining_set
+from util.data.datasets import pretraining_set
 from util.data.loader import training_loader
 from util.data.transforms import Normalize, evaluation_transform, pretraining_transform
-from util.data.validation_split import resolve_split
 from util.devices.precision import FullPrecision
 from util.models.build import build_autoencoder
 from util.reporting.reconstructions import ReconstructionSnapshots
 from util.training import knn, setup
 from util.training.optimizer_step import decay_groups
-from util.training.session import Session, setup_precision, start_session
+from util.training.session import Session
 from util.training.trainer import Trainer
 
 
 def main(args: Namespace) -> None:
-    with start_session(args) as session:
-        train(args, session, setup_precision(args, session))
+    with setup.start_run(args) as (session, precision, checkpointer):
+        train(args, session, precision, checkpointer)
 
 
-def train(args: Namespace, session: Session, precision: FullPrecision) -> None:
+def train(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer) -> None:
     """Pre-train for the remaining epochs."""
-    if args.val_fraction:
-        args.val_fraction, args.val_seed = resolve_split(args.val_fraction, args.val_seed,
-                                                         has_validation(args.data_path), False, None)
     dataset = build_data(args)
     loader = training_loader(dataset, args.batch_size, session.world, args.seed, args.num_workers, args.pin_mem,
                              session.accelerator)
 
     # model
     session.seed(args.seed, epoch=-1)
-    checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
-                                session.world.is_main)
     model = build_autoencoder(vars(args))
     setup.load_initial_weights(args, session, checkpointer, model, args.init_from, weights.load_for_pretraining)
     normalize = Normalize.of(vars(args))

@@ -11,7 +11,7 @@ from util.text import first_line
 
 
 class _Writer:
-    """A file that defers its first write error to `check`: PyTorch 1.8 and 1.11 abort the process if a write fails."""
+    """A file that keeps its first write error as `error`: PyTorch 1.8 and 1.11 abort the process if a write fails."""
 
     def __init__(self, file):
         self._file, self.error = file, None
@@ -27,11 +27,6 @@ class _Writer:
     def flush(self):
         """Nothing: atomic_file flushes at the end."""
 
-    def check(self):
-        """Raise the first error now."""
-        if self.error is not None:
-            raise self.error
-
 
 @contextmanager
 def atomic_file(path: str) -> Iterator[_Writer]:
@@ -45,7 +40,8 @@ def atomic_file(path: str) -> Iterator[_Writer]:
         with open(temporary, 'xb') as file:
             writer = _Writer(file)
             yield writer
-            writer.check()
+            if writer.error is not None:
+                raise writer.error
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

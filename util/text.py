@@ -1,4 +1,4 @@
-"""Text formatting: values on one line, lists of names, reasons of errors, durations."""
+"""Text formatting: values on one line, lists of names, reasons of errors."""
 from typing import Any, Sequence
 
 
@@ -19,9 +19,3 @@ def listed(names: Sequence[Any], most: int = 5) -> str:
     """The first names, and how many more there are."""
     more = ' and {} more'.format(len(names) - most) if len(names) > most else ''
     return ', '.join(map(str, names[:most])) + more or 'nothing'
-
-
-def duration(seconds: float) -> str:
-    """3725 -> '1:02:05'."""
-    minutes, seconds = divmod(int(seconds), 60)
-    return '{}:{:02d}:{:02d}'.format(minutes // 60, minutes % 60, seconds)

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from contextlib import contextmanager
-from typing import Any, ContextManager, Dict, Iterator, List, Optional, Tuple
+from typing import Any, ContextManager, Iterator, List, Optional, Tuple
 
 import torch
 import torch.utils.checkpoint
@@ -35,12 +35,12 @@ class Cpu:
     loader_options = {}             # DataLoader keywords that this device adds to pin_memory
     checkpoint_preserves_rng = True     # torch.utils.checkpoint restores the device's random state (for drop path)
     first_iteration = 0.    # seconds that the first iteration may take instead of --hang_timeout
-    settings = ''           # what `use` has configured, for the head of the log
     deterministic_environment = {}      # variables that make the device's libraries deterministic
 
     def __init__(self, reason: str = ''):
         self.reason = reason                # why this device was chosen
         self.to_device = inline_copy        # (tensors, torch.device) -> their copies on the device
+        self.details = {}       # versions and settings below PyTorch by name, once in use
 
     def count(self) -> int:
         """Number of visible devices; 1 for the CPU."""
@@ -88,9 +88,7 @@ class Cpu:
         """The fastest exact AdamW of this device."""
         fused = supported(torch.optim.AdamW, fused=True)
         try:
-            probe = torch.nn.Parameter(torch.zeros(1, device=self.type))
-            probe.grad = torch.zeros_like(probe)
-            torch.optim.AdamW([probe], **fused).step()
+            torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1, device=self.type))], **fused)
         except RuntimeError:
             fused = {}                  # some releases support it on some devices only
         return torch.optim.AdamW(param_groups, **options, **fused)
@@ -101,10 +99,6 @@ class Cpu:
     def all_finite(self, norm: torch.Tensor) -> torch.Tensor:
         """Whether gradients of this 2-norm are finite, as a bool tensor on the device; collective on some."""
         return torch.isfinite(norm)
-
-    def versions(self) -> Dict[str, str]:
-        """Versions of the software between PyTorch and the device, by name."""
-        return {}
 
     def profile(self, folder: str) -> ContextManager:
         """Context that profiles host and device and writes the trace to `folder` at its end."""
@@ -177,8 +171,8 @@ class Cuda(Accelerator):
         # PyTorch also reports support where it emulates bf16, slowly; it is native from Ampere (8.0) on.
         return super().supports_bf16() and self.module.get_device_capability()[0] >= 8
 
-    def versions(self) -> Dict[str, str]:
-        return {'CUDA': torch.version.cuda}
+    def configure(self) -> None:
+        self.details['CUDA'] = torch.version.cuda
 
 
 class Npu(Accelerator):
@@ -194,15 +188,16 @@ class Npu(Accelerator):
     checkpoint_preserves_rng = hasattr(torch.utils.checkpoint, 'DefaultDeviceType')
 
     def configure(self) -> None:
+        self.details['torch_npu'] = getattr(sys.modules.get('torch_npu'), '__version__', "PyTorch's own")
         if re.match(r'Ascend(910B\d|910_|950)', self.name):      # A2, A3, A5; Ascend910B without a digit is older
             # Read by torch_npu when it creates its first stream.
-            self.settings = 'TASK_QUEUE_ENABLE=' + os.environ.setdefault('TASK_QUEUE_ENABLE', '2')
+            self.details['TASK_QUEUE_ENABLE'] = os.environ.setdefault('TASK_QUEUE_ENABLE', '2')
         elif hasattr(self.module, 'set_compile_mode') and glob.glob(
                 os.path.join(glob.escape(os.environ.get('ASCEND_OPP_PATH', '/')), KERNELS), recursive=True):
             self.module.set_compile_mode(jit_compile=False)
-            self.settings = 'operators from the installed binary kernels (jit_compile=False)'
+            self.details['operators'] = 'from the installed binary kernels (jit_compile=False)'
         else:
-            self.settings = 'operators are compiled online in the first steps (no binary kernels in ASCEND_OPP_PATH)'
+            self.details['operators'] = 'compiled online in the first steps (no binary kernels in ASCEND_OPP_PATH)'
 
     def near_cores(self) -> List[List[int]]:
         try:
@@ -224,9 +219,6 @@ class Npu(Accelerator):
         address = host.local_address_towards(master_addr)
         if address:
             os.environ.setdefault('HCCL_IF_IP', address)
-
-    def versions(self) -> Dict[str, str]:
-        return {'torch_npu': getattr(sys.modules.get('torch_npu'), '__version__', "PyTorch's own")}
 
     def adamw(self, param_groups: Any, **options: Any) -> torch.optim.Optimizer:
         return FlatAdamW(param_groups, **options)       # torch_npu's own waits for the device in every step

@@ -1,6 +1,6 @@
-"""AdamW over one flat buffer, and a loss scale for it: both decide on the device, so that the host never waits."""
+"""AdamW over one flat buffer, and a loss scale: both decide on the device, so that the host never waits."""
 import math
-from typing import Any, Dict, Iterable, Optional, Tuple
+from typing import Any, Dict, Iterable, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -77,7 +77,10 @@ class FlatAdamW(torch.optim.Optimizer):
 
 
 class LossScale:
-    """Loss scale for FlatAdamW; a dynamic one doubles after GROWTH_INTERVAL good steps and halves after an overflow."""
+    """Loss scale for fp16; a dynamic one doubles after GROWTH_INTERVAL good steps and halves after an overflow.
+
+    As torch.amp.GradScaler, which on NPUs waits for the device in every step, as it does for optimizers not fused.
+    """
 
     def __init__(self, device: torch.device, fixed: Optional[float] = None):
         self._fixed = fixed
@@ -88,11 +91,14 @@ class LossScale:
         """The scaled loss."""
         return loss * self._scale
 
-    def unscale_(self, optimizer: FlatAdamW) -> None:
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradients by the scale."""
-        optimizer.gradients.mul_(self._scale.reciprocal())
+        gradients = [optimizer.gradients] if isinstance(optimizer, FlatAdamW) else [
+            p.grad for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+        for gradient in gradients:
+            gradient.mul_(self._scale.reciprocal())
 
-    def update(self, skipped: Tensor) -> None:
+    def update(self, skipped: Union[int, Tensor]) -> None:
         """Adapt a dynamic scale after a step; `skipped` is 1 if it was skipped, else 0."""
         if self._fixed is None:
             self._good_steps.add_(1).mul_(1 - skipped)

@@ -1,12 +1,11 @@
-"""The host, without torch: CPU cores and their binding, instruction sets, memory allocator, network, versions."""
+"""The host, without torch: CPU cores and their binding, instruction sets, memory allocator, network."""
 import ctypes
 import glob
 import os
-import platform
 import re
 import socket
 from contextlib import suppress
-from typing import Callable, Collection, Dict, List, Optional, Set
+from typing import Callable, Collection, List, Optional, Set
 
 
 def default_workers(local_world_size: int = 1, most: int = 10) -> int:
@@ -86,12 +85,3 @@ def local_address_towards(host: str) -> Optional[str]:
         address = probe.getsockname()[0]
         return None if address.startswith('127.') else address
     return None
-
-
-def software() -> Dict[str, str]:
-    """Versions of the packages that results depend on, by name."""
-    import timm  # imported here: the launcher uses this module and should not wait seconds for torch
-    import torch
-    import torchvision
-    return {'Python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
-            'timm': timm.__version__}

@@ -1,5 +1,6 @@
 """Mixed precision: fp32, native autocast with or without loss scaling, and apex O2, behind one interface."""
 import importlib
+import math
 from contextlib import nullcontext, suppress
 from typing import Any, ContextManager, Dict, Optional, Tuple, Union
 
@@ -20,8 +21,7 @@ class FullPrecision:
     # False if each backward has to all-reduce, since the optimizer takes the gradients from the model right after it.
     supports_no_sync = True
     supports_bucket_view = True     # False if gradients must keep their first memory
-    _step_guard = None              # a gradient scaler of scale 1: lets a fused optimizer skip steps on the device
-    _accelerator = Cpu()
+    accelerator = Cpu()             # that of adamw
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> Tuple[nn.Module, Optimizer]:
         """Convert a model on its device and its optimizer, before DistributedDataParallel wraps the model."""
@@ -33,19 +33,12 @@ class FullPrecision:
 
     def adamw(self, accelerator: Cpu, param_groups: Any, **options: Any) -> Optimizer:
         """AdamW for this precision and device."""
-        self._accelerator = accelerator
-        optimizer = accelerator.adamw(param_groups, **options)
-        if accelerator.is_accelerator and optimizer.defaults.get('fused'):
-            self._step_guard = _new_scaler(accelerator, 1.)
-        return optimizer
+        self.accelerator = accelerator
+        return accelerator.adamw(param_groups, **options)
 
     def autocast(self) -> ContextManager:
         """Context of the forward pass."""
         return nullcontext()
-
-    def open_window(self) -> None:
-        """Begin an accumulation window: overflows before its first forward pass do not count."""
-        self._accelerator.clear_overflow()
 
     def backward(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
         """Accumulate the gradients of `loss`."""
@@ -57,20 +50,15 @@ class FullPrecision:
         Returns 1 if the update is skipped, since a gradient is not finite, else 0; a tensor on the device where a flat
         or fused optimizer decides, so that the host never waits.
         """
-        norm = self._clip(optimizer, clip_grad)
-        finite = self._accelerator.all_finite(norm)
+        finite = self.accelerator.all_finite(self._clip(optimizer, clip_grad))
+        skipped = (~finite).int()
         if isinstance(optimizer, FlatAdamW):
-            skipped = (~finite).int()
             optimizer.step(finite)
-        elif self._step_guard is not None:
-            skipped = (~finite).int()
-            # The scaler checks the gradients, not their norm: make one of them NaN if the norm is not finite.
-            next(p.grad for p in _parameters(optimizer) if p.grad is not None).add_(norm * 0)
-            self._step_guard.scale(norm)        # a scaler refuses to step before it has scaled something
-            self._step_guard.step(optimizer)
-            self._step_guard.update(1.)
+        elif self.accelerator.is_accelerator and optimizer.defaults.get('fused'):
+            optimizer.found_inf = skipped.float()       # if 1, the step changes nothing
+            optimizer.step()
         else:
-            skipped = int(not finite)
+            skipped = int(skipped)
             if not skipped:
                 optimizer.step()
         optimizer.zero_grad()
@@ -80,13 +68,9 @@ class FullPrecision:
         """Clip if requested; returns the 2-norm before, a 0-dimensional tensor, not finite if a gradient is not."""
         if isinstance(optimizer, FlatAdamW):
             return optimizer.clip_grad_norm_(clip_grad)
-        parameters = _parameters(optimizer)
-        if clip_grad is not None:
-            return nn.utils.clip_grad_norm_(parameters, clip_grad)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if hasattr(nn.utils, 'get_total_norm'):
-            return nn.utils.get_total_norm(gradients)
-        return torch.norm(torch.stack([torch.norm(gradient) for gradient in gradients]))
+        if clip_grad is None and hasattr(nn.utils, 'get_total_norm'):
+            return nn.utils.get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+        return nn.utils.clip_grad_norm_(_parameters(optimizer), math.inf if clip_grad is None else clip_grad)
 
     def model_state(self, model: nn.Module, optimizer: Optimizer) -> Dict[str, torch.Tensor]:
         """state_dict of the unwrapped model in fp32."""
@@ -113,33 +97,27 @@ def _steps_taken(optimizer):
 
 
 class NativeAmp(FullPrecision):
-    """torch.autocast; with fp16 also a gradient scaler, dynamic or at a fixed scale."""
+    """torch.autocast; with fp16 also a loss scale, dynamic or fixed."""
 
     def __init__(self, accelerator: Cpu, dtype: torch.dtype, loss_scale: Union[str, float] = 'dynamic'):
         self.name = 'native ' + ('bf16' if dtype == torch.bfloat16 else 'fp16')
         self.autocast = _autocast_factory(accelerator, dtype)
         self._scaler = None
-        self._fixed_scale = None if loss_scale == 'dynamic' else float(loss_scale)
         if dtype == torch.float16:
-            self._scaler = _new_scaler(accelerator, self._fixed_scale)
+            fixed = None if loss_scale == 'dynamic' else float(loss_scale)
+            self._scaler = LossScale(torch.device(accelerator.type), fixed)
             self.name += ', loss scale {}'.format(loss_scale)
 
     def backward(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
         (self._scaler.scale(loss) if self._scaler else loss).backward()
 
     def step(self, optimizer: Optimizer, clip_grad: Optional[float] = None) -> Union[int, torch.Tensor]:
-        if self._scaler is None:
-            return super().step(optimizer, clip_grad)
-        self._scaler.unscale_(optimizer)
-        if isinstance(self._scaler, LossScale):
-            skipped = super().step(optimizer, clip_grad)
+        if self._scaler:
+            self._scaler.unscale_(optimizer)
+        skipped = super().step(optimizer, clip_grad)
+        if self._scaler:
             self._scaler.update(skipped)
-            return skipped
-        norm = self._clip(optimizer, clip_grad)
-        self._scaler.step(optimizer)
-        self._scaler.update(self._fixed_scale)
-        optimizer.zero_grad()
-        return (~torch.isfinite(norm)).int()
+        return skipped
 
     @property
     def loss_scale(self) -> float:
@@ -164,7 +142,7 @@ class ApexO2(FullPrecision):
         self._names, self._frozen, self._zero_filled = [], {}, []
 
     def adamw(self, accelerator: Cpu, param_groups: Any, **options: Any) -> Optimizer:
-        self._accelerator = accelerator
+        self.accelerator = accelerator
         optimizers = getattr(self._apex, 'optimizers', None)
         return getattr(optimizers, 'NpuFusedAdamW', torch.optim.AdamW)(param_groups, **options)
 
@@ -292,12 +270,3 @@ def _autocast_factory(accelerator, dtype):
     if accepts(autocast, 'dtype'):
         return lambda: autocast(dtype=dtype)
     return autocast if dtype == torch.float16 else None
-
-
-def _new_scaler(accelerator, fixed_scale):
-    if accelerator.type == 'npu':       # torch_npu's own waits for the device in every step
-        return LossScale(torch.device(accelerator.type), fixed_scale)
-    options = {} if fixed_scale is None else {'init_scale': fixed_scale}
-    if hasattr(getattr(torch, 'amp', None), 'GradScaler'):
-        return torch.amp.GradScaler(accelerator.type, **options)
-    return accelerator.module.amp.GradScaler(**options)

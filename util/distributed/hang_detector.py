@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any, Callable, Iterable, Iterator, Optional, Tuple
+from typing import Any, Iterable, Iterator, Tuple
 
 from util.errors import FAILURE_STATUS
 
@@ -17,19 +17,18 @@ SAVING = 60.            # additional seconds while a checkpoint is being written
 
 _watcher, _stopped = None, threading.Event()
 _progress = 'starting', 0.      # phase and time of the last heartbeat
-_first_limit, _synchronize = 0., None       # see start
+_accelerator = None             # see start
 _begun, _is_first = set(), False            # kinds of loops so far; whether the first iteration of one is running
 
 
-def start(hang_timeout: float, rank: int = 0, world_size: int = 1, first_iteration: float = 0.,
-          synchronize: Optional[Callable] = None) -> None:
+def start(hang_timeout: float, rank: int, world_size: int, accelerator: Any) -> None:
     """Monitor this process until `stop`; without a heartbeat for `hang_timeout` seconds it exits with status 70.
 
-    The first iteration of each kind of loop may take `first_iteration` seconds, if that is more: some devices compile
-    operators then. `synchronize`, which waits for the device, ends it: the wait is not to come in a later iteration.
+    The first iteration of each kind of loop may take `accelerator.first_iteration` seconds, if that is more; it then
+    ends with a wait for the device, which is not to come in a later iteration.
     """
-    global _watcher, _first_limit, _synchronize, _is_first
-    _first_limit, _synchronize, _is_first = first_iteration, synchronize, False
+    global _watcher, _accelerator, _is_first
+    _accelerator, _is_first = accelerator, False
     _begun.clear()
     process = 'rank {} of {} (host {}, pid {})'.format(rank, world_size, socket.gethostname(), os.getpid())
     _stopped.clear()
@@ -42,7 +41,7 @@ def _watch(hang_timeout, process):
     while not _stopped.wait(TICK):
         # Re-armed at each tick, as a fallback: an extension that hangs while it holds the GIL blocks this thread, but
         # not faulthandler's, which is written in C.
-        limit = max(hang_timeout, _first_limit * _is_first)
+        limit = max(hang_timeout, _accelerator.first_iteration * _is_first)
         faulthandler.dump_traceback_later(limit + SAVING, exit=True, file=sys.__stderr__)
         phase, last_heartbeat = _progress
         idle = time.monotonic() - last_heartbeat
@@ -81,8 +80,8 @@ def monitored(batches: Iterable, loop: str, start: int = 0) -> Iterator[Tuple[in
         _is_first = first
         heartbeat('computing ({}, iteration {})'.format(loop, i))
         yield i, batch
-        if first and _first_limit:
-            _synchronize()
+        if first and _accelerator and _accelerator.first_iteration:
+            _accelerator.synchronize()
         first = _is_first = False
         heartbeat('waiting for data ({}, iteration {})'.format(loop, i + 1))
     _is_first = first       # without a batch, this process waits for the first iteration of others

@@ -4,9 +4,8 @@ import json
 import os
 import re
 import time
-from contextlib import nullcontext
 from datetime import timedelta
-from typing import Any, ContextManager, List, Mapping, MutableMapping, Optional
+from typing import Any, List, Mapping, MutableMapping, Optional
 from urllib.parse import urlparse
 
 import torch
@@ -44,12 +43,12 @@ class World:
         Raises:
             SystemFailure: not all processes connect in time.
         """
-        first = accelerator.first_iteration
         if self.size == 1:
-            hang_detector.start(hang_timeout, 0, 1, first, accelerator.synchronize)
+            hang_detector.start(hang_timeout, self.rank, self.size, accelerator)
             return
         # The first iteration of another process may take longer, where operators are compiled.
-        limit, seconds = max(hang_timeout, first) + COLLECTIVE_MARGIN, rendezvous_timeout(hang_timeout)
+        limit = max(hang_timeout, accelerator.first_iteration) + COLLECTIVE_MARGIN
+        seconds = hang_timeout + (RESTART_MARGIN if 'MAE_RESTART' in os.environ else 0.)
         accelerator.prepare_network(urlparse(dist_url).hostname or os.environ['MASTER_ADDR'], limit)
         try:
             # With world size 1: otherwise rank 0 would block here and could not report which ranks are missing.
@@ -62,7 +61,7 @@ class World:
                 report_once_per_node()
                 raise SystemFailure('no connection from rank {} of {} within {:.0f} s; {}; see --hang_timeout'.format(
                     missing, self.size, seconds, self.start_hint))
-            hang_detector.start(hang_timeout, self.rank, self.size, first, accelerator.synchronize)
+            hang_detector.start(hang_timeout, self.rank, self.size, accelerator)
             dist.init_process_group(accelerator.backend, store=dist.PrefixStore('group', self._store), rank=self.rank,
                                     world_size=self.size, timeout=timedelta(seconds=limit))
         except (RuntimeError, OSError) as error:        # PyTorch 1.11 raises TimeoutError
@@ -125,16 +124,6 @@ class World:
             gc.collect()
             dist.destroy_process_group()
             self._store = None
-
-
-def rendezvous_timeout(hang_timeout: float) -> float:
-    """Seconds that processes or nodes wait for each other; longer after a restart, which others notice later."""
-    return hang_timeout + (RESTART_MARGIN if 'MAE_RESTART' in os.environ else 0.)
-
-
-def gradient_sync(model: nn.Module, wanted: bool) -> ContextManager:
-    """Context of forward and backward: DistributedDataParallel all-reduces the gradients only if `wanted`."""
-    return nullcontext() if wanted or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
 def world_from_environment(world_size: Optional[int] = None, local_rank: int = -1, dist_on_itp: bool = False,

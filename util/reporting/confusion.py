@@ -24,7 +24,7 @@ class ConfusionTracker:
     """
 
     def __init__(self, dataset: Any, normalize: Normalize):
-        self._dataset, self._normalize, self._latest, self._reported = dataset, normalize, None, None
+        self._dataset, self._normalize, self._reported = dataset, normalize, None
 
     def gather(self, batches: List[torch.Tensor], loader: Any, world: World, device: torch.device) -> None:
         """Collective: combine the predictions of all ranks.
@@ -39,11 +39,10 @@ class ConfusionTracker:
             pairs = pairs[:, pairs[0] != NO_IMAGE]
             combined[:, loader.evaluated_indices()[:pairs.shape[1]]] = (pairs + 1).float()
         combined = combined.to(device)
-        self._latest = world.all_reduce(combined).cpu().numpy().astype(np.int64) - 1
+        self._reported = world.all_reduce(combined).cpu().numpy().astype(np.int64) - 1
 
-    def on_epoch_end(self, epoch: int, report_due: bool, run_logger: Any) -> None:
-        """Report the latest evaluation from now on; an interrupted evaluation never gets here."""
-        self._reported = self._latest
+    def on_epoch_end(self, epoch: int, report_due: bool) -> None:
+        """Nothing: the evaluation at the end of an epoch has called `gather`."""
 
     def report_sections(self) -> List[Tuple[str, list]]:
         """Sections for util.reporting.report.render_page."""

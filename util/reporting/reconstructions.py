@@ -43,17 +43,16 @@ class ReconstructionSnapshots:
         self.snapshots = [shot for shot in earlier or [] if shot['epoch'] < start]
         self._imgs = None
 
-    def on_epoch_end(self, epoch: int, report_due: bool, run_logger: Any) -> None:
-        """Take a snapshot if the epoch has one or `report_due`; it goes to TensorBoard too."""
+    def on_epoch_end(self, epoch: int, report_due: bool) -> None:
+        """Take a snapshot if the epoch has one or `report_due`."""
         if not report_due and epoch not in self._epochs:
             return
-        rows, jpegs = self._reconstruct()
+        jpegs = self._reconstruct()
         self.snapshots[:] = [shot for shot in self.snapshots if shot['epoch'] in self._epochs and shot['epoch'] < epoch]
         self.snapshots.append({'epoch': epoch, 'of': self._names, 'jpegs': jpegs})
-        run_logger.log_image(epoch + 1, 'reconstructions', thumbnails.grid(rows))
 
     def _reconstruct(self):
-        """(rows of PIL images: masked, reconstructed, original; the reconstructed ones as base64 JPEGs)."""
+        """The reconstructed images as base64 JPEGs."""
         if self._imgs is None:
             self._load_images()
         self._model.eval()
@@ -61,7 +60,7 @@ class ReconstructionSnapshots:
             found = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
         rows = [thumbnails.to_images(imgs, self._normalize, SIDE) for imgs in (found.masked, found.pasted, self._imgs)]
         self._masked, jpegs, self._original = ([thumbnails.jpeg_base64(image) for image in row] for row in rows)
-        return rows, jpegs
+        return jpegs
 
     def _load_images(self):
         """Load the images, without unreadable ones, and drop snapshots of others."""

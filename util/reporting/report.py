@@ -10,17 +10,20 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from typing import Any, Callable, Dict, Optional
+from datetime import timedelta
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy
 import PIL
+import timm
+import torch
+import torchvision
 
-from util.devices.host import software
 from util.devices.precision import FullPrecision
 from util.errors import Preempted
 from util.files import set_aside, write_atomically
 from util.log import logger
-from util.text import duration, first_line, one_line
+from util.text import first_line, one_line
 
 TEMPLATE, PLACEHOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html'), '/* report */'
 _LABELS = {'train_loss': 'training', 'test_loss': 'validation', 'test_acc1': 'Acc@1', 'test_acc5': 'Acc@5',
@@ -68,20 +71,17 @@ class Report:
     def __init__(self, args: Namespace, session: Any, precision: FullPrecision, images: int, run_logger: Any,
                  report_part: Any):
         self._args, self._session, self._precision, self._images = args, session, precision, images
-        self._run_logger, self._report_part, self._result = run_logger, report_part, None
+        self._run_logger, self._report_part = run_logger, report_part
+        self.result: Optional[Dict[str, Any]] = None        # of a finished run
         self._path = os.path.join(args.output_dir, 'report.html')
 
     def on_epoch_end(self, epoch: int) -> None:
         """Update the report part, and write the report every --report_every epochs."""
         every, last = self._args.report_every, epoch + 1 == self._args.epochs
         due = last or bool(every) and (epoch + 1) % every == 0
-        _log_failure(self._session, self._path, lambda: self._report_part.on_epoch_end(epoch, due, self._run_logger))
+        _log_failure(self._session, self._path, lambda: self._report_part.on_epoch_end(epoch, due))
         if due and not last:
             self._write('running', 'epoch {} of {} is done'.format(epoch + 1, self._args.epochs))
-
-    def set_result(self, result: Dict[str, Any]) -> None:
-        """Store the final result; `close` then writes the report of a finished run."""
-        self._result = result
 
     def close(self, error: Optional[BaseException] = None) -> None:
         """Write the last report; `error` is the exception that ended the run."""
@@ -89,7 +89,7 @@ class Report:
             self._write('stopped', str(error))
         elif error is not None:
             self._write('ended', str(error) or type(error).__name__)
-        elif self._result is not None:
+        elif self.result is not None:
             self._write('finished', 'all {} epochs'.format(self._args.epochs) if self._args.epochs > 1 else '1 epoch')
 
     def _write(self, state, detail):
@@ -100,9 +100,9 @@ class Report:
         title = '{} · {}'.format(_task(self._args), self._args.model)
         subtitle = '{:,} images of {}, results in {}'.format(self._images, self._args.data_path, self._args.output_dir)
         sections = [('Curves', _curves(records)), *self._report_part.report_sections(),
-                    *_setup_sections(self._args, self._session, self._precision, state == 'finished' and self._result)]
+                    *_setup_sections(self._args, self._session, self._precision, state == 'finished' and self.result)]
         return render_page(title, state, '{}: {}'.format(time.strftime('%Y-%m-%d %H:%M'), detail), subtitle,
-                           _key_metrics(records, self._result, self._session.elapsed), sections)
+                           _key_metrics(records, self.result, time.time() - self._session.started), sections)
 
 
 def write_evaluation_report(args: Namespace, session: Any, precision: FullPrecision, result: Dict[str, Any],
@@ -114,7 +114,7 @@ def write_evaluation_report(args: Namespace, session: Any, precision: FullPrecis
         metrics = [(name, form.format(result[key])) for name, form, key in (
             ('Acc@1', '{:.2f}%', 'acc1'), ('Acc@5', '{:.2f}%', 'acc5'), ('loss', '{:.4f}', 'loss'),
             ('images', '{}', 'images'), ('images/s', '{:.1f}', 'images_per_sec'))]
-        metrics.append(('duration', duration(result['duration_sec'])))
+        metrics.append(('duration', timedelta(seconds=round(result['duration_sec']))))
         content = render_page('Evaluation · {}'.format(args.model), 'finished', time.strftime('%Y-%m-%d %H:%M'),
                               '{} on {}'.format(result['checkpoint'], args.data_path), metrics,
                               [*confusion.report_sections(), *_setup_sections(args, session, precision, result)])
@@ -154,7 +154,7 @@ def _key_metrics(records, result, elapsed):
                ('waiting for data', '{:.1%}', sum(waits) / len(waits) if 'data_wait' in last else None),
                ('parameters', '{:.2f} M', last['n_parameters'] / 1e6 if 'n_parameters' in last else None)]
     return [*((name, form.format(value)) for name, form, value in metrics if value is not None),
-            ('this run', duration(result.get('duration_sec', elapsed)))]
+            ('this run', timedelta(seconds=round(result.get('duration_sec', elapsed))))]
 
 
 def _curves(records):
@@ -182,17 +182,17 @@ def _setup_sections(args, session, precision, result):
     return [('Final result', [('facts', final)] if final else []),
             ('Command', [('command', ['python ' + ' '.join(map(shlex.quote, sys.argv))])]),
             ('Configuration', [('details', ('All flags', 'facts', flags))]),
-            ('Environment', [('facts', _environment(args, session, precision))])]
+            ('Environment', [('facts', environment(args, session, precision))])]
 
 
-def _environment(args, session, precision):
-    """[(name, value)] of device, processes, software and system."""
+def environment(args: Namespace, session: Any, precision: FullPrecision) -> List[Tuple[str, Any]]:
+    """[(name, value)] of device, processes, precision, software and system, also for the head of the log."""
     accelerator, world = session.accelerator, session.world
+    versions = {'Python': platform.python_version(), **{package.__name__: package.__version__ for package in (
+        torch, torchvision, timm, numpy, PIL)}}
     backend = ' over ' + accelerator.backend if world.size > 1 else ''
     return [('device', '{} ({}; {})'.format(accelerator.name, accelerator.type, accelerator.reason)),
             ('processes', '{}{}, {} loader processes each'.format(world.size, backend, args.num_workers)),
-            ('precision', precision.name), *accelerator.versions().items(),
-            ('cores', session.cores or os.cpu_count()),
-            *software().items(), ('numpy', numpy.__version__), ('Pillow', PIL.__version__),
-            ('system', platform.platform())]
+            ('cores', session.cores or os.cpu_count()), ('precision', precision.name), *accelerator.details.items(),
+            ('software', ', '.join(map(' '.join, versions.items()))), ('system', platform.platform())]
 

@@ -5,9 +5,6 @@ import socket
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-import numpy as np
-from PIL import Image
-
 from util.file_lock import RunLock
 from util.files import set_aside, write_atomically
 from util.log import logger
@@ -59,17 +56,9 @@ class RunLogger:
 
     def log_scalars(self, epoch: float, values: Dict[str, float]) -> None:
         """Write TensorBoard scalars {tag: value} at a fractional epoch."""
-        self._log(epoch, lambda summary: [summary.scalar(tag, value) for tag, value in values.items()])
-
-    def log_image(self, epoch: float, tag: str, image: Image.Image) -> None:
-        """Write an image to TensorBoard at a fractional epoch."""
-        self._log(epoch, lambda summary: [summary.image(tag, np.array(image.convert('RGB')), dataformats='HWC')])
-
-    def _log(self, epoch, summarise):
-        """Write to TensorBoard what `summarise` returns, given torch.utils.tensorboard.summary."""
         try:
-            for one in summarise(self._events.summary) if self._events else ():
-                self._events.write(step=int(epoch * STEPS_PER_EPOCH), summary=one)
+            for tag, value in values.items() if self._events else ():
+                self._events.write(step=int(epoch * STEPS_PER_EPOCH), summary=self._events.scalar(tag, value))
         except Exception as error:      # of any type in a broken package
             logger.error('error: TensorBoard files cannot be written (%s); training continues without them',
                          first_line(error))
@@ -102,8 +91,8 @@ class EventFile:
     def __init__(self, folder: str, purge_step: Optional[int]):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
-        from torch.utils.tensorboard import summary
-        self.summary, self._event = summary, Event
+        from torch.utils.tensorboard.summary import scalar
+        self.scalar, self._event = scalar, Event
         os.makedirs(folder, exist_ok=True)
         name = 'events.out.tfevents.{:.6f}.{}.{}'.format(time.time(), socket.gethostname(), os.getpid())
         self._file = open(os.path.join(folder, name), 'wb')         # noqa: SIM115

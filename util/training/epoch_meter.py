@@ -1,6 +1,7 @@
 """Meters of an epoch: loss, learning rate, images/s and data-wait share, with a log line every 20 iterations."""
 import math
 import time
+from datetime import timedelta
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -10,7 +11,6 @@ from util.distributed import hang_detector
 from util.distributed.world import World
 from util.log import logger
 from util.reporting.run_logger import RunLogger
-from util.text import duration
 from util.training.optimizer_step import OptimizerStep
 from util.training.session import Session
 
@@ -74,8 +74,8 @@ class EpochMeter:
         peak, skipped = self.session.accelerator.peak_memory(), self._skipped()
         logger.info('Epoch: [%d]  [%*d/%d]  eta: %s  loss: %.4f  lr: %.3e  time: %.4f s  data: %.4f s%s%s',
                     self.epoch, len(str(self.iterations)), i + 1, self.iterations,
-                    duration(per_iteration * (self.iterations - i - 1)), loss, self.optimizer_step.lr, per_iteration,
-                    self._waited / count, '' if peak is None else '  max mem: {:.0f} MiB'.format(peak),
+                    timedelta(seconds=round(per_iteration * (self.iterations - i - 1))), loss, self.optimizer_step.lr,
+                    per_iteration, self._waited / count, '' if peak is None else '  max mem: {:.0f} MiB'.format(peak),
                     '  skipped steps: {}'.format(skipped) if skipped else '')
         if self.run_logger:
             self.run_logger.log_scalars(self.epoch + (i + 1) / self.iterations,

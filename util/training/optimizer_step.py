@@ -5,9 +5,10 @@ from contextlib import nullcontext
 from typing import Any, Callable, ContextManager, Dict, List, Optional
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from util.devices.precision import FullPrecision
-from util.distributed.world import World, gradient_sync
+from util.distributed.world import World
 from util.training.ema import EMA
 from util.training.non_finite_steps import NonFiniteSteps
 
@@ -42,14 +43,15 @@ class OptimizerStep:
         self.due = i == opened + size - 1
         self._loss_weight, self._place = 1. / size, (epoch, i)
         if i == opened:
-            self.precision.open_window()
+            self.precision.accelerator.clear_overflow()     # of what was computed since the last step
             self.lr = self.schedule(epoch + i / iterations)
             for group in self.optimizer.param_groups:
                 group['lr'] = self.lr * group.get('lr_scale', 1.)       # layer-wise decay
 
     def gradient_sync(self) -> ContextManager:
         """Context of forward and backward pass: gradients are all-reduced in the last iteration of a window only."""
-        return gradient_sync(self.model, wanted=self.due or not self.precision.supports_no_sync)
+        deferred = isinstance(self.model, DistributedDataParallel) and self.precision.supports_no_sync and not self.due
+        return self.model.no_sync() if deferred else nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradients of this iteration's loss."""

@@ -22,6 +22,7 @@ from util.distributed.signals import SignalHandler
 from util.errors import UserError
 from util.log import logger
 from util.reporting import output_dir
+from util.reporting.report import environment
 from util.reporting.run_logger import NullRunLogger, RunLogger
 
 
@@ -38,7 +39,7 @@ class Session:
         self.profiler = Profiler(accelerator, profiling_folder if world.is_main else None)
         self.cores = ''         # that the process is bound to
         self.signals = SimpleNamespace(requested='')      # signals have their default actions
-        self._started = time.time()
+        self.started = time.time()
 
     def place(self, model: torch.nn.Module) -> None:
         """Move `model` to the device and broadcast its weights from rank 0."""
@@ -69,11 +70,6 @@ class Session:
         value = ((seed * 1000003 + epoch) * 1000003 + iteration) * 4099 + self.world.rank
         seed_generators(value % 2 ** 63)
         self.accelerator.seed(value % 2 ** 63)
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the start of the run."""
-        return time.time() - self._started
 
 
 @contextmanager
@@ -158,26 +154,19 @@ def enter_output_folder(args: Namespace, session: Session, checkpointer: Optiona
 
 def setup_precision(args: Namespace, session: Session) -> FullPrecision:
     """Choose the precision; log flags, versions, device, processes and precision."""
-    accelerator, world = session.accelerator, session.world
-    precision = choose_precision(accelerator, args.amp, args.amp_backend, args.amp_dtype,
+    precision = choose_precision(session.accelerator, args.amp, args.amp_backend, args.amp_dtype,
                                  getattr(args, 'loss_scale', 'dynamic'))
     hang_detector.heartbeat('building data and model')
     logger.info('flags: %s', json.dumps(vars(args), sort_keys=True))
-    logger.info('software: %s', ', '.join('{} {}'.format(*pair) for pair in host.software().items()))
-    logger.info('device: %s (%s; %s)', accelerator.name, accelerator.type, accelerator.reason)
-    logger.info('processes: %d%s, %d loader processes each%s', world.size,
-                ' over ' + accelerator.backend if world.size > 1 else '', args.num_workers,
-                ', cores of this one: {}'.format(session.cores) if session.cores else '')
-    if accelerator.settings:
-        logger.info('%s: %s', accelerator.type, accelerator.settings)
-    logger.info('precision: %s', precision.name)
+    for fact in environment(args, session, precision):
+        logger.info('%s: %s', *fact)
     return precision
 
 
 def write_result(session: Session, run_logger: RunLogger, name: str, result: Dict[str, Any]) -> Dict[str, Any]:
     """Write NAME.json and print the Final result; returns it with duration, processes and device."""
     session.profiler.finish()
-    result = {**result, 'duration_sec': round(session.elapsed, 1), 'processes': session.world.size,
+    result = {**result, 'duration_sec': round(time.time() - session.started, 1), 'processes': session.world.size,
               'device': session.accelerator.name}
     run_logger.write_result(name, result)
     return result

@@ -34,15 +34,16 @@ from util.training.session import Session, setup_precision, start_session
 
 
 @contextmanager
-def start_classifier(args: Namespace) -> Iterator[Tuple[Session, FullPrecision, Checkpointer]]:
-    """As start_session; also find the --resume checkpoint and settle --val_fraction and --val_seed."""
+def start_run(args: Namespace) -> Iterator[Tuple[Session, FullPrecision, Checkpointer]]:
+    """As start_session; also choose the precision, find the --resume checkpoint and settle the validation split."""
     with start_session(args) as session:
         precision = setup_precision(args, session)
         checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
                                     session.world.is_main)
-        args.val_fraction, args.val_seed = resolve_split(args.val_fraction, args.val_seed,
-                                                         has_validation(args.data_path), args.eval,
-                                                         checkpointer.get('args'))
+        if args.val_fraction or hasattr(args, 'nb_classes'):        # pre-training takes all images by default
+            args.val_fraction, args.val_seed = resolve_split(
+                args.val_fraction, args.val_seed, has_validation(args.data_path), getattr(args, 'eval', False),
+                checkpointer.get('args'))
         yield session, precision, checkpointer
 
 

@@ -215,9 +215,9 @@ class Trainer:
         if names:
             self.save(names)
         if last:
-            self._report.set_result(write_result(self._session, self._run_logger, 'summary', {
+            self._report.result = write_result(self._session, self._run_logger, 'summary', {
                 'task': 'Training', 'images_per_sec': self.meter.fps, 'loss': stats['train_loss'], **result,
-                'epochs': self._args.epochs}))
+                'epochs': self._args.epochs})
             self._wait_until_saved()
 
 

@@ -12,7 +12,7 @@ from util.config.train_flags import parse_finetune, parse_linprobe, parse_pretra
 from util.data.transforms import finetuning_transform
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
-from util.models.build import build_autoencoder
+from util.models.build import build_autoencoder, build_classifier
 from util.training.optimizer_step import effective_batch_size, peak_lr
 from util.training.session import Session
 from util.training.setup import build_evaluation_loader, build_loaders, count_classes, log_training_summary
@@ -61,13 +61,13 @@ def autoencoder(folder, *flags):
 
 
 def classifier(folder, *flags):
-    return main_finetune.build_model(parsed(parse_finetune, FINETUNE, folder, *flags), 8)
+    return build_classifier(vars(parsed(parse_finetune, FINETUNE, folder, *flags)), 8)
 
 
 def head(folder, *flags):
     args = parsed(parse_finetune, FINETUNE, folder, *flags)
     loader = build_evaluation_loader(args, Session(Cpu(), World()))
-    return main_finetune.build_model(args, count_classes(args, loader.dataset)).head
+    return build_classifier(vars(args), count_classes(args, loader.dataset)).head
 
 
 def pretraining_data(folder, *flags):

@@ -58,4 +58,4 @@ def test_a_run_binds_its_process_and_logs_the_share(images, tmp_path, monkeypatc
     monkeypatch.setattr(Cpu, 'use', lambda *given: when.append(len(os.sched_getaffinity(0))) or use(*given))
     run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1)
     core = min(os.sched_getaffinity(0))
-    assert when == [1] and run.status == 0 and ', cores of this one: {}\n'.format(core) in run.output, run.output
+    assert when == [1] and run.status == 0 and 'cores: {}\n'.format(core) in run.output, run.output

@@ -33,7 +33,7 @@ class Chip(Accelerator):
 ])
 def test_the_flags_and_the_device_choose(apex, monkeypatch, device, bf16, flags, name):
     monkeypatch.setattr(precision, '_autocast_factory', lambda accelerator, dtype: nullcontext)
-    monkeypatch.setattr(precision, '_new_scaler', lambda accelerator, scale: None)
+    monkeypatch.setattr(precision, 'LossScale', lambda device, scale: None)
     monkeypatch.setattr(host, 'cpu_flags', lambda: {'avx2', 'avx512_bf16'} if bf16 else {'avx2'})
     accelerator = Cpu() if device == 'cpu' else Chip(device, bf16)
     assert precision.choose_precision(accelerator, **flags).name == name
@@ -84,8 +84,6 @@ def test_bf16_on_the_cpu_computes_in_bf16_and_trains_like_fp32():
 @pytest.fixture
 def scaled(monkeypatch):
     """Builds the fp16 precision with its scaler; it computes in fp32."""
-    if not hasattr(getattr(torch, 'amp', None), 'GradScaler'):
-        pytest.skip('this torch has no gradient scaler for the CPU')
     monkeypatch.setattr(precision, '_autocast_factory', lambda accelerator, dtype: nullcontext)
     return lambda loss_scale: precision.NativeAmp(Cpu(), torch.float16, loss_scale)
 

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.compat
 # A monitored process, without torch; argv is the code it runs.
 SCRIPT = """
 import ctypes, signal, sys, threading, time
+from types import SimpleNamespace
 from util.distributed import hang_detector
 
 hang_detector.TICK, hang_detector.SAVING = .1, 3.
@@ -26,7 +27,7 @@ def write_checkpoint():
     time.sleep(2.)
     print('written', flush=True)
 
-hang_detector.start(1., 1, 2)
+hang_detector.start(1., 1, 2, SimpleNamespace(first_iteration=0.))
 hang_detector.heartbeat('testing')
 exec(sys.argv[1])
 hang_detector.stop()
@@ -54,7 +55,8 @@ def test_batches_are_heartbeats_and_a_stopped_detector_ends_nothing():
 
 FIRST = """
 hang_detector.stop()
-hang_detector.start(1., 0, 1, 4., lambda: time.sleep(queue.pop() if queue else 0))
+synchronize = lambda: time.sleep(queue.pop() if queue else 0)
+hang_detector.start(1., 0, 1, SimpleNamespace(first_iteration=4., synchronize=synchronize))
 queue = []
 for loop, slow in {}:
     for i, _ in hang_detector.monitored(range(2), loop):

@@ -11,7 +11,6 @@ import torch
 from conftest import NANO, call, nano_mae
 from PIL import Image
 
-import main_finetune
 import main_predict
 from util.checkpoints import load_model, pth_file
 from util.config.inference_flags import predict_parser
@@ -21,6 +20,7 @@ from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import UserError
 from util.models import features
+from util.models.build import build_classifier
 from util.models.reconstruction import reconstruct
 from util.tools import extract_features, inference
 from util.training.session import Session
@@ -32,7 +32,7 @@ def classifier(folder, classes, *flags):
     """The path of a checkpoint of random weights for 8 classes."""
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(folder), *flags])
     torch.manual_seed(0)
-    model = main_finetune.build_model(args, classes=8)
+    model = build_classifier(vars(args), classes=8)
     for parameter in model.head.parameters():       # so that classes differ
         torch.nn.init.normal_(parameter)
     state = {'model': model.state_dict(), 'args': vars(args)}

@@ -13,7 +13,6 @@ from conftest import PRETRAIN, ROOT, TIMEOUT, environment, execute, launcher, si
 from test_baseline import RECORD
 
 from util.tools import launch
-from util.training.session import process_state_restored
 
 # {launcher: name of its log}
 LOGS = {path.stem: log for path in ROOT.glob('test/*.sh')
@@ -199,7 +198,9 @@ def test_only_failures_that_may_not_recur_are_restarted(monkeypatch, status, res
     monkeypatch.setattr(launch, 'run_once', lambda *_: attempts.append(1) or status)
     monkeypatch.setattr(launch, 'SignalForwarder', lambda _: SimpleNamespace(received=False))
     monkeypatch.setattr(launch, 'time', SimpleNamespace(monotonic=count(0, 100).__next__, sleep=time.sleep))
-    with process_state_restored(), pytest.raises(SystemExit) as ended:
+    for name in ('MAE_ENTERED', 'MAE_RESTART'):
+        monkeypatch.setenv(name, '')
+    with pytest.raises(SystemExit) as ended:
         launch.main(['--nproc', '1', '--max_restarts', '3', 'x.py'])
     assert ended.value.code == status and len(attempts) == 1 + restarts
 

@@ -7,11 +7,11 @@ from conftest import NANO, finetune, succeeded
 from test_end_to_end import epochs_of
 from test_optimization import Linear, run
 
-import main_finetune
 from util.checkpoints import load_model, pth_file
 from util.checkpoints.checkpointer import Checkpointer
 from util.config.train_flags import parse_finetune
 from util.devices.precision import FullPrecision
+from util.models.build import build_classifier
 from util.training.ema import EMA
 from util.training.trainer import model_state
 
@@ -52,7 +52,7 @@ def test_the_model_has_the_ema_weights_within_the_context_and_its_own_afterwards
 
 def test_tools_and_evaluation_load_the_ema_weights_and_resuming_the_raw_ones(tmp_path):
     args = parse_finetune(['--model', 'vit_nano_patch16', *NANO, '--data_path', str(tmp_path)])
-    model, precision = main_finetune.build_model(args, 3), FullPrecision()
+    model, precision = build_classifier(vars(args), 3), FullPrecision()
     ema = EMA(.9, precision.trained_weights(model, None))
     for parameter in model.parameters():
         parameter.data += 1

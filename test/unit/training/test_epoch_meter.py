@@ -9,7 +9,6 @@ import torch
 from engine_finetune import count_correct
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
-from util.text import duration
 from util.training.epoch_meter import DeviceMean, EpochMeter, Throughput
 from util.training.non_finite_steps import NonFiniteSteps
 from util.training.session import Session
@@ -58,10 +57,6 @@ def test_iterations_after_the_warm_up_are_counted_and_timed(sizes, options, imag
 def test_waiting_for_data_is_timed_and_counted_and_the_device_synchronized_only_at_start_and_end():
     throughput, clock = timed_pass([8] * 4, step=.3, wait=.1, warmup=0)
     assert (throughput.seconds, throughput.waited, clock.synchronized) == pytest.approx((1.6, .4, 2))
-
-
-def test_durations_read_as_hours_minutes_seconds():
-    assert duration(3725.9) == '1:02:05'
 
 
 def test_more_loader_processes_are_suggested_if_the_device_waits(caplog):

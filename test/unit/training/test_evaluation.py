@@ -49,7 +49,6 @@ def evaluated(folder, model, batch_size=4, signal='', world=None, accelerator=Fa
     loader = evaluation_loader(dataset, batch_size, world or World(), True, 0, True, Cpu())
     confusion = ConfusionTracker(dataset, Normalize())
     result = evaluate(model, loader, precision.FullPrecision(), run, Normalize(), confusion)
-    confusion.on_epoch_end(0, True, None)
     return {name: value for name, value in result.items() if name != 'FPS'}, confusion
 
 

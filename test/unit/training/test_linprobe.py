@@ -61,7 +61,7 @@ def test_features_are_those_of_the_encoder_in_eval_mode_without_gradients(global
 def test_the_class_token_is_classified_unless_global_pool_is_given(tmp_path):
     flags = [*FINETUNE, '--data_path', str(tmp_path)]
     for more, name in (([], 'norm'), (['--cls_token'], 'norm'), (['--global_pool'], 'fc_norm')):
-        assert hasattr(main_linprobe.build_model(parse_linprobe(flags + more), 8), name)
+        assert hasattr(main_linprobe.build_model(vars(parse_linprobe(flags + more)), 8), name)
 
 
 def test_a_checkpoint_is_enough_to_evaluate(images, probed, tmp_path):

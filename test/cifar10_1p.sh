@@ -14,14 +14,6 @@
 #   --quick                one epoch on 120 images: tries the machine, learns nothing
 # Any other flag goes to all stages, and overrides the recipe: --device=cpu, --num_workers=4, --batch_size=256.
 # After an interruption, repeat the command: it resumes. DRY_RUN=1 prints the commands of the stages.
-#
-# The epochs, on paper, for one H200 and 16 cores. A step costs 5.6 GFLOP an image in pre-training (64 visible patches
-# through 12 blocks, 256 through the decoder's 4) and 10 GFLOP in fine-tuning. So narrow a network is bound by the
-# memory, not by the matrix products: without torch.compile about 120 MB and 200 MB of traffic an image, at 70% of
-# 4.8 TB/s 35 us and 61 us, and the products at 30% of the bf16 peak 19 us and 33 us. That is 18,000 and 10,700
-# images/s; with 15,000 and 8,000 (8% of the peak) and 0.3 s at the start of each epoch, 400 epochs take 24 min, and
-# twice 100 with their evaluations 24 min: 50 min with all starts. The loader's 0.14 ms (pre-training) and 0.38 ms
-# (fine-tuning) an image and core ask for 2 to 4 cores.
 # shellcheck source=lib/launch.sh
 . "$(dirname "$0")/lib/launch.sh"
 source "$ROOT/test/lib/stages.sh"
@@ -117,9 +109,9 @@ open_output() {
 }
 
 # stage_of NAME RESULT COMMAND...: run the command, with its output in the log too, unless an earlier start has left all
-# files of RESULT (names in output_dir/NAME). Its seconds are added to those in NAME.seconds.
+# files of RESULT (names in output_dir/NAME).
 stage_of() {
-    local name=$1 file status=0 begun=$SECONDS before=0 missing=
+    local name=$1 file status=0 missing=
     for file in $2; do [[ -e $output_dir/$file ]] || missing=yes; done
     shift 2
     COMMAND=("$PYTHON" "$@")
@@ -133,8 +125,6 @@ stage_of() {
         return
     fi
     run_logged "$log" || status=$?
-    if [[ -e $output_dir/$name.seconds ]]; then before=$(<"$output_dir/$name.seconds"); fi
-    echo $((before + SECONDS - begun)) >"$output_dir/$name.seconds"
     if ((status)); then
         echo "$name failed with status $status; repeat the command to resume" | tee -a "$log" >&2
         exit "$status"
@@ -142,17 +132,6 @@ stage_of() {
 }
 
 heading() { if [[ -z ${DRY_RUN:-} ]]; then stage "$1" | tee -a "$log"; fi; }
-
-# times: how long the stages took, over all starts.
-times() {
-    local name seconds total=0
-    for name in pretrain finetune scratch; do
-        seconds=$(<"$output_dir/$name.seconds")
-        total=$((total + seconds))
-        printf '%-18s %6s\n' "$name" "$(minutes "$seconds")"
-    done
-    printf '%-18s %6s   (minutes)\n' total "$(minutes "$total")"
-}
 
 read_flags "$@"
 check_flags
@@ -183,4 +162,4 @@ stage_of scratch "scratch/summary.json scratch/$last" "$ROOT/main_finetune.py" "
 if [[ -n ${DRY_RUN:-} ]]; then exit; fi
 
 heading "done"
-{ compare_runs "$output_dir" && echo && times; } | tee -a "$log"
+compare_runs "$output_dir" | tee -a "$log"

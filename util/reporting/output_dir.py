@@ -104,6 +104,14 @@ def _move_earlier(folder, log_dir):
     return [place]
 
 
+def report_no_checkpoint(folder: str) -> None:
+    """Log that --resume auto has found none in `folder`, and the newest one that earlier results there hold."""
+    found = sorted(glob.glob(os.path.join(glob.escape(folder), 'earlier.*', 'checkpoint-*.pth')),
+                   key=lambda path: os.lstat(path).st_mtime)
+    logger.warning('--resume auto: no checkpoint in %s, training starts from the beginning%s', folder,
+                   '; earlier results have {}'.format(found[-1]) if found else '')
+
+
 def set_log_aside(folder: str, records: Sequence[str]) -> List[str]:
     """Rename log.txt and report.html if the log holds lines not in `records`, which replace it; returns new names."""
     paths = [os.path.join(folder, name) for name in ('log.txt', 'report.html')]

@@ -118,7 +118,7 @@ def enter_output_folder(args: Namespace, session: Session, checkpointer: Optiona
     records = None
     if checkpointer is not None:
         if args.resume == 'auto' and not checkpointer.path:
-            logger.warning('--resume auto: no checkpoint in %s, training starts from the beginning', args.output_dir)
+            output_dir.report_no_checkpoint(args.output_dir)
         asides += checkpointer.set_newer_aside(start) if checkpointer.path else []
         records = checkpointer.records_before(start[0])
         if args.resume != 'auto' or not checkpointer.path:  # else the log continues: its lines are written again

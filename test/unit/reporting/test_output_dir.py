@@ -97,6 +97,16 @@ def test_a_training_continues_where_it_resumes_from_a_checkpoint_of_its_folder_o
     assert output_dir.continues('o', None)
 
 
+def test_resume_auto_without_checkpoint_is_one_line_that_names_the_earlier_results(tmp_path, caplog):
+    fill(tmp_path, ['o/earlier.20240131-142530/checkpoint-9.pth', 'o/earlier.20240201-000000/log.txt', 'o/log.txt',
+                    'o[1]/log.txt'])
+    for name in ('o', 'o[1]'):
+        output_dir.report_no_checkpoint(str(tmp_path / name))
+    within, without = caplog.messages
+    assert 'o/earlier.20240131-142530/checkpoint-9.pth' in within
+    assert '--resume auto' in without and 'checkpoint-' not in without
+
+
 def test_each_start_has_a_log_of_its_own_and_a_restart_keeps_it(tmp_path, monkeypatch):
     log, marker = tmp_path / 'x.log', tmp_path / 'marker'
     monkeypatch.setenv('MAE_LOG_FILE', str(log))
@@ -188,6 +198,7 @@ def test_a_new_training_moves_away_whatever_has_the_name_of_a_log_or_checkpoint(
         other(tmp_path / name, kind)
     place, = entered(tmp_path)
     assert set(os.listdir(place)) == {'log.txt', 'checkpoint-7.pth'}
+    output_dir.report_no_checkpoint(str(tmp_path))
 
 
 # One run at a time; a run that died does not hold the folder

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from util.checkpoints.checkpointer import Checkpointer
-from util.config.normalization import adopt_statistics
+from util.config.input_flags import adopt_statistics
 from util.data.loader import Batches
 from util.data.transforms import Normalize
 from util.data.unreadable import UnreadableTracker
@@ -142,7 +142,7 @@ def evaluate(model: torch.nn.Module, loader: Batches, precision: FullPrecision, 
         totals += torch.cat([count_correct(logits, labels), loss[None]])
         if (i + 1) % PRINT_EVERY == 0:
             logger.info('Test:  [%d/%d]', i + 1, len(loader))
-    totals = torch.cat([totals, totals.new_tensor([seen, loader.unreadable, bool(session.signals.requested)])])
+    totals = torch.cat([totals, totals.new_tensor([seen, len(loader.failures), bool(session.signals.requested)])])
     correct1, correct5, loss, images, unreadable, stopped = session.world.all_reduce(totals).tolist()
     if unreadable and not images:
         raise UserError('--data_path: none of the {:.0f} validation images is readable; is the disk mounted?'

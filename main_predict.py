@@ -3,11 +3,11 @@ from util import errors
 
 errors.begin(__name__)
 
-from util.config.inference_flags import parse_predict
+from util.config.inference_flags import predict_parser
 from util.errors import UserError
 from util.text import one_line
 
-ARGS = parse_predict() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
+ARGS = predict_parser().parse_args() if __name__ == '__main__' else None      # first: --help needs no torch
 
 import json
 import sys

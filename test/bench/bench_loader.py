@@ -3,13 +3,11 @@
 Ours: the program's datasets, transforms and loaders. The baseline: Pillow, torchvision's (for fine-tuning timm's)
 transforms to normalized float tensors, the default collate. Both read the same files with one thread per process, in
 alternating rounds; medians are shown. Stages are differences between the CPU times of increasingly long parts of the
-pipeline, in one process. The last table compares pixels with Pillow's. With --packed, ours is also measured on tar
-files, against the same baseline on image files.
+pipeline, in one process. With --packed, ours is also measured on tar files, against the same baseline on image files.
 """
 import argparse
 import io
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -19,7 +17,6 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
 
-import numpy as np
 import PIL
 import torch
 import torchvision
@@ -32,9 +29,8 @@ from torchvision import transforms
 from util.devices import accelerator as devices
 from util.data.datasets import ImageList, pretraining_set
 from util.distributed.world import World
-from util.data.image_files import decode, read_bytes
 from util.data.loader import collate, evaluation_loader, training_loader
-from util.data.lazy_image import BICUBIC, MARGIN, open_image
+from util.data.lazy_image import BICUBIC, open_image
 from util.models.timm_adapter import color_augmentation
 from util.data.transforms import evaluation_transform, finetuning_transform, MEAN, Normalize, pretraining_transform, STD
 
@@ -146,12 +142,12 @@ def timed(work):
     return time.process_time() - begun if result is None else result
 
 
-def one_pass(loader, count, finish, accelerator):
-    """Seconds per image from the first batch, which starts the workers, to the last of `count` images."""
-    seen, begun = 0, None
-    for images, _ in loader:
+def one_pass(loader, count, finish, accelerator, skip=1):
+    """Seconds per image, of `count` images after the first `skip` batches, which start the workers."""
+    seen = 0
+    for i, (images, _) in enumerate(loader):
         finish(images)
-        if begun is None:
+        if i < skip:
             begun = time.perf_counter()
         else:
             seen += len(images)
@@ -190,20 +186,6 @@ def speeds(task, dataset, paths, args, workers, accelerator, place):
             statistics.median(slow / fast for fast, slow in zip(*times)))
 
 
-def differences(paths):
-    """{n: (mean, worst image's mean) difference in grey levels from Pillow's resize} of images decoded at 1 / n."""
-    found = {scale: [] for scale in (1, 2, 4, 8)}
-    for path in paths:
-        whole = Image.fromarray(decode(read_bytes(path))[0])
-        for scale, values in found.items():
-            width, height = (side // scale * scale for side in whole.size)
-            side = int(min(width, height) / (MARGIN * scale))       # the largest that is decoded at this scale
-            ours = open_image(path).resized_crop(0, 0, height, width, (side, side)).numpy()
-            theirs = whole.crop((0, 0, width, height)).resize((side, side), BICUBIC)
-            values.append(float(abs(ours - np.asarray(theirs, dtype=float)).mean()))
-    return {scale: (statistics.mean(values), max(values)) for scale, values in found.items()}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('folder', help='image folder, flat or nested')
@@ -216,7 +198,6 @@ def main():
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--device', default='auto')
     parser.add_argument('--packed', help='output of python -m util.tools.pack_shards for the folder')
-    parser.add_argument('--json', help='output file for the results')
     args = parser.parse_args()
     torch.set_num_threads(1)
     accelerator = devices.select(args.device)
@@ -228,25 +209,16 @@ def main():
         PIL.__version__))
     print('batches of {} at {} x {}; medians of {}'.format(args.batch_size, args.input_size, args.input_size,
                                                            args.rounds))
-    results = {}
     for task in args.task:
         ours, baseline = our_steps(task, args.input_size), baseline_steps(task, args.input_size)
-        results[task] = {'stages': stages(found, ours, baseline, accelerator, place, args.batch_size, args.rounds)}
+        parts = stages(found, ours, baseline, accelerator, place, args.batch_size, args.rounds)
         print('\n| {} | ours | baseline | ratio |\n|---|---|---|---|'.format(task))
-        for name, (mine, other) in results[task]['stages'].items():
+        for name, (mine, other) in parts.items():
             print('| {}, ms per image | {:.3f} | {:.3f} | |'.format(name, mine * 1e3, other * 1e3))
         for workers, (words, dataset) in itertools.product(args.workers, sources(task, paths, args).items()):
             mine, other, ratio = speeds(task, dataset, paths, args, workers, accelerator, place)
-            results[task]['{} workers{}'.format(workers, words)] = {'ours': mine, 'baseline': other, 'ratio': ratio}
             print('| {} worker{}{}, images/s | {:.0f} | {:.0f} | {:.2f} |'.format(
                 workers, '' if workers == 1 else 's', words, mine, other, ratio), flush=True)
-    results['difference from Pillow'] = differences(found)
-    print('\n| decoded at | mean difference from Pillow, grey levels | worst image |\n|---|---|---|')
-    for scale, (mean, worst) in results['difference from Pillow'].items():
-        print('| 1/{} | {:.2f} | {:.2f} |'.format(scale, mean, worst))
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(results, file, indent=1)
 
 
 if __name__ == '__main__':

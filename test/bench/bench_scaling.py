@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)
@@ -27,69 +28,14 @@ sys.path.insert(0, ROOT)
 import util  # noqa: F401  (before torch: it keeps `import torch` from loading a broken torch_npu)
 
 import torch
+from steps import Ours, in_ddp
 from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
-from util.devices.precision import choose_precision
-from util.models.build import build_autoencoder
-from util.training.session import start_session
+from util.config.parser import Parser, number
 from util.config.train_flags import parse_pretrain
-from util.config.parser import number, Parser
 from util.errors import run
-from util.compat import supported
 from util.tools.launch import free_port
-from util.data.transforms import Normalize
-from util.training.optimizer_step import decay_groups, OptimizerStep
-
-
-class Training:
-    """Model, optimizer and precision as in main_pretrain.py.
-
-    Args:
-        wrap: (model, precision) -> model to call, e.g. in DistributedDataParallel.
-    """
-
-    def __init__(self, flags, session, wrap):
-        session.seed(flags.seed, epoch=-1)
-        model = build_autoencoder(vars(flags))
-        session.place(model)
-        precision = choose_precision(session.accelerator, flags.amp, flags.amp_backend, flags.amp_dtype,
-                                     flags.loss_scale)
-        optimizer = precision.adamw(session.accelerator, decay_groups(model, flags.weight_decay), lr=1e-4,
-                                    betas=(.9, .95))
-        model, optimizer = precision.prepare(model, optimizer)
-        self.precision, self._flags, self._session = precision, flags, session
-        self.optimizer_step = OptimizerStep(wrap(model, precision), optimizer, precision, lambda epoch: 1e-4)
-        self._normalize = Normalize(flags.in_chans)
-        self._images = torch.randint(256, (flags.batch_size, flags.input_size, flags.input_size, flags.in_chans),
-                                     dtype=torch.uint8, device=session.device)
-
-    def steps(self, count):
-        for i in range(count):
-            self._session.seed(0, 0, i)
-            images = self._normalize(self._images)
-            self.optimizer_step.set_lr(0, i, count)
-            with self.optimizer_step.gradient_sync():
-                with self.precision.autocast():
-                    loss = self.optimizer_step.model(images, mask_ratio=self._flags.mask_ratio, loss_only=True)
-                self.optimizer_step.backward(loss)
-            if self.optimizer_step.due:
-                self.optimizer_step.update()
-
-    def gradients(self):
-        """A tensor of the size and type of all gradients."""
-        trained = [p for p in self.optimizer_step.model.parameters() if p.requires_grad]
-        return torch.zeros(sum(p.numel() for p in trained), dtype=trained[0].dtype, device=trained[0].device)
-
-
-def other_wrap(session, options):
-    """As Session.wrap, with these options of DistributedDataParallel."""
-    def wrap(model, precision):
-        may_move = precision.supports_bucket_view and session.accelerator.supports_bucket_view
-        chosen = {**supported(DistributedDataParallel, gradient_as_bucket_view=may_move), **options}
-        ids = None if session.device.type == 'cpu' else [session.device.index]
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, **chosen)
-    return wrap
+from util.training.session import start_session
 
 
 def measure(args):
@@ -99,6 +45,7 @@ def measure(args):
         torch.set_num_threads(1)
     flags = parse_pretrain(['--data_path', ROOT, '--model', args.model, '--batch_size', str(args.batch_size),
                             '--device', args.device, '--num_workers', '0', *args.flags])
+    vars(flags).update(task='pretrain', model=flags.model.replace('mae_vit_', ''))
     with start_session(flags) as session:
         report = take_turns(args, flags, session)
         if session.world.is_main:
@@ -107,22 +54,28 @@ def measure(args):
 
 def take_turns(args, flags, session):
     """Report: milliseconds per step of each kind in each round, device, precision and versions."""
-    alone, together = Training(flags, session, lambda model, _: model), Training(flags, session, session.wrap)
-    buffer = together.gradients()
+    build = partial(Ours, flags, session.accelerator, session.device)
+    alone, together = build(), build(wrap=lambda step, model: session.wrap(model, step.precision))
+    trained = [p for p in together.model.parameters() if p.requires_grad]
+    buffer = torch.zeros(sum(p.numel() for p in trained), dtype=trained[0].dtype, device=session.device)
+
+    def steps(step):
+        for _ in range(args.steps):
+            step()
 
     def without():
         with together.optimizer_step.model.no_sync():
-            together.steps(args.steps)
+            steps(together)
 
     def exchange():
         for _ in range(args.steps):
             dist.all_reduce(buffer)
 
-    works = {'alone': lambda: session.world.is_main and alone.steps(args.steps),
-             'together': lambda: together.steps(args.steps), 'no_sync': without, 'exchange': exchange}
+    works = {'alone': lambda: session.world.is_main and steps(alone), 'together': lambda: steps(together),
+             'no_sync': without, 'exchange': exchange}
     if args.options:
-        other = Training(flags, session, other_wrap(session, args.options))
-        works['other options'] = lambda: other.steps(args.steps)
+        other = build(wrap=partial(in_ddp, **args.options))
+        works['other options'] = lambda: steps(other)
     times, processor = {name: [] for name in works}, {name: [] for name in works}
     for _ in range(args.rounds + 1):            # the first warms up
         for name, work in works.items():
@@ -192,9 +145,6 @@ def main(args):
         return
     report = start_processes(args)
     show(args, report)
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(report, file, indent=1)
 
 
 def parsed():
@@ -208,7 +158,6 @@ def parsed():
     parser.add_argument('--rounds', type=count, default=7, help='rounds of measurements')
     parser.add_argument('--device', default='cpu', help='auto, npu, cuda or cpu')
     parser.add_argument('--options', type=json.loads, default={}, help='options of the wrapper to compare, JSON')
-    parser.add_argument('--json', help='output file for the results')
     parser.add_argument('flags', nargs='*', help='further flags of main_pretrain.py, after --')
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0)) if args.device == 'cpu' else []

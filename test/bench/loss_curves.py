@@ -52,6 +52,13 @@ def curve(args, images, seed, amp):
     return torch.stack(losses).tolist(), precision.name
 
 
+def curves(args):
+    """(images, curves in fp32 with two seeds and in mixed precision with the first)."""
+    transform, dataset = evaluation_transform(args.input_size), pretraining_set(args.folder)
+    images = torch.stack([transform(dataset[i][0]) for i in range(len(dataset))])
+    return images, [curve(args, images, seed, amp) for seed, amp in ((0, False), (1, False), (0, True))]
+
+
 def distance(one, other):
     """Mean absolute difference of two curves."""
     return statistics.mean(abs(a - b) for a, b in zip(one, other))
@@ -73,11 +80,7 @@ def main():
     parser.add_argument('--amp_dtype', default='auto', help='bf16 or fp16; auto: as --amp chooses')
     parser.add_argument('--compile', action='store_true', help='mixed precision with --compile')
     args = parser.parse_args()
-    transform = evaluation_transform(args.input_size)
-    dataset = pretraining_set(args.folder)
-    images = torch.stack([transform(dataset[i][0]) for i in range(len(dataset))])
-    (first, fp32), (second, _), (mixed, name) = (
-        curve(args, images, seed, amp) for seed, amp in ((0, False), (1, False), (0, True)))
+    images, ((first, fp32), (second, _), (mixed, name)) = curves(args)
     print('{}, {} images of {} x {}, {} steps of {}, torch {}'.format(
         args.model, len(images), args.input_size, args.input_size, args.steps, args.batch_size, torch.__version__))
     print('\n| steps | {}, seed 0 | {}, seed 1 | {}, seed 0 |\n|---|---|---|---|'.format(fp32, fp32, name))

@@ -3,7 +3,6 @@ import importlib
 import io
 import logging
 import os
-import random
 import re
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import namedtuple
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -30,7 +29,6 @@ os.environ['MAE_ABORTS_TORCH_NPU'] = '0'        # else each emulated run tries t
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 import util  # noqa: F401, I001  (before torch: it keeps `import torch` from loading a broken torch_npu)
-import numpy
 import torch
 from torch import distributed
 
@@ -83,24 +81,6 @@ def assert_unchanged(before):
                 for name in changed}
 
 
-@contextmanager
-def process_state_restored():
-    """Restore random generators, logger, core binding and environment at the end of the block."""
-    with ExitStack() as undo:
-        undo.enter_context(torch.random.fork_rng(devices=[]))
-        undo.callback(random.setstate, random.getstate())
-        undo.callback(numpy.random.set_state, numpy.random.get_state())
-        undo.callback(vars(logger).update, handlers=logger.handlers[:], propagate=logger.propagate)
-        undo.callback(logger.setLevel, logger.level)
-        if hasattr(os, 'sched_setaffinity'):
-            undo.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
-        if hasattr(torch, 'use_deterministic_algorithms'):
-            undo.callback(torch.use_deterministic_algorithms, False)
-        undo.callback(os.environ.update, dict(os.environ))
-        undo.callback(os.environ.clear)
-        yield
-
-
 def call(name, *words):
     """What `python NAME.py WORDS...` does, in this process; standard output and error come in one text.
 
@@ -108,12 +88,14 @@ def call(name, *words):
     """
     before, module = process_state(), importlib.import_module(name)
     parse = getattr(module, 'parse_' + re.split('[._]', name)[-1], None)
+    parse = module.predict_parser().parse_args if name == 'main_predict' else parse
     arguments = [parse] if parse else [lambda: sys.argv[1:]] if signature(module.main).parameters else []
+    own_session = hasattr(module, 'setup')      # the tools leave the logger set up
     output = io.TextIOWrapper(io.BytesIO(), 'utf-8', 'backslashreplace', write_through=True)
     with mock.patch.object(sys, 'argv', [name.replace('.', '/') + '.py', *map(str, words)]), \
             mock.patch.object(session, 'SignalHandler', lambda: nullcontext(SimpleNamespace(requested=''))), \
             mock.patch.object(session.hang_detector, 'start'), redirect_stdout(output), redirect_stderr(output), \
-            process_state_restored():
+            nullcontext() if own_session else session.process_state_restored():
         try:
             status = status_of(lambda: module.main(*[argument() for argument in arguments]))
         except SystemExit as ended:             # of the parser
@@ -211,6 +193,15 @@ def nano_mae(**options):
     """An autoencoder for images of 32 x 32 pixels."""
     torch.manual_seed(0)
     return models_mae.mae_vit_nano_patch16(**{'img_size': 32, 'patch_size': 8, **options})
+
+
+@pytest.fixture
+def apex(monkeypatch):
+    """The emulated apex, unloaded after the test."""
+    monkeypatch.syspath_prepend(str(ROOT / 'test' / 'unit' / 'npu'))
+    yield importlib.import_module('apex')
+    for name in [name for name in sys.modules if name.split('.')[0] == 'apex']:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, call, finetune, launcher, pretrain
+from conftest import ROOT, call, finetune, launcher, pretrain, succeeded
+from test_end_to_end import epochs_of
 
 BASELINE = Path(__file__).with_name('baseline')
 RECORD = json.loads((BASELINE / 'results.json').read_text())
 VERSION = '.'.join(torch.__version__.split('.')[:2])
 GENERATION = '2.x' if VERSION.startswith('2.') else VERSION
 WITHIN = 'checkpoint-1-16.pth'
-TIMES = ('FPS', 'data_wait')
+TIMES = ('FPS', 'data_wait')        # all that differs between two runs of the same course
 # Losses are equal to 1e-6 on the machine of the record; other processors round differently.
 REL = float(os.environ.get('MAE_BASELINE_REL', 1e-4))
 
@@ -54,8 +55,7 @@ def run_of(task, images, folder):
 
 def log_of(folder):
     """The records of log.txt without times."""
-    records = [json.loads(line) for line in (folder / 'log.txt').read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in epochs_of(folder)]
 
 
 def files_of(folder):
@@ -69,10 +69,9 @@ def help_of(command):
     name, *words = command.replace('-m ', '').replace('.py ', ' ').replace('/', '.').split()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('COLUMNS', '10000')
-        run = call(name, *words)
-    assert run.status == 0, run.output
+        output = succeeded(call(name, *words))
     found = {}
-    for option in re.split(r'\n(?=  -)', run.output)[1:]:
+    for option in re.split(r'\n(?=  -)', output)[1:]:
         default = re.search(r'\(default: (.*)\)', option)
         for flag in re.findall(r'--[\w-]+', re.split(r'\s{2,}', option.strip())[0]):
             found[flag] = default and default.group(1)
@@ -89,9 +88,7 @@ def commands_of(name, images, folder):
     elif not name.startswith('pretrain'):
         flags += [('--resume_pth=' if 'eval' in name else '--finetune_pth=') + str(pth)]
     nodes = {'NODE_RANK': '1', 'MASTER_ADDR': 'first', 'MASTER_PORT': '29501'} if '16p' in name else {}
-    run = launcher(name, *flags, DRY_RUN='1', **nodes)
-    assert run.status == 0, run.output
-    text = run.output
+    text = succeeded(launcher(name, *flags, DRY_RUN='1', **nodes))
     for place, word in ((sys.executable, 'PYTHON'), (images, 'DATA'), (folder, 'FOLDER'), (ROOT, 'ROOT')):
         text = text.replace(str(place), word)
     return text.splitlines()
@@ -99,8 +96,7 @@ def commands_of(name, images, folder):
 
 @pytest.mark.parametrize('task', ['pretrain', 'finetune', 'resume'])
 def test_a_run_has_the_losses_and_files_of_the_record(images, tmp_path, task):
-    run = run_of(task, images, tmp_path / 'out')
-    assert run.status == 0, run.output
+    succeeded(run_of(task, images, tmp_path / 'out'))
     # 2.1 has losses of its own: initialization and resizing differ between releases.
     expected, found = RECORD['log'].get(VERSION, RECORD['log'].get(GENERATION))[task], log_of(tmp_path / 'out')
     assert len(found) == len(expected)

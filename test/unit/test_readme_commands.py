@@ -74,10 +74,9 @@ def flags_of(script):
         return frozenset(help_of(script + ' --help'))
     if script.endswith('.py'):
         return frozenset(re.findall(r"\(\s*'(--\w+)'", text_of(script)))
-    run = launcher(script[len('test/'):-len('.sh')], '--help')
-    assert run.status == 0, run.output
-    return frozenset(re.findall(r'--\w+', run.output)).union(
-        ['--help'], *(flags_of(name) for name in set(re.findall(r'main_\w+\.py', run.output))))
+    output = succeeded(launcher(script[len('test/'):-len('.sh')], '--help'))
+    return frozenset(re.findall(r'--\w+', output)).union(
+        ['--help'], *(flags_of(name) for name in set(re.findall(r'main_\w+\.py', output))))
 
 
 @pytest.mark.parametrize('name', CURRENT)

@@ -17,6 +17,7 @@ from util.checkpoints import pth_file
 from util.checkpoints.checkpointer import Checkpointer
 from util.devices.accelerator import Cpu
 from util.devices.precision import FullPrecision
+from util.training.ema import EMA
 from util.training.optimizer_step import OptimizerStep, decay_groups, warmup_cosine
 from util.training.trainer import model_state
 
@@ -33,31 +34,51 @@ def fill(model):
             parameter.data = torch.tensor(values + scale, dtype=torch.float32)
 
 
+class Training:
+    """main_pretrain.train in short: a nano masked autoencoder, resumed from `path` if given."""
+
+    def __init__(self, precision, path='', accum_iter=1, ema=None):
+        model = models_mae.mae_vit_nano_patch16(norm_pix_loss=True, img_size=32, patch_size=8)
+        resumed = Checkpointer(None, path)
+        fill(model)
+        resumed.load_model(model)
+        optimizer = precision.adamw(Cpu(), decay_groups(model, .05), lr=1e-3, betas=(.9, .95))
+        self.precision, (self.model, self.optimizer) = precision, precision.prepare(model, optimizer)
+        resumed.load_training(self.optimizer, precision)
+        self.ema = ema and EMA(ema, precision.trained_weights(self.model, self.optimizer))
+        self.step = OptimizerStep(self.model, self.optimizer, precision,
+                                  lambda epoch: warmup_cosine(epoch, 1e-3, 1, .25, 0.), accum_iter, 1., ema=self.ema)
+
+    def steps(self, first, end, overflow=None):
+        """Losses of steps `first` to `end` - 1; the gradients of step `overflow` are not finite."""
+        losses = []
+        for i in range(first, end):
+            np.random.seed(i)
+            torch.manual_seed(i)        # of the masks; uniform noise is the same in all releases
+            images = torch.tensor(np.random.normal(0, 1, (8, 3, 32, 32)), dtype=torch.float32)
+            self.step.set_lr(0, i, STEPS)
+            with self.step.gradient_sync():
+                with self.precision.autocast():
+                    loss = self.model(images, .75)[0]
+                self.step.backward(loss * 1e30 if i == overflow else loss)
+            if self.step.due:
+                self.step.update()
+            losses.append(loss.item())
+        return losses
+
+    def save(self, path):
+        """Save a checkpoint."""
+        state = model_state(self.model, self.optimizer, self.precision, self.ema)
+        pth_file.save(path, {**state, 'epoch': 0, 'args': {}})
+
+
 def losses(path, resumes):
     """Losses of all steps, with a checkpoint written to `path`; or of the last ones, resumed from it."""
-    model = models_mae.mae_vit_nano_patch16(norm_pix_loss=True, img_size=32, patch_size=8)
-    precision, found = FullPrecision(), []
-    fill(model)
-    resume = Checkpointer(None, path if resumes else '')
-    resume.load_model(model)
-    optimizer = precision.adamw(Cpu(), decay_groups(model, .05), lr=1e-3, betas=(.9, .95))
-    resume.load_training(optimizer, precision)
-    optimizer_step = OptimizerStep(model, optimizer, precision, lambda epoch: warmup_cosine(epoch, 1e-3, 1, .25, 0.),
-                                   accum_iter=2, clip_grad=1.)
-    for step in range(SAVED_AT if resumes else 0, STEPS):
-        if step == SAVED_AT and not resumes:
-            pth_file.save(path, {**model_state(model, optimizer, precision), 'epoch': 0, 'args': {}})
-        np.random.seed(step)
-        torch.manual_seed(step)         # of the masks; uniform noise is the same in all releases
-        images = torch.tensor(np.random.normal(0, 1, (8, 3, 32, 32)), dtype=torch.float32)
-        optimizer_step.set_lr(0, step, STEPS)
-        with optimizer_step.gradient_sync():
-            loss = model(images, .75)[0]
-            optimizer_step.backward(loss)
-        if optimizer_step.due:
-            optimizer_step.update()
-        found.append(loss.item())
-    return found
+    training, found = Training(FullPrecision(), path if resumes else '', accum_iter=2), []
+    if not resumes:
+        found = training.steps(0, SAVED_AT)
+        training.save(path)
+    return found + training.steps(SAVED_AT, STEPS)
 
 
 if __name__ == '__main__':

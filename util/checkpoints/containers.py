@@ -1,5 +1,4 @@
 """Weights within the checkpoints of other programs: containers (state_dict, teacher, ...) and prefixes of names."""
-import re
 from typing import Any, Dict, Iterator, List, Tuple
 
 from util.checkpoints.schema import State, Weights, is_state_dict
@@ -9,8 +8,7 @@ from util.text import listed
 
 PREFERRED = ('model', 'state_dict', 'teacher', 'target_encoder')        # if a file has several containers
 MOST_LEVELS = 3             # of containers within containers
-# The weight that every ViT has: in this program, timm and the published code, and in transformers.
-ANCHOR = re.compile(r'(.*?)(patch_embed\.proj\.weight|((vit|beit)\.)?embeddings\.patch_embeddings\.projection\.weight)')
+ANCHOR = 'patch_embed.proj.weight'       # of every ViT in this program, timm and the published code
 SAVE_WEIGHTS = 'save the weights alone: torch.save({"model": model.state_dict()}, FILE)'
 
 
@@ -45,7 +43,8 @@ def unwrap(content: Dict[str, Any], path: str) -> State:
 
 def not_a_vit(path: str, names: Dict[str, Any]) -> UserError:
     """The error for a file whose content has other names than a ViT."""
-    return UserError('{}: not a checkpoint of a ViT: it has {}; {}'.format(path, listed(list(names)), SAVE_WEIGHTS))
+    return UserError('{}: not a checkpoint of a ViT: it has {}; {}; of a Hugging Face model, give the folder'.format(
+        path, listed(list(names)), SAVE_WEIGHTS))
 
 
 def check_tokens(weights: Weights, path: str) -> None:
@@ -77,7 +76,7 @@ def _containers(values: Dict[str, Any], name: str = '', levels: int = MOST_LEVEL
 
 def _prefixes(weights: Weights) -> List[str]:
     """What precedes the names of each ViT in a state_dict."""
-    return [match.group(1) for match in map(ANCHOR.fullmatch, weights) if match]
+    return [name[:-len(ANCHOR)] for name in weights if name.endswith(ANCHOR)]
 
 
 def _without(prefix: str, weights: Weights) -> Weights:

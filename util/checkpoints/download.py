@@ -9,7 +9,7 @@ import sys
 
 from torch import hub
 
-from util.config.weights_location import HASHED_URL
+from util.config.parser import HASHED_URL
 from util.errors import UserError
 from util.file_lock import file_lock
 from util.log import logger

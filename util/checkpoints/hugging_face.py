@@ -7,13 +7,12 @@ key bias, and the only class of transformers that classifies the mean of the pat
 import json
 import os
 import re
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
 from util.checkpoints.schema import State, Weights
-from util.config import normalization
-from util.config.input_flags import normalised_size
+from util.config.input_flags import normalised_size, valid_statistics
 from util.errors import UserError
 from util.files import open_regular
 from util.log import logger
@@ -43,11 +42,6 @@ SUPPORTED = {'vit': {}, 'vit_mae': {},
                       'use_relative_position_bias': False, 'use_shared_relative_position_bias': False}}
 
 
-def is_foreign(names: Iterable[str]) -> bool:
-    """Whether weights have the names of transformers."""
-    return any(re.match(r'((vit|beit)\.)?embeddings\.patch_embeddings\.', name) for name in names)
-
-
 def folder_of(path: str) -> Optional[str]:
     """The Hugging Face folder, given its path or that of its weights; None for other files."""
     if os.path.isdir(path):
@@ -73,16 +67,14 @@ def read_folder(folder: str, read_weights: Callable[[str], Weights]) -> State:
     return state
 
 
-def translate(weights: Weights, path: str, config: Optional[Config] = None) -> State:
+def translate(weights: Weights, path: str, config: Config) -> State:
     """Convert transformers' weights to a checkpoint of this program; see `read_folder`."""
-    config = config or {}
     stems = {name: re.sub(r'^(vit|beit)\.', '', name) for name in weights}
     left_out = [name for name in weights if stems[name].startswith(UNUSED)]
     ours = _join_qkv({_our_name(stems[name]): value for name, value in weights.items() if name not in left_out})
     flags = _flags(config, ours, path)
     logger.info('%s: %d tensors of a Hugging Face %s read as %s; left out: %s', path, len(weights) - len(left_out),
-                config.get('model_type', 'model without config.json'), flags['model'],
-                ', '.join(left_out) or 'nothing')
+                config['model_type'], flags['model'], ', '.join(left_out) or 'nothing')
     if flags['layer_norm_eps'] != EPS:
         logger.info('%s: visualize, main_predict.py and export keep its layer_norm_eps %s; training and --eval use %s, '
                     'so their outputs differ slightly', path, flags['layer_norm_eps'], EPS)
@@ -157,8 +149,8 @@ def _weights(folder: str, read_weights: Callable[[str], Weights]) -> Weights:
 
 
 def _flags(config: Config, weights: Weights, path: str) -> Dict[str, Any]:
-    """Flags that build the model of weights under our names, or UserError; `config` is {} if there is none."""
-    kind, size = config.get('model_type', 'vit_mae'), config.get('image_size', 224 if config else None)
+    """Flags that build the model of weights under our names, or UserError."""
+    kind, size = config['model_type'], config.get('image_size', 224)
     if kind not in list(SUPPORTED):         # a list, since `kind` may be unhashable
         raise UserError('{}: a Hugging Face {}; supported are {}'.format(path, kind, ', '.join(SUPPORTED)))
     size = normalised_size(size) if type(size) is list and len(size) == 2 else size
@@ -166,7 +158,7 @@ def _flags(config: Config, weights: Weights, path: str) -> Dict[str, Any]:
     own = FINETUNE_MODELS[flags['model'].replace('mae_', '')]
     expected = {'hidden_act': 'gelu', **SUPPORTED[kind], 'num_attention_heads': own.heads,      # not visible in shapes
                 'patch_size': flags['patch_size'], 'num_channels': flags['in_chans']}
-    if flags['model'].startswith('mae_') and config:
+    if flags['model'].startswith('mae_'):
         flags.update(decoder_num_heads=config.get('decoder_num_attention_heads', own.decoder[2]),
                      norm_pix_loss=config.get('norm_pix_loss') is True, mask_ratio=config.get('mask_ratio', MASK_RATIO),
                      predict_ratio=config.get('predict_ratio', 1.))      # ours only: transformers predicts all
@@ -194,5 +186,5 @@ def _statistics(folder: str, config: Config) -> Dict[str, Any]:
     elif type(config.get('pretrained_cfg')) is dict:            # timm's
         source, names = config['pretrained_cfg'], ('mean', 'std')
     flags = dict(zip(('mean', 'std'), map(source.get, names)))
-    known = None not in flags.values() and normalization.valid_statistics({**flags, 'in_chans': len(flags['mean'])})
+    known = None not in flags.values() and valid_statistics({**flags, 'in_chans': len(flags['mean'])})
     return flags if known else {}

@@ -1,22 +1,24 @@
 """Checkpoint files: dicts of tensors and plain values, written atomically, read without executing their content."""
 import argparse
+import itertools
 import json
 import os
 import struct
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Optional
 
 import safetensors.numpy  # safetensors.torch cannot be imported under torch 1.5 and 1.8
 import torch
 
 from util.checkpoints import containers, download, hugging_face, pth_format
 from util.checkpoints.schema import State, Weights, is_state_dict
-from util.config.weights_location import is_url
+from util.config.parser import is_url
 from util.errors import SystemFailure, UserError, is_system_failure
 from util.files import atomic_file, open_regular, write_atomically
 from util.log import logger
 
 MOST_HEADER = 2 ** 24       # bytes of a safetensors header, about 100000 tensors
+MOST_VALUES, MOST_LEVELS = 10 ** 6, 100     # a hundred nested lists that share items can expand without end
 
 
 @contextmanager
@@ -44,27 +46,32 @@ def save(path: str, state: State) -> None:
         torch.save(state, file, _use_new_zipfile_serialization=True)    # not the default of PyTorch 1.5
 
 
-def save_safetensors(path: str, tensors: Weights, **metadata: str) -> None:
-    """Write dense tensors, of dtypes that numpy has, and metadata to a safetensors file."""
+def save_safetensors(path: str, tensors: Weights) -> None:
+    """Write dense tensors, of dtypes that numpy has, to a safetensors file."""
     values = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
-    write_atomically(path, safetensors.numpy.save(values, {'format': 'pt', **metadata}))
+    write_atomically(path, safetensors.numpy.save(values, {'format': 'pt'}))
 
 
-def plain_copy(value: Any, leaf: Callable[[Any], Any]) -> Any:
+def plain_copy(value: Any, leaf: Callable[[Any], Any], levels: int = MOST_LEVELS,
+               counter: Optional[Iterator[int]] = None) -> Any:
     """Copy nested values into plain dicts, lists, tuples, numbers, strings and None; a Namespace becomes a dict.
 
-    `leaf` converts any other value, such as a tensor, or raises. Raises ValueError for other dict keys.
+    `leaf` converts any other value, such as a tensor, or raises. Raises ValueError for too many values or levels, as
+    a self-reference has, and for other dict keys.
     """
+    counter = counter or itertools.count()
+    if next(counter) == MOST_VALUES or not levels:
+        raise ValueError('too many values or nesting levels')
     if value is None or type(value) in (str, int, float, bool):
         return value
     value = vars(value) if type(value) is argparse.Namespace else value
     if isinstance(value, dict):
         if not all(key is None or type(key) in (str, int, float, bool) for key in value):
             raise ValueError('a dict key that is neither a string nor a number')
-        return {key: plain_copy(item, leaf) for key, item in value.items()}
+        return {key: plain_copy(item, leaf, levels - 1, counter) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         kind = list if isinstance(value, list) else tuple
-        return kind(plain_copy(item, leaf) for item in value)
+        return kind(plain_copy(item, leaf, levels - 1, counter) for item in value)
     return str(value) if isinstance(value, torch.device) else leaf(value)
 
 
@@ -83,8 +90,6 @@ def load(path: str, as_trained: bool = False) -> State:
         folder = hugging_face.folder_of(local)
         state = containers.unwrap(hugging_face.read_folder(folder, lambda part: _read(part).get('model')) if folder
                                   else _read(local), path)
-        if not folder and hugging_face.is_foreign(state['model']):
-            state = hugging_face.translate(state['model'], path)
     if type(state.get('args')) is not dict:
         state.pop('args', None)
     broken = [name for name, value in state['model'].items() if not torch.isfinite(value.sum(dtype=torch.float64))]
@@ -122,8 +127,8 @@ def _read_safetensors(data: bytes) -> State:
     """Checkpoint from the content of a safetensors file, a JSON header followed by raw tensor data."""
     found = safetensors.deserialize(data)
     header = json.loads(data[8:8 + struct.unpack('<Q', data[:8])[0]].decode())
-    # Metadata of util.tools.export: the flags that build the model, and its classes.
+    # Metadata of files that earlier exports wrote: the flags that build the model, and its classes.
     metadata = {name: json.loads(text) for name, text in header.get('__metadata__', {}).items()
-                 if name in ('args', 'classes')}
+                if name in ('args', 'classes')}
     return {'model': {name: pth_format.elements(entry['dtype'], entry['data']).reshape(entry['shape'])
                       for name, entry in found}, **metadata}

@@ -1,11 +1,12 @@
 """The two formats of torch.save, zip and legacy, read without torch.load and without executing their content.
 
 torch.load trusts files: it skips checksums, allocates any size that a file claims, runs TorchScript and unpacks tar
-archives, and only PyTorch 2.x has `weights_only`. Here a pickle can call NAMES only, which make plain values, and stubs
-for tensors. Those become tensors from bytes whose number and checksum (zip format only) are right.
+archives, and only PyTorch 2.x has `weights_only`. Here a pickle of limited size can call NAMES only, which make plain
+values, and stubs for tensors. Those become tensors from bytes whose number and checksum (zip format only) are right.
 """
 import io
 import pickle
+import pickletools
 import zipfile
 from pickle import UnpicklingError
 from typing import Any, BinaryIO, Callable, Dict, Tuple
@@ -17,7 +18,11 @@ from util.checkpoints.containers import SAVE_WEIGHTS
 
 MAGIC_NUMBER = 0x1950a86a20f9469cfc6c       # legacy format, before zip archives
 PROTOCOL = 1001
+MOST_PICKLES = 2 ** 24          # bytes; ViT-H with optimizer state takes 2 ** 18
+MOST_OPERATIONS = 2 ** 20       # and 2 ** 16
+MOST_TUPLES = 2 ** 15           # limits nesting, since hash() of a tuple recurses
 MOST_DIMENSIONS = 64            # limit of torch
+OTHER_BYTES = 'written on a machine of the other byte order'
 # numpy's by the names of safetensors; BF16, which numpy lacks, is the upper half of a float32.
 DTYPES = {'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': 'u2', 'I64': 'i8', 'I32': 'i4', 'I16': 'i2', 'I8': 'i1',
           'U8': 'u1', 'BOOL': 'u1'}
@@ -56,18 +61,23 @@ def _parse_zip(file: BinaryIO, size: int) -> Tuple[Any, Callable]:
     sizes = [record.file_size for record in records.values()]
     if any(record.compress_type for record in records.values()) or sum(sizes) > size:
         raise UnpicklingError('records are compressed or overlap')
-    reader = Reader(io.BytesIO(archive.read(records['data.pkl'])))
+    if 'byteorder' in records and archive.read(records['byteorder']) != b'little':
+        raise UnpicklingError(OTHER_BYTES)
+    reader = Reader(io.BytesIO(archive.open(records['data.pkl']).read(MOST_PICKLES)))
     return reader.load(), TensorReader(reader.storages, lambda key: archive.read(records['data/' + key]))
 
 
 def _parse_legacy(file: BinaryIO, size: int) -> Tuple[Any, Callable]:
     """Consecutive pickles, then the number of elements and the data of consecutive storages."""
-    magic_number, protocol, _ = (Reader(file).load() for _ in range(3))
+    pickles = io.BytesIO(file.read(MOST_PICKLES))
+    magic_number, protocol, machine = (Reader(pickles).load() for _ in range(3))
     if (magic_number, protocol) != (MAGIC_NUMBER, PROTOCOL):
         raise UnpicklingError('a pickle not written by torch.save')
-    reader = Reader(file)
-    content, keys, places = reader.load(), Reader(file).load(), {}
-    position = file.tell()
+    if not machine['little_endian']:
+        raise UnpicklingError(OTHER_BYTES)
+    reader = Reader(pickles)
+    content, keys, places = reader.load(), Reader(pickles).load(), {}
+    position = pickles.tell()
     for key in keys:
         dtype, numel = reader.storages[key]
         places[key] = position, 8 + numel * np.dtype(DTYPES[dtype]).itemsize
@@ -118,9 +128,19 @@ NAMES = {('torch._utils', '_rebuild_tensor'): SavedTensor, ('torch._utils', '_re
 
 
 class Reader(pickle.Unpickler):
-    """Unpickler with an allow-list; `storages` are the (dtype, number of elements) of those referred to, by key."""
+    """Unpickler with an allow-list; `storages` are the (dtype, number of elements) of those referred to, by key.
+
+    Raises UnpicklingError for a pickle made to exhaust memory or the stack.
+    """
 
     def __init__(self, file: BinaryIO):
+        start, tuples = file.tell(), 0
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            tuples += opcode.name.startswith('TUPLE')
+            # The memo takes memory by the largest index.
+            if count > MOST_OPERATIONS or tuples > MOST_TUPLES or 'PUT' in opcode.name and argument > MOST_OPERATIONS:
+                raise UnpicklingError('more values than a checkpoint has')
+        file.seek(start)
         super().__init__(file, encoding='utf-8')
         self.storages: Dict[str, Tuple[str, int]] = {}
 

@@ -5,12 +5,11 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
-from util.config.normalization import valid_statistics
+from util.config.input_flags import MAX_SIDE, valid_statistics
 from util.errors import UserError
 
 State, Weights = Dict[str, Any], Dict[str, torch.Tensor]
 Check = Callable[[Any], bool]
-LARGEST_SIZE = 2 ** 13              # pixels of an input side
 
 
 def validate(state: State, path: str) -> None:
@@ -85,7 +84,7 @@ def _dict(**checks: Check) -> Check:
 
 COUNT, EPOCH = _number(int, least=0, most=2 ** 63 - 1), _number(int, least=-1, most=2 ** 63 - 1)
 NUMBER, FRACTION = _number(int, float), _number(float, least=1e-30, most=1 - 1e-9)
-SIDE = _number(int, least=0, most=LARGEST_SIZE)         # pixels; 0 means not given
+SIDE = _number(int, least=0, most=MAX_SIDE)         # pixels; 0 means not given
 
 
 def _is_step(value: Any) -> bool:

@@ -8,8 +8,7 @@ from util.checkpoints import schema
 from util.checkpoints.containers import check_tokens, not_a_vit
 from util.checkpoints.pth_file import checkpoint_errors, load
 from util.checkpoints.schema import Weights
-from util.config.input_flags import grid_of
-from util.config.normalization import adopt_statistics
+from util.config.input_flags import adopt_statistics, grid_of
 from util.errors import UserError
 from util.log import logger
 from util.model_sizes import PRETRAIN_MODELS

@@ -1,11 +1,6 @@
 """Flags of main_predict.py, and those that the tools for trained models share."""
-import os
-from argparse import ArgumentTypeError, Namespace
-from typing import Optional, Sequence
-
 from util.config.input_flags import parse_size
-from util.config.parser import Parser, add_device, non_negative_int, positive_int
-from util.config.weights_location import location_fault
+from util.config.parser import Parser, add_device, non_negative_int, positive_int, weights
 
 
 def predict_parser() -> Parser:
@@ -20,11 +15,6 @@ def predict_parser() -> Parser:
     add('--class_names', help="text file with one class name per line, in label order; default: the checkpoint's")
     add_work(parser)
     return parser
-
-
-def parse_predict(argv: Optional[Sequence[str]] = None) -> Namespace:
-    """Parse and check the flags of main_predict.py; an error ends the process with one line."""
-    return predict_parser().parse_args(argv)
 
 
 def add_checkpoint(parser: Parser, scripts: str) -> None:
@@ -54,12 +44,3 @@ def add_work(parser: Parser) -> None:
     add('--batch_size', type=positive_int, default=64, help='images per batch')
     add('--num_workers', type=non_negative_int,
         help='loader processes; 0: load in the main process; default: number of cores, at most 10')
-
-
-def weights(text: str) -> str:
-    """argparse type: location of weights, see util.config.weights_location."""
-    location = os.path.expanduser(text)
-    fault = location_fault(location)
-    if fault:
-        raise ArgumentTypeError('{} {}'.format(location, fault))
-    return location

@@ -5,7 +5,6 @@ from typing import Optional, Sequence
 from urllib.parse import urlparse
 
 from util.config import input_flags, parser as flags
-from util.config.weights_location import location_fault
 from util.model_sizes import FINETUNE_MODELS, MASK_RATIO, PRETRAIN_MODELS, decoder_fault, visible_patches
 
 
@@ -25,8 +24,8 @@ def pretrain_parser() -> flags.Parser:
         help='share of the hidden patches that a step predicts, a new random subset each time (arXiv:2401.14391)')
     for name, what in (('depth', 'blocks'), ('embed_dim', 'width'), ('num_heads', 'attention heads')):
         add('--decoder_' + name, type=flags.positive_int, help=what + " of the decoder; default: the model's own")
-    add('--init_from', default='', help='initial weights of the encoder, and of the decoder if it has one: a '
-        'checkpoint as for --finetune of main_finetune.py; default: random weights')
+    add('--init_from', type=flags.weights, default='', help='initial weights of the encoder, and of the decoder if it '
+        'has one: a checkpoint as for --finetune of main_finetune.py; default: random weights')
     add = parser.adder(parser.add_argument_group('representation evaluation'))
     add('--knn_every', type=flags.non_negative_int, default=0, help='epochs between k-NN evaluations, also after the '
         'last epoch; needs class folders (see python -m util.tools.knn); 0: none')
@@ -117,8 +116,8 @@ def _add_run(parser):
     add('--deterministic', action='store_true',
         help='deterministic operators and collectives, which are slower: a run is bit-equal when it is repeated or '
         'resumed on the same devices; needs PyTorch 1.8 or later')
-    add('--resume', default='', help='checkpoint to resume (or to evaluate): a file, a Hugging Face folder, a URL with '
-        "a hash in its name (.../name-HASH.pth), or 'auto': the newest in output_dir")
+    add('--resume', type=flags.weights, default='', help='checkpoint to resume (or to evaluate): a file, a Hugging '
+        "Face folder, a URL with a hash in its name (.../name-HASH.pth), or 'auto': the newest in output_dir")
     add('--start_epoch', type=flags.non_negative_int,
         help='first epoch, counted from 0; default: the one after the checkpoint')
     add('--report_every', type=flags.non_negative_int, default=0,
@@ -177,8 +176,8 @@ def _add_full_training(parser):
 
 def _add_classification(parser, global_pool):
     add = parser.adder(parser.add_argument_group('classification'))
-    add('--finetune', default='', help='pre-trained checkpoint: a file, a Hugging Face folder, or a URL with a hash in '
-        'its name (.../name-HASH.pth); default: random weights')
+    add('--finetune', type=flags.weights, default='', help='pre-trained checkpoint: a file, a Hugging Face folder, or '
+        'a URL with a hash in its name (.../name-HASH.pth); default: random weights')
     add('--eval', action='store_true', help='evaluate the --resume checkpoint and exit')
     add('--dist_eval', action='store_true', help='distribute evaluation over all processes; default: rank 0 only')
     add('--nb_classes', type=flags.positive_int, help='number of classes; default: that of the data')
@@ -270,11 +269,6 @@ def _parse(parser, argv):
             parser.error('argument --eval: give the checkpoint to evaluate by --resume')
     elif args.val_fraction == 1:
         parser.error('argument --val_fraction: 1 leaves no training images')
-    for flag in ('resume', 'finetune', 'init_from'):
-        path = getattr(args, flag, '')
-        fault = None if path in ('', 'auto') else location_fault(path)
-        if fault:
-            parser.error('argument --{}: {} {}'.format(flag, path, fault))
     for flag in ('auto_scale_lr', 'base_batch_size'):
         if getattr(args, flag) and args.lr is None:
             parser.error('argument --{}: requires --lr; --blr is scaled to the batch size anyway'.format(flag))

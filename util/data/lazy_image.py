@@ -37,13 +37,17 @@ Transform = Optional[Callable[['LazyImage'], Any]]
 
 
 class LazyImage:
-    """Upright RGB image of `height` x `width` pixels from an (H, W, 3) uint8 array; `path` is for error messages."""
+    """Upright image of `height` x `width` pixels from an (H, W, C) array; `path` is for error messages.
 
-    white = 0               # of a grey image of more than 8 bits, see image_files.decode
-    _counts = (1, 3)        # supported channel counts; transforms convert RGB to grey last
+    Crops of uint8 arrays are uint8. Others are float32 in units where uint16's 65535 and a float's 1 become 255; floats
+    are not clipped. `counts` are the supported channel counts, for RGB 1 and 3: transforms convert to grey last.
+    """
 
-    def __init__(self, pixels: np.ndarray, path: str = '', white: int = 0):
-        self._pixels, self._path, self.white, (self.height, self.width) = pixels, path, white, pixels.shape[:2]
+    white, _counts = 0, (1, 3)      # white: of a grey image of more than 8 bits, see image_files.decode
+
+    def __init__(self, pixels: np.ndarray, path: str = '', white: int = 0, counts: Sequence[int] = (1, 3)):
+        self._pixels, self._path, self.white, self._counts = pixels, path, white, counts
+        self.height, self.width = pixels.shape[:2]
 
     def with_channels(self, count: int) -> 'LazyImage':
         """The image for a model with `count` input channels: RGB for 1 and 3, else an array of as many.
@@ -113,18 +117,6 @@ class LazyJpeg(LazyImage):
         return image_files.TO_UPRIGHT.get(self._orientation, np.asarray)(pixels)
 
 
-class ArrayImage(LazyImage):
-    """(H, W, C) array, or (H, W) for one channel, for models with exactly as many input channels.
-
-    Crops of uint8 arrays are uint8. Others are float32 in units where uint16's 65535 and a float's 1 become 255; floats
-    are not clipped.
-    """
-
-    def __init__(self, pixels: np.ndarray, path: str = ''):
-        super().__init__(np.atleast_3d(pixels), path)
-        self._counts = self._pixels.shape[2:]
-
-
 class LazyImageDataset(Dataset):
     """Map-style dataset of (LazyImage, label) pairs, or (transform(LazyImage), label) pairs.
 
@@ -155,7 +147,8 @@ def open_image(path: str, white: int = 0, read: Callable[[str], bytes] = read_by
         if stored:
             return LazyJpeg(path, data, stored)
         if path.lower().endswith(ARRAY_EXTENSIONS):
-            return ArrayImage(image_files.decode_npy(data), path)
+            pixels = image_files.decode_npy(data)
+            return LazyImage(pixels, path, counts=pixels.shape[2:])
         pixels, white = image_files.decode(data, white)
         return LazyImage(pixels, path, white)
 
@@ -188,7 +181,7 @@ def _parse_segments(data):
 
 
 def _resize(pixels, size):
-    """(H, W, C) array -> (*size, C) uint8 tensor, or float32 as in ArrayImage."""
+    """(H, W, C) array -> (*size, C) uint8 tensor, or float32 as in LazyImage."""
     if pixels.dtype != np.uint8:
         return _resize_channels(pixels.astype(np.float32) * (1 / 257 if pixels.dtype.kind == 'u' else 255), size)
     if _RESIZES_BYTES:

@@ -7,9 +7,9 @@ import re
 import signal
 import sys
 import threading
-import time
 import warnings
 from functools import partial
+from multiprocessing import connection
 from typing import Any, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -120,8 +120,8 @@ def collate(items: List[Tuple[Any, Failures]]) -> Tuple[Any, Failures]:
 class Batches:
     """DataLoader that skips empty batches and reports unreadable files.
 
-    If `unreadable_images` (see UnreadableTracker) is set, its `add` gets them; otherwise they are logged. `failures`,
-    `unreadable` of them, are those of the last pass in this process; `workers` is the number of loader workers.
+    If `unreadable_images` (see UnreadableTracker) is set, its `add` gets them; otherwise they are logged. `failures`:
+    those of the last pass in this process; `workers`: number of loader workers.
     """
 
     def __init__(self, dataset: Dataset, wrapped: Dataset, sampler: Optional[Sampler], batch_size: int,
@@ -146,10 +146,6 @@ class Batches:
         """Raises SystemFailure if a loader worker has died."""
         self.failures.clear()
         return self._readable(iterate_loader(self.loader))
-
-    @property
-    def unreadable(self) -> int:
-        return len(self.failures)
 
     def _readable(self, batches):
         for batch, failures in batches:
@@ -261,14 +257,12 @@ def _with_worker_failures(iterator, workers):
         yield from iterator
     except (RuntimeError, OSError, EOFError, SystemFailure) as error:
         raise_if_exhausted(error)
-        deadline = time.monotonic() + GRACE     # the error may precede the exit code of the worker
-        while workers and not _RAISED_IN_WORKER.match(str(error)):
-            dead = [worker for worker in workers if worker.exitcode is not None]
-            if dead:
-                raise SystemFailure(_describe_exit(dead[0])) from error
-            if time.monotonic() > deadline:
-                break
-            time.sleep(.02)
+        if workers and not _RAISED_IN_WORKER.match(str(error)):
+            ended = connection.wait([worker.sentinel for worker in workers], GRACE)     # the error may precede its end
+            for worker in workers:
+                if worker.sentinel in ended:
+                    worker.join()
+                    raise SystemFailure(_describe_exit(worker)) from error
         raise
 
 

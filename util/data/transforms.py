@@ -1,7 +1,7 @@
 """Image transforms in the loader workers, and normalization on the device.
 
 A transform maps a LazyImage to an (H, W, C) uint8 tensor; batches of these are a quarter of the size of float ones.
-Only arrays of more than 8 bits (ArrayImage) become floats earlier. Sizes are those of util.config.input_flags: the side
+Only arrays of more than 8 bits (.npy) become floats earlier. Sizes are those of util.config.input_flags: the side
 of a square, or height and width.
 """
 import math
@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from util.config.input_flags import COLOURED, RECIPE_AA, InputSize, sides
-from util.config.normalization import MEAN, STD, statistics
+from util.config.input_flags import COLOURED, MEAN, RECIPE_AA, STD, InputSize, sides, statistics
 from util.data.lazy_image import LazyImage
 from util.errors import UserError
 from util.models.timm_adapter import color_augmentation
@@ -137,7 +136,7 @@ class Normalize:
     """Channel normalization on the images' device: (N, H, W, C) of 0..255 -> (N, C, H, W) float32.
 
     Args:
-        mean, std: per channel, in units of 0..1; see util.config.normalization.statistics.
+        mean, std: per channel, in units of 0..1; see util.config.input_flags.statistics.
     Raises:
         UserError: there are no defaults for `in_chans`.
     """

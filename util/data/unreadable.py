@@ -22,7 +22,8 @@ class UnreadableTracker:
     """
 
     def __init__(self, folder: Optional[str], limit: int):
-        self.limit, self._pending, self._recorded, self._logged = limit, {}, set(), 0
+        self.limit, self._recorded, self._logged = limit, set(), 0
+        self.pending = {}               # {path: reason} of the files that were added since the last sync
         self._path = folder and os.path.join(folder, NAME)
 
     @classmethod
@@ -33,19 +34,14 @@ class UnreadableTracker:
 
     def add(self, failures: Failures) -> None:
         """Add files that this process could not read."""
-        self._pending.update(pair for pair in failures if pair[0] not in self._recorded)
-
-    @property
-    def pending(self) -> int:
-        """Number of files that were added since the last sync."""
-        return len(self._pending)
+        self.pending.update(pair for pair in failures if pair[0] not in self._recorded)
 
     def sync(self, world: World, device: torch.device) -> None:
         """Collective: count, log and list the pending files of all processes.
 
         Those listed before a resume may have been repaired, and count if they fail again. UserError above the limit.
         """
-        gathered, self._pending = world.all_gather_object(list(self._pending.items()), device), {}
+        gathered, self.pending = world.all_gather_object(list(self.pending.items()), device), {}
         found = dict(tuple(pair) for failures in gathered for pair in failures)
         new = [pair for pair in found.items() if pair[0] not in self._recorded]
         self._recorded.update(path for path, _ in new)

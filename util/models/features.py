@@ -2,20 +2,17 @@
 
 Shapes: N images, C channels, L patches, D width.
 """
-from collections import deque
-from typing import Iterator
-
 import torch
 from torch import Tensor, nn
 
 
-def block_outputs(model: nn.Module, imgs: Tensor) -> Iterator[Tensor]:
-    """(N, C, H, W), normalised -> tokens (N, 1 + L, D) after each block; the class token is first."""
+def last_tokens(model: nn.Module, imgs: Tensor) -> Tensor:
+    """(N, C, H, W), normalised -> tokens (N, 1 + L, D) after the last block; the class token is first."""
     x = model.patch_embed(imgs)
     x = torch.cat([model.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1) + model.pos_embed
     for block in model.blocks:
         x = model.run_block(block, x)
-        yield x
+    return x
 
 
 def pooled(model: nn.Module, imgs: Tensor, pool: str = 'mean') -> Tensor:
@@ -24,8 +21,7 @@ def pooled(model: nn.Module, imgs: Tensor, pool: str = 'mean') -> Tensor:
     Args:
         pool: 'mean' of the patch tokens, or 'cls' for the class token.
     """
-    last, = deque(block_outputs(model, imgs), maxlen=1)
-    return pool_tokens(model, last, pool)
+    return pool_tokens(model, last_tokens(model, imgs), pool)
 
 
 def pool_tokens(model: nn.Module, tokens: Tensor, pool: str = 'mean') -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from util import log
-from util.config.normalization import flags_text
+from util.config.input_flags import flags_text, number_text
 from util.config.parser import Parser, non_negative_int, positive_int
 from util.data.datasets import Subset, pretraining_set
 from util.data.lazy_image import LazyImage
@@ -23,6 +23,8 @@ from util.devices.host import default_workers
 from util.distributed.world import World
 from util.errors import UserError, reworded, run
 from util.log import logger, progress_bar
+
+ROUNDING = 1e-9         # standard deviation of a constant channel, relative to its mean
 
 
 def channel_moments(in_chans: int, image: LazyImage) -> torch.Tensor:
@@ -39,7 +41,7 @@ def measure(dataset: Subset, num_workers: int = 0) -> Tuple[List[float], List[fl
 
     The result does not depend on the number of processes. Unreadable images are logged and skipped.
     Raises:
-        UserError: no image can be read.
+        UserError: no image can be read, or a channel is constant.
     """
     loader = evaluation_loader(dataset, 16, World(), False, num_workers, False, Cpu())
     batches = []
@@ -52,6 +54,10 @@ def measure(dataset: Subset, num_workers: int = 0) -> Tuple[List[float], List[fl
                         .format(len(dataset)))
     means, variances = torch.cat(batches).numpy().transpose(1, 0, 2)
     mean, std = means.mean(axis=0), np.sqrt(variances.mean(axis=0) + means.var(axis=0))
+    constant = np.flatnonzero(std <= ROUNDING * np.abs(mean))
+    if len(constant):
+        raise UserError('DATA: channel {} (counted from 0) is {} in all images; remove it'.format(
+            constant[0], number_text(mean[constant[0]])))
     return mean.tolist(), std.tolist(), len(means)
 
 

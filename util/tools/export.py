@@ -4,7 +4,6 @@ If the other library is installed, it runs the exported model before the file ap
 Shapes: N images, C channels, L patches, p patch side, D width.
 """
 import importlib
-import json
 from functools import partial
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -17,25 +16,21 @@ from util import log
 from util.checkpoints import load_model, pth_file
 from util.compat import accepts
 from util.config.inference_flags import add_checkpoint
-from util.config.input_flags import sides
-from util.config.normalization import flags_text, statistics
+from util.config.input_flags import flags_text, sides, statistics
 from util.config.parser import Parser
 from util.errors import UserError, run
 from util.log import logger
 from util.model_sizes import MASK_RATIO
-from util.models.build import DECODER_FLAGS
-from util.models.features import block_outputs, pool_tokens
+from util.models.features import last_tokens, pool_tokens
 from util.text import first_line
 from util.tools.outputs import is_special, output_path
 
-FORMATS = ('timm', 'hf', 'safetensors', 'onnx')
+FORMATS = ('timm', 'hf', 'onnx')
 # Names of the outputs of each part, in the order of ExportedModel.forward.
 OUTPUTS = {'encoder': ('features', 'tokens'), 'classifier': ('logits',), 'mae': ('loss', 'pred', 'mask')}
 # Maximum difference of an output, relative to its maximum, at least FLOOR; another order of summation makes about 1e-6.
 TOLERANCE, FLOOR = 1e-4, .01
 EXAMPLES = 3        # images to compare outputs on; graphs are traced with one less
-MODEL_FLAGS = ('model', 'input_size', 'patch_size', 'in_chans', 'global_pool', 'norm_pix_loss', 'mask_ratio', 'mean',
-               'std', 'layer_norm_eps', *DECODER_FLAGS)
 
 
 class ExportedModel:
@@ -64,6 +59,10 @@ class ExportedModel:
         generator.manual_seed(0)
         self.inputs = {'imgs': torch.randn(EXAMPLES, self.in_chans, *self.size, generator=generator)}
         if self.part == 'mae':
+            if self.model.predict_ratio < 1:
+                logger.warning('transformers predicts all hidden patches at once, the training with --predict_ratio %g '
+                               'did not', self.model.predict_ratio)
+                self.model.predict_ratio = 1.
             self.inputs['noise'] = torch.rand(EXAMPLES, self.model.pos_embed.shape[1] - 1, generator=generator)
         self._model_forward = self.model.forward            # the ONNX export replaces model.forward
         self.expected = dict(zip(self.output_names, self.forward(*self.inputs.values())))
@@ -80,7 +79,7 @@ class ExportedModel:
             return self._model_forward(imgs, self.mask_ratio, noise)
         if self.part == 'classifier':
             return (self._model_forward(imgs),)
-        tokens = list(block_outputs(self.model, imgs))[-1]
+        tokens = last_tokens(self.model, imgs)
         features = pool_tokens(self.model, tokens, 'mean' if self.global_pool else 'cls')
         return features, tokens if self.global_pool else self.model.norm(tokens)
 
@@ -88,13 +87,6 @@ class ExportedModel:
         """The weights of the part."""
         excluded = ('head.', 'decoder_', 'mask_token') if self.part == 'encoder' else ()
         return {name: value for name, value in self.model.state_dict().items() if not name.startswith(excluded)}
-
-    def model_flags(self) -> Dict[str, Any]:
-        """The flags that build the part, as in a checkpoint."""
-        flags = {name: self.flags[name] for name in MODEL_FLAGS if self.flags.get(name) is not None}
-        if self.part == 'encoder':
-            flags.update(model=flags['model'].replace('mae_', ''), global_pool=self.global_pool)
-        return flags
 
     def compare(self, outputs: Dict[str, Any], library: str) -> str:
         """Compare another library's outputs, tensors or arrays by name, with this program's; returns a log line.
@@ -116,9 +108,11 @@ class ExportedModel:
 
 @torch.no_grad()
 def write_timm(exported: ExportedModel, path: str) -> Tuple[Dict[str, Any], str]:
-    """Write a state_dict, and run it in timm; returns as write_safetensors does; UserError if timm has no such ViT."""
-    if exported.part == 'mae':
-        raise UserError('--to timm: timm has no masked autoencoder; add --part encoder, or give --to hf')
+    """Write a state_dict, and run it in timm; UserError if timm has no such ViT.
+
+    Returns:
+        outputs of the other library by name, None if it is not installed; code that loads the file, {} for its path.
+    """
     if exported.global_pool and not accepts(VisionTransformer, 'global_pool'):
         raise UserError('--to timm: the ViT of timm {} has no mean pooling (--global_pool); install a newer timm, or '
                         'give --to hf'.format(timm.__version__))
@@ -135,17 +129,6 @@ def write_timm(exported: ExportedModel, path: str) -> Tuple[Dict[str, Any], str]
                 'torch.nn.LayerNorm, eps={!r})); model.load_state_dict(torch.load({{}}))'.format(
                     ', '.join('{}={!r}'.format(*option) for option in options.items()), exported.eps)
     return {exported.output_names[0]: model.eval()(exported.inputs['imgs'])}, loaded_by
-
-
-def write_safetensors(exported: ExportedModel, path: str) -> Tuple[Optional[Dict[str, Any]], str]:
-    """Write the state_dict with the flags and class names that load_model reads.
-
-    Returns:
-        outputs of the other library by name, here None: none runs it; code that loads the file, with {} for its path.
-    """
-    classes = {'classes': json.dumps(exported.classes)} if exported.classes else {}
-    pth_file.save_safetensors(path, exported.state_dict(), args=json.dumps(exported.model_flags()), **classes)
-    return None, 'safetensors.torch.load_file({})'
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -172,12 +155,13 @@ def export(resume: str, form: str, output: str, part: Optional[str] = None) -> L
     Raises:
         UserError: the format cannot hold the part, its library is not installed, or outputs differ.
     """
-    writers = {'timm': write_timm, 'safetensors': write_safetensors}
     try:
-        write = writers.get(form) or importlib.import_module('util.tools.export_' + form).write
+        write = write_timm if form == 'timm' else importlib.import_module('util.tools.export_' + form).write
     except ImportError as error:
         raise UserError('--to {}: {}; pip install onnx onnxruntime'.format(form, first_line(error))) from error
     exported = ExportedModel(resume, part)
+    if exported.part == 'mae' and form != 'hf':
+        raise UserError('--to {}: has no masked autoencoder; add --part encoder, or give --to hf'.format(form))
     with output_path(output) as temporary:
         outputs, loaded_by = write(exported, temporary)
         compared = exported.compare(outputs, form) if outputs else 'not compared: no library at hand runs it'

@@ -15,7 +15,6 @@ from util.config.input_flags import normalised_size
 from util.data.transforms import EVAL_CROP
 from util.errors import UserError
 from util.files import write_atomically
-from util.log import logger
 from util.text import first_line
 
 try:
@@ -27,11 +26,6 @@ except ImportError:         # then outputs are not compared
 def write(exported: Any, path: str) -> Tuple[Optional[Dict[str, torch.Tensor]], str]:
     """Write the folder, and run it in transformers; returns and raises as util.tools.export.write_timm does."""
     name, model_type, prefix = _target(exported)
-    if exported.part == 'mae' and exported.model.predict_ratio < 1:
-        logger.warning('transformers predicts all hidden patches at once, the training with --predict_ratio %g did not',
-                       exported.model.predict_ratio)
-        exported.model.predict_ratio = 1.
-        exported.expected = dict(zip(exported.output_names, exported.forward(*exported.inputs.values())))
     os.mkdir(path)
     weights = hugging_face.their_names(exported.state_dict(), prefix)
     if model_type == 'beit':
@@ -77,7 +71,7 @@ def _config(exported, name, model_type):
         'num_channels': exported.in_chans, 'hidden_size': model.cls_token.shape[-1],
         'num_hidden_layers': len(model.blocks),
         'num_attention_heads': block.attn.num_heads, 'intermediate_size': block.mlp.fc1.out_features,
-        'layer_norm_eps': exported.eps, hugging_face.OURS: exported.model_flags()['model']}
+        'layer_norm_eps': exported.eps, hugging_face.OURS: exported.flags['model']}
     if not _has_processor(exported):
         config.update(zip(hugging_face.STATISTICS, (list(exported.mean), list(exported.std))))
     if model_type == 'beit':

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from util.checkpoints import weights
 from util.checkpoints.checkpointer import Checkpointer
 from util.checkpoints.pth_file import checkpoint_errors
-from util.config.normalization import adopt_statistics
+from util.config.input_flags import adopt_statistics
 from util.data.datasets import by_number, has_validation, labelled_set
 from util.data.file_index import read_class_names
 from util.data.loader import Batches, evaluation_loader, training_loader

@@ -133,7 +133,7 @@ class Trainer:
         seconds = time.monotonic() - self._since
         stop, save, abort, unreadable, seconds = session.all_reduce(
             bool(session.signals.requested), self._checkpointer.due, non_finite_steps.limit_reached,
-            self.unreadable_images.pending, seconds)
+            len(self.unreadable_images.pending), seconds)
         per_step = seconds / session.world.size / max(self._steps, 1)
         self._check_every = int(min(max(1., CHECK_SECONDS / max(per_step, 1e-9)), CHECK_STEPS))
         self._steps, self._since = 0, time.monotonic()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from util.checkpoints import download, pth_file
-from util.config import weights_location
+from util.config import parser
 from util.config.train_flags import parse_finetune
 from util.errors import UserError
 
@@ -101,4 +101,4 @@ def test_flags_reject_urls_without_a_hash_or_of_another_scheme(tmp_path, capsys,
         line = capsys.readouterr().err
         assert ended.value.code == 2 and line.count('\n') == 1
         assert 'argument {}: '.format(flag) in line and 'download it' in line
-    assert not any(map(weights_location.is_url, ['/a/b', 'a', 'auto', '', '-x', './http:/x', 'C:\\x', 'http:x', '://']))
+    assert not any(map(parser.is_url, ['/a/b', 'a', 'auto', '', '-x', './http:/x', 'C:\\x', 'http:x', '://']))

@@ -27,8 +27,8 @@ DECODER = {'decoder_hidden_size': 64, 'decoder_num_hidden_layers': 2, 'decoder_n
 NO_VIT = pytest.mark.skipif(not hasattr(torch.nn.init, 'trunc_normal_'), reason="transformers' ViT needs trunc_normal_")
 
 
-def write(path, tensors, **metadata):
-    pth_file.save_safetensors(str(path), tensors, **metadata)
+def write(path, tensors):
+    pth_file.save_safetensors(str(path), tensors)
     return str(path)
 
 
@@ -48,7 +48,7 @@ def test_tensors_of_every_type_survive_safetensors_and_its_library_reads_them(tm
     saved = {'f': torch.randn(2, 3), 'd': torch.randn(2).double(), 'h': torch.randn(5).half(), 's': torch.tensor(2.),
              'i': torch.arange(3), 'o': torch.tensor([True, False]), 'u': torch.arange(3, dtype=torch.uint8),
              'none': torch.zeros(0, 3)}
-    path = write(tmp_path / 'x.safetensors', saved, a='b')
+    path = write(tmp_path / 'x.safetensors', saved)
     found = [pth_file.load(path)['model']]
     if hasattr(torch, 'frombuffer'):        # which the library's own reader needs
         found.append(safetensors.torch.load_file(path))
@@ -74,6 +74,12 @@ def test_bfloat16_is_read(tmp_path):
 def test_a_hostile_or_damaged_safetensors_file_is_rejected_in_one_line(tmp_path, content):
     (tmp_path / 'x.safetensors').write_bytes(content)
     rejected(tmp_path / 'x.safetensors')
+
+
+def test_the_flags_in_a_safetensors_file_are_read(tmp_path):
+    header = {'patch_embed.proj.weight': entry(0, 4), '__metadata__': {'args': '{"mean": [0.5]}'}}
+    (tmp_path / 'x').write_bytes(raw(header, b'1234'))
+    assert pth_file.load(str(tmp_path / 'x'))['args'] == {'mean': [.5]}
 
 
 # -- models without flags ---------------------------------------------------------------------------------------------
@@ -212,16 +218,16 @@ def mae_folder(tmp_path_factory):
     return folder
 
 
-def test_weights_are_read_without_config_and_from_several_files(tmp_path, mae_folder):
+def test_weights_are_read_from_several_files_but_not_without_config(tmp_path, mae_folder):
     name = next(name for name in hugging_face.WEIGHTS if (mae_folder / name).exists())
     (tmp_path / ('x' + name)).write_bytes((mae_folder / name).read_bytes())
+    rejected(tmp_path / ('x' + name), load_model.load_any)
     transformers.ViTMAEForPreTraining.from_pretrained(str(mae_folder)).save_pretrained(
         str(tmp_path / 'parts'), max_shard_size='1MB')
     assert len(list((tmp_path / 'parts').iterdir())) > 4
     whole = pth_file.load(str(mae_folder))['model']
-    for path in (tmp_path / ('x' + name), tmp_path / 'parts'):
-        found = pth_file.load(str(path))['model']
-        assert set(found) == set(whole) and all(torch.equal(value, whole[name]) for name, value in found.items())
+    found = pth_file.load(str(tmp_path / 'parts'))['model']
+    assert set(found) == set(whole) and all(torch.equal(value, whole[name]) for name, value in found.items())
 
 
 @NO_VIT
@@ -251,7 +257,7 @@ def test_the_names_of_transformers_5_are_known(mae_folder):
             name = name.replace(old, new)
         newer[name] = value
     assert 'vit.layers.0.attention.q_proj.weight' in newer and 'decoder.decoder_layers.1.mlp.fc2.bias' in newer
-    again = hugging_face.translate(newer, 'x')['model']
+    again = hugging_face.translate(newer, 'x', json.loads((mae_folder / 'config.json').read_text()))['model']
     assert set(again) == set(ours) and all(torch.equal(value, again[name]) for name, value in ours.items())
 
 

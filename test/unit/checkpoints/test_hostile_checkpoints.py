@@ -100,10 +100,26 @@ def test_other_files_are_rejected(tmp_path, content):
     rejected(tmp_path / 'x.pth')
 
 
-@pytest.mark.parametrize('content', [b'\x80\x02' + b']' * 10000 + b'a' * 9999 + b'.', b'\x80\x02]q\x00h\x00a.',
-                                     b'\x80\x02X\xff\xff\xff\xff' + b'x' * 100 + b'.'])
-def test_values_nested_without_end_and_truncated_pickles_are_rejected(tmp_path, content):
-    rejected(zipped(tmp_path / 'evil.pth', content))
+LAUGHS = b'\x80\x02]q\x00' + b''.join(b'](h%ch%ceq%c' % (i, i, i + 1) for i in range(60)) + b'.'
+EXHAUSTING = {
+    'a tuple too deep to hash, as a key': b'\x80\x02})' + b'\x85' * 500000 + b'Ns.',
+    'lists within lists': b'\x80\x02' + b']' * 10000 + b'a' * 9999 + b'.',
+    'a list that holds itself': b'\x80\x02]q\x00h\x00a.', 'each list holds the one before twice': LAUGHS,
+    'the last place of the memo': b'\x80\x02]r\xff\xff\xff\xff.',
+    'a string of 4 GB that is not there': b'\x80\x02X\xff\xff\xff\xff' + b'x' * 100 + b'.'}
+
+
+@pytest.mark.parametrize('kind', EXHAUSTING)
+def test_a_pickle_made_to_exhaust_memory_or_time_is_rejected(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(pth_file, 'MOST_VALUES', 10 ** 4)
+    rejected(zipped(tmp_path / 'evil.pth', EXHAUSTING[kind]))
+
+
+def test_a_file_of_the_other_byte_order_is_rejected(tmp_path, monkeypatch):
+    records = [('data/0', DATA), ('byteorder', b'big')]
+    assert 'byte order' in rejected(zipped(tmp_path / 'zip.pth', tensors({}), records))
+    monkeypatch.setitem(MACHINE, 'little_endian', False)
+    assert 'byte order' in rejected(legacy(tmp_path / 'old.pth', tensors({}), ['0'], struct.pack('<Q', 2) + DATA))
 
 
 class Storage:

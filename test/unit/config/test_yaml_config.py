@@ -7,7 +7,7 @@ from conftest import launcher
 from test_clusters import check_printed
 
 from util.config import parser
-from util.config.inference_flags import parse_predict
+from util.config.inference_flags import predict_parser
 from util.config.train_flags import parse_finetune, parse_pretrain
 from util.errors import UserError
 from util.reporting import output_dir
@@ -76,7 +76,7 @@ def test_a_tilde_is_the_home_folder_on_the_command_line_and_in_the_file(tmp_path
     assert {name: getattr(args, name) for name in expected} == {
         name: '{}/{}'.format(tmp_path, path) for name, path in expected.items()}
     assert parser.value_of('--log_dir', ['--config=~/x.yaml']) == '~/log'
-    found = parse_predict(['--resume=~/c.pth', '--output=~/o', '--class_names=~/n', '~/i'])
+    found = predict_parser().parse_args(['--resume=~/c.pth', '--output=~/o', '--class_names=~/n', '~/i'])
     assert [found.resume, found.output, found.class_names, *found.images] == [
         '{}/{}'.format(tmp_path, name) for name in ('c.pth', 'o', 'n', 'i')]
 

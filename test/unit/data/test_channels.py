@@ -9,12 +9,12 @@ import torch
 from conftest import FINETUNE, call
 from PIL import Image
 
-from util.config.normalization import adopt_statistics, number_text, statistics
+from util.config.input_flags import adopt_statistics, number_text, statistics
 from util.config.train_flags import parse_finetune
 from util.data import lazy_image
 from util.data.datasets import labelled_set, pretraining_set
 from util.data.image_files import UnreadableImage
-from util.data.lazy_image import ArrayImage, open_image
+from util.data.lazy_image import LazyImage, open_image
 from util.data.loader import collate
 from util.data.transforms import Normalize, evaluation_transform, finetuning_transform, pretraining_transform
 from util.errors import UserError
@@ -114,11 +114,12 @@ def test_collate_converts_mixed_uint8_and_float_to_float():
 def test_colour_augmentation_needs_1_or_3_channels_of_8_bits(tmp_path):
     flags = [*FINETUNE, '--data_path', str(tmp_path), '--mean', '.5', '--std', '.2', '--in_chans']
     assert [parse_finetune([*flags, chans]).aa for chans in '135'] == ['rand-m9-mstd0.5-inc1'] * 2 + ['none']
-    transform = finetuning_transform(32, 1)
-    assert transform(ArrayImage(ramp(1))).shape == (32, 32, 1)
+    transform, bytes_, words = finetuning_transform(32, 1), *(LazyImage(np.atleast_3d(ramp(1, kind)), counts=(1,))
+                                                             for kind in (np.uint8, np.uint16))
+    assert transform(bytes_).shape == (32, 32, 1)
     with pytest.raises(UserError, match='--aa none'):
-        transform(ArrayImage(ramp(1, np.uint16)))
-    assert finetuning_transform(32, 1, aa='none')(ArrayImage(ramp(1, np.uint16))).dtype == torch.float32
+        transform(words)
+    assert finetuning_transform(32, 1, aa='none')(words).dtype == torch.float32
 
 
 def test_default_mean_and_std_are_imagenets():

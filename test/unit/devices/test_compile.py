@@ -1,11 +1,12 @@
 """torch.compile (--compile) and activation checkpointing (--grad_checkpoint)."""
 import pytest
 import torch
-from conftest import pretrain
+from conftest import pretrain, succeeded
 from test_end_to_end import epochs_of
 from torch import distributed, nn
 
 import models_vit
+from main_finetune import freeze
 from util.devices import compile
 from util.devices.accelerator import Cpu
 from util.devices.compile import compile_blocks
@@ -21,26 +22,34 @@ def small_model(**options):
                                         **options)
 
 
-@pytest.fixture
-def lines(monkeypatch):
-    """Warnings logged during the test."""
-    logged = []
-    monkeypatch.setattr(compile.logger, 'warning', lambda text, *values: logged.append(text % values))
-    return logged
-
-
 @pytest.mark.slow
-def test_gradients_and_names_equal_those_of_the_eager_model(lines):
+def test_gradients_and_names_equal_those_of_the_eager_model(caplog):
     plain, fast = small_model(), small_model()
     fast.load_state_dict(plain.state_dict())
     compile_blocks(fast, torch.device('cpu'))
-    if lines:
-        pytest.skip(lines[0])       # PyTorch has no torch.compile, or there is no C++ compiler
+    if caplog.messages:
+        pytest.skip(caplog.text)    # PyTorch has no torch.compile, or there is no C++ compiler
     imgs = torch.randn(4, 3, 16, 16)
     for model in (plain, fast):
         model(imgs).square().sum().backward()
     for (name, one), (other_name, other) in zip(plain.named_parameters(), fast.named_parameters()):
         assert name == other_name and torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5), name
+
+
+def test_blocks_with_different_drop_rates_are_compiled_once(monkeypatch):
+    if not hasattr(nn.Module, 'compile'):
+        pytest.skip('this torch cannot compile modules')
+    graphs, compile_module = [], nn.Module.compile
+    backend = lambda graph, inputs: graphs.append(1) or graph.forward  # noqa: E731
+    monkeypatch.setattr(nn.Module, 'compile', lambda module: compile_module(module, backend=backend))
+    torch.compiler.reset()
+    model = small_model(drop_path_rate=.5).train()
+    compile_blocks(model, torch.device('cpu'))
+    model(torch.randn(4, 3, 16, 16))
+    assert len(graphs) == 2         # a probe, and the blocks
+    kept = model.blocks[2].drop_path1(torch.ones(1000, 1, 1))
+    assert set(kept.flatten().tolist()) == {0., 2.} and .9 < kept.mean() < 1.1
+    assert torch.equal(model.blocks[2].eval().drop_path1(kept), kept)
 
 
 @pytest.mark.slow
@@ -51,14 +60,14 @@ def test_a_run_with_compiled_and_checkpointed_blocks_has_the_same_loss(images, p
     if compile_module:
         monkeypatch.setattr(nn.Module, 'compile', lambda module: calls.append(module)
                             or compile_module(module, backend='aot_eager'))
-    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--compile', '--grad_checkpoint')
-    assert run.status == 0, run.output
+    succeeded(pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 1, '--compile',
+                       '--grad_checkpoint'))
     loss, expected = (epochs_of(folder)[0]['train_loss'] for folder in (tmp_path, pretrained))
     assert loss == pytest.approx(expected, rel=1e-5) and used
     assert len(calls) == (9 if compile_module else 0)       # a probe, 6 and 2 blocks
 
 
-def test_a_failing_compiler_is_one_warning(lines, monkeypatch):
+def test_a_failing_compiler_is_one_warning(caplog, monkeypatch):
     def fails(self):
         raise RuntimeError('Failed to find C compiler.\nPlease specify it.')
 
@@ -66,7 +75,8 @@ def test_a_failing_compiler_is_one_warning(lines, monkeypatch):
     compile_blocks(small_model(), torch.device('cpu'))
     monkeypatch.delattr(nn.Module, 'compile')
     compile_blocks(small_model(), torch.device('cpu'))
-    assert len(lines) == 2 and '(Failed to find C compiler)' in lines[0] and torch.__version__ in lines[1]
+    failing, missing = caplog.messages
+    assert '(Failed to find C compiler)' in failing and torch.__version__ in missing
 
 
 def test_eager_mode_compiles_nothing():
@@ -88,14 +98,16 @@ def test_eager_mode_compiles_nothing():
 
 # --grad_checkpoint
 
-def gradients(run_block=None, world=None):
+def gradients(flag, run_block=None, world=None):
+    """Those of a model whose --freeze is `flag`."""
     torch.manual_seed(0)
     model = small_model(drop_path_rate=.5).train()
+    freeze(model, flag)
     if run_block:
         model.run_block = run_block
     wrapped = (world or World()).wrap_ddp(model, torch.device('cpu'), bucket_view=True)
     wrapped(torch.randn(4, 3, 16, 16)).square().sum().backward()
-    return {name: p.grad for name, p in model.named_parameters()}
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
 @pytest.fixture
@@ -107,8 +119,9 @@ def world(tmp_path):
 
 
 @pytest.mark.compat
-def test_checkpointed_gradients_are_equal_with_the_same_paths_dropped(world):
-    expected, found = gradients(), gradients(checkpointed, world)
+@pytest.mark.parametrize('flag', [None, 0, 'all'])
+def test_checkpointed_gradients_are_equal_with_the_same_paths_dropped(world, flag):
+    expected, found = gradients(flag), gradients(flag, checkpointed, world)
     assert all(torch.equal(gradient, expected[name]) for name, gradient in found.items())
 
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from twenty_steps import Training
 
 from util.devices import host, precision
 from util.devices.accelerator import Accelerator, Cpu
@@ -18,15 +19,6 @@ class Chip(Accelerator):
     def __init__(self, type, bf16):
         super().__init__(types.SimpleNamespace(is_bf16_supported=lambda: bf16))
         self.type = type
-
-
-@pytest.fixture
-def apex(monkeypatch):
-    """A fake apex with amp."""
-    package, amp = types.ModuleType('apex'), types.ModuleType('apex.amp')
-    amp.initialize, package.amp = (lambda model, optimizer=None, **options: (model, optimizer)), amp
-    monkeypatch.setitem(sys.modules, 'apex', package)
-    monkeypatch.setitem(sys.modules, 'apex.amp', amp)
 
 
 @pytest.mark.parametrize('device, bf16, flags, name', [
@@ -81,31 +73,12 @@ def test_an_npu_without_autocast_or_apex_trains_in_fp32_unless_the_backend_is_na
             precision.choose_precision(old_chip(), backend=backend)
 
 
-def train(chosen, steps=30):
-    """Losses of a small regression."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.GELU(), torch.nn.Linear(16, 1))
-    optimizer = chosen.adamw(Cpu(), model.parameters(), lr=.02)
-    model, optimizer = chosen.prepare(model, optimizer)
-    x = torch.randn(64, 4)
-    y = x.sum(dim=1, keepdim=True)
-    losses = []
-    for _ in range(steps):
-        with chosen.autocast():
-            out = model(x)
-        loss = (out.float() - y).pow(2).mean()
-        chosen.backward(loss, optimizer)
-        chosen.step(optimizer, clip_grad=5.)
-        losses.append(loss.item())
-    return losses
-
-
 def test_bf16_on_the_cpu_computes_in_bf16_and_trains_like_fp32():
     if precision._autocast_factory(Cpu(), torch.bfloat16) is None:
         pytest.skip('this torch has no autocast on the CPU')
-    losses, exact = train(precision.choose_precision(Cpu(), dtype='bf16')), train(precision.FullPrecision())
-    assert losses != exact
-    assert losses[-1] == pytest.approx(exact[-1], rel=.1) and losses[-1] < .5 * losses[0]
+    losses, exact = (Training(chosen).steps(0, 20) for chosen in (
+        precision.choose_precision(Cpu(), dtype='bf16'), precision.FullPrecision()))
+    assert losses != exact and losses == pytest.approx(exact, rel=.01) and losses[-1] < losses[0]
 
 
 @pytest.fixture
@@ -117,7 +90,8 @@ def scaled(monkeypatch):
 
 @pytest.mark.compat
 def test_scaled_losses_give_the_steps_of_fp32(scaled):
-    assert train(scaled('dynamic')) == pytest.approx(train(precision.FullPrecision()), rel=1e-4)
+    losses, exact = (Training(chosen).steps(0, 20) for chosen in (scaled('dynamic'), precision.FullPrecision()))
+    assert losses == pytest.approx(exact, rel=1e-4)
 
 
 @pytest.mark.parametrize('loss_scale, after', [('dynamic', 32768.), (2048., 2048.)])

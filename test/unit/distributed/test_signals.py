@@ -16,13 +16,12 @@ from util.distributed.signals import StopRequests
 from util.errors import FORWARDED, LAUNCHER_EXITED, signal_name
 
 
-def start(images, folder, *words):
-    """An endless training run, once it logs; `words` precede the script."""
-    process = subprocess.Popen([str(word) for word in (
-        sys.executable, *words, ROOT / 'main_pretrain.py', *PRETRAIN, '--data_path', images, '--output_dir', folder,
-        '--epochs', 100000, '--batch_size', 4)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    wait_for(folder / 'log.txt', process)
-    return process
+def start(images, folder):
+    """An endless training by two processes."""
+    return subprocess.Popen([str(word) for word in (
+        sys.executable, ROOT / 'util' / 'tools' / 'launch.py', '--nproc', 2, ROOT / 'main_pretrain.py', *PRETRAIN,
+        '--data_path', images, '--output_dir', folder, '--epochs', 100000, '--batch_size', 4)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def wait_for_worker(launcher, rank):
@@ -37,30 +36,25 @@ def wait_for_worker(launcher, rank):
 @pytest.mark.slow
 @pytest.mark.compat
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(images, tmp_path):
-    process = start(images, tmp_path, ROOT / 'util' / 'tools' / 'launch.py', '--nproc', 2)
+    process = start(images, tmp_path)
+    wait_for(tmp_path / 'log.txt', process)
     os.kill(wait_for_worker(process, 1), signal.SIGTERM)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 75 and output.count(b'stopped by ') == 1, output
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize('numbers, requests', [
-    ([15, FORWARDED + 15], 1), ([FORWARDED + 2, 2], 1), ([15, FORWARDED + 15, 15, FORWARDED + 15], 2),
-    ([FORWARDED + 10, FORWARDED + 15], 2), ([2, LAUNCHER_EXITED], 1), ([LAUNCHER_EXITED, 15], 1)])
-def test_a_signal_and_its_forwarded_copy_are_one_request(monkeypatch, numbers, requests):
-    """However much time lies between them."""
-    monkeypatch.setattr(signals, 'REPEATED', 0.)
+@pytest.mark.parametrize('numbers, requests, seconds', [
+    ([15, FORWARDED + 15], 1, 0.), ([FORWARDED + 2, 2], 1, 0.), ([15, FORWARDED + 15, 15, FORWARDED + 15], 2, 0.),
+    ([FORWARDED + 10, FORWARDED + 15], 2, 0.), ([2, LAUNCHER_EXITED], 1, 0.), ([LAUNCHER_EXITED, 15], 1, 0.),
+    ([2, 2], 1, 60.)])          # torchrun repeats it
+def test_a_signal_and_its_copies_are_one_request(monkeypatch, numbers, requests, seconds):
+    """A forwarded one however much time lies between them."""
+    monkeypatch.setattr(signals, 'REPEATED', seconds)
     counted = StopRequests()
     for number in numbers:
         counted.add(number)
     assert len(counted.numbers) == requests and counted.numbers[0] == numbers[0]
-
-
-def test_torchrun_repeats_a_signal():
-    counted = StopRequests()
-    counted.add(2)
-    counted.add(2)
-    assert counted.numbers == [2]
 
 
 # As a launcher starts its processes: signals are blocked.
@@ -106,9 +100,7 @@ for number in (errors.FORWARDED + 15, 15, errors.FORWARDED + 2):
 @pytest.mark.compat
 @pytest.mark.parametrize('rank', [0, 1])
 def test_a_signal_to_one_of_two_processes_before_training_stops_both(images, tmp_path, rank):
-    process = subprocess.Popen([str(word) for word in (
-        sys.executable, ROOT / 'util' / 'tools' / 'launch.py', '--nproc', 2, ROOT / 'main_pretrain.py', *PRETRAIN,
-        '--data_path', images, '--output_dir', tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = start(images, tmp_path)
     os.kill(wait_for_worker(process, rank), signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 75 and output.count(b'\n') == 1 and b'stopped by SIG' in output, output

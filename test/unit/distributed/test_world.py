@@ -4,11 +4,11 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, execute
+from conftest import execute, succeeded, two_processes
 
 from util.devices.accelerator import Cpu
 from util.distributed import world as distributed
-from util.distributed.world import first_slurm_host, local_world_size, world_from_environment
+from util.distributed.world import local_world_size, world_from_environment
 from util.errors import SystemFailure, UserError
 from util.tools.launch import free_port
 
@@ -29,17 +29,13 @@ def test_ranks_come_from_environment_and_flags(environ, flags, expected):
     assert world(environ, **flags) == expected
 
 
-def test_slurm_tasks_find_their_master_in_the_node_list():
-    environ = {'SLURM_PROCID': '5', 'SLURM_NTASKS': '16', 'SLURM_LOCALID': '5', 'SLURM_JOB_NODELIST': 'npu[07-08]',
+@pytest.mark.parametrize('nodelist, host', [
+    ('npu[07-08]', 'npu07'), ('node1,node2', 'node1'), ('n[03-07,12],x1', 'n03'), ('n[4]-ib,z', 'n4-ib')])
+def test_slurm_tasks_find_their_master_in_the_node_list(nodelist, host):
+    environ = {'SLURM_PROCID': '5', 'SLURM_NTASKS': '16', 'SLURM_LOCALID': '5', 'SLURM_JOB_NODELIST': nodelist,
                'SLURM_JOB_ID': '12345'}
     assert world(environ) == (5, 16, 5)
-    assert environ['MASTER_ADDR'] == 'npu07' and 1024 < int(environ['MASTER_PORT']) < 65536
-
-
-@pytest.mark.parametrize('nodelist, host', [
-    ('node1,node2', 'node1'), ('n[03-07,12],x1', 'n03'), ('n[4]-ib,z', 'n4-ib')])
-def test_the_first_host_of_a_slurm_list(nodelist, host):
-    assert first_slurm_host(nodelist) == host
+    assert environ['MASTER_ADDR'] == host and 1024 < int(environ['MASTER_PORT']) < 65536
 
 
 @pytest.mark.parametrize('environ, address', [({}, '10.0.0.1'), ({'MASTER_ADDR': 'set'}, 'set')])
@@ -147,9 +143,7 @@ world.shutdown()
 def losses_and_weights(folder, processes):
     script, result = folder / 'script.py', folder / 'result-{}.json'.format(processes)
     script.write_text(SCRIPT)
-    start = [ROOT / 'util' / 'tools' / 'launch.py', '--nproc', processes] if processes > 1 else []
-    run = execute([sys.executable, *start, script, result])
-    assert run.status == 0, run.output
+    succeeded(two_processes(script, result) if processes > 1 else execute([sys.executable, script, result]))
     return [torch.tensor(values) for values in json.loads(result.read_text())]
 
 

@@ -77,7 +77,8 @@ def test_loss_prediction_mask_and_gradients_equal_those_of_transformers(tmp_path
     expected.loss.backward()
     assert relative(found, expected.loss) < 1e-5
     gradients = hugging_face.translate({name: torch.zeros_like(p) if p.grad is None else p.grad
-                                        for name, p in other.named_parameters()}, 'x')['model']
+                                        for name, p in other.named_parameters()}, 'x',
+                                       {'model_type': 'vit_mae'})['model']
     assert gradients.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -274,22 +275,14 @@ def test_the_flag_decides_what_trains(flag, pool, expected):
 
 
 def test_frozen_blocks_drop_no_paths_and_autograd_keeps_none_of_their_activations():
-    model, images = frozen(4), torch.randn(64, 3, 32, 32)
-    first, second = (list(features.block_outputs(model, images)) for _ in range(2))
+    model, images, outputs = frozen(4), torch.randn(64, 3, 32, 32), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda *called: outputs.append(called[-1]))
+    for _ in range(2):
+        features.last_tokens(model, images)
+    first, second = outputs[:6], outputs[6:]
     assert [torch.equal(a, b) for a, b in zip(first, second)] == [True] * 4 + [False] * 2
     assert [output.requires_grad for output in first] == [False] * 4 + [True] * 2
-
-
-@pytest.mark.parametrize('flag', [0, 'all'])
-def test_activation_checkpointing_gives_the_same_gradients(flag):
-    gradients = []
-    for run_block in (directly, checkpointed):
-        model = frozen(flag)
-        model.run_block = run_block
-        torch.manual_seed(1)
-        model(torch.ones(4, 3, 32, 32)).square().sum().backward()
-        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
-    assert all(map(torch.equal, *gradients))
 
 
 def test_more_blocks_than_the_model_has_are_rejected():

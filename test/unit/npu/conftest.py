@@ -1,7 +1,5 @@
-"""Access to the emulated packages: apex as a fixture, torch_npu in subprocesses only."""
-import importlib
+"""Access to the emulated packages in subprocesses."""
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,16 +9,8 @@ FOLDER = str(Path(__file__).parent)
 WITH_STAND_INS = {'PYTHONPATH': os.pathsep.join([FOLDER, os.environ['PYTHONPATH']])}     # of a subprocess
 
 
-def require_emulator():
-    """Skip a test module if this PyTorch does not support the emulated NPU."""
+@pytest.fixture(scope='session', autouse=True)
+def emulator():
+    """Skip these tests if this PyTorch does not support the emulated NPU."""
     if not hasattr(getattr(torch._C, '_acc', None), 'PrivateUse1Hooks'):
-        pytest.skip('this torch cannot emulate a device in Python', allow_module_level=True)
-
-
-@pytest.fixture
-def apex(monkeypatch):
-    """The emulated apex, unloaded after the test."""
-    monkeypatch.syspath_prepend(FOLDER)
-    yield importlib.import_module('apex')
-    for name in [name for name in sys.modules if name.split('.')[0] == 'apex']:
-        del sys.modules[name]
+        pytest.skip('this torch cannot emulate a device in Python')

@@ -3,68 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_end_to_end import same
+from twenty_steps import Training
 
-import models_mae
 from util.checkpoints import pth_file
-from util.checkpoints.checkpointer import Checkpointer
 from util.devices.accelerator import Cpu
 from util.devices.precision import ApexO2, FullPrecision
-from util.training.ema import EMA
-from util.training.optimizer_step import OptimizerStep, decay_groups
-from util.training.trainer import model_state
-
-from .conftest import require_emulator
-
-require_emulator()          # older releases of torch do not train in fp16 on the CPU
-
-
-class Training:
-    """main_pretrain.train in short: a nano masked autoencoder on random images, resumed from `path` if given."""
-
-    def __init__(self, precision, path=None, ema=None):
-        torch.manual_seed(0)
-        self.precision, resumed = precision, Checkpointer(None, path or '')
-        model = models_mae.mae_vit_nano_patch16(img_size=32, patch_size=8)
-        resumed.load_model(model)
-        optimizer = precision.adamw(Cpu(), decay_groups(model, .05), lr=1e-3, betas=(.9, .95))
-        self.model, self.optimizer = precision.prepare(model, optimizer)
-        resumed.load_training(self.optimizer, precision)
-        self.ema = ema and EMA(ema, precision.trained_weights(self.model, self.optimizer))
-        self.optimizer_step = OptimizerStep(self.model, self.optimizer, precision, lambda epoch: 1e-3, clip_grad=1.,
-                                            ema=self.ema)
-
-    def steps(self, first, end, overflow=None):
-        """Losses of steps `first` to `end` - 1; the gradients of step `overflow` are not finite."""
-        losses = []
-        for i in range(first, end):
-            torch.manual_seed(i)
-            images = torch.rand(4, 3, 32, 32)
-            self.optimizer_step.set_lr(0, i, end)
-            with self.optimizer_step.gradient_sync():
-                loss, _, _ = self.model(images)
-                self.optimizer_step.backward(loss * 1e30 if i == overflow else loss)
-            if self.optimizer_step.due:
-                self.optimizer_step.update()
-            losses.append(loss.item())
-        return losses
-
-    def saved(self, path):
-        """Save a checkpoint and load it."""
-        state = {**model_state(self.model, self.optimizer, self.precision, self.ema), 'epoch': 0, 'args': {}}
-        pth_file.save(str(path), state)
-        return pth_file.load(str(path), as_trained=True)
-
-    def weights_and_moments(self):
-        """Copies of weights and optimizer moments, by name."""
-        moments = {(key, name): value for key, state in self.optimizer.state_dict()['state'].items()
-                   for name, value in state.items()}
-        tensors = {**self.precision.model_state(self.model, self.optimizer), **moments}
-        return {name: torch.as_tensor(value).clone() for name, value in tensors.items()}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
 
 # Training
 
@@ -114,7 +58,8 @@ def test_a_parameter_without_a_gradient_in_the_first_backward_is_updated_later(a
 def test_the_checkpoint_and_its_ema_are_in_fp32(apex, tmp_path):
     run, plain = Training(ApexO2(apex), ema=.9), Training(FullPrecision())
     run.steps(0, 4, overflow=2)
-    saved = run.saved(tmp_path / 'a.pth')
+    run.save(str(tmp_path / 'a.pth'))
+    saved = pth_file.load(str(tmp_path / 'a.pth'), as_trained=True)
     assert {value.dtype for value in saved['model'].values()} == {torch.float32} and saved['ema_updates'] == 3
     assert torch.equal(saved['model']['pos_embed'], plain.model.pos_embed)                   # frozen, not rounded
     for weights in (saved['model'], saved['model_ema']):        # of the masters
@@ -131,7 +76,7 @@ def test_an_fp32_run_resumes_in_o2_with_its_step_count(apex, tmp_path):
     """In fp32 the count is a tensor, which apex would increment twice per step."""
     exact = Training(FullPrecision())
     exact.steps(0, 3)
-    exact.saved(tmp_path / 'fp32.pth')
+    exact.save(str(tmp_path / 'fp32.pth'))
     run = Training(ApexO2(apex), str(tmp_path / 'fp32.pth'))
     assert run.steps(3, 6) == pytest.approx(exact.steps(3, 6), rel=3e-3)
     assert run.optimizer.state_dict()['state'][0]['step'] == 6

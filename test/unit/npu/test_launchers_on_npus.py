@@ -2,13 +2,12 @@
 import json
 
 import pytest
-from conftest import FINETUNE, PRETRAIN, ROOT, launcher, together
+from conftest import FINETUNE, PRETRAIN, ROOT, launcher, succeeded, together
 from test_end_to_end import epochs_of
 from test_launchers import LOGS
 
-from .conftest import WITH_STAND_INS, require_emulator
+from .conftest import WITH_STAND_INS
 
-require_emulator()
 pytestmark = pytest.mark.slow
 
 ACCUMULATE = ['--batch_size=2', '--accum_iter=2', '--device=auto']
@@ -17,9 +16,7 @@ FINE = [*FINETUNE, *ACCUMULATE, '--epochs=1', '--lr=1e-3', '--warmup_epochs=0']
 
 def on_npus(name, *flags):
     """Output of the launcher."""
-    run = launcher(name, *flags, EMULATED_NPU_CHIP=LOGS[name].split('_')[0], **WITH_STAND_INS)
-    assert run.status == 0, run.output
-    return run.output
+    return succeeded(launcher(name, *flags, EMULATED_NPU_CHIP=LOGS[name].split('_')[0], **WITH_STAND_INS))
 
 
 @pytest.fixture(scope='module')
@@ -51,9 +48,8 @@ def test_a_finetuned_model_is_evaluated(images, finetuned, tmp_path):
 
 
 def test_npus_have_the_losses_of_cpu_processes(images, pretrained, finetuned, tmp_path):
-    run = launcher('finetune_full_8p', '--nproc=2', '--data_path', images, '--output_dir', tmp_path, '--finetune_pth',
-                   pretrained / 'checkpoint-0.pth', *FINE, '--device=cpu', '--amp_backend=none')
-    assert run.status == 0, run.output
+    succeeded(launcher('finetune_full_8p', '--nproc=2', '--data_path', images, '--output_dir', tmp_path,
+                       '--finetune_pth', pretrained / 'checkpoint-0.pth', *FINE, '--device=cpu', '--amp_backend=none'))
     (found,), (expected,) = epochs_of(finetuned), epochs_of(tmp_path)
     for loss in ('train_loss', 'test_loss'):
         assert found[loss] == pytest.approx(expected[loss], rel=2e-3)

@@ -3,19 +3,16 @@ import sys
 
 import pytest
 import torch
-from conftest import execute, linprobe, pretrain
+from conftest import execute, linprobe, pretrain, succeeded
 from test_end_to_end import epochs_of, moments_of, same, weights_of
 
-from .conftest import WITH_STAND_INS, require_emulator
+from .conftest import WITH_STAND_INS
 
-require_emulator()
 pytestmark = pytest.mark.slow
 
 
 def on_npu(*flags, script=pretrain, chip='910A'):
-    run = script(*flags, '--device', 'npu', EMULATED_NPU_CHIP=chip, **WITH_STAND_INS)
-    assert run.status == 0, run.output
-    return run.output
+    return succeeded(script(*flags, '--device', 'npu', EMULATED_NPU_CHIP=chip, **WITH_STAND_INS))
 
 
 @pytest.mark.parametrize('flags, name', [(['--amp'], 'apex O2, loss scale dynamic'),

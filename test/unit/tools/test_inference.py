@@ -13,7 +13,7 @@ from PIL import Image
 
 import main_predict
 from util.checkpoints import load_model, pth_file
-from util.config.inference_flags import parse_predict
+from util.config.inference_flags import predict_parser
 from util.config.train_flags import parse_finetune
 from util.data import transforms
 from util.devices.accelerator import Cpu
@@ -54,7 +54,7 @@ def nameless(tmp_path_factory):
 
 def predict(*flags):
     """python main_predict.py, in this process."""
-    main_predict.main(parse_predict(['--device', 'cpu', '--num_workers', '0', *[str(flag) for flag in flags]]))
+    main_predict.main(predict_parser().parse_args(['--device', 'cpu', '--num_workers', '0', *map(str, flags)]))
 
 
 @pytest.mark.compat
@@ -145,20 +145,12 @@ def test_pooled_features_names_and_labels_of_the_readable_images_are_written(ima
     assert str(bad) in capsys.readouterr().err
 
 
-def test_each_block_has_a_file_and_pool_and_dtype_apply(images, pretrained, tmp_path):
-    flags = '--resume', pretrained / 'checkpoint-0.pth', images / 'val', '--pool', 'cls', '--dtype', 'float16'
-    extract(*flags, '--output', tmp_path / 'f', '--blocks', 6, 2)
-    for number in (2, 6):
-        found = np.load(str(tmp_path / 'f' / 'block-{}.npy'.format(number)))
-        tokens = expected(images / 'val', pretrained / 'checkpoint-0.pth',
-                          lambda net, imgs, n=number: list(features.block_outputs(net, imgs))[n - 1])
-        assert found.dtype == np.float16 and np.array_equal(found, tokens[:, 0].astype(np.float16))
-    assert not (tmp_path / 'f' / 'features.npy').exists()
-    extract(*flags, '--output', tmp_path / 'all', '--blocks', 'all')
-    assert len(list((tmp_path / 'all').glob('block-*.npy'))) == 6
-    with pytest.raises(UserError, match='--blocks 7: the model has 6 blocks'):
-        extract(*flags, '--output', tmp_path / 'none', '--blocks', 7)
-    assert not (tmp_path / 'none').exists()
+def test_pool_and_dtype_apply(images, pretrained, tmp_path):
+    path = pretrained / 'checkpoint-0.pth'
+    extract('--resume', path, '--output', tmp_path / 'f', images / 'val', '--pool', 'cls', '--dtype', 'float16')
+    found = np.load(str(tmp_path / 'f' / 'features.npy'))
+    rows = expected(images / 'val', path, lambda net, imgs: features.pooled(net, imgs, 'cls'))
+    assert found.dtype == np.float16 and np.array_equal(found, rows.astype(np.float16))
 
 
 def test_without_a_readable_image_nothing_is_written(pretrained, tmp_path):
@@ -171,7 +163,7 @@ def test_without_a_readable_image_nothing_is_written(pretrained, tmp_path):
 def test_a_float16_overflow_is_an_error(tmp_path):
     images = SimpleNamespace(classes=None, name_of='image {}.jpg'.format)
     with pytest.raises(UserError, match='--dtype float16: .*image 0.jpg'):
-        extract_features.write(str(tmp_path), ['features'], [([0], [torch.tensor([[1e5, 0.]])])], images, 'float16', 2)
+        extract_features.write(str(tmp_path), [([0], torch.tensor([[1e5, 0.]]))], images, 'float16', 2)
 
 
 # Reconstructions

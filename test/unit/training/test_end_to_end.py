@@ -36,11 +36,10 @@ def same(a, b):
 
 
 def test_the_log_has_progress_lines_and_closes_with_the_final_result(images, tmp_path):
-    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 2, '--start_epoch', 1, '--prof',
-                   '--batch_size', 2, '--log_dir', tmp_path / 'tb')
-    assert run.status == 0, run.output
-    assert 'train_one_epoch FPS: ' in run.output and '/16]  eta: ' in run.output
-    block = run.output[run.output.index('Final result'):]
+    output = succeeded(pretrain('--data_path', images, '--output_dir', tmp_path, '--epochs', 2, '--start_epoch', 1,
+                                '--prof', '--batch_size', 2, '--log_dir', tmp_path / 'tb'))
+    assert 'train_one_epoch FPS: ' in output and '/16]  eta: ' in output
+    block = output[output.index('Final result'):]
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert 'Final Performance images/sec : {:.2f}'.format(summary['images_per_sec']) in block
     assert 'Final Loss : {:.4f}'.format(summary['loss']) in block and 'E2E Training Duration sec : ' in block
@@ -53,8 +52,7 @@ def test_a_training_goes_on_without_an_unreadable_image_and_lists_it(images, tmp
     shutil.copytree(str(images), str(tmp_path / 'data'))
     broken = next(tmp_path.glob('data/train/*/*.jpg'))
     broken.write_bytes(b'')
-    run = pretrain('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 1)
-    assert run.status == 0, run.output
+    succeeded(pretrain('--data_path', tmp_path / 'data', '--output_dir', tmp_path / 'o', '--epochs', 1))
     assert (tmp_path / 'o' / 'bad_images.txt').read_text() == '{}\tan empty file\n'.format(broken)
 
 

@@ -15,7 +15,6 @@ from util.devices import precision
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import UserError
-from util.log import logger
 from util.reporting.confusion import ConfusionTracker, worst_pairs
 from util.training import session
 
@@ -62,23 +61,21 @@ def mistakes_of(folder, **options):
     return evaluated(folder, Constant(), **options)[1]
 
 
-def test_an_evaluation_interrupted_by_a_signal_logs_no_accuracy(images, monkeypatch):
-    lines = []
-    monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
-    assert result_of(images, signal='SIGTERM')['images'] == 0 and not lines
+def test_an_evaluation_interrupted_by_a_signal_logs_no_accuracy(images, caplog):
+    assert result_of(images, signal='SIGTERM')['images'] == 0 and not caplog.messages
 
 
 @pytest.mark.compat
 @pytest.mark.parametrize('batch_size', [4, 1])      # 1: some batches have no readable image
-def test_unreadable_images_are_skipped_and_counted(folder, monkeypatch, batch_size):
-    broken, lines = break_some(folder, 3), []
-    monkeypatch.setattr(logger, 'info', lambda text, *args: lines.append(text % args))
+def test_unreadable_images_are_skipped_and_counted(folder, caplog, batch_size):
+    broken = break_some(folder, 3)
     result = result_of(folder, batch_size=batch_size)
-    assert (result['images'], result.pop('unreadable')) == (12, 7) and '7' in lines[-1].split('(')[-1]
+    assert (result['images'], result.pop('unreadable')) == (12, 7) and '7' in caplog.messages[-1].split('(')[-1]
     for path in broken:
         path.unlink()
     whole = result_of(folder)
-    assert result == pytest.approx(whole) and 'unreadable' not in whole and '7' not in lines[-1].split('(')[-1]
+    assert result == pytest.approx(whole) and 'unreadable' not in whole
+    assert '7' not in caplog.messages[-1].split('(')[-1]
 
 
 @pytest.mark.compat

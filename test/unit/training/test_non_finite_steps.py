@@ -40,36 +40,25 @@ def counts(optimizer_step):
     return steps.skipped, steps.state_dict()['bad_steps_in_row']
 
 
-def step(optimizer_step, factor, i=0):
-    optimizer_step.set_lr(0, i, i + 1)
+def step(optimizer_step, factor, offset=0.):
+    optimizer_step.set_lr(0, 0, 1)
     with optimizer_step.gradient_sync():
-        optimizer_step.backward((optimizer_step.model(torch.ones(1, 1)) * factor).sum())
+        optimizer_step.backward((optimizer_step.model(torch.ones(1, 1)) * factor).sum() + offset)
     if optimizer_step.due:
         optimizer_step.update()
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize('lost', [math.nan, math.inf])
-def test_a_non_finite_step_changes_neither_weights_nor_moments_nor_the_step_count(optimizer_step, lost):
+@pytest.mark.parametrize('factor, offset', [(math.nan, 0.), (math.inf, 0.), (1., math.inf)])   # last: of the loss only
+def test_a_non_finite_step_changes_neither_weights_nor_moments_nor_the_step_count(optimizer_step, factor, offset):
     step(optimizer_step, 1.)
     before = state_of(optimizer_step)
-    step(optimizer_step, lost)
+    step(optimizer_step, factor, offset)
     assert all(torch.equal(*map(torch.as_tensor, pair)) for pair in zip(before, state_of(optimizer_step)))
     assert counts(optimizer_step) == (1, 1)
     step(optimizer_step, 1.)
     assert optimizer_step.model.weight != before[0]
     assert counts(optimizer_step) == (1, 0)
-
-
-@pytest.mark.compat
-def test_a_non_finite_loss_is_skipped_even_if_its_gradient_is_finite(optimizer_step):
-    before = optimizer_step.model.weight.clone()
-    optimizer_step.set_lr(0, 0, 1)
-    with optimizer_step.gradient_sync():
-        optimizer_step.backward((optimizer_step.model(torch.ones(1, 1))).sum() + math.inf)
-    if optimizer_step.due:
-        optimizer_step.update()
-    assert optimizer_step.model.weight == before and optimizer_step.non_finite_steps.skipped == 1
 
 
 @pytest.mark.parametrize('clip_grad', [None, 1.])
@@ -94,13 +83,13 @@ def test_only_consecutive_steps_count_towards_the_limit(optimizer_step):
 @pytest.mark.parametrize('clip_grad', [None, 1.])
 @pytest.mark.parametrize('optimizer_step, reads', [(Cpu, 3), (Device, 0)], indirect=['optimizer_step'])
 def test_a_fused_optimizer_decides_without_the_host(optimizer_step, reads, clip_grad):
-    from five_steps import HostReads  # which old releases of torch cannot import
-
     optimizer_step.clip_grad = clip_grad
-    with HostReads() as found:
+    with torch.autograd.profiler.profile() as operators:
         for factor in (1., math.nan, 1.):
             step(optimizer_step, factor)
-    assert counts(optimizer_step) == (1, 0) and found.count == reads
+    found = [event for event in operators.function_events if event.name in ('aten::item', 'aten::is_nonzero')
+             and not event.cpu_parent]           # the CPU's fused kernel itself reads the learning rate
+    assert counts(optimizer_step) == (1, 0) and len(found) == reads
 
 
 def test_abort_names_the_first_skipped_iterations_their_losses_and_images(caplog):

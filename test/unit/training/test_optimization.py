@@ -141,19 +141,13 @@ def run(values, accum_iter, clip_grad=None, schedule=lambda epoch: 1., ema=lambd
     return weights
 
 
-def test_a_window_makes_one_step_along_the_mean_gradient():
-    assert run([1, 3, 5, 7], accum_iter=2) == pytest.approx([0, -2, -2, -8])
-
-
-def test_the_last_window_of_an_epoch_averages_over_its_own_size():
-    assert run([1, 3, 10], accum_iter=2) == pytest.approx([0, -2, -12])
+@pytest.mark.parametrize('inputs, clip_grad, weights', [
+    ([1, 3, 5, 7], None, [0, -2, -2, -8]), ([1, 3, 10], None, [0, -2, -12]), ([1, 3, .25], .5, [0, -.5, -.75])])
+def test_a_window_of_two_or_at_the_end_one_makes_one_step_along_the_mean_clipped_gradient(inputs, clip_grad, weights):
+    assert run(inputs, accum_iter=2, clip_grad=clip_grad) == pytest.approx(weights, abs=1e-5)
 
 
 def test_the_schedule_is_evaluated_once_per_window_at_the_fractional_epoch():
     asked = []
     run([1] * 5, accum_iter=2, schedule=lambda epoch: asked.append(epoch) or .1)
     assert asked == pytest.approx([0, .4, .8])
-
-
-def test_clipping_limits_the_norm_of_the_accumulated_gradient():
-    assert run([1, 3, .25], accum_iter=2, clip_grad=.5) == pytest.approx([0, -.5, -.75], abs=1e-5)

@@ -5,10 +5,9 @@ import sys
 import pytest
 import torch
 from conftest import FINETUNE, PRETRAIN, ROOT, call, execute, pretrain, succeeded, together
-from test_end_to_end import epochs_of, moments_of, same, weights_of
+from test_baseline import log_of
+from test_end_to_end import moments_of, same, weights_of
 from test_launchers import supervised
-
-TIMES = ('FPS', 'data_wait')        # all that differs between two runs of the same course
 
 # Runs a main script which saves after each step that it can, and is killed after so many iterations, without warning;
 # not when its launcher has started it again.
@@ -59,8 +58,7 @@ def command(script, flags, processes, killer=None, at=None, rank=0):
 def results(folder):
     """(weights, their average, moments, best, lines of log.txt but for times) of the end of a run of two epochs."""
     state = weights_of(folder / 'checkpoint-1.pth')
-    return (state['model'], state.get('model_ema'), moments_of(state), state.get('best'),
-            [{name: value for name, value in record.items() if name not in TIMES} for record in epochs_of(folder)])
+    return state['model'], state.get('model_ema'), moments_of(state), state.get('best'), log_of(folder)
 
 
 def assert_alike(whole, parts):
@@ -132,10 +130,10 @@ def test_a_changed_batch_and_number_of_processes_go_on_with_the_unseen_images_an
                                                                                                    killer):
     flags = ['--data_path', images, '--output_dir', tmp_path, '--save_every_minutes', 1e-9, '--epochs', 2]
     assert command('main_pretrain.py', flags, 1, killer, 2).status == -9           # 16 of 32 images
-    run = command('main_pretrain.py', [*flags, '--resume', 'auto', '--batch_size', 4, '--accum_iter', 2], 2)
-    assert run.status == 0, run.output
-    assert 'accum_iter 1 -> 2, batch_size 8 -> 4, processes 1 -> 2' in run.output
-    assert 'Epoch: [0]  [4/4]' in run.output and 'Epoch: [1]  [4/4]' in run.output, run.output
+    flags += ['--resume', 'auto', '--batch_size', 4, '--accum_iter', 2]
+    output = succeeded(command('main_pretrain.py', flags, 2))
+    assert 'accum_iter 1 -> 2, batch_size 8 -> 4, processes 1 -> 2' in output
+    assert 'Epoch: [0]  [4/4]' in output and 'Epoch: [1]  [4/4]' in output, output
 
 
 @pytest.mark.slow

@@ -12,34 +12,13 @@ Settings, in the environment:
 Limits: a tensor's device is always npu:0, because PyTorch's Python device guard knows one device; each process is
 meant to use one. Needs torch 2.10 or later: PrivateUse1Hooks in Python.
 """
-import torch
+from torch.utils import backend_registration
 
 from . import _autocast, _dispatch, _hccl, npu, profiler  # noqa: F401
 from ._chip import npu_clear_float_status, npu_get_float_status  # noqa: F401
 
-
-class _Hooks(torch._C._acc.PrivateUse1Hooks):
-    def is_available(self):
-        return npu.is_available()
-
-    def has_primary_context(self, index):
-        return True
-
-    def is_built(self):
-        return True
-
-
-class _Guard(torch._C._acc.DeviceGuard):
-    def type_(self):
-        return torch._C._autograd.DeviceType.PrivateUse1
-
-
-torch.utils.rename_privateuse1_backend('npu')
-torch._register_device_module('npu', npu)
-torch.utils.generate_methods_for_privateuse1_backend(for_tensor=True, for_module=True, for_storage=False)
-_LIVING = [_Hooks(), _Guard()]          # PyTorch keeps no reference of its own
-torch._C._acc.register_python_privateuseone_hook(_LIVING[0])
-torch._C._acc.register_python_privateuseone_device_guard(_LIVING[1])
+_LIVING = backend_registration._DummyPrivateUse1Hook(), backend_registration._DummyDeviceGuard()   # held here only
+backend_registration._setup_privateuseone_for_python_backend('npu', npu, *_LIVING)
 _dispatch.register()
 _autocast.register()
 _hccl.register()

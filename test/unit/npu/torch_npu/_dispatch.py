@@ -82,7 +82,7 @@ def fallback(op, *args, **kwargs):
     _chip.check(results if isinstance(results, (tuple, list)) else [results])
     call.fill_outs()
     results = pytree.tree_map(call.from_host, results)
-    _record.operator(op, *given, results)
+    _record.operator(op, *given, results, takes_indices=op._schema.name in MIXES_DEVICES)
     return results
 
 

@@ -23,7 +23,6 @@ import torch
 ROOT = str(Path(__file__).resolve().parents[4]) + os.sep
 OUTSIDE = ROOT + 'test', ROOT + '.'
 DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-INDEXING = 'aten::index', 'aten::index_put', 'aten::index_put_', 'aten::_index_put_impl_'
 _steps = []             # empty: off
 
 
@@ -45,17 +44,15 @@ def wait(kind):
         _steps[-1]['waits'][kind + '\t' + _place()] += 1
 
 
-def operator(op, args, kwargs, results):
-    """An operator has been launched."""
+def operator(op, args, kwargs, results, takes_indices=False):
+    """An operator has been launched; an index by a mask looks for its non-zero elements."""
     if not _steps:
         return
-    names = [argument.name for argument in op._schema.arguments]
     kinds = {argument.name: str(argument.type) for argument in op._schema.arguments}
-    given = [_described(value, kinds[name]) for name, value in [*zip(names, args), *sorted(kwargs.items())]]
+    given = [_described(value, kinds[name]) for name, value in [*zip(kinds, args), *sorted(kwargs.items())]]
     _steps[-1]['operators']['{}({}) -> {}\t{}'.format(op, ', '.join(given), _described(results), _place())] += 1
-    # An index by a mask looks for its non-zero elements.
     if (any(getattr(index, 'dtype', None) in (torch.bool, torch.uint8) for index in args[1])
-            if op._schema.name in INDEXING else not DATA_DEPENDENT.isdisjoint(op.tags)):
+            if takes_indices else not DATA_DEPENDENT.isdisjoint(op.tags)):
         wait('read')
 
 

@@ -77,10 +77,7 @@ class FlatAdamW(torch.optim.Optimizer):
 
 
 class LossScale:
-    """Loss scale for fp16; a dynamic one doubles after GROWTH_INTERVAL good steps and halves after an overflow.
-
-    As torch.amp.GradScaler, which on NPUs waits for the device in every step, as it does for optimizers not fused.
-    """
+    """Loss scale, as GradScaler's: a dynamic one doubles after GROWTH_INTERVAL good steps, halves after an overflow."""
 
     def __init__(self, device: torch.device, fixed: Optional[float] = None):
         self._fixed = fixed

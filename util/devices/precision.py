@@ -17,11 +17,11 @@ from util.errors import UserError
 class FullPrecision:
     """fp32, and the interface of all precisions."""
     name = 'fp32'
-    loss_scale = 1.                 # the current one
     # False if each backward has to all-reduce, since the optimizer takes the gradients from the model right after it.
     supports_no_sync = True
     supports_bucket_view = True     # False if gradients must keep their first memory
     accelerator = Cpu()             # that of adamw
+    _scaler: Optional[LossScale] = None
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> Tuple[nn.Module, Optimizer]:
         """Convert a model on its device and its optimizer, before DistributedDataParallel wraps the model."""
@@ -42,7 +42,7 @@ class FullPrecision:
 
     def backward(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
         """Accumulate the gradients of `loss`."""
-        loss.backward()
+        (self._scaler.scale(loss) if self._scaler else loss).backward()
 
     def step(self, optimizer: Optimizer, clip_grad: Optional[float] = None) -> Union[int, torch.Tensor]:
         """Clip the gradients to a 2-norm of `clip_grad` if given, update the weights, clear the gradients.
@@ -50,6 +50,8 @@ class FullPrecision:
         Returns 1 if the update is skipped, since a gradient is not finite, else 0; a tensor on the device where a flat
         or fused optimizer decides, so that the host never waits.
         """
+        if self._scaler:
+            self._scaler.unscale_(optimizer)
         finite = self.accelerator.all_finite(self._clip(optimizer, clip_grad))
         skipped = (~finite).int()
         if isinstance(optimizer, FlatAdamW):
@@ -62,6 +64,8 @@ class FullPrecision:
             if not skipped:
                 optimizer.step()
         optimizer.zero_grad()
+        if self._scaler:
+            self._scaler.update(skipped)
         return skipped
 
     def _clip(self, optimizer: Optimizer, clip_grad: Optional[float]) -> torch.Tensor:
@@ -82,10 +86,17 @@ class FullPrecision:
 
     def state_dict(self) -> Dict[str, Any]:
         """State of the loss scaler, as plain types."""
-        return {}
+        return self._scaler.state_dict() if self._scaler else {}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Restore the loss scaler."""
+        if self._scaler and state:
+            self._scaler.load_state_dict(state)
+
+    @property
+    def loss_scale(self) -> float:
+        """The current one; synchronizes with the device."""
+        return self.state_dict().get('scale', 1.)
 
 
 def _parameters(optimizer):
@@ -102,33 +113,10 @@ class NativeAmp(FullPrecision):
     def __init__(self, accelerator: Cpu, dtype: torch.dtype, loss_scale: Union[str, float] = 'dynamic'):
         self.name = 'native ' + ('bf16' if dtype == torch.bfloat16 else 'fp16')
         self.autocast = _autocast_factory(accelerator, dtype)
-        self._scaler = None
         if dtype == torch.float16:
             fixed = None if loss_scale == 'dynamic' else float(loss_scale)
             self._scaler = LossScale(torch.device(accelerator.type), fixed)
             self.name += ', loss scale {}'.format(loss_scale)
-
-    def backward(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
-        (self._scaler.scale(loss) if self._scaler else loss).backward()
-
-    def step(self, optimizer: Optimizer, clip_grad: Optional[float] = None) -> Union[int, torch.Tensor]:
-        if self._scaler:
-            self._scaler.unscale_(optimizer)
-        skipped = super().step(optimizer, clip_grad)
-        if self._scaler:
-            self._scaler.update(skipped)
-        return skipped
-
-    @property
-    def loss_scale(self) -> float:
-        return self.state_dict().get('scale', 1.)
-
-    def state_dict(self) -> Dict[str, Any]:
-        return self._scaler.state_dict() if self._scaler else {}
-
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
-        if self._scaler and state:
-            self._scaler.load_state_dict(state)
 
 
 class ApexO2(FullPrecision):

@@ -14,17 +14,16 @@ NEAREST, LANCZOS = 0, 1                 # by Pillow's numbers: release 9.1 warns
 FONT_SIZE, LINE, GAP = 13, 17, 4        # pixels: font size, if this Pillow has a choice; line height; between images
 
 
-def grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), width: int = 0) -> Image.Image:
+def grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str], width: int) -> Image.Image:
     """Grid of images of one size on white, GAP pixels apart, in columns of at least `width` pixels with `titles`."""
     column_width, height = max(rows[0][0].size[0], width) + GAP, rows[0][0].size[1] + GAP
-    top = LINE if titles else 0
-    canvas = Image.new('RGB', (len(rows[0]) * column_width - GAP, top + len(rows) * height - GAP), 'white')
+    canvas = Image.new('RGB', (len(rows[0]) * column_width - GAP, LINE + len(rows) * height - GAP), 'white')
     font = ImageFont.load_default(**supported(ImageFont.load_default, size=FONT_SIZE))
     for column, title in enumerate(titles):
         ImageDraw.Draw(canvas).text((column * column_width, 0), title, 'black', font)
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
-            canvas.paste(image, (column * column_width, top + row * height))
+            canvas.paste(image, (column * column_width, LINE + row * height))
     return canvas
 
 

@@ -32,7 +32,7 @@ def test_skipped_steps_are_in_the_log_line_and_the_record(images, tmp_path):
     output = on_npu('--data_path', images, '--epochs', 1, '--amp_backend', 'native', '--amp_dtype', 'fp16',
                     '--loss_scale', 1e9, '--output_dir', tmp_path)
     assert '  skipped steps: 4\n' in output and epochs_of(tmp_path)[0]['skipped_steps'] == 4
-    assert output.count('\nnpu: ') == 1        # the compile mode, in the head
+    assert output.count('\noperators: ') == 1        # the compile mode, in the head
 
 
 def test_a_profile_goes_to_the_output_folder_and_nothing_to_the_current_one(images, tmp_path, monkeypatch):

@@ -2,11 +2,10 @@
 
 Ours: the program's datasets, transforms and loaders. The baseline: Pillow, torchvision's (for fine-tuning timm's)
 transforms to normalized float tensors, the default collate. Both read the same files with one thread per process, in
-alternating rounds; medians are shown. Stages are differences between the CPU times of increasingly long parts of the
-pipeline, in one process. With --packed, ours is also measured on tar files, against the same baseline on image files.
+alternating rounds; medians are shown. With --packed, ours is also measured on tar files, against the same baseline on
+image files.
 """
 import argparse
-import io
 import itertools
 import os
 import statistics
@@ -23,19 +22,17 @@ import torchvision
 from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
-from torch.utils.data.dataloader import default_collate
 from torchvision import transforms
 
 from util.devices import accelerator as devices
 from util.data.datasets import ImageList, pretraining_set
 from util.distributed.world import World
-from util.data.loader import collate, evaluation_loader, training_loader
-from util.data.lazy_image import BICUBIC, open_image
+from util.data.loader import evaluation_loader, training_loader
+from util.data.lazy_image import BICUBIC
 from util.models.timm_adapter import color_augmentation
 from util.data.transforms import evaluation_transform, finetuning_transform, MEAN, Normalize, pretraining_transform, STD
 
 INTERPOLATION = transforms.InterpolationMode.BICUBIC if hasattr(transforms, 'InterpolationMode') else BICUBIC
-STAGES = ('read', 'decode', 'crop, resize, flip', 'colours, floats', 'collate', 'to the device, normalise')
 
 
 class Baseline(Dataset):
@@ -52,94 +49,26 @@ class Baseline(Dataset):
             return self.transform(Image.open(file).convert('RGB')), 0
 
 
-def baseline_steps(task, size):
-    """(geometric steps, remaining steps) of the usual transform."""
+def baseline_transform(task, size):
+    """The usual transform."""
     floats = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     if task == 'finetune':
         policy, options = 'rand-m9-mstd0.5-inc1', {'interpolation': 'bicubic', 'mean': MEAN, 'std': STD}
         steps = create_transform(size, is_training=True, auto_augment=policy, color_jitter=None, re_prob=.25,
                                  re_mode='pixel', **options).transforms
         # Not timm's own RandAugment, with which Pillow 13 fails occasionally.
-        return steps[:2], [*color_augmentation(policy, input_size=size, **options), *steps[3:]]
+        return transforms.Compose([*steps[:2], *color_augmentation(policy, input_size=size, **options), *steps[3:]])
     if task == 'evaluate':
-        return [transforms.Resize(int(size / .875), interpolation=INTERPOLATION), transforms.CenterCrop(size)], floats
-    return [transforms.RandomResizedCrop(size, scale=(.2, 1.), interpolation=INTERPOLATION),
-            transforms.RandomHorizontalFlip()], floats
-
-
-def our_steps(task, size):
-    """(geometric steps, remaining steps) of the program's transform."""
-    make = {'pretrain': pretraining_transform, 'finetune': finetuning_transform, 'evaluate': evaluation_transform}
-    steps = make[task](size).transforms
-    geometry = 1 if task == 'evaluate' else 2
-    return steps[:geometry], steps[geometry:]
-
-
-def contents(path):
-    with open(path, 'rb') as file:
-        return file.read()
-
-
-def chain(steps, value):
-    for step in steps:
-        value = step(value)
-    return value
-
-
-def stages(paths, ours, baseline, accelerator, place, batch_size, rounds):
-    """{stage: (seconds per image of ours, of the baseline)}."""
-    normalize = Normalize()
-
-    def batches(paths, sample, finish):
-        for start in range(0, len(paths), batch_size):
-            finish([sample(path) for path in paths[start:start + batch_size]])
-        accelerator.synchronize()
-
-    def to_device(images):
-        return images.to(place, non_blocking=True)
-
-    def pillow(path):
-        return Image.open(io.BytesIO(contents(path))).convert('RGB')
-
-    def our_sample(path, steps):
-        return (chain(steps, open_image(path)), 0), []
-
-    def our_decode(path):
-        picture = open_image(path)
-        return picture.resized_crop(0, 0, picture.height, 1, (picture.height, 1))  # decodes at full scale
-
-    ours_parts = [
-        lambda: batches(paths, contents, len), lambda: batches(paths, our_decode, len),
-        lambda: batches(paths, lambda path: our_sample(path, ours[0]), len),
-        lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]), len),
-        lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]), collate),
-        lambda: batches(paths, lambda path: our_sample(path, ours[0] + ours[1]),
-                        lambda samples: normalize(*accelerator.to_device(collate(samples)[0][:1], place)))]
-    baseline_parts = [
-        lambda: batches(paths, contents, len), lambda: batches(paths, pillow, len),
-        lambda: batches(paths, lambda path: chain(baseline[0], pillow(path)), len),
-        lambda: batches(paths, lambda path: (chain(baseline[0] + baseline[1], pillow(path)), 0), len),
-        lambda: batches(paths, lambda path: (chain(baseline[0] + baseline[1], pillow(path)), 0), default_collate),
-        lambda: batches(paths, lambda path: (chain(baseline[0] + baseline[1], pillow(path)), 0),
-                        lambda samples: to_device(default_collate(samples)[0]))]
-    times = alternate(ours_parts + baseline_parts, rounds)
-    medians = [statistics.median(seconds) / len(paths) for seconds in times]
-    ours_ends, baseline_ends = [0.] + medians[:len(STAGES)], [0.] + medians[len(STAGES):]
-    return {name: (ours_ends[i + 1] - ours_ends[i], baseline_ends[i + 1] - baseline_ends[i])
-            for i, name in enumerate(STAGES)}
+        return transforms.Compose([transforms.Resize(int(size / .875), interpolation=INTERPOLATION),
+                                   transforms.CenterCrop(size), *floats])
+    return transforms.Compose([transforms.RandomResizedCrop(size, scale=(.2, 1.), interpolation=INTERPOLATION),
+                               transforms.RandomHorizontalFlip(), *floats])
 
 
 def alternate(works, rounds):
-    """[seconds of each round] of each function, in alternation, after a warm-up round."""
-    times = [[timed(work) for work in works] for _ in range(rounds + 1)]
+    """[time of each round] that each function returns, in alternation, after a warm-up round."""
+    times = [[work() for work in works] for _ in range(rounds + 1)]
     return list(zip(*times[1:]))
-
-
-def timed(work):
-    """Return value of `work` if it returns a time, else its CPU seconds."""
-    begun = time.process_time()
-    result = work()
-    return time.process_time() - begun if result is None else result
 
 
 def one_pass(loader, count, finish, accelerator, skip=1):
@@ -159,7 +88,8 @@ def one_pass(loader, count, finish, accelerator, skip=1):
 
 def sources(task, paths, args):
     """{label: dataset} for ours, each with at least as many images as `paths`."""
-    transform = transforms.Compose(sum(our_steps(task, args.input_size), []))
+    make = {'pretrain': pretraining_transform, 'finetune': finetuning_transform, 'evaluate': evaluation_transform}
+    transform = make[task](args.input_size)
     found = {'': ImageList(paths, [0] * len(paths), ['all'], transform)}
     if args.packed:
         packed = pretraining_set(args.packed, transform)
@@ -169,12 +99,11 @@ def sources(task, paths, args):
 
 def speeds(task, dataset, paths, args, workers, accelerator, place):
     """(images/s of ours, of the baseline, median ratio)."""
-    baseline = baseline_steps(task, args.input_size)
     if task == 'evaluate':
         loader = evaluation_loader(dataset, args.batch_size, World(), False, workers, True, accelerator)
     else:
         loader = training_loader(dataset, args.batch_size, World(), 0, workers, True, accelerator)
-    usual = DataLoader(Baseline(paths, transforms.Compose(baseline[0] + baseline[1])), args.batch_size,
+    usual = DataLoader(Baseline(paths, baseline_transform(task, args.input_size)), args.batch_size,
                        shuffle=task != 'evaluate', num_workers=workers, pin_memory=accelerator.is_accelerator)
     normalize = Normalize()
     times = alternate([
@@ -210,11 +139,7 @@ def main():
     print('batches of {} at {} x {}; medians of {}'.format(args.batch_size, args.input_size, args.input_size,
                                                            args.rounds))
     for task in args.task:
-        ours, baseline = our_steps(task, args.input_size), baseline_steps(task, args.input_size)
-        parts = stages(found, ours, baseline, accelerator, place, args.batch_size, args.rounds)
         print('\n| {} | ours | baseline | ratio |\n|---|---|---|---|'.format(task))
-        for name, (mine, other) in parts.items():
-            print('| {}, ms per image | {:.3f} | {:.3f} | |'.format(name, mine * 1e3, other * 1e3))
         for workers, (words, dataset) in itertools.product(args.workers, sources(task, paths, args).items()):
             mine, other, ratio = speeds(task, dataset, paths, args, workers, accelerator, place)
             print('| {} worker{}{}, images/s | {:.0f} | {:.0f} | {:.2f} |'.format(

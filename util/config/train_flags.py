@@ -114,8 +114,7 @@ def _add_run(parser):
     add('--log_dir', help='folder for TensorBoard files; default: output_dir')
     add('--seed', type=flags.non_negative_int, default=0, help='seed of weights, data order, augmentation and masks')
     add('--deterministic', action='store_true',
-        help='deterministic operators and collectives, which are slower: a run is bit-equal when it is repeated or '
-        'resumed on the same devices; needs PyTorch 1.8 or later')
+        help='deterministic operators and collectives, slower: repeated and resumed runs are bit-equal; PyTorch 1.8')
     add('--resume', type=flags.weights, default='', help='checkpoint to resume (or to evaluate): a file, a Hugging '
         "Face folder, a URL with a hash in its name (.../name-HASH.pth), or 'auto': the newest in output_dir")
     add('--start_epoch', type=flags.non_negative_int,

@@ -111,7 +111,6 @@ class Cpu:
 class Accelerator(Cpu):
     """Common base of NPUs and GPUs; `module` is torch.npu or torch.cuda, which have the same interface."""
     is_accelerator = True
-    status_tool = ''        # the vendor's program that lists devices and who uses them
 
     def __init__(self, module: Any, reason: str = ''):
         super().__init__(reason)
@@ -133,8 +132,8 @@ class Accelerator(Cpu):
         try:
             self.module.set_device(device)      # initializes the device
         except RuntimeError as error:
-            raise UserError('--device {}: {} cannot be used ({}); see {}: it may be busy or not permitted, or driver '
-                            'and toolkit do not match'.format(self.type, device, first_line(error), self.status_tool)
+            raise UserError('--device {}: {} cannot be used ({}); see nvidia-smi or npu-smi info: it may be busy, not '
+                            'permitted, or driver and toolkit do not match'.format(self.type, device, first_line(error))
                             ) from None
         self.configure()
         if hasattr(self.module, 'Stream'):      # otherwise there is one stream only
@@ -164,7 +163,6 @@ class Cuda(Accelerator):
     """NVIDIA GPUs: torch.cuda and NCCL."""
     type = 'cuda'
     backend = 'nccl'
-    status_tool = 'nvidia-smi'
     deterministic_environment = {'CUBLAS_WORKSPACE_CONFIG': ':4096:8'}
 
     def supports_bf16(self) -> bool:
@@ -179,7 +177,6 @@ class Npu(Accelerator):
     """Ascend NPUs: torch.npu (of torch_npu, or built into Ascend's torch 1.5) and HCCL."""
     type = 'npu'
     backend = 'hccl'
-    status_tool = 'npu-smi info'
     deterministic_environment = {'HCCL_DETERMINISTIC': 'true'}
     first_iteration = 1800.     # some chips compile each operator then
     supports_bucket_view = False      # FlatAdamW has the gradients in a buffer of its own

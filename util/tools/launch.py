@@ -1,7 +1,6 @@
 """Launcher, one process per device: python util/tools/launch.py --devices 8 main_pretrain.py --data_path ...
 
-The first worker that fails ends the others on this node, and the launcher exits with its status. Stop signals are
-forwarded to the workers, which torch.distributed.run does not do for SIGUSR1.
+The first worker that fails ends the others on this node, and the launcher exits with its status. It forwards signals.
 """
 import argparse
 import math

@@ -60,12 +60,16 @@ def test_the_fill_of_random_erasing_is_distributed_as_that_of_timm(mode):
     assert counts == pytest.approx([counts[0]] * 4, rel=.01) and (shares[0] - shares[1]).abs().max() < .04
 
 
+ARANGE = 'aten::arange'
+
+
 def operators(augment, count):
     """(operator, shapes of its inputs) of a step with `count` images, sorted."""
     images, labels = torch.randn(count, 3, 32, 48), torch.arange(count) % 5
     with profile(record_shapes=True) as steps:
         augment(images, labels)
-    return sorted((event.name, str(event.input_shapes)) for event in steps.function_events)
+    # PyTorch 2.1's profiler now and then loses one of two nested events of arange.
+    return sorted((event.name, str(event.input_shapes)) for event in steps.function_events if event.name != ARANGE)
 
 
 @pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])

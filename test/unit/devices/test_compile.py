@@ -27,7 +27,7 @@ def test_gradients_and_names_equal_those_of_the_eager_model(caplog):
     plain, fast = small_model(), small_model()
     fast.load_state_dict(plain.state_dict())
     compile_blocks(fast, torch.device('cpu'))
-    if caplog.messages:
+    if [record for record in caplog.records if record.name == 'mae']:
         pytest.skip(caplog.text)    # PyTorch has no torch.compile, or there is no C++ compiler
     imgs = torch.randn(4, 3, 16, 16)
     for model in (plain, fast):

@@ -41,7 +41,7 @@ def test_all_stages_run_and_the_same_command_goes_on_where_it_was_stopped(cifar,
     assert run.status == 0 and 'pre-training gave' in run.output, run.output
     assert 0 < epochs < 40 and (out / 'pretrain' / 'log.txt').read_text().count('\n') == 40
     table = run.output[run.output.index('=== done'):].split('\n', 1)[1]
-    assert 'from scratch' in table and 'total' in table
+    assert 'from scratch' in table
     assert (out / 'cifar10_1p.log').read_text().endswith(table)
 
     run = launcher('cifar10_1p', *flags, *SMALL)

@@ -9,8 +9,6 @@ from util.config.train_flags import parse_pretrain
 
 ARGS = parse_pretrain() if __name__ == '__main__' else None      # first: --help and wrong flags need no torch
 
-from torch.utils.data import Dataset
-
 from engine_pretrain import train_one_epoch
 from util.checkpoints import weights
 from util.checkpoints.checkpointer import Checkpointer
@@ -33,7 +31,8 @@ def main(args: Namespace) -> None:
 
 def train(args: Namespace, session: Session, precision: FullPrecision, checkpointer: Checkpointer) -> None:
     """Pre-train for the remaining epochs."""
-    dataset = build_data(args)
+    dataset = pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min),
+                              args.val_fraction, args.val_seed)
     loader = training_loader(dataset, args.batch_size, session.world, args.seed, args.num_workers, args.pin_mem,
                              session.accelerator)
 
@@ -65,12 +64,6 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
             stats = train_one_epoch(trainer, args.mask_ratio, normalize)
             accuracy = evaluate_knn(epoch, trainer)
             trainer.close_epoch(stats, tests=accuracy, result=accuracy)
-
-
-def build_data(args: Namespace) -> Dataset:
-    """The training images, augmented but not yet normalized."""
-    return pretraining_set(args.data_path, pretraining_transform(args.input_size, args.in_chans, args.crop_min),
-                           args.val_fraction, args.val_seed)
 
 
 if __name__ == '__main__':

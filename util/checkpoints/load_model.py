@@ -84,7 +84,7 @@ def _inferred_flags(values: Weights, path: str) -> Dict[str, Any]:
     """Flags of weights without any, inferred from their shapes; a warning lists what is assumed."""
     check_tokens(values, path)
     flags = infer_size(values, path)
-    assumed = (', assumed to be trained without --norm_pix_loss' if flags['model'].startswith('mae_') else
+    assumed = (', assumed without --norm_pix_loss and --decoder_num_heads' if flags['model'].startswith('mae_') else
                '' if 'head.weight' in values else ', encoder only')
     logger.warning('%s: no training flags; inferred from the shapes: %s%s, input size %d, patch size %d', path,
                    flags['model'], assumed, flags['input_size'], flags['patch_size'])

@@ -22,7 +22,6 @@ MOST_PICKLES = 2 ** 24          # bytes; ViT-H with optimizer state takes 2 ** 1
 MOST_OPERATIONS = 2 ** 20       # and 2 ** 16
 MOST_TUPLES = 2 ** 15           # limits nesting, since hash() of a tuple recurses
 MOST_DIMENSIONS = 64            # limit of torch
-OTHER_BYTES = 'written on a machine of the other byte order'
 # numpy's by the names of safetensors; BF16, which numpy lacks, is the upper half of a float32.
 DTYPES = {'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': 'u2', 'I64': 'i8', 'I32': 'i4', 'I16': 'i2', 'I8': 'i1',
           'U8': 'u1', 'BOOL': 'u1'}
@@ -62,7 +61,7 @@ def _parse_zip(file: BinaryIO, size: int) -> Tuple[Any, Callable]:
     if any(record.compress_type for record in records.values()) or sum(sizes) > size:
         raise UnpicklingError('records are compressed or overlap')
     if 'byteorder' in records and archive.read(records['byteorder']) != b'little':
-        raise UnpicklingError(OTHER_BYTES)
+        raise UnpicklingError('written in the other byte order')
     reader = Reader(io.BytesIO(archive.open(records['data.pkl']).read(MOST_PICKLES)))
     return reader.load(), TensorReader(reader.storages, lambda key: archive.read(records['data/' + key]))
 
@@ -74,7 +73,7 @@ def _parse_legacy(file: BinaryIO, size: int) -> Tuple[Any, Callable]:
     if (magic_number, protocol) != (MAGIC_NUMBER, PROTOCOL):
         raise UnpicklingError('a pickle not written by torch.save')
     if not machine['little_endian']:
-        raise UnpicklingError(OTHER_BYTES)
+        raise UnpicklingError('written in the other byte order')
     reader = Reader(pickles)
     content, keys, places = reader.load(), Reader(pickles).load(), {}
     position = pickles.tell()
@@ -96,7 +95,6 @@ def _parse_legacy(file: BinaryIO, size: int) -> Tuple[Any, Callable]:
 
 class Items(dict):
     """Stub for collections.OrderedDict without its attributes; `__setstate__` of the class itself fails."""
-    __slots__ = ()
 
     def __setstate__(self, state):
         pass
@@ -104,7 +102,6 @@ class Items(dict):
 
 class Attributes(dict):
     """Stub for argparse.Namespace."""
-    __slots__ = ()
 
     def __setstate__(self, state):
         self.update(state)
@@ -120,8 +117,18 @@ class SavedTensor:
         raise UnpicklingError('attributes set on a tensor')
 
 
+class First:
+    """Stub for a function: returns its first argument, uncopied, since a file can ask for any number of copies."""
+
+    def __call__(self, value: Any, *unused: Any) -> Any:
+        return value
+
+    def __setstate__(self, state):
+        raise UnpicklingError('attributes set on a function')
+
+
 NAMES = {('torch._utils', '_rebuild_tensor'): SavedTensor, ('torch._utils', '_rebuild_tensor_v2'): SavedTensor,
-         ('torch._utils', '_rebuild_parameter'): lambda tensor, *unused: tensor, ('torch', 'Size'): tuple,
+         ('torch._utils', '_rebuild_parameter'): First(), ('torch', 'Size'): First(),
          ('torch', 'device'): torch.device,
          ('collections', 'OrderedDict'): Items, ('argparse', 'Namespace'): Attributes,
          **{('torch', name): dtype for name, dtype in STORAGES.items()}}

@@ -127,7 +127,7 @@ CHECKPOINT = {
 FLAGS = {
     'model': _text, 'patch_size': SIDE, 'in_chans': SIDE, 'mask_ratio': FRACTION, 'layer_norm_eps': FRACTION,
     **dict.fromkeys(('decoder_embed_dim', 'decoder_depth', 'decoder_num_heads'), SIDE),
-    'predict_ratio': _number(int, float, least=1e-9, most=1),
+    'predict_ratio': _number(int, float, least=0, most=1),
     'input_size': lambda value: SIDE(value) or type(value) is list and _list(SIDE, 2)(value),
     'freeze': lambda value: value == 'all' or COUNT(value),
     'val_fraction': _number(int, float, least=0, most=1), 'val_seed': _number(int)}

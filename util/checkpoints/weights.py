@@ -80,7 +80,8 @@ def load_for_pretraining(model: nn.Module, weights: Weights, path: str, flags: F
     own, weights = ({name: value for name, value in values.items() if not name.endswith('pos_embed')}
                     for values in (model.state_dict(), weights))
     decoder = [name for name in own if _in_decoder(name)]
-    complete = all(name in weights and weights[name].shape == own[name].shape for name in decoder)
+    complete = not _other_heads(model, flags) and all(
+        name in weights and weights[name].shape == own[name].shape for name in decoder)
     kept = {name: weights[name] for name in own if name in weights and (complete or name not in decoder)}
     return _load_part(model, own, weights, kept, ('decoder', 'mask_token', 'norm.'), path)
 
@@ -115,15 +116,21 @@ def with_positions_for(model: nn.Module, weights: Weights, flags: Flags = None) 
 
 def check_hidden_differences(model: nn.Module, weights: Weights, flags: Flags, path: str) -> None:
     """Raise UserError if weights have the model's shapes but another patch grid or number of heads in the decoder."""
-    size = PRETRAIN_MODELS.get((flags or {}).get('model'))
-    heads = size and hasattr(model, 'decoder_blocks') and (flags.get('decoder_num_heads') or size.decoder[2])
-    if heads and heads != model.decoder_blocks[0].attn.num_heads:
+    heads = _other_heads(model, flags)
+    if heads:
         raise UserError('{}: trained with --decoder_num_heads {}'.format(path, heads))
     table = weights.get('pos_embed')
     grid = None if table is None or table.shape != model.pos_embed.shape else _trained_grid(table, flags)
     if grid not in (None, model.grid_size):
         raise UserError('{}: trained on {} x {} patches, but this run has {} x {}; see --input_size'
                         .format(path, *grid, *model.grid_size))
+
+
+def _other_heads(model: nn.Module, flags: Flags) -> Optional[int]:
+    """Heads of the decoder by the flags of the training, if the model has a decoder with another number."""
+    size = PRETRAIN_MODELS.get((flags or {}).get('model'))
+    heads = size and hasattr(model, 'decoder_blocks') and (flags.get('decoder_num_heads') or size.decoder[2])
+    return heads if heads and heads != model.decoder_blocks[0].attn.num_heads else None
 
 
 def _trained_grid(table: Tensor, flags: Flags) -> Optional[Tuple[int, int]]:

@@ -23,7 +23,8 @@ def pretrain_parser() -> flags.Parser:
     add('--predict_ratio', type=flags.number(float, 0, 1, excluded=[0]), default=1.,
         help='share of the hidden patches that a step predicts, a new random subset each time (arXiv:2401.14391)')
     for name, what in (('depth', 'blocks'), ('embed_dim', 'width'), ('num_heads', 'attention heads')):
-        add('--decoder_' + name, type=flags.positive_int, help=what + " of the decoder; default: the model's own")
+        add('--decoder_' + name, type=flags.number(int, 1, input_flags.MAX_SIDE),
+            help=what + " of the decoder; default: the model's own")
     add('--init_from', type=flags.weights, default='', help='initial weights of the encoder, and of the decoder if it '
         'has one: a checkpoint as for --finetune of main_finetune.py; default: random weights')
     add = parser.adder(parser.add_argument_group('representation evaluation'))

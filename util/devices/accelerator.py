@@ -35,7 +35,6 @@ class Cpu:
     loader_options = {}             # DataLoader keywords that this device adds to pin_memory
     checkpoint_preserves_rng = True     # torch.utils.checkpoint restores the device's random state (for drop path)
     first_iteration = 0.    # seconds that the first iteration may take instead of --hang_timeout
-    deterministic_environment = {}      # variables that make the device's libraries deterministic
 
     def __init__(self, reason: str = ''):
         self.reason = reason                # why this device was chosen
@@ -59,8 +58,9 @@ class Cpu:
         """Call before `use`: deterministic operators and collectives; UserError if PyTorch has none."""
         if not hasattr(torch, 'use_deterministic_algorithms'):
             raise UserError('--deterministic: torch {} has no deterministic mode; omit it'.format(torch.__version__))
-        for name, value in self.deterministic_environment.items():
-            os.environ.setdefault(name, value)
+        for name, value in ('HCCL_DETERMINISTIC', 'true'), ('CUBLAS_WORKSPACE_CONFIG', ':4096:8'):
+            if os.environ.get(name, 'false') == 'false':
+                os.environ[name] = value
         torch.use_deterministic_algorithms(True)
 
     def seed(self, value: int) -> None:
@@ -163,7 +163,6 @@ class Cuda(Accelerator):
     """NVIDIA GPUs: torch.cuda and NCCL."""
     type = 'cuda'
     backend = 'nccl'
-    deterministic_environment = {'CUBLAS_WORKSPACE_CONFIG': ':4096:8'}
 
     def supports_bf16(self) -> bool:
         # PyTorch also reports support where it emulates bf16, slowly; it is native from Ampere (8.0) on.
@@ -177,7 +176,6 @@ class Npu(Accelerator):
     """Ascend NPUs: torch.npu (of torch_npu, or built into Ascend's torch 1.5) and HCCL."""
     type = 'npu'
     backend = 'hccl'
-    deterministic_environment = {'HCCL_DETERMINISTIC': 'true'}
     first_iteration = 1800.     # some chips compile each operator then
     supports_bucket_view = False      # FlatAdamW has the gradients in a buffer of its own
     loader_options = {'pin_memory_device': type}

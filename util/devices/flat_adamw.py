@@ -92,8 +92,9 @@ class LossScale:
         """Divide the gradients by the scale."""
         gradients = [optimizer.gradients] if isinstance(optimizer, FlatAdamW) else [
             p.grad for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+        factor = self._scale.reciprocal()
         for gradient in gradients:
-            gradient.mul_(self._scale.reciprocal())
+            gradient.mul_(factor)
 
     def update(self, skipped: Union[int, Tensor]) -> None:
         """Adapt a dynamic scale after a step; `skipped` is 1 if it was skipped, else 0."""
@@ -110,6 +111,6 @@ class LossScale:
 
     def load_state_dict(self, state: Dict[str, float]) -> None:
         """Restore a state_dict; a fixed scale stays as it is."""
-        if self._fixed is None:
+        if self._fixed is None and 'scale' in state:        # not that of apex
             self._scale.fill_(state['scale'])
             self._good_steps.fill_(state['_growth_tracker'])

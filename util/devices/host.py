@@ -25,11 +25,11 @@ def bind_cores(local_rank: int, local_world_size: int, near_cores: Callable = li
     if os.environ.get('CPU_AFFINITY_CONF'):
         return 'set by CPU_AFFINITY_CONF'       # which the device's library reads
     allowed, near = os.sched_getaffinity(0), near_cores()
-    if len(near) < local_world_size or not allowed.intersection(near[local_rank]):
+    near = [allowed.intersection(cores) for cores in near[:local_world_size]]
+    if len(near) < local_world_size or not all(a and (a == b or not a & b) for a in near for b in near):
         near = [allowed] * local_world_size
     peers = [rank for rank in range(local_world_size) if near[rank] == near[local_rank]]
-    os.sched_setaffinity(0, cores_of_rank(numa_nodes(), allowed.intersection(near[local_rank]),
-                                          peers.index(local_rank), len(peers)))
+    os.sched_setaffinity(0, cores_of_rank(numa_nodes(), near[local_rank], peers.index(local_rank), len(peers)))
     with open('/proc/self/status', encoding='ascii', errors='replace') as file:
         return re.search(r'^Cpus_allowed_list:\s*(.*)$', file.read(), re.M).group(1)
 

@@ -24,7 +24,6 @@ DEFAULT_PORT = 29500
 HANG_TIMEOUT = 600.         # seconds
 NOTICE = 10.                # seconds of waiting for other processes until a line names them
 COLLECTIVE_MARGIN = 60.     # seconds from the hang detector's limit to that of collectives: it reports first
-RESTART_MARGIN = COLLECTIVE_MARGIN + 120.   # more for the rendezvous after a restart, which others notice late
 
 
 class World:
@@ -48,7 +47,7 @@ class World:
             return
         # The first iteration of another process may take longer, where operators are compiled.
         limit = max(hang_timeout, accelerator.first_iteration) + COLLECTIVE_MARGIN
-        seconds = hang_timeout + (RESTART_MARGIN if 'MAE_RESTART' in os.environ else 0.)
+        seconds = limit + 120. if 'MAE_RESTART' in os.environ else hang_timeout     # others notice a failure late
         accelerator.prepare_network(urlparse(dist_url).hostname or os.environ['MASTER_ADDR'], limit)
         try:
             # With world size 1: otherwise rank 0 would block here and could not report which ranks are missing.

@@ -106,9 +106,7 @@ def _move_earlier(folder, log_dir):
 
 def report_no_checkpoint(folder: str) -> None:
     """Log that --resume auto has found none in `folder`, and the newest one that earlier results there hold."""
-    # Earlier releases renamed the whole folder, to FOLDER.DATE.
-    places = [os.path.join(glob.escape(folder), 'earlier.*'), glob.escape(folder.rstrip(os.sep)) + '.[12]*']
-    found = sorted((path for place in places for path in glob.glob(os.path.join(place, 'checkpoint-*.pth'))),
+    found = sorted(glob.glob(os.path.join(glob.escape(folder), 'earlier.*', 'checkpoint-*.pth')),
                    key=lambda path: os.lstat(path).st_mtime)
     logger.warning('--resume auto: no checkpoint in %s, training starts from the beginning%s', folder,
                    '; earlier results have {}'.format(found[-1]) if found else '')

@@ -298,7 +298,7 @@ def taken(model, values):
     return {name for name, value in model.state_dict().items() if name in values and torch.equal(value, values[name])}
 
 
-@pytest.mark.parametrize('change', ['without', 'other width', 'incomplete'])
+@pytest.mark.parametrize('change', ['without', 'other width', 'incomplete', 'other heads'])
 def test_a_decoder_that_does_not_fit_keeps_its_random_weights(change):
     values, model = shifted(nano_mae(decoder_embed_dim=32 if change == 'other width' else 64)), nano_mae()
     encoder_names = set(encoder_of(model))
@@ -306,7 +306,8 @@ def test_a_decoder_that_does_not_fit_keeps_its_random_weights(change):
         values = {name: values[name] for name in encoder_names}
     if change == 'incomplete':
         del values['mask_token']
-    left_out, fresh = weights.load_for_pretraining(model, values, 'x.pth')
+    flags = {'model': 'mae_vit_nano_patch16', 'decoder_num_heads': 4 if change == 'other heads' else None}
+    left_out, fresh = weights.load_for_pretraining(model, values, 'x.pth', flags)
     assert taken(model, values) == encoder_names - {'pos_embed'}
     decoder = set(model.state_dict()) - encoder_names - {'decoder_pos_embed'}
     assert set(fresh) == decoder and set(left_out) == decoder & set(values)

@@ -106,7 +106,8 @@ EXHAUSTING = {
     'lists within lists': b'\x80\x02' + b']' * 10000 + b'a' * 9999 + b'.',
     'a list that holds itself': b'\x80\x02]q\x00h\x00a.', 'each list holds the one before twice': LAUGHS,
     'the last place of the memo': b'\x80\x02]r\xff\xff\xff\xff.',
-    'a string of 4 GB that is not there': b'\x80\x02X\xff\xff\xff\xff' + b'x' * 100 + b'.'}
+    'a string of 4 GB that is not there': b'\x80\x02X\xff\xff\xff\xff' + b'x' * 100 + b'.',
+    'attributes of a function': b'\x80\x02ctorch\nSize\nN}(X\x0c\x00\x00\x00__defaults__K\x05u\x86b.'}
 
 
 @pytest.mark.parametrize('kind', EXHAUSTING)

@@ -7,7 +7,6 @@ from conftest import FINETUNE, PRETRAIN, call, finetune, succeeded
 from synthetic_dataset import CLASSES
 
 import main_finetune
-import main_pretrain
 from util.config.train_flags import parse_finetune, parse_linprobe, parse_pretrain
 from util.data.transforms import finetuning_transform
 from util.devices.accelerator import Cpu
@@ -70,10 +69,6 @@ def head(folder, *flags):
     return build_classifier(vars(args), count_classes(args, loader.dataset)).head
 
 
-def pretraining_data(folder, *flags):
-    return main_pretrain.build_data(parsed(parse_pretrain, PRETRAIN, folder, *flags))
-
-
 def data(folder, *flags):
     accelerator = Cpu()
     accelerator.is_accelerator = True
@@ -99,7 +94,6 @@ def mixing(folder, *flags):
     (classifier, ['--cls_token'], lambda m: hasattr(m, 'norm'), True),
     (classifier, ['--global_pool'], lambda m: hasattr(m, 'fc_norm'), True),
     (head, ['--nb_classes', 11], lambda m: m.out_features, 11),
-    (pretraining_data, ['--crop_min', .5], lambda d: d.transform.transforms[0].scale, (.5, 1.)),
     (data, ['--crop_min', .5], lambda d: d[0].dataset.transform.transforms[0].scale, (.5, 1.)),
     *[(data, ['--num_workers', 3, *more],
        lambda d: [(part.loader.num_workers, part.loader.pin_memory, part.loader.batch_size) for part in d],

@@ -74,6 +74,8 @@ def test_a_dynamic_scale_grows_and_shrinks_as_torchs_and_a_fixed_one_stays(monke
         found.append(scale.state_dict()['scale'] / 2 ** 16)
     assert found == [.5, .5, .5, .25, .25, .25, .5, .5] and scale.state_dict()['_growth_tracker'] == 1
     assert fixed.scale(GOOD).item() == 100.
+    scale.load_state_dict({'loss_scaler0': {'loss_scale': 2., 'unskipped': 1}})       # of apex
+    assert scale.state_dict()['scale'] == 2 ** 15
     if hasattr(getattr(torch, 'amp', None), 'GradScaler'):
         torchs, other = torch.amp.GradScaler('cpu'), LossScale(torch.device('cpu'))
         torchs.load_state_dict(scale.state_dict())

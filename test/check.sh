@@ -42,11 +42,11 @@ if ((cores > 2)); then cores=2; fi
 passed_on=(-n "$cores" --dist loadfile ${passed_on[@]+"${passed_on[@]}"})
 if [[ $wanted != all ]]; then
     announce "lint and tests with ${wanted:+PyTorch }${wanted:-${PYTHON:-the PyTorch at hand}}" \
-        "about 7 minutes (1 with -m 'not slow')"
+        "about 8 minutes (1 with -m 'not slow')"
     environment "$wanted"
     exec "$PYTHON" -m pytest "${passed_on[@]}"
 fi
-announce 'lint and tests with PyTorch 2.x, and a part of them with 1.5, 1.8, 1.11 and 2.1' 'about 11 minutes'
+announce 'lint and tests with PyTorch 2.x, and a part of them with 1.5, 1.8, 1.11 and 2.1' 'about 13 minutes'
 
 export MAE_PYTHONS=''      # for test_generations.py; what the last run alone has is named below
 chosen=${PYTHON:-} found=() pythons=() report=() status=0

@@ -80,7 +80,7 @@ class MaskedAutoencoderViT(nn.Module):
         """
         if noise is None:
             noise = torch.rand(imgs.shape[0], self.pos_embed.shape[1] - 1, device=imgs.device)
-        ids = noise.sort(dim=1)[1]          # sort, not argsort: every ONNX exporter supports it
+        ids = noise.sort(dim=1)[1]
         keep = visible_patches(ids.shape[1], mask_ratio)
         patches = self.patchify(imgs)
         latent = self.encode_visible(patches, ids[:, :keep])

@@ -2,7 +2,6 @@
 import glob
 import inspect
 import os
-import subprocess
 import sys
 import traceback
 from importlib.util import find_spec
@@ -21,23 +20,6 @@ def accepts(function: Callable, keyword: str) -> bool:
 def supported(function: Callable, **options: Any) -> Dict[str, Any]:
     """The `options` that `function` accepts, for keywords that only make it faster or tidier."""
     return {name: value for name, value in options.items() if accepts(function, name)}
-
-
-def import_aborts(package: str) -> bool:
-    """Whether an installed package aborts the interpreter beside a CUDA build of torch, tried in a child process.
-
-    The result is kept in the environment, for the processes that this one starts.
-    """
-    cuda = getattr(getattr(sys.modules.get('torch'), 'version', None), 'cuda', None)
-    if not cuda or package in sys.modules or find_spec(package) is None:
-        return False
-    known = 'MAE_ABORTS_' + package.upper()
-    if not os.environ.get(known):
-        code = 'import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); import ' + package   # no core dump
-        child = subprocess.run([sys.executable, '-c', code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
-        os.environ[known] = str(int(child.returncode < 0))
-    return os.environ[known] == '1'
 
 
 def torchvision_fault(error: BaseException) -> str:

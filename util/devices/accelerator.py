@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, ContextManager, Iterator, List, Optional, Tuple
 
 import torch
 import torch.utils.checkpoint
 from torch import distributed as dist
 
-from util.compat import import_aborts, supported
+from util.compat import supported
 from util.devices import host
 from util.devices.flat_adamw import FlatAdamW
 from util.devices.host_to_device import StreamCopy, inline_copy
@@ -273,6 +274,21 @@ def select(requested: str) -> Cpu:
                     'lists them)'.format(requested, missing[0]))
 
 
+def torch_npu_aborts() -> bool:
+    """Whether an installed torch_npu aborts the interpreter beside a CUDA build of torch, tried in a child process.
+
+    The result is kept in the environment, for the processes that this one starts.
+    """
+    if not torch.version.cuda or 'torch_npu' in sys.modules or find_spec('torch_npu') is None:
+        return False
+    if not os.environ.get('MAE_ABORTS_TORCH_NPU'):
+        code = 'import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); import torch_npu'    # no core dump
+        child = subprocess.run([sys.executable, '-c', code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
+        os.environ['MAE_ABORTS_TORCH_NPU'] = str(int(child.returncode < 0))
+    return os.environ['MAE_ABORTS_TORCH_NPU'] == '1'
+
+
 def probe(kind: str) -> Tuple[Optional[Accelerator], Optional[str]]:
     """(accelerator, None) for 'npu' or 'cuda', or (None, why it is not available)."""
     if kind == 'cuda':
@@ -280,7 +296,7 @@ def probe(kind: str) -> Tuple[Optional[Accelerator], Optional[str]]:
     if not hasattr(torch, 'npu'):       # built into Ascend's torch 1.5, otherwise added by torch_npu
         advice = ('source set_env.sh of the CANN toolkit first, by default /usr/local/Ascend/ascend-toolkit/set_env.sh'
                   ', or install the torch_npu release for torch ' + torch.__version__)
-        if import_aborts('torch_npu'):
+        if torch_npu_aborts():
             return None, ('torch_npu is installed but aborts Python beside the CUDA build of torch: install the CPU '
                           'build, pip install torch=={} torchvision --index-url https://download.pytorch.org/whl/cpu'.format(
                               torch.__version__.split('+')[0]))

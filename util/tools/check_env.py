@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import List, Sequence
 
-from util.compat import REQUIRED, import_aborts, torchvision_fault
+from util.compat import REQUIRED, torchvision_fault
 from util.config.parser import Parser
 from util.devices.host import default_workers
 from util.errors import run
@@ -40,8 +40,10 @@ def check_software(to_fix: List[str]) -> bool:
     for name in REQUIRED + OPTIONAL:
         label = name.replace('torch.utils.', '')        # which imports more of tensorboard than its own name
         try:
-            if name == 'torch_npu' and import_aborts(name):     # check_devices says what to do
-                raise ImportError('aborts Python')
+            if name == 'torch_npu' and 'torch' in sys.modules:
+                from util.devices.accelerator import torch_npu_aborts  # here, since it requires torch
+                if torch_npu_aborts():          # check_devices says what to do
+                    raise ImportError('aborts Python')
             _row(label, getattr(importlib.import_module(name), '__version__', 'installed'))
         except (Exception, SystemExit) as error:        # of any type in a broken package
             problem = 'does not load: ' + first_line(error)

@@ -11,6 +11,7 @@
 #   --model=NAME           a model of main_finetune.py (vit_tiny_patch16); pre-training takes mae_NAME
 #   --seed=N               seed of everything that is random (0)
 #   --images=N             train on N images and evaluate on N / 5, in batches of 32: where 50,000 would take too long
+#   --fast                 pre-train by the fast recipe
 #   --quick                one epoch on 120 images: tries the machine, learns nothing
 # Any other flag goes to all stages, and overrides the recipe: --device=cpu, --num_workers=4, --batch_size=256.
 # After an interruption, repeat the command: it resumes. DRY_RUN=1 prints the commands of the stages.
@@ -19,7 +20,7 @@
 source "$ROOT/test/lib/stages.sh"
 
 data_path='' output_dir=$ROOT/output_cifar10_1p pretrain_epochs=400 finetune_epochs=100 model=vit_tiny_patch16
-seed=0 images='' passed_on=()
+seed=0 images='' fast=() passed_on=()
 
 # read_flags "$@": the flags above into variables of their names, all others into passed_on.
 read_flags() {
@@ -27,6 +28,7 @@ read_flags() {
     while (($#)); do
         case $1 in
             --help | -h) sed -n '2,/^#$/s/^# \{0,1\}//p; /^#   /s/^# //p; /^# Any/,/^#$/s/^# //p' "$0" && exit 0 ;;
+            --fast) fast=("${FAST_RECIPE[@]}") ;;
             --quick) images=120 pretrain_epochs=1 finetune_epochs=1 ;;
             --data_path | --output_dir | --pretrain_epochs | --finetune_epochs | --model | --seed | --images)
                 (($# > 1)) || die "$1: give a value"
@@ -65,7 +67,7 @@ write_recipe() {
     shared=(--data_path "$data" --input_size 32 --patch_size 2 --seed "$seed" --amp)
     # Pixels as they are: normalised by its own mean and deviation, a patch of 2x2 has little left to predict.
     PRETRAIN=("${shared[@]}" --model "mae_$model" --epochs "$pretrain_epochs" --batch_size "${batches[0]}" --lr 1.5e-3
-        --warmup_epochs "$(((pretrain_epochs + 19) / 20))" ${passed_on[@]+"${passed_on[@]}"})
+        --warmup_epochs "$(((pretrain_epochs + 19) / 20))" ${fast[@]+"${fast[@]}"} ${passed_on[@]+"${passed_on[@]}"})
     # Milder than for ImageNet: larger crops, no erasing, little stochastic depth, mixing in 4 of 5 batches.
     training=("${shared[@]}" --model "$model" --epochs "$finetune_epochs" --batch_size "${batches[1]}"
         --warmup_epochs "$(((finetune_epochs + 19) / 20))" --crop_min 0.5 --reprob 0 --drop_path 0.05
@@ -99,7 +101,7 @@ PYTHON
 open_output() {
     local recipe
     recipe="--data_path=$(cd "$data_path" && pwd) --pretrain_epochs=$pretrain_epochs --finetune_epochs=$finetune_epochs"
-    recipe+=" --model=$model --seed=$seed --images=${images:-all}"
+    recipe+=" --model=$model --seed=$seed --images=${images:-all}${fast[0]:+ --fast}"
     { mkdir -p "$output_dir" && : >>"$log"; } 2>/dev/null || die "--output_dir: $output_dir cannot be written"
     if [[ ! -e $output_dir/recipe.txt ]]; then
         printf '%s\n' "$recipe" >"$output_dir/recipe.txt"

@@ -131,13 +131,12 @@ def main():
     torch.set_num_threads(1)
     accelerator = devices.select(args.device)
     place = accelerator.use(0)
-    found = list(pretraining_set(args.folder).paths)
+    found = pretraining_set(args.folder).paths
     paths = list(itertools.islice(itertools.cycle(found), args.images + args.batch_size))
     print('{} files, {}, Python {}, torch {}, torchvision {}, Pillow {}'.format(
         len(found), accelerator.name, sys.version.split()[0], torch.__version__, torchvision.__version__,
         PIL.__version__))
-    print('batches of {} at {} x {}; medians of {}'.format(args.batch_size, args.input_size, args.input_size,
-                                                           args.rounds))
+    print('batches of {0.batch_size} at {0.input_size} x {0.input_size}; medians of {0.rounds}'.format(args))
     for task in args.task:
         print('\n| {} | ours | baseline | ratio |\n|---|---|---|---|'.format(task))
         for workers, (words, dataset) in itertools.product(args.workers, sources(task, paths, args).items()):

@@ -142,9 +142,8 @@ def show(args, report):
 def main(args):
     if 'WORLD_SIZE' in os.environ:          # started by start_processes
         measure(args)
-        return
-    report = start_processes(args)
-    show(args, report)
+    else:
+        show(args, start_processes(args))
 
 
 def parsed():

@@ -1,24 +1,28 @@
 """Training step benchmark against the published implementations: python test/bench/bench_step.py [flags]
 
 Ours: the program's step from bytes on the device to updated weights, with its models, losses, precision and
-OptimizerStep. The baseline, in this file, follows the published implementations: explicit softmax attention, all
-patches embedded and predicted, fp16 autocast with a gradient scaler on GPUs and fp32 on CPUs, plain AdamW, and a
-synchronization per step to read the loss. Its images are already floats on the device.
+OptimizerStep. The baseline follows the published implementations: explicit softmax attention, all patches embedded and
+predicted, fp16 autocast with a gradient scaler on GPUs and fp32 on CPUs, plain AdamW, and a synchronization per step
+to read the loss. Its images are already floats on the device.
 
 Each is built, and compiled, once; then windows of --window seconds alternate in one process. Medians are shown, also of
 the rounds' ratios. Each round also times a matrix product in bf16 (on a CPU, in fp32), whose speed counts as the
-device's peak. --each also measures alone what only an accelerator can judge, against ours: see EACH.
+device's peak. --each also measures alone what only an accelerator can judge, against ours: see EACH. --fast measures
+the fast recipe of pre-training against ours by the published one; on a CPU, the peak memory of a process for each.
 
-FLOPs per image, the same for all, are those that the loss requires: three times the forward pass (backward takes two),
-counting only matrix products, with a multiplication and an addition as two. For T tokens of width D:
+FLOPs per image are those that the loss requires: three times the forward pass (backward takes two), counting only
+matrix products, with a multiplication and an addition as two. For T tokens of width D:
     block(T, D) = T * 24 D^2 + 4 T^2 D               qkv 6, projection 2, MLP 16; attention's two products
     classifier  = L * 2 D P + depth * block(1 + L, D) + 2 D classes
-    autoencoder = K * 2 D P + depth * block(1 + K, D) + (1 + K) * 2 D E + decoder depth * block(1 + L, E) + R * 2 E P
-with L patches of P values, of which K are visible and R = L - K masked, and decoder width E.
+    autoencoder = K * 2 D P + depth * block(1 + K, D) + (1 + K) * 2 D E + decoder depth * block(1 + K + R, E)
+                  + R * 2 E P
+with L patches of P values, of which K are visible and R predicted, and decoder width E.
 """
 import argparse
 import gc
+import multiprocessing
 import os
+import resource
 import statistics
 import sys
 import time
@@ -33,25 +37,27 @@ import torch
 from steps import EACH, SIDES, built
 
 from util.devices import accelerator as devices
+from util.model_sizes import predicted_patches, visible_patches
 from util.text import first_line
 
 PEAK_SIDE = {'cpu': 2048}       # of the matrices whose product is timed; 8192 on accelerators
 
 
-def flops(args):
+def flops(step):
     """Floating-point operations of a training step per image; see the module docstring."""
-    model = built(args.task, args.model, args.input_size)
+    model = getattr(step.model, 'inner', step.model)
     length, values = model.pos_embed.shape[1] - 1, 3 * model.patch_embed.proj.kernel_size[0] ** 2
     dim, depth = model.pos_embed.shape[2], len(model.blocks)
 
     def block(tokens, dim):
         return tokens * 24 * dim ** 2 + 4 * tokens ** 2 * dim
 
-    if args.task == 'finetune':
+    if step.args.task == 'finetune':
         return 3 * (length * 2 * dim * values + depth * block(1 + length, dim) + 2 * dim * 1000)
-    keep, width = int(length * .25), model.decoder_pos_embed.shape[2]
+    keep, width = visible_patches(length, step.mask_ratio), model.decoder_pos_embed.shape[2]
+    predicted = predicted_patches(length - keep, model.predict_ratio)
     return 3 * (keep * 2 * dim * values + depth * block(1 + keep, dim) + (1 + keep) * 2 * dim * width
-                + len(model.decoder_blocks) * block(1 + length, width) + (length - keep) * 2 * width * values)
+                + len(model.decoder_blocks) * block(1 + keep + predicted, width) + predicted * 2 * width * values)
 
 
 class Side:
@@ -63,6 +69,7 @@ class Side:
         before = module.memory_allocated() if module else 0
         self.accelerator, self.images, self.paces = accelerator, args.batch_size, []
         self.step = build(args, accelerator, place)
+        self.flops = flops(self.step)
         self.seconds(1)                                     # compiles
         if module:
             module.reset_peak_memory_stats()
@@ -98,13 +105,26 @@ def peak(accelerator, place):
     return max(paces)
 
 
+def memory_alone(args, accelerator, name):
+    """Peak memory of this process with one side on the CPU, in MiB, beyond what it has before the model is copied."""
+    built(args.task, args.model, args.input_size, **SIDES[name].options)
+    with open('/proc/self/statm') as file:
+        before = int(file.read().split()[1]) * resource.getpagesize()
+    Side(SIDES[name], args, accelerator, accelerator.use(0))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 10 - before / 2 ** 20
+
+
 def measure(args, accelerator, place, names, against='baseline'):
-    """{'peak', 'flops', and for each name: images/s, share of the peak, MiB, ratios to `against`}, or why it failed."""
-    sides, found, peaks, needed = {}, {name: {} for name in names}, [], flops(args)
+    """{'peak', and for each name: images/s, GFLOP, share of the peak, MiB, ratios to `against`}, or why it failed."""
+    sides, found, peaks, memory = {}, {name: {} for name in names}, [], None
     for name in names:
         gc.collect()                    # memory of earlier models
         try:
+            if args.fast and not accelerator.is_accelerator:
+                with multiprocessing.get_context('spawn').Pool(1) as pool:
+                    memory = pool.apply(memory_alone, (args, accelerator, name))
             sides[name] = Side({**SIDES, **EACH[args.task]}[name], args, accelerator, place)
+            sides[name].memory = sides[name].memory or memory
         except Exception as error:      # such as no memory, or what this PyTorch or device lacks
             found[name]['failed'] = first_line(error)
     for _ in range(args.rounds):
@@ -114,14 +134,15 @@ def measure(args, accelerator, place, names, against='baseline'):
     for name, side in sides.items():
         found[name].update(
             precision=side.step.precision.name, images_per_sec=statistics.median(side.paces),
-            share_of_peak=statistics.median(pace * needed / top for pace, top in zip(side.paces, peaks)))
+            gflop_per_image=side.flops / 1e9,
+            share_of_peak=statistics.median(pace * side.flops / top for pace, top in zip(side.paces, peaks)))
         if side.memory:
             found[name]['memory_mib'] = side.memory
         if against in sides:
             found[name]['ratio'] = statistics.median(map(truediv, side.paces, sides[against].paces))
             if side.memory:
                 found[name]['memory_ratio'] = side.memory / sides[against].memory
-    return {'device': accelerator.name, 'peak': statistics.median(peaks), 'flops': needed, 'sides': found}
+    return {'device': accelerator.name, 'peak': statistics.median(peaks), 'sides': found}
 
 
 def table(rows):
@@ -142,25 +163,28 @@ def parse(words=None):
     parser.add_argument('--amp_dtype', default='auto', help='precision of ours, bf16 or fp16; auto: as --amp chooses')
     parser.add_argument('--compile', action='store_true', help='also ours with --compile')
     parser.add_argument('--each', action='store_true', help='also each means alone')
+    parser.add_argument('--fast', action='store_true', help='the fast recipe of pre-training against ours')
     parser.add_argument('--grad_checkpoint', action='store_true', help='ours with --grad_checkpoint')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--window', type=float, default=3., help='seconds of a window, at least a step')
     parser.add_argument('--warmup', type=int, default=3, help='warm-up steps')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.set_defaults(amp_backend='auto')
-    return parser.parse_args(words)
+    parser.set_defaults(amp_backend='auto', seed=0)
+    args = parser.parse_args(words)
+    if args.fast and args.task != 'pretrain':
+        parser.error('--fast: the recipe is of pre-training')
+    return args
 
 
 def main():
     args = parse()
     accelerator = devices.select(args.device)
     names = ['ours', *['ours --compile'] * args.compile, 'baseline', *(EACH[args.task] if args.each else ())]
-    found = measure(args, accelerator, accelerator.use(0), names)
+    names, against = (['fast recipe', 'ours'], 'ours') if args.fast else (names, 'baseline')
+    found = measure(args, accelerator, accelerator.use(0), names, against)
     print('{}, {} threads, Python {}, torch {}, timm {}'.format(
         found['device'], torch.get_num_threads(), sys.version.split()[0], torch.__version__, timm.__version__))
     print('{0.task} {0.model}, batches of {0.batch_size} at {0.input_size} x {0.input_size}; medians of {0.rounds} '
-          'windows of {0.window:g} s; peak {1:.4g} TFLOP/s, {2:.4g} GFLOP per image\n'.format(
-              args, found['peak'] / 1e12, found['flops'] / 1e9))
+          'windows of {0.window:g} s; peak {1:.4g} TFLOP/s\n'.format(args, found['peak'] / 1e12))
     print(table([{'': name, **values} for name, values in found['sides'].items()]))
 
 

@@ -80,15 +80,16 @@ class PublishedMae(nn.Module):
 
 
 @lru_cache(maxsize=None)
-def built(task, name, input_size):
+def built(task, name, input_size, **options):
     """Model on the CPU, to be copied: initialising ViT-L takes seconds."""
     if task == 'pretrain':
-        return getattr(models_mae, 'mae_vit_' + name)(img_size=input_size, norm_pix_loss=True)
+        return getattr(models_mae, 'mae_vit_' + name)(img_size=input_size, norm_pix_loss=True, **options)
     return getattr(models_vit, 'vit_' + name)(global_pool=True, img_size=input_size, drop_path_rate=.1)
 
 
 class Step:
     """Training step of one side; a call may return before the device has finished."""
+    options, mask_ratio = {}, .75       # of the autoencoder
 
     def __init__(self, args, accelerator, place, changed=lambda model: model):
         self.args, self.accelerator, self.place, self.i = args, accelerator, place, 0
@@ -98,7 +99,8 @@ class Step:
         self.pixels, self.labels = pixels.to(place), torch.arange(args.batch_size).to(place) % 1000
         self.normalize = Normalize()
         self.mix, self.criterion = Mixup(.8, 1.), SoftTargetCrossEntropy()
-        self.model = changed(copy.deepcopy(built(args.task, args.model, args.input_size))).to(place).train()
+        self.model = changed(copy.deepcopy(built(args.task, args.model, args.input_size, **self.options)))
+        self.model.to(place).train()
 
     def groups(self):
         if self.args.task == 'pretrain':
@@ -133,7 +135,7 @@ class Ours(Step):
     def loss(self, images, labels):
         with self.precision.autocast():
             if self.args.task == 'pretrain':
-                return self.optimizer_step.model(images, mask_ratio=.75, loss_only=True)
+                return self.optimizer_step.model(images, mask_ratio=self.mask_ratio, loss_only=True)
             logits = self.optimizer_step.model(images)
         return self.criterion(logits.float(), labels)
 
@@ -145,6 +147,11 @@ class Ours(Step):
 
     def backward(self, images, labels):
         self.optimizer_step.backward(self.loss(images, labels))
+
+
+class Fast(Ours):
+    """The fast recipe, as in test/lib/recipes.sh."""
+    options, mask_ratio = {'decoder_depth': 2, 'predict_ratio': .5}, .8
 
 
 class Graph(Ours):
@@ -236,7 +243,7 @@ class Baseline(Step):
     def __call__(self):
         if self.args.task == 'pretrain':
             with self.precision.autocast():
-                loss = self.model(self.images, .75)
+                loss = self.model(self.images, self.mask_ratio)
         else:
             images, labels = self.mix(self.images.clone(), self.labels)
             with self.precision.autocast():
@@ -256,7 +263,8 @@ class Baseline(Step):
         self.accelerator.synchronize()
 
 
-SIDES = {'ours': Ours, 'ours --compile': partial(Ours, wrap=compiled), 'baseline': Baseline}
+SIDES = {'ours': Ours, 'ours --compile': partial(Ours, wrap=compiled), 'baseline': Baseline,
+         'fast recipe': Fast}
 EACH = {'AdamW not fused': partial(Ours, adamw=not_fused), 'DDP of one': partial(Ours, wrap=in_ddp),
         'DDP of one, static_graph': partial(Ours, wrap=partial(in_ddp, static_graph=True))}
 EACH = {'pretrain': {**EACH, 'gather by element': ByElement, 'CUDA graph': Graph},

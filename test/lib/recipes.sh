@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# The five recipes: what differs from the defaults of the Python scripts. `recipe NAME` selects one.
+# The six recipes: what differs from the defaults of the Python scripts. `recipe NAME` selects one.
 # Sets SCRIPT and RECIPE, and NEEDS: the public parameters that it requires beside --data_path.
 
 # MAE pre-training of ViT-B/16. Documented: 8 devices, 400 epochs: loss 0.4107.
@@ -7,6 +7,15 @@ recipe_pretrain_base() {
     SCRIPT=main_pretrain.py
     NEEDS=()
     RECIPE=(--model mae_vit_base_patch16 --batch_size 256 --blr 3e-4 --norm_pix_loss --amp)
+}
+
+# The fast recipe of pre-training, compared in test/bench/results/fast_recipe.md. Shallow decoder, more patches hidden,
+# fewer epochs: Wei et al., Masked Autoencoders are Secretly Efficient Learners, CVPR 2024 workshop ECV; see also
+# arXiv:2111.06377, table 1a and figure 5. A part of the hidden patches: arXiv:2401.14391, there with cross-attention.
+FAST_RECIPE=(--decoder_depth 2 --mask_ratio 0.8 --predict_ratio 0.5)
+recipe_pretrain_fast() {
+    recipe_pretrain_base
+    RECIPE+=("${FAST_RECIPE[@]}" --warmup_epochs 20)
 }
 
 # Fine-tuning of ViT-B/16. Documented: 8 devices, 100 epochs: Acc@1 83.34. One device takes half the base rate.

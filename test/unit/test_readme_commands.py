@@ -131,7 +131,7 @@ def test_the_table_of_launchers_is_complete(name):
     rows = {row[0]: row for row in (re.split(r' *\| *', line)[1:-1] for line in text_of(name).splitlines())
             if row and re.match(r'`\w+\.sh`', row[0])}
     launchers = [path for path in (ROOT / 'test').glob('*.sh') if re.search('^launch ', path.read_text(), re.M)]
-    assert len(rows) == len(launchers) == 11
+    assert len(rows) == len(launchers) == 13
     for path in launchers:
         declared = dict(re.findall(r'^(\w+) +(\S+)$', path.read_text(), re.M))
         _, devices, epochs, *_, log = rows['`{}`'.format(path.name)]

@@ -1,8 +1,7 @@
 """Pre-training recipes compared: python test/bench/compare_recipes.py DATA FOLDER --recipe EPOCHS FLAGS [--recipe ...]
 
 For each recipe and seed: pre-train a nano model, evaluate k-NN, fine-tune. The table shows mean, standard error and
-each seed. Choose epochs with equal processor seconds of pre-training. A process has one thread; two run at a time.
-Repeated, the command runs what is not yet complete.
+each seed. Choose epochs with equal processor seconds of pre-training. Two processes of one thread run at a time.
 """
 import argparse
 import json
@@ -51,10 +50,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('data', help='class folders')
     parser.add_argument('folder', help='output')
-    parser.add_argument('--input_size', type=int, default=32)
-    parser.add_argument('--patch_size', type=int, default=4)
     parser.add_argument('--recipe', nargs=2, action='append', required=True, metavar=('EPOCHS', 'FLAGS'))
-    parser.add_argument('--finetune_epochs', type=int, default=5)
+    for name, default in (('--input_size', 32), ('--patch_size', 4), ('--finetune_epochs', 5)):
+        parser.add_argument(name, type=int, default=default)
     args = parser.parse_args()
     os.environ['OMP_NUM_THREADS'] = '1'
     with ThreadPoolExecutor(2) as pool:

@@ -38,7 +38,7 @@ def test_shellcheck():
     """What a launcher sources is checked only by itself, which is four times as quick."""
     scripts = [*ROOT.glob('test/**/*.sh'), ROOT / 'test' / 'slurm.sbatch', ROOT / '.ci' / 'run']
     launchers = [path for path in scripts if re.search('^launch ', path.read_text(), re.M)]
-    assert len(launchers) == 11
+    assert len(launchers) == 13
     for words in (['-e', 'SC1091', *launchers], ['-x', '-P', 'SCRIPTDIR', *sorted({*scripts} - {*launchers})]):
         succeeded(execute([tool('shellcheck'), *words]))
 

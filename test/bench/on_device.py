@@ -126,13 +126,16 @@ def correctness(args, results, accelerator, place):
                 results.check(what + name, difference, limit)
     finish(whole)
     resumed = started(args.work / 'resumed', *flags, '--resume', args.work / 'whole' / 'checkpoint-0.pth')
-    half = choose_precision(accelerator, True, dtype='bf16' if accelerator.supports_bf16() else 'fp16')
-    first, second, mixed = (losses(images, *args.curve, seed, precision, accelerator, place) for seed, precision in (
-        (0, choose_precision(accelerator)), (1, choose_precision(accelerator)), (0, half)))
+    transform, drawn = evaluation_transform(args.curve[0]), pretraining_set(images)
+    pixels = torch.stack([transform(drawn[i][0]) for i in range(len(drawn))])
+    full = choose_precision(accelerator)
+    half = choose_precision(accelerator, dtype='bf16' if accelerator.supports_bf16() else 'fp16')
+    first, second, mixed = (losses(pixels, *args.curve[1:], seed, precision, accelerator, place)
+                            for seed, precision in ((0, full), (1, full), (0, half)))
     results.check('losses of {} steps, {} against fp32; limit: another seed in fp32'.format(len(first), half.name),
                   (first - mixed).abs().mean().item(), (first - second).abs().mean().item())
     plain = numbers('finetune', small('finetune'), place)
-    side = SimpleNamespace(accelerator=accelerator, place=place, precision=choose_precision(accelerator))
+    side = SimpleNamespace(accelerator=accelerator, place=place, precision=full)
     for what, wrap in (('one DDP process over ' + accelerator.backend, in_ddp), ('--compile', compiled)):
         found = numbers('finetune', small('finetune'), place, wrap=lambda model, wrap=wrap: wrap(side, model))
         results.check(what + ' against plain: gradients', differences(found, plain)[2], LIMITS['fp32'])
@@ -143,13 +146,11 @@ def correctness(args, results, accelerator, place):
     return any(row['result'] == 'FAILED' for row in results.part['rows'])
 
 
-def losses(folder, input_size, batch_size, steps, seed, precision, accelerator, place):
-    """Losses of a pre-training."""
-    transform, dataset = evaluation_transform(input_size), pretraining_set(folder)
-    images = torch.stack([transform(dataset[i][0]) for i in range(len(dataset))])
+def losses(images, batch_size, steps, seed, precision, accelerator, place):
+    """Losses of a pre-training on uint8 images (N, H, W, 3)."""
     seed_generators(seed)
     accelerator.seed(seed)
-    model = models_mae.mae_vit_tiny_patch16(img_size=input_size, norm_pix_loss=True).to(place).train()
+    model = models_mae.mae_vit_tiny_patch16(img_size=images.shape[1], norm_pix_loss=True).to(place).train()
     optimizer = precision.adamw(accelerator, decay_groups(model, .05), lr=1e-3, betas=(.9, .95))
     optimizer_step = OptimizerStep(*precision.prepare(model, optimizer), precision,
                                    lambda epoch: warmup_cosine(epoch, 1e-3, steps, steps / 10, 0.))

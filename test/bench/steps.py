@@ -263,8 +263,7 @@ class Baseline(Step):
         self.accelerator.synchronize()
 
 
-SIDES = {'ours': Ours, 'ours --compile': partial(Ours, wrap=compiled), 'baseline': Baseline,
-         'fast recipe': Fast}
+SIDES = {'ours': Ours, 'ours --compile': partial(Ours, wrap=compiled), 'baseline': Baseline, 'fast recipe': Fast}
 EACH = {'AdamW not fused': partial(Ours, adamw=not_fused), 'DDP of one': partial(Ours, wrap=in_ddp),
         'DDP of one, static_graph': partial(Ours, wrap=partial(in_ddp, static_graph=True))}
 EACH = {'pretrain': {**EACH, 'gather by element': ByElement, 'CUDA graph': Graph},

@@ -23,6 +23,15 @@ def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, flags, words
     assert re.search(words, run.output), run.output
 
 
+def test_fast_adds_the_fast_recipe_to_pretraining_alone(tmp_path):
+    def stages(*flags):
+        return succeeded(launcher('cifar10_1p', '--data_path', tmp_path, *flags, DRY_RUN='1')).splitlines()
+
+    recipe = ' --decoder_depth 2 --mask_ratio 0.8 --predict_ratio 0.5'
+    pretraining, *others = stages('--fast')
+    assert recipe in pretraining and [pretraining.replace(recipe, ''), *others] == stages()
+
+
 @pytest.mark.slow
 def test_all_stages_run_and_the_same_command_goes_on_where_it_was_stopped(cifar, tmp_path):  # noqa: F811
     out = tmp_path / 'o'
@@ -46,6 +55,7 @@ def test_all_stages_run_and_the_same_command_goes_on_where_it_was_stopped(cifar,
 
     run = launcher('cifar10_1p', *flags, *SMALL)
     assert run.status == 0 and run.output.endswith(table) and run.output.count('already complete\n') == 3
+    assert launcher('cifar10_1p', *flags, *SMALL, '--fast').status == 2
     run = launcher('cifar10_1p', *flags, *SMALL, '--seed=1')
     assert run.status == 2 and run.output.count('\n') == 1
     assert '{} holds a run with '.format(out) in run.output and '--seed=0' in run.output

@@ -68,6 +68,21 @@ def test_a_redirected_standard_output_keeps_what_it_holds(tmp_path, write):
     assert (tmp_path / 'log').read_text() == 'before\nnew' and os.listdir(str(tmp_path)) == ['log']
 
 
+@both
+def test_standard_output_in_a_file_goes_on_after_what_is_written(tmp_path, write):
+    stdout = os.dup(1)
+    with open(str(tmp_path / 'log'), 'wb') as file:
+        os.dup2(file.fileno(), 1)
+        try:
+            os.write(1, b'before\n')
+            write('/dev/stdout')
+            os.write(1, b'\nafter')
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+    assert (tmp_path / 'log').read_bytes() == b'before\nnew\nafter'
+
+
 def test_a_reader_that_closes_the_pipe_has_enough():
     reading, writing = os.pipe()
     os.close(reading)

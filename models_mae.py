@@ -192,7 +192,7 @@ def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
     if x.requires_grad:         # else by whole rows, without an index for each element
         return torch.gather(x.expand(len(ids), -1, -1), 1, ids[..., None].expand(-1, -1, x.shape[-1]))
     first = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=ids.device)[:, None]
-    return x.flatten(0, 1).index_select(0, (ids + first).flatten()).view(*ids.shape, -1)
+    return x.flatten(0, 1).index_select(0, (ids + first).flatten()).view(*ids.shape, x.shape[-1])
 
 
 def _mae(size: Size, **options: Any) -> MaskedAutoencoderViT:

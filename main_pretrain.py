@@ -38,6 +38,7 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
 
     # model
     session.seed(args.seed, epoch=-1)
+    setup.adopt_decoder_flags(args, checkpointer)
     model = build_autoencoder(vars(args))
     setup.load_initial_weights(args, session, checkpointer, model, args.init_from, weights.load_for_pretraining)
     normalize = Normalize.of(vars(args))

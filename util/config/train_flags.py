@@ -17,14 +17,15 @@ def pretrain_parser() -> flags.Parser:
     _add_run(parser)
     _add_full_training(parser)
     add = parser.adder(parser.add_argument_group('masked autoencoder'))
-    add('--mask_ratio', type=flags.open_fraction, default=MASK_RATIO, help='share of patches to hide, between 0 and 1')
+    add('--mask_ratio', type=flags.open_fraction, default=MASK_RATIO, help='share of patches to mask, between 0 and 1')
     add('--norm_pix_loss', action='store_true',
-        help='normalise the target pixels of each patch by its own mean and variance')
-    add('--predict_ratio', type=flags.number(float, 0, 1, excluded=[0]), default=1.,
-        help='share of the hidden patches that a step predicts, a new random subset each time (arXiv:2401.14391)')
+        help='normalize the target pixels of each patch by its own mean and variance')
+    add('--predict_ratio', type=flags.number(float, 0, 1, excluded=[0]),
+        help='share of the masked patches that a step predicts, a new random subset each time (arXiv:2401.14391); '
+             'default: that of the --resume checkpoint, else 1')
     for name, what in (('depth', 'blocks'), ('embed_dim', 'width'), ('num_heads', 'attention heads')):
         add('--decoder_' + name, type=flags.number(int, 1, input_flags.MAX_SIDE),
-            help=what + " of the decoder; default: the model's own")
+            help=what + " of the decoder; default: that of the --resume checkpoint, else the model's own")
     add('--init_from', type=flags.weights, default='', help='initial weights of the encoder, and of the decoder if it '
         'has one: a checkpoint as for --finetune of main_finetune.py; default: random weights')
     add = parser.adder(parser.add_argument_group('representation evaluation'))
@@ -201,7 +202,7 @@ def _add_finetuning(parser):
 
     add = parser.adder(parser.add_argument_group('augmentation and regularisation'))
     add('--color_jitter', type=flags.word_or('none', None, flags.non_negative),
-        help='strength of colour jitter; used if --aa is none')
+        help='strength of color jitter; used if --aa is none')
     add('--aa', help="AutoAugment policy in timm's notation, or none; default: " + input_flags.RECIPE_AA +
         ', or none if --in_chans is neither 1 nor 3')
     add('--smoothing', type=flags.fraction_below_one, default=.1, help='label smoothing')

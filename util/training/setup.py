@@ -25,7 +25,9 @@ from util.devices.precision import FullPrecision
 from util.distributed.world import World
 from util.errors import UserError
 from util.log import logger
+from util.model_sizes import decoder_fault
 from util.models.activation_checkpointing import checkpointed
+from util.models.build import DECODER_FLAGS
 from util.text import listed
 from util.training.ema import EMA
 from util.training.non_finite_steps import NonFiniteSteps
@@ -45,6 +47,18 @@ def start_run(args: Namespace) -> Iterator[Tuple[Session, FullPrecision, Checkpo
                 args.val_fraction, args.val_seed, has_validation(args.data_path), getattr(args, 'eval', False),
                 checkpointer.get('args'))
         yield session, precision, checkpointer
+
+
+def adopt_decoder_flags(args: Namespace, checkpointer: Checkpointer) -> None:
+    """Set the flags of the decoder that are not given to those of the --resume checkpoint, if it is of this model."""
+    saved = checkpointer.get('args') or {}
+    for name in DECODER_FLAGS:
+        if getattr(args, name) is None and saved.get('model') == args.model:
+            setattr(args, name, saved.get(name))
+    args.predict_ratio = args.predict_ratio or 1.
+    fault = decoder_fault(vars(args))
+    if fault:
+        raise UserError('{}, with the flags in {}'.format(fault, checkpointer.path))
 
 
 def class_names(args: Namespace, checkpointer: Checkpointer) -> Optional[List[str]]:

@@ -1,4 +1,5 @@
 """Model sizes, one row each: for the constructors, --model and the recognition of weights by their shapes."""
+import math
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
@@ -63,6 +64,12 @@ def decoder_flags(weights: Dict[str, Any]) -> Dict[str, Optional[int]]:
     embedding = weights.get('decoder_embed.weight')
     return {'decoder_embed_dim': None if embedding is None else len(embedding),
             'decoder_depth': _depth(weights, 'decoder_blocks') or None}
+
+
+def usual_heads(model: str, width: int) -> int:
+    """Heads of a decoder of `width`, which its weights do not show: the model's own, or 32 wide as published."""
+    own_width, _, heads = PRETRAIN_MODELS[model].decoder
+    return heads if width == own_width else math.gcd(width, max(1, width // 32))
 
 
 def _depth(weights, blocks):

@@ -121,11 +121,9 @@ class Checkpointer:
         state = prefer_ema_weights(self.state, self.path) if ema_weights else self.state
         weights, flags = state['model'], state.get('args')
         with checkpoint_errors(self.path):
-            if fit_positions:
-                weights = with_positions_for(model, weights, flags)
-            else:
+            load_strict(model, with_positions_for(model, weights, flags) if fit_positions else weights, self.path)
+            if not fit_positions:
                 check_hidden_differences(model, weights, flags, self.path)
-            load_strict(model, weights, self.path)
         logger.info('loaded the weights of %s', self.path)
 
     def load_training(self, optimizer: torch.optim.Optimizer, precision: FullPrecision) -> None:

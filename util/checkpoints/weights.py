@@ -79,9 +79,9 @@ def load_for_pretraining(model: nn.Module, weights: Weights, path: str, flags: F
     """
     own, weights = ({name: value for name, value in values.items() if not name.endswith('pos_embed')}
                     for values in (model.state_dict(), weights))
-    decoder = [name for name in own if _in_decoder(name)]
-    complete = not _other_heads(model, flags) and all(
-        name in weights and weights[name].shape == own[name].shape for name in decoder)
+    decoder, theirs = ({name: value.shape for name, value in values.items() if _in_decoder(name)}
+                       for values in (own, weights))
+    complete = decoder == theirs and not _other_heads(model, flags)
     kept = {name: weights[name] for name in own if name in weights and (complete or name not in decoder)}
     return _load_part(model, own, weights, kept, ('decoder', 'mask_token', 'norm.'), path)
 

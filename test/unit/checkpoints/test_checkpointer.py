@@ -15,12 +15,13 @@ from test_end_to_end import same
 from util.checkpoints import checkpointer, load_model, pth_file, weights
 from util.checkpoints.checkpointer import Checkpointer
 from util.checkpoints.schema import CHECKPOINT, validate
-from util.config.train_flags import parse_finetune
+from util.config.train_flags import parse_finetune, parse_pretrain
 from util.devices.precision import FullPrecision
 from util.errors import SystemFailure, UserError
 from util.file_lock import RunLock
 from util.models.linear_probe import probing_head
 from util.reporting.run_logger import RunLogger
+from util.training import setup
 from util.training.ema import EMA
 from util.training.trainer import model_state
 
@@ -190,7 +191,7 @@ def test_a_checkpoint_that_violates_the_schema_is_rejected_by_name(tmp_path, odd
 
 
 @pytest.mark.parametrize('flags', [
-    {'input_size': 10 ** 9}, {'decoder_depth': 10 ** 9}, {'decoder_num_heads': 5},
+    {'input_size': 10 ** 9}, {'decoder_depth': 10 ** 9}, {'decoder_num_heads': 5}, {'predict_ratio': 2},
     {'model': '__builtins__'}, {'model': ['x']}, 7, {'mean': [.5, .5], 'std': [1.]}])
 def test_a_model_of_invalid_flags_is_rejected(tmp_path, flags):
     flags = {'model': 'mae_vit_nano_patch16', **flags} if isinstance(flags, dict) else flags
@@ -215,6 +216,24 @@ def test_a_decoder_of_other_heads_is_rejected_though_its_weights_fit(tmp_path):
         else:
             with pytest.raises(UserError, match='x.pth: .*--decoder_num_heads 4'):
                 Checkpointer(None, path).load_model(model)
+    with pytest.raises(UserError, match='x.pth: .*--model'):
+        Checkpointer(None, path).load_model(nano_mae(embed_dim=192, decoder_num_heads=4))
+
+
+def test_a_resumed_pretraining_has_the_decoder_of_its_checkpoint_unless_flags_say_otherwise(tmp_path):
+    saved = {'decoder_embed_dim': 96, 'decoder_num_heads': 6, 'decoder_depth': 3, 'predict_ratio': .5}
+    pth_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': {'model': 'mae_vit_nano_patch16', **saved}})
+    checkpointer, none = Checkpointer(None, str(tmp_path / 'x.pth')), dict.fromkeys(saved)
+    for given, before, expected in (
+            ([], checkpointer, saved), (['--predict_ratio', '1'], checkpointer, {**saved, 'predict_ratio': 1.}),
+            ([], Checkpointer(None), {**none, 'predict_ratio': 1.}),
+            (['--model', 'mae_vit_tiny_patch16'], checkpointer, {**none, 'predict_ratio': 1.})):
+        args = parse_pretrain(['--model', 'mae_vit_nano_patch16', '--data_path', str(tmp_path), *given])
+        setup.adopt_decoder_flags(args, before)
+        assert {name: getattr(args, name) for name in saved} == expected
+    args.model, args.decoder_embed_dim = 'mae_vit_nano_patch16', 80
+    with pytest.raises(UserError, match='--decoder_num_heads: 6 .*x.pth'):
+        setup.adopt_decoder_flags(args, checkpointer)
 
 
 def fails(*_, **__):

@@ -262,13 +262,30 @@ def test_the_names_of_transformers_5_are_known(mae_folder):
 
 
 @pytest.mark.parametrize('config', [
-    {'num_attention_heads': 8}, {'decoder_num_attention_heads': 5}, {'layer_norm_eps': 'x'}, {'image_size': [32, 'x']},
-    {'model_type': ['vit']}, {'use_mean_pooling': False, 'model_type': 'beit'}], ids=str)
+    {'num_attention_heads': 8}, {'decoder_num_attention_heads': 5}, {'predict_ratio': 2}, {'layer_norm_eps': 'x'},
+    {'image_size': [32, 'x']}, {'model_type': ['vit']}, {'use_mean_pooling': False, 'model_type': 'beit'}], ids=str)
 def test_a_config_of_an_unsupported_model_is_rejected_in_one_line(tmp_path, mae_folder, config):
     shutil.copytree(str(mae_folder), str(tmp_path / 'x'))
     own = json.loads((mae_folder / 'config.json').read_text())
     (tmp_path / 'x' / 'config.json').write_text(json.dumps({**own, **config}))
     rejected(tmp_path / 'x', load_model.load_any)
+
+
+@pytest.mark.parametrize('width, heads', [(64, 2), (96, 3), (512, 16), (100, 1)])
+def test_a_decoder_without_flags_has_the_published_width_of_a_head(tmp_path, width, heads):
+    model = nano_mae(decoder_embed_dim=width, decoder_num_heads=heads)
+    pth_file.save(str(tmp_path / 'x.pth'), {'model': model.state_dict()})
+    found = load_model.load_autoencoder(str(tmp_path / 'x.pth'))
+    assert found.model.decoder_blocks[0].attn.num_heads == heads == found.flags['decoder_num_heads']
+
+
+def test_a_config_without_the_heads_of_the_decoder_has_those_of_transformers(tmp_path, mae_folder):
+    shutil.copytree(str(mae_folder), str(tmp_path / 'x'))
+    config = json.loads((mae_folder / 'config.json').read_text())
+    del config['decoder_num_attention_heads']
+    (tmp_path / 'x' / 'config.json').write_text(json.dumps(config))
+    heads = transformers.ViTMAEConfig().decoder_num_attention_heads
+    assert load_model.load_autoencoder(str(tmp_path / 'x')).model.decoder_blocks[0].attn.num_heads == heads
 
 
 MAE = '{"model_type": "vit_mae"}'
@@ -298,9 +315,10 @@ def taken(model, values):
     return {name for name, value in model.state_dict().items() if name in values and torch.equal(value, values[name])}
 
 
-@pytest.mark.parametrize('change', ['without', 'other width', 'incomplete', 'other heads'])
+@pytest.mark.parametrize('change', ['without', 'other width', 'incomplete', 'other heads', 'deeper'])
 def test_a_decoder_that_does_not_fit_keeps_its_random_weights(change):
-    values, model = shifted(nano_mae(decoder_embed_dim=32 if change == 'other width' else 64)), nano_mae()
+    values, model = shifted(nano_mae(decoder_embed_dim=32 if change == 'other width' else 64,
+                                     decoder_depth=3 if change == 'deeper' else 2)), nano_mae()
     encoder_names = set(encoder_of(model))
     if change == 'without':
         values = {name: values[name] for name in encoder_names}
@@ -309,8 +327,8 @@ def test_a_decoder_that_does_not_fit_keeps_its_random_weights(change):
     flags = {'model': 'mae_vit_nano_patch16', 'decoder_num_heads': 4 if change == 'other heads' else None}
     left_out, fresh = weights.load_for_pretraining(model, values, 'x.pth', flags)
     assert taken(model, values) == encoder_names - {'pos_embed'}
-    decoder = set(model.state_dict()) - encoder_names - {'decoder_pos_embed'}
-    assert set(fresh) == decoder and set(left_out) == decoder & set(values)
+    left = {'decoder_pos_embed', *encoder_names}
+    assert set(fresh) == set(model.state_dict()) - left and set(left_out) == set(values) - left
 
 
 @pytest.mark.parametrize('pool, fresh', [(True, ['norm.weight', 'norm.bias']), (False, [])])

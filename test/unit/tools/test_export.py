@@ -81,6 +81,8 @@ def test_each_part_is_exported_compared_and_loaded_again(checkpoints, tmp_path, 
         for name, value in before.expected.items():
             assert torch.allclose(after.expected[name], value, atol=1e-5)
         assert (after.mean, after.std) == (before.mean, before.std)
+        if part == 'mae':
+            assert load_model.load_autoencoder(path).model.predict_ratio == DECODER['predict_ratio']
         assert after.part == part and (part != 'classifier' or after.classes == before.classes)
 
 

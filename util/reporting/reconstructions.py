@@ -41,7 +41,7 @@ class ReconstructionSnapshots:
         self._epochs = {round(epochs ** (i / (SNAPSHOTS - 1))) - 1 for i in range(SNAPSHOTS)}
         # Plain values, for checkpoints, which hold this very list: changed in place.
         self.snapshots = [shot for shot in earlier or [] if shot['epoch'] < start]
-        self._imgs = None
+        self._imgs, self._masked = None, []
 
     def on_epoch_end(self, epoch: int, report_due: bool) -> None:
         """Take a snapshot if the epoch has one or `report_due`."""
@@ -77,7 +77,7 @@ class ReconstructionSnapshots:
         """Sections for util.reporting.report.render_page."""
         if self._imgs is None and self.snapshots:       # a resumed run that ended before its first snapshot
             self._reconstruct()
-        if not self.snapshots:
+        if not (self.snapshots and self._masked):       # or no memory to reconstruct
             return []
         rows = [('masked', self._masked),
                 *(('after epoch {}'.format(shot['epoch']), shot['jpegs']) for shot in self.snapshots),

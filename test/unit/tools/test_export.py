@@ -84,6 +84,16 @@ def test_each_part_is_exported_compared_and_loaded_again(checkpoints, tmp_path, 
         assert after.part == part and (part != 'classifier' or after.classes == before.classes)
 
 
+def test_outputs_without_a_class_have_numbers_as_names(tmp_path):
+    """Of a model trained with --nb_classes above the number of classes."""
+    pth_file.save(str(tmp_path / 'five'), {
+        'model': models_vit.vit_nano_patch16(num_classes=5, **SIZE).state_dict(), 'classes': ['cat', 'cow', 'dog'],
+        'args': {'model': 'vit_nano_patch16', 'input_size': 16, 'patch_size': 8, 'global_pool': False}})
+    export.export(str(tmp_path / 'five'), 'hf', str(tmp_path / 'x'))
+    loaded = load_model.load_classifier(str(tmp_path / 'x'))
+    assert loaded.classes == ['cat', 'cow', 'dog', 'LABEL_3', 'LABEL_4'] and loaded.model.head.out_features == 5
+
+
 def test_the_exported_image_processor_reproduces_the_evaluation_transform(checkpoints, tmp_path):
     """For an image of the input size: resizing differs by rounding."""
     transformers = export_hf.transformers

@@ -201,14 +201,12 @@ def test_a_new_training_moves_away_whatever_has_the_name_of_a_log_or_checkpoint(
     output_dir.report_no_checkpoint(str(tmp_path))
 
 
-@pytest.mark.parametrize('line', ['hello', '[1]', '{"epoch": "x"}'])
-def test_a_log_of_another_program_is_one_line_and_stays(pretrained, images, tmp_path, line):
-    weights = {'model': torch.load(str(pretrained / 'checkpoint-0.pth'), map_location='cpu')['model']}
-    torch.save(weights, str(tmp_path / 'weights.pth'))
-    (tmp_path / 'log.txt').write_text(line + '\n')
+def test_a_log_of_another_program_is_one_line_and_stays(pretrained, images, tmp_path):
+    torch.save({'model': torch.load(str(pretrained / 'checkpoint-0.pth'))['model']}, str(tmp_path / 'weights.pth'))
+    (tmp_path / 'log.txt').write_text('hello\n')
     run = pretrain('--data_path', images, '--output_dir', tmp_path, '--resume', tmp_path / 'weights.pth')
     assert run.status == 2 and run.output.count(str(tmp_path / 'log.txt')) == 1, run.output
-    assert (tmp_path / 'log.txt').read_text() == line + '\n'
+    assert (tmp_path / 'log.txt').read_text() == 'hello\n'
 
 
 # One run at a time; a run that died does not hold the folder

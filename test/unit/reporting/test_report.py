@@ -193,9 +193,8 @@ def test_a_resumed_run_keeps_earlier_snapshots_of_the_same_mask_ratio(images):
 def test_without_memory_for_reconstructions_a_resumed_run_reports_the_rest(images, tmp_path, monkeypatch, caplog):
     first = snapshots(images)
     first.on_epoch_end(0, False)
-    part = snapshots(images, earlier=first.snapshots, start=1)
     monkeypatch.setattr(reconstructions, 'reconstruct', mock.Mock(side_effect=RuntimeError('out of memory')))
-    made = make_report(tmp_path, '--epochs', '2', report_part=part)
+    made = make_report(tmp_path, '--epochs', '2', report_part=snapshots(images, earlier=first.snapshots, start=1))
     made.on_epoch_end(1)
     made.close(Preempted('stopped'))
     assert caplog.text.count('out of memory') == 1 and 'Curves' in Page(tmp_path / 'report.html').parts

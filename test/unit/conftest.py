@@ -63,7 +63,7 @@ def process_state():
     signal.set_wakeup_fd(sender)
     return {'signal handlers': {(number, signal.getsignal(number)) for number in range(1, signal.NSIG)},
             'blocked signals': signal.pthread_sigmask(signal.SIG_BLOCK, []), 'wake-up descriptor': sender,
-            'threads': {thread.name for thread in threading.enumerate()} - {'tqdm_monitor'},    # of downloads
+            'threads': {thread.name for thread in threading.enumerate()},
             'children': children(),
             'cores': hasattr(os, 'sched_getaffinity') and os.sched_getaffinity(0),
             'environment': {item for item in os.environ.items() if not item[0].startswith(BY_OTHERS)},

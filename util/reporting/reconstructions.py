@@ -57,8 +57,8 @@ class ReconstructionSnapshots:
             self._load_images()
         self._model.eval()
         with self._eval_weights(), self._precision.autocast(), eager_mode(self._model):
-            found = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
-        rows = [thumbnails.to_images(imgs, self._normalize, SIDE) for imgs in (found.masked, found.pasted, self._imgs)]
+            masked, _, pasted = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
+        rows = [thumbnails.to_images(imgs, self._normalize, SIDE) for imgs in (masked, pasted, self._imgs)]
         self._masked, jpegs, self._original = ([thumbnails.jpeg_base64(image) for image in row] for row in rows)
         return jpegs
 

@@ -35,7 +35,7 @@ def class_names(loaded: load_model.LoadedModel, path: Optional[str]) -> List[Any
     elif not names:
         print('no class names in the checkpoint: classes are numbers, from 0; --class_names FILE names them',
               file=sys.stderr)
-    return names[:count] + list(range(len(names), count))
+    return [*names[:count], *range(len(names), count)]
 
 
 def json_line(file: str, classes: Sequence[Any], probabilities: Iterable[float]) -> bytes:

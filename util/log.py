@@ -14,11 +14,7 @@ logger = logging.getLogger('mae')
 # tqdm's default lock is shared with forked loader processes: one killed while holding it would block all others.
 tqdm.set_lock(threading.RLock())
 os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
-
-
-class _Bar(tqdm):
-    """tqdm without its monitor thread, which could hold a lock when loader processes are forked."""
-    monitor_interval = 0
+tqdm.monitor_interval = 0       # no monitor thread, which could hold a lock when loader processes are forked
 
 
 class _Handler(logging.StreamHandler):
@@ -30,7 +26,7 @@ class _Handler(logging.StreamHandler):
         return super().format(record)
 
     def emit(self, record):
-        with _Bar.external_write_mode(self.stream):
+        with tqdm.external_write_mode(self.stream):
             super().emit(record)
 
 
@@ -50,5 +46,5 @@ def progress_bar(what: str, unit: str, total: Optional[int] = None, done: int = 
     hidden = not what or os.environ.get('RANK', '0') != '0'
     # None: hidden unless standard error is a terminal. Without miniters a bar freezes when the rate drops; without
     # smoothing the remaining time includes evaluations and checkpoints.
-    return _Bar(items, one_line(what), total, leave=False, disable=hidden or None, unit=' ' + unit, initial=done,
+    return tqdm(items, one_line(what), total, leave=False, disable=hidden or None, unit=' ' + unit, initial=done,
                 dynamic_ncols=True, miniters=1, smoothing=0)

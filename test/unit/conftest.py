@@ -3,6 +3,7 @@ import importlib
 import io
 import logging
 import os
+import random
 import re
 import signal
 import subprocess
@@ -11,13 +12,14 @@ import tempfile
 import threading
 import time
 from collections import namedtuple
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +63,7 @@ def process_state():
     signal.set_wakeup_fd(sender)
     return {'signal handlers': {(number, signal.getsignal(number)) for number in range(1, signal.NSIG)},
             'blocked signals': signal.pthread_sigmask(signal.SIG_BLOCK, []), 'wake-up descriptor': sender,
-            'threads': {thread.name for thread in threading.enumerate()} - {'tqdm_monitor'},    # of downloads
+            'threads': {thread.name for thread in threading.enumerate()},
             'children': children(),
             'cores': hasattr(os, 'sched_getaffinity') and os.sched_getaffinity(0),
             'environment': {item for item in os.environ.items() if not item[0].startswith(BY_OTHERS)},
@@ -81,6 +83,23 @@ def assert_unchanged(before):
                 for name in changed}
 
 
+@contextmanager
+def process_state_restored():
+    """Undo what a run changes in its process."""
+    with ExitStack() as undo:
+        undo.enter_context(torch.random.fork_rng(devices=[]))
+        undo.callback(random.setstate, random.getstate())
+        undo.callback(np.random.set_state, np.random.get_state())
+        undo.callback(vars(logger).update, handlers=logger.handlers[:], propagate=logger.propagate)
+        undo.callback(logger.setLevel, logger.level)
+        undo.callback(getattr(torch, 'use_deterministic_algorithms', bool), False)
+        if hasattr(os, 'sched_setaffinity'):
+            undo.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
+        undo.callback(os.environ.update, dict(os.environ))
+        undo.callback(os.environ.clear)
+        yield
+
+
 def call(name, *words):
     """What `python NAME.py WORDS...` does, in this process; standard output and error come in one text.
 
@@ -90,12 +109,11 @@ def call(name, *words):
     parse = getattr(module, 'parse_' + re.split('[._]', name)[-1], None)
     parse = module.predict_parser().parse_args if name == 'main_predict' else parse
     arguments = [parse] if parse else [lambda: sys.argv[1:]] if signature(module.main).parameters else []
-    own_session = hasattr(module, 'setup')      # the tools leave the logger set up
     output = io.TextIOWrapper(io.BytesIO(), 'utf-8', 'backslashreplace', write_through=True)
     with mock.patch.object(sys, 'argv', [name.replace('.', '/') + '.py', *map(str, words)]), \
             mock.patch.object(session, 'SignalHandler', lambda: nullcontext(SimpleNamespace(requested=''))), \
             mock.patch.object(session.hang_detector, 'start'), redirect_stdout(output), redirect_stderr(output), \
-            nullcontext() if own_session else session.process_state_restored():
+            process_state_restored():
         try:
             status = status_of(lambda: module.main(*[argument() for argument in arguments]))
         except SystemExit as ended:             # of the parser

@@ -151,10 +151,13 @@ class Checkpointer:
 
     def records_before(self, epoch: int) -> List[str]:
         """Lines of log.txt before `epoch`: from the checkpoint, or else from the file in the output folder."""
-        records = self.get('log')
-        if records is None:
-            records = lines(os.path.join(self._folder, 'log.txt'))
-        return [line for line in records if json.loads(line).get('epoch', -1) < epoch]
+        path, records = os.path.join(self._folder, 'log.txt'), self.get('log')
+        try:
+            return [line for line in (lines(path) if records is None else records)
+                    if json.loads(line).get('epoch', -1) < epoch]
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError('{}: not a log of this program ({}); rename or remove it'.format(
+                path, first_line(error))) from error
 
     def set_newer_aside(self, start: Tuple[int, int]) -> List[str]:
         """Rename checkpoints beyond `start`, the (epoch, images) that training resumes at; returns their new names."""

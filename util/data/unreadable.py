@@ -37,9 +37,9 @@ class UnreadableTracker:
         self.pending.update(pair for pair in failures if pair[0] not in self._recorded)
 
     def sync(self, world: World, device: torch.device) -> None:
-        """Collective: count, log and list the pending files of all processes.
+        """Collective: count, log and list the pending files of all processes; UserError above the limit.
 
-        Those listed before a resume may have been repaired, and count if they fail again. UserError above the limit.
+        Files that an earlier part of a resumed run has listed count only if they fail again: they may be repaired.
         """
         gathered, self.pending = world.all_gather_object(list(self.pending.items()), device), {}
         found = dict(tuple(pair) for failures in gathered for pair in failures)

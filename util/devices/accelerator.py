@@ -95,7 +95,7 @@ class Cpu:
         return torch.optim.AdamW(param_groups, **options, **fused)
 
     def clear_overflow(self) -> None:
-        """Let earlier overflows not count for the next all_finite."""
+        """Clear the overflow status, so that the next all_finite covers what is computed from now on."""
 
     def all_finite(self, norm: torch.Tensor) -> torch.Tensor:
         """Whether gradients of this 2-norm are finite, as a bool tensor on the device; collective on some."""

@@ -1,6 +1,5 @@
 """The host, without torch: CPU cores and their binding, instruction sets, memory allocator, network."""
 import ctypes
-import glob
 import os
 import re
 import socket
@@ -29,30 +28,15 @@ def bind_cores(local_rank: int, local_world_size: int, near_cores: Callable = li
     if len(near) < local_world_size or not all(a and (a == b or not a & b) for a in near for b in near):
         near = [allowed] * local_world_size
     peers = [rank for rank in range(local_world_size) if near[rank] == near[local_rank]]
-    os.sched_setaffinity(0, cores_of_rank(numa_nodes(), near[local_rank], peers.index(local_rank), len(peers)))
+    os.sched_setaffinity(0, even_share(near[local_rank], peers.index(local_rank), len(peers)))
     with open('/proc/self/status', encoding='ascii', errors='replace') as file:
         return re.search(r'^Cpus_allowed_list:\s*(.*)$', file.read(), re.M).group(1)
 
 
-def cores_of_rank(nodes: List[list], allowed: Collection[int], local_rank: int, local_world_size: int) -> List[int]:
-    """A process's even share of the `allowed` cores, sorted, within one NUMA node where the numbers permit.
-
-    `nodes` are the cores of each NUMA node, e.g. [[0, 1], [2, 3]]; `allowed` cores in no node come last. Processes that
-    outnumber the cores share them all.
-    """
-    listed = [core for node in nodes for core in node if core in allowed]
-    ordered = listed + sorted(set(allowed) - set(listed))
-    count = len(ordered) // local_world_size
-    return sorted(ordered[local_rank * count:(local_rank + 1) * count] if count else ordered)
-
-
-def numa_nodes(root: str = '/sys/devices/system/node') -> List[List[int]]:
-    """The cores of each NUMA node; empty if the system does not list them."""
-    nodes = []
-    for path in sorted(glob.glob(os.path.join(root, 'node[0-9]*', 'cpulist')), key=lambda path: (len(path), path)):
-        with open(path, encoding='ascii') as file:
-            nodes.append(core_list(file.read()))
-    return nodes
+def even_share(cores: Collection[int], index: int, processes: int) -> List[int]:
+    """The share of process `index`, sorted; processes that outnumber the cores share them all."""
+    ordered, count = sorted(cores), len(cores) // processes
+    return ordered[index * count:(index + 1) * count] if count else ordered
 
 
 def core_list(text: str) -> List[int]:

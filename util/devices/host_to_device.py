@@ -9,7 +9,7 @@ from util.compat import accepts
 
 
 def copy_small(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy what the host has just computed; from pinned memory, since other copies wait for all queued work."""
+    """Copy a small host array to the device, from pinned memory: other copies would wait for all queued work."""
     tensor = torch.from_numpy(values)
     if device.type != 'cpu':        # some releases pin for CUDA unless the device is named, here as in the loader
         tensor = tensor.pin_memory(*[device.type] * accepts(DataLoader, 'pin_memory_device'))

@@ -1,22 +1,17 @@
 """Reconstruction of masked images by a masked autoencoder."""
-from typing import NamedTuple, Tuple
+from typing import Tuple
 
 import torch
 from torch import Tensor, nn
 
 
-class Reconstruction(NamedTuple):
-    """Normalised images (N, C, H, W): hidden patches 0; all patches predicted; only the hidden patches predicted."""
-    masked: Tensor
-    predicted: Tensor
-    pasted: Tensor
-
-
 @torch.no_grad()
-def reconstruct(model: nn.Module, imgs: Tensor, mask_ratio: float, seed: int = 0) -> Reconstruction:
+def reconstruct(model: nn.Module, imgs: Tensor, mask_ratio: float, seed: int = 0) -> Tuple[Tensor, Tensor, Tensor]:
     """Mask and reconstruct normalised images (N, C, H, W).
 
     A model trained with norm_pix_loss predicts normalised patches; mean and deviation are those of the originals.
+    Returns:
+        the images with hidden patches 0, with all patches predicted, and with only the hidden patches predicted.
     """
     generator = torch.Generator()
     generator.manual_seed(seed)
@@ -27,8 +22,8 @@ def reconstruct(model: nn.Module, imgs: Tensor, mask_ratio: float, seed: int = 0
     if model.norm_pix_loss:
         mean, std = patch_statistics(patches)
         pred = pred * std + mean
-    return Reconstruction(*map(model.unpatchify, (patches * (1 - hidden), pred,
-                                                  pred * hidden + patches * (1 - hidden))))
+    masked = patches * (1 - hidden)
+    return tuple(map(model.unpatchify, (masked, pred, pred * hidden + masked)))
 
 
 def patch_statistics(patches: Tensor) -> Tuple[Tensor, Tensor]:

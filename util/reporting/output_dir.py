@@ -32,9 +32,9 @@ def restarted() -> bool:
 
 
 def continues(folder: str, checkpoint: Optional[str]) -> bool:
-    """Whether a training continues in `folder`, where its results stay: a restart, or resuming from a checkpoint there.
+    """Whether a training is a restart or resumes from a checkpoint in `folder`: then earlier results stay there.
 
-    `checkpoint` may be one that --resume auto has found; None or '' for none.
+    `checkpoint`: its path, given or found by --resume auto; None or '' for none.
     """
     if restarted():
         return True
@@ -48,7 +48,7 @@ def enter(folder: str, new: bool = False, log_dir: Optional[str] = None) -> Tupl
         new: a training that does not continue here; see `continues`.
         log_dir: the flag; TensorBoard files there move too where it is within the folder.
     Returns:
-        the lock, places where earlier results went.
+        the lock; new paths of earlier results.
     Raises:
         UserError: the folder cannot be made or written, or another run holds it.
     """
@@ -121,9 +121,9 @@ def set_log_aside(folder: str, records: Sequence[str]) -> List[str]:
 def save_flags(args: Namespace, processes: int, evaluation: bool = False) -> List[str]:
     """Write all flags into config.yaml, or eval_config.yaml of an `evaluation`, in a form that --config takes.
 
-    A --resume within the same folder, and its --start_epoch, are not part of the recipe: a comment names it, and the
-    file repeats the whole run. The effective batch that an absolute --lr was used with is put down.
-    Returns the new name of a file of other flags, which is renamed.
+    The file repeats the whole run: --resume within the same folder is a comment there, without --start_epoch. With --lr
+    it records the effective batch size as base_batch_size. An existing file with other flags is renamed; returns its
+    new name.
     """
     values = {flag: value for flag, value in vars(args).items() if flag != 'config'}
     head = '# All flags of a run; --config takes this file.\n'

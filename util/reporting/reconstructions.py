@@ -41,7 +41,7 @@ class ReconstructionSnapshots:
         self._epochs = {round(epochs ** (i / (SNAPSHOTS - 1))) - 1 for i in range(SNAPSHOTS)}
         # Plain values, for checkpoints, which hold this very list: changed in place.
         self.snapshots = [shot for shot in earlier or [] if shot['epoch'] < start]
-        self._imgs = None
+        self._imgs, self._masked = None, []
 
     def on_epoch_end(self, epoch: int, report_due: bool) -> None:
         """Take a snapshot if the epoch has one or `report_due`."""
@@ -57,8 +57,8 @@ class ReconstructionSnapshots:
             self._load_images()
         self._model.eval()
         with self._eval_weights(), self._precision.autocast(), eager_mode(self._model):
-            found = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
-        rows = [thumbnails.to_images(imgs, self._normalize, SIDE) for imgs in (found.masked, found.pasted, self._imgs)]
+            masked, _, pasted = reconstruct(self._model, self._imgs.to(self._device), self._mask_ratio)
+        rows = [thumbnails.to_images(imgs, self._normalize, SIDE) for imgs in (masked, pasted, self._imgs)]
         self._masked, jpegs, self._original = ([thumbnails.jpeg_base64(image) for image in row] for row in rows)
         return jpegs
 
@@ -77,7 +77,7 @@ class ReconstructionSnapshots:
         """Sections for util.reporting.report.render_page."""
         if self._imgs is None and self.snapshots:       # a resumed run that ended before its first snapshot
             self._reconstruct()
-        if not self.snapshots:
+        if not (self.snapshots and self._masked):       # or no memory to reconstruct
             return []
         rows = [('masked', self._masked),
                 *(('after epoch {}'.format(shot['epoch']), shot['jpegs']) for shot in self.snapshots),

@@ -84,7 +84,8 @@ def _config(exported, name, model_type):
                       decoder_num_attention_heads=block.attn.num_heads,
                       decoder_intermediate_size=block.mlp.fc1.out_features)
     if exported.part == 'classifier':
-        names = exported.classes or ['LABEL_{}'.format(label) for label in range(model.head.out_features)]
+        known = exported.classes or []          # --nb_classes may be larger
+        names = [*known, *map('LABEL_{}'.format, range(len(known), model.head.out_features))]
         config.update(id2label={str(label): text for label, text in enumerate(names)},
                       label2id={text: label for label, text in enumerate(names)})
     return config

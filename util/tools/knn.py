@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     log.set_up(is_main=True)
     model, flags, _ = load_model.load_any(args.resume, args.input_size)
-    # Without a validation split, the flags of the checkpoint do not apply to data without val/.
+    # A training with val/, or on all images, has recorded the fraction 0: it says nothing on other data.
     split = resolve_split(args.val_fraction, args.val_seed, has_validation(args.data_path), False,
                            flags if flags.get('val_fraction') else None)
     datasets = datasets_of(args.data_path, flags, args.images, args.seed, *split)

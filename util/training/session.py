@@ -1,14 +1,11 @@
 """Session of a run: device, processes, profiler and signals, set up once; output folder; head and end of the log."""
 import json
-import os
-import random
 import time
 from argparse import Namespace
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
-import numpy as np
 import torch
 
 from util import log
@@ -73,43 +70,26 @@ class Session:
 
 
 @contextmanager
-def process_state_restored() -> Iterator[ExitStack]:
-    """Restore random generators, logger, core binding and environment at the end of the block, after its ExitStack."""
-    with ExitStack() as undo:
-        undo.enter_context(torch.random.fork_rng(devices=[]))
-        undo.callback(random.setstate, random.getstate())
-        undo.callback(np.random.set_state, np.random.get_state())
-        undo.callback(vars(logger).update, handlers=logger.handlers[:], propagate=logger.propagate)
-        undo.callback(logger.setLevel, logger.level)
-        if hasattr(os, 'sched_setaffinity'):
-            undo.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
-        undo.callback(os.environ.update, dict(os.environ))
-        undo.callback(os.environ.clear)
-        yield undo
-
-
-@contextmanager
 def start_session(args: Namespace) -> Iterator[Session]:
     """Select the device, bind cores and join the process group by the flags; UserError if that is not possible.
 
-    The end of the block undoes what it and the run have changed in the process.
+    The block handles stop signals and is watched for hangs.
     """
-    with process_state_restored() as undo:
+    with ExitStack() as stack:
         world = distributed.world_from_environment(args.world_size, args.local_rank, args.dist_on_itp, args.dist_url,
                                                    args.addr)
         log.set_up(world.is_main)
-        signals = undo.enter_context(SignalHandler())
+        signals = stack.enter_context(SignalHandler())
         accelerator = device.select(args.device)
         if args.deterministic:
             accelerator.make_deterministic()
-            undo.callback(torch.use_deterministic_algorithms, False)
         local_size = distributed.local_world_size()
         if args.num_workers is None:
             args.num_workers = host.default_workers(local_size)     # of all cores that the processes share
         cores = host.bind_cores(world.local_rank, local_size, accelerator.near_cores)
         session = Session(accelerator, world, args.output_dir if args.prof else None)
         session.signals, session.cores = signals, cores
-        undo.callback(hang_detector.stop)
+        stack.callback(hang_detector.stop)
         world.join(session.accelerator, args.dist_url, args.hang_timeout)
         session.all_reduce(0)   # rank 0 holds the store of the rendezvous: it must not end before all have joined
         if output_dir.restarted() and not getattr(args, 'eval', False) and numbered(args.output_dir):

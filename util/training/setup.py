@@ -84,7 +84,7 @@ def build_evaluation_loader(args: Namespace, session: Session, classes: Optional
                             labels: Optional[List[str]] = None) -> Batches:
     """Loader of the validation images; `classes`: see class_names.
 
-    `labels` are the names of another library's model, which replace `classes` None if the data has no other names.
+    `labels`: class names of another library's model. Without `classes` they count, if they include all of the data's.
     """
     def load(names):
         return labelled_set(args.data_path, 'val', evaluation_transform(args.input_size, args.in_chans), names,

@@ -100,7 +100,7 @@ class Trainer:
             if self._meter_state:
                 self.meter.load_state_dict(self._meter_state)
                 self._meter_state = None
-            if not (len(self._loader) or self._report):     # resumed after the last step of an epoch: none will do it
+            if not (len(self._loader) or self._report):     # resumed at the end of an epoch: no `check` will do it
                 self._enter_folder()
             yield self._epoch
 
@@ -124,7 +124,7 @@ class Trainer:
         return False, False
 
     def _check(self):
-        """Collective: whether a process has a checkpoint due or a signal to stop, which saves too; as (save, stop).
+        """Collective: (save, stop): whether a process has a checkpoint due or a stop signal; `stop` itself saves.
 
         Raises:
             UserError: too many consecutive steps were skipped, or too many images are unreadable.

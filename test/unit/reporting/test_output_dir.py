@@ -201,6 +201,14 @@ def test_a_new_training_moves_away_whatever_has_the_name_of_a_log_or_checkpoint(
     output_dir.report_no_checkpoint(str(tmp_path))
 
 
+def test_a_log_of_another_program_is_one_line_and_stays(pretrained, images, tmp_path):
+    torch.save({'model': torch.load(str(pretrained / 'checkpoint-0.pth'))['model']}, str(tmp_path / 'weights.pth'))
+    (tmp_path / 'log.txt').write_text('hello\n')
+    run = pretrain('--data_path', images, '--output_dir', tmp_path, '--resume', tmp_path / 'weights.pth')
+    assert run.status == 2 and run.output.count(str(tmp_path / 'log.txt')) == 1, run.output
+    assert (tmp_path / 'log.txt').read_text() == 'hello\n'
+
+
 # One run at a time; a run that died does not hold the folder
 
 def test_a_lock_that_another_process_holds_a_little_longer_is_waited_for(tmp_path):

@@ -7,6 +7,7 @@ import os
 import re
 from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from util.devices import precision
 from util.devices.accelerator import Cpu
 from util.distributed.world import World
 from util.errors import Preempted
-from util.reporting import report
+from util.reporting import reconstructions, report
 from util.reporting.reconstructions import IMAGES, SNAPSHOTS, ReconstructionSnapshots
 from util.reporting.run_logger import NullRunLogger
 from util.training import session
@@ -187,6 +188,16 @@ def test_a_resumed_run_keeps_earlier_snapshots_of_the_same_mask_ratio(images):
     for one in (resumed, other):
         one.on_epoch_end(2, False)
     assert resumed.snapshots == first.snapshots and [shot['epoch'] for shot in other.snapshots] == [2]
+
+
+def test_without_memory_for_reconstructions_a_resumed_run_reports_the_rest(images, tmp_path, monkeypatch, caplog):
+    first = snapshots(images)
+    first.on_epoch_end(0, False)
+    monkeypatch.setattr(reconstructions, 'reconstruct', mock.Mock(side_effect=RuntimeError('out of memory')))
+    made = make_report(tmp_path, '--epochs', '2', report_part=snapshots(images, earlier=first.snapshots, start=1))
+    made.on_epoch_end(1)
+    made.close(Preempted('stopped'))
+    assert caplog.text.count('out of memory') == 1 and 'Curves' in Page(tmp_path / 'report.html').parts
 
 
 def test_tensorboard_files_are_in_the_run_itself(pretrained):

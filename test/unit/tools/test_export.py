@@ -50,7 +50,7 @@ def checkpoints(tmp_path_factory):
             ('wide', models_vit.vit_nano_patch16(img_size=(16, 32), patch_size=8, in_chans=1, **mean, **three),
              {'input_size': [16, 32], 'in_chans': 1, 'layer_norm_eps': 1e-2, 'mean': [.1], 'std': [.3]}, {}),
             ('wide-cls', models_vit.vit_nano_patch16(img_size=(32, 16), patch_size=8, **three), {
-                'input_size': [32, 16], 'global_pool': False}, {}),
+                'input_size': [32, 16], 'global_pool': False}, {'classes': ['cat', 'cow']}),     # of --nb_classes 3
             ('wide-mae', models_mae.mae_vit_nano_patch16(img_size=(16, 32), patch_size=8),
              {'model': 'mae_vit_nano_patch16', 'input_size': [16, 32]}, {})):
         flags = {'model': 'vit_nano_patch16', 'input_size': 16, 'patch_size': 8, 'in_chans': 3, **flags}
@@ -84,6 +84,8 @@ def test_each_part_is_exported_compared_and_loaded_again(checkpoints, tmp_path, 
         if part == 'mae':
             assert load_model.load_autoencoder(path).model.predict_ratio == DECODER['predict_ratio']
         assert after.part == part and (part != 'classifier' or after.classes == before.classes)
+        names = before.classes and [*before.classes, 'LABEL_2'][:3]
+        assert after.part == part and (part != 'classifier' or after.classes == names)
 
 
 def test_the_exported_image_processor_reproduces_the_evaluation_transform(checkpoints, tmp_path):

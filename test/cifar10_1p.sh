@@ -27,7 +27,7 @@ read_flags() {
     local name
     while (($#)); do
         case $1 in
-            --help | -h) sed -n '2,/^#$/s/^# \{0,1\}//p; /^#   /s/^# //p; /^# Any/,/^#$/s/^# //p' "$0" && exit 0 ;;
+            --help | -h) sed -n '2,/^#$/s/^# \{0,1\}//p; /^#   /s/^# //p; /^# Any/,/^# After/s/^# //p' "$0" && exit 0 ;;
             --fast) fast=("${FAST_RECIPE[@]}") ;;
             --quick) images=120 pretrain_epochs=1 finetune_epochs=1 ;;
             --data_path | --output_dir | --pretrain_epochs | --finetune_epochs | --model | --seed | --images)

@@ -8,7 +8,7 @@ to read the loss. Its images are already floats on the device.
 Each is built, and compiled, once; then windows of --window seconds alternate in one process. Medians are shown, also of
 the rounds' ratios. Each round also times a matrix product in bf16 (on a CPU, in fp32), whose speed counts as the
 device's peak. --each also measures alone what only an accelerator can judge, against ours: see EACH. --fast measures
-the fast recipe of pre-training against ours by the published one; on a CPU, the peak memory of a process for each.
+the fast recipe of pre-training against the published one, both ours; on a CPU, the peak memory of a process for each.
 
 FLOPs per image are those that the loss requires: three times the forward pass (backward takes two), counting only
 matrix products, with a multiplication and an addition as two. For T tokens of width D:
@@ -163,15 +163,15 @@ def parse(words=None):
     parser.add_argument('--amp_dtype', default='auto', help='precision of ours, bf16 or fp16; auto: as --amp chooses')
     parser.add_argument('--compile', action='store_true', help='also ours with --compile')
     parser.add_argument('--each', action='store_true', help='also each means alone')
-    parser.add_argument('--fast', action='store_true', help='the fast recipe of pre-training against ours')
+    parser.add_argument('--fast', action='store_true', help='the fast recipe of pre-training against the published one')
     parser.add_argument('--grad_checkpoint', action='store_true', help='ours with --grad_checkpoint')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--window', type=float, default=3., help='seconds of a window, at least a step')
     parser.add_argument('--warmup', type=int, default=3, help='warm-up steps')
     parser.set_defaults(amp_backend='auto', seed=0)
     args = parser.parse_args(words)
-    if args.fast and args.task != 'pretrain':
-        parser.error('--fast: the recipe is of pre-training')
+    if args.fast and (args.task != 'pretrain' or args.each or args.compile):
+        parser.error('--fast: needs --task pretrain, and neither --each nor --compile')
     return args
 
 

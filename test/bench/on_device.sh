@@ -11,7 +11,7 @@
 #   --output_dir=FOLDER    for on_device-<time>.json and .md, which grow as it goes (test/bench/results)
 #   --data_path=FOLDER     JPEG files for part 3, instead of drawn ones
 #   --cifar10=FOLDER       the CIFAR-10 python batches for part 4, instead of drawn images
-#   --each                 in part 2 each means alone: two minutes more
+#   --each                 in part 2 each optimization alone: two and a half minutes more
 #   --small                small models and few workers, for a CPU
 #   --quick                the least of everything: tries the machine, measures nothing
 # A part that takes too long is cut off; its results so far are kept. The status is 1 if a check failed or a part is not

@@ -105,7 +105,7 @@ make_environment() {
         fi
         generation=$(generation_of "$base")
         [[ " ${GENERATIONS[*]} " == *" $generation "* ]] ||
-            die "$base has PyTorch $generation, for which there is no requirement file: install what is missing of" \
+            die "$base has PyTorch $generation, for which there is no requirements file: install what is missing of" \
                 "${modules[*]} beside it"
         echo "using the PyTorch of $base; what is missing beside it goes into an environment of its own"
     else

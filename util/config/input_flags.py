@@ -26,7 +26,7 @@ def add_flags(add: Callable) -> None:
         help='side of the square input in pixels; or its height and width')
     add('--patch_size', type=positive_int, help="side of a patch in pixels; default: the model's own")
     add('--in_chans', type=positive_int, default=3,
-        help='image channels: 1 (grey), 3 (RGB), or those of .npy arrays')
+        help='image channels: 1 (gray), 3 (RGB), or those of .npy arrays')
     add('--mean', type=number(float), nargs='+',
         help="pixel mean, per channel or one for all, on a scale of 0 to 1; default: the checkpoint's, or ImageNet's")
     add('--std', type=positive, nargs='+', help='pixel standard deviation, as --mean')

@@ -23,7 +23,7 @@ def main() -> None:
     add('--val_fraction', type=fraction_below_one,
         help="without val/, fraction of each class to split off for validation; default: the checkpoint's, else 0.1")
     add('--val_seed', type=non_negative_int, help="seed of this split; default: the checkpoint's, else 0")
-    add('--k', type=positive_int, default=K, help='number of neighbours')
+    add('--k', type=positive_int, default=K, help='number of neighbors')
     add('--temperature', type=positive, default=TEMPERATURE, help='vote weight: exp(cosine similarity / temperature)')
     add('--pool', choices=('mean', 'cls'), default='mean', help='features: mean of the patch tokens, or class token')
     add('--images', type=positive_int, help='number of training images, spread evenly over the classes; default: all')

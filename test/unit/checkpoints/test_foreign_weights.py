@@ -91,13 +91,6 @@ def test_a_classifier_without_flags_is_recognised_by_its_shapes(tmp_path, pools_
     assert torch.equal(found(imgs), model(imgs))
 
 
-def test_an_autoencoder_without_flags_is_recognised(tmp_path):
-    model, imgs, noise = nano_mae().eval(), torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    torch.save(model.state_dict(), str(tmp_path / 'x.bin'))
-    found = load_model.load_autoencoder(str(tmp_path / 'x.bin')).model
-    assert torch.equal(found(imgs, .75, noise)[1], model(imgs, .75, noise)[1])
-
-
 def encoder_of(model):
     """The part of a pre-trained model that timm and the published files have."""
     return {name: value for name, value in model.state_dict().items()

@@ -191,20 +191,6 @@ def changed(at, value):
     return lambda content: content[:at] + value + content[at + len(value):]
 
 
-@pytest.mark.parametrize('change', [
-    lambda content: content[:-10] + struct.pack('<L', 2 ** 31) + content[-6:], changed(30, b'ARCHIVE')])
-def test_a_damaged_directory_of_an_archive_is_rejected(tmp_path, change):
-    path = tmp_path / 'zip.pth'
-    zipped(path, tensors({}), [('data/0', DATA)])
-    path.write_bytes(change(path.read_bytes()))
-    rejected(path)
-
-
-def test_torchscript_is_rejected(tmp_path):
-    torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1)).save(str(tmp_path / 'traced.pth'))
-    rejected(tmp_path / 'traced.pth')
-
-
 def test_records_that_share_their_bytes_are_rejected(tmp_path):
     """They would fill more memory than the file has bytes."""
     path, inner = tmp_path / 'zip.pth', io.BytesIO()

@@ -10,7 +10,7 @@ from conftest import write_file
 from test_datasets import Evil
 
 from util.data import array_cache
-from util.data.datasets import labelled_set, pretraining_set
+from util.data.datasets import pretraining_set
 from util.data.file_index import FileIndex, PathArray, encode_names
 from util.errors import SystemFailure, UserError
 
@@ -114,13 +114,6 @@ def test_all_that_pillow_reads_counts_and_the_rest_is_counted_by_extension(tmp_p
     (tmp_path / '0.jpg').write_bytes(b'x')
     assert names(tmp_path, root_files=False) == kept
     assert '1 images outside of class folders' in caplog.text
-
-
-def test_hidden_folders_are_no_classes(images, tmp_path):
-    shutil.copytree(str(images / 'train'), str(tmp_path / 'train'))
-    for name in ('.ipynb_checkpoints', '__MACOSX'):
-        shutil.copytree(str(images / 'val' / 'star_checks'), str(tmp_path / 'train' / name))
-    assert len(labelled_set(str(tmp_path), 'train', val_fraction=0).classes) == 8
 
 
 def test_too_many_open_files_are_no_fault_of_the_dataset(tmp_path, monkeypatch):

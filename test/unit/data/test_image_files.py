@@ -11,7 +11,7 @@ from PIL import Image
 
 from util.data import image_files, lazy_image
 from util.data.image_files import UnreadableImage, decode, read_bytes
-from util.data.lazy_image import LazyImage, LazyJpeg, open_image
+from util.data.lazy_image import LazyJpeg, open_image
 from util.errors import SystemFailure
 
 SLOPE = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024 + 255        # 16 bits, from 255 to 64767
@@ -272,9 +272,3 @@ def test_progressive_files_and_trailing_bytes_are_decoded_completely(tmp_path, m
 def test_crop_edges_that_are_not_multiples_of_the_scale(tmp_path, orientation, box):
     path = saved(tmp_path / 'x.jpg', photo(1003, 757), quality=90, exif=exif(orientation))
     assert difference(path, box, (24, 32)) < LIKE_PILLOW
-
-
-def test_pillow_decodes_jpeg_without_simplejpeg(tmp_path, monkeypatch):
-    monkeypatch.setattr(lazy_image, 'simplejpeg', None)
-    path = saved(tmp_path / 'x.jpg', photo(), quality=90)
-    assert type(open_image(path)) is LazyImage and difference(path, (5, 11, 50, 61), (32, 40)) < 1

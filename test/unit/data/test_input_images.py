@@ -1,13 +1,10 @@
 """Images from paths on a command line."""
 import shutil
 
-import pytest
 from test_csv_and_tar import tar
 from test_datasets import cifar  # noqa: F401
 
 from util.data.datasets import InputImages
-from util.data.image_files import UnreadableImage
-from util.errors import UserError
 
 
 def inputs(*paths):
@@ -57,11 +54,3 @@ def test_cifar_folders_and_csv_files_expand_to_their_images(cifar, images, tmp_p
     assert names_and_classes(inputs(tmp_path / 'x.csv')) == [(paths[0], 'cat'), (paths[1], 'dog')]
     (tmp_path / 'x.csv').write_text(paths[1])
     assert inputs(tmp_path / 'x.csv').classes is None
-
-
-def test_damaged_file_is_unreadable_and_missing_file_a_user_error(tmp_path):
-    (tmp_path / 'x.jpg').write_bytes(b'no image')
-    with pytest.raises(UnreadableImage):
-        inputs(tmp_path / 'x.jpg')[0]
-    with pytest.raises(UserError, match='y.jpg'):
-        inputs(tmp_path / 'x.jpg', tmp_path / 'y.jpg')

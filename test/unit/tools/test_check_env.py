@@ -6,20 +6,15 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, environment, execute
+from conftest import ROOT, environment, execute, write_file
 
 from util.tools import check_env
 
 
-def write(path, text=''):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
 def cann(base, kind='ascend-toolkit', version='8.0.RC2'):
     """Install a fake CANN below `base`; returns its folder."""
-    write(base / kind / 'set_env.sh')
-    write(base / kind / 'latest' / 'x86_64-linux' / 'ascend_toolkit_install.info',
+    write_file(base / kind / 'set_env.sh')
+    write_file(base / kind / 'latest' / 'x86_64-linux' / 'ascend_toolkit_install.info',
           'package_name=Ascend-cann-toolkit\nversion={}\narch=x86_64\n'.format(version))
     return base / kind
 
@@ -69,7 +64,7 @@ def test_a_machine_without_npus_is_ready_for_the_cpu(check):
 
 
 def test_cann_is_found_by_its_installation_record_until_it_is_sourced(tmp_path, check):
-    write(tmp_path / 'etc/Ascend/ascend_cann_install.info', 'version=1.0\nInstall_Path=/opt/huawei\n')
+    write_file(tmp_path / 'etc/Ascend/ascend_cann_install.info', 'version=1.0\nInstall_Path=/opt/huawei\n')
     folder = cann(tmp_path / 'opt/huawei', 'nnae', '7.0.0')
     cann(tmp_path / 'usr/local/Ascend')
     for home in ('', '/gone/latest'):
@@ -86,23 +81,23 @@ def test_cann_is_found_by_its_installation_record_until_it_is_sourced(tmp_path, 
     ('import torch, types\ntorch.npu = types.SimpleNamespace(is_available=lambda: int("aclInit failed"))\n',
      'aclInit failed')])
 def test_a_broken_torch_npu_is_one_line_to_fix(tmp_path, packages, check, text, reason):
-    write(packages / 'torch_npu' / '__init__.py', text)
+    write_file(packages / 'torch_npu' / '__init__.py', text)
     status, _, to_fix = check(ASCEND_TOOLKIT_HOME=str(cann(tmp_path / 'usr/local/Ascend') / 'latest'))
     assert status == 1 and len(to_fix) == 1 and reason in to_fix[0]
 
 
 def test_chips_without_torch_npu_are_to_fix_but_apex_is_optional(tmp_path, packages, check):
-    write(packages / 'apex' / '__init__.py', 'import pyramid')
+    write_file(packages / 'apex' / '__init__.py', 'import pyramid')
     for name in ('dev/davinci0', 'dev/davinci1', 'dev/davinci_manager'):
-        write(tmp_path / name)
-    write(tmp_path / 'usr/local/Ascend/driver/version.info', 'Version=23.0.3\nascendhal_version=7.35.19\n')
+        write_file(tmp_path / name)
+    write_file(tmp_path / 'usr/local/Ascend/driver/version.info', 'Version=23.0.3\nascendhal_version=7.35.19\n')
     status, table, to_fix = check()
     assert (table['chips'], table['driver'], status) == ('2', '23.0.3', 1) and 'pyramid' in table['apex.amp']
     assert len(to_fix) == 1 and 'torch_npu' in to_fix[0]
 
 
 def test_a_torch_that_does_not_load_is_to_fix_and_the_rest_is_still_listed(tmp_path, packages):
-    write(packages / 'torch' / '__init__.py', 'raise OSError("libcudart.so.9: cannot open")')
+    write_file(packages / 'torch' / '__init__.py', 'raise OSError("libcudart.so.9: cannot open")')
     run = subprocess.run([sys.executable, '-m', 'util.tools.check_env', '--root', tmp_path], stdout=subprocess.PIPE,
                          env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(packages)])))
     status, table, to_fix = read(run.returncode, run.stdout.decode())
@@ -111,7 +106,8 @@ def test_a_torch_that_does_not_load_is_to_fix_and_the_rest_is_still_listed(tmp_p
 
 
 def test_a_torchvision_for_another_torch_is_one_line_that_names_the_pair(tmp_path, packages, check, monkeypatch):
-    write(packages / 'torchvision' / '__init__.py', 'raise RuntimeError("operator torchvision::nms does not exist")')
+    write_file(packages / 'torchvision' / '__init__.py',
+               'raise RuntimeError("operator torchvision::nms does not exist")')
     environ = {'PYTHONPATH': os.pathsep.join([str(packages), str(ROOT)])}
     run = execute([sys.executable, ROOT / 'main_pretrain.py', '--data_path', tmp_path], **environ)
     pair = 'pip install torch=={} torchvision==0.'.format(torch.__version__.split('+')[0])
@@ -123,7 +119,7 @@ def test_a_torchvision_for_another_torch_is_one_line_that_names_the_pair(tmp_pat
 
 
 def test_a_torch_npu_that_aborts_beside_a_cuda_build_is_named_and_tried_once(packages, check, monkeypatch):
-    write(packages / 'torch_npu' / '__init__.py', 'import os; open({!r}, "a").write("x"); os.abort()'.format(
+    write_file(packages / 'torch_npu' / '__init__.py', 'import os; open({!r}, "a").write("x"); os.abort()'.format(
         str(packages / 'tries')))
     monkeypatch.setattr(torch.version, 'cuda', '12.8')
     status, table, to_fix = check(MAE_ABORTS_TORCH_NPU='')
@@ -134,6 +130,6 @@ def test_a_torch_npu_that_aborts_beside_a_cuda_build_is_named_and_tried_once(pac
 def test_a_tensorboard_that_does_not_load_is_named(packages, check, monkeypatch):
     for name in [name for name in sys.modules if name.split('.')[0] == 'tensorboard' or 'utils.tensorboard' in name]:
         monkeypatch.delitem(sys.modules, name)
-    write(packages / 'tensorboard' / '__init__.py', 'raise TypeError("Descriptors cannot be created directly")')
+    write_file(packages / 'tensorboard' / '__init__.py', 'raise TypeError("Descriptors cannot be created directly")')
     status, table, _ = check()
     assert status == 0 and table['tensorboard'] == 'does not load: Descriptors cannot be created directly'

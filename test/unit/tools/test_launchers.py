@@ -9,7 +9,7 @@ from itertools import count
 from types import SimpleNamespace
 
 import pytest
-from conftest import PRETRAIN, ROOT, TIMEOUT, environment, execute, launcher, signal_when_trapped, slow_kill
+from conftest import PRETRAIN, ROOT, TIMEOUT, environment, execute, launcher, signal_when_trapped, slow_kill, succeeded
 from test_baseline import RECORD
 
 from util.tools import launch
@@ -20,9 +20,7 @@ LOGS = {path.stem: log for path in ROOT.glob('test/*.sh')
 
 
 def dry_run(name, images, *flags):
-    run = launcher(name, '--data_path=' + str(images), *flags, DRY_RUN='1')
-    assert run.status == 0, run.output
-    return run.output.strip()
+    return succeeded(launcher(name, '--data_path=' + str(images), *flags, DRY_RUN='1')).strip()
 
 
 def test_each_launcher_has_a_recorded_command_and_an_output_folder(images):

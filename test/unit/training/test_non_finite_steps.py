@@ -93,7 +93,6 @@ def test_a_fused_optimizer_decides_without_the_host(optimizer_step, reads, clip_
 
 
 def test_abort_names_the_first_skipped_iterations_their_losses_and_images(caplog):
-    caplog.set_level('INFO', 'mae')
     non_finite_steps = NonFiniteSteps(2)
     for i, (bad, loss) in enumerate([(1, 1.), (0, 1.), (1, math.nan), (1, 2.), (0, 1.)]):
         for part in (0, 1):

@@ -67,9 +67,8 @@ def decoder_flags(weights: Dict[str, Any]) -> Dict[str, Optional[int]]:
 
 
 def usual_heads(model: str, width: int) -> int:
-    """Heads of a decoder of `width`, which its weights do not show: the model's own, or 32 wide as published."""
-    own_width, _, heads = PRETRAIN_MODELS[model].decoder
-    return heads if width == own_width else math.gcd(width, max(1, width // 32))
+    """Heads of a decoder of `width`, which its weights do not show: 16 if 512 wide, as published, else the model's."""
+    return math.gcd(width, 16 if width == 512 else PRETRAIN_MODELS[model].decoder[2])
 
 
 def _depth(weights, blocks):

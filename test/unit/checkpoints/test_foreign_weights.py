@@ -264,8 +264,8 @@ def test_a_config_of_an_unsupported_model_is_rejected_in_one_line(tmp_path, mae_
     rejected(tmp_path / 'x', load_model.load_any)
 
 
-@pytest.mark.parametrize('width, heads', [(64, 2), (96, 3), (512, 16), (100, 1)])
-def test_a_decoder_without_flags_has_the_published_width_of_a_head(tmp_path, width, heads):
+@pytest.mark.parametrize('width, heads', [(64, 2), (96, 2), (512, 16)])
+def test_a_decoder_without_flags_has_the_published_heads_or_those_of_the_model(tmp_path, width, heads):
     model = nano_mae(decoder_embed_dim=width, decoder_num_heads=heads)
     pth_file.save(str(tmp_path / 'x.pth'), {'model': model.state_dict()})
     found = load_model.load_autoencoder(str(tmp_path / 'x.pth'))

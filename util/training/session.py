@@ -55,9 +55,9 @@ class Session:
             return list(map(float, values))
         return self.world.all_reduce(torch.tensor(values, dtype=torch.float32, device=self.device)).tolist()
 
-    def check_same_start(self, epoch: int, images: int) -> None:
-        """Raise UserError if processes start at different places, e.g. because nodes do not share a disk."""
-        places = self.world.all_gather(torch.tensor([float(epoch), float(images)], device=self.device))
+    def check_same_start(self, found: bool, epoch: int, images: int) -> None:
+        """Raise UserError if processes have `found` different checkpoints, e.g. because nodes do not share a disk."""
+        places = self.world.all_gather(torch.tensor([float(found), epoch, images], device=self.device))
         if any(place != places[0] for place in places):
             raise UserError('--resume: processes start at different places, this one at image {} of epoch {}; all '
                             'nodes must see the same checkpoint, on a shared disk or as copies'.format(images, epoch))

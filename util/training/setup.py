@@ -25,7 +25,7 @@ from util.devices.precision import FullPrecision
 from util.distributed.world import World
 from util.errors import UserError
 from util.log import logger
-from util.model_sizes import decoder_fault
+from util.model_sizes import PRETRAIN_MODELS, decoder_fault, decoder_flags
 from util.models.activation_checkpointing import checkpointed
 from util.models.build import DECODER_FLAGS
 from util.text import listed
@@ -42,6 +42,8 @@ def start_run(args: Namespace) -> Iterator[Tuple[Session, FullPrecision, Checkpo
         precision = setup_precision(args, session)
         checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
                                     session.world.is_main)
+        session.check_same_start(checkpointer.path is not None, checkpointer.start_epoch(args.start_epoch),
+                                 checkpointer.get('images') or 0)
         if args.val_fraction or hasattr(args, 'nb_classes'):        # pre-training takes all images by default
             args.val_fraction, args.val_seed = resolve_split(
                 args.val_fraction, args.val_seed, has_validation(args.data_path), getattr(args, 'eval', False),
@@ -52,9 +54,12 @@ def start_run(args: Namespace) -> Iterator[Tuple[Session, FullPrecision, Checkpo
 def adopt_decoder_flags(args: Namespace, checkpointer: Checkpointer) -> None:
     """Set the flags of the decoder that are not given to those of the --resume checkpoint, if it is of this model."""
     saved = checkpointer.get('args') or {}
-    for name in DECODER_FLAGS:
-        if getattr(args, name) is None and saved.get('model') == args.model:
-            setattr(args, name, saved.get(name))
+    sizes = decoder_flags(checkpointer.get('model', {}))        # a damaged file's flags could ask for any memory
+    if PRETRAIN_MODELS.get(saved.get('model')) == PRETRAIN_MODELS[args.model]:
+        for name in DECODER_FLAGS:
+            if getattr(args, name) is None and saved.get(name):
+                setattr(args, name, sizes.get(name, saved[name]))
+                logger.info('--%s %s, as in %s', name, getattr(args, name), checkpointer.path)
     args.predict_ratio = args.predict_ratio or 1.
     fault = decoder_fault(vars(args))
     if fault:

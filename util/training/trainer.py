@@ -33,7 +33,7 @@ class Trainer:
         report_part: ReconstructionSnapshots or ConfusionTracker.
         values: further plain values to keep in checkpoints, such as classes.
     Raises:
-        UserError: the checkpoint does not fit the data, or differs between processes.
+        UserError: the checkpoint does not fit the data.
     """
 
     def __init__(self, args: Namespace, session: Session, optimizer_step: OptimizerStep, model: torch.nn.Module,
@@ -48,7 +48,6 @@ class Trainer:
             raise UserError('--resume {}: was saved after {} images of an epoch, but --data_path has only {}; '
                             'add --start_epoch to begin an epoch'.format(checkpointer.path, self._images,
                                                                          len(loader.dataset)))
-        session.check_same_start(self._epoch, self._images)
         checkpointer.report_changes(args, session.world.size)
         self._batch = args.batch_size * session.world.size      # images per iteration, all processes
         self._check_every, self._steps, self._since = 1, 0, time.monotonic()    # steps and time since the last check

@@ -222,7 +222,10 @@ def test_a_decoder_of_other_heads_is_rejected_though_its_weights_fit(tmp_path):
 
 def test_a_resumed_pretraining_has_the_decoder_of_its_checkpoint_unless_flags_say_otherwise(tmp_path):
     saved = {'decoder_embed_dim': 96, 'decoder_num_heads': 6, 'decoder_depth': 3, 'predict_ratio': .5}
-    pth_file.save(str(tmp_path / 'x.pth'), {'model': {}, 'args': {'model': 'mae_vit_nano_patch16', **saved}})
+    weights_of_it = nano_mae(**{name: saved[name] for name in list(saved)[:3]}).state_dict()
+    damaged = {**saved, 'decoder_depth': 8192}                  # the weights say otherwise
+    pth_file.save(str(tmp_path / 'x.pth'), {'model': weights_of_it,
+                                            'args': {'model': 'mae_vit_nano_patch16', **damaged}})
     checkpointer, none = Checkpointer(None, str(tmp_path / 'x.pth')), dict.fromkeys(saved)
     for given, before, expected in (
             ([], checkpointer, saved), (['--predict_ratio', '1'], checkpointer, {**saved, 'predict_ratio': 1.}),

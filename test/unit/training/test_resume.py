@@ -1,5 +1,6 @@
 """Killed anywhere and resumed, a run ends as if nothing had happened: weights, moments, log.txt, best accuracy."""
 import json
+import shutil
 import sys
 
 import pytest
@@ -123,6 +124,17 @@ def test_two_nodes_of_which_one_is_killed_start_again_together_and_end_as_if_not
     assert 'restart 1 of 1\n' in first.output and 'restart 1 of 1\n' in second.output
     assert 'rank 1 was killed by SIGKILL' in second.output and 'resuming epoch 1' in first.output, (first, second)
     assert_alike(whole, tmp_path / 'parts')
+
+
+@pytest.mark.slow
+def test_nodes_that_find_different_checkpoints_end_at_once(pretrained, tmp_path):
+    (tmp_path / '0').mkdir()
+    shutil.copy(str(pretrained / 'checkpoint-0.pth'), str(tmp_path / '0'))
+    runs = together(lambda port: [supervised(
+        '--nproc', 1, '--nnodes', 2, '--node_rank', node, '--master_port', port, ROOT / 'main_pretrain.py', *PRETRAIN,
+        '--data_path', tmp_path, '--output_dir', tmp_path / str(node), '--resume', 'auto') for node in range(2)])
+    for run in runs:
+        assert run.status == 2 and '--resume' in run.output, run.output
 
 
 @pytest.mark.slow

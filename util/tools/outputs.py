@@ -54,10 +54,11 @@ def open_output(path: str) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         return
-    # Standard output as it is, at its position in a file. Not open(), which would seek: a FIFO cannot. A reader that
-    # closes a pipe, as `| head`, has enough.
+    # Standard output, unless closed, goes on at its position in a file. Not open(), which would seek: a FIFO cannot. A
+    # reader that closes a pipe, as `| head`, has enough.
+    stdout = path == '/dev/stdout' and sys.stdout
     with _write_errors(path), suppress(BrokenPipeError), \
-            os.fdopen(os.dup(1) if path == '/dev/stdout' else os.open(path, os.O_WRONLY | os.O_APPEND), 'wb') as file:
+            os.fdopen(os.dup(1) if stdout else os.open(path, os.O_WRONLY | os.O_APPEND), 'wb') as file:
         yield file
 
 

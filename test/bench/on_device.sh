@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What only an accelerator can tell, in nine minutes on a data-centre GPU or NPU with 16 cores:
+# What only an accelerator can tell, in nine minutes on a data center GPU or NPU with 16 cores:
 #
 #   bash test/bench/on_device.sh [--output_dir=FOLDER] [--data_path=FOLDER] [--cifar10=FOLDER] [--each] [--small | --quick]
 #

@@ -8,7 +8,7 @@ set +o posix
 ROOT=${ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
 GENERATIONS=(2.x 1.11 1.8 1.5)      # of PyTorch, the first choice first; each has a <generation>_requirements.txt
 
-# die MESSAGE...: end with one line and the status of a mistake that the user can mend.
+# die MESSAGE...: end with one line and the status of a mistake that the user can fix.
 die() {
     local line=$*
     line=${line//$'\n'/\\n}

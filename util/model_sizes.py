@@ -66,11 +66,6 @@ def decoder_flags(weights: Dict[str, Any]) -> Dict[str, Optional[int]]:
             'decoder_depth': _depth(weights, 'decoder_blocks') or None}
 
 
-def usual_heads(model: str, width: int) -> int:
-    """Heads of a decoder of `width`, which its weights do not show: 16 if 512 wide, as published, else the model's."""
-    return math.gcd(width, 16 if width == 512 else PRETRAIN_MODELS[model].decoder[2])
-
-
 def _depth(weights, blocks):
     return len({match.group(1) for match in map(re.compile(blocks + r'\.(\d+)\.').match, weights) if match})
 
@@ -83,7 +78,8 @@ def infer_size(weights: Dict[str, Any], path: str, input_size: Union[int, List[i
         input_size: pixels, if known; default: that of the position embedding, as a square.
     Returns:
         model (a classifier's name for an encoder without decoder and head), input_size, patch_size, in_chans,
-        global_pool, and decoder_flags of an autoencoder.
+        global_pool, and the decoder's flags of an autoencoder; its heads, which shapes do not show, are assumed: 16 if
+        512 wide, as published, else the model's own.
     Raises:
         UserError: no model has these shapes.
     """
@@ -97,7 +93,9 @@ def infer_size(weights: Dict[str, Any], path: str, input_size: Union[int, List[i
     if name is None or patch != columns or not (input_size or side ** 2 == positions.shape[1] - 1):
         raise UserError('{}: not a supported size: width {}, {} blocks, {} x {} patches and {} positions'
                         .format(path, *encoder, patch, columns, positions.shape[1]))
+    decoder = decoder_flags(weights)
     if 'decoder_embed.weight' in weights:
-        name = 'mae_' + name
+        name, width = 'mae_' + name, decoder['decoder_embed_dim']
+        decoder['decoder_num_heads'] = math.gcd(width, 16 if width == 512 else PRETRAIN_MODELS[name].decoder[2])
     return {'model': name, 'input_size': input_size or side * patch, 'patch_size': patch, 'in_chans': in_chans,
-            'global_pool': 'fc_norm.weight' in weights, **decoder_flags(weights)}
+            'global_pool': 'fc_norm.weight' in weights, **decoder}

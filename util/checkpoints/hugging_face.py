@@ -159,7 +159,7 @@ def _flags(config: Config, weights: Weights, path: str) -> Dict[str, Any]:
     expected = {'hidden_act': 'gelu', **SUPPORTED[kind], 'num_attention_heads': own.heads,      # not visible in shapes
                 'patch_size': flags['patch_size'], 'num_channels': flags['in_chans']}
     if flags['model'].startswith('mae_'):
-        flags.update(decoder_num_heads=config.get('decoder_num_attention_heads', 16),
+        flags.update(decoder_num_heads=config.get('decoder_num_attention_heads', 16),     # their default
                      norm_pix_loss=config.get('norm_pix_loss') is True, mask_ratio=config.get('mask_ratio', MASK_RATIO),
                      predict_ratio=config.get('predict_ratio', 1.))      # ours only: transformers predicts all
     for name, value in expected.items():

@@ -9,7 +9,7 @@ from util.checkpoints.schema import Weights
 from util.config.input_flags import COLOURED, InputSize, size_fault
 from util.errors import UserError
 from util.log import logger
-from util.model_sizes import FINETUNE_MODELS, PRETRAIN_MODELS, decoder_fault, decoder_flags, infer_size, usual_heads
+from util.model_sizes import FINETUNE_MODELS, PRETRAIN_MODELS, decoder_fault, decoder_flags, infer_size
 from util.models import linear_probe
 from util.models.build import build_autoencoder, build_classifier
 
@@ -86,7 +86,6 @@ def _inferred_flags(values: Weights, path: str) -> Dict[str, Any]:
     flags = infer_size(values, path)
     assumed = '' if 'head.weight' in values else ', encoder only'
     if flags['model'] in PRETRAIN_MODELS:
-        flags['decoder_num_heads'] = usual_heads(flags['model'], flags['decoder_embed_dim'])
         assumed = ', assumed without --norm_pix_loss, with {} heads in the decoder'.format(flags['decoder_num_heads'])
     logger.warning('%s: no training flags; inferred from the shapes: %s%s, input size %d, patch size %d', path,
                    flags['model'], assumed, flags['input_size'], flags['patch_size'])

@@ -53,7 +53,7 @@ def train(args: Namespace, session: Session, precision: FullPrecision, checkpoin
     snapshots = ReconstructionSnapshots(
         model, dataset, evaluation_transform(args.input_size, args.in_chans), normalize, args.mask_ratio, precision,
         session.device, args.epochs, checkpointer.get('reconstructions'),
-        checkpointer.start_epoch(args.start_epoch), lambda: optimizer_step.ema_weights(model))
+        checkpointer.start(args.start_epoch)[0], lambda: optimizer_step.ema_weights(model))
     trainer = Trainer(args, session, optimizer_step, model, loader, checkpointer, 'train_loss', snapshots,
                       reconstructions=snapshots.snapshots)
     if trainer.nothing_left():

@@ -132,8 +132,8 @@ class Checkpointer:
             with checkpoint_errors(self.path):
                 load_optimizer(optimizer, self.state['optimizer'], self.path)
                 precision.load_state_dict(self.state.get('scaler'))
-            images = self.get('images')
-            logger.info('resuming epoch %d%s', self.start_epoch(), ' at image {}'.format(images) if images else '')
+            epoch, images = self.start()
+            logger.info('resuming epoch %d%s', epoch, ' at image {}'.format(images) if images else '')
         elif self.path:
             logger.info('%s: no optimizer state; using it as initial weights, starting at epoch 0', self.path)
 
@@ -143,11 +143,11 @@ class Checkpointer:
             with checkpoint_errors(self.path):
                 ema.load_state_dict(self.state)
 
-    def start_epoch(self, flag: Optional[int] = None) -> int:
-        """Epoch, counted from 0, at which training starts; --start_epoch, if given, overrides the checkpoint."""
+    def start(self, flag: Optional[int] = None) -> Tuple[int, int]:
+        """(epoch, counted from 0, images done in it) where training starts; --start_epoch overrides the checkpoint."""
         if flag is not None or not self.is_resume:
-            return flag or 0
-        return self.state['epoch'] + 1
+            return flag or 0, 0
+        return self.state['epoch'] + 1, self.state.get('images') or 0
 
     def records_before(self, epoch: int) -> List[str]:
         """Lines of log.txt before `epoch`: from the checkpoint, or else from the file in the output folder."""

@@ -42,8 +42,7 @@ def start_run(args: Namespace) -> Iterator[Tuple[Session, FullPrecision, Checkpo
         precision = setup_precision(args, session)
         checkpointer = Checkpointer(args.output_dir, args.resume, args.save_every_minutes, args.keep_last,
                                     session.world.is_main)
-        session.check_same_start(checkpointer.path is not None, checkpointer.start_epoch(args.start_epoch),
-                                 checkpointer.get('images') or 0)
+        session.check_same_start(checkpointer.path is not None, *checkpointer.start(args.start_epoch))
         if args.val_fraction or hasattr(args, 'nb_classes'):        # pre-training takes all images by default
             args.val_fraction, args.val_seed = resolve_split(
                 args.val_fraction, args.val_seed, has_validation(args.data_path), getattr(args, 'eval', False),
@@ -205,7 +204,7 @@ def report_schedule_change(args: Namespace, world: World, checkpointer: Checkpoi
     """Log how the learning rate of a resumed run differs from that by the flags in the checkpoint, such as --epochs."""
     if not checkpointer.is_resume:
         return
-    saved, epoch = {**vars(args), **(checkpointer.get('args') or {})}, checkpointer.start_epoch(args.start_epoch)
+    saved, epoch = {**vars(args), **(checkpointer.get('args') or {})}, checkpointer.start(args.start_epoch)[0]
     with checkpoint_errors(checkpointer.path):
         before = schedule(Namespace(**saved), World(0, checkpointer.get('processes', world.size)))(epoch)
     now = schedule(args, world)(epoch)

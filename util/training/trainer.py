@@ -41,9 +41,8 @@ class Trainer:
         self.optimizer_step, self.values = optimizer_step, values
         self._args, self._session, self._model, self._loader = args, session, model, loader
         self._checkpointer, self._loss_tag, self._report_part = checkpointer, loss_tag, report_part
-        self._epoch, self._images, self._meter_state = args.start_epoch or 0, 0, None
-        if checkpointer.is_resume and args.start_epoch is None:
-            self.load_state_dict(checkpointer.state)
+        self._epoch, self._images = checkpointer.start(args.start_epoch)
+        self._meter_state = checkpointer.get('progress') if self._images else None
         if self._images > len(loader.dataset):
             raise UserError('--resume {}: was saved after {} images of an epoch, but --data_path has only {}; '
                             'add --start_epoch to begin an epoch'.format(checkpointer.path, self._images,
@@ -163,11 +162,6 @@ class Trainer:
                 'progress': self.meter.state_dict() if self._images else None,
                 'args': dict(vars(self._args)), 'processes': self._session.world.size,
                 **step.non_finite_steps.state_dict(), 'log': list(self._run_logger.records), **self.values}
-
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Continue at the epoch and image of a state_dict; Checkpointer loads model and optimizer."""
-        self._epoch, self._images = state['epoch'] + 1, state.get('images') or 0
-        self._meter_state = state.get('progress')
 
     def save(self, names: Optional[List[str]] = None) -> None:
         """Collective: copy the state and write it in the background, by default as a checkpoint within the epoch."""

@@ -105,7 +105,7 @@ def test_three_steps_of_lars_follow_the_formula_and_resume(shape, zeros):
 def test_resuming_with_another_schedule_is_one_line_with_both_learning_rates(caplog, saved, words):
     args = Namespace(epochs=200, warmup_epochs=0, min_lr=0., lr=None, blr=1e-3, batch_size=256, accum_iter=1,
                      base_batch_size=None, auto_scale_lr=False, start_epoch=None)
-    checkpointer = SimpleNamespace(is_resume=True, path='x.pth', start_epoch=lambda flag: 50,
+    checkpointer = SimpleNamespace(is_resume=True, path='x.pth', start=lambda flag: (50, 0),
                                    get={'args': saved, 'processes': 1}.get)
     report_schedule_change(args, World(), checkpointer)
     assert len(caplog.messages) == bool(words) and all(word in caplog.text for word in words), caplog.text

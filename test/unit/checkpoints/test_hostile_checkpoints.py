@@ -191,6 +191,11 @@ def changed(at, value):
     return lambda content: content[:at] + value + content[at + len(value):]
 
 
+def test_torchscript_is_rejected(tmp_path):
+    torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1)).save(str(tmp_path / 'traced.pth'))
+    rejected(tmp_path / 'traced.pth')
+
+
 def test_records_that_share_their_bytes_are_rejected(tmp_path):
     """They would fill more memory than the file has bytes."""
     path, inner = tmp_path / 'zip.pth', io.BytesIO()

@@ -15,7 +15,7 @@ def cann(base, kind='ascend-toolkit', version='8.0.RC2'):
     """Install a fake CANN below `base`; returns its folder."""
     write_file(base / kind / 'set_env.sh')
     write_file(base / kind / 'latest' / 'x86_64-linux' / 'ascend_toolkit_install.info',
-          'package_name=Ascend-cann-toolkit\nversion={}\narch=x86_64\n'.format(version))
+               'package_name=Ascend-cann-toolkit\nversion={}\narch=x86_64\n'.format(version))
     return base / kind
 
 
